@@ -1,0 +1,47 @@
+"""One line per stage: counts, rate and remaining time. Library logs go to DIR/logs instead."""
+
+import sys
+import time
+
+
+class Progress:
+    """Prints how far the current stage is; a terminal sees one line that changes, a log file a line now and then."""
+
+    def __init__(self, every: float = 15.0):
+        self._live = sys.stdout.isatty()
+        self._every = 0.2 if self._live else every
+        self.start("")
+
+    def start(self, stage: str) -> None:
+        """A new stage begins."""
+        self._stage, self._began, self._shown = stage, time.monotonic(), 0.0
+
+    def update(self, done: int, total: int | None = None, note: str = "") -> None:
+        """So many of `total` units are done; `note` says what else is worth seeing."""
+        now = time.monotonic()
+        if now - self._shown < self._every:
+            return
+        self._shown = now
+        rate = done / max(now - self._began, 1e-9)
+        left = f", {duration((total - done) / rate)} left" if total and rate and done < total else ""
+        self._print(f"{done}{f'/{total}' if total else ''}  {rate:.1f}/s{left}  {note}", end="\r" if self._live else "\n")
+
+    def say(self, text: str) -> None:
+        """A line that stays."""
+        self._print(text, end="\n")
+
+    def finish(self, note: str) -> None:
+        """The stage's last line."""
+        self._print(f"{note}  ({duration(time.monotonic() - self._began)})", end="\n")
+
+    def _print(self, text: str, end: str) -> None:
+        clear = "\x1b[2K" if self._live else ""
+        print(f"{clear}{self._stage:<9} {text.rstrip()}", end=end, flush=True)
+
+
+def duration(seconds: float) -> str:
+    """Seconds as people read them: 42 s, 3 min 10 s, 2 h 5 min."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    return f"{whole // 60} min {whole % 60} s" if whole < 3600 else f"{whole // 3600} h {whole % 3600 // 60} min"
