@@ -1,4 +1,4 @@
-"""Talking to a model: the one protocol that teacher, judge and candidate share."""
+"""Talking to a model: the protocols that teacher, judge and candidate share."""
 
 from dataclasses import dataclass
 from typing import Protocol
@@ -23,29 +23,49 @@ class Sampling:
     temperature: float = 1.0
     top_p: float = 1.0
     max_tokens: int = 512
-    seed: int | None = None
 
 
 class Model(Protocol):
     """A model that answers: `VllmEngine` in this process, or `OpenAIEndpoint` over HTTP."""
 
-    identity: str  # `name@revision` or a checkpoint's fingerprint: equal identities give exchangeable answers
+    identity: str  # equal identities give exchangeable answers
 
     async def complete(self, messages: Messages, sampling: Sampling) -> Reply:
-        """One answer. Raises `CallFailed` for a fault of this call alone, any other error for a dead model."""
+        """One attempt at one answer.
+
+        Raises:
+            TryAgain: a passing fault.
+            CallFailed: this call will never be answered.
+            BezoarError: no call will be answered (wrong key, unknown model); anything else is a dead model.
+        """
+        ...
+
+    async def close(self) -> None:
+        """Free the model."""
         ...
 
 
 class Chat(Protocol):
     """What a scheme or judge is given: a model with its ledger, bound to one row.
 
-    `step` and `sample` tell the calls of one row apart ("evolve/2", the second of three answers).
+    `step`, `sample` and `attempt` tell the calls of one row apart: "evolve/2", the second of three answers, asked
+    again because the first reply could not be read.
     """
 
     async def __call__(
-        self, messages: Messages, *, step: str, sample: int = 0, sampling: Sampling | None = None
-    ) -> Reply: ...
+        self, messages: Messages, *, step: str, sample: int = 0, attempt: int = 0, sampling: Sampling | None = None
+    ) -> Reply:
+        """The reply, from the ledger where it holds one. Raises `CallFailed` for this call alone."""
+        ...
 
 
 class CallFailed(Exception):
-    """This call failed for good (refused prompt, too long, no answer after retries); its row fails, others go on."""
+    """This call failed for good (prompt refused or too long, no answer after retries); its row fails, others go on."""
+
+
+class TryAgain(Exception):
+    """A passing fault; `after` is the seconds that the server asked to wait, if it did."""
+
+    def __init__(self, reason: str, after: float | None = None):
+        super().__init__(reason)
+        self.after = after

@@ -1,0 +1,77 @@
+"""An OpenAI-compatible endpoint: GPT-4, Claude, vLLM's server, a served checkpoint, the tiny judge."""
+
+import os
+
+from bezoar_ray.errors import RecipeError
+from bezoar_ray.llm.chat import CallFailed, Messages, Reply, Sampling, TryAgain
+from bezoar_ray.llm.models import identity
+from bezoar_ray.recipe import ModelPart
+
+_REFUSED = {401: "the key is wrong or missing", 403: "the key may not use it", 404: "no such model or address"}
+
+
+class OpenAIEndpoint:
+    """One model behind an endpoint. The client's own retries are off: every attempt is counted by the caller."""
+
+    def __init__(self, part: ModelPart):
+        from openai import AsyncOpenAI, DefaultAioHttpClient
+
+        self.identity = identity(part)
+        self._part = part
+        self._client = AsyncOpenAI(
+            base_url=part.base_url,
+            api_key=api_key(part) or "none",
+            max_retries=0,
+            timeout=part.timeout,
+            http_client=DefaultAioHttpClient(),
+        )
+
+    async def complete(self, messages: Messages, sampling: Sampling) -> Reply:
+        """One attempt; faults are sorted into what passes, what ends this call, and what ends the stage."""
+        import openai
+
+        try:
+            answer = await self._client.chat.completions.create(
+                model=self._part.model,
+                messages=messages,
+                temperature=sampling.temperature,
+                top_p=sampling.top_p,
+                max_tokens=sampling.max_tokens,
+            )
+        except openai.APIStatusError as error:
+            raise self._sorted(error) from error
+        except (openai.APIConnectionError, openai.APITimeoutError) as error:
+            raise TryAgain(f"{self._part.base_url}: {error}") from error
+        choice, usage = answer.choices[0], answer.usage
+        return Reply(choice.message.content or "", choice.finish_reason, usage.prompt_tokens, usage.completion_tokens)
+
+    def _sorted(self, error) -> Exception:
+        status, where = error.status_code, f"{self._part.model} at {self._part.base_url}"
+        if status in _REFUSED:
+            return RecipeError(
+                f"{where} answers {status}: {_REFUSED[status]}. Check `model`, `base_url` and the key in "
+                f"{self._part.api_key_env or 'api_key_env (none given)'}. It says: {error.message}"
+            )
+        if status in (408, 409, 429) or status >= 500:
+            return TryAgain(f"{where} answers {status}: {error.message}", _seconds(error.response.headers.get("retry-after")))
+        return CallFailed(f"{where} answers {status}: {error.message}")
+
+    async def close(self) -> None:
+        """Close the connections."""
+        await self._client.close()
+
+
+def api_key(part: ModelPart) -> str | None:
+    """The key of an endpoint, from the environment by the name that the recipe gives.
+
+    Raises:
+        RecipeError: there is no such variable.
+    """
+    if part.api_key_env and not os.environ.get(part.api_key_env):
+        raise RecipeError(f"{part.model} needs a key: set the environment variable {part.api_key_env}")
+    return os.environ.get(part.api_key_env) if part.api_key_env else None
+
+
+def _seconds(retry_after: str | None) -> float | None:
+    """Retry-After in seconds; its other form, a date, is left to our own back-off."""
+    return float(retry_after) if retry_after and retry_after.replace(".", "", 1).isdigit() else None

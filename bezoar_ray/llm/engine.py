@@ -1,0 +1,67 @@
+"""vLLM inside this process: one `AsyncLLM`, started once, through which everything goes."""
+
+import os
+import uuid
+from typing import Any
+
+from bezoar_ray.llm.chat import CallFailed, Messages, Reply, Sampling
+from bezoar_ray.llm.models import identity, model_path
+from bezoar_ray.recipe import ModelPart
+
+
+def engine_defaults() -> dict[str, Any]:
+    """Engine arguments that this build of vLLM needs: without a GPU no graphs, and a KV cache of 1 GiB, not of most memory."""
+    from vllm.platforms import current_platform
+
+    if not current_platform.is_cpu():
+        return {}
+    os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
+    return {"enforce_eager": True}
+
+
+class VllmEngine:
+    """A model that vLLM runs here. Made inside a running event loop; dies with its process."""
+
+    def __init__(self, part: ModelPart):
+        from vllm.engine.arg_utils import AsyncEngineArgs
+        from vllm.v1.engine.async_llm import AsyncLLM
+
+        self.identity = identity(part)
+        self._template = part.chat_template
+        arguments = AsyncEngineArgs(
+            model=model_path(part.model),
+            revision=part.revision,
+            dtype=part.dtype,
+            trust_remote_code=part.trust_remote_code,
+            enable_log_requests=False,
+            disable_log_stats=True,
+            **engine_defaults() | part.engine,
+        )
+        self._engine = AsyncLLM.from_engine_args(arguments)
+        self._tokenizer = self._engine.get_tokenizer()
+        self._context = self._engine.model_config.max_model_len
+
+    async def complete(self, messages: Messages, sampling: Sampling) -> Reply:
+        """One answer. A prompt that leaves no room for one fails this call alone; a dead engine raises vLLM's error."""
+        from vllm import SamplingParams
+        from vllm.sampling_params import RequestOutputKind
+
+        ids = self._tokenizer.apply_chat_template(
+            messages, chat_template=self._template, add_generation_prompt=True, tokenize=True, return_dict=False
+        )
+        room = self._context - len(ids)
+        if room < 1:
+            raise CallFailed(f"prompt of {len(ids)} tokens in a context of {self._context}")
+        params = SamplingParams(
+            temperature=sampling.temperature,
+            top_p=sampling.top_p,
+            max_tokens=min(sampling.max_tokens, room),
+            output_kind=RequestOutputKind.FINAL_ONLY,
+        )
+        async for result in self._engine.generate({"prompt_token_ids": ids}, params, uuid.uuid4().hex):
+            answer = result.outputs[0]
+        return Reply(answer.text.strip(), answer.finish_reason or "stop", len(ids), len(answer.token_ids))
+
+    async def close(self) -> None:
+        """Stop the engine's core process."""
+        self._engine.shutdown()

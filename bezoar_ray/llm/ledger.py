@@ -1,0 +1,151 @@
+"""The ledger: every model call of a run directory, durable before it is used, and the account of what was spent.
+
+`ledger/<role>/<session>-<writer>.jsonl` holds one append-only segment per writer. Lines are `intent` (before a paid
+attempt), `reply` (an answer and what it cost), `failed` (an attempt that ended without one) and `hit` (an answer taken
+from the ledger). A torn last line is dropped. An intent that nothing settles counts as spent.
+"""
+
+import asyncio
+import hashlib
+import os
+import uuid
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+from bezoar_ray.llm.chat import Messages, Reply, Sampling
+
+ROLES = ("teacher", "judge", "candidate", "mt_bench_judge")
+
+
+def call_key(identity: str, messages: Messages, sampling: Sampling, row: str, step: str, sample: int, attempt: int) -> str:
+    """What makes two calls the same call. Endpoint, key, prices and concurrency are left out: they change no answer."""
+    call = [identity, messages, asdict(sampling), row, step, sample, attempt]
+    return hashlib.sha256(orjson.dumps(call, option=orjson.OPT_SORT_KEYS)).hexdigest()[:32]
+
+
+class Ledger:
+    """The calls of one role: what earlier writers recorded, and a segment of our own."""
+
+    def __init__(self, root: str | Path, role: str, session: str):
+        folder = Path(root) / "ledger" / role
+        folder.mkdir(parents=True, exist_ok=True)
+        self._replies = {line["reply"]: Reply(**line["answer"]) for line in _lines(folder) if "reply" in line}
+        self._segment = open(folder / f"{session}-{uuid.uuid4().hex[:8]}.jsonl", "ab", buffering=0)
+        self._waiting: list[tuple[bytes, asyncio.Future[None]]] = []
+        self._committing: asyncio.Task[None] | None = None
+
+    def find(self, key: str) -> Reply | None:
+        """An answer that was paid for before."""
+        reply = self._replies.get(key)
+        if reply:
+            self._segment.write(orjson.dumps({"hit": key}) + b"\n")
+        return reply
+
+    async def intend(self, key: str, usd: float) -> None:
+        """Record, durably, that an attempt which may cost `usd` is about to go out."""
+        await self._commit({"intent": key, "usd": usd})
+
+    async def settle(self, key: str, model: str, reply: Reply, usd: float) -> None:
+        """Record an answer, durably; only then may it be used."""
+        await self._commit({"reply": key, "model": model, "answer": asdict(reply), "usd": usd})
+        self._replies[key] = reply
+
+    async def fail(self, key: str, model: str, error: str, usd: float) -> None:
+        """Record an attempt that ended without an answer, and what it may have cost."""
+        await self._commit({"failed": key, "model": model, "error": error, "usd": usd})
+
+    async def close(self) -> None:
+        """Wait for what is being written, and end the segment."""
+        if self._committing:
+            await self._committing
+        self._segment.close()
+
+    async def _commit(self, line: dict[str, Any]) -> None:
+        """Group commit: all lines that gather while one fsync runs share the next."""
+        done = asyncio.get_running_loop().create_future()
+        self._waiting.append((orjson.dumps(line) + b"\n", done))
+        if self._committing is None or self._committing.done():
+            self._committing = asyncio.create_task(self._flush())
+        await done
+
+    async def _flush(self) -> None:
+        while self._waiting:
+            batch, self._waiting = self._waiting, []
+            try:
+                await asyncio.to_thread(self._append, b"".join(line for line, _ in batch))
+            except OSError as error:
+                for _, done in batch:
+                    done.set_exception(error)
+                continue
+            for _, done in batch:
+                done.set_result(None)
+
+    def _append(self, data: bytes) -> None:
+        self._segment.write(data)
+        os.fsync(self._segment.fileno())
+
+
+def accounts(root: str | Path, session: str) -> dict[str, dict[str, Any]]:
+    """`calls` of summary.json: totals of the directory by role, and of one session in `last_run`."""
+    return {role: _account(Path(root) / "ledger" / role, session) for role in ROLES}
+
+
+def _account(folder: Path, session: str) -> dict[str, Any]:
+    total = _Account()
+    last = _Account()
+    for segment in sorted(folder.glob("*.jsonl")):
+        for account in (total, last) if segment.name.startswith(session) else (total,):
+            account.add(_read(segment))
+    return total.summary() | {"by_model": total.by_model, "last_run": last.summary()}
+
+
+class _Account:
+    def __init__(self) -> None:
+        self.numbers = {"attempts": 0, "sent": 0, "from_ledger": 0, "tokens_in": 0, "tokens_out": 0}
+        self.usd = 0.0
+        self.by_model: dict[str, dict[str, float]] = {}
+
+    def add(self, lines: Iterator[dict[str, Any]]) -> None:
+        """Add one segment, in which unsettled intents count as spent."""
+        open_intents: dict[str, float] = {}
+        for line in lines:
+            if "intent" in line:
+                open_intents[line["intent"]] = line["usd"]
+            elif "hit" in line:
+                self.numbers["from_ledger"] += 1
+            else:
+                open_intents.pop(line.get("reply") or line["failed"], None)
+                self._settle(line)
+        self.usd += sum(open_intents.values())
+        self.numbers["attempts"] += len(open_intents)
+
+    def _settle(self, line: dict[str, Any]) -> None:
+        model = self.by_model.setdefault(line["model"], {"sent": 0, "tokens_in": 0, "tokens_out": 0, "usd": 0.0})
+        answer = line.get("answer")
+        self.numbers["attempts"] += 1
+        self.usd += line["usd"]
+        model["usd"] += line["usd"]
+        if answer:
+            for counts in (self.numbers, model):
+                counts["sent"] += 1
+                counts["tokens_in"] += answer["tokens_in"]
+                counts["tokens_out"] += answer["tokens_out"]
+
+    def summary(self) -> dict[str, Any]:
+        return self.numbers | {"usd": round(self.usd, 6)}
+
+
+def _lines(folder: Path) -> Iterator[dict[str, Any]]:
+    for segment in sorted(folder.glob("*.jsonl")):
+        yield from _read(segment)
+
+
+def _read(segment: Path) -> Iterator[dict[str, Any]]:
+    with open(segment, "rb") as file:
+        for line in file:
+            if line.endswith(b"\n"):  # a line without its end is one that a crash tore
+                yield orjson.loads(line)

@@ -1,0 +1,28 @@
+"""Where a model's files are, and who it is."""
+
+import hashlib
+from pathlib import Path
+
+from bezoar_ray.recipe import ModelPart
+from bezoar_ray.store import digest
+
+
+def model_path(name: str) -> str:
+    """The folder of an embedded `tiny-*` model; any other name or path as it is."""
+    if name not in ("tiny-teacher", "tiny-base"):
+        return name
+    from bezoar_ray.tiny import world
+
+    return str(getattr(world(), name.removeprefix("tiny-")))
+
+
+def identity(part: ModelPart) -> str:
+    """Who answers, for the ledger's key: `name@revision` at an endpoint or on the hub, a fingerprint for local weights.
+
+    For a model that we run, the chat template and the type of the weights decide the answer too.
+    """
+    if part.base_url:
+        return f"{part.model}@{part.revision or 'current'}"
+    path = model_path(part.model)
+    who = digest(Path(path)) if Path(path).is_dir() else f"{part.model}@{part.revision or 'main'}"
+    return f"{who}:{part.dtype}:{hashlib.sha256((part.chat_template or '').encode()).hexdigest()[:8]}"
