@@ -24,7 +24,9 @@ class Progress:
         self._shown = now
         rate = done / max(now - self._began, 1e-9)
         left = f", {duration((total - done) / rate)} left" if total and rate and done < total else ""
-        self._print(f"{done}{f'/{total}' if total else ''}  {rate:.1f}/s{left}  {note}", end="\r" if self._live else "\n")
+        self._print(
+            f"{done}{f'/{total}' if total else ''}  {rate:.1f}/s{left}  {note}", end="\r" if self._live else "\n"
+        )
 
     def say(self, text: str) -> None:
         """A line that stays."""

@@ -100,7 +100,9 @@ class ModelPart(Part):
     @model_validator(mode="after")
     def _pinned_code(self) -> "ModelPart":
         if self.trust_remote_code and not self.revision:
-            raise ValueError(f"trust_remote_code of {self.model!r} needs `revision`: pin the commit whose code you read")
+            raise ValueError(
+                f"trust_remote_code of {self.model!r} needs `revision`: pin the commit whose code you read"
+            )
         return self
 
 
@@ -174,6 +176,8 @@ class Mixture(Part):
 class Orca(Part):
     """Orca (arXiv 2306.02707): FLAN queries, each answered under one of 16 system messages."""
 
+    rows: Positive | None = None
+    """Queries drawn over all sub-mixtures, in turn; all that the mixtures allow where empty."""
     mixtures: dict[Literal["CoT", "NIV2", "Flan2021", "T0"], Mixture] = {
         "CoT": Mixture(), "NIV2": Mixture(per_task=300),
         "Flan2021": Mixture(stratified=True, per_task=1_000_000), "T0": Mixture(stratified=True),
@@ -409,7 +413,11 @@ class Recipe(Part):
 
 def recipe_names() -> list[str]:
     """Names of the packaged recipes."""
-    return sorted(p.name.removesuffix(".yaml") for p in (resources.files("bezoar_ray") / "recipes").iterdir() if p.name.endswith(".yaml"))
+    return sorted(
+        p.name.removesuffix(".yaml")
+        for p in (resources.files("bezoar_ray") / "recipes").iterdir()
+        if p.name.endswith(".yaml")
+    )
 
 
 def load_recipe(name: str, overrides: list[str] | tuple[str, ...] = ()) -> Recipe:

@@ -124,9 +124,13 @@ class Pair:
 def sample_schema() -> pa.Schema:
     """Arrow schema of `data/<scheme>/<status>/*.parquet`."""
     strings, whole = pa.list_(pa.string()), {"round", "tokens_in", "tokens_out"}
-    verdict = pa.struct([("judge", pa.string()), ("status", pa.string()), ("rating", pa.float64()), ("reason", pa.string())])
+    verdict = pa.struct(
+        [("judge", pa.string()), ("status", pa.string()), ("rating", pa.float64()), ("reason", pa.string())]
+    )
     special = {"seed_ids": strings, "seed_sources": strings, "seed_licenses": strings, "verdicts": pa.list_(verdict)}
-    return pa.schema([(f.name, special.get(f.name, pa.int64() if f.name in whole else pa.string())) for f in fields(Sample)])
+    return pa.schema(
+        [(f.name, special.get(f.name, pa.int64() if f.name in whole else pa.string())) for f in fields(Sample)]
+    )
 
 
 @cache

@@ -15,7 +15,7 @@ import orjson
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from bezoar_ray.errors import RecipeError, RunLocked
+from bezoar_ray.errors import BezoarError, RecipeError, RunLocked
 
 
 class Store:
@@ -38,7 +38,9 @@ class Store:
     def list(self, prefix: str, suffix: str = "") -> list[str]:
         """The names of all files below a folder, sorted."""
         top = self.path(prefix)
-        found = (p for p in top.rglob("*" + suffix) if p.is_file() and not p.name.startswith(".")) if top.is_dir() else ()
+        found = (
+            (p for p in top.rglob("*" + suffix) if p.is_file() and not p.name.startswith(".")) if top.is_dir() else ()
+        )
         return sorted(str(p.relative_to(self.root.resolve())) for p in found)
 
     def read(self, name: str) -> bytes:
@@ -57,8 +59,11 @@ class Store:
                 os.fsync(file.fileno())
             os.replace(partial, path)
         except OSError as error:
-            partial.unlink(missing_ok=True)
-            raise RecipeError(f"cannot write {path}: {error.strerror}. Free space or choose another --run-dir.") from error
+            with contextlib.suppress(OSError):
+                partial.unlink()
+            raise BezoarError(
+                f"cannot write {path}: {error.strerror}. Free space, or choose another --run-dir."
+            ) from error
 
     def remove(self, prefix: str) -> None:
         """Remove a file or folder, if there is one."""
@@ -91,8 +96,11 @@ class Store:
         Raises:
             RunLocked: another process holds it; the message names host and process.
         """
-        self.replace(".probe", b"")  # an unwritable directory is named here, before any work
-        self.remove(".probe")
+        try:
+            self.replace(".probe", b"")
+            self.remove(".probe")
+        except BezoarError as error:  # named before any work
+            raise RecipeError(str(error)) from error
         with open(self.path("lock"), "a+") as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -65,7 +65,9 @@ class Talker:
         except CallFailed as fault:
             await self._ledger.fail(key, self._part.model, str(fault), 0.0)
             raise
-        await self._ledger.settle(key, self._part.model, reply, cost(reply.tokens_in, reply.tokens_out, self._part.prices))
+        await self._ledger.settle(
+            key, self._part.model, reply, cost(reply.tokens_in, reply.tokens_out, self._part.prices)
+        )
         return reply
 
 

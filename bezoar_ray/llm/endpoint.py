@@ -53,7 +53,9 @@ class OpenAIEndpoint:
                 f"{self._part.api_key_env or 'api_key_env (none given)'}. It says: {error.message}"
             )
         if status in (408, 409, 429) or status >= 500:
-            return TryAgain(f"{where} answers {status}: {error.message}", _seconds(error.response.headers.get("retry-after")))
+            return TryAgain(
+                f"{where} answers {status}: {error.message}", _seconds(error.response.headers.get("retry-after"))
+            )
         return CallFailed(f"{where} answers {status}: {error.message}")
 
     async def close(self) -> None:

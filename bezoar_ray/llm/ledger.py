@@ -21,7 +21,9 @@ from bezoar_ray.llm.chat import Messages, Reply, Sampling
 ROLES = ("teacher", "judge", "candidate", "mt_bench_judge")
 
 
-def call_key(identity: str, messages: Messages, sampling: Sampling, row: str, step: str, sample: int, attempt: int) -> str:
+def call_key(
+    identity: str, messages: Messages, sampling: Sampling, row: str, step: str, sample: int, attempt: int
+) -> str:
     """What makes two calls the same call. Endpoint, key, prices and concurrency are left out: they change no answer."""
     call = [identity, messages, asdict(sampling), row, step, sample, attempt]
     return hashlib.sha256(orjson.dumps(call, option=orjson.OPT_SORT_KEYS)).hexdigest()[:32]

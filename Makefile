@@ -1,0 +1,45 @@
+# Two commands need nothing before them: `make demo` and `make test`.
+PYTHON ?= $(shell command -v python3.11 || command -v python3.12 || command -v python3)
+BIN := .venv/bin
+# uv reads UV_FIND_LINKS only; without a folder of wheels, torch's CPU build comes from PyTorch's own index.
+export UV_FIND_LINKS ?= $(PIP_FIND_LINKS)
+TORCH := $(if $(UV_FIND_LINKS),,--torch-backend cpu)
+export HF_HUB_OFFLINE ?= 1
+SHELL := /bin/bash
+.PHONY: demo test test-slow test-all soak pins lint wheel clean
+
+demo: .venv/ready  ## the whole recipe on this machine, into runs/demo
+	$(BIN)/bezoar run tiny --run-dir runs/demo
+
+test: .venv/ready  ## what every change must pass
+	$(BIN)/ruff check .
+	$(BIN)/pytest -m "not slow and not soak" $(ARGS)
+
+test-slow: .venv/ready
+	$(BIN)/pytest -m slow $(ARGS)
+
+test-all: test test-slow
+
+soak: .venv/ready  ## many seeds, by hand; keep the table in tests/soak/README.md
+	$(BIN)/pytest -m soak -s $(ARGS)
+
+.venv/ready: cluster/requirements-cpu.txt pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install -q uv==0.13.8
+	$(BIN)/uv pip install -q --python $(BIN)/python --no-deps --require-hashes $(TORCH) -r cluster/requirements-cpu.txt
+	$(BIN)/uv pip install -q --python $(BIN)/python --no-deps -e .
+	touch $@
+
+COMPILE = $(BIN)/uv pip compile -q --generate-hashes --no-header --no-annotate --no-emit-find-links --no-emit-index-url
+pins: .venv/ready  ## compile both pin files from pyproject.toml
+	$(COMPILE) $(TORCH) --python-version 3.11 --extra cpu --extra dev pyproject.toml -o cluster/requirements-cpu.txt
+	UV_FIND_LINKS= $(COMPILE) --python-version 3.11 --python-platform x86_64-manylinux_2_28 --extra gpu pyproject.toml -o cluster/requirements-gpu.txt
+
+lint: .venv/ready
+	$(BIN)/ruff check . && $(BIN)/ruff format --check .
+
+wheel: .venv/ready
+	$(BIN)/uv build --wheel -q
+
+clean:
+	rm -rf .venv dist runs

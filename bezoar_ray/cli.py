@@ -1,0 +1,173 @@
+"""The command `bezoar`: parses, calls one function, prints."""
+
+import argparse
+import sys
+from pathlib import Path
+
+from bezoar_ray.errors import BezoarError
+
+_EPILOG = """\
+examples:
+  bezoar run tiny                                   the whole recipe on this laptop, into runs/tiny
+  bezoar plan openbezoar-3b                         what the paper's recipe would call, cost and take
+  bezoar run openbezoar-3b --pilot 20               20 seeds per scheme: look at them before the bill
+  bezoar plan openbezoar-3b --from runs/openbezoar-3b-pilot
+  bezoar run mine.yaml --set align.beta=0.2 --stages dpo,evaluate,report
+
+exit codes: 0 done, 2 bad recipe or usage or a run directory in use, 3 a stage failed (what is done stays),
+4 budget reached, 130 interrupted. Run the same command again to go on.
+"""
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """The command's exit code."""
+    options = _parser().parse_args(arguments)
+    try:
+        options.call(options)
+    except BezoarError as error:
+        print(f"bezoar: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("bezoar: interrupted; run the same command again to go on", file=sys.stderr)
+        return 130
+    return 0
+
+
+def _run(options: argparse.Namespace) -> None:
+    from bezoar_ray.progress import Progress
+    from bezoar_ray.run import parse_stages, pilot, run
+    from bezoar_ray.samples import show
+    from bezoar_ray.store import Store
+
+    recipe, stages = _recipe(options), parse_stages(options.stages)
+    name = recipe.name
+    if options.pilot:
+        recipe, stages, name = pilot(recipe, options.pilot), ["generate", "filter", "report"], f"{name}-pilot"
+    store = Store(options.run_dir or Path("runs") / name)
+    run(recipe, store, stages, Progress())
+    if options.pilot:
+        print(show(store))
+    print(f"\n{store.root}/summary.json" + (f"\n{store.root}/report.html" if "report" in stages else ""))
+
+
+def _plan(options: argparse.Namespace) -> None:
+    from bezoar_ray.plan import plan, plan_from, render
+
+    recipe = _recipe(options)
+    print(render(plan_from(recipe, options.measured) if options.measured else plan(recipe)))
+
+
+def _status(options: argparse.Namespace) -> None:
+    from bezoar_ray.status import render
+    from bezoar_ray.store import Store
+
+    print(render(Store(options.dir)))
+
+
+def _report(options: argparse.Namespace) -> None:
+    from bezoar_ray.progress import Progress
+    from bezoar_ray.run import run
+
+    store, recipe = _existing(options.dir)
+    store.remove("manifests/report.json")
+    run(recipe, store, ["report"], Progress())
+    print(f"{store.root}/report.html")
+
+
+def _serve(options: argparse.Namespace) -> None:
+    from bezoar_ray.cluster import ray_session
+    from bezoar_ray.serve.app import serve_forever
+
+    store, recipe = _existing(options.dir)
+    with ray_session(store):
+        serve_forever(recipe, store)
+
+
+def _tiny(options: argparse.Namespace) -> None:
+    from bezoar_ray.tiny import world
+
+    print(world().root)
+
+
+def _doctor(options: argparse.Namespace) -> None:
+    from bezoar_ray.doctor import report
+
+    print(report())
+
+
+def _recipe(options: argparse.Namespace):
+    from bezoar_ray.recipe import load_recipe
+
+    return load_recipe(options.recipe, options.set)
+
+
+def _existing(folder: str):
+    """The run directory and its recipe."""
+    from bezoar_ray.errors import RecipeError
+    from bezoar_ray.recipe import load_recipe
+    from bezoar_ray.store import Store
+
+    store = Store(folder)
+    if not store.exists("recipe.yaml"):
+        raise RecipeError(
+            f"{folder} is no run directory: it holds no recipe.yaml. `bezoar run RECIPE --run-dir {folder}` makes one"
+        )
+    return store, load_recipe(str(store.path("recipe.yaml")))
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="bezoar",
+        description="Make a small, aligned language model from a permissive teacher: generate, filter, train, evaluate, report.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    command = _command(commands, "run", _run, "carry out a recipe; what is done already is skipped")
+    _add_recipe(command)
+    command.add_argument("--run-dir", metavar="DIR", help="where everything goes (default: runs/<recipe>)")
+    command.add_argument("--stages", metavar="A,B", help="only these of generate,filter,sft,hh-sft,dpo,evaluate,report")
+    command.add_argument(
+        "--pilot", type=int, metavar="N", help="N seeds per scheme, generate and filter only; shows the samples"
+    )
+
+    command = _command(commands, "plan", _plan, "calls, tokens, dollars and GPU hours of a recipe; runs nothing")
+    _add_recipe(command)
+    command.add_argument(
+        "--from", dest="measured", metavar="DIR", help="estimate from what the run (a pilot) in DIR measured"
+    )
+
+    command = _command(commands, "status", _status, "how far a run is")
+    command.add_argument("dir", metavar="DIR")
+    command = _command(commands, "report", _report, "write a run's report again")
+    command.add_argument("dir", metavar="DIR")
+    command = _command(commands, "serve", _serve, "host a run's checkpoints behind one OpenAI-compatible endpoint")
+    command.add_argument("dir", metavar="DIR")
+    command = _command(commands, "tiny", _tiny, "build the embedded world that `run tiny` uses")
+    command.add_argument("action", choices=["build"])
+    _command(commands, "doctor", _doctor, "what this machine can run, and what each recipe still misses")
+    return parser
+
+
+def _command(commands, name: str, call, text: str) -> argparse.ArgumentParser:
+    command = commands.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
+    command.set_defaults(call=call)
+    return command
+
+
+def _add_recipe(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "recipe", metavar="RECIPE", help="a packaged name (tiny, openbezoar-3b, modern) or the path of a YAML file"
+    )
+    command.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="KEY.PATH=VALUE",
+        help="override a recipe value (YAML); may be repeated",
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,36 @@
+"""Ray for a run: the cluster that this process belongs to, or a local one of its own."""
+
+import contextlib
+import logging
+import os
+from collections.abc import Iterator
+
+from bezoar_ray.store import Store
+
+_LOCAL_CPUS = 4  # logical: on two cores, Ray Data's tasks and an engine's actor would wait for each other for ever
+
+
+@contextlib.contextmanager
+def ray_session(store: Store) -> Iterator[None]:
+    """Ray, initialised. A local one ends with the block, and dies with this process."""
+    import ray
+
+    os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
+    store.path("logs").mkdir(parents=True, exist_ok=True)
+    if os.environ.get("RAY_ADDRESS"):
+        ray.init(ignore_reinit_error=True, log_to_driver=False, logging_level=logging.ERROR)
+        yield
+        return
+    ray.init(
+        address="local",
+        num_cpus=max(_LOCAL_CPUS, os.cpu_count() or 1),
+        include_dashboard=False,
+        log_to_driver=False,
+        logging_level=logging.ERROR,
+        object_store_memory=2**29,
+        runtime_env={"env_vars": {"HF_HUB_DISABLE_PROGRESS_BARS": "1", "VLLM_LOGGING_LEVEL": "WARNING"}},
+    )
+    try:
+        yield
+    finally:
+        ray.shutdown()

@@ -1,0 +1,88 @@
+"""Manifests: which files of a stage count, and what they were made from. Written last, whole."""
+
+import hashlib
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import orjson
+
+from bezoar_ray.recipe import Part, Recipe
+from bezoar_ray.store import Store
+
+# What each stage reads of the recipe, besides the stage before it (whose fingerprint enters its own).
+_PARTS = {
+    "generate": ("seed", "seeds.dolly", "seeds.flan", "teacher", "generate"),
+    "filter": ("judges", "filter"),
+    "sft": ("base", "template", "seeds.hh_rlhf", "evaluate.heldout_pairs", "sft"),
+    "hh-sft": ("hh_sft",),
+    "dpo": ("align",),
+    "evaluate": ("serve", "evaluate", "mt_bench_judge"),
+    "report": ("name",),
+}
+
+
+@dataclass(frozen=True)
+class Done:
+    """What a stage left."""
+
+    fingerprint: str
+    seconds: float
+    files: list[str]
+    summary: dict[str, Any] = field(default_factory=dict)
+
+
+def fingerprint(recipe: Recipe, store: Store, stage: str) -> str:
+    """16 hex digits over what a stage reads: its part of the recipe, and all that the stages before it read."""
+    what: list[Any] = []
+    for name, parts in _PARTS.items():
+        what.append([name, [_part(recipe, path) for path in parts]])
+        if name == stage:
+            break
+    text = orjson.dumps(what, option=orjson.OPT_SORT_KEYS | orjson.OPT_NON_STR_KEYS)
+    tiny = _tiny_mark() if b'"tiny' in text else ""
+    return hashlib.sha256(text + tiny.encode()).hexdigest()[:16]
+
+
+def is_done(store: Store, stage: str, mark: str) -> bool:
+    """Whether the stage's files are there, made from the same."""
+    name = f"manifests/{stage}.json"
+    if not store.exists(name):
+        return False
+    done = load(store, stage)
+    return done.fingerprint == mark and all(map(store.exists, done.files))
+
+
+def load(store: Store, stage: str) -> Done:
+    """A stage's manifest."""
+    return Done(**store.read_json(f"manifests/{stage}.json"))
+
+
+def save(store: Store, stage: str, done: Done) -> None:
+    """Say that a stage is done."""
+    store.replace_json(f"manifests/{stage}.json", asdict(done))
+
+
+def forget(store: Store, stage: str) -> None:
+    """Before a stage is done anew: nothing of its earlier files counts, nor of the stages after it."""
+    later = list(_PARTS)[list(_PARTS).index(stage) :]
+    for name in later:
+        if store.exists(f"manifests/{name}.json"):
+            files = load(store, name).files
+            store.remove(f"manifests/{name}.json")
+            for file in files:
+                store.remove(file)
+
+
+def _part(recipe: Recipe, path: str) -> Any:
+    value: Any = recipe
+    for key in path.split("."):
+        value = getattr(value, key)
+    if isinstance(value, tuple):
+        return [item.what() if isinstance(item, Part) else item for item in value]
+    return value.what() if isinstance(value, Part) else value
+
+
+def _tiny_mark() -> str:
+    from bezoar_ray.tiny import mark
+
+    return mark()

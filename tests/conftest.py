@@ -1,0 +1,74 @@
+"""What tests share: one Ray, one tiny world, one judge, one scripted model."""
+
+import asyncio
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+import pytest
+
+from bezoar_ray.llm.chat import Messages, Reply, Sampling
+
+
+@pytest.fixture(scope="session")
+def tiny_world():
+    """The embedded world, built where the cache lacks it."""
+    from bezoar_ray.tiny import world
+
+    return world()
+
+
+@pytest.fixture(scope="session")
+def ray_session(tmp_path_factory) -> Iterator[None]:
+    """One local Ray for all tests."""
+    from bezoar_ray.cluster import ray_session as session
+    from bezoar_ray.store import Store
+
+    with session(Store(tmp_path_factory.mktemp("ray"))):
+        yield
+
+
+@pytest.fixture(scope="session")
+def judge_url() -> Iterator[str]:
+    """Address of one running tiny-judge."""
+    from bezoar_ray.tiny import judge
+
+    with judge.running() as url:
+        yield url
+
+
+@pytest.fixture
+def real_data() -> Path:
+    """Folder of the real data samples; the test is skipped where `BEZOAR_REAL_DATA` names none."""
+    folder = os.environ.get("BEZOAR_REAL_DATA")
+    if not folder:
+        pytest.skip("set BEZOAR_REAL_DATA to a folder of real dolly, FLAN, HH-RLHF and MT-Bench files")
+    return Path(folder)
+
+
+class ScriptedModel:
+    """A model for tests of control flow: answers by a function, and keeps what it was asked."""
+
+    identity = "scripted"
+
+    def __init__(self, answer: Callable[[Messages], Reply | str]):
+        self.asked: list[Messages] = []
+        self._answer = answer
+
+    async def complete(self, messages: Messages, sampling: Sampling) -> Reply:
+        self.asked.append(messages)
+        await asyncio.sleep(0)
+        answer = self._answer(messages)
+        return answer if isinstance(answer, Reply) else Reply(answer, "stop", 10, 5)
+
+    async def close(self) -> None:
+        pass
+
+
+@pytest.fixture
+def scripted() -> type[ScriptedModel]:
+    """The scripted model's class."""
+    return ScriptedModel

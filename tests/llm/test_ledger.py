@@ -1,0 +1,109 @@
+import asyncio
+import os
+
+import pytest
+
+from bezoar_ray.llm.chat import CallFailed, Reply, Sampling, TryAgain
+from bezoar_ray.llm.client import Talker
+from bezoar_ray.llm.ledger import Ledger, accounts, call_key
+from bezoar_ray.recipe import ModelPart, Prices
+
+QUESTION = [{"role": "user", "content": "2 + 2?"}]
+PART = ModelPart(model="scripted", retries=2)
+PAID = PART.model_copy(update={"prices": Prices(input=1.0, output=10.0)})
+
+
+def talker(tmp_path, model, part=PART, session="one"):
+    return Talker(model, Ledger(tmp_path, "judge", session), part)
+
+
+def ask(talker_, row="r1", **more):
+    async def go():
+        reply = await talker_.for_row(row)(QUESTION, step="judge", **more)
+        await talker_.close()
+        return reply
+
+    return asyncio.run(go())
+
+
+def test_an_answer_is_asked_for_once_and_found_again_by_the_next_process(tmp_path, scripted):
+    first, second = scripted(lambda m: "4"), scripted(lambda m: "never")
+    assert ask(talker(tmp_path, first)).text == "4"
+    assert ask(talker(tmp_path, second, session="two")).text == "4"
+    assert second.asked == []
+    calls = accounts(tmp_path, "two")["judge"]
+    assert (calls["attempts"], calls["sent"], calls["from_ledger"]) == (1, 1, 1)
+    assert (calls["last_run"]["sent"], calls["last_run"]["from_ledger"]) == (0, 1)
+    assert calls["by_model"]["scripted"] == {"sent": 1, "tokens_in": 10, "tokens_out": 5, "usd": 0.0}
+
+
+@pytest.mark.parametrize("change", [{"row": "r2"}, {"sample": 1}, {"attempt": 1}, {"sampling": Sampling(temperature=0)}])
+def test_another_row_sample_attempt_or_parameter_is_another_call(tmp_path, scripted, change):
+    model = scripted(lambda m: "4")
+    ask(talker(tmp_path, model))
+    ask(talker(tmp_path, model), **change)
+    assert len(model.asked) == 2
+
+
+def test_a_retrained_checkpoint_does_not_get_old_answers():
+    keys = {call_key(who, QUESTION, Sampling(), "r", "s", 0, 0) for who in ("fingerprint-1", "fingerprint-2")}
+    assert len(keys) == 2
+
+
+def test_a_torn_tail_is_dropped_and_the_rest_kept(tmp_path, scripted):
+    ask(talker(tmp_path, scripted(lambda m: "4")))
+    (segment,) = (tmp_path / "ledger/judge").glob("*.jsonl")
+    with open(segment, "ab") as file:
+        file.write(b'{"reply": "abc", "ans')
+    model = scripted(lambda m: "never")
+    assert ask(talker(tmp_path, model, session="two")).text == "4"
+    assert model.asked == []
+
+
+def test_a_passing_fault_is_tried_again_and_counted(tmp_path, scripted):
+    faults = [TryAgain("503", after=0), TryAgain("503", after=0)]
+
+    def answer(messages):
+        if faults:
+            raise faults.pop()
+        return "4"
+
+    assert ask(talker(tmp_path, scripted(answer))).text == "4"
+    calls = accounts(tmp_path, "one")["judge"]
+    assert (calls["attempts"], calls["sent"]) == (3, 1)
+
+
+def test_after_the_last_attempt_the_call_fails_and_says_why(tmp_path, scripted):
+    def answer(messages):
+        raise TryAgain("server answers 503", after=0)
+
+    with pytest.raises(CallFailed, match="no answer after 3 attempts: server answers 503"):
+        ask(talker(tmp_path, scripted(answer)))
+
+
+def test_money_is_the_price_of_the_tokens_and_a_cut_call_counts_as_spent(tmp_path, scripted):
+    ask(talker(tmp_path, scripted(lambda m: Reply("4", "stop", 1000, 100)), PAID))
+    assert accounts(tmp_path, "one")["judge"]["usd"] == pytest.approx((1000 * 1 + 100 * 10) / 1e6)
+
+    async def cut():
+        ledger = Ledger(tmp_path, "judge", "two")
+        await ledger.intend("lost", 0.5)
+        await ledger.close()
+
+    asyncio.run(cut())
+    assert accounts(tmp_path, "two")["judge"]["usd"] == pytest.approx(0.502)
+
+
+def test_many_answers_share_their_fsyncs_and_all_are_durable(tmp_path, monkeypatch):
+    syncs, real = [], os.fsync
+    monkeypatch.setattr(os, "fsync", lambda fd: (syncs.append(fd), real(fd)))
+
+    async def go():
+        ledger = Ledger(tmp_path, "teacher", "one")
+        reply = Reply("x", "stop", 1, 1)
+        await asyncio.gather(*(ledger.settle(f"k{i}", "m", reply, 0.0) for i in range(500)))
+        await ledger.close()
+
+    asyncio.run(go())
+    assert len(syncs) < 50
+    assert accounts(tmp_path, "one")["teacher"]["sent"] == 500

@@ -1,0 +1,80 @@
+import pytest
+
+from bezoar_ray.errors import RecipeError
+from bezoar_ray.manifest import fingerprint
+from bezoar_ray.recipe import load_recipe, parse_recipe
+from bezoar_ray.store import Store
+
+SMALL = {"name": "x", "teacher": {"model": "t"}, "judges": [{"model": "j"}], "base": {"model": "b"}, "seeds": {}}
+
+
+def refusal(**change) -> str:
+    with pytest.raises(RecipeError) as error:
+        parse_recipe(SMALL | change, "mine.yaml")
+    return str(error.value)
+
+
+def test_an_unknown_key_is_named_with_the_nearest_valid_one():
+    assert refusal(sft={"lora": {"alhpa": 3}}) == "mine.yaml: sft.lora.alhpa: unknown key. Did you mean 'alpha'?"
+    assert refusal(sseds={}) == "mine.yaml: sseds: unknown key. Did you mean 'seeds'?"
+
+
+def test_a_wrong_type_is_named_with_the_value_found():
+    assert "sft.lora.r" in refusal(sft={"lora": {"r": "big"}}) and "found 'big'" in refusal(sft={"lora": {"r": "big"}})
+
+
+def test_4bit_with_zero_3_is_refused_with_the_reason():
+    assert "ZeRO-3 cannot shard" in refusal(sft={"zero_stage": 3})
+    assert parse_recipe(SMALL | {"sft": {"zero_stage": 3, "load_in_4bit": False}}, "x").sft.zero_stage == 3
+
+
+def test_remote_code_needs_a_pinned_revision():
+    assert "pin the commit" in refusal(teacher={"model": "t", "trust_remote_code": True})
+
+
+def test_set_overrides_values_in_sections_and_lists():
+    recipe = load_recipe("tiny", ["align.beta=0.5", "judges.0.model=other", "seeds.dolly=[{source: a.jsonl, limit: 3}]"])
+    assert recipe.align.beta == 0.5
+    assert recipe.judges[0].model == "other"
+    assert recipe.seeds.dolly[0].limit == 3
+
+
+@pytest.mark.parametrize(
+    ("override", "says"),
+    [("align.beta", "expected key.path=value"), ("judges.7.model=x", "not an index"), ("name.x=1", "is a value")],
+)
+def test_a_wrong_set_is_explained(override, says):
+    with pytest.raises(RecipeError, match=says):
+        load_recipe("tiny", [override])
+
+
+def test_a_missing_recipe_names_the_packaged_ones():
+    with pytest.raises(RecipeError, match="tiny"):
+        load_recipe("nope")
+
+
+def marks(tmp_path, *overrides):
+    recipe = load_recipe("tiny", overrides)
+    return {s: fingerprint(recipe, Store(tmp_path), s) for s in ("generate", "filter", "sft", "dpo", "evaluate")}
+
+
+def changed(tmp_path, *overrides):
+    before, after = marks(tmp_path), marks(tmp_path, *overrides)
+    return [stage for stage in before if before[stage] != after[stage]]
+
+
+def test_how_fields_redo_nothing(tmp_path):
+    assert changed(tmp_path, "sft.workers=2", "judges.0.base_url=http://x", "teacher.actors=3", "serve.port=9") == []
+
+
+def test_a_changed_rubric_redoes_the_filter_and_what_follows(tmp_path):
+    rubric = tmp_path / "rubric.txt"
+    rubric.write_text("one")
+    first = marks(tmp_path, f"filter.rubrics={{orca: {rubric}}}")
+    rubric.write_text("two")
+    second = marks(tmp_path, f"filter.rubrics={{orca: {rubric}}}")
+    assert [stage for stage in first if first[stage] != second[stage]] == ["filter", "sft", "dpo", "evaluate"]
+
+
+def test_a_changed_beta_redoes_dpo_and_what_follows(tmp_path):
+    assert changed(tmp_path, "align.beta=0.3") == ["dpo", "evaluate"]
