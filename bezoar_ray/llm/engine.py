@@ -5,12 +5,13 @@ import uuid
 from typing import Any
 
 from bezoar_ray.llm.chat import CallFailed, Messages, Reply, Sampling
+from bezoar_ray.llm.fate import bind_children
 from bezoar_ray.llm.models import identity, model_path
 from bezoar_ray.recipe import ModelPart
 
 
 def engine_defaults() -> dict[str, Any]:
-    """Engine arguments that this build of vLLM needs: without a GPU no graphs, and a KV cache of 1 GiB, not of most memory."""
+    """Engine arguments that this build needs: on a CPU no graphs, and a KV cache of 1 GiB instead of most memory."""
     from vllm.platforms import current_platform
 
     if not current_platform.is_cpu():
@@ -26,6 +27,7 @@ class VllmEngine:
         from vllm.engine.arg_utils import AsyncEngineArgs
         from vllm.v1.engine.async_llm import AsyncLLM
 
+        bind_children()
         self.identity = identity(part)
         self._template = part.chat_template
         arguments = AsyncEngineArgs(

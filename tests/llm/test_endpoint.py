@@ -1,0 +1,114 @@
+"""The OpenAI client against a real HTTP server that answers as it is told."""
+
+import asyncio
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import orjson
+import pytest
+
+from bezoar_ray.errors import RecipeError
+from bezoar_ray.llm.chat import CallFailed, Reply
+from bezoar_ray.llm.client import open_talker
+from bezoar_ray.llm.ledger import accounts
+from bezoar_ray.recipe import ModelPart
+
+GOOD = {
+    "id": "1", "object": "chat.completion", "created": 1, "model": "m",
+    "choices": [{"index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": "four"}}],
+    "usage": {"prompt_tokens": 7, "completion_tokens": 2, "total_tokens": 9},
+}  # fmt: skip
+
+
+class Server(ThreadingHTTPServer):
+    daemon_threads = True
+    statuses: list[int]
+    requests: list[dict]
+
+
+class Handler(BaseHTTPRequestHandler):
+    server: Server
+
+    def do_POST(self):
+        size = int(self.headers["content-length"])
+        self.server.requests.append(orjson.loads(self.rfile.read(size)) | {"key": self.headers["authorization"]})
+        status = self.server.statuses.pop(0) if self.server.statuses else 200
+        body = orjson.dumps(GOOD if status == 200 else {"error": {"message": f"injected {status}"}})
+        self.send_response(status)
+        self.send_header("content-type", "application/json")
+        self.send_header("content-length", str(len(body)))
+        self.send_header("retry-after", "0")
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_):
+        pass
+
+
+@pytest.fixture
+def server() -> Iterator[Server]:
+    server = Server(("127.0.0.1", 0), Handler)
+    server.statuses, server.requests = [], []
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield server
+    server.shutdown()
+    server.server_close()
+
+
+def ask(server, tmp_path, **more) -> Reply:
+    url = f"http://127.0.0.1:{server.server_address[1]}/v1"
+    part = ModelPart(model="judge-1", base_url=url, **({"retries": 3} | more))
+
+    async def go():
+        talker = open_talker(part, str(tmp_path), "judge", "one")
+        try:
+            return await talker.for_row("r")([{"role": "user", "content": "2 + 2?"}], step="judge")
+        finally:
+            await talker.close()
+
+    return asyncio.run(go())
+
+
+def test_a_reply_carries_text_reason_and_tokens(server, tmp_path):
+    assert ask(server, tmp_path) == Reply("four", "stop", 7, 2)
+    assert server.requests[0]["model"] == "judge-1"
+
+
+@pytest.mark.parametrize("status", [429, 500, 503])
+def test_passing_faults_are_tried_again_and_each_attempt_is_counted(server, tmp_path, status):
+    server.statuses = [status, status]
+    assert ask(server, tmp_path).text == "four"
+    assert len(server.requests) == accounts(tmp_path, "one")["judge"]["attempts"] == 3
+
+
+def test_a_refused_prompt_fails_this_call_alone(server, tmp_path):
+    server.statuses = [400]
+    with pytest.raises(CallFailed, match="injected 400"):
+        ask(server, tmp_path)
+    assert len(server.requests) == 1
+
+
+@pytest.mark.parametrize("status", [401, 403, 404])
+def test_a_wrong_key_or_model_stops_at_once_and_says_why(server, tmp_path, status):
+    server.statuses = [status]
+    with pytest.raises(RecipeError, match=f"judge-1 at .* answers {status}"):
+        ask(server, tmp_path)
+    assert len(server.requests) == 1
+
+
+def test_a_server_that_is_not_there_is_tried_again_then_named(server, tmp_path):
+    server.shutdown()
+    server.server_close()
+    with pytest.raises(CallFailed, match="no answer after 1 attempts: http://127.0.0.1"):
+        ask(server, tmp_path, retries=0)
+
+
+def test_the_key_comes_from_the_environment_by_the_name_in_the_recipe(server, tmp_path, monkeypatch):
+    with pytest.raises(RecipeError, match="set the environment variable MY_KEY"):
+        ask(server, tmp_path, api_key_env="MY_KEY")
+    monkeypatch.setenv("MY_KEY", "secret")
+    ask(server, tmp_path, api_key_env="MY_KEY")
+    assert server.requests[0]["key"] == "Bearer secret"
+    (segment,) = (tmp_path / "ledger/judge").glob("*.jsonl")
+    assert b"secret" not in segment.read_bytes()
