@@ -1,0 +1,87 @@
+"""What the commercial-use verdict says, and why."""
+
+import pytest
+
+from bezoar_ray.licences import commercial_use, terms
+from bezoar_ray.recipe import Recipe, load_recipe, parse_recipe
+
+
+def made_of(teacher="Apache-2.0", judge="Apache-2.0", base="Apache-2.0", dolly="MIT", flan="MIT", hh="MIT") -> Recipe:
+    tree = {
+        "name": "r",
+        "teacher": {"model": "t", "license": teacher},
+        "judges": [{"model": "j", "license": judge}],
+        "base": {"model": "b", "license": base},
+        "seeds": {
+            "dolly": [{"source": "d.jsonl", "license": dolly}],
+            "flan": [{"source": "f.jsonl", "license": flan}],
+            "hh_rlhf": [{"source": "h.jsonl", "license": hh}],
+        },
+    }
+    return parse_recipe(tree, "test")
+
+
+@pytest.mark.parametrize(
+    ("name", "verdict"),
+    [
+        ("Apache-2.0", "yes"),
+        ("apache 2.0", "yes"),
+        ("MIT", "yes"),
+        ("CC0-1.0", "yes"),
+        ("Apache-2.0 (embedded)", "yes"),
+        ("CC-BY-4.0", "with obligations"),
+        ("CC BY-SA 3.0", "with obligations"),
+        ("Llama-3.1-Community", "with obligations"),
+        ("OpenAI-terms", "with obligations"),
+        ("Anthropic terms", "with obligations"),
+        ("CC-BY-NC-4.0", "no"),
+        ("cc-by-nc-sa-4.0", "no"),
+        ("CC-BY-ND-4.0", "no"),
+        ("MIT and CC-BY-NC-4.0", "no"),
+        ("unknown", "unknown"),
+        ("", "unknown"),
+        ("mitigated", "unknown"),
+        ("MIT, in-house", "unknown"),
+    ],
+)
+def test_the_table_knows_the_usual_licences_and_guesses_none(name, verdict):
+    assert terms(name).verdict == verdict
+
+
+def test_permissive_parts_give_yes_and_name_each_part():
+    found = commercial_use(made_of())
+    assert found["verdict"] == "yes"
+    assert [line.split(" (")[0] for line in found["because"]] == [
+        "dolly seeds d.jsonl", "FLAN seeds f.jsonl", "HH-RLHF seeds h.jsonl", "teacher t", "base b", "judge j",
+    ]  # fmt: skip
+
+
+def test_the_worst_part_decides_and_stands_first():
+    found = commercial_use(made_of(dolly="CC-BY-SA-3.0", base="CC-BY-NC-4.0", judge="OpenAI-terms", flan="?"))
+    assert found["verdict"] == "no"
+    assert [line.split(" (")[0] for line in found["because"]] == [
+        "base b", "FLAN seeds f.jsonl", "dolly seeds d.jsonl", "judge j",
+    ]  # fmt: skip
+
+
+def test_unknown_beats_obligations():
+    assert commercial_use(made_of(dolly="CC-BY-SA-3.0", flan="?"))["verdict"] == "unknown"
+
+
+def test_a_provider_may_judge_with_an_obligation_but_not_teach():
+    judged, taught = commercial_use(made_of(judge="OpenAI-terms")), commercial_use(made_of(teacher="OpenAI-terms"))
+    assert judged["verdict"] == "with obligations"
+    assert "only rates" in judged["because"][0]
+    assert taught["verdict"] == "no"
+    assert "training data" in taught["because"][0]
+
+
+def test_seeds_of_a_scheme_that_is_left_out_do_not_count():
+    recipe = made_of(flan="CC-BY-NC-4.0")
+    without = recipe.model_copy(update={"generate": recipe.generate.model_copy(update={"orca": None})})
+    assert commercial_use(recipe)["verdict"] == "no"
+    assert commercial_use(without)["verdict"] == "yes"
+
+
+def test_the_embedded_world_may_be_sold():
+    assert commercial_use(load_recipe("tiny"))["verdict"] == "yes"
