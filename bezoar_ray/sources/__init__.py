@@ -1,0 +1,82 @@
+"""Where rows come from: the embedded world, hub data sets, own files. Each row knows its source and licence."""
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any, Generic, Literal, TypeVar
+
+import orjson
+
+from bezoar_ray.recipe import SourcePart
+from bezoar_ray.rows import Pair, Seed
+from bezoar_ray.sources import dolly, files, flan, hh_rlhf, hub
+from bezoar_ray.sources.raw import Origin, Raw
+
+T = TypeVar("T", Seed, Pair)
+Kind = Literal["dolly", "flan", "hh_rlhf"]
+
+_TINY_LICENSE = "Apache-2.0 (embedded)"
+
+
+@dataclass(frozen=True)
+class Loaded(Generic[T]):
+    """The rows that could be read, and one message ("file:line: what") for each malformed one."""
+
+    rows: list[T]
+    failed: list[str]
+
+
+def read(parts: Iterable[SourcePart], kind: Literal["dolly", "flan"]) -> Loaded[Seed]:
+    """The seeds of all sources, in their order.
+
+    Raises:
+        RecipeError: a file or data set cannot be read at all; the message names the field and what to do.
+    """
+    return _load(parts, kind, {"dolly": dolly.seed, "flan": flan.seed}[kind])
+
+
+def read_pairs(parts: Iterable[SourcePart]) -> Loaded[Pair]:
+    """The preference pairs of all sources, in their order. Raises as `read` does."""
+    return _load(parts, "hh_rlhf", hh_rlhf.pair)
+
+
+def _load(parts: Iterable[SourcePart], kind: Kind, convert: Callable[[dict[str, Any], Origin], T]) -> Loaded[T]:
+    loaded: Loaded[T] = Loaded([], [])
+    times_seen: dict[str, int] = {}
+    for part in parts:
+        renamed: dict[str, str] = {}  # a name that an earlier source has used gets a number: ids stay apart
+        for raw in islice(_raw(part, kind), part.limit):
+            if raw.name not in renamed:
+                times_seen[raw.name] = times_seen.get(raw.name, 0) + 1
+                renamed[raw.name] = raw.name if times_seen[raw.name] == 1 else f"{raw.name}#{times_seen[raw.name]}"
+            origin = Origin(renamed[raw.name], raw.number, _license(part))
+            try:
+                loaded.rows.append(convert(_fields(raw.value), origin))
+            except ValueError as error:
+                loaded.failed.append(f"{raw.where}: {error}")
+    return loaded
+
+
+def _raw(part: SourcePart, kind: Kind) -> Iterator[Raw]:
+    if part.source == "tiny":
+        from bezoar_ray.tiny import world
+
+        return files.rows(str(getattr(world(), kind)), f"seeds.{kind}", name="tiny")
+    if part.source.startswith("hub:"):
+        return hub.rows(part, f"seeds.{kind}")
+    return files.rows(part.source, f"seeds.{kind}")
+
+
+def _license(part: SourcePart) -> str:
+    return _TINY_LICENSE if part.source == "tiny" and part.license == "unknown" else part.license
+
+
+def _fields(value: bytes | dict[str, Any]) -> dict[str, Any]:
+    """A row's fields; a line of text is parsed here, so that a torn one is a malformed row."""
+    try:
+        fields = orjson.loads(value) if isinstance(value, bytes) else value
+    except orjson.JSONDecodeError as error:
+        raise ValueError(f"not valid JSON: {error}") from error
+    if not isinstance(fields, dict):
+        raise ValueError(f"expected an object with fields, found {type(fields).__name__}")
+    return fields

@@ -1,0 +1,94 @@
+"""LaMini (arXiv 2304.14402, section 3): a call asks for new instructions, and each of them gets its own answer.
+
+*Example-guided* calls show three seed instructions; *topic-guided* ones name three topics besides.
+"""
+
+import random
+import re
+from collections.abc import AsyncIterator
+from dataclasses import replace
+from importlib import resources
+from pathlib import Path
+
+from bezoar_ray.errors import RecipeError
+from bezoar_ray.generate.prompts import concise_answer, new_instructions
+from bezoar_ray.generate.work import Work, answered, as_they_finish, call_failed
+from bezoar_ray.llm.chat import CallFailed, Chat
+from bezoar_ray.recipe import Lamini
+from bezoar_ray.rows import Sample, Seed, row_id
+
+SCHEME = "lamini"
+_EXAMPLE = re.compile(r"<example>(.*?)</example>", re.DOTALL)
+
+
+def plan(part: Lamini, recipe_seed: int, seeds: list[Seed]) -> list[Work]:
+    """The calls, each with its examples and topics: the same for the same recipe seed and rows."""
+    topics = read_topics(part)
+    return [_call(number, part, recipe_seed, _alone(seeds), topics) for number in range(part.calls)] if seeds else []
+
+
+def read_topics(part: Lamini) -> list[str]:
+    """One topic a line, from the recipe's file or the packaged list.
+
+    Raises:
+        RecipeError: the file cannot be read, or has too few topics for one call.
+    """
+    packaged = resources.files("bezoar_ray.generate") / "topics.txt"
+    try:
+        text = Path(part.topics).read_text() if part.topics else packaged.read_text()
+    except OSError as error:
+        raise RecipeError(f"generate.lamini.topics: cannot read {part.topics!r}: {error.strerror}") from error
+    topics = list(dict.fromkeys(line.strip() for line in text.splitlines() if line.strip()))
+    if len(topics) < part.topics_per_call:
+        raise RecipeError(
+            f"generate.lamini.topics: {part.topics!r} has {len(topics)} topics, fewer than topics_per_call "
+            f"({part.topics_per_call}). Add some, one a line."
+        )
+    return topics
+
+
+async def lamini(work: Work, chat: Chat, part: Lamini) -> AsyncIterator[Sample]:
+    """One call's rows: `per_call` slots, of which those that the teacher left empty are failed rows ("missing")."""
+    slots = [work.sample(work.draw["generator"], call=work.draw["call"], slot=slot) for slot in range(part.per_call)]
+    messages = new_instructions([seed.instruction for seed in work.seeds], work.draw["topics"], part.per_call)
+    try:
+        reply = await chat(messages, step="instructions")
+    except CallFailed as error:
+        for sample in slots:
+            yield sample.ended(*call_failed(error))
+        return
+    found = read_instructions(reply.text)[: part.per_call]
+    for sample in slots[len(found) :]:
+        yield sample.ended("failed", "missing")
+    filled = zip(slots, found, strict=False)
+    async for sample in as_they_finish(_answer(*one, slot, chat) for slot, one in enumerate(filled)):
+        yield sample
+
+
+def read_instructions(reply: str) -> list[str]:
+    """The instructions between the tags; one that was cut off has no closing tag and does not count."""
+    return [text.strip() for text in _EXAMPLE.findall(reply) if text.strip()]
+
+
+async def _answer(sample: Sample, instruction: str, slot: int, chat: Chat) -> Sample:
+    messages = concise_answer(instruction)
+    try:
+        reply = await chat(messages, step=f"answer/{slot}")
+    except CallFailed as error:
+        return replace(sample, instruction=instruction).ended(*call_failed(error))
+    return replace(sample, instruction=instruction, **answered(messages, reply))
+
+
+def _alone(seeds: list[Seed]) -> list[Seed]:
+    """Seeds that stand without an input, where there are any: examples are shown without theirs."""
+    return [seed for seed in seeds if not seed.input] or seeds
+
+
+def _call(number: int, part: Lamini, recipe_seed: int, seeds: list[Seed], topics: list[str]) -> Work:
+    rng = random.Random(row_id(recipe_seed, SCHEME, number))
+    shown = rng.sample(seeds, min(part.examples, len(seeds)))
+    guided = int((number + 1) * part.topic_guided) > int(number * part.topic_guided)  # the share, spread evenly
+    generator = "topic_guided" if guided else "example_guided"
+    named = rng.sample(topics, part.topics_per_call) if guided else []
+    id = row_id(recipe_seed, SCHEME, *(seed.id for seed in shown), generator, number)
+    return Work(id, SCHEME, recipe_seed, shown, {"call": number, "generator": generator, "topics": named})

@@ -1,0 +1,85 @@
+"""Orca (arXiv 2306.02707, section 3): FLAN queries, zero-shot, each answered under one of 16 system messages."""
+
+import random
+from collections import defaultdict
+from collections.abc import AsyncIterator, Iterator
+from dataclasses import replace
+from itertools import chain, islice, zip_longest
+
+from bezoar_ray.generate.prompts import ORCA_MESSAGES, ORCA_MULTIPLE_CHOICE, ORCA_SYSTEM, explain
+from bezoar_ray.generate.work import Work, answered, call_failed
+from bezoar_ray.llm.chat import CallFailed, Chat
+from bezoar_ray.recipe import Mixture, Orca
+from bezoar_ray.rows import Sample, Seed, row_id
+
+SCHEME = "orca"
+
+
+def plan(part: Orca, recipe_seed: int, seeds: list[Seed]) -> list[Work]:
+    """One work for each drawn query, with its system message: the same for the same recipe seed and rows."""
+    drawn = [_draw(name, mixture, recipe_seed, seeds) for name, mixture in sorted(part.mixtures.items())]
+    in_turn = (seed for seed in chain.from_iterable(zip_longest(*drawn)) if seed)
+    return [_asked(seed, recipe_seed) for seed in islice(in_turn, part.rows)]
+
+
+async def orca(work: Work, chat: Chat, part: Orca) -> AsyncIterator[Sample]:
+    """The one row of a query."""
+    (seed,), number = work.seeds, work.draw["system_message"]
+    sample = work.sample(
+        f"system_{number}",
+        system=ORCA_SYSTEM[number],
+        instruction=seed.instruction,
+        task_source=seed.task_source,
+        task_name=seed.task_name,
+    )
+    yield await _explained(sample, chat)
+
+
+async def _explained(sample: Sample, chat: Chat) -> Sample:
+    messages = explain(sample.system, sample.instruction)
+    try:
+        return replace(sample, **answered(messages, await chat(messages, step="answer")))
+    except CallFailed as error:
+        return sample.ended(*call_failed(error))
+
+
+def usable(seed: Seed) -> bool:
+    """Whether a query may be drawn at all: zero-shot, not Dialog, and no BIG-bench task from T0."""
+    named = seed.task_name.lower().replace("_", "").replace("-", "")
+    big_bench = seed.task_source == "T0" and "bigbench" in named
+    return seed.template_type.startswith("zs_") and seed.task_source in ORCA_MESSAGES and not big_bench
+
+
+def messages_for(seed: Seed) -> tuple[int, ...]:
+    """The system messages that a query's sub-mixture allows; some only where the query has choices."""
+    choices = seed.template_type == "zs_opt" or "OPTIONS:" in seed.instruction
+    return ORCA_MESSAGES[seed.task_source] + (ORCA_MULTIPLE_CHOICE.get(seed.task_source, ()) if choices else ())
+
+
+def _draw(name: str, mixture: Mixture, recipe_seed: int, seeds: list[Seed]) -> list[Seed]:
+    """The queries of one sub-mixture, in the order in which they are drawn."""
+    rng = random.Random(row_id(recipe_seed, SCHEME, name))
+    tasks: dict[str, list[Seed]] = defaultdict(list)
+    for seed in seeds:
+        if seed.task_source == name and usable(seed):
+            tasks[seed.task_name].append(seed)
+    capped = [rng.sample(rows, min(len(rows), mixture.per_task or len(rows))) for _, rows in sorted(tasks.items())]
+    pool = list(chain.from_iterable(capped))
+    rng.shuffle(pool)
+    return list(islice(_stratified(capped, rng) if mixture.stratified else pool, mixture.rows))
+
+
+def _stratified(tasks: list[list[Seed]], rng: random.Random) -> Iterator[Seed]:
+    """Pick a task that has queries left, each as likely as the other; take one of them; and again."""
+    left = [list(rows) for rows in tasks if rows]
+    while left:
+        at = rng.randrange(len(left))
+        yield left[at].pop()
+        if not left[at]:
+            del left[at]
+
+
+def _asked(seed: Seed, recipe_seed: int) -> Work:
+    rng = random.Random(row_id(recipe_seed, SCHEME, seed.id))
+    draw = {"system_message": rng.choice(messages_for(seed))}
+    return Work(row_id(recipe_seed, SCHEME, seed.id), SCHEME, recipe_seed, [seed], draw)

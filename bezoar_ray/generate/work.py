@@ -1,0 +1,74 @@
+"""What a scheme works on: a few seeds and what was drawn for them. One unit of work, one chain of model calls."""
+
+import asyncio
+import hashlib
+from collections.abc import AsyncIterator, Coroutine, Iterable
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import orjson
+
+from bezoar_ray.llm.chat import Messages, Reply
+from bezoar_ray.rows import Sample, Seed, row_id
+
+
+@dataclass(frozen=True)
+class Work:
+    """One unit of a scheme. Its id is the ledger's row id; all draws inside it come from that id."""
+
+    id: str
+    scheme: str
+    recipe_seed: int
+    seeds: list[Seed]
+    draw: dict[str, Any] = field(default_factory=dict)
+
+    def sample(self, operation: str, *, round: int = 0, call: int = 0, slot: int = 0, **values: Any) -> Sample:
+        """The row of one slot, with its id and the provenance of its seeds."""
+        seed_ids = [seed.id for seed in self.seeds]
+        return Sample(
+            id=row_id(self.recipe_seed, self.scheme, *seed_ids, operation, round, call, slot),
+            scheme=self.scheme,
+            operation=operation,
+            round=round,
+            seed_ids=seed_ids,
+            seed_sources=[seed.source for seed in self.seeds],
+            seed_licenses=[seed.license for seed in self.seeds],
+            **values,
+        )
+
+    def to_json(self) -> bytes:
+        """The work as one string: in Arrow its draw would need a schema for each scheme."""
+        return orjson.dumps(asdict(self))
+
+    @classmethod
+    def from_json(cls, text: bytes) -> "Work":
+        """The work that `to_json` wrote."""
+        fields = orjson.loads(text)
+        return cls(**fields | {"seeds": [Seed(**seed) for seed in fields["seeds"]]})
+
+
+def answered(messages: Messages, reply: Reply) -> dict[str, Any]:
+    """The fields of a sample that come from the call that wrote its response."""
+    return {
+        "response": reply.text.strip(),
+        "finish_reason": reply.finish_reason,
+        "tokens_in": reply.tokens_in,
+        "tokens_out": reply.tokens_out,
+        "prompt_hash": hashlib.sha256(orjson.dumps(messages)).hexdigest()[:16],
+    }
+
+
+def call_failed(error: Exception) -> tuple[str, str]:
+    """Status and reason of a row whose call failed for good."""
+    return "failed", f"call: {error}"
+
+
+async def as_they_finish(samples: Iterable[Coroutine[Any, Any, Sample]]) -> AsyncIterator[Sample]:
+    """Samples in the order in which they are done. The first error ends the others."""
+    tasks = [asyncio.ensure_future(sample) for sample in samples]
+    try:
+        for finished in asyncio.as_completed(tasks):
+            yield await finished
+    finally:
+        for task in tasks:
+            task.cancel()
