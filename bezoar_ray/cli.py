@@ -79,7 +79,7 @@ def _serve(options: argparse.Namespace) -> None:
     from bezoar_ray.serve.app import serve_forever
 
     store, recipe = _existing(options.dir)
-    with ray_session(store):
+    with ray_session():
         serve_forever(recipe, store)
 
 
@@ -118,7 +118,8 @@ def _existing(folder: str):
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="bezoar",
-        description="Make a small, aligned language model from a permissive teacher: generate, filter, train, evaluate, report.",
+        description="Make a small, aligned language model from a permissive teacher: "
+        "generate, filter, train, evaluate, report.",
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

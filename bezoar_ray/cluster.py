@@ -5,20 +5,20 @@ import logging
 import os
 from collections.abc import Iterator
 
-from bezoar_ray.store import Store
-
 _LOCAL_CPUS = 4  # logical: on two cores, Ray Data's tasks and an engine's actor would wait for each other for ever
 
 
 @contextlib.contextmanager
-def ray_session(store: Store) -> Iterator[None]:
+def ray_session() -> Iterator[None]:
     """Ray, initialised. A local one ends with the block, and dies with this process."""
     import ray
 
     os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
-    store.path("logs").mkdir(parents=True, exist_ok=True)
+    if ray.is_initialized():
+        yield
+        return
     if os.environ.get("RAY_ADDRESS"):
-        ray.init(ignore_reinit_error=True, log_to_driver=False, logging_level=logging.ERROR)
+        ray.init(log_to_driver=False, logging_level=logging.ERROR)
         yield
         return
     ray.init(

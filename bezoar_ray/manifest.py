@@ -31,7 +31,7 @@ class Done:
     summary: dict[str, Any] = field(default_factory=dict)
 
 
-def fingerprint(recipe: Recipe, store: Store, stage: str) -> str:
+def fingerprint(recipe: Recipe, stage: str) -> str:
     """16 hex digits over what a stage reads: its part of the recipe, and all that the stages before it read."""
     what: list[Any] = []
     for name, parts in _PARTS.items():

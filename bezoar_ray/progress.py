@@ -14,7 +14,7 @@ class Progress:
 
     def start(self, stage: str) -> None:
         """A new stage begins."""
-        self._stage, self._began, self._shown = stage, time.monotonic(), 0.0
+        self.stage, self._began, self._shown = stage, time.monotonic(), 0.0
 
     def update(self, done: int, total: int | None = None, note: str = "") -> None:
         """So many of `total` units are done; `note` says what else is worth seeing."""
@@ -38,7 +38,7 @@ class Progress:
 
     def _print(self, text: str, end: str) -> None:
         clear = "\x1b[2K" if self._live else ""
-        print(f"{clear}{self._stage:<9} {text.rstrip()}", end=end, flush=True)
+        print(f"{clear}{self.stage:<9} {text.rstrip()}", end=end, flush=True)
 
 
 def duration(seconds: float) -> str:

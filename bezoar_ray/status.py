@@ -23,5 +23,7 @@ def render(store: Store) -> str:
         numbers = ", ".join(f"{value} {key}" for key, value in counts.items() if isinstance(value, int))
         lines.append(f"  {scheme}: {numbers}")
     for role, calls in summary["calls"].items():
-        lines.append(f"  {role}: {calls['sent']} calls sent, {calls['from_ledger']} from the ledger, ${calls['usd']:.2f}")
+        lines.append(
+            f"  {role}: {calls['sent']} calls sent, {calls['from_ledger']} from the ledger, ${calls['usd']:.2f}"
+        )
     return "\n".join(lines)

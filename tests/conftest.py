@@ -22,12 +22,11 @@ def tiny_world():
 
 
 @pytest.fixture(scope="session")
-def ray_session(tmp_path_factory) -> Iterator[None]:
+def ray_session() -> Iterator[None]:
     """One local Ray for all tests."""
     from bezoar_ray.cluster import ray_session as session
-    from bezoar_ray.store import Store
 
-    with session(Store(tmp_path_factory.mktemp("ray"))):
+    with session():
         yield
 
 

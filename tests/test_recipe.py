@@ -3,7 +3,6 @@ import pytest
 from bezoar_ray.errors import RecipeError
 from bezoar_ray.manifest import fingerprint
 from bezoar_ray.recipe import load_recipe, parse_recipe
-from bezoar_ray.store import Store
 
 SMALL = {"name": "x", "teacher": {"model": "t"}, "judges": [{"model": "j"}], "base": {"model": "b"}, "seeds": {}}
 
@@ -33,7 +32,9 @@ def test_remote_code_needs_a_pinned_revision():
 
 
 def test_set_overrides_values_in_sections_and_lists():
-    recipe = load_recipe("tiny", ["align.beta=0.5", "judges.0.model=other", "seeds.dolly=[{source: a.jsonl, limit: 3}]"])
+    recipe = load_recipe(
+        "tiny", ["align.beta=0.5", "judges.0.model=other", "seeds.dolly=[{source: a.jsonl, limit: 3}]"]
+    )
     assert recipe.align.beta == 0.5
     assert recipe.judges[0].model == "other"
     assert recipe.seeds.dolly[0].limit == 3
@@ -53,28 +54,28 @@ def test_a_missing_recipe_names_the_packaged_ones():
         load_recipe("nope")
 
 
-def marks(tmp_path, *overrides):
+def marks(*overrides):
     recipe = load_recipe("tiny", overrides)
-    return {s: fingerprint(recipe, Store(tmp_path), s) for s in ("generate", "filter", "sft", "dpo", "evaluate")}
+    return {s: fingerprint(recipe, s) for s in ("generate", "filter", "sft", "dpo", "evaluate")}
 
 
-def changed(tmp_path, *overrides):
-    before, after = marks(tmp_path), marks(tmp_path, *overrides)
+def changed(*overrides):
+    before, after = marks(), marks(*overrides)
     return [stage for stage in before if before[stage] != after[stage]]
 
 
-def test_how_fields_redo_nothing(tmp_path):
-    assert changed(tmp_path, "sft.workers=2", "judges.0.base_url=http://x", "teacher.actors=3", "serve.port=9") == []
+def test_how_fields_redo_nothing():
+    assert changed("sft.workers=2", "judges.0.base_url=http://x", "teacher.actors=3", "serve.port=9") == []
 
 
 def test_a_changed_rubric_redoes_the_filter_and_what_follows(tmp_path):
     rubric = tmp_path / "rubric.txt"
     rubric.write_text("one")
-    first = marks(tmp_path, f"filter.rubrics={{orca: {rubric}}}")
+    first = marks(f"filter.rubrics={{orca: {rubric}}}")
     rubric.write_text("two")
-    second = marks(tmp_path, f"filter.rubrics={{orca: {rubric}}}")
+    second = marks(f"filter.rubrics={{orca: {rubric}}}")
     assert [stage for stage in first if first[stage] != second[stage]] == ["filter", "sft", "dpo", "evaluate"]
 
 
-def test_a_changed_beta_redoes_dpo_and_what_follows(tmp_path):
-    assert changed(tmp_path, "align.beta=0.3") == ["dpo", "evaluate"]
+def test_a_changed_beta_redoes_dpo_and_what_follows():
+    assert changed("align.beta=0.3") == ["dpo", "evaluate"]

@@ -37,7 +37,9 @@ def test_an_answer_is_asked_for_once_and_found_again_by_the_next_process(tmp_pat
     assert calls["by_model"]["scripted"] == {"sent": 1, "tokens_in": 10, "tokens_out": 5, "usd": 0.0}
 
 
-@pytest.mark.parametrize("change", [{"row": "r2"}, {"sample": 1}, {"attempt": 1}, {"sampling": Sampling(temperature=0)}])
+@pytest.mark.parametrize(
+    "change", [{"row": "r2"}, {"sample": 1}, {"attempt": 1}, {"sampling": Sampling(temperature=0)}]
+)
 def test_another_row_sample_attempt_or_parameter_is_another_call(tmp_path, scripted, change):
     model = scripted(lambda m: "4")
     ask(talker(tmp_path, model))

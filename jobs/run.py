@@ -1,0 +1,8 @@
+"""The whole recipe as a Ray job: `ray job submit --working-dir . -- python jobs/run.py RECIPE --run-dir DIR`."""
+
+import sys
+
+from bezoar_ray.cli import main
+
+if __name__ == "__main__":
+    sys.exit(main(["run", *sys.argv[1:]]))

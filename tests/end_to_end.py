@@ -1,0 +1,101 @@
+"""A small but whole run of the embedded recipe, as a user would start it, and what can be done to its processes."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+import uuid
+from collections.abc import Callable
+from pathlib import Path
+
+import orjson
+import psutil
+
+# A tenth of the rows: every stage, every scheme, in a few minutes.
+SMALL = [
+    "generate.lamini.calls=12", "generate.evol_instruct.seeds=12", "generate.evol_instruct.epochs=2",
+    "generate.orca.rows=30", "sft.epochs=1", "sft.checkpoint_every=2", "hh_sft.limit=64", "align.limit=64",
+    "align.checkpoint_every=2", "evaluate.heldout_pairs=20",
+    "evaluate.harness.tasks.0.limit=20", "evaluate.harness.tasks.1.limit=20", "evaluate.mt_bench.limit=4",
+]  # fmt: skip
+_MARK = "BEZOAR_TEST_MARK"
+
+
+class Command:
+    """`bezoar run tiny` in a process of its own; every process that it starts carries a mark."""
+
+    def __init__(self, run_dir: Path, *extra: str):
+        self.mark = uuid.uuid4().hex
+        settings = [part for setting in SMALL for part in ("--set", setting)]
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "bezoar_ray.cli", "run", "tiny", "--run-dir", str(run_dir), *settings, *extra],
+            env=os.environ | {_MARK: self.mark},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+
+    def wait(self, timeout: float = 900) -> tuple[int, str]:
+        """Exit code and what was printed."""
+        output, _ = self._process.communicate(timeout=timeout)
+        return self._process.returncode, output
+
+    def wait_until(self, ready: Callable[[], bool], timeout: float = 600) -> None:
+        """Until something has happened, or the command has ended."""
+        end = time.monotonic() + timeout
+        while not ready() and self._process.poll() is None and time.monotonic() < end:
+            time.sleep(0.05)
+        assert self._process.poll() is None, f"the run ended first:\n{self.wait()[1]}"
+
+    def processes(self) -> list[psutil.Process]:
+        """Every living process of this command."""
+        return [process for process in psutil.process_iter() if _carries(process, self.mark)]
+
+    def kill_everything(self) -> None:
+        """SIGKILL to the driver and all it started, the driver first."""
+        self._process.kill()
+        for process in self.processes():
+            with_suppressed(process.send_signal, signal.SIGKILL)
+        self._process.wait()
+
+    def kill_driver(self) -> None:
+        """SIGKILL to the driver alone."""
+        self._process.kill()
+        self._process.wait()
+
+    def interrupt(self) -> None:
+        """Ctrl-C."""
+        self._process.send_signal(signal.SIGINT)
+
+
+def with_suppressed(call: Callable, *arguments) -> None:
+    try:
+        call(*arguments)
+    except psutil.NoSuchProcess:
+        pass
+
+
+def _carries(process: psutil.Process, mark: str) -> bool:
+    try:
+        return process.status() != psutil.STATUS_ZOMBIE and process.environ().get(_MARK) == mark
+    except psutil.Error:
+        return False
+
+
+def summary(run_dir: Path) -> dict:
+    """summary.json, which must be whole at any moment; empty before there is one."""
+    path = run_dir / "summary.json"
+    return orjson.loads(path.read_bytes()) if path.exists() else {}
+
+
+def in_stage(run_dir: Path, stage: str) -> bool:
+    """Whether a stage has begun and not ended."""
+    return summary(run_dir).get("stages", {}).get(stage, {}).get("status") == "running"
+
+
+def replies(run_dir: Path) -> list[tuple[str, str]]:
+    """Key and text of each durable answer in the ledger, in all roles."""
+    lines = [line for path in (run_dir / "ledger").rglob("*.jsonl") for line in path.read_bytes().splitlines(True)]
+    entries = [orjson.loads(line) for line in lines if line.endswith(b"\n")]
+    return [(entry["reply"], entry["answer"]["text"]) for entry in entries if "reply" in entry]

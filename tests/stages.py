@@ -1,0 +1,20 @@
+"""Stages for tests of control flow: they leave a file, or fail as they are told."""
+
+from bezoar_ray.errors import BezoarError, BudgetReached
+from bezoar_ray.stage import Context, Outcome
+
+calls: list[str] = []
+fails: dict[str, BaseException] = {}
+
+
+def run(context: Context) -> Outcome:
+    name = context.progress.stage
+    calls.append(name)
+    if name in fails:
+        raise fails[name]
+    context.store.replace(f"{name}.txt", name)
+    return Outcome([f"{name}.txt"], {"data": {"lamini": {name: 1}}})
+
+
+FAILED = BezoarError("the gate `duplicate` took all rows")
+BUDGET = BudgetReached("budget_usd of 5 is reached")

@@ -1,0 +1,108 @@
+import random
+import time
+from collections import Counter
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+
+from bezoar_ray.recipe import CHECKPOINTS, SCHEMES
+from tests.end_to_end import Command, in_stage, replies, summary
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
+IN_FLIGHT = 192  # calls of one actor that may be under way when it is killed
+
+
+@pytest.fixture(scope="session")
+def small_run(tiny_world, tmp_path_factory) -> Path:
+    """A whole small run, undisturbed."""
+    run_dir = tmp_path_factory.mktemp("small") / "run"
+    code, output = Command(run_dir).wait()
+    assert code == 0, output
+    return run_dir
+
+
+def ids(run_dir: Path, status: str) -> dict[str, set[str]]:
+    return {
+        scheme: {i for path in (run_dir / "data" / scheme / status).glob("*.parquet") for i in pq.read_table(path)["id"].to_pylist()}
+        for scheme in SCHEMES
+    }  # fmt: skip
+
+
+def test_every_file_of_the_contract_is_there(small_run):
+    names = ["recipe.yaml", "summary.json", "report.html", "cards", "logs", "eval/mt_bench/answers.jsonl"]
+    names += ["eval/mt_bench/judgments.jsonl", "data/hh_rlhf/sft", "data/hh_rlhf/pairs", "data/hh_rlhf/heldout"]
+    names += [f"eval/harness/{name}.json" for name in CHECKPOINTS]
+    names += [f"checkpoints/{name}/{part}" for name in CHECKPOINTS[1:] for part in ("adapter", "merged", "joined")]
+    names += [f"manifests/{stage}.json" for stage in summary(small_run)["stages"]]
+    assert [name for name in names if not (small_run / name).exists()] == []
+
+
+def test_every_row_ends_somewhere(small_run):
+    for scheme, counts in summary(small_run)["data"].items():
+        assert counts["generated"] == counts["accepted"] + counts["rejected"] + counts["failed"] > 0
+        ended = set().union(*(ids(small_run, status)[scheme] for status in ("accepted", "rejected", "failed")))
+        assert ended == ids(small_run, "generated")[scheme]
+
+
+def test_truncated_rows_are_never_accepted(small_run):
+    for scheme in SCHEMES:
+        for path in (small_run / "data" / scheme / "accepted").glob("*.parquet"):
+            assert set(pq.read_table(path)["finish_reason"].to_pylist()) <= {"stop"}
+
+
+def test_a_second_run_makes_no_call_and_trains_nothing(small_run):
+    checkpoints = {path: path.stat().st_mtime_ns for path in small_run.glob("checkpoints/**/*.safetensors")}
+    code, output = Command(small_run).wait()
+    assert code == 0, output
+    after = summary(small_run)
+    assert all(stage["skipped"] for stage in after["stages"].values())
+    assert [calls["last_run"]["attempts"] for calls in after["calls"].values()] == [0, 0, 0, 0]
+    assert {path: path.stat().st_mtime_ns for path in small_run.glob("checkpoints/**/*.safetensors")} == checkpoints
+
+
+def test_a_run_killed_in_every_stage_ends_as_an_undisturbed_one(small_run, tmp_path):
+    run_dir, rng = tmp_path / "run", random.Random(0)
+    for stage in ("generate", "filter", "sft", "dpo", "evaluate"):
+        command = Command(run_dir)
+        command.wait_until(lambda stage=stage: in_stage(run_dir, stage))
+        if stage in ("generate", "filter"):
+            count = len(replies(run_dir))
+            command.wait_until(lambda count=count: len(replies(run_dir)) > count + 5)
+        else:
+            time.sleep(rng.uniform(1, 25))
+        before = dict(replies(run_dir))
+        command.kill_everything()
+        deadline = time.monotonic() + 10
+        while command.processes() and time.monotonic() < deadline:
+            time.sleep(0.2)
+        assert command.processes() == []
+        after = replies(run_dir)
+        assert before.items() <= dict(after).items()
+    code, output = Command(run_dir).wait()
+    assert code == 0, output
+    assert ids(run_dir, "generated") == ids(small_run, "generated")
+    asked = Counter(key for key, _ in replies(run_dir))
+    assert sum(times - 1 for times in asked.values()) <= IN_FLIGHT
+    assert dict(after).items() <= dict(replies(run_dir)).items()
+
+
+def test_when_the_driver_alone_is_killed_nothing_of_the_run_is_left(tmp_path):
+    command = Command(tmp_path / "run")
+    command.wait_until(lambda: in_stage(tmp_path / "run", "generate") and len(replies(tmp_path / "run")) > 5)
+    command.kill_driver()
+    deadline = time.monotonic() + 10
+    while command.processes() and time.monotonic() < deadline:
+        time.sleep(0.2)
+    assert [process.cmdline() for process in command.processes()] == []
+
+
+def test_an_interrupted_run_says_so_and_a_second_command_meets_the_lock(tmp_path):
+    run_dir = tmp_path / "run"
+    command = Command(run_dir)
+    command.wait_until(lambda: in_stage(run_dir, "generate"))
+    code, output = Command(run_dir).wait()
+    assert code == 2 and "is in use by process" in output
+    command.interrupt()
+    assert command.wait()[0] == 130
+    assert summary(run_dir)["run"]["status"] == "interrupted"

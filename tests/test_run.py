@@ -1,0 +1,98 @@
+import pytest
+
+from bezoar_ray.errors import BezoarError, BudgetReached, RecipeError
+from bezoar_ray.progress import Progress
+from bezoar_ray.recipe import load_recipe
+from bezoar_ray.run import STEPS, parse_stages, run
+from bezoar_ray.store import Store
+from tests import stages
+
+SOME = ["generate", "filter", "sft", "report"]
+
+
+@pytest.fixture(autouse=True)
+def scripted_stages(monkeypatch, ray_session):
+    for name in STEPS:
+        monkeypatch.setitem(STEPS, name, "tests.stages")
+    stages.calls.clear()
+    stages.fails.clear()
+
+
+def go(tmp_path, *overrides, asked=SOME):
+    return run(load_recipe("tiny", overrides), Store(tmp_path), asked, Progress())
+
+
+def test_stages_run_in_order_and_their_summaries_are_merged(tmp_path):
+    summary = go(tmp_path)
+    assert stages.calls == SOME
+    assert summary["run"]["status"] == "done"
+    assert summary["data"]["lamini"] == {"generate": 1, "filter": 1, "sft": 1, "report": 1}
+    assert summary == Store(tmp_path).read_json("summary.json")
+
+
+def test_what_is_done_is_skipped(tmp_path):
+    go(tmp_path)
+    stages.calls.clear()
+    summary = go(tmp_path)
+    assert stages.calls == []
+    assert all(stage["skipped"] for stage in summary["stages"].values())
+
+
+def test_a_change_redoes_its_stage_and_what_follows(tmp_path):
+    go(tmp_path)
+    stages.calls.clear()
+    go(tmp_path, "filter.accept_rating=5")
+    assert stages.calls == ["filter", "sft", "report"]
+
+
+def test_a_lost_file_redoes_its_stage_and_what_follows(tmp_path):
+    go(tmp_path)
+    stages.calls.clear()
+    (tmp_path / "filter.txt").unlink()
+    go(tmp_path)
+    assert stages.calls == ["filter", "sft", "report"]
+
+
+def test_a_failed_stage_keeps_what_is_done_and_writes_the_report(tmp_path):
+    stages.fails["filter"] = stages.FAILED
+    with pytest.raises(BezoarError, match="duplicate"):
+        go(tmp_path)
+    summary = Store(tmp_path).read_json("summary.json")
+    assert summary["run"]["status"] == "failed"
+    assert {name: stage["status"] for name, stage in summary["stages"].items()} == {
+        "generate": "done",
+        "filter": "failed",
+    }
+    assert stages.calls == ["generate", "filter", "report"]
+    stages.fails.clear()
+    stages.calls.clear()
+    assert go(tmp_path)["run"]["status"] == "done"
+    assert stages.calls == ["filter", "sft", "report"]
+
+
+def test_a_reached_budget_and_an_interrupt_are_told_apart(tmp_path):
+    stages.fails["filter"] = stages.BUDGET
+    with pytest.raises(BudgetReached):
+        go(tmp_path)
+    assert Store(tmp_path).read_json("summary.json")["run"]["status"] == "budget"
+    stages.fails["filter"] = KeyboardInterrupt()
+    with pytest.raises(KeyboardInterrupt):
+        go(tmp_path)
+    assert Store(tmp_path).read_json("summary.json")["run"]["status"] == "interrupted"
+
+
+def test_a_missing_key_is_named_before_any_work(tmp_path):
+    with pytest.raises(RecipeError, match="set the environment variable NO_SUCH_KEY"):
+        go(tmp_path, "judges.0.api_key_env=NO_SUCH_KEY")
+    assert stages.calls == []
+
+
+def test_stages_are_asked_for_by_name():
+    assert parse_stages("report,sft") == ["sft", "report"]
+    with pytest.raises(RecipeError, match="no stage 'train'"):
+        parse_stages("train")
+
+
+def test_a_stage_without_what_it_reads_is_refused_with_the_remedy(tmp_path):
+    with pytest.raises(RecipeError, match="Add it: --stages filter,sft"):
+        go(tmp_path, asked=["sft"])
