@@ -1,5 +1,6 @@
 """A small but whole run of the embedded recipe, as a user would start it, and what can be done to its processes."""
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -56,7 +57,8 @@ class Command:
         """SIGKILL to the driver and all it started, the driver first."""
         self._process.kill()
         for process in self.processes():
-            with_suppressed(process.send_signal, signal.SIGKILL)
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
         self._process.wait()
 
     def kill_driver(self) -> None:
@@ -67,13 +69,6 @@ class Command:
     def interrupt(self) -> None:
         """Ctrl-C."""
         self._process.send_signal(signal.SIGINT)
-
-
-def with_suppressed(call: Callable, *arguments) -> None:
-    try:
-        call(*arguments)
-    except psutil.NoSuchProcess:
-        pass
 
 
 def _carries(process: psutil.Process, mark: str) -> bool:

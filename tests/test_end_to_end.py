@@ -23,10 +23,9 @@ def small_run(tiny_world, tmp_path_factory) -> Path:
 
 
 def ids(run_dir: Path, status: str) -> dict[str, set[str]]:
-    return {
-        scheme: {i for path in (run_dir / "data" / scheme / status).glob("*.parquet") for i in pq.read_table(path)["id"].to_pylist()}
-        for scheme in SCHEMES
-    }  # fmt: skip
+    folders = {scheme: run_dir / "data" / scheme / status for scheme in SCHEMES}
+    tables = {scheme: map(pq.read_table, folder.glob("*.parquet")) for scheme, folder in folders.items()}
+    return {scheme: {row for table in found for row in table["id"].to_pylist()} for scheme, found in tables.items()}
 
 
 def test_every_file_of_the_contract_is_there(small_run):
