@@ -1,0 +1,76 @@
+"""MT-Bench's questions and reference answers, in FastChat's files or the embedded world's."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+from bezoar_ray.errors import RecipeError
+from bezoar_ray.recipe import MtBench
+
+WITH_REFERENCE = ("math", "reasoning", "coding")
+
+
+@dataclass(frozen=True)
+class Question:
+    """One conversation to hold: what the user says in each turn, and the reference answers where there are any."""
+
+    id: int | str
+    category: str
+    turns: tuple[str, ...]
+    references: tuple[str, ...] | None = None
+
+
+def load_questions(part: MtBench) -> list[Question]:
+    """The questions, with references for math, reasoning and coding.
+
+    Raises:
+        RecipeError: a file that cannot be read, or a row that is no question; the message names file and line.
+    """
+    questions, references = _files(part)
+    answers = dict(_references(references)) if references else {}
+    rows = [_question(where, row, answers) for where, row in _rows(questions, "evaluate.mt_bench.questions")]
+    return rows[: part.limit]
+
+
+def _files(part: MtBench) -> tuple[Path, Path | None]:
+    if part.questions != "tiny":
+        return Path(part.questions), Path(part.references) if part.references else None
+    from bezoar_ray.tiny import world
+
+    return world().questions, Path(part.references) if part.references else world().references
+
+
+def _question(where: str, row: dict[str, Any], answers: dict[int | str, tuple[str, ...]]) -> Question:
+    try:
+        turns, category = tuple(row["turns"]), row["category"]
+        own = tuple(row.get("reference") or ()) or None
+        references = answers.get(row["question_id"], own) if category in WITH_REFERENCE else None
+        complete = references if references and len(references) >= len(turns) else None
+        return Question(row["question_id"], category, turns, complete)
+    except (KeyError, TypeError) as error:
+        raise RecipeError(f"{where}: not a question (needs question_id, category, turns): {error!r}") from error
+
+
+def _references(path: Path) -> Iterator[tuple[int | str, tuple[str, ...]]]:
+    for where, row in _rows(path, "evaluate.mt_bench.references"):
+        try:
+            yield row["question_id"], tuple(row["choices"][0]["turns"])
+        except (KeyError, IndexError, TypeError) as error:
+            raise RecipeError(f"{where}: not a reference answer (needs question_id, choices): {error!r}") from error
+
+
+def _rows(path: Path, field: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    try:
+        lines = path.read_bytes().splitlines()
+    except OSError as error:
+        raise RecipeError(f"{field}: cannot read {str(path)!r}: {error.strerror}") from error
+    for number, line in enumerate(lines, 1):
+        where = f"{path}:{number}"
+        if line.strip():
+            try:
+                yield where, orjson.loads(line)
+            except orjson.JSONDecodeError as error:
+                raise RecipeError(f"{where}: not valid JSON: {error}") from error

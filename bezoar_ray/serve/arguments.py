@@ -1,0 +1,76 @@
+"""What vLLM's own server is told: the base, its tokenizer and template, and a joined LoRA per checkpoint."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from bezoar_ray.errors import BezoarError
+from bezoar_ray.llm.models import model_path
+from bezoar_ray.recipe import CHECKPOINTS, Recipe, Serve
+from bezoar_ray.store import Store
+
+_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # vllm.config.lora.MaxLoRARanks; importing vLLM takes 18 s
+_BASE = "checkpoints/base"
+
+
+def model_names(store: Store) -> list[str]:
+    """The checkpoints that the run directory holds, in the order of training; base is always served."""
+    return [CHECKPOINTS[0], *(name for name in CHECKPOINTS[1:] if store.exists(_joined(name)))]
+
+
+def engine_arguments(recipe: Recipe, store: Store) -> list[str]:
+    """The command line of vLLM's server.
+
+    Raises:
+        BezoarError: there is no base checkpoint, or an adapter's rank is beyond what vLLM serves.
+    """
+    template = store.path(f"{_BASE}/chat_template.jinja")
+    if not template.is_file():
+        raise BezoarError(f"{template}: missing. Run the sft stage first: it writes base's tokenizer and template.")
+    model = recipe.base
+    arguments = ["--model", model_path(model.model), "--served-model-name", CHECKPOINTS[0]]
+    arguments += ["--tokenizer", str(store.path(_BASE)), "--dtype", recipe.serve.dtype]
+    arguments += ["--chat-template", str(template), "--chat-template-content-format", "string"]
+    arguments += ["--generation-config", "vllm"]  # else the base's own sampling defaults enter every answer
+    arguments += ["--revision", model.revision] if model.revision else []
+    arguments += ["--trust-remote-code"] if model.trust_remote_code else []
+    return arguments + _lora_flags(store) + _flags(_engine(recipe.serve))
+
+
+def _engine(part: Serve) -> dict[str, Any]:
+    defaults = {} if part.num_gpus else {"enforce_eager": True}
+    return {"disable_log_stats": True} | defaults | part.engine
+
+
+def _lora_flags(store: Store) -> list[str]:
+    paths = {name: store.path(_joined(name)) for name in model_names(store)[1:]}
+    if not paths:
+        return []
+    modules = [f"{name}={path}" for name, path in paths.items()]
+    rank = max(_served_rank(path) for path in paths.values())
+    limits = ["--max-lora-rank", str(rank), "--max-loras", str(len(paths))]
+    return ["--enable-lora", *limits, "--lora-modules", *modules]
+
+
+def _served_rank(path: Path) -> int:
+    config = json.loads((path / "adapter_config.json").read_text())
+    rank = max([config["r"], *(config.get("rank_pattern") or {}).values()])
+    for allowed in _RANKS:
+        if rank <= allowed:
+            return allowed
+    raise BezoarError(f"{path}: rank {rank} is more than vLLM serves ({_RANKS[-1]}). Lower lora.r in the recipe.")
+
+
+def _flags(engine: dict[str, Any]) -> list[str]:
+    flags = []
+    for key, value in engine.items():
+        name = key.replace("_", "-")
+        if isinstance(value, bool):
+            flags.append(f"--{name}" if value else f"--no-{name}")
+        else:
+            flags += [f"--{name}", json.dumps(value) if isinstance(value, dict | list) else str(value)]
+    return flags
+
+
+def _joined(name: str) -> str:
+    return f"checkpoints/{name}/joined"
