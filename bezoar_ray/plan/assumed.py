@@ -1,0 +1,58 @@
+"""What a recipe does not say, with a name for each number; a pilot's measurements take their place."""
+
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """Tokens of one call."""
+
+    into: float
+    out: float
+
+
+@dataclass(frozen=True)
+class Assumed:
+    """Rough means of public data of each kind, as defaults; none of them is a measurement of ours."""
+
+    call: dict[str, Tokens] = field(
+        default_factory=lambda: {
+            "lamini instructions": Tokens(150, 700),  # three short examples; twenty instructions of 35 tokens
+            "lamini answer": Tokens(60, 200),
+            "evol_instruct rewrite": Tokens(250, 120),
+            "evol_instruct comparison": Tokens(300, 5),
+            "evol_instruct answer": Tokens(150, 350),
+            "orca answer": Tokens(300, 250),
+            "judge": Tokens(800, 80),  # rubric and row; a rating with its reason
+            "mt_bench answer": Tokens(250, 350),  # the second turn carries the first
+            "mt_bench judge": Tokens(900, 150),
+            "harness request": Tokens(120, 1),
+        }
+    )
+    """Tokens of each kind of call."""
+    accepted: dict[str, float] = field(
+        default_factory=lambda: {"lamini": 0.5, "evol_instruct": 0.68, "orca": 0.17}  # the last two as published
+    )
+    """Share of the generated rows that the filter accepts, by scheme."""
+    judged: float = 1.0
+    """Judge calls per generated row and judge; the gates and repeated questions change it."""
+    hh_row: float = 250
+    """Tokens of an HH-RLHF conversation."""
+    open_rows: int = 1000
+    """Rows of a source or sub-mixture to which the recipe sets no limit."""
+    harness_items: int = 2500
+    """Items of an lm-eval task without a limit."""
+    harness_choices: float = 3.5
+    """Requests for each item: one for each choice."""
+    mt_bench_questions: int = 80
+    """Questions in FastChat's file; the embedded world has 16."""
+    write_speed: float = 30_000
+    """Tokens that vLLM writes in a second on one 80 GB GPU, times the billions of active weights."""
+    read_speed: float = 120_000
+    """Prompt tokens that it reads in a second, likewise."""
+    train_speed: float = 10_000
+    """Tokens that QLoRA trains on in a second on one 80 GB GPU, times the billions of weights."""
+    billions: float = 7
+    """Billions of weights of a model whose name does not say."""
+    measured: str = ""
+    """The run directory whose numbers stand in place of some of these."""

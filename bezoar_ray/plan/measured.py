@@ -1,0 +1,63 @@
+"""A plan again, from what a run measured."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from bezoar_ray.errors import RecipeError
+from bezoar_ray.plan.assumed import Assumed, Tokens
+from bezoar_ray.plan.steps import Plan, Step, generation, plan
+from bezoar_ray.recipe import SCHEMES, Recipe
+
+
+def plan_from(recipe: Recipe, folder: str | Path) -> Plan:
+    """The plan of a recipe with what a run, most often a pilot, measured in place of the assumptions.
+
+    Raises:
+        RecipeError: the folder holds no run.
+    """
+    path = Path(folder) / "summary.json"
+    try:
+        summary = json.loads(path.read_text())
+    except OSError as error:
+        raise RecipeError(f"--from {folder}: cannot read {path}: {error.strerror}. Name a run directory") from error
+    return plan(recipe, measured(recipe, summary, str(folder)))
+
+
+def measured(recipe: Recipe, summary: dict[str, Any], name: str) -> Assumed:
+    """The assumptions, corrected by a run's summary: yields, judge calls per row, tokens per call by role."""
+    counts = {scheme: part for scheme, part in summary.get("data", {}).items() if part.get("generated")}
+    rows = {scheme: float(part["generated"]) for scheme, part in counts.items()}
+    assumed = Assumed(measured=name)
+    accepted = {scheme: part.get("accepted", 0) / part["generated"] for scheme, part in counts.items()}
+    assumed = replace(assumed, accepted=assumed.accepted | accepted)
+    calls, total = summary.get("calls", {}), sum(rows.values())
+    if total and recipe.judges and _sent(calls.get("judge")):
+        assumed = replace(assumed, judged=_sent(calls["judge"]) / (total * len(recipe.judges)))
+    expected = list(generation(recipe, rows, assumed))
+    scaled = _scaled(assumed.call, calls.get("teacher"), expected, SCHEMES)
+    scaled |= _own(scaled, calls.get("judge"), "judge") | _own(scaled, calls.get("mt_bench_judge"), "mt_bench judge")
+    return replace(assumed, call=scaled | _own(scaled, calls.get("candidate"), "mt_bench answer"))
+
+
+def _scaled(call: dict[str, Tokens], found: Any, expected: list[Step], kinds: tuple[str, ...]) -> dict[str, Tokens]:
+    """Calls of several kinds, of which a run knows the sum: all by the factor that makes the sum come out."""
+    if not _sent(found) or not expected:
+        return call
+    into = found["tokens_in"] / sum(step.tokens_in for step in expected)
+    out = found["tokens_out"] / sum(step.tokens_out for step in expected)
+    return {
+        kind: Tokens(tokens.into * into, tokens.out * out) if kind.startswith(kinds) else tokens
+        for kind, tokens in call.items()
+    }
+
+
+def _own(call: dict[str, Tokens], found: Any, kind: str) -> dict[str, Tokens]:
+    """The mean tokens of a role that makes one kind of call."""
+    sent = _sent(found)
+    return {kind: Tokens(found["tokens_in"] / sent, found["tokens_out"] / sent) if sent else call[kind]}
+
+
+def _sent(found: Any) -> float:
+    return (found or {}).get("sent", 0)

@@ -1,0 +1,163 @@
+"""The steps of a recipe: calls of one kind to one model, or the training of one stage."""
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from bezoar_ray.plan.assumed import Assumed
+from bezoar_ray.recipe import CHECKPOINTS, ModelPart, Recipe, SourcePart, Training
+
+
+@dataclass(frozen=True)
+class Step:
+    """One line of a plan: calls of one kind to one model, or the training of one stage."""
+
+    stage: str
+    what: str
+    model: str
+    calls: float = 0
+    tokens_in: float = 0
+    tokens_out: float = 0
+    usd: float = 0
+    gpu_hours: float = 0
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All steps of a recipe, and what was assumed on the way."""
+
+    recipe: str
+    steps: tuple[Step, ...]
+    rows: dict[str, float]
+    assumed: Assumed
+
+    def total(self, name: str) -> float:
+        """The sum of one column."""
+        return sum(getattr(step, name) for step in self.steps)
+
+
+def plan(recipe: Recipe, assumed: Assumed | None = None) -> Plan:
+    """What a recipe will call, cost and take."""
+    assumed = assumed or Assumed()
+    rows = generated(recipe, assumed)
+    steps = (*generation(recipe, rows, assumed), *_judging(recipe, rows, assumed),
+             *_training(recipe, rows, assumed), *_evaluation(recipe, assumed))  # fmt: skip
+    return Plan(recipe.name, steps, rows, assumed)
+
+
+# Generation and filter.
+
+
+def generated(recipe: Recipe, assumed: Assumed) -> dict[str, float]:
+    """Rows that each scheme of the recipe generates, at most."""
+    found, part = {}, recipe.generate
+    if part.lamini:
+        found["lamini"] = float(part.lamini.calls * part.lamini.per_call)
+    if part.evol_instruct:
+        seeds = min(part.evol_instruct.seeds, _rows(recipe.seeds.dolly) or part.evol_instruct.seeds)
+        found["evol_instruct"] = float(seeds * part.evol_instruct.epochs)
+    if part.orca:
+        drawn = sum(mixture.rows or assumed.open_rows for mixture in part.orca.mixtures.values())
+        found["orca"] = float(min(drawn, _rows(recipe.seeds.flan) or drawn, part.orca.rows or drawn))
+    return found
+
+
+def _rows(sources: tuple[SourcePart, ...]) -> int | None:
+    """The most rows that sources give, or None where one of them has no limit."""
+    limits = [source.limit for source in sources]
+    return sum(limits) if limits and all(limits) else None
+
+
+def generation(recipe: Recipe, rows: dict[str, float], assumed: Assumed) -> Iterator[Step]:
+    """The teacher's calls for so many rows of each scheme."""
+    lamini = recipe.generate.lamini
+    calls = {
+        "lamini instructions": rows.get("lamini", 0) / (lamini.per_call if lamini else 1),
+        "lamini answer": rows.get("lamini", 0),
+        "evol_instruct rewrite": rows.get("evol_instruct", 0),
+        "evol_instruct comparison": rows.get("evol_instruct", 0),
+        "evol_instruct answer": rows.get("evol_instruct", 0),
+        "orca answer": rows.get("orca", 0),
+    }
+    for kind, count in calls.items():
+        if count:
+            yield _calls("generate", kind, recipe.teacher, count, assumed)
+
+
+def _judging(recipe: Recipe, rows: dict[str, float], assumed: Assumed) -> Iterator[Step]:
+    for judge in recipe.judges if recipe.filter.judge else ():
+        yield _calls("filter", "judge", judge, sum(rows.values()) * assumed.judged, assumed)
+
+
+def _calls(stage: str, kind: str, model: ModelPart, count: float, assumed: Assumed) -> Step:
+    into, out = count * assumed.call[kind].into, count * assumed.call[kind].out
+    usd = (into * model.prices.input + out * model.prices.output) / 1e6
+    hours = _engine_hours(model.model, model.num_gpus, into, out, assumed)
+    return Step(stage, kind, model.model, count, into, out, usd, hours)
+
+
+def _engine_hours(model: str, gpus: float, into: float, out: float, assumed: Assumed) -> float:
+    """GPU hours in vLLM: the same for one GPU or many, since each adds its own speed. None without a GPU."""
+    seconds = (into / assumed.read_speed + out / assumed.write_speed) * billions(model, assumed, active=True)
+    return seconds / 3600 if gpus else 0.0
+
+
+def billions(model: str, assumed: Assumed, *, active: bool = False) -> float:
+    """Billions of weights, from a name such as `falcon-40b` or `30B-A3B` (whose active ones are 3 billion)."""
+    working = re.search(r"-a(\d+(?:\.\d+)?)b\b", model.lower())
+    whole = re.search(r"(?<![a-z0-9.])(\d+(?:\.\d+)?)b(?![a-z])", model.lower())
+    found = (working if active else None) or whole
+    return float(found.group(1)) if found else assumed.billions
+
+
+# Training and evaluation.
+
+
+def _training(recipe: Recipe, rows: dict[str, float], assumed: Assumed) -> Iterator[Step]:
+    kept = {scheme: count * assumed.accepted[scheme] for scheme, count in rows.items() if scheme in recipe.sft.order}
+    tokens = sum(count * _row_tokens(scheme, assumed) for scheme, count in kept.items())
+    yield _trained(recipe, "sft", f"{sum(kept.values()):,.0f} accepted rows", recipe.sft, tokens, assumed)
+    if recipe.seeds.hh_rlhf:
+        heldout = recipe.evaluate.heldout_pairs
+        pairs = (_rows(recipe.seeds.hh_rlhf) or assumed.open_rows + heldout) - heldout
+        chosen, both = _limited(recipe.hh_sft, pairs), _limited(recipe.align, pairs)
+        yield _trained(recipe, "hh-sft", f"{chosen:,} conversations", recipe.hh_sft, chosen * assumed.hh_row, assumed)
+        # Both sides, through the policy and (forward alone, a third of the work) through the reference.
+        yield _trained(recipe, "dpo", f"{both:,} pairs", recipe.align, both * 2 * assumed.hh_row, assumed, work=4 / 3)
+
+
+def _row_tokens(scheme: str, assumed: Assumed) -> float:
+    """Tokens of a training row: the call that wrote its answer holds both its sides."""
+    tokens = assumed.call[f"{scheme} answer"]
+    return tokens.into + tokens.out
+
+
+def _limited(part: Training, rows: int) -> int:
+    return max(0, min(part.limit or rows, rows))
+
+
+def _trained(
+    recipe: Recipe, stage: str, what: str, part: Training, tokens: float, assumed: Assumed, work: float = 1.0
+) -> Step:
+    tokens *= part.epochs
+    seconds = tokens * work * billions(recipe.base.model, assumed) / assumed.train_speed
+    hours = seconds / 3600 if part.gpus_per_worker else 0.0
+    return Step(stage, what, recipe.base.model, tokens_in=tokens, gpu_hours=hours)
+
+
+def _evaluation(recipe: Recipe, assumed: Assumed) -> Iterator[Step]:
+    harness, bench = recipe.evaluate.harness, recipe.evaluate.mt_bench
+    if harness and harness.tasks:
+        items = sum(task.limit or assumed.harness_items for task in harness.tasks)
+        yield _served(recipe, "harness request", items * assumed.harness_choices * len(CHECKPOINTS), assumed)
+    if bench:
+        asked = 16 if bench.questions == "tiny" else assumed.mt_bench_questions
+        turns = min(bench.limit or asked, asked) * 2 * len(CHECKPOINTS)
+        yield _served(recipe, "mt_bench answer", turns, assumed)
+        yield _calls("evaluate", "mt_bench judge", recipe.mt_bench_judge, turns, assumed)
+
+
+def _served(recipe: Recipe, kind: str, count: float, assumed: Assumed) -> Step:
+    into, out = count * assumed.call[kind].into, count * assumed.call[kind].out
+    hours = _engine_hours(recipe.base.model, recipe.serve.num_gpus, into, out, assumed)
+    return Step("evaluate", kind, recipe.base.model, count, into, out, gpu_hours=hours)

@@ -1,0 +1,141 @@
+"""A plan's numbers, checked by hand, and again from what a pilot measured."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from bezoar_ray.errors import RecipeError
+from bezoar_ray.plan import Assumed, plan, plan_from, render
+from bezoar_ray.plan.steps import billions
+from bezoar_ray.recipe import load_recipe, parse_recipe
+
+TREE = {
+    "name": "small",
+    "teacher": {"model": "org/teacher-10b", "num_gpus": 1, "prices": {"input": 1, "output": 2}},
+    "judges": [
+        {"model": "one", "prices": {"input": 1, "output": 10}},
+        {"model": "two"},
+    ],
+    "base": {"model": "org/base-2b"},
+    "seeds": {
+        "dolly": [{"source": "dolly.jsonl", "limit": 50}],
+        "flan": [{"source": "flan.jsonl", "limit": 100}],
+        "hh_rlhf": [{"source": "hh.jsonl", "limit": 300}],
+    },
+    "generate": {
+        "lamini": {"calls": 10, "per_call": 20},
+        "evol_instruct": {"seeds": 80, "epochs": 3},
+        "orca": {"mixtures": {"CoT": {"rows": 30}, "T0": {"rows": 40}}},
+    },
+    "hh_sft": {"limit": 150, "gpus_per_worker": 1},
+    "evaluate": {"harness": {"tasks": [{"task": "a", "limit": 100}]}, "mt_bench": {"questions": "q.jsonl", "limit": 10},
+                 "heldout_pairs": 100},
+}  # fmt: skip
+RECIPE = parse_recipe(TREE, "test")
+
+
+def calls(found, what):
+    return [step.calls for step in found.steps if step.what == what]
+
+
+def test_calls_follow_from_the_recipe():
+    found = plan(RECIPE)
+    assert found.rows == {"lamini": 200, "evol_instruct": 150, "orca": 70}  # only 50 seeds to evolve, 3 epochs
+    assert calls(found, "lamini instructions") == [10]
+    assert calls(found, "lamini answer") == [200]
+    assert [calls(found, f"evol_instruct {step}") for step in ("rewrite", "comparison", "answer")] == [[150]] * 3
+    assert calls(found, "orca answer") == [70]
+    assert calls(found, "judge") == [420, 420]  # every row, for each of the two judges
+    assert calls(found, "mt_bench answer") == calls(found, "mt_bench judge") == [10 * 2 * 4]
+    assert calls(found, "harness request") == [100 * 3.5 * 4]
+
+
+def test_dollars_are_tokens_times_prices():
+    found = plan(RECIPE)
+    judge = next(step for step in found.steps if step.model == "one" and step.what == "judge")
+    assert (judge.tokens_in, judge.tokens_out) == (420 * 800, 420 * 80)
+    assert judge.usd == pytest.approx((420 * 800 * 1 + 420 * 80 * 10) / 1e6)
+    assert found.total("usd") == pytest.approx(sum(step.usd for step in found.steps))
+
+
+def test_gpu_hours_follow_from_tokens_and_only_where_there_is_a_gpu():
+    found = {(step.stage, step.what): step for step in plan(RECIPE).steps}
+    answers = found["generate", "lamini answer"]
+    assert answers.gpu_hours == pytest.approx(10 * (200 * 60 / 120_000 + 200 * 200 / 30_000) / 3600)
+    hh_sft = found["hh-sft", "150 conversations"]
+    assert hh_sft.gpu_hours == pytest.approx(150 * 250 * 2 / 10_000 / 3600)
+    assert found["dpo", "200 pairs"].gpu_hours == 0  # 300 rows less 100 held out; no GPU asked for
+
+
+def test_training_tokens_follow_from_the_yields():
+    sft = next(step for step in plan(RECIPE).steps if step.stage == "sft")
+    expected = 200 * 0.5 * 260 + 150 * 0.68 * 500 + 70 * 0.17 * 550
+    assert sft.tokens_in == pytest.approx(expected)
+
+
+def test_a_pilot_replaces_yields_and_tokens(tmp_path):
+    pilot = {
+        "data": {"lamini": {"generated": 40, "accepted": 30}, "evol_instruct": {"generated": 0, "accepted": 0}},
+        "calls": {
+            "teacher": {"sent": 42, "tokens_in": 2 * (2 * 150 + 40 * 60), "tokens_out": 3 * (2 * 700 + 40 * 200)},
+            "judge": {"sent": 60, "tokens_in": 60_000, "tokens_out": 3_000},
+        },
+    }
+    (tmp_path / "summary.json").write_text(json.dumps(pilot))
+    found = plan_from(RECIPE, tmp_path).assumed
+    assert found.accepted == {"lamini": 0.75, "evol_instruct": 0.68, "orca": 0.17}
+    assert found.judged == 60 / (40 * 2)
+    assert (found.call["judge"].into, found.call["judge"].out) == (1000, 50)
+    assert found.call["orca answer"].into == pytest.approx(2 * 300)  # twice what was assumed, as the pilot's
+    assert found.call["lamini answer"].out == pytest.approx(3 * 200)
+    assert found.call["harness request"] == Assumed().call["harness request"]
+    assert str(tmp_path) in render(plan_from(RECIPE, tmp_path))
+
+
+def test_from_a_folder_without_a_run_says_so(tmp_path):
+    with pytest.raises(RecipeError, match=r"--from .*summary\.json"):
+        plan_from(RECIPE, tmp_path)
+
+
+def test_the_text_holds_every_step_and_names_the_assumptions():
+    text = render(plan(RECIPE))
+    assert "Rows to generate, at most: lamini 200, evol_instruct 150, orca 70" in text
+    assert "none of them measured" in text
+    assert "vLLM writes 30,000" in text
+    for step in plan(RECIPE).steps:
+        assert step.what in text
+
+
+@pytest.mark.parametrize("name", ["tiny", "openbezoar-3b", "modern"])
+def test_every_packaged_recipe_has_a_plan(name):
+    found = plan(load_recipe(name))
+    assert found.total("calls") > 0
+    if name == "openbezoar-3b":
+        assert found.rows == {"lamini": 1600, "evol_instruct": 2304, "orca": 5507}
+        assert found.total("usd") > 10
+        assert found.total("gpu_hours") > 5
+    if name == "tiny":
+        assert found.total("gpu_hours") == found.total("usd") == 0
+
+
+@pytest.mark.parametrize(
+    ("name", "active", "expected"),
+    [
+        ("h2oai/h2ogpt-gm-oasst1-en-2048-falcon-40b-v2", True, 40),
+        ("openlm-research/open_llama_3b_v2", False, 3),
+        ("Qwen/Qwen3-30B-A3B-Instruct-2507", True, 3),
+        ("Qwen/Qwen3-30B-A3B-Instruct-2507", False, 30),
+        ("Qwen/Qwen3-1.7B-Base", False, 1.7),
+        ("tiny-base", False, 7),
+    ],
+)
+def test_sizes_are_read_from_names(name, active, expected):
+    assert billions(name, Assumed(), active=active) == expected
+
+
+def test_a_plan_imports_nothing_heavy():
+    code = "import sys, bezoar_ray.plan; print([m for m in ('ray', 'torch', 'vllm', 'pyarrow') if m in sys.modules])"
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert found.stdout.strip() == "[]"
