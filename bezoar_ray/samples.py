@@ -1,26 +1,24 @@
-"""Samples as text for a terminal: what a pilot shows before the bill."""
+"""The samples of a run directory: `data/<scheme>/<status>/part-*.parquet`, where the stages meet."""
 
-import textwrap
-
-from bezoar_ray.recipe import SCHEMES
-from bezoar_ray.rows import Sample, sample_schema
+from bezoar_ray.rows import Sample, sample_schema, sample_table
 from bezoar_ray.store import Store
 
-
-def show(store: Store, count: int = 3) -> str:
-    """The first accepted and rejected samples of each scheme, with the judges' reasons."""
-    lines = []
-    for scheme in SCHEMES:
-        for status in ("accepted", "rejected"):
-            table = store.read_table(f"data/{scheme}/{status}", sample_schema())
-            lines.append(f"\n== {scheme}: {table.num_rows} {status}")
-            lines += [_block(Sample.from_row(row)) for row in table.slice(0, count).to_pylist()]
-    return "\n".join(lines)
+ROWS_PER_FILE = 50_000
 
 
-def _block(sample: Sample) -> str:
-    why = "; ".join(f"{v.judge} {v.rating or v.status}: {v.reason}" for v in sample.verdicts) or sample.reason
-    parts = {"instruction": sample.task, "response": sample.response, "because": why}
-    return "\n".join(
-        textwrap.shorten(f"{name:>12}  {text}", 300, placeholder=" …").rjust(0) for name, text in parts.items()
-    )
+def read_samples(store: Store, scheme: str, status: str) -> list[Sample]:
+    """The samples of one scheme and status, in the order of their ids."""
+    table = store.read_table(f"data/{scheme}/{status}", sample_schema())
+    return [Sample.from_row(row) for row in table.to_pylist()]
+
+
+def write_samples(store: Store, scheme: str, status: str, samples: list[Sample]) -> list[str]:
+    """Write the samples of one scheme and status anew, sorted by id; the names of the files."""
+    folder = f"data/{scheme}/{status}"
+    store.remove(folder)
+    ordered = sorted(samples, key=lambda sample: sample.id)
+    names = []
+    for start in range(0, len(ordered), ROWS_PER_FILE):
+        names.append(f"{folder}/part-{len(names):05}.parquet")
+        store.replace_table(names[-1], sample_table(ordered[start : start + ROWS_PER_FILE]))
+    return names

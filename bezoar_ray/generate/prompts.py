@@ -22,7 +22,10 @@ def new_instructions(examples: list[str], topics: list[str], count: int) -> Mess
 
 def concise_answer(instruction: str) -> Messages:
     """Ask for the answer to a new instruction."""
-    return [{"role": "system", "content": "You are a helpful assistant. Answer helpfully but concisely."}, *_user(instruction)]
+    return [
+        {"role": "system", "content": "You are a helpful assistant. Answer helpfully but concisely."},
+        *_user(instruction),
+    ]
 
 
 # Evol-Instruct (arXiv 2304.12244, section 3.1 and appendices A to F).
@@ -31,8 +34,10 @@ IN_DEPTH = {
     "constraints": "Add one more constraint or requirement to it.",
     "deepen": "If it asks about some matter, ask about that matter in more depth and breadth.",
     "concretise": "Replace its general notions by more specific ones.",
-    "reasoning": "If it can be solved in a few simple steps, change it so that it explicitly asks for several steps of reasoning.",
-    "complicate_input": "Add input data in a structured form, such as a table, a list or code, that the task must work on.",
+    "reasoning": "If it can be solved in a few simple steps, change it so that it explicitly asks for "
+    "several steps of reasoning.",
+    "complicate_input": "Add input data in a structured form, such as a table, a list or code, that the task must "
+    "work on.",
 }
 
 
@@ -40,12 +45,15 @@ def evolve(operation: str, instruction: str) -> Messages:
     """Ask for one evolution of an instruction; `breadth` asks for a new one of the same domain."""
     if operation == "breadth":
         return _user(
-            "Take the #Given Prompt# below as inspiration for a brand-new prompt. It must belong to the same domain, be "
-            "rarer, have a similar length and difficulty, be reasonable, and be something that people understand and can "
+            "Take the #Given Prompt# below as inspiration for a brand-new prompt. It must belong to "
+            "the same domain, be "
+            "rarer, have a similar length and difficulty, be reasonable, and be something that people "
+            "understand and can "
             f"answer.\nReply with the new prompt alone.\n\n#Given Prompt#:\n{instruction}\n\n#Created Prompt#:"
         )
     return _user(
-        "Rewrite the #Given Prompt# below into a more complex version that people still understand and can answer. Keep "
+        "Rewrite the #Given Prompt# below into a more complex version that people still understand "
+        "and can answer. Keep "
         f"every table, piece of code and input in it as it is.\n{IN_DEPTH[operation]}\nAdd only 10 to 20 words. Reply "
         f"with the rewritten prompt alone.\n\n#Given Prompt#:\n{instruction}\n\n#Rewritten Prompt#:"
     )
@@ -57,7 +65,7 @@ def evolved_answer(instruction: str) -> Messages:
 
 
 def adds_nothing(parent: str, child: str) -> Messages:
-    """Elimination rule 1: does the evolution ask for the same as its parent? The reply starts with Equal or Not equal."""
+    """Elimination rule 1: does it ask for the same as its parent? The reply starts with Equal or Not equal."""
     return _user(
         "Compare the two instructions below. They are equal if they have the same constraints and requirements and ask "
         "for the same depth and breadth.\n\n"
@@ -73,17 +81,21 @@ ORCA_SYSTEM = {
     3: "You are an assistant. You are given a task. Write a long and detailed answer.",
     4: "You are a helpful assistant, and you always explain. Imagine that you answer a five-year-old.",
     5: "You are an assistant who follows instructions extremely well. Help as fully as you can.",
-    6: "You are an assistant who helps people find information. Give a detailed answer, so that the user need not search on.",
+    6: "You are an assistant who helps people find information. Give a detailed answer, so that "
+    "the user need not search on.",
     7: "You are an assistant. Do the user's task as faithfully as you can. Think step by step, and justify your steps.",
     8: "Describe the task first. If it has choices, give the right answer first, then say why each other one is wrong. "
     "Use words that a five-year-old understands.",
     9: "Explain how you used the definition that you were given to reach the answer.",
-    10: "Describe the task first. If it has choices, give the right answer first, then say why each other one is wrong. "
+    10: "Describe the task first. If it has choices, give the right answer first, then say why "
+    "each other one is wrong. "
     "Use words that a five-year-old understands, and any further knowledge that helps.",
     11: "You are an assistant who helps people find information. Reason step by step, and justify your answer.",
     12: "Follow the user's instruction as well as you can, reasoning step by step.",
-    13: "You are a teacher. In simple steps, explain what the task asks, which guidelines it gives, and how they lead to the answer.",
-    14: "You are a teacher who knows every language. In simple steps, explain what the task asks and which guidelines it "
+    13: "You are a teacher. In simple steps, explain what the task asks, which guidelines it "
+    "gives, and how they lead to the answer.",
+    14: "You are a teacher who knows every language. In simple steps, explain what the task asks "
+    "and which guidelines it "
     "gives, then solve it and show how the guidelines lead to the answer.",
     15: "You are given the definition of a task and an input. Break the definition into parts and show each part on an "
     "example, in this form:\nPart #: (a part of the definition)\nUsage: (an example of that part)",

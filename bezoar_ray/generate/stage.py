@@ -1,4 +1,4 @@
-"""The generate stage: seeds in, one Ray Data pass over the works of all schemes, samples out in the order of their ids."""
+"""The generate stage: seeds in, one Ray Data pass over the works of all schemes, samples out in the order of ids."""
 
 from collections.abc import AsyncIterator
 from dataclasses import replace
@@ -13,12 +13,11 @@ from bezoar_ray.fan_out import Line, fan_out
 from bezoar_ray.generate import evol_instruct, lamini, orca
 from bezoar_ray.generate.work import Work
 from bezoar_ray.recipe import SCHEMES, Recipe
-from bezoar_ray.rows import Sample, Seed, sample_table
+from bezoar_ray.rows import Sample, Seed
+from bezoar_ray.samples import write_samples
 from bezoar_ray.sources import Loaded
 from bezoar_ray.stage import Context, Outcome
-from bezoar_ray.store import Store
 
-ROWS_PER_FILE = 50_000
 _FAILED_SEEDS = "logs/seeds-failed.txt"
 _SEEDS = {"lamini": "dolly", "evol_instruct": "dolly", "orca": "flan"}  # what each scheme starts from
 _PLANS = {"lamini": lamini.plan, "evol_instruct": evol_instruct.plan, "orca": orca.plan}
@@ -32,10 +31,14 @@ def run(context: Context) -> Outcome:
     samples = _generate(works, context)
     files, counts = [], {}
     for scheme in asked(context.recipe):
-        rows = sorted((s for s in samples if s.scheme == scheme), key=lambda sample: sample.id)
-        files += write(context.store, scheme, "generated", rows)
+        rows = [sample for sample in samples if sample.scheme == scheme]
+        files += write_samples(context.store, scheme, "generated", rows)
         used = {seed.id for work in works if work.scheme == scheme for seed in work.seeds}
-        counts[scheme] = {"seeds": len(used), "seeds_failed": len(loaded[_SEEDS[scheme]].failed), "generated": len(rows)}
+        counts[scheme] = {
+            "seeds": len(used),
+            "seeds_failed": len(loaded[_SEEDS[scheme]].failed),
+            "generated": len(rows),
+        }
     return Outcome(files, {"data": counts})
 
 
@@ -66,17 +69,6 @@ def expected(recipe: Recipe, works: list[Work]) -> int:
     made, evolved = recipe.generate.lamini, recipe.generate.evol_instruct
     rows = {"lamini": made.per_call if made else 0, "evol_instruct": evolved.epochs if evolved else 0, "orca": 1}
     return sum(rows[work.scheme] for work in works)
-
-
-def write(store: Store, scheme: str, status: str, samples: list[Sample]) -> list[str]:
-    """Write `data/<scheme>/<status>` anew; the names of its files, none where there is no sample."""
-    folder = f"data/{scheme}/{status}"
-    store.remove(folder)
-    names = []
-    for start in range(0, len(samples), ROWS_PER_FILE):
-        names.append(f"{folder}/part-{len(names):05}.parquet")
-        store.replace_table(names[-1], sample_table(samples[start : start + ROWS_PER_FILE]))
-    return names
 
 
 def _read(context: Context) -> dict[str, Loaded[Seed]]:

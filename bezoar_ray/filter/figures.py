@@ -1,0 +1,65 @@
+"""What the filter reports in numbers: the funnel of each scheme, and how good the judges are."""
+
+from collections import Counter
+from collections.abc import Callable
+from typing import Any
+
+from bezoar_ray.rows import Sample, Verdict
+
+Truth = Callable[[str, str], bool | None]
+
+
+def short(reason: str) -> str:
+    """The gate's name: a reason may go on after a colon."""
+    return reason.partition(":")[0]
+
+
+def funnel(samples: list[Sample]) -> dict[str, Any]:
+    """How many rows ended where, and how many each gate took."""
+    statuses = Counter(sample.status for sample in samples)
+    reasons = Counter(short(sample.reason) for sample in samples if sample.status != "accepted")
+    counts = {status: statuses[status] for status in ("accepted", "rejected", "failed")}
+    return counts | {"reasons": dict(reasons.most_common())}
+
+
+def judging(samples: list[Sample], truth: Truth | None) -> dict[str, Any]:
+    """By judge: rows rated and not, agreement with the first judge, and precision and recall where `truth` is known.
+
+    `truth` is asked for rows that the first judge rated; it is given with the judge whose world it belongs to.
+    """
+    found: dict[str, Any] = {}
+    judged = [sample for sample in samples if sample.verdicts]
+    for place, verdict in enumerate(judged[0].verdicts if judged else ()):
+        own = [(sample, sample.verdicts[place]) for sample in judged]
+        rated = [(sample, said) for sample, said in own if said.status != "failed"]
+        found[verdict.judge] = {"rated": len(rated), "unrated": len(own) - len(rated)}
+        if place:
+            found[verdict.judge]["agreement"] = _agreement(rated)
+        elif truth:
+            found[verdict.judge] |= _quality(rated, truth)
+    return found
+
+
+def _agreement(rated: list[tuple[Sample, Verdict]]) -> float | None:
+    """Share of the rows that both judges rated on which they decide alike."""
+    both = [sample.verdicts[0].status == said.status for sample, said in rated if sample.verdicts[0].status != "failed"]
+    return _share(sum(both), len(both))
+
+
+def _quality(rated: list[tuple[Sample, Verdict]], truth: Truth) -> dict[str, Any]:
+    """Precision and recall of `accepted` against what is true; rows whose truth nobody knows are left out."""
+    known = [
+        (said.status == "accepted", right)
+        for sample, said in rated
+        if (right := truth(sample.task, sample.response)) is not None
+    ]
+    hits = sum(accepted and right for accepted, right in known)
+    return {
+        "known": len(known),
+        "precision": _share(hits, sum(accepted for accepted, _ in known)),
+        "recall": _share(hits, sum(right for _, right in known)),
+    }
+
+
+def _share(part: int, whole: int) -> float | None:
+    return round(part / whole, 4) if whole else None

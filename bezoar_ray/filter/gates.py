@@ -1,0 +1,66 @@
+"""What can be said against a row without a judge: each gate looks at one row alone; the first to object counts."""
+
+import re
+
+from bezoar_ray.rows import Sample
+
+# What prompts and chat formats are made of, the teacher's and ours.
+_SCAFFOLDING = re.compile(
+    r"</?example>|#(given|created|rewritten) prompt#|<\|(im_start|im_end|prompt|answer|endoftext|eot_id)\|>"
+    r"|^### (system|instruction|response):|\[/?inst\]",
+    re.IGNORECASE | re.MULTILINE,
+)
+_REFUSAL = re.compile(
+    r"^\W*("
+    r"(i['’]?m |i am )?(very |so |really |terribly )?sorry\b"
+    r"|(i['’]m|i am) (unable|not able|not allowed|afraid)\b"
+    r"|(i|we) (can['’]?t|cannot|can not|won['’]?t|will not) (help|assist|answer|do|provide|comply|fulfil|write|give)"
+    r"|(unfortunately,? )?(as|i['’]m|i am) an? (ai|artificial|large language|language) "
+    r")",
+    re.IGNORECASE,
+)
+_END = re.compile(r"[\s.!?]+$")
+
+
+def gate(sample: Sample) -> str | None:
+    """The gate that rejects a generated row, or None where it may go on to a judge."""
+    return next((name for name, objects in GATES.items() if objects(sample)), None)
+
+
+def is_empty(sample: Sample) -> bool:
+    """Nothing is asked, or nothing is said."""
+    return not sample.instruction.strip() or not sample.response.strip()
+
+
+def is_truncated(sample: Sample) -> bool:
+    """The engine cut the response off at its longest."""
+    return sample.finish_reason == "length"
+
+
+def is_refusal(sample: Sample) -> bool:
+    """The response begins with an apology or a refusal."""
+    return bool(_REFUSAL.match(sample.response))
+
+
+def leaks_scaffolding(sample: Sample) -> bool:
+    """Marks of our prompts or of a chat format stand in the row's text."""
+    return bool(_SCAFFOLDING.search(f"{sample.instruction}\n{sample.response}"))
+
+
+def is_copy(sample: Sample) -> bool:
+    """The response says the instruction again."""
+    return normal(sample.response) in (normal(sample.instruction), normal(sample.task))
+
+
+def normal(text: str) -> str:
+    """A text without case, spacing and the mark at its end. Signs within stay: 3 + 4 is not 3 - 4."""
+    return _END.sub("", " ".join(text.casefold().split()))
+
+
+GATES = {
+    "empty": is_empty,
+    "truncated": is_truncated,
+    "refusal": is_refusal,
+    "scaffolding": leaks_scaffolding,
+    "copy": is_copy,
+}
