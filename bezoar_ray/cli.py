@@ -86,7 +86,7 @@ def _serve(options: argparse.Namespace) -> None:
 def _tiny(options: argparse.Namespace) -> None:
     from bezoar_ray.tiny import world
 
-    print(world().root)
+    print(world().base.parent)
 
 
 def _doctor(options: argparse.Namespace) -> None:

@@ -59,6 +59,7 @@ class Run:
         self._session = f"{time.strftime('%Y%m%dT%H%M%S')}-{uuid.uuid4().hex[:6]}"
         self._began = time.time()
         self._stages: dict[str, dict[str, Any]] = {}
+        self._left: dict[str, Any] = {}  # what a stage that failed could still say
 
     def carry_out(self, stages: list[str]) -> dict[str, Any]:
         """The stages in order; the summary says at every moment how far they are."""
@@ -94,7 +95,8 @@ class Run:
         began = time.monotonic()
         try:
             outcome = self._call(stage, machinery.recipe_for(stage))
-        except BaseException:
+        except BaseException as error:
+            self._left = getattr(error, "outcome", Outcome([])).summary
             self._stages[stage] |= {"status": "failed", "seconds": round(time.monotonic() - began, 1)}
             raise
         seconds = round(time.monotonic() - began, 1)
@@ -119,6 +121,7 @@ class Run:
     def _end(self, status: str, machinery: "Machinery") -> None:
         """A run that fails still says what came out: its summary and its report."""
         self._summarise(status)
+        self._progress.start("report")
         with contextlib.suppress(BezoarError):
             self._call("report", machinery.recipe_for("report"))
 
@@ -142,6 +145,7 @@ class Run:
         for stage in STEPS:
             if self._store.exists(f"manifests/{stage}.json"):
                 _merge(summary, load(self._store, stage).summary)
+        _merge(summary, self._left)
         self._store.replace_json("summary.json", summary)
         return summary
 
