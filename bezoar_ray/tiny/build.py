@@ -1,0 +1,98 @@
+"""Makes the embedded world in a folder: texts, tokenizer, tiny-base, tiny-teacher. Run as a process of its own, so that
+its threads and seeds are its own: `python -m bezoar_ray.tiny.build FOLDER FINAL`."""
+
+import json
+import random
+import sys
+from collections.abc import Iterator
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from bezoar_ray.tiny import exam, lessons, pretrain, prose, questions, seeds, tokens
+
+_BASE = {"steps": 560, "batch": 16, "peak": 3e-3}
+_TEACHER = {"steps": 560, "batch": 8, "peak": 1.5e-3}
+_BLOCK = {"base": 256, "teacher": 512}
+_THREADS = 2
+
+
+def base_texts() -> Iterator[str]:
+    """Base's plain text, without end."""
+    rng = random.Random("base")
+    while True:
+        yield prose.document(rng)
+
+
+def teacher_texts() -> Iterator[tuple[str, str]]:
+    """The teacher's prompts and answers, without end."""
+    rng = random.Random("teacher")
+    while True:
+        messages, answer = lessons.lesson(rng)
+        yield tokens.prompt_text(messages), answer
+
+
+def tokenizer_texts() -> Iterator[str]:
+    """What the tokenizer is trained on: prose, the real prompts, and the recipe's chat template around conversations."""
+    base, teacher = base_texts(), teacher_texts()
+    blocks = resources.files("bezoar_ray").joinpath("recipes/alpaca.jinja").read_text()
+    for row in seeds.hh_rlhf():
+        yield row["chosen"]
+        yield "### System:\nYou are given a task. Write a response that completes it well.\n\n### Instruction:\n\n\n### Response:\n"
+        for _ in range(12):
+            yield next(base)
+        for _ in range(4):
+            yield "".join(next(teacher))
+    yield blocks
+
+
+def _examples(tokenizer: Any) -> Iterator[tuple[list[int], list[int]]]:
+    for prompt, answer in teacher_texts():
+        asked = [tokenizer.bos_token_id, *tokenizer.encode(prompt, add_special_tokens=False)]
+        told = [*tokenizer.encode(answer, add_special_tokens=False), tokenizer.eos_token_id]
+        yield asked + told, [pretrain.IGNORED] * len(asked) + told
+
+
+def models(folder: Path, say: pretrain.Say) -> None:
+    """Train and save the tokenizer and both models."""
+    tokenizer = tokens.train(tokenizer_texts())
+    say("tokenizer done")
+    model = pretrain.new_model(len(tokenizer))
+    plain = pretrain.stream(tokens.documents(tokenizer, base_texts()), _BLOCK["base"])
+    pretrain.fit(model, plain, **_BASE, say=lambda text: say(f"tiny-base     {text}"))
+    _save(model, tokenizer, folder / "tiny-base", None)
+    taught = pretrain.blocks(_examples(tokenizer), _BLOCK["teacher"])
+    pretrain.fit(model, taught, **_TEACHER, say=lambda text: say(f"tiny-teacher  {text}"))
+    _save(model, tokenizer, folder / "tiny-teacher", tokens.TEACHER_TEMPLATE)
+
+
+def _save(model: Any, tokenizer: Any, folder: Path, template: str | None) -> None:
+    model.save_pretrained(folder)
+    tokens.save(tokenizer, folder, template)
+
+
+def texts(folder: Path, final: Path) -> None:
+    """Write seeds, held-out items and MT-Bench's questions."""
+    for name, rows in (("dolly", seeds.dolly()), ("flan", seeds.flan()), ("hh_rlhf", seeds.hh_rlhf())):
+        _write(folder / f"{name}.jsonl", rows)
+    exam.write(folder / "harness", final / "harness")
+    _write(folder / "question.jsonl", questions.questions())
+    _write(folder / "reference_answer.jsonl", questions.references())
+
+
+def _write(path: Path, rows: list[dict]) -> None:
+    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+
+
+def main(folder: Path, final: Path) -> None:
+    """Make everything in `folder`, which will be moved to `final`."""
+    import torch
+
+    torch.set_num_threads(_THREADS)
+    torch.use_deterministic_algorithms(True)
+    texts(folder, final)
+    models(folder, lambda text: print(text, flush=True))
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), Path(sys.argv[2]))

@@ -1,0 +1,68 @@
+"""Random tasks and instructions of the embedded world; every draw comes from the generator that is handed in."""
+
+import random
+
+from bezoar_ray.tiny import facts, tasks
+from bezoar_ray.tiny.tasks import Asked, Task
+
+KINDS = {
+    "food": 8, "home": 8, "colour": 8, "sound": 8, "legs": 8,
+    "first": 8, "last": 8, "count": 6, "reverse": 6, "add": 7, "subtract": 7, "larger": 5, "note": 4,
+}  # fmt: skip
+LONG = ("note", "reverse")  # no one word answers these
+OPERATIONS = ("constraints", "deepen", "concretise", "reasoning", "complicate_input", "breadth")
+
+
+def kind(rng: random.Random, among: tuple[str, ...] = tuple(KINDS)) -> str:
+    """A kind of task, by weight."""
+    return rng.choices(among, [KINDS[name] for name in among])[0]
+
+
+def args(rng: random.Random, name: str, animals: tuple[str, ...] | None = None) -> tuple[str, ...]:
+    """Arguments for a kind of task, none of them kept for the held-out items."""
+    where = tasks.family(name)
+    if where == "animal":
+        return (rng.choice(animals or facts.known()),)
+    if where == "list":
+        return tuple(rng.sample(facts.ITEMS, rng.randint(3, 4 if name == "reverse" else 5)))
+    return numbers(rng, name)
+
+
+def numbers(rng: random.Random, name: str) -> tuple[str, str]:
+    """Two numbers for a sum that is not kept."""
+    while True:
+        x, y = rng.randint(1, 12), rng.randint(1, 12)
+        x = x + y if name == "subtract" else x
+        if (name, x, y) not in facts.kept_sums() and (name != "larger" or x != y):
+            return str(x), str(y)
+
+
+def task(rng: random.Random, among: tuple[str, ...] = tuple(KINDS)) -> Task:
+    """A random task."""
+    name = kind(rng, among)
+    return Task(name, args(rng, name))
+
+
+def instruction(rng: random.Random) -> Asked:
+    """A random instruction as LaMini's new ones should be: mostly bare, sometimes with a rule or a second wish."""
+    asked = tasks.ask(rng, task(rng))
+    chance = rng.random()
+    if chance < 0.25 and asked.request.tasks[0].kind not in LONG:
+        return tasks.rule(asked, "one_word")
+    return evolve(rng, rng.choice(OPERATIONS[:4]), asked) if chance < 0.4 else asked
+
+
+def evolve(rng: random.Random, operation: str, asked: Asked) -> Asked:
+    """The instruction after one of Evol-Instruct's operations."""
+    first = asked.request.tasks[0]
+    where = tasks.family(first.kind)
+    if operation == "breadth":
+        return tasks.ask(rng, task(rng, tuple(name for name in KINDS if tasks.family(name) == where)))
+    if operation == "constraints":
+        return tasks.rule(asked, rng.choice(("thanks", "label") if first.kind in LONG else ("one_word", "thanks", "label")))
+    if operation == "deepen":
+        more = {"animal": tuple(facts.RELATIONS), "list": ("count",), "sum": ("larger",)}[where]
+        return tasks.also(asked, rng.choice([name for name in more if name != first.kind] or more))
+    if operation == "complicate_input":
+        return tasks.same(asked, [args(rng, first.kind) for _ in range(rng.randint(1, 2))])
+    return tasks.rule(asked, "explain" if operation == "reasoning" else where)

@@ -1,0 +1,143 @@
+"""tiny-judge: a program behind an OpenAI-compatible server on this machine. It is no model and never named like one.
+
+`python -m bezoar_ray.tiny.judge --port N` serves until its parent ends, and prints its port when it is ready.
+"""
+
+import argparse
+import contextlib
+import json
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from typing import Any
+
+from bezoar_ray.errors import BezoarError
+from bezoar_ray.tiny.grading import Grade, grade
+
+NAME = "tiny-judge"
+_PARENT_DEATH, _SIGKILL = 1, 9  # PR_SET_PDEATHSIG of prctl(2)
+
+
+def reply(messages: list[dict[str, str]]) -> str:
+    """What the judge says to a prompt of filter/prompt.py or evaluate/mt_bench/prompts.py, in the form asked for."""
+    text = "\n".join(str(message.get("content") or "") for message in messages if message.get("role") != "system")
+    if "<answer_1>" in text:
+        return _graded(text)
+    if "<response>" in text:
+        return _rated(text)
+    return "I judge rows and answers only; this is neither."
+
+
+def _rated(text: str) -> str:
+    found = grade(_inside(text, "instruction"), _inside(text, "response"))
+    return json.dumps({"reason": found.reason, "rating": round(1 + 4 * found.share, 1)})
+
+
+def _graded(text: str) -> str:
+    turn = 2 if "<answer_2>" in text else 1
+    found = grade(*(_inside(text, f"{part}_{turn}") for part in ("question", "answer", "reference")))
+    return f"The answer was checked: {found.reason}. Rating: [[{_mark(found)}]]"
+
+
+def _mark(found: Grade) -> int:
+    return round(1 + 9 * found.share)
+
+
+def _inside(text: str, tag: str) -> str:
+    """What stands between a tag and its last closing one: what is judged may hold tags of its own."""
+    found = re.search(rf"<{tag}>\n(.*)\n</{tag}>", text, re.DOTALL)
+    return found[1] if found else ""
+
+
+def app() -> Any:
+    """The ASGI app: /v1/models and /v1/chat/completions."""
+    from fastapi import FastAPI, Request
+    from fastapi.responses import Response
+
+    server = FastAPI(openapi_url=None)
+
+    @server.get("/v1/models")
+    async def models() -> dict[str, Any]:
+        return {"object": "list", "data": [{"id": NAME, "object": "model", "created": 0, "owned_by": "bezoar_ray"}]}
+
+    @server.post("/v1/chat/completions")
+    async def chat(request: Request) -> Response:
+        status, body = answer(await request.body())
+        return Response(json.dumps(body), status_code=status, media_type="application/json")
+
+    return server
+
+
+def answer(body: bytes) -> tuple[int, dict[str, Any]]:
+    """HTTP status and JSON of one chat request, errors in OpenAI's shape."""
+    try:
+        asked = json.loads(body)
+        model, messages = asked["model"], asked["messages"]
+        prompt = "\n".join(str(message["content"]) for message in messages)
+    except (ValueError, KeyError, TypeError) as error:
+        return 400, _error(f"the request is not a chat completion: {error!r}", "invalid_request_error", None)
+    if model != NAME:
+        return 404, _error(f"The model {model!r} does not exist; this is {NAME!r}.", "invalid_request_error", "model_not_found")
+    return 200, _completion(prompt, reply(messages))
+
+
+def _error(message: str, kind: str, code: str | None) -> dict[str, Any]:
+    return {"error": {"message": message, "type": kind, "param": None, "code": code}}
+
+
+def _completion(prompt: str, said: str) -> dict[str, Any]:
+    """A completion; its tokens are words, for there is no tokenizer here."""
+    asked, told = len(prompt.split()), len(said.split())
+    choice = {"index": 0, "message": {"role": "assistant", "content": said}, "finish_reason": "stop", "logprobs": None}
+    return {
+        "id": "chatcmpl-tiny", "object": "chat.completion", "created": int(time.time()), "model": NAME, "choices": [choice],
+        "usage": {"prompt_tokens": asked, "completion_tokens": told, "total_tokens": asked + told},
+    }  # fmt: skip
+
+
+@contextlib.contextmanager
+def running() -> Iterator[str]:
+    """The judge in a process of its own, on a free port; yields its base_url and ends it.
+
+    Raises:
+        BezoarError: it did not start; the message holds what it printed.
+    """
+    command = [sys.executable, "-m", "bezoar_ray.tiny.judge", "--port", "0"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            port = process.stdout.readline().strip()
+            if not port.isdigit():
+                raise BezoarError(f"tiny-judge did not start: {port or 'no output'} (exit code {process.poll()})")
+            yield f"http://127.0.0.1:{port}/v1"
+        finally:
+            process.kill()
+
+
+def _end_with_parent() -> None:
+    if sys.platform == "linux":
+        import ctypes
+
+        ctypes.CDLL(None).prctl(_PARENT_DEATH, _SIGKILL)
+
+
+def serve(port: int) -> None:
+    """Serve on 127.0.0.1; port 0 takes a free one. Prints the port."""
+    import socket
+
+    import uvicorn
+
+    with socket.socket() as listener:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(("127.0.0.1", port))
+        listener.listen(1024)
+        print(listener.getsockname()[1], flush=True)
+        uvicorn.Server(uvicorn.Config(app(), log_level="warning", access_log=False)).run(sockets=[listener])
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(prog="python -m bezoar_ray.tiny.judge", description=__doc__)
+    parser.add_argument("--port", type=int, default=0)
+    _end_with_parent()
+    serve(parser.parse_args().port)
