@@ -1,0 +1,73 @@
+"""Model and dataset cards in Markdown, with the front matter that model hubs read."""
+
+from typing import Any
+
+import yaml
+from markupsafe import Markup
+
+from bezoar_ray.licences import YES
+from bezoar_ray.report.content import Content
+from bezoar_ray.report.page import environment
+from bezoar_ray.store import Store
+
+_TRAINED_ON = {
+    "sft": "supervised fine-tuning on the accepted synthetic rows",
+    "hh-sft": "supervised fine-tuning on the preferred side of HH-RLHF, from `sft`",
+    "dpo": "direct preference optimisation (DPO) on the same pairs, from `hh-sft`",
+}
+
+
+def write_cards(content: Content, store: Store) -> list[str]:
+    """A card for the data set, where there are rows, and for each trained checkpoint; the names of the files."""
+    cards = {name: model_card(content, name) for name in _TRAINED_ON if name in content.checkpoints}
+    if content.schemes:
+        cards["dataset"] = dataset_card(content)
+    for name, text in cards.items():
+        store.replace(f"cards/{name}.md", text)
+    return [f"cards/{name}.md" for name in cards]
+
+
+def model_card(content: Content, name: str) -> str:
+    """The card of one checkpoint: how it was made, what it scores, what it must not be taken for."""
+    recipe = content.recipe
+    data = [part.source.removeprefix("hub:") for part in recipe.seeds.hh_rlhf] if name != "sft" else []
+    front = {
+        "language": "en",
+        "base_model": recipe.base.model,
+        "library_name": "transformers",
+        "pipeline_tag": "text-generation",
+        "tags": ["bezoar-ray", name, "synthetic-data"],
+        **({"datasets": data} if data else {}),
+        **_license(content),
+    }
+    part = {"sft": recipe.sft, "hh-sft": recipe.hh_sft, "dpo": recipe.align}[name]
+    lora = recipe.sft.lora if name == "sft" else recipe.hh_sft.lora
+    return _render("model_card.md", front, content, name=name, trained=_TRAINED_ON[name], part=part, lora=lora)
+
+
+def dataset_card(content: Content) -> str:
+    """The card of the accepted rows: where they come from, how they were chosen, what they are licensed under."""
+    rows = sum(scheme.accepted for scheme in content.schemes)
+    front = {
+        "language": "en",
+        "task_categories": ["text-generation"],
+        "tags": ["bezoar-ray", "synthetic"],
+        "size_categories": [next(name for limit, name in _SIZES if rows < limit)],
+        **_license(content),
+    }
+    return _render("dataset_card.md", front, content, rows=rows)
+
+
+_SIZES = ((1e3, "n<1K"), (1e4, "1K<n<10K"), (1e5, "10K<n<100K"), (1e6, "100K<n<1M"), (float("inf"), "1M<n<10M"))
+
+
+def _license(content: Content) -> dict[str, str]:
+    """Where every part is permissive, Apache-2.0 is what they have in common; else the card's own words count."""
+    if content.commercial_use["verdict"] == YES:
+        return {"license": "apache-2.0"}
+    return {"license": "other", "license_name": "see-the-section-on-licences"}
+
+
+def _render(template: str, front: dict[str, Any], content: Content, **values: Any) -> str:
+    head = Markup(yaml.safe_dump(front, sort_keys=False, allow_unicode=True))
+    return environment().get_template(template).render(front=head, content=content, recipe=content.recipe, **values)

@@ -1,0 +1,151 @@
+"""What the report shows, gathered from the run directory; parts that are missing are named, never guessed."""
+
+from collections import Counter
+from dataclasses import dataclass
+from typing import Any
+
+from bezoar_ray.licences import causes, commercial_use
+from bezoar_ray.recipe import CHECKPOINTS, SCHEMES, Recipe
+from bezoar_ray.report.results import Harness, harness
+from bezoar_ray.rows import Sample
+from bezoar_ray.samples import read_samples
+from bezoar_ray.store import Store
+
+STAGES = ("generate", "filter", "sft", "hh-sft", "dpo", "evaluate")
+SHOWN = 10  # samples of each scheme and status
+_ENDS = ("accepted", "rejected", "failed")
+
+
+@dataclass(frozen=True)
+class Stage:
+    """How one stage of the run stands: done, failed, running, interrupted or not run."""
+
+    name: str
+    status: str
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Scheme:
+    """One scheme's funnel and samples. `reasons` counts what rejected and failed rows went for."""
+
+    name: str
+    generated: int
+    accepted: int
+    rejected: int
+    failed: int
+    reasons: dict[str, int]
+    seeds: int | None
+    seeds_failed: int | None
+    shown: dict[str, list[Sample]]
+
+    @property
+    def yielded(self) -> float | None:
+        """Share of the generated rows that was accepted."""
+        return self.accepted / self.generated if self.generated else None
+
+
+@dataclass(frozen=True)
+class Content:
+    """Everything that page and cards are made from."""
+
+    recipe: Recipe
+    run: dict[str, Any]
+    stages: list[Stage]
+    schemes: list[Scheme]
+    provenance: dict[tuple[str, str], int]  # (source, licence) of the accepted rows' seeds, and how many rows
+    calls: dict[str, Any]
+    judges: dict[str, Any]
+    train: dict[str, Any]
+    harness: Harness
+    mt_bench: dict[str, Any]
+    checkpoints: list[str]
+    commercial_use: dict[str, Any]
+    causes: list[Any]
+
+    @property
+    def missing(self) -> list[str]:
+        """A sentence for each part that is not there."""
+        absent = [f"{stage.name}: {stage.status}" for stage in self.stages if stage.status != "done"]
+        return absent + [_took(scheme) for scheme in self.schemes if scheme.generated and not scheme.accepted]
+
+
+def gather(recipe: Recipe, store: Store) -> Content:
+    """What the files of a run directory hold."""
+    summary = store.read_json("summary.json") or {}
+    accepted = {scheme: read_samples(store, scheme, "accepted") for scheme in SCHEMES}
+    results = summary.get("eval", {})
+    return Content(
+        recipe=recipe,
+        run=summary.get("run", {}),
+        stages=[_stage(name, summary.get("stages", {}), store) for name in STAGES],
+        schemes=[found for name in SCHEMES if (found := _scheme(name, accepted[name], summary, store))],
+        provenance=_provenance([sample for samples in accepted.values() for sample in samples]),
+        calls={role: part for role, part in summary.get("calls", {}).items() if part.get("attempts")},
+        judges=summary.get("judge", {}),
+        train={name: part for name in CHECKPOINTS if (part := summary.get("train", {}).get(name))},
+        harness=harness(recipe, results.get("harness", {})),
+        mt_bench={name: part for name in CHECKPOINTS if (part := results.get("mt_bench", {}).get(name))},
+        checkpoints=[name for name in CHECKPOINTS if store.exists(f"checkpoints/{name}/lineage.json")],
+        commercial_use=commercial_use(recipe),
+        causes=causes(recipe),
+    )  # fmt: skip
+
+
+def _stage(name: str, stages: dict[str, Any], store: Store) -> Stage:
+    """The manifest decides: it is written last, and a later command knows nothing of earlier ones."""
+    manifest = store.read_json(f"manifests/{name}.json")
+    if manifest:
+        return Stage(name, "done", manifest["seconds"])
+    known = stages.get(name, {})
+    return Stage(name, known.get("status", "not run"), known.get("seconds", 0.0))
+
+
+def _scheme(name: str, accepted: list[Sample], summary: dict[str, Any], store: Store) -> Scheme | None:
+    counts = summary.get("data", {}).get(name, {})
+    rows = {"accepted": accepted} | {status: read_samples(store, name, status) for status in _ENDS[1:]}
+    waiting = counts.get("generated") or len(read_samples(store, name, "generated"))
+    ended = {status: counts.get(status, len(rows[status])) for status in _ENDS}
+    if not waiting and not any(ended.values()):
+        return None
+    return Scheme(
+        name=name,
+        generated=waiting or sum(ended.values()),
+        **ended,
+        reasons=counts.get("reasons") or _reasons([*rows["rejected"], *rows["failed"]]),
+        seeds=counts.get("seeds"),
+        seeds_failed=counts.get("seeds_failed"),
+        shown={status: choose(rows[status]) for status in ("accepted", "rejected")},
+    )
+
+
+def _reasons(samples: list[Sample]) -> dict[str, int]:
+    """How many rows each gate took; what a reason says after a colon is about that row alone."""
+    return dict(Counter(sample.reason.partition(":")[0] for sample in samples).most_common())
+
+
+def choose(samples: list[Sample], count: int = SHOWN) -> list[Sample]:
+    """The samples to show: in turn one of each reason, in the order of ids, which are hashes and so a fair draw."""
+    place: Counter[str] = Counter()
+    ranked = []
+    for sample in sorted(samples, key=lambda sample: sample.id):
+        reason = sample.reason.partition(":")[0]
+        place[reason] += 1
+        ranked.append((place[reason], sample.id, sample))
+    return [sample for _, _, sample in sorted(ranked, key=lambda entry: entry[:2])[:count]]
+
+
+def _provenance(samples: list[Sample]) -> dict[tuple[str, str], int]:
+    """Rows by source and licence of their seeds; a row with seeds of two sources counts for both."""
+    found: Counter[tuple[str, str]] = Counter()
+    for sample in samples:
+        found.update(set(zip(sample.seed_sources, sample.seed_licenses, strict=False)))
+    return dict(found.most_common())
+
+
+def _took(scheme: Scheme) -> str:
+    """Why a scheme has no accepted row."""
+    if not scheme.reasons:
+        return f"{scheme.name}: none of {scheme.generated} rows is accepted yet"
+    gates = ", ".join(f"{gate} {count}" for gate, count in scheme.reasons.items())
+    return f"{scheme.name}: no row of {scheme.generated} was accepted; taken by {gates}"

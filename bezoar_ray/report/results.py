@@ -1,0 +1,51 @@
+"""LM Evaluation Harness results as one table: a row per task, a column per checkpoint, and their mean."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from bezoar_ray.recipe import CHECKPOINTS, Recipe
+
+
+@dataclass(frozen=True)
+class Score:
+    """A share from 0 to 1 with its standard error, which is null where lm-eval gives none."""
+
+    value: float
+    stderr: float | None
+
+
+@dataclass(frozen=True)
+class Harness:
+    """`rows`: (task, metric, score by checkpoint); `mean`: over the tasks that the checkpoint has all of."""
+
+    checkpoints: list[str]
+    rows: list[tuple[str, str, dict[str, Score]]]
+    mean: dict[str, Score]
+
+
+def harness(recipe: Recipe, found: dict[str, Any]) -> Harness:
+    """The table of `eval.harness` of summary.json, one metric per task: the one that the recipe names."""
+    tasks = recipe.evaluate.harness.tasks if recipe.evaluate.harness else ()
+    names = [name for name in CHECKPOINTS if found.get(name)]
+    rows = [(task.task, task.metric, _scores(found, names, task.task, task.metric)) for task in tasks]
+    rows = [row for row in rows if row[2]]
+    return Harness(names, rows, {name: mean for name in names if (mean := _mean(rows, name))})
+
+
+def _scores(found: dict[str, Any], names: list[str], task: str, metric: str) -> dict[str, Score]:
+    parts = {name: found[name].get(task, {}).get(metric) for name in names}
+    return {name: Score(part["value"], _number(part.get("stderr"))) for name, part in parts.items() if part}
+
+
+def _mean(rows: list[tuple[str, str, dict[str, Score]]], name: str) -> Score | None:
+    """Mean over the tasks, and its standard error with the tasks taken as independent."""
+    scores = [row[2][name] for row in rows if name in row[2]]
+    if not scores or len(scores) < len(rows):
+        return None
+    value = sum(score.value for score in scores) / len(scores)
+    squares = [score.stderr**2 for score in scores if score.stderr is not None]
+    return Score(value, sum(squares) ** 0.5 / len(scores) if len(squares) == len(scores) else None)
+
+
+def _number(value: Any) -> float | None:
+    return value if isinstance(value, int | float) else None

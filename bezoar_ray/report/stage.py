@@ -1,0 +1,16 @@
+"""The report stage: report.html and the cards, from the run directory's files alone."""
+
+from bezoar_ray.report.cards import write_cards
+from bezoar_ray.report.content import gather
+from bezoar_ray.report.page import render
+from bezoar_ray.stage import Context, Outcome
+
+
+def run(context: Context) -> Outcome:
+    """Write report.html, self-contained, and a card for the data set and for each checkpoint that exists.
+
+    A run that failed gets its report, too: it says what is missing, and which gate took the rows.
+    """
+    content = gather(context.recipe, context.store)
+    context.store.replace("report.html", render(content))
+    return Outcome(["report.html", *write_cards(content, context.store)])

@@ -1,0 +1,227 @@
+"""What a user finds in report.html and in the cards."""
+
+import re
+from dataclasses import replace
+from html.parser import HTMLParser
+
+import pytest
+import yaml
+
+from bezoar_ray.progress import Progress
+from bezoar_ray.recipe import CHECKPOINTS, SCHEMES, Recipe, load_recipe
+from bezoar_ray.report.content import choose, gather
+from bezoar_ray.report.stage import run
+from bezoar_ray.rows import Sample, Verdict, row_id
+from bezoar_ray.samples import write_samples
+from bezoar_ray.stage import Context
+from bezoar_ray.store import Store
+
+ATTACK = "<script>document.title = 'owned'</script>"
+GATES = ("judge", "duplicate", "truncated: 160 tokens")
+
+
+@pytest.fixture
+def recipe() -> Recipe:
+    """The tiny recipe."""
+    return load_recipe("tiny")
+
+
+@pytest.fixture
+def context(tmp_path, recipe) -> Context:
+    """A finished run: 12 accepted and 15 rejected rows of each scheme, all checkpoints, all results."""
+    store = Store(tmp_path / "run")
+    for scheme in SCHEMES:
+        write_samples(store, scheme, "accepted", [sample(scheme, number, "accepted", "") for number in range(12)])
+        write_samples(store, scheme, "rejected", [sample(scheme, n, "rejected", GATES[n % 3]) for n in range(15)])
+    for name in CHECKPOINTS:
+        store.replace_json(f"checkpoints/{name}/lineage.json", {"name": name, "fingerprint": "f"})
+    for stage in ("generate", "filter", "sft", "hh-sft", "dpo", "evaluate"):
+        store.replace_json(f"manifests/{stage}.json", {"fingerprint": "f", "seconds": 61.0, "files": [], "summary": {}})
+    store.replace_json("summary.json", summary())
+    return Context(recipe, store, "session", Progress())
+
+
+def sample(scheme: str, number: int, status: str, reason: str) -> Sample:
+    """One row, with a judge's verdict."""
+    found = Sample(
+        id=row_id(scheme, status, number), scheme=scheme, operation="deepen", instruction=f"Task {number} of {scheme}",
+        response=f"Answer {number} {status}", finish_reason="stop", seed_ids=["s"], seed_sources=["tiny"],
+        seed_licenses=["Apache-2.0 (embedded)"], teacher="tiny-teacher", teacher_license="Apache-2.0",
+        verdicts=[Verdict("tiny-judge", status, 5.0 if status == "accepted" else 2.0, f"because of {number}")],
+    )  # fmt: skip
+    return replace(found, status=status, reason=reason)
+
+
+def summary() -> dict:
+    """summary.json as the contract has it."""
+    counts = {"seeds": 40, "seeds_failed": 1, "generated": 29, "accepted": 12, "rejected": 15, "failed": 2,
+              "reasons": {"judge": 5, "duplicate": 5, "truncated": 5, "missing": 2}}  # fmt: skip
+    calls = {"attempts": 705, "sent": 700, "from_ledger": 3, "tokens_in": 1234, "tokens_out": 567, "usd": 1.25,
+             "by_model": {"tiny-teacher": {}}, "last_run": {"sent": 700}}  # fmt: skip
+    return {
+        "run": {"recipe": "tiny", "status": "running", "seconds": 512.3, "versions": {"python": "3.11.9"},
+                "hardware": {"cores": 2, "memory_gib": 8.0}, "git": "abc123"},
+        "stages": {},
+        "data": dict.fromkeys(SCHEMES, counts),
+        "judge": {"tiny-judge": {"rated": 51, "unrated": 0, "known": 50, "precision": 0.96, "recall": 0.875}},
+        "calls": {"teacher": calls, "candidate": {"attempts": 0, "sent": 0, "usd": 0.0}},
+        "train": {"base": {"heldout_accuracy": 0.515}} | {
+            name: {"rows": 36, "left_out": 0, "steps": 9, "loss_first": 3.1, "loss_last": 1.2, "tokens_per_s": 5000.0,
+                   "heldout_accuracy": 0.5, "by_step": [{"step": n, "loss": 3 - n / 5, "dataset": "lamini" if n < 5
+                   else "orca"} for n in range(1, 10)]} for name in CHECKPOINTS[1:]
+        },
+        "eval": {
+            "harness": {name: {"tiny_facts": {"acc": {"value": 0.3 + place / 10, "stderr": 0.03}},
+                               "tiny_answers": {"exact_match": {"value": 0.1 + place / 5, "stderr": 0.04}}}
+                        for place, name in enumerate(CHECKPOINTS)},
+            "mt_bench": {name: {"score": 2.0 + place, "ci95": [1.5 + place, 2.5 + place], "scored": 31, "unscored": 1,
+                                "by_category": dict.fromkeys(("coding", "math", "roleplay", "writing"), 2.0 + place)}
+                         for place, name in enumerate(CHECKPOINTS)},
+        },
+    }  # fmt: skip
+
+
+class Tags(HTMLParser):
+    """The tags and text of a page."""
+
+    def __init__(self, page: str):
+        super().__init__()
+        self.tags, self.addresses, self.text = [], [], ""
+        self.feed(page)
+
+    def handle_starttag(self, tag, attributes):
+        self.tags.append(tag)
+        self.addresses += [value for name, value in attributes if name in ("src", "href", "xlink:href", "data")]
+
+    def handle_data(self, data):
+        self.text += f"{data} "
+
+
+def page_of(context) -> str:
+    run(context)
+    return context.store.read("report.html").decode()
+
+
+def text_of(page: str) -> str:
+    return re.sub(r"\s+", " ", Tags(page).text)
+
+
+def test_the_report_lists_its_files_and_opens_offline(context):
+    outcome = run(context)
+    assert outcome.files == ["report.html", "cards/sft.md", "cards/hh-sft.md", "cards/dpo.md", "cards/dataset.md"]
+    assert all(map(context.store.exists, outcome.files))
+    found = Tags(context.store.read("report.html").decode())
+    assert [address for address in found.addresses if not address.startswith("#")] == []
+    assert not {"link", "img", "iframe", "script"} & set(found.tags)
+    assert found.tags.count("svg") == 4
+
+
+def test_the_same_run_gives_the_same_report(context):
+    assert page_of(context) == page_of(context)
+
+
+def test_the_four_checkpoints_stand_side_by_side_with_their_errors_and_mean(context):
+    text = text_of(page_of(context))
+    assert "tiny_facts acc 30.0 ± 3.0 40.0 ± 3.0 50.0 ± 3.0 60.0 ± 3.0" in text
+    assert "mean 20.0 ± 2.5 35.0 ± 2.5 50.0 ± 2.5 65.0 ± 2.5" in text
+    assert "dpo 5.00 4.50 to 5.50" in text
+
+
+def test_the_page_says_what_was_called_paid_judged_and_allowed(context):
+    text = text_of(page_of(context))
+    assert "teacher tiny-teacher 705 700 3 1,234 567 $1.25 700" in text
+    assert "tiny-judge 51 0 – 50 96.0 % 87.5 %" in text
+    assert "May the result be used commercially? yes" in text
+    assert "python 3.11.9" in text
+
+
+def test_ten_samples_of_each_end_are_shown_with_the_judges_reasons(context):
+    text = text_of(page_of(context))
+    assert text.count(": 10 accepted") == text.count(": 10 rejected") == 3
+    assert "tiny-judge rejected 2.0 because of" in text
+
+
+def test_rejected_samples_come_from_every_gate_in_turn():
+    rows = [sample("orca", number, "rejected", "judge") for number in range(50)]
+    rows.append(sample("orca", 99, "rejected", "empty"))
+    shown = choose(rows, 3)
+    assert sorted(row.reason for row in shown) == ["empty", "judge", "judge"]
+    assert choose(list(reversed(rows)), 3) == shown
+
+
+def test_text_from_models_and_data_is_shown_and_does_nothing(context):
+    clean = page_of(context)
+    bad = replace(
+        sample("lamini", 0, "accepted", ""), instruction=ATTACK, response=f"{ATTACK} $x^2$ ]]> <!--", system=ATTACK
+    )
+    write_samples(context.store, "lamini", "accepted", [bad])
+    found = summary()
+    found["data"]["orca"] = found["data"]["orca"] | {"reasons": {ATTACK: 3, "$\\frac": 1}}
+    found["eval"]["mt_bench"]["sft"]["by_category"] |= {ATTACK: 3.0}
+    found["run"]["versions"] = {ATTACK: ATTACK}
+    context.store.replace_json("summary.json", found)
+    page = page_of(context)
+    assert ATTACK not in page
+    assert Tags(page).text.count(ATTACK) >= 5
+    assert "script" not in Tags(page).tags
+    assert Tags(page).tags.count("svg") == Tags(clean).tags.count("svg")
+    assert "default-src 'none'" in page
+
+
+def test_a_failed_run_says_what_is_missing_and_which_gate_took_the_rows(tmp_path, context):
+    store = Store(tmp_path / "failed")
+    rows = [sample("lamini", n, "rejected", "judge" if n else "truncated: 160 tokens") for n in range(20)]
+    write_samples(store, "lamini", "generated", rows)
+    write_samples(store, "lamini", "rejected", rows)
+    store.replace_json("manifests/generate.json", {"fingerprint": "f", "seconds": 9.0, "files": [], "summary": {}})
+    failed = {"run": {"status": "failed", "error": "no row was accepted"}, "calls": {},
+              "stages": {"filter": {"status": "failed", "seconds": 3.0}}}  # fmt: skip
+    store.replace_json("summary.json", failed)
+    outcome = run(replace(context, store=store))
+    text = text_of(store.read("report.html").decode())
+    assert outcome.files == ["report.html", "cards/dataset.md"]
+    for said in ("unfinished run", "filter: failed", "sft: not run", "no row was accepted", "Nothing was trained",
+                 "no row of 20 was accepted; taken by judge 19, truncated 1", "Nothing was measured"):  # fmt: skip
+        assert said in text
+
+
+def test_an_empty_run_directory_still_gives_a_report(tmp_path, context):
+    store = Store(tmp_path / "empty")
+    assert run(replace(context, store=store)).files == ["report.html"]
+    assert "No row was generated" in store.read("report.html").decode()
+
+
+@pytest.mark.parametrize("name", ["openbezoar-3b", "modern"])
+def test_the_big_recipes_report_names_the_obligations(context, name):
+    page = page_of(replace(context, recipe=load_recipe(name)))
+    assert "share-alike" in text_of(page)
+    assert "with obligations" in text_of(page)
+
+
+def test_cards_carry_front_matter_results_and_hh_rlhfs_warning(context):
+    run(replace(context, recipe=load_recipe("openbezoar-3b")))
+    cards = {name: context.store.read(f"cards/{name}.md").decode() for name in ("sft", "hh-sft", "dpo", "dataset")}
+    front = {name: yaml.safe_load(text.split("---\n")[1]) for name, text in cards.items()}
+    assert front["dpo"]["base_model"] == "openlm-research/open_llama_3b_v2"
+    assert front["dpo"]["datasets"] == ["Anthropic/hh-rlhf"]
+    assert front["dataset"]["license"] == "other"
+    assert "datasets/Anthropic/hh-rlhf" in cards["dpo"] and "datasets/Anthropic/hh-rlhf" in cards["hh-sft"]
+    assert "A warning" not in cards["sft"]
+    assert "| dpo | 5.00 | 4.50 to 5.50 | 31 | 1 |" in cards["dpo"]
+    assert "| tiny | Apache-2.0 (embedded) | 36 |" in cards["dataset"]
+
+
+def test_the_card_of_a_permissive_run_is_apache(context):
+    run(context)
+    card = context.store.read("cards/sft.md").decode()
+    assert yaml.safe_load(card.split("---\n")[1])["license"] == "apache-2.0"
+    assert "| tiny_facts | acc | 30.0 ± 3.0 | 40.0 ± 3.0 | 50.0 ± 3.0 | 60.0 ± 3.0 |" in card
+    assert "| **mean** | | 20.0 | 35.0 | 50.0 | 65.0 |" in card
+
+
+def test_the_mean_is_left_out_for_a_checkpoint_that_lacks_a_task(context):
+    found = summary()
+    del found["eval"]["harness"]["dpo"]["tiny_facts"]
+    context.store.replace_json("summary.json", found)
+    table = gather(context.recipe, context.store).harness
+    assert list(table.mean) == ["base", "sft", "hh-sft"]
