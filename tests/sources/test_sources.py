@@ -1,0 +1,117 @@
+"""Reading whole sources: files of each kind, malformed rows, the hub, the real data."""
+
+import gzip
+
+import orjson
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from bezoar_ray import sources
+from bezoar_ray.errors import RecipeError
+from bezoar_ray.recipe import SourcePart
+from bezoar_ray.sources import hub
+
+ROWS = [{"instruction": f"Say {n}", "context": "", "response": str(n), "category": "open_qa"} for n in range(5)]
+LINES = b"".join(orjson.dumps(row) + b"\n" for row in ROWS)
+
+
+def part(path, **fields) -> SourcePart:
+    return SourcePart(source=str(path), **fields)
+
+
+def test_jsonl_gz_and_parquet_hold_the_same_seeds(tmp_path):
+    (tmp_path / "a.jsonl").write_bytes(LINES)
+    (tmp_path / "a.jsonl.gz").write_bytes(gzip.compress(LINES))
+    pq.write_table(pa.Table.from_pylist(ROWS), tmp_path / "a.parquet")
+    for name in ("a.jsonl", "a.jsonl.gz", "a.parquet"):
+        loaded = sources.read([part(tmp_path / name, license="CC0")], "dolly")
+        assert [seed.instruction for seed in loaded.rows] == [row["instruction"] for row in ROWS]
+        assert {seed.license for seed in loaded.rows} == {"CC0"}
+        assert loaded.failed == []
+
+
+def test_a_malformed_row_is_named_by_file_and_line_and_the_others_are_read(tmp_path):
+    path = tmp_path / "a.jsonl"
+    path.write_bytes(LINES + b'{"instruction": ""}\n\n{"instruction": "torn\n[1, 2]\n' + LINES)
+    loaded = sources.read([part(path)], "dolly")
+    assert len(loaded.rows) == 10
+    assert [message.partition(": ")[0] for message in loaded.failed] == [f"{path}:{line}" for line in (6, 8, 9)]
+    assert "empty `instruction`" in loaded.failed[0]
+    assert "not valid JSON" in loaded.failed[1]
+    assert "expected an object" in loaded.failed[2]
+
+
+def test_a_glob_reads_files_in_order_and_limit_is_a_sources_own(tmp_path):
+    for name in ("b.jsonl", "a.jsonl"):
+        (tmp_path / name).write_bytes(LINES)
+    loaded = sources.read([part(tmp_path / "*.jsonl", limit=7), part(tmp_path / "b.jsonl", limit=2)], "dolly")
+    names = [seed.source.removeprefix(f"{tmp_path.name}/") for seed in loaded.rows]
+    assert names == ["a.jsonl"] * 5 + ["b.jsonl"] * 2 + ["b.jsonl#2"] * 2
+    assert len({seed.id for seed in loaded.rows}) == 9
+
+
+def test_ids_stay_when_the_data_moves(tmp_path):
+    for place in ("here", "there"):
+        (tmp_path / place / "dolly").mkdir(parents=True)
+        (tmp_path / place / "dolly" / "a.jsonl").write_bytes(LINES)
+    here, there = (sources.read([part(tmp_path / place / "dolly/a.jsonl")], "dolly") for place in ("here", "there"))
+    assert here == there
+
+
+def test_a_missing_file_names_field_value_and_remedy(tmp_path):
+    with pytest.raises(RecipeError, match=r"seeds\.flan: no file '.*none\.jsonl'.*Give a path or glob"):
+        sources.read([part(tmp_path / "none.jsonl")], "flan")
+
+
+def test_an_unreadable_file_is_named(tmp_path):
+    (tmp_path / "a.csv").write_text("x")
+    (tmp_path / "torn.jsonl.gz").write_bytes(gzip.compress(LINES)[:-20])
+    (tmp_path / "no.parquet").write_text("x")
+    for name in ("a.csv", "torn.jsonl.gz", "no.parquet"):
+        with pytest.raises(RecipeError, match=rf"seeds\.dolly: cannot read '.*{name}'"):
+            sources.read([part(tmp_path / name)], "dolly")
+
+
+def test_a_hub_source_wants_a_revision():
+    with pytest.raises(RecipeError, match="needs `revision`"):
+        sources.read([part("hub:databricks/databricks-dolly-15k")], "dolly")
+
+
+def test_a_hub_that_does_not_answer_is_an_error_with_a_remedy(monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    with pytest.raises(RecipeError, match=r"seeds\.dolly: cannot read 'hub:no/such'.*give local files"):
+        sources.read([part("hub:no/such", revision="0" * 40)], "dolly")
+
+
+def test_hub_rows_are_streamed_up_to_the_limit(monkeypatch):
+    def endless(name, config, source):
+        assert (name, config, source.revision) == ("a/b", "c", "1")
+        while True:
+            yield ROWS[0]
+
+    monkeypatch.setattr(hub, "_stream", endless)
+    loaded = sources.read([part("hub:a/b:c", revision="1", limit=3)], "dolly")
+    assert [seed.source for seed in loaded.rows] == ["hub:a/b:c"] * 3
+    assert len({seed.id for seed in loaded.rows}) == 3
+
+
+def test_the_embedded_world_knows_its_licence(tiny_world):
+    for loaded in (sources.read([part("tiny")], "dolly"), sources.read([part("tiny")], "flan")):
+        assert loaded.failed == []
+        assert {(seed.source, seed.license) for seed in loaded.rows} == {("tiny", "Apache-2.0 (embedded)")}
+    pairs = sources.read_pairs([part("tiny")])
+    assert pairs.failed == [] and len(pairs.rows) > 100
+
+
+def test_real_dolly_flan_and_hh_rlhf(real_data):
+    dolly = sources.read([part(real_data / "dolly/*.jsonl")], "dolly")
+    assert (len(dolly.rows), dolly.failed) == (120, [])
+    flan = sources.read([part(real_data / "flan/cot.jsonl"), part(real_data / "flan/t0.jsonl")], "flan")
+    assert (len(flan.rows), len(flan.failed)) == (1400 + 1276 - 84, 84)
+    assert all("empty `targets`" in message for message in flan.failed)
+    assert {seed.task_source for seed in flan.rows} == {"CoT", "T0"}
+    pairs = sources.read_pairs([part(real_data / "hh-rlhf/*.jsonl.gz")])
+    assert len(pairs.rows) + len(pairs.failed) == 1800
+    assert len(pairs.failed) == 9  # empty answers, two answers in a row, sides that part earlier
+    assert all(pair.prompt[-1]["role"] == "user" and pair.chosen != pair.rejected for pair in pairs.rows)
