@@ -347,6 +347,8 @@ class Harness(Part):
     """The tasks, each with its metric."""
     include_path: str | None = None
     """Folder of further task files; `tiny` for the embedded ones."""
+    apply_chat_template: bool = False
+    """Ask through the recipe's chat template; the published leaderboards send the bare prompt."""
     concurrency: Annotated[Positive, _HOW] = 16
     """Requests in flight."""
 
