@@ -22,8 +22,9 @@ GATES = ("judge", "duplicate", "truncated: 160 tokens")
 
 @pytest.fixture
 def recipe() -> Recipe:
-    """The tiny recipe."""
-    return load_recipe("tiny")
+    """The tiny recipe, with two harness tasks."""
+    tasks = "[{task: tiny_facts, metric: acc}, {task: tiny_answers, metric: exact_match}]"
+    return load_recipe("tiny", [f"evaluate.harness.tasks={tasks}"])
 
 
 @pytest.fixture
