@@ -24,13 +24,13 @@ _MARK = "BEZOAR_TEST_MARK"
 
 
 class Command:
-    """`bezoar run tiny` in a process of its own; every process that it starts carries a mark."""
+    """`bezoar run` in a process of its own; every process that it starts carries a mark."""
 
-    def __init__(self, run_dir: Path, *extra: str):
+    def __init__(self, run_dir: Path, *extra: str, recipe: str = "tiny", sets: list[str] = SMALL):
         self.mark = uuid.uuid4().hex
-        settings = [part for setting in SMALL for part in ("--set", setting)]
+        settings = [part for setting in sets for part in ("--set", setting)]
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "bezoar_ray.cli", "run", "tiny", "--run-dir", str(run_dir), *settings, *extra],
+            [sys.executable, "-m", "bezoar_ray.cli", "run", recipe, "--run-dir", str(run_dir), *settings, *extra],
             env=os.environ | {_MARK: self.mark},
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
