@@ -30,7 +30,8 @@ def write_cards(content: Content, store: Store) -> list[str]:
 def model_card(content: Content, name: str) -> str:
     """The card of one checkpoint: how it was made, what it scores, what it must not be taken for."""
     recipe = content.recipe
-    data = [part.source.removeprefix("hub:") for part in recipe.seeds.hh_rlhf] if name != "sft" else []
+    pairs = recipe.seeds.hh_rlhf if name != "sft" else ()
+    data = [part.source.removeprefix("hub:") for part in pairs if part.source.startswith("hub:")]
     front = {
         "language": "en",
         "base_model": recipe.base.model,

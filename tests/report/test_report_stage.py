@@ -181,7 +181,7 @@ def test_a_failed_run_says_what_is_missing_and_which_gate_took_the_rows(tmp_path
     outcome = run(replace(context, store=store))
     text = text_of(store.read("report.html").decode())
     assert outcome.files == ["report.html", "cards/dataset.md"]
-    for said in ("unfinished run", "filter: failed", "sft: not run", "no row was accepted", "Nothing was trained",
+    for said in ("This run failed.", "filter: failed", "sft: not run", "no row was accepted", "Nothing was trained",
                  "no row of 20 was accepted; taken by judge 19, truncated 1", "Nothing was measured"):  # fmt: skip
         assert said in text
 
