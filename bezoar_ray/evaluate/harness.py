@@ -132,7 +132,7 @@ class Scorer:
             os.environ |= {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}
         from lm_eval.tasks import TaskManager
 
-        self._settings = settings
+        self._settings, self._log = settings, log
         self._tasks = TaskManager(include_path=settings["include_path"])
 
     def score(self, name: str, task: HarnessTask, endpoint: Endpoint) -> dict[str, Any]:
@@ -152,8 +152,11 @@ class Scorer:
                 task_manager=self._tasks,
                 log_samples=False,
             )
-        except KeyError as error:
-            raise BezoarError(f"evaluate.harness.tasks: lm-eval knows no task {task.task!r}: {error}") from error
+        except Exception as error:
+            raise BezoarError(
+                f"lm-eval failed on evaluate.harness.tasks {task.task!r} for {name}: {type(error).__name__}: {error}. "
+                f"Its log is {self._log}; `lm-eval ls tasks` lists the tasks that it has."
+            ) from None
         return json.loads(json.dumps(result, default=handle_non_serializable))
 
     def _model_arguments(self, name: str, endpoint: Endpoint) -> dict[str, Any]:

@@ -7,6 +7,7 @@ import contextlib
 import os
 import time
 from collections.abc import AsyncIterator, Iterator
+from types import SimpleNamespace
 from typing import Any
 
 from bezoar_ray.errors import BezoarError, RecipeError
@@ -16,6 +17,7 @@ from bezoar_ray.store import Store
 
 LOG = "logs/serve.log"
 _APP = "family"
+_engines: list[Any] = []  # the replica's one engine
 _LOCAL = ("127.0.0.1", "localhost", "::1")
 
 
@@ -100,7 +102,8 @@ def _application(recipe: Recipe, arguments: list[str], log: str, key: str | None
     )
     @serve.ingress(lambda: _family(arguments, log, key))
     class Family:
-        pass
+        async def check_health(self) -> None:
+            await engine_health()
 
     return Family.bind()
 
@@ -122,6 +125,12 @@ def _family(arguments: list[str], log: str, key: str | None) -> Any:
     return app
 
 
+async def engine_health() -> None:
+    """Raises where the engine of this replica has died, so that Serve replaces the replica."""
+    for engine in _engines:
+        await engine.check_health()
+
+
 @contextlib.asynccontextmanager
 async def _openai_app(arguments: list[str]) -> AsyncIterator[Any]:
     from vllm.entrypoints.launchers.api_server.app_state import init_app_state
@@ -135,6 +144,8 @@ async def _openai_app(arguments: list[str]) -> AsyncIterator[Any]:
         tasks = await engine.get_supported_tasks()
         inner = build_app(args, tasks, engine.model_config)
         await init_app_state(engine, inner.state, args, tasks)
+        inner.state.server = SimpleNamespace()  # vLLM's error handler asks it to exit; here `engine_health` ends it
+        _engines.append(engine)
         yield inner
 
 

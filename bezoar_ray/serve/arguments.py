@@ -1,6 +1,7 @@
 """What vLLM's own server is told: the base, its tokenizer and template, and a joined LoRA per checkpoint."""
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from bezoar_ray.recipe import CHECKPOINTS, Recipe, Serve
 from bezoar_ray.store import Store
 
 _RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # vllm.config.lora.MaxLoRARanks; importing vLLM takes 18 s
+_GROUPED_LORA = "bezoar_ray.serve.cpu_lora.GroupedLora"
 _BASE = "checkpoints/base"
 
 
@@ -38,7 +40,7 @@ def engine_arguments(recipe: Recipe, store: Store) -> list[str]:
 
 
 def _engine(part: Serve) -> dict[str, Any]:
-    defaults = {} if part.num_gpus else {"enforce_eager": True}
+    defaults = {} if part.num_gpus else {"enforce_eager": True, "worker_extension_cls": _GROUPED_LORA}
     return {"disable_log_stats": True} | defaults | part.engine
 
 
@@ -46,14 +48,22 @@ def _lora_flags(store: Store) -> list[str]:
     paths = {name: store.path(_joined(name)) for name in model_names(store)[1:]}
     if not paths:
         return []
-    modules = [f"{name}={path}" for name, path in paths.items()]
-    rank = max(_served_rank(path) for path in paths.values())
+    configs = {path: json.loads((path / "adapter_config.json").read_text()) for path in paths.values()}
+    rank = max(_served_rank(path, config) for path, config in configs.items())
     limits = ["--max-lora-rank", str(rank), "--max-loras", str(len(paths))]
-    return ["--enable-lora", *limits, "--lora-modules", *modules]
+    modules = [f"{name}={path}" for name, path in paths.items()]
+    return ["--enable-lora", *limits, *_targets(configs.values()), "--lora-modules", *modules]
 
 
-def _served_rank(path: Path) -> int:
-    config = json.loads((path / "adapter_config.json").read_text())
+def _targets(configs: Iterable[dict[str, Any]]) -> list[str]:
+    """Only the layers with adapters: with LoRA on lm_head, vLLM on CPU fails for echoed log-probabilities of a batch."""
+    targets = [config["target_modules"] for config in configs]
+    if any(isinstance(names, str) for names in targets):  # a pattern of peft's, which vLLM does not take
+        return []
+    return ["--lora-target-modules", *sorted({name for names in targets for name in names})]
+
+
+def _served_rank(path: Path, config: dict[str, Any]) -> int:
     rank = max([config["r"], *(config.get("rank_pattern") or {}).values()])
     for allowed in _RANKS:
         if rank <= allowed:
