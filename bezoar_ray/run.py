@@ -59,6 +59,7 @@ class Run:
         self._session = f"{time.strftime('%Y%m%dT%H%M%S')}-{uuid.uuid4().hex[:6]}"
         self._began = time.time()
         self._stages: dict[str, dict[str, Any]] = {}
+        self._error = ""
         self._left: dict[str, Any] = {}  # what a stage that failed could still say
 
     def carry_out(self, stages: list[str]) -> dict[str, Any]:
@@ -70,14 +71,12 @@ class Run:
             try:
                 for stage in stages:
                     self._carry_out(stage, machinery)
-            except BudgetReached:
-                self._end("budget", machinery)
-                raise
             except KeyboardInterrupt:
                 self._summarise("interrupted")
                 raise
-            except Exception:
-                self._end("failed", machinery)
+            except Exception as error:
+                self._error = str(error)
+                self._end("budget" if isinstance(error, BudgetReached) else "failed", machinery)
                 raise
         return self._summarise("done")
 
@@ -130,6 +129,7 @@ class Run:
             "run": {
                 "recipe": self._recipe.name,
                 "status": status,
+                "error": self._error,
                 "seconds": round(time.time() - self._began, 1),
                 "versions": _versions(),
                 "hardware": _hardware(),
@@ -263,13 +263,10 @@ def _versions() -> dict[str, str]:
 def _hardware() -> dict[str, Any]:
     import psutil
 
+    from bezoar_ray.doctor import graphics
+
     memory = round(psutil.virtual_memory().total / 2**30, 1)
-    return {
-        "machine": platform.machine(),
-        "cores": os.cpu_count(),
-        "memory_gib": memory,
-        "gpu": os.environ.get("CUDA_VISIBLE_DEVICES", ""),
-    }
+    return {"machine": platform.machine(), "cores": os.cpu_count(), "memory_gib": memory, "gpu": graphics()}
 
 
 def _git() -> str:

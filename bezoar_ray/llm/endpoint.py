@@ -1,12 +1,14 @@
 """An OpenAI-compatible endpoint: GPT-4, Claude, vLLM's server, a served checkpoint, the tiny judge."""
 
 import os
+import re
 
 from bezoar_ray.errors import RecipeError
 from bezoar_ray.llm.chat import CallFailed, Messages, Reply, Sampling, TryAgain
 from bezoar_ray.llm.models import identity
 from bezoar_ray.recipe import ModelPart
 
+_REASONS = re.compile(r"(.*/)?(o\d|gpt-[5-9])")  # OpenAI's families since o1 and GPT-5
 _REFUSED = {401: "the key is wrong or missing", 403: "the key may not use it", 404: "no such model or address"}
 
 
@@ -34,9 +36,7 @@ class OpenAIEndpoint:
             answer = await self._client.chat.completions.create(
                 model=self._part.model,
                 messages=messages,
-                temperature=sampling.temperature,
-                top_p=sampling.top_p,
-                max_tokens=sampling.max_tokens,
+                **_parameters(self._part.model, sampling),
             )
         except openai.APIStatusError as error:
             raise self._sorted(error) from error
@@ -61,6 +61,13 @@ class OpenAIEndpoint:
     async def close(self) -> None:
         """Close the connections."""
         await self._client.close()
+
+
+def _parameters(model: str, sampling: Sampling) -> dict[str, float]:
+    """Sampling by the names that this family of models takes; those that reason refuse even a default temperature."""
+    limit = "max_completion_tokens" if _REASONS.match(model) else "max_tokens"
+    chosen = {"temperature": sampling.temperature, "top_p": sampling.top_p}
+    return {name: value for name, value in chosen.items() if value != 1.0} | {limit: sampling.max_tokens}
 
 
 def api_key(part: ModelPart) -> str | None:

@@ -58,7 +58,7 @@ def server() -> Iterator[Server]:
 
 def ask(server, tmp_path, **more) -> Reply:
     url = f"http://127.0.0.1:{server.server_address[1]}/v1"
-    part = ModelPart(model="judge-1", base_url=url, **({"retries": 3} | more))
+    part = ModelPart(**{"model": "judge-1", "base_url": url, "retries": 3} | more)
 
     async def go():
         talker = open_talker(part, str(tmp_path), "judge", "one")
@@ -112,3 +112,12 @@ def test_the_key_comes_from_the_environment_by_the_name_in_the_recipe(server, tm
     assert server.requests[0]["key"] == "Bearer secret"
     (segment,) = (tmp_path / "ledger/judge").glob("*.jsonl")
     assert b"secret" not in segment.read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("model", "sent"),
+    [("gpt-4.1", {"temperature", "max_tokens"}), ("gpt-5-mini", {"temperature", "max_completion_tokens"})],
+)
+def test_parameters_go_by_the_names_that_the_model_takes_and_defaults_stay_away(server, tmp_path, model, sent):
+    ask(server, tmp_path, model=model, temperature=0.0)
+    assert server.requests[0].keys() - {"model", "messages", "key"} == sent
