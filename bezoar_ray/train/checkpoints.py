@@ -1,0 +1,70 @@
+"""From a trained adapter to a checkpoint: adapter, merged and joined weights, lineage, and its held-out score."""
+
+from pathlib import Path
+from typing import Any
+
+from bezoar_ray.recipe import Lora
+from bezoar_ray.stage import Context
+from bezoar_ray.store import Store, digest
+from bezoar_ray.train import adapters, heldout, models, pairs
+from bezoar_ray.train.worker import Job
+
+CHAIN = {"sft": ("sft",), "hh-sft": ("sft", "hh-sft"), "dpo": ("sft", "dpo")}
+"""The adapters that add up to a checkpoint: dpo goes on with hh-sft's own."""
+PARENT = {"sft": "base", "hh-sft": "sft", "dpo": "hh-sft"}
+
+
+def finish(job: Job, tokenizer: Any, lora: Lora) -> dict[str, float | None]:
+    """Merge and join the adapter that lies in the checkpoint's folder, and score it; one model load.
+
+    Returns:
+        `heldout_accuracy` by checkpoint: the stage's own, and base's from sft.
+    """
+    store, name = job.store, job.stage
+    below = None if name == "sft" else str(store.path("checkpoints/sft/merged"))
+    model = models.load(job.recipe.base, below)
+    scores = {}
+    if name == "sft":
+        scores["base"] = _score(job, model, tokenizer)
+        _base(job, tokenizer)
+    folder = f"checkpoints/{name}"
+    model = adapters.merge(models.with_adapter(model, str(store.path(f"{folder}/adapter"))))
+    scores[name] = _score(job, model, tokenizer)
+    adapters.save(model, tokenizer, str(store.path(f"{folder}/merged")))
+    chain = [str(store.path(f"checkpoints/{part}/adapter")) for part in CHAIN[name]]
+    rank = adapters.join(chain, str(store.path(f"{folder}/joined")), job.recipe.base.model)
+    mark = adapters.weights_mark(store, name)
+    sum_of = [f"../{part}/adapter" for part in CHAIN[name]]
+    adapters.record(
+        store, job.recipe, name, PARENT[name], mark, adapter=lora.model_dump(), sum_of=sum_of, joined_rank=rank
+    )
+    return scores
+
+
+def _base(job: Job, tokenizer: Any) -> None:
+    """`checkpoints/base`: the tokenizer with the recipe's template, and who the base is."""
+    tokenizer.save_pretrained(str(job.store.path("checkpoints/base")))
+    adapters.record(job.store, job.recipe, "base", None, _base_mark(job))
+
+
+def _base_mark(job: Job) -> str:
+    base = job.recipe.base
+    folder = Path(models.model_path(base.model))
+    if folder.is_dir():
+        return digest(folder)
+    return f"{base.model}@{base.revision or 'main'}"
+
+
+def _score(job: Job, model: Any, tokenizer: Any) -> float | None:
+    part = job.recipe.align
+    return heldout.accuracy(model, tokenizer, pairs.read(job.store, "heldout"), part.max_length, part.micro_batch)
+
+
+def clear(context: Context, name: str) -> None:
+    """Remove what an unfinished attempt left of a checkpoint."""
+    context.store.remove(f"checkpoints/{name}")
+
+
+def files(store: Store, *names: str) -> list[str]:
+    """All files of these checkpoints."""
+    return [file for name in names for file in store.list(f"checkpoints/{name}")]

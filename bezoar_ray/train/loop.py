@@ -1,0 +1,211 @@
+"""The training loop that the three stages share: steps one after the other on one adapter, resumable at any moment."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+from bezoar_ray.errors import RecipeError
+from bezoar_ray.recipe import Lora, Training
+from bezoar_ray.train import models
+from bezoar_ray.train.checkpoints import finish
+from bezoar_ray.train.reporting import STATE, Account, reporter
+from bezoar_ray.train.worker import Job
+
+POINTS = 200  # at most so many losses are kept of a step
+
+
+@dataclass(frozen=True)
+class Step:
+    """One data set in the order of training."""
+
+    name: str
+    rows: list[dict[str, Any]]
+
+    def length(self, part: Training) -> int:
+        """Optimiser steps."""
+        return max(1, math.ceil(math.ceil(len(self.rows) / part.batch) * part.epochs))
+
+
+Build = Callable[..., Any]
+"""Makes a TRL trainer from (model, rows, settings, callbacks)."""
+
+
+def train(job: Job, adapt: Callable[[Any], Any], steps: list[Step], build: Build) -> Account:
+    """Train an adapter on the steps in their order and save it; goes on from Ray Train's last checkpoint.
+
+    `adapt` puts the adapter on the stage's frozen model. No reference to either is left, so that the checkpoint can
+    be made in the memory that they took.
+    """
+    model = adapt(models.for_training(job))
+    account, saved = _last()
+    total = sum(step.length(job.part) for step in steps)
+    while account.step < len(steps):
+        step = steps[account.step]
+        if saved and account.finished:
+            _load_adapter(model, saved)
+        else:
+            trainer = keep_precision(model, partial(build, model, step.rows, arguments(job, step)))
+            trainer.add_callback(reporter(job, account, step.name, total))
+            trainer.train(resume_from_checkpoint=saved)
+        saved = None
+        account.offset += step.length(job.part)
+        account.step, account.finished = account.step + 1, False
+    _save_adapter(job, model)
+    return account
+
+
+def _last() -> tuple[Account, str | None]:
+    """Where the loop was when it was last saved, and the folder it was saved in."""
+    from ray.train import get_checkpoint
+
+    checkpoint = get_checkpoint()
+    if checkpoint is None:
+        return Account(), None
+    folder = Path(checkpoint.path)
+    return Account(**orjson.loads((folder / STATE).read_bytes())), str(folder)
+
+
+def _load_adapter(model: Any, folder: str) -> None:
+    from peft import load_peft_weights, set_peft_model_state_dict
+
+    set_peft_model_state_dict(model, load_peft_weights(folder, device="cpu"), low_cpu_mem_usage=False)
+
+
+def keep_precision(model: Any, make: Callable[[], Any]) -> Any:
+    """A trainer whose adapter keeps its float32 weights.
+
+    TRL rounds the adapter of a 4-bit model to bfloat16, whose spacing near 0.01 is 6e-5: steps of a learning rate of
+    5e-6 would round to nothing, and an adapter carried on would lose what it has learned.
+    """
+    weights = {name: p.detach().clone().float() for name, p in model.named_parameters() if p.requires_grad}
+    trainer = make()
+    for name, parameter in model.named_parameters():
+        if name in weights:
+            parameter.data = weights[name]
+    return trainer
+
+
+def arguments(job: Job, step: Step) -> dict[str, Any]:
+    """Keyword arguments that TRL's configurations share, from the recipe."""
+    part, recipe = job.part, job.recipe
+    micro, accumulation = micro_batch(part)
+    length = step.length(part)
+    return {
+        "output_dir": str(job.store.path(f"{job.folder}/work-{step.name}")),
+        "num_train_epochs": part.epochs,
+        "per_device_train_batch_size": micro,
+        "gradient_accumulation_steps": accumulation,
+        "learning_rate": part.learning_rate,
+        "lr_scheduler_type": part.schedule,
+        "warmup_steps": math.ceil(part.warmup_ratio * length),
+        "max_grad_norm": part.max_grad_norm,
+        "max_length": None,  # rows that are too long have been left out, not cut
+        "bf16": recipe.base.dtype == "bfloat16",
+        "use_cpu": part.gpus_per_worker == 0,
+        "gradient_checkpointing": part.gradient_checkpointing,
+        "deepspeed": zero(part.zero_stage) if part.zero_stage else None,
+        "seed": recipe.seed,
+        "data_seed": recipe.seed,
+        "logging_steps": max(1, length // POINTS),
+        "logging_first_step": True,
+        "save_strategy": "steps",
+        "save_steps": part.checkpoint_every,
+        "save_total_limit": 1,
+        "report_to": list(part.report_to) or "none",
+        "run_name": f"{recipe.name}-{job.stage}-{step.name}",
+        "dataloader_pin_memory": part.gpus_per_worker > 0,
+        "disable_tqdm": True,
+    }
+
+
+def micro_batch(part: Training) -> tuple[int, int]:
+    """Rows in one forward pass of a worker, and passes in an optimiser step, so that `batch` comes out exactly.
+
+    Raises:
+        RecipeError: the batch cannot be shared evenly.
+    """
+    share, left = divmod(part.batch, part.workers)
+    if left or not share:
+        raise RecipeError(f"batch {part.batch} cannot be shared by {part.workers} workers: choose a multiple")
+    micro = max(size for size in range(1, min(part.micro_batch, share) + 1) if share % size == 0)
+    return micro, share // micro
+
+
+def zero(stage: int) -> dict[str, Any]:
+    """DeepSpeed's settings for a ZeRO stage (arXiv 1910.02054); sizes come from the trainer's arguments."""
+    return {
+        "zero_optimization": {"stage": stage, "stage3_gather_16bit_weights_on_model_save": stage == 3},
+        "bf16": {"enabled": "auto"},
+        "zero_allow_untested_optimizer": True,
+        "train_batch_size": "auto",
+        "train_micro_batch_size_per_gpu": "auto",
+        "gradient_accumulation_steps": "auto",
+        "gradient_clipping": "auto",
+    }
+
+
+def sft_trainer(tokenizer: Any) -> Build:
+    """Trainers on `input_ids` and `labels`: the loss of the labelled tokens."""
+
+    def build(model: Any, rows: list[dict[str, Any]], settings: dict[str, Any]) -> Any:
+        from datasets import Dataset
+        from trl import SFTConfig, SFTTrainer
+
+        data = Dataset.from_list(rows)
+        return SFTTrainer(model, SFTConfig(**settings), train_dataset=data, processing_class=tokenizer)
+
+    return build
+
+
+def dpo_trainer(tokenizer: Any, beta: float) -> Build:
+    """Trainers on `prompt`, `chosen` and `rejected`; the adapter as it is now becomes the frozen reference."""
+
+    def build(model: Any, rows: list[dict[str, Any]], settings: dict[str, Any]) -> Any:
+        from datasets import Dataset
+        from trl import DPOConfig, DPOTrainer
+
+        data = Dataset.from_list(rows)
+        return DPOTrainer(model, args=DPOConfig(beta=beta, **settings), train_dataset=data, processing_class=tokenizer)
+
+    return build
+
+
+def _save_adapter(job: Job, model: Any) -> None:
+    """Write the adapter as a plain PEFT folder; dpo's frozen reference stays out."""
+    from ray.train import get_context
+
+    if get_context().get_world_rank() == 0:
+        model.save_pretrained(str(job.store.path(f"checkpoints/{job.stage}/adapter")), selected_adapters=["default"])
+
+
+def close(job: Job, tokenizer: Any, lora: Lora, figures: dict[str, Any]) -> dict[str, Any]:
+    """Let rank 0 make the checkpoint of the saved adapter; returns what the stage puts into the summary."""
+    import gc
+
+    from ray.train import get_context
+
+    gc.collect()
+    if get_context().get_world_rank() != 0:
+        return {}
+    scores = finish(job, tokenizer, lora)
+    own = {**figures, "heldout_accuracy": scores.pop(job.stage)}
+    return {**{name: {"heldout_accuracy": score} for name, score in scores.items()}, job.stage: own}
+
+
+def figures(account: Account, rows: int, left_out: int) -> dict[str, Any]:
+    """The stage's part of the summary."""
+    losses = [point["loss"] for point in account.history]
+    return {
+        "rows": rows,
+        "left_out": left_out,
+        "steps": account.offset,
+        "loss_first": losses[0] if losses else None,
+        "loss_last": losses[-1] if losses else None,
+        "tokens_per_s": account.tokens_per_s,
+        "by_step": account.history,
+    }

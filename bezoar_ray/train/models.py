@@ -1,0 +1,88 @@
+"""Loading models: quantised for training, as they are for merging and scoring, with new or saved adapters."""
+
+from typing import Any
+
+from bezoar_ray.errors import RecipeError
+from bezoar_ray.llm.models import model_path
+from bezoar_ray.recipe import Base, Lora
+from bezoar_ray.train.worker import Job
+
+
+def device() -> Any:
+    """This worker's GPU, or the CPU."""
+    import torch
+
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    from ray.train.torch import get_device
+
+    return get_device()
+
+
+def load(base: Base, folder: str | None = None, four_bit: bool = False, place: bool = True) -> Any:
+    """The base model, or the one in `folder`, in the base's dtype.
+
+    `four_bit`: NF4 with double quantisation (arXiv 2305.14314). Without `place` the weights stay where DeepSpeed's
+    ZeRO-3 puts them.
+    """
+    from transformers import AutoModelForCausalLM
+
+    hub = {"revision": base.revision} if folder is None else {}
+    return AutoModelForCausalLM.from_pretrained(
+        folder or model_path(base.model),
+        dtype=base.dtype,
+        quantization_config=_nf4(base.dtype) if four_bit else None,
+        device_map={"": device()} if place else None,
+        trust_remote_code=base.trust_remote_code,
+        **hub,
+    )
+
+
+def for_training(job: Job) -> Any:
+    """The stage's frozen model: the base for sft, merged sft for what comes after; in NF4 where the recipe says so."""
+    folder = None if job.stage == "sft" else str(job.store.path("checkpoints/sft/merged"))
+    return load(job.recipe.base, folder, four_bit=job.part.load_in_4bit, place=job.part.zero_stage != 3)
+
+
+def _nf4(dtype: str) -> Any:
+    from transformers import BitsAndBytesConfig
+
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=dtype,
+    )
+
+
+def with_new_adapter(model: Any, lora: Lora, seed: int) -> Any:
+    """The model under a new LoRA, drawn from `seed`.
+
+    Raises:
+        RecipeError: a target is no linear layer of the model; names those that are.
+    """
+    from peft import LoraConfig, get_peft_model
+    from transformers import set_seed
+
+    _check_targets(model, lora.targets)
+    set_seed(seed)
+    settings = {"r": lora.r, "lora_alpha": lora.alpha, "lora_dropout": lora.dropout}
+    config = LoraConfig(target_modules=list(lora.targets), bias="none", task_type="CAUSAL_LM", **settings)
+    return get_peft_model(model, config)
+
+
+def _check_targets(model: Any, targets: tuple[str, ...]) -> None:
+    from torch.nn import Linear
+
+    linear = {name.rsplit(".", 1)[-1] for name, module in model.named_modules() if isinstance(module, Linear)}
+    known = sorted(linear - {"lm_head"})
+    unknown = [target for target in targets if target not in known]
+    if unknown or not targets:
+        raise RecipeError(f"lora.targets: {unknown or 'none'} in this model; its linear layers are {', '.join(known)}")
+
+
+def with_adapter(model: Any, folder: str, trainable: bool = False) -> Any:
+    """The model under a saved adapter."""
+    from peft import PeftModel
+
+    return PeftModel.from_pretrained(model, folder, is_trainable=trainable)

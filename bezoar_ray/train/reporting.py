@@ -1,0 +1,86 @@
+"""What a trainer tells Ray Train and the driver: checkpoints to go on from, losses, progress."""
+
+import time
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+from bezoar_ray.train.worker import Job, report_progress
+
+STATE = "bezoar.json"
+EVERY_SECONDS = 0.5
+
+
+@dataclass
+class Account:
+    """What the loop has done so far; it lies in every checkpoint."""
+
+    step: int = 0  # index of the current training step (a data set)
+    finished: bool = False  # whether that one is at its end
+    offset: int = 0  # optimiser steps of those before it
+    tokens: int = 0
+    seconds: float = 0.0
+    history: list[dict[str, Any]] = field(default_factory=list)
+
+    @property
+    def tokens_per_s(self) -> float:
+        """Tokens that went through the model, padding left out, in a second of training."""
+        return round(self.tokens / self.seconds, 1) if self.seconds else 0.0
+
+
+def reporter(job: Job, account: Account, dataset: str, total: int) -> Any:
+    """A callback that keeps the account, and reports each checkpoint from rank 0 alone.
+
+    Ray's own callback copies the whole checkpoint from every rank.
+    """
+    from transformers import TrainerCallback
+
+    class Reporter(TrainerCallback):
+        """One data set's training."""
+
+        def __init__(self) -> None:
+            self._seen = self._shown = 0.0
+            self._counted = 0
+
+        def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            self._seen = time.monotonic()
+
+        def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            now = time.monotonic()
+            account.seconds, self._seen = account.seconds + now - self._seen, now
+            if state.is_world_process_zero and now - self._shown > EVERY_SECONDS:
+                self._shown = now
+                loss = f"loss {account.history[-1]['loss']:.3f}, " if account.history else ""
+                note = f"{dataset}  {loss}{account.tokens_per_s:.0f} tokens/s"
+                report_progress(job, account.offset + state.global_step, total, note)
+
+        def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
+            if not logs or "loss" not in logs:
+                return
+            account.tokens += int(logs["num_tokens"]) - self._counted
+            self._counted = int(logs["num_tokens"])
+            point = {"step": account.offset + state.global_step, "loss": logs["loss"], "dataset": dataset}
+            if "rewards/accuracies" in logs:
+                point["reward_accuracy"] = logs["rewards/accuracies"]
+            account.history.append(point)
+
+        def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
+            account.finished = state.global_step >= state.max_steps
+            _report(folder, account, state.is_world_process_zero)
+
+    return Reporter()
+
+
+def _report(folder: Path, account: Account, main: bool) -> None:
+    """Hand a saved folder to Ray Train once all ranks have written their share of it."""
+    import torch.distributed
+    from ray.train import Checkpoint, report
+
+    if torch.distributed.is_initialized():
+        torch.distributed.barrier()
+    if main:
+        (folder / STATE).write_bytes(orjson.dumps(asdict(account)))
+    report({"step": account.offset}, checkpoint=Checkpoint.from_directory(str(folder)) if main else None)

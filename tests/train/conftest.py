@@ -1,0 +1,99 @@
+"""A small base model with random weights, rows to train it on, and a recipe that names both."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from bezoar_ray.progress import Progress
+from bezoar_ray.recipe import Recipe, parse_recipe
+from bezoar_ray.rows import Sample, sample_table
+from bezoar_ray.stage import Context
+from bezoar_ray.store import Store
+
+FACTS = [(f"animal{i}", "green" if i % 2 else "blue") for i in range(24)]
+
+
+@pytest.fixture(scope="session")
+def base_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A Llama of 0.2 M parameters with a byte-level BPE tokenizer."""
+    from transformers import LlamaConfig, LlamaForCausalLM, set_seed
+
+    folder = tmp_path_factory.mktemp("base")
+    tokenizer = _tokenizer()
+    set_seed(0)
+    config = LlamaConfig(
+        vocab_size=len(tokenizer), hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, max_position_embeddings=512, bos_token_id=0, eos_token_id=1, pad_token_id=2,
+    )  # fmt: skip
+    LlamaForCausalLM(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def _tokenizer():
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    backend = Tokenizer(models.BPE())
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    alphabet, special = pre_tokenizers.ByteLevel.alphabet(), ["<s>", "</s>", "<pad>"]
+    trainer = trainers.BpeTrainer(vocab_size=400, special_tokens=special, initial_alphabet=alphabet)
+    backend.train_from_iterator([f"What colour is {a}? The {a} is {c}.\n### Response:" for a, c in FACTS], trainer)
+    return PreTrainedTokenizerFast(tokenizer_object=backend, bos_token="<s>", eos_token="</s>", pad_token="<pad>")
+
+
+@pytest.fixture(scope="session")
+def pairs_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Twenty-four transcripts whose chosen side is the true colour."""
+    path = tmp_path_factory.mktemp("hh") / "hh.jsonl"
+    ask = "\n\nHuman: What colour is {}?\n\nAssistant: The {} is {}."
+    rows = [{"chosen": ask.format(a, a, c), "rejected": ask.format(a, a, "red")} for a, c in FACTS]
+    path.write_text("\n".join(map(json.dumps, rows)))
+    return path
+
+
+@pytest.fixture(scope="session")
+def recipe(base_folder: Path, pairs_file: Path) -> Recipe:
+    """All three stages, a few steps each."""
+    lora = {"targets": ["q_proj", "v_proj", "up_proj"], "dropout": 0.0}
+    stage = {"learning_rate": 0.01, "batch": 4, "micro_batch": 4, "max_length": 256}
+    return parse_recipe(
+        {
+            "name": "small",
+            "teacher": {"model": "none"},
+            "judges": [{"model": "none"}],
+            "base": {"model": str(base_folder), "dtype": "float32"},
+            "seeds": {"hh_rlhf": [{"source": str(pairs_file)}]},
+            "sft": {**stage, "lora": lora, "checkpoint_every": 3},
+            "hh_sft": {**stage, "lora": {**lora, "r": 8, "targets": ["q_proj", "k_proj"]}},
+            "align": {**stage, "learning_rate": 5e-4},
+            "evaluate": {"heldout_pairs": 4},
+        },
+        "tests",
+    )
+
+
+def samples(scheme: str) -> list[Sample]:
+    """Eight accepted rows, one of them with a system message."""
+    rows = [
+        Sample(f"{scheme}{i}", scheme, "op", instruction=f"What colour is {a}?", response=f"The {a} is {c}.", status="accepted")
+        for i, (a, c) in enumerate(FACTS[:8])
+    ]  # fmt: skip
+    return [replace(rows[0], system="Answer briefly."), *rows[1:]]
+
+
+def write_rows(store: Store, *schemes: str) -> None:
+    """Accepted rows, as the filter leaves them."""
+    for scheme in schemes:
+        store.replace_table(f"data/{scheme}/accepted/part-0.parquet", sample_table(samples(scheme)))
+
+
+@pytest.fixture
+def context(recipe: Recipe, tmp_path: Path) -> Context:
+    """A run directory with accepted rows of two schemes."""
+    store = Store(tmp_path / "run")
+    write_rows(store, "lamini", "evol_instruct")
+    return Context(recipe, store, "test", Progress())
