@@ -111,7 +111,7 @@ def _truth(context: Context) -> Truth | None:
     """What the embedded world knows, where its own judge decides."""
     if context.recipe.judges[0].model != "tiny-judge":
         return None
-    from bezoar_ray.tiny.judge import truth
+    from bezoar_ray.tiny.truth import truth
 
     return truth
 

@@ -1,0 +1,50 @@
+import pytest
+
+from bezoar_ray.filter.gates import gate, normal
+from bezoar_ray.rows import Sample
+
+
+def sample(**fields) -> Sample:
+    good = {"instruction": "Name a fruit.", "response": "An apple.", "finish_reason": "stop"}
+    return Sample(id="1", scheme="lamini", operation="example_guided", **good | fields)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {},
+        {"response": "The shop said sorry, and I am glad of it."},
+        {"response": "She is as an artist sees her."},
+        {"instruction": "Explain what a prompt is.", "response": "A prompt is given to a model."},
+        {"response": "1 < 2 and <b>bold</b>"},
+    ],
+)
+def test_a_good_row_goes_on(fields):
+    assert gate(sample(**fields)) is None
+
+
+@pytest.mark.parametrize(
+    ("fields", "name"),
+    [
+        ({"response": " \n"}, "empty"),
+        ({"instruction": ""}, "empty"),
+        ({"finish_reason": "length"}, "truncated"),
+        ({"response": "I'm sorry, but no."}, "refusal"),
+        ({"response": "Sorry, I do not know that."}, "refusal"),
+        ({"response": "As an AI language model, I have no taste."}, "refusal"),
+        ({"response": "I cannot help with that."}, "refusal"),
+        ({"response": "<example>Name a tree.</example>"}, "scaffolding"),
+        ({"instruction": "#Rewritten Prompt#: Name a fruit."}, "scaffolding"),
+        ({"response": "An apple.\n### Instruction:\nName a tree."}, "scaffolding"),
+        ({"response": "An apple.<|endoftext|>"}, "scaffolding"),
+        ({"response": "name a  FRUIT"}, "copy"),
+        ({"input": "red", "response": "Name a fruit.\n\nInput:\nred"}, "copy"),
+    ],
+)
+def test_a_bad_row_is_named_after_its_gate(fields, name):
+    assert gate(sample(**fields)) == name
+
+
+def test_signs_make_a_difference_and_case_does_not():
+    assert normal("What is  3 + 4?") == normal("what is 3 + 4")
+    assert normal("3 + 4") != normal("3 - 4")

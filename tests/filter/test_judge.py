@@ -1,0 +1,64 @@
+import asyncio
+
+import pytest
+
+from bezoar_ray.errors import RecipeError
+from bezoar_ray.filter.judge import judge_sample, rubric_of
+from bezoar_ray.llm.chat import CallFailed, Reply
+from bezoar_ray.recipe import SCHEMES, Filter, ModelPart
+from bezoar_ray.rows import Sample, Verdict
+
+SAMPLE = Sample(id="1", scheme="orca", operation="x", system="Be kind.", instruction="Name a fruit.", response="Fig.")
+
+
+def verdict(*replies, accept_rating=4.0):
+    """The verdict where the judge gives these replies, and the calls it took."""
+    calls = []
+
+    async def chat(messages, *, step, sample=0, sampling=None):
+        calls.append((step, sample, messages))
+        if replies[sample] is None:
+            raise CallFailed("HTTP 400")
+        return Reply(replies[sample], "stop", 10, 5)
+
+    part = ModelPart(model="some-judge")
+    return asyncio.run(judge_sample(SAMPLE, chat, "Fruit only.", part, accept_rating)), calls
+
+
+def test_the_judge_sees_rubric_system_message_and_row():
+    _, ((step, number, messages),) = verdict('{"reason": "a fruit", "rating": 5}')
+    assert (step, number) == ("judge", 0)
+    assert all(text in messages[1]["content"] for text in ("Fruit only.", "Be kind.", "Name a fruit.", "Fig."))
+
+
+@pytest.mark.parametrize(("rating", "status"), [(5, "accepted"), (4, "accepted"), (3.5, "rejected"), (1, "rejected")])
+def test_the_threshold_decides(rating, status):
+    found, _ = verdict(f'Here: {{"reason": "so", "rating": {rating}}}')
+    assert found == Verdict("some-judge", status, rating, "so")
+
+
+def test_nonsense_is_asked_for_once_more():
+    found, calls = verdict("hm", '{"reason": "ok", "rating": 4}')
+    assert found.status == "accepted"
+    assert [number for _, number, _ in calls] == [0, 1]
+
+
+@pytest.mark.parametrize("reply", ["hm", '{"rating": 9}', '{"reason": "no rating"}', "4"])
+def test_nonsense_twice_is_never_accepted(reply):
+    found, calls = verdict(reply, reply, accept_rating=1)
+    assert (found.status, found.rating, len(calls)) == ("failed", None, 2)
+    assert reply in found.reason
+
+
+def test_a_failed_call_is_a_failed_verdict():
+    found, calls = verdict(None)
+    assert (found.status, found.reason, len(calls)) == ("failed", "call: HTTP 400", 1)
+
+
+def test_rubrics_are_packaged_and_replaceable(tmp_path):
+    path = tmp_path / "rubric.txt"
+    path.write_text("Mine.")
+    assert len({rubric_of(Filter(), scheme) for scheme in SCHEMES}) == 3
+    assert rubric_of(Filter(rubrics={"orca": str(path)}), "orca") == "Mine."
+    with pytest.raises(RecipeError, match=r"filter\.rubrics\.orca: cannot read"):
+        rubric_of(Filter(rubrics={"orca": str(tmp_path / "none")}), "orca")

@@ -1,0 +1,109 @@
+"""The filter stage in real Ray actors, against a real HTTP endpoint whose verdicts are scripted."""
+
+from dataclasses import replace
+
+import pytest
+
+from bezoar_ray.filter import stage
+from bezoar_ray.progress import Progress
+from bezoar_ray.recipe import SCHEMES, load_recipe, parse_recipe
+from bezoar_ray.rows import Sample
+from bezoar_ray.samples import read_samples, write_samples
+from bezoar_ray.stage import Context
+from bezoar_ray.store import Store
+from tests.endpoint import serving
+
+
+def sample(id, response, scheme="lamini", **fields) -> Sample:
+    return Sample(id=id, scheme=scheme, operation="x", instruction=f"Tell me of {id}.", response=response, **fields)
+
+
+ROWS = [
+    sample("a", "A good thing.", finish_reason="stop"),
+    sample("b", "A poor thing."),
+    sample("c", "Nonsense."),
+    sample("d", "A good thi", finish_reason="length"),
+    sample("e", ""),
+    sample("f", "", status="failed", reason="missing"),
+    sample("g", "A good thing.", scheme="evol_instruct", status="rejected", reason="adds_nothing"),
+    replace(sample("h", "Another good thing.", scheme="evol_instruct"), instruction="tell me of A"),
+    sample("i", "A good one.", scheme="orca"),
+]
+
+
+def judge(messages):
+    """Rates by a word; has no rating for nonsense."""
+    row = messages[-1]["content"].partition("<response>")[2]
+    if "Nonsense" in row:
+        return "Well."
+    return '{"reason": "good", "rating": 5}' if "good" in row else '{"reason": "poor", "rating": 2}'
+
+
+def context(tmp_path, url, rows=ROWS, judges=("first",), **part) -> Context:
+    store = Store(tmp_path)
+    for scheme in SCHEMES:
+        write_samples(store, scheme, "generated", [row for row in rows if row.scheme == scheme])
+    tree = load_recipe("tiny").model_dump(mode="json") | {"filter": part}
+    tree["judges"] = [tree["judges"][0] | {"model": name, "base_url": url} for name in judges]
+    tree["seeds"]["dolly"] = []
+    return Context(parse_recipe(tree, "test"), store, "s1", Progress())
+
+
+def fates(tmp_path):
+    found = {}
+    for scheme in SCHEMES:
+        for status in ("accepted", "rejected", "failed"):
+            rows = read_samples(Store(tmp_path), scheme, status)
+            assert all(row.status == status for row in rows)
+            found |= {row.id: (status, row.reason.partition(":")[0]) for row in rows}
+    return found
+
+
+def test_every_row_ends_with_its_gate_and_only_what_is_left_is_judged(ray_session, tmp_path):
+    with serving(judge) as server:
+        outcome = stage.run(context(tmp_path, server.url, judges=("first", "second")))
+    assert fates(tmp_path) == {
+        "a": ("accepted", ""),
+        "b": ("rejected", "judge"),
+        "c": ("failed", "unrated"),
+        "d": ("rejected", "truncated"),
+        "e": ("rejected", "empty"),
+        "f": ("failed", "missing"),
+        "g": ("rejected", "adds_nothing"),
+        "h": ("rejected", "duplicate"),
+        "i": ("accepted", ""),
+    }
+    assert len(server.requests) == 2 * (3 + 2)  # a, b and i once, c twice, by each judge
+    assert outcome.summary["data"]["lamini"] == {
+        "accepted": 1, "rejected": 3, "failed": 2,
+        "reasons": {"judge": 1, "unrated": 1, "truncated": 1, "empty": 1, "missing": 1},
+    }  # fmt: skip
+    assert outcome.summary["judge"] == {
+        "first": {"rated": 3, "unrated": 1},
+        "second": {"rated": 3, "unrated": 1, "agreement": 1.0},
+    }
+    (row,) = read_samples(Store(tmp_path), "lamini", "accepted")
+    assert [(v.judge, v.status, v.rating, v.reason) for v in row.verdicts] == [
+        ("first", "accepted", 5.0, "good"),
+        ("second", "accepted", 5.0, "good"),
+    ]
+    assert all((tmp_path / name).is_file() for name in outcome.files)
+
+
+def test_without_a_judge_what_passes_the_gates_is_accepted(tmp_path):
+    stage.run(context(tmp_path, None, judge=False))
+    assert [id for id, (status, _) in fates(tmp_path).items() if status == "accepted"] == ["a", "b", "c", "i"]
+
+
+def test_where_nothing_is_accepted_the_gate_that_took_most_is_named(tmp_path):
+    rows = [replace(row, response="Sorry, I cannot.") for row in ROWS[:3]] + ROWS[3:6]
+    with pytest.raises(stage.NothingAccepted, match="the gate `refusal` took 3 of 6") as raised:
+        stage.run(context(tmp_path, None, rows=rows))
+    assert raised.value.exit_code == 3
+    assert raised.value.outcome.summary["data"]["lamini"]["accepted"] == 0
+    assert len(fates(tmp_path)) == 6
+
+
+def test_where_nothing_was_generated_the_error_says_so(tmp_path):
+    with pytest.raises(stage.NothingAccepted, match="no row was generated"):
+        stage.run(context(tmp_path, None, rows=[]))
