@@ -34,9 +34,9 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _run(options: argparse.Namespace) -> None:
+    from bezoar_ray.preview import show
     from bezoar_ray.progress import Progress
     from bezoar_ray.run import parse_stages, pilot, run
-    from bezoar_ray.samples import show
     from bezoar_ray.store import Store
 
     recipe, stages = _recipe(options), parse_stages(options.stages)

@@ -1,0 +1,25 @@
+"""Samples as text for a terminal: what a pilot shows before the bill."""
+
+import textwrap
+
+from bezoar_ray.recipe import SCHEMES
+from bezoar_ray.rows import Sample
+from bezoar_ray.samples import read_samples
+from bezoar_ray.store import Store
+
+
+def show(store: Store, count: int = 3) -> str:
+    """The first accepted and rejected samples of each scheme, with the judges' reasons."""
+    lines = []
+    for scheme in SCHEMES:
+        for status in ("accepted", "rejected"):
+            samples = read_samples(store, scheme, status)
+            lines.append(f"\n== {scheme}: {len(samples)} {status}")
+            lines += map(_block, samples[:count])
+    return "\n".join(lines)
+
+
+def _block(sample: Sample) -> str:
+    why = "; ".join(f"{v.judge} {v.rating or v.status}: {v.reason}" for v in sample.verdicts) or sample.reason
+    parts = {"instruction": sample.task, "response": sample.response, "because": why}
+    return "\n".join(f"{name:>12}  {textwrap.shorten(text, 300, placeholder=' …')}" for name, text in parts.items())
