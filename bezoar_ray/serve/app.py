@@ -85,7 +85,20 @@ def _deployed(recipe: Recipe, store: Store, host: str, port: int, key: str | Non
         tail = "\n".join(log.read_text(errors="replace").splitlines()[-15:])
         raise BezoarError(f"the endpoint did not start: {error}\nLast lines of {log}:\n{tail}") from error
     finally:
-        serve.shutdown()
+        _stop()
+
+
+def _stop() -> None:
+    """End the app and Serve itself; `serve.shutdown` would do it with a call that Ray reports to the user as failed."""
+    import ray
+    from ray import serve
+    from ray.serve.context import _get_global_client
+
+    controller = _get_global_client()._controller
+    serve.delete(_APP)
+    ray.get(controller.graceful_shutdown.remote(wait=False))
+    while any(actor["namespace"] == "serve" for actor in ray.util.list_named_actors(all_namespaces=True)):
+        time.sleep(0.2)
 
 
 def _application(recipe: Recipe, arguments: list[str], log: str, key: str | None) -> Any:

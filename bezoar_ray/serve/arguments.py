@@ -56,7 +56,7 @@ def _lora_flags(store: Store) -> list[str]:
 
 
 def _targets(configs: Iterable[dict[str, Any]]) -> list[str]:
-    """Only the layers with adapters: with LoRA on lm_head, vLLM on CPU fails for echoed log-probabilities of a batch."""
+    """Only the layers with adapters: with LoRA on lm_head, vLLM on CPU fails to echo log-probabilities of a batch."""
     targets = [config["target_modules"] for config in configs]
     if any(isinstance(names, str) for names in targets):  # a pattern of peft's, which vLLM does not take
         return []

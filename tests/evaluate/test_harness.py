@@ -1,0 +1,53 @@
+"""lm-eval's results: which are kept, and what of them is compared."""
+
+import pytest
+
+from bezoar_ray.errors import RecipeError
+from bezoar_ray.evaluate.harness import Shelf, compact
+from bezoar_ray.recipe import Harness, HarnessTask
+from bezoar_ray.store import Store
+
+RESULT = {
+    "results": {
+        "t": {"alias": "t", "acc,none": 0.25, "acc_stderr,none": 0.02, "f1,strict": 0.5, "f1_stderr,strict": "N/A"}
+    }
+}
+
+
+def test_the_recipes_metric_is_taken_with_its_error():
+    assert compact(RESULT, HarnessTask(task="t")) == {"acc": {"value": 0.25, "stderr": 0.02}}
+
+
+def test_a_metric_may_be_named_with_its_filter_and_may_have_no_error():
+    assert compact(RESULT, HarnessTask(task="t", metric="f1,strict")) == {"f1,strict": {"value": 0.5, "stderr": None}}
+
+
+def test_an_unknown_metric_is_answered_with_the_known_ones():
+    with pytest.raises(RecipeError, match="no metric 'bleu'. It has: acc, f1"):
+        compact(RESULT, HarnessTask(task="t", metric="bleu"))
+
+
+@pytest.fixture
+def task_folder(tmp_path):
+    folder = tmp_path / "tasks"
+    folder.mkdir()
+    (folder / "t.yaml").write_text("task: t")
+    return folder
+
+
+def found(tmp_path, folder, *, mark="a", chat=False, **settings) -> bool:
+    part = Harness(include_path=str(folder), apply_chat_template=chat)
+    return Shelf(part, Store(tmp_path), {"sft": mark}).find("sft", HarnessTask(task="t", **settings)) is not None
+
+
+def test_a_result_is_found_again_for_the_same_weights_and_settings_only(tmp_path, task_folder):
+    part = Harness(include_path=str(task_folder))
+    Shelf(part, Store(tmp_path), {"sft": "a"}).put("sft", HarnessTask(task="t"), RESULT)
+    assert found(tmp_path, task_folder)
+    assert found(tmp_path, task_folder, metric="f1")
+    assert not found(tmp_path, task_folder, mark="retrained")
+    assert not found(tmp_path, task_folder, limit=5)
+    assert not found(tmp_path, task_folder, num_fewshot=3)
+    assert not found(tmp_path, task_folder, chat=True)
+    (task_folder / "t.yaml").write_text("task: t\nchanged: true")
+    assert not found(tmp_path, task_folder)

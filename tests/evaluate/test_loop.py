@@ -1,0 +1,97 @@
+"""The candidate's conversations and the judge's grades."""
+
+import asyncio
+
+import pytest
+
+from bezoar_ray.evaluate.mt_bench.judging import judge_turn
+from bezoar_ray.evaluate.mt_bench.loop import Answer, converse, temperature
+from bezoar_ray.evaluate.mt_bench.questions import Question
+from bezoar_ray.llm.chat import CallFailed, Reply
+
+QUESTION = Question(7, "math", ("What is 2+2?", "And doubled?"), ("4", "8"))
+
+
+class Script:
+    """A Chat that gives one reply after the other and keeps what it was asked."""
+
+    def __init__(self, *replies):
+        self.replies, self.calls = list(replies), []
+
+    async def __call__(self, messages, *, step, sample=0, attempt=0, sampling=None):
+        self.calls.append({"messages": messages, "step": step, "attempt": attempt, "sampling": sampling})
+        reply = self.replies.pop(0)
+        if isinstance(reply, Exception):
+            raise reply
+        return Reply(reply, "stop", 1, 1)
+
+
+def conversation(chat, max_tokens=64, room=1000, question=QUESTION) -> Answer:
+    return asyncio.run(converse(question, "sft", chat, max_tokens, lambda messages: room))
+
+
+@pytest.mark.parametrize(
+    ("category", "expected"),
+    [("writing", 0.7), ("roleplay", 0.7), ("stem", 0.1), ("humanities", 0.1)]
+    + [(category, 0.0) for category in ("extraction", "math", "coding", "reasoning", "a category of our own")],
+)
+def test_temperature_follows_the_category(category, expected):
+    assert temperature(category) == expected
+
+
+def test_the_second_turn_sees_the_first():
+    chat = Script("Four.", "Eight.")
+    answer = conversation(chat)
+    assert answer.turns == ("Four.", "Eight.")
+    assert [m["content"] for m in chat.calls[1]["messages"]] == ["What is 2+2?", "Four.", "And doubled?"]
+    assert [call["step"] for call in chat.calls] == ["turn/1", "turn/2"]
+
+
+def test_an_answer_never_outgrows_the_context():
+    chat = Script("a", "b")
+    conversation(chat, max_tokens=1024, room=100)
+    assert [call["sampling"].max_tokens for call in chat.calls] == [100, 100]
+
+
+def test_a_failed_turn_ends_the_conversation_and_is_unscored():
+    answer = conversation(Script("Four.", CallFailed("too long")))
+    assert answer.turns == ("Four.",)
+    judgment = asyncio.run(judge_turn(answer, 2, Script()))
+    assert judgment.score is None and judgment.turn == 2
+
+
+def grade(*replies, turn=1, question=QUESTION):
+    chat = Script(*replies)
+    return asyncio.run(judge_turn(Answer(question, "sft", ("Four.", "Eight.")), turn, chat)), chat
+
+
+def test_a_grade_is_read_from_its_brackets():
+    assert grade("It is right. Rating: [[9]]")[0].score == 9.0
+
+
+def test_an_unreadable_reply_is_asked_once_more():
+    judgment, chat = grade("no grade here", "Rating: [[4]]")
+    assert judgment.score == 4.0
+    assert [call["attempt"] for call in chat.calls] == [0, 1]
+
+
+@pytest.mark.parametrize("nonsense", ["no grade", "Rating: [[11]]", "Rating: [[0]]", "[[x]]"])
+def test_two_unreadable_replies_leave_the_turn_unscored(nonsense):
+    judgment, chat = grade(nonsense, nonsense)
+    assert judgment.score is None and len(chat.calls) == 2
+
+
+def test_a_judge_that_fails_leaves_the_turn_unscored():
+    assert grade(CallFailed("refused"))[0].score is None
+
+
+def test_the_second_turn_is_judged_with_the_whole_conversation_and_its_references():
+    judgment, chat = grade("Rating: [[5]]", turn=2)
+    prompt = chat.calls[0]["messages"][-1]["content"]
+    assert all(text in prompt for text in ("What is 2+2?", "Four.", "And doubled?", "Eight.", "<reference_2>\n8"))
+    assert judgment.with_reference
+
+
+def test_without_a_reference_none_is_shown():
+    _, chat = grade("Rating: [[5]]", question=Question(8, "writing", ("Write.", "Again.")))
+    assert "reference" not in chat.calls[0]["messages"][-1]["content"]

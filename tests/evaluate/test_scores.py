@@ -1,0 +1,68 @@
+"""MT-Bench scores, checked by hand."""
+
+import pytest
+
+from bezoar_ray.evaluate.mt_bench.judging import Judgment
+from bezoar_ray.evaluate.mt_bench.scores import summarise
+
+
+def judged(scores: dict[int, tuple[float | None, float | None]], categories: dict[int, str] | None = None):
+    categories = categories or {}
+    return [
+        Judgment(question, categories.get(question, "math"), "m", turn, score, "")
+        for question, pair in scores.items()
+        for turn, score in enumerate(pair, 1)
+    ]
+
+
+def test_the_score_is_the_mean_of_all_scored_turns():
+    summary = summarise(judged({1: (2, 4), 2: (9, 5)}, {1: "math", 2: "writing"}))
+    assert summary["score"] == 5.0
+    assert summary["by_category"] == {"math": 3.0, "writing": 7.0}
+    assert (summary["scored"], summary["unscored"]) == (4, 0)
+
+
+def test_unscored_turns_are_counted_and_enter_no_mean():
+    summary = summarise(judged({1: (2, None), 2: (None, 4)}))
+    assert summary["score"] == 3.0
+    assert (summary["scored"], summary["unscored"]) == (2, 2)
+
+
+def test_equal_scores_have_an_interval_without_width():
+    assert summarise(judged(dict.fromkeys(range(5), (7, 7))))["ci95"] == [7.0, 7.0]
+
+
+def test_the_interval_draws_whole_questions():
+    """Turns that differ within a question but not between questions leave no uncertainty about the mean."""
+    assert summarise(judged(dict.fromkeys(range(5), (1, 9))))["ci95"] == [5.0, 5.0]
+
+
+def test_two_questions_give_the_interval_of_their_four_equally_likely_draws():
+    """Means 2, 5, 5, 8 with a quarter each: the 2.5 % and 97.5 % quantiles are the extremes."""
+    assert summarise(judged({1: (2, 2), 2: (8, 8)}))["ci95"] == [2.0, 8.0]
+
+
+def test_the_same_judgments_give_the_same_interval():
+    scores = judged({q: (q % 10 + 1, (3 * q) % 10 + 1) for q in range(16)})
+    assert summarise(scores)["ci95"] == summarise(scores)["ci95"]
+
+
+def test_versus_base_pairs_turns_that_both_have_a_score_for():
+    base = judged({1: (2, None), 2: (4, 4), 3: (1, 1)})
+    mine = judged({1: (5, 10), 2: (7, None), 3: (4, 4)})
+    versus = summarise(mine, base)["versus_base"]
+    assert versus == {"difference": 3.0, "ci95": [3.0, 3.0]}
+
+
+def test_a_checkpoint_without_any_score_has_none():
+    summary = summarise(judged({1: (None, None)}), judged({1: (3, 3)}))
+    assert summary["score"] is None and summary["ci95"] is None
+    assert summary["versus_base"] == {"difference": None, "ci95": None}
+    assert summary["unscored"] == 2
+
+
+@pytest.mark.parametrize("better", [0.5, 3.0])
+def test_a_steady_gain_excludes_zero_even_where_questions_differ_widely(better):
+    base = judged({q: (q % 7 + 1, q % 7 + 1) for q in range(16)})
+    mine = judged({q: (q % 7 + 1 + better, q % 7 + 1 + better) for q in range(16)})
+    assert summarise(mine, base)["versus_base"]["ci95"][0] > 0

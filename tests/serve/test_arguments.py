@@ -1,0 +1,72 @@
+"""What vLLM's server is told."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from bezoar_ray.errors import BezoarError
+from bezoar_ray.recipe import Recipe, parse_recipe
+from bezoar_ray.serve.arguments import engine_arguments, model_names
+from bezoar_ray.store import Store
+
+
+def recipe(**serve) -> Recipe:
+    tree = {"name": "t", "teacher": {"model": "m"}, "judges": [{"model": "j"}], "base": {"model": "/models/b"}}
+    return parse_recipe(tree | {"seeds": {}, "serve": serve}, "t")
+
+
+def run_directory(folder: Path, **ranks: int) -> Store:
+    base = folder / "checkpoints/base"
+    base.mkdir(parents=True)
+    (base / "chat_template.jinja").write_text("{{ messages }}")
+    for name, rank in ranks.items():
+        joined = folder / "checkpoints" / name / "joined"
+        joined.mkdir(parents=True)
+        (joined / "adapter_config.json").write_text(json.dumps({"r": rank, "target_modules": ["q_proj", "o_proj"]}))
+    return Store(folder)
+
+
+def value(arguments: list[str], flag: str) -> str:
+    return arguments[arguments.index(flag) + 1]
+
+
+def test_every_checkpoint_that_exists_is_served_in_the_order_of_training(tmp_path):
+    store = run_directory(tmp_path, dpo=32, sft=16)
+    arguments = engine_arguments(recipe(), store)
+    assert model_names(store) == ["base", "sft", "dpo"]
+    modules = arguments[arguments.index("--lora-modules") + 1 :][:2]
+    assert modules == [f"{name}={tmp_path}/checkpoints/{name}/joined" for name in ("sft", "dpo")]
+
+
+def test_the_rank_is_rounded_up_to_one_that_vllm_allows(tmp_path):
+    assert value(engine_arguments(recipe(), run_directory(tmp_path, sft=16, dpo=40)), "--max-lora-rank") == "64"
+
+
+def test_a_rank_beyond_vllms_limit_names_the_field_to_lower(tmp_path):
+    with pytest.raises(BezoarError, match=r"rank 600.*Lower lora\.r"):
+        engine_arguments(recipe(), run_directory(tmp_path, sft=600))
+
+
+def test_without_checkpoints_base_is_served_alone(tmp_path):
+    arguments = engine_arguments(recipe(), run_directory(tmp_path))
+    assert value(arguments, "--served-model-name") == "base" and "--enable-lora" not in arguments
+
+
+def test_a_run_directory_without_base_says_which_stage_to_run(tmp_path):
+    with pytest.raises(BezoarError, match="Run the sft stage first"):
+        engine_arguments(recipe(), Store(tmp_path))
+
+
+def test_engine_arguments_of_the_recipe_become_flags(tmp_path):
+    engine = {"max_model_len": 512, "enable_prefix_caching": False, "override_generation_config": {"a": 1}}
+    arguments = engine_arguments(recipe(engine=engine), run_directory(tmp_path))
+    assert value(arguments, "--max-model-len") == "512"
+    assert "--no-enable-prefix-caching" in arguments
+    assert value(arguments, "--override-generation-config") == '{"a": 1}'
+
+
+def test_a_gpu_keeps_its_graphs(tmp_path):
+    store = run_directory(tmp_path)
+    assert "--enforce-eager" in engine_arguments(recipe(), store)
+    assert "--enforce-eager" not in engine_arguments(recipe(num_gpus=1), store)
