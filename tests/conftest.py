@@ -4,6 +4,7 @@ import asyncio
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -11,6 +12,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 import pytest
 
 from bezoar_ray.llm.chat import Messages, Reply, Sampling
+from bezoar_ray.store import Store
 
 
 @pytest.fixture(scope="session")
@@ -37,6 +39,18 @@ def judge_url() -> Iterator[str]:
 
     with judge.running() as url:
         yield url
+
+
+@pytest.fixture(scope="session")
+def family(ray_session, tiny_world, tmp_path_factory) -> Iterator[SimpleNamespace]:
+    """One endpoint that serves the embedded base and two random adapters: `base_url`, `store`, `model`."""
+    from bezoar_ray.serve.app import running
+    from tests.family import family_recipe, write_family
+
+    store = Store(tmp_path_factory.mktemp("family"))
+    write_family(store, tiny_world)
+    with running(family_recipe(), store) as base_url:
+        yield SimpleNamespace(base_url=base_url, store=store, model=tiny_world.base)
 
 
 @pytest.fixture

@@ -1,0 +1,103 @@
+"""The family on one endpoint: real vLLM, real Ray Serve, real HTTP."""
+
+import concurrent.futures
+import json
+import subprocess
+import sys
+import urllib.request
+
+import pytest
+from fastapi import FastAPI
+from fastapi.testclient import TestClient
+
+from bezoar_ray.errors import RecipeError
+from bezoar_ray.recipe import load_recipe
+from bezoar_ray.serve.app import _guard, serve_forever
+from bezoar_ray.store import Store
+from tests.family import log_probabilities, write_family
+
+NAMES = ["base", "sft", "dpo"]
+PROMPTS = [[5 + (7 * row + 3 * i) % 900 for i in range(12 + row)] for row in range(6)]
+
+
+def post(base_url: str, path: str, **body) -> dict:
+    request = urllib.request.Request(
+        base_url + path, json.dumps(body).encode(), headers={"Content-Type": "application/json"}
+    )
+    with urllib.request.urlopen(request, timeout=300) as answer:
+        return json.load(answer)
+
+
+def echoed(base_url: str, name: str) -> list[list[float]]:
+    """Log-probabilities of the prompts' own tokens, as lm-eval asks for them."""
+    body = {"model": name, "prompt": PROMPTS, "echo": True, "logprobs": 1, "max_tokens": 1, "temperature": 0}
+    choices = sorted(post(base_url, "/completions", **body)["choices"], key=lambda choice: choice["index"])
+    return [choice["logprobs"]["token_logprobs"][1:-1] for choice in choices]
+
+
+@pytest.mark.slow
+def test_every_checkpoint_answers_chat_in_the_recipes_template(family):
+    asked = {"messages": [{"role": "user", "content": "What is 2 plus 3?"}], "max_tokens": 8, "temperature": 0}
+    replies = {name: post(family.base_url, "/chat/completions", model=name, **asked) for name in NAMES}
+    sizes = {reply["usage"]["prompt_tokens"] for reply in replies.values()}
+    assert len(sizes) == 1 and sizes.pop() > 20
+    assert len({reply["choices"][0]["message"]["content"] for reply in replies.values()}) == len(NAMES)
+
+
+@pytest.mark.slow
+def test_echoed_log_probabilities_are_each_checkpoints_own_even_in_mixed_batches(family):
+    import torch
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+
+    with concurrent.futures.ThreadPoolExecutor(9) as pool:
+        jobs = [(name, pool.submit(echoed, family.base_url, name)) for _ in range(3) for name in NAMES]
+        found = [(name, job.result()) for name, job in jobs]
+    expected = {}
+    for name in NAMES:
+        model = AutoModelForCausalLM.from_pretrained(family.model, dtype=torch.float32)
+        if name != "base":
+            model = PeftModel.from_pretrained(model, family.store.path(f"checkpoints/{name}/joined"))
+        expected[name] = [log_probabilities(model.eval(), prompt) for prompt in PROMPTS]
+    for name, rows in found:
+        for row, wanted in zip(rows, expected[name], strict=True):
+            assert row == pytest.approx(wanted, abs=2e-3)
+    assert expected["base"] != pytest.approx(expected["sft"], abs=0.1)
+
+
+FAILING = """
+import sys
+from bezoar_ray.cluster import ray_session
+from bezoar_ray.serve.app import running
+from bezoar_ray.store import Store
+from tests.family import family_recipe
+
+with ray_session(), running(family_recipe("serve.engine.max_model_len=999999"), Store(sys.argv[1])):
+    pass
+"""
+
+
+@pytest.mark.slow
+def test_an_endpoint_that_cannot_start_says_why(tiny_world, tmp_path):
+    """In a process of its own: on one Ray there is one endpoint at a time."""
+    write_family(Store(tmp_path), tiny_world)
+    done = subprocess.run([sys.executable, "-c", FAILING, tmp_path], capture_output=True, text=True)
+    message = done.stderr[done.stderr.index("BezoarError") :]
+    assert "the endpoint did not start" in message and "serve.log" in message and "999999" in message
+
+
+def test_an_address_that_others_reach_needs_a_key(tmp_path, monkeypatch):
+    monkeypatch.delenv("BEZOAR_API_KEY", raising=False)
+    with pytest.raises(RecipeError, match=r"serve\.host: '0\.0\.0\.0'.*BEZOAR_API_KEY"):
+        serve_forever(load_recipe("tiny", ["serve.host=0.0.0.0"]), Store(tmp_path))
+
+
+@pytest.mark.parametrize("path", ["/v1/models", "/invocations", "/metrics"])
+def test_a_key_guards_every_path(path):
+    app = FastAPI()
+    app.get(path)(lambda: {})
+    _guard(app, "secret")
+    client = TestClient(app)
+    assert client.get(path).status_code == 401
+    assert client.get(path, headers={"Authorization": "Bearer wrong"}).status_code == 401
+    assert client.get(path, headers={"Authorization": "Bearer secret"}).status_code == 200
