@@ -15,6 +15,7 @@ class Progress:
     def start(self, stage: str) -> None:
         """A new stage begins."""
         self.stage, self._began, self._shown = stage, time.monotonic(), 0.0
+        self._first: tuple[float, int] | None = None  # start-up is no part of the rate
 
     def update(self, done: int, total: int | None = None, note: str = "") -> None:
         """So many of `total` units are done; `note` says what else is worth seeing."""
@@ -22,11 +23,12 @@ class Progress:
         if now - self._shown < self._every:
             return
         self._shown = now
-        rate = done / max(now - self._began, 1e-9)
+        self._first = self._first or (now, done)
+        since, before = self._first
+        rate = (done - before) / max(now - since, 1e-9)
         left = f", {duration((total - done) / rate)} left" if total and rate and done < total else ""
-        self._print(
-            f"{done}{f'/{total}' if total else ''}  {rate:.1f}/s{left}  {note}", end="\r" if self._live else "\n"
-        )
+        speed = f"  {rate:.1f}/s{left}" if rate else ""
+        self._print(f"{done}{f'/{total}' if total else ''}{speed}  {note}", end="\r" if self._live else "\n")
 
     def say(self, text: str) -> None:
         """A line that stays."""
