@@ -1,4 +1,4 @@
-"""The embedded models on real dolly, FLAN, HH-RLHF and MT-Bench files: what comes out is poor, but every stage takes it."""
+"""The embedded models on real dolly, FLAN, HH-RLHF and MT-Bench files: poor results, but every stage takes them."""
 
 from pathlib import Path
 
