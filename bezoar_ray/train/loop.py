@@ -108,6 +108,7 @@ def arguments(job: Job, step: Step) -> dict[str, Any]:
         "bf16": recipe.base.dtype == "bfloat16",
         "use_cpu": part.gpus_per_worker == 0,
         "gradient_checkpointing": part.gradient_checkpointing,
+        "ddp_find_unused_parameters": False,
         "deepspeed": zero(part.zero_stage) if part.zero_stage else None,
         "seed": recipe.seed,
         "data_seed": recipe.seed,

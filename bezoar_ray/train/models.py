@@ -19,32 +19,34 @@ def device() -> Any:
     return get_device()
 
 
-def load(base: Base, folder: str | None = None, four_bit: bool = False, place: bool = True) -> Any:
-    """The base model, or the one in `folder`, in the base's dtype.
-
-    `four_bit`: NF4 with double quantisation (arXiv 2305.14314). Without `place` the weights stay where DeepSpeed's
-    ZeRO-3 puts them.
-    """
+def load(base: Base, folder: str | None = None, **settings: Any) -> Any:
+    """The base model, or the one in `folder`, in the base's dtype; `settings` go to `from_pretrained`."""
     from transformers import AutoModelForCausalLM
 
     hub = {"revision": base.revision} if folder is None else {}
     return AutoModelForCausalLM.from_pretrained(
         folder or model_path(base.model),
         dtype=base.dtype,
-        quantization_config=_nf4(base.dtype) if four_bit else None,
-        device_map={"": device()} if place else None,
         trust_remote_code=base.trust_remote_code,
-        **hub,
+        **{"device_map": {"": device()}, **hub, **settings},
     )
 
 
 def for_training(job: Job) -> Any:
     """The stage's frozen model: the base for sft, merged sft for what comes after; in NF4 where the recipe says so."""
     folder = None if job.stage == "sft" else str(job.store.path("checkpoints/sft/merged"))
-    return load(job.recipe.base, folder, four_bit=job.part.load_in_4bit, place=job.part.zero_stage != 3)
+    settings: dict[str, Any] = {}
+    if job.part.load_in_4bit:
+        settings["quantization_config"] = nf4(job.recipe.base.dtype)
+    if job.part.zero_stage == 3:
+        settings["device_map"] = None  # DeepSpeed places the shards
+    if device().type == "cpu":
+        settings["attn_implementation"] = "eager"  # torch's fused attention takes 3 times as long here: bf16, backward
+    return load(job.recipe.base, folder, **settings)
 
 
-def _nf4(dtype: str) -> Any:
+def nf4(dtype: str) -> Any:
+    """4-bit NormalFloat with double quantisation (arXiv 2305.14314), computing in `dtype`."""
     from transformers import BitsAndBytesConfig
 
     return BitsAndBytesConfig(

@@ -3,6 +3,7 @@
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -11,6 +12,8 @@ from bezoar_ray.recipe import Recipe, parse_recipe
 from bezoar_ray.rows import Sample, sample_table
 from bezoar_ray.stage import Context
 from bezoar_ray.store import Store
+from bezoar_ray.train import hh_sft, pairs, preference, sft
+from bezoar_ray.train.worker import Job, Loop
 
 FACTS = [(f"animal{i}", "green" if i % 2 else "blue") for i in range(24)]
 
@@ -78,10 +81,8 @@ def recipe(base_folder: Path, pairs_file: Path) -> Recipe:
 
 def samples(scheme: str) -> list[Sample]:
     """Eight accepted rows, one of them with a system message."""
-    rows = [
-        Sample(f"{scheme}{i}", scheme, "op", instruction=f"What colour is {a}?", response=f"The {a} is {c}.", status="accepted")
-        for i, (a, c) in enumerate(FACTS[:8])
-    ]  # fmt: skip
+    asked = [(f"What colour is {a}?", f"The {a} is {c}.") for a, c in FACTS[:8]]
+    rows = [Sample(f"{scheme}{i}", scheme, "op", instruction=q, response=a) for i, (q, a) in enumerate(asked)]
     return [replace(rows[0], system="Answer briefly."), *rows[1:]]
 
 
@@ -89,6 +90,30 @@ def write_rows(store: Store, *schemes: str) -> None:
     """Accepted rows, as the filter leaves them."""
     for scheme in schemes:
         store.replace_table(f"data/{scheme}/accepted/part-0.parquet", sample_table(samples(scheme)))
+
+
+@pytest.fixture(scope="session")
+def trained(recipe: Recipe, tmp_path_factory: pytest.TempPathFactory) -> tuple[Store, dict[str, Any]]:
+    """A run directory after all three stages, and their summaries; the loops ran in this process."""
+    store = Store(tmp_path_factory.mktemp("trained"))
+    write_rows(store, "lamini", "evol_instruct")
+    pairs.ensure(Context(recipe, store, "test", Progress()))
+    summary: dict[str, Any] = {}
+    for stage, train in (("sft", sft._train), ("hh-sft", hh_sft._train), ("dpo", preference._train)):
+        summary |= in_process(train, Job(str(store.root), recipe, stage, "test"))
+    return store, summary
+
+
+def in_process(train: Loop, job: Job) -> dict[str, Any]:
+    """A stage's loop under Ray Train's local mode."""
+    from ray.train import RunConfig, ScalingConfig
+    from ray.train.torch import TorchTrainer
+
+    result: dict[str, Any] = {}
+    config = RunConfig(name=job.name, storage_path=str(job.store.path(job.folder)))
+    here = ScalingConfig(num_workers=0)
+    TorchTrainer(lambda: result.update(train(job)), scaling_config=here, run_config=config).fit()
+    return result
 
 
 @pytest.fixture

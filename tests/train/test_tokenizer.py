@@ -72,4 +72,4 @@ def test_saved_with_a_checkpoint_it_stays_the_same(openllama: Path, tmp_path: Pa
     for text in texts():
         ids = ours("<s>" + text, add_special_tokens=False).input_ids
         assert again("<s>" + text, add_special_tokens=False).input_ids == ids
-        assert again.decode(ids, skip_special_tokens=True) == ours.decode(ids, skip_special_tokens=True) == text
+        assert again.decode(ids, skip_special_tokens=True) == text.replace("▁", " ")

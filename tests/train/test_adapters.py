@@ -1,0 +1,80 @@
+"""Merged weights answer as base and adapter do; the joined LoRA on the base answers as the merged chain does."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from bezoar_ray.errors import BezoarError
+from bezoar_ray.recipe import Lora, Recipe
+from bezoar_ray.train import adapters, models
+
+IDS = torch.arange(40).reshape(2, 20) * 7 % 300
+FIRST = Lora(r=4, alpha=8, targets=("q_proj", "v_proj"))
+SECOND = Lora(r=6, alpha=6, targets=("q_proj", "down_proj"))
+
+
+def logits(model: Any) -> torch.Tensor:
+    with torch.inference_mode():
+        return model.eval()(IDS).logits
+
+
+def random_adapter(recipe: Recipe, folder: Path, lora: Lora, below: str | None = None) -> None:
+    """An adapter far from zero, as after long training."""
+    model = models.with_new_adapter(models.load(recipe.base, below), lora, 1)
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, std=0.1)
+    model.save_pretrained(str(folder))
+
+
+@pytest.fixture
+def chain(recipe: Recipe, tmp_path: Path) -> Path:
+    """first/ on the base, merged/ of it, second/ on that."""
+    random_adapter(recipe, tmp_path / "first", FIRST)
+    merged = adapters.merge(models.with_adapter(models.load(recipe.base), str(tmp_path / "first")))
+    merged.save_pretrained(str(tmp_path / "merged"))
+    random_adapter(recipe, tmp_path / "second", SECOND, str(tmp_path / "merged"))
+    return tmp_path
+
+
+def test_merged_is_base_plus_adapter(recipe: Recipe, chain: Path) -> None:
+    apart = logits(models.with_adapter(models.load(recipe.base), str(chain / "first")))
+    merged = models.load(recipe.base, str(chain / "merged"))
+    assert torch.allclose(logits(merged), apart, atol=1e-5)
+    assert (logits(models.load(recipe.base)) - apart).abs().max() > 0.01
+
+
+def test_joined_is_the_merged_chain(recipe: Recipe, chain: Path) -> None:
+    """Adapters of different ranks, scales and targets, in float32."""
+    rank = adapters.join([str(chain / "first"), str(chain / "second")], str(chain / "joined"), "base")
+    joined = models.with_adapter(models.load(recipe.base), str(chain / "joined"))
+    twice = adapters.merge(models.with_adapter(models.load(recipe.base, str(chain / "merged")), str(chain / "second")))
+    assert rank == 16
+    assert (logits(joined) - logits(twice)).abs().max() < 1e-4
+
+
+def test_joined_is_what_peft_joins(recipe: Recipe, chain: Path) -> None:
+    """PEFT's own concatenation, which needs the model loaded, gives the same update."""
+    model = models.with_adapter(models.load(recipe.base), str(chain / "first"))
+    model.load_adapter(str(chain / "second"), adapter_name="second")
+    model.add_weighted_adapter(["default", "second"], [1.0, 1.0], "both", combination_type="cat")
+    model.set_adapter("both")
+    adapters.join([str(chain / "first"), str(chain / "second")], str(chain / "joined"), "base")
+    ours = models.with_adapter(models.load(recipe.base), str(chain / "joined"))
+    assert torch.allclose(logits(ours), logits(model), atol=1e-5)
+
+
+@pytest.mark.parametrize(("rank", "served"), [(1, 1), (2, 8), (16, 16), (20, 32), (32, 32), (257, 320), (512, 512)])
+def test_ranks_are_rounded_up_to_what_vllm_serves(rank: int, served: int) -> None:
+    assert adapters.served_rank(rank) == served
+
+
+def test_what_cannot_be_served_is_refused_with_the_reason(recipe: Recipe, chain: Path) -> None:
+    with pytest.raises(BezoarError, match="rank 513; vLLM serves 512 at most"):
+        adapters.served_rank(513)
+    config = chain / "second" / "adapter_config.json"
+    config.write_text(config.read_text().replace('"use_dora": false', '"use_dora": true'))
+    with pytest.raises(BezoarError, match="only a plain LoRA without bias can be joined .found use_dora"):
+        adapters.join([str(chain / "first"), str(chain / "second")], str(chain / "joined"), "base")

@@ -1,0 +1,63 @@
+"""Batches come out as the recipe says, and the adapter keeps its precision."""
+
+from pathlib import Path
+
+import pytest
+
+from bezoar_ray.errors import RecipeError
+from bezoar_ray.recipe import Recipe, Sft
+from bezoar_ray.train import loop, models
+from bezoar_ray.train.worker import Job
+
+
+@pytest.mark.parametrize(
+    ("batch", "workers", "micro_batch", "expected"),
+    [(16, 1, 16, (16, 1)), (16, 2, 4, (4, 2)), (12, 2, 4, (3, 2)), (16, 1, 64, (16, 1))],
+)
+def test_the_batch_is_shared_exactly(batch: int, workers: int, micro_batch: int, expected: tuple[int, int]) -> None:
+    assert loop.micro_batch(Sft(batch=batch, workers=workers, micro_batch=micro_batch)) == expected
+
+
+def test_a_batch_that_cannot_be_shared_is_refused() -> None:
+    with pytest.raises(RecipeError, match="batch 16 cannot be shared by 3 workers"):
+        loop.micro_batch(Sft(batch=16, workers=3))
+
+
+@pytest.mark.parametrize(("rows", "epochs", "steps"), [(1, 1, 1), (16, 1, 1), (17, 1, 2), (40, 2, 6), (40, 0.5, 2)])
+def test_steps_are_counted_as_the_trainer_counts_them(rows: int, epochs: float, steps: int) -> None:
+    assert loop.Step("x", [{}] * rows).length(Sft(batch=16, epochs=epochs)) == steps
+
+
+def test_what_is_trained_on_is_nf4(recipe: Recipe, tmp_path: Path) -> None:
+    from bitsandbytes.nn import Linear4bit
+
+    model = models.for_training(Job(str(tmp_path), recipe, "sft", "test"))
+    quantised = [layer for layer in model.modules() if isinstance(layer, Linear4bit)]
+    assert len(quantised) == 14 and {layer.weight.quant_type for layer in quantised} == {"nf4"}
+    assert all(layer.weight.quant_state.nested for layer in quantised)
+
+
+def test_the_adapter_of_a_four_bit_model_stays_in_float32(recipe: Recipe) -> None:
+    """A step of 5e-6 on a weight of 0.05 is nothing in bfloat16."""
+    import torch
+
+    model = models.with_new_adapter(
+        models.load(recipe.base, quantization_config=models.nf4("float32")), recipe.sft.lora, 0
+    )
+    weights = {name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad}
+
+    def as_trl_does() -> str:
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.data = parameter.data.to(torch.bfloat16)
+        return "trainer"
+
+    assert loop.keep_precision(model, as_trl_does) == "trainer"
+    kept = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    assert all(p.dtype is torch.float32 and torch.equal(p, weights[name]) for name, p in kept.items())
+
+
+def test_an_unknown_target_is_named_with_those_that_exist(recipe: Recipe) -> None:
+    lora = recipe.sft.lora.model_copy(update={"targets": ("q_proj", "query_key_value")})
+    with pytest.raises(RecipeError, match=r"lora.targets: \['query_key_value'\].*q_proj"):
+        models.with_new_adapter(models.load(recipe.base), lora, 0)

@@ -1,0 +1,101 @@
+"""The three stages leave what the contract says, and each moves its own adapter and nothing else."""
+
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from bezoar_ray.errors import BezoarError
+from bezoar_ray.recipe import Recipe
+from bezoar_ray.stage import Context
+from bezoar_ray.store import Store
+from bezoar_ray.train import models, sft
+from bezoar_ray.train.tokenizer import load_tokenizer
+
+Trained = tuple[Store, dict[str, Any]]
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    from safetensors.torch import load_file
+
+    return load_file(next(folder.glob("*.safetensors")))
+
+
+def moved(before: dict[str, torch.Tensor], after: dict[str, torch.Tensor]) -> set[bool]:
+    assert before.keys() == after.keys()
+    return {not torch.equal(before[name].float(), after[name].float()) for name in before}
+
+
+def last_checkpoint(store: Store, stage: str, step: str) -> Path:
+    return max(store.path(f"train/{stage}/work-{step}").glob("checkpoint-*"), key=lambda p: int(p.name.split("-")[1]))
+
+
+def test_sft_carries_one_adapter_through_the_schemes(trained: Trained) -> None:
+    store, summary = trained
+    after_lamini = weights(last_checkpoint(store, "sft", "lamini"))
+    after_evol = weights(store.path("checkpoints/sft/adapter"))
+    assert all(tensor.any() for name, tensor in after_lamini.items() if "lora_B" in name)
+    assert moved(after_lamini, after_evol) == {True}
+    assert [point["dataset"] for point in summary["sft"]["by_step"]] == ["lamini"] * 2 + ["evol_instruct"] * 2
+    assert [point["step"] for point in summary["sft"]["by_step"]] == [1, 2, 3, 4]
+
+
+def test_the_base_itself_never_moves(trained: Trained, base_folder: Path) -> None:
+    store, _ = trained
+    before, after = weights(base_folder), weights(store.path("checkpoints/sft/merged"))
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    assert changed and all(any(target in name for target in ("q_proj", "v_proj", "up_proj")) for name in changed)
+
+
+def test_dpo_goes_on_from_hh_sft_whose_copy_is_the_reference(trained: Trained) -> None:
+    store, summary = trained
+    hh = weights(store.path("checkpoints/hh-sft/adapter"))
+    reference = weights(last_checkpoint(store, "dpo", "pairs") / "ref")
+    assert moved(hh, reference) == {False}
+    assert moved(hh, weights(store.path("checkpoints/dpo/adapter"))) == {True}
+    assert summary["dpo"]["loss_first"] == pytest.approx(math.log(2), abs=1e-6)
+    assert summary["dpo"]["loss_last"] < math.log(2)
+
+
+@pytest.mark.parametrize("name", ["sft", "hh-sft", "dpo"])
+def test_joined_on_the_base_answers_as_merged(trained: Trained, recipe: Recipe, name: str) -> None:
+    store, _ = trained
+    ids = torch.arange(60).reshape(2, 30) * 5 % 300
+    folder = store.path(f"checkpoints/{name}")
+    with torch.inference_mode():
+        merged = models.load(recipe.base, str(folder / "merged")).eval()(ids).logits
+        joined = models.with_adapter(models.load(recipe.base), str(folder / "joined")).eval()(ids).logits
+    assert (merged - joined).abs().max() < 1e-4
+
+
+def test_the_summary_has_the_contracts_fields(trained: Trained) -> None:
+    _, summary = trained
+    assert set(summary) == {"base", "sft", "hh-sft", "dpo"}
+    for stage, rows, steps in (("sft", 16, 4), ("hh-sft", 20, 5), ("dpo", 20, 5)):
+        part = summary[stage]
+        assert (part["rows"], part["steps"], part["left_out"]) == (rows, steps, 0)
+        assert part["tokens_per_s"] > 0 and part["loss_first"] == part["by_step"][0]["loss"]
+    assert all(0 <= part["heldout_accuracy"] <= 1 for part in summary.values())
+    assert 0 <= summary["dpo"]["reward_accuracy"] <= 1
+
+
+def test_every_checkpoint_has_its_lineage_and_the_recipes_template(trained: Trained, recipe: Recipe) -> None:
+    from transformers import AutoTokenizer
+
+    store, _ = trained
+    lineages = {name: store.read_json(f"checkpoints/{name}/lineage.json") for name in ("base", "sft", "hh-sft", "dpo")}
+    assert [line["parent"] for line in lineages.values()] == [None, "../base", "../sft", "../hh-sft"]
+    assert len({line["fingerprint"] for line in lineages.values()}) == 4
+    for folder in ("base", "sft/merged", "hh-sft/merged", "dpo/merged"):
+        saved = AutoTokenizer.from_pretrained(str(store.path(f"checkpoints/{folder}")))
+        assert saved.chat_template == recipe.template
+        assert saved.get_vocab() == load_tokenizer(recipe).get_vocab()
+
+
+def test_no_accepted_row_at_all_is_an_error_that_says_where_to_look(context: Context) -> None:
+    context.store.remove("data/lamini")
+    context.store.remove("data/evol_instruct")
+    with pytest.raises(BezoarError, match="none of lamini, orca, evol_instruct has an accepted row"):
+        sft.run(context)
