@@ -35,7 +35,7 @@ def _write_adapter(base, rank: int, folder: Path) -> None:
     model = get_peft_model(base, LoraConfig(r=rank, lora_alpha=rank, target_modules=targets, task_type="CAUSAL_LM"))
     for name, weight in model.named_parameters():
         if "lora_B" in name:
-            torch.nn.init.normal_(weight, std=0.02)
+            torch.nn.init.normal_(weight, std=0.3)
     model.save_pretrained(folder)
 
 

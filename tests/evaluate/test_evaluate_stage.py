@@ -62,6 +62,6 @@ def test_a_second_time_nothing_is_asked_again_and_the_figures_are_the_same(measu
 
 @pytest.mark.slow
 def test_an_unknown_task_is_named(family):
-    recipe = family_recipe("evaluate.harness.tasks.0.task=no_such_task")
+    recipe = family_recipe("evaluate.harness.tasks.0.task=no_such_task", "evaluate.mt_bench=null")
     with pytest.raises(BezoarError, match="no_such_task"):
         measure(family, recipe, "third")

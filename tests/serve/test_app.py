@@ -41,7 +41,8 @@ def test_every_checkpoint_answers_chat_in_the_recipes_template(family):
     replies = {name: post(family.base_url, "/chat/completions", model=name, **asked) for name in NAMES}
     sizes = {reply["usage"]["prompt_tokens"] for reply in replies.values()}
     assert len(sizes) == 1 and sizes.pop() > 20
-    assert len({reply["choices"][0]["message"]["content"] for reply in replies.values()}) == len(NAMES)
+    texts = {name: reply["choices"][0]["message"]["content"] for name, reply in replies.items()}
+    assert texts["base"] not in (texts["sft"], texts["dpo"])
 
 
 @pytest.mark.slow
@@ -62,7 +63,7 @@ def test_echoed_log_probabilities_are_each_checkpoints_own_even_in_mixed_batches
     for name, rows in found:
         for row, wanted in zip(rows, expected[name], strict=True):
             assert row == pytest.approx(wanted, abs=2e-3)
-    assert expected["base"] != pytest.approx(expected["sft"], abs=0.1)
+    assert expected["base"][0] != pytest.approx(expected["sft"][0], abs=0.1)
 
 
 FAILING = """
