@@ -7,9 +7,14 @@ calls: list[str] = []
 fails: dict[str, BaseException] = {}
 
 
+def noise() -> None:
+    """What a library might print."""
+
+
 def run(context: Context) -> Outcome:
     name = context.progress.stage
     calls.append(name)
+    noise()
     if name in fails:
         raise fails[name]
     context.store.replace(f"{name}.txt", name)

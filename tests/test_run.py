@@ -1,3 +1,5 @@
+import os
+
 import pytest
 
 from bezoar_ray.errors import BezoarError, BudgetReached, RecipeError
@@ -96,3 +98,10 @@ def test_stages_are_asked_for_by_name():
 def test_a_stage_without_what_it_reads_is_refused_with_the_remedy(tmp_path):
     with pytest.raises(RecipeError, match="Add it: --stages filter,sft"):
         go(tmp_path, asked=["sft"])
+
+
+def test_library_noise_goes_to_the_log(tmp_path, capfd, monkeypatch):
+    monkeypatch.setattr(stages, "noise", lambda: os.write(2, b"a library's warning\n"))
+    go(tmp_path)
+    assert "a library's warning" not in capfd.readouterr().err
+    assert "a library's warning" in (tmp_path / "logs/driver.log").read_text()
