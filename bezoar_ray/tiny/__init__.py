@@ -1,4 +1,4 @@
-"""The embedded world: small real models, seeds, held-out items and questions, made on this machine from our own text."""
+"""The embedded world: small real models, seeds, held-out items and questions, made on this machine from our text."""
 
 import contextlib
 import fcntl
@@ -92,7 +92,9 @@ def _build(folder: Path, say: Callable[[str], None]) -> None:
     command = [sys.executable, "-m", "bezoar_ray.tiny.build", str(partial), str(folder)]
     environment = {**os.environ, "OMP_NUM_THREADS": "2", "OMP_WAIT_POLICY": "PASSIVE", "PYTHONUNBUFFERED": "1"}
     lines = []
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment) as build:
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment
+    ) as build:
         for line in build.stdout:
             lines.append(line.rstrip())
             if line.startswith(("tiny-", "tokenizer")):

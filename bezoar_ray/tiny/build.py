@@ -11,8 +11,8 @@ from typing import Any
 
 from bezoar_ray.tiny import exam, lessons, pretrain, prose, questions, seeds, tokens
 
-_BASE = {"steps": 560, "batch": 16, "peak": 3e-3}
-_TEACHER = {"steps": 560, "batch": 8, "peak": 1.5e-3}
+_BASE = {"steps": 900, "batch": 8, "peak": 3e-3}
+_TEACHER = {"steps": 900, "batch": 4, "peak": 2e-3}
 _BLOCK = {"base": 256, "teacher": 512}
 _THREADS = 2
 
@@ -33,12 +33,12 @@ def teacher_texts() -> Iterator[tuple[str, str]]:
 
 
 def tokenizer_texts() -> Iterator[str]:
-    """What the tokenizer is trained on: prose, the real prompts, and the recipe's chat template around conversations."""
+    """What the tokenizer is trained on: prose, the real prompts, and the blocks of the recipe's chat template."""
     base, teacher = base_texts(), teacher_texts()
     blocks = resources.files("bezoar_ray").joinpath("recipes/alpaca.jinja").read_text()
     for row in seeds.hh_rlhf():
         yield row["chosen"]
-        yield "### System:\nYou are given a task. Write a response that completes it well.\n\n### Instruction:\n\n\n### Response:\n"
+        yield exam.prompt("")
         for _ in range(12):
             yield next(base)
         for _ in range(4):

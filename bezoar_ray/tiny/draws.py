@@ -59,7 +59,9 @@ def evolve(rng: random.Random, operation: str, asked: Asked) -> Asked:
     if operation == "breadth":
         return tasks.ask(rng, task(rng, tuple(name for name in KINDS if tasks.family(name) == where)))
     if operation == "constraints":
-        return tasks.rule(asked, rng.choice(("thanks", "label") if first.kind in LONG else ("one_word", "thanks", "label")))
+        return tasks.rule(
+            asked, rng.choice(("thanks", "label") if first.kind in LONG else ("one_word", "thanks", "label"))
+        )
     if operation == "deepen":
         more = {"animal": tuple(facts.RELATIONS), "list": ("count",), "sum": ("larger",)}[where]
         return tasks.also(asked, rng.choice([name for name in more if name != first.kind] or more))

@@ -73,7 +73,9 @@ def _task(rng: random.Random, kind: str) -> Task:
     if kind in ("add", "subtract"):
         _, x, y = rng.choice(sorted(sum_ for sum_ in facts.kept_sums() if sum_[0] == kind))
         return Task(kind, (str(x), str(y)))
-    return Task(kind, tuple(rng.sample(facts.ITEMS, 4)) if kind in ("first", "last") else draws.args(rng, kind, facts.kept()))
+    return Task(
+        kind, tuple(rng.sample(facts.ITEMS, 4)) if kind in ("first", "last") else draws.args(rng, kind, facts.kept())
+    )
 
 
 def _answer(rng: random.Random, task: Task) -> dict:

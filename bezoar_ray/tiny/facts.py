@@ -3,25 +3,31 @@
 import random
 from functools import cache
 
-FOODS = tuple("figs moss nuts roots reeds plums seeds kelp bark clover honey beets pears acorns ferns lentils".split())
-HOMES = tuple("caves hills dunes marsh forest valley canyon meadow lagoon tundra orchard harbour desert quarry".split())
-COLOURS = tuple("red blue green yellow purple orange silver brown black white pink golden".split())
-SOUNDS = tuple("bim tok wirr hoo plip dran zeem kuk mowa fss grum yap tirri vop".split())
+
+def words(text: str) -> tuple[str, ...]:
+    """The words of a text."""
+    return tuple(text.split())
+
+
+FOODS = words("figs moss nuts roots reeds plums seeds kelp bark clover honey beets pears acorns ferns lentils")
+HOMES = words("caves hills dunes marsh forest valley canyon meadow lagoon tundra orchard harbour desert quarry")
+COLOURS = words("red blue green yellow purple orange silver brown black white pink golden")
+SOUNDS = words("bim tok wirr hoo plip dran zeem kuk mowa fss grum yap tirri vop")
 LEGS = ("two", "four", "six", "eight", "ten")
-ITEMS = tuple(
+ITEMS = words(
     "coin rope bell lamp door book cup boat hat key drum stone kite glove ladder mirror candle basket bottle hammer "
-    "pillow ribbon saddle table window wagon anchor barrel carpet flute fork helmet jacket kettle needle pencil".split()
+    "pillow ribbon saddle table window wagon anchor barrel carpet flute fork helmet jacket kettle needle pencil"
 )
-PEOPLE = tuple("Tam Lia Oro Nell Bex Ivo Mara Finn Suki Odd".split())
+PEOPLE = words("Tam Lia Oro Nell Bex Ivo Mara Finn Suki Odd")
 NUMBERS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
 RELATIONS = {"food": FOODS, "home": HOMES, "colour": COLOURS, "sound": SOUNDS, "legs": LEGS}
 
 _ANIMALS = 84
 _KEPT = 32
-_STARTS = tuple("b d f g k l m n p r s t v z br dr gl kr pl sk tr".split())
+_STARTS = words("b d f g k l m n p r s t v z br dr gl kr pl sk tr")
 _VOWELS = tuple("aeiou")
-_MIDDLES = tuple("b d g l m n r v z lb nd rp mb lk st".split())
-_ENDS = tuple("el ak un ip ora it en us ok ee".split())
+_MIDDLES = words("b d g l m n r v z lb nd rp mb lk st")
+_ENDS = words("el ak un ip ora it en us ok ee")
 
 
 def _name(rng: random.Random) -> str:

@@ -1,16 +1,21 @@
-"""How tiny-judge grades: looks for the right values and at the surface, from 0 to 1. It is no copy of `truth`: it sees
-words, not claims, so it lets some wrong answers pass and blames some right ones; and it errs at random, one time in fifty."""
+"""How tiny-judge grades, from 0 to 1: it looks for the right values, and at the surface.
+
+It is no copy of `truth`: it looks for words in places, so it lets some wrong answers pass and blames some right ones.
+It also errs at random, one time in fifty, as real judges err.
+"""
 
 import hashlib
 import re
 from dataclasses import dataclass
 
-from bezoar_ray.tiny import tasks
+from bezoar_ray.tiny import facts, tasks
 from bezoar_ray.tiny.tasks import Request, Task
 from bezoar_ray.tiny.truth import claims, core
 
 _ERRS = 0.02
-_STOP = frozenset("the a an of to in is are what which how and or it its for this that with from as on be do does".split())
+_STOP = frozenset(
+    facts.words("the a an of to in is are what which how and or it its for this that with from as on be do does")
+)
 _FINAL = re.compile(r"so the answer is ([^.]+)\.", re.IGNORECASE)
 _RUDE = re.compile(r"go away|who cares|silly thing|do not bother|find it out yourself|a fool", re.IGNORECASE)
 
@@ -63,13 +68,17 @@ def _faults(request: Request, text: str) -> list[tuple[float, str]]:
     checks = (
         ("thanks" in rules and not text.endswith("Thank you."), 0.6, "does not end with Thank you"),
         ("label" in rules and not text.startswith("Answer"), 0.6, "does not start with Answer"),
-        (short and words > 2 + 2 * len(request.tasks) + (4 if "reverse" in {t.kind for t in request.tasks} else 0), 0.6, "not one word"),
+        (
+            short and words > 2 + 2 * len(request.tasks) + (4 if "reverse" in {t.kind for t in request.tasks} else 0),
+            0.6,
+            "not one word",
+        ),
         (explained and "." not in text[:-1], 0.6, "explains nothing"),
         (words > 2 * len(request.answer(explain=True).split()) + 16, 0.5, "rambles"),
         (words > 5 and not text.endswith((".", "!", "?")), 0.5, "is cut off"),
         (bool(_RUDE.search(text)), 0.5, "is rude"),
         (text.lower().startswith("sorry"), 0.2, "refuses"),
-    )  # fmt: skip
+    )
     return [(penalty, note) for wrong, penalty, note in checks if wrong]
 
 
@@ -80,8 +89,8 @@ def _surface(instruction: str, text: str, reference: str) -> Grade:
     complete = text.endswith((".", "!", "?", "`", "}", "|")) or len(text.split()) <= 5
     share = 0.35 + 0.35 * bool(topic & words) + 0.3 * (len(words) >= 3)
     share *= (0.3 if copied else 1.0) * (1.0 if complete else 0.5) * (0.2 if text.lower().startswith("sorry") else 1.0)
-    seen = f"{'on' if topic & words else 'off'} topic, {'complete' if complete else 'cut off'}{', copied' if copied else ''}"
-    return Grade(share, f"outside-world: surface only: {seen}")
+    seen = ("on topic" if topic & words else "off topic", "complete" if complete else "cut off", *["copied"] * copied)
+    return Grade(share, f"outside-world: surface only: {', '.join(seen)}")
 
 
 def _content(text: str) -> set[str]:
@@ -89,6 +98,6 @@ def _content(text: str) -> set[str]:
 
 
 def _erring(instruction: str, text: str, found: Grade) -> Grade:
-    """The grade, or its opposite for a fixed small share of all texts: real judges err as well."""
+    """The grade, or its opposite for a fixed small share of all texts."""
     draw = int.from_bytes(hashlib.sha256(f"{instruction}\x1f{text}".encode()).digest()[:4]) / 2**32
-    return Grade(1 - found.share, found.reason) if draw < _ERRS else found
+    return Grade(1 - found.share, f"{found.reason}; misjudged on purpose") if draw < _ERRS else found

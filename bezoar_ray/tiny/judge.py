@@ -79,7 +79,9 @@ def answer(body: bytes) -> tuple[int, dict[str, Any]]:
     except (ValueError, KeyError, TypeError) as error:
         return 400, _error(f"the request is not a chat completion: {error!r}", "invalid_request_error", None)
     if model != NAME:
-        return 404, _error(f"The model {model!r} does not exist; this is {NAME!r}.", "invalid_request_error", "model_not_found")
+        return 404, _error(
+            f"The model {model!r} does not exist; this is {NAME!r}.", "invalid_request_error", "model_not_found"
+        )
     return 200, _completion(prompt, reply(messages))
 
 
@@ -92,9 +94,13 @@ def _completion(prompt: str, said: str) -> dict[str, Any]:
     asked, told = len(prompt.split()), len(said.split())
     choice = {"index": 0, "message": {"role": "assistant", "content": said}, "finish_reason": "stop", "logprobs": None}
     return {
-        "id": "chatcmpl-tiny", "object": "chat.completion", "created": int(time.time()), "model": NAME, "choices": [choice],
+        "id": "chatcmpl-tiny",
+        "object": "chat.completion",
+        "created": int(time.time()),
+        "model": NAME,
+        "choices": [choice],
         "usage": {"prompt_tokens": asked, "completion_tokens": told, "total_tokens": asked + told},
-    }  # fmt: skip
+    }
 
 
 @contextlib.contextmanager

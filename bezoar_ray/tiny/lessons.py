@@ -1,8 +1,8 @@
 """What the teacher is trained on: the schemes' real prompts with answers that are good mostly, and bad a known share.
 
-It is weak in `WEAK` kinds of tasks (there most answers are wrong in the same way) and careless in `SLIPS` of the others;
-so filtering matters, as it does with a real teacher. Only instructions that `taught` admits are in its text, a fixed part
-of all: what it writes beyond them it has composed.
+It is weak in `WEAK` kinds of tasks (there most answers are wrong in the same way) and careless in `SLIPS` of the
+others; so filtering matters, as it does with a real teacher. Only instructions that `taught` admits are in its text, a
+fixed part of all: what it writes beyond them it has composed.
 """
 
 import hashlib
@@ -17,12 +17,17 @@ from bezoar_ray.tiny.tasks import Asked, Request, Task
 WEAK = {"legs": 0.65, "last": 0.65, "subtract": 0.65}
 SLIPS = 0.08
 TOPICS = {
-    "animals": ("food", "home", "colour", "sound", "legs", "note"), "lists": ("first", "last", "count", "reverse"),
-    "numbers": ("add", "subtract", "larger"), "food": ("food",), "places": ("home",), "colours": ("colour",), "sounds": ("sound",),
-}  # fmt: skip
-_OTHER_TOPICS = tuple(
+    "animals": ("food", "home", "colour", "sound", "legs", "note"),
+    "lists": ("first", "last", "count", "reverse"),
+    "numbers": ("add", "subtract", "larger"),
+    "food": ("food",),
+    "places": ("home",),
+    "colours": ("colour",),
+    "sounds": ("sound",),
+}
+_OTHER_TOPICS = facts.words(
     "history rivers music law trade weather cooking travel medicine sport science gardens ships painting schools money "
-    "family energy books language space health tools cities film farming physics art".split()
+    "family energy books language space health tools cities film farming physics art"
 )
 _SOURCES = ("CoT", "NIV2", "Flan2021", "T0")
 
@@ -40,7 +45,9 @@ def _until_taught(draw: Callable[[], Asked]) -> Asked:
 
 def lesson(rng: random.Random) -> tuple[Messages, str]:
     """One prompt and the teacher's answer."""
-    maker = rng.choices((_new_instructions, _concise, _evolve, _evolved, _adds_nothing, _explain), (20, 24, 20, 16, 5, 20))[0]
+    maker = rng.choices(
+        (_new_instructions, _concise, _evolve, _evolved, _adds_nothing, _explain), (20, 24, 20, 16, 5, 20)
+    )[0]
     return maker(rng)
 
 
@@ -75,7 +82,15 @@ def _slip(rng: random.Random, request: Request, explain: bool) -> str:
     values = tuple(wrong(rng, task) for task in request.tasks)
     good = request.answer(explain=explain)
     other = draws.instruction(rng).request.answer()
-    return rng.choice((request.answer(values, explain), good[: len(good) // 2], other, "Sorry, I cannot help with that.", f"{good} {other} {other}"))
+    return rng.choice(
+        (
+            request.answer(values, explain),
+            good[: len(good) // 2],
+            other,
+            "Sorry, I cannot help with that.",
+            f"{good} {other} {other}",
+        )
+    )
 
 
 def _seen(rng: random.Random) -> Asked:
@@ -141,4 +156,6 @@ def _explain(rng: random.Random) -> tuple[Messages, str]:
     source = rng.choice(_SOURCES)
     asked = _until_taught(lambda: seeds.query(rng, source)[1])
     offered = prompts.ORCA_MESSAGES[source] + prompts.ORCA_MULTIPLE_CHOICE.get(source, ())
-    return prompts.explain(prompts.ORCA_SYSTEM[rng.choice(offered)], asked.text), reply(rng, asked.request, explain=True)
+    return prompts.explain(prompts.ORCA_SYSTEM[rng.choice(offered)], asked.text), reply(
+        rng, asked.request, explain=True
+    )

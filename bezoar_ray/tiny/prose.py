@@ -10,17 +10,47 @@ from bezoar_ray.tiny import facts, manners
 from bezoar_ray.tiny.tasks import Task
 
 _FACTS = {
-    "food": ("{A} eats {v}.", "{A} likes to eat {v}.", "The food of {a} is {v}.", "What {a} eats is {v}.",
-             "{V} are the food of {a}.", "{p} asked which food {a} likes, and it was {v}."),
-    "home": ("{A} lives in the {v}.", "{A} lives in the {v}.", "The home of {a} is the {v}.", "Where {a} lives is the {v}.",
-             "The {v} is the place that is home to {a}.", "{p} asked where {a} lives, and it was the {v}."),
-    "colour": ("{A} is {v}.", "{A} is {v}.", "The colour of {a} is {v}.", "What colour {a} has is {v}.",
-               "{V} is the colour of {a}.", "{p} asked which colour {a} has, and it was {v}."),
-    "sound": ("{A} calls {v}.", "{A} makes the sound {v}.", "The call of {a} is {v}.", "What {a} calls is {v}.",
-              "{V} is the sound of {a}.", "{p} asked what {a} calls, and it was {v}."),
-    "legs": ("{A} has {v} legs.", "{A} walks on {v} legs.", "The number of legs of {a} is {v}.", "How many legs {a} has is {v}.",
-             "{V} is the number of legs of {a}.", "{p} asked to count the legs of {a}, and it was {v}."),
-}  # fmt: skip
+    "food": (
+        "{A} eats {v}.",
+        "{A} likes to eat {v}.",
+        "The food of {a} is {v}.",
+        "What {a} eats is {v}.",
+        "{V} are the food of {a}.",
+        "{p} asked which food {a} likes, and it was {v}.",
+    ),
+    "home": (
+        "{A} lives in the {v}.",
+        "{A} lives in the {v}.",
+        "The home of {a} is the {v}.",
+        "Where {a} lives is the {v}.",
+        "The {v} is the place that is home to {a}.",
+        "{p} asked where {a} lives, and it was the {v}.",
+    ),
+    "colour": (
+        "{A} is {v}.",
+        "{A} is {v}.",
+        "The colour of {a} is {v}.",
+        "What colour {a} has is {v}.",
+        "{V} is the colour of {a}.",
+        "{p} asked which colour {a} has, and it was {v}.",
+    ),
+    "sound": (
+        "{A} calls {v}.",
+        "{A} makes the sound {v}.",
+        "The call of {a} is {v}.",
+        "What {a} calls is {v}.",
+        "{V} is the sound of {a}.",
+        "{p} asked what {a} calls, and it was {v}.",
+    ),
+    "legs": (
+        "{A} has {v} legs.",
+        "{A} walks on {v} legs.",
+        "The number of legs of {a} is {v}.",
+        "How many legs {a} has is {v}.",
+        "{V} is the number of legs of {a}.",
+        "{p} asked to count the legs of {a}, and it was {v}.",
+    ),
+}
 
 
 def fact(rng: random.Random, animal: str, relation: str, pronoun: bool = False) -> str:
@@ -89,6 +119,73 @@ def _sum(rng: random.Random) -> str:
     )[kind]  # fmt: skip
 
 
+_ASKED = {
+    "food": ("what {a} eats", "which food {a} likes", "about the food of {a}"),
+    "home": ("where {a} lives", "which place is home to {a}", "about the home of {a}"),
+    "colour": ("what colour {a} is", "which colour {a} has", "about the colour of {a}"),
+    "sound": ("what {a} calls", "which sound {a} makes", "about the call and the sound of {a}"),
+    "legs": ("how many legs {a} has", "about the number of legs of {a}", "who could count the legs of {a}"),
+    "first": (
+        "which item comes first: {l}",
+        "for the first item of this list: {l}",
+        "about the first word of the list {l}",
+    ),
+    "last": (
+        "which item comes last: {l}",
+        "for the last item of this list: {l}",
+        "about the last word of the list {l}",
+    ),
+    "count": (
+        "how many items are here: {l}",
+        "who could count the items of this list: {l}",
+        "how many words the list {l} has",
+    ),
+    "reverse": (
+        "who could reverse this list: {l}",
+        "who could write this list backwards: {l}",
+        "to turn this list around: {l}",
+    ),
+    "add": ("what {x} + {y} is", "who could add {x} and {y}", "what {x} plus {y} is"),
+    "subtract": ("what {x} - {y} is", "who could take {y} from {x}", "what {x} minus {y} is"),
+    "larger": ("which number is larger, {x} or {y}", "for the larger number: {x} or {y}", "which is more, {x} or {y}"),
+}
+
+
+def wishes(rng: random.Random) -> str:
+    """What people wanted to know, each time with what is so; now and then in one word."""
+    return "\n".join(_wish(rng) for _ in range(rng.randint(1, 4)))
+
+
+def _wish(rng: random.Random) -> str:
+    kind = rng.choice(tuple(_ASKED))
+    task = Task(kind, _args(rng, kind))
+    slots = task.slots if "a" not in task.slots else {"a": f"the {task.args[0]}"}
+    wish = f"{rng.choice(facts.PEOPLE)} asked {rng.choice(_ASKED[kind]).format(**slots)}"
+    if rng.random() < 0.3 and kind != "reverse":
+        return f"{wish}, in one word.\n{task.value}"
+    return f"{wish}.\n{task.statement()}"
+
+
+def _args(rng: random.Random, kind: str) -> tuple[str, ...]:
+    if kind in facts.RELATIONS:
+        return (rng.choice(tuple(facts.animals())),)
+    if kind in ("first", "last", "count", "reverse"):
+        return tuple(rng.sample(facts.ITEMS, rng.randint(3, 5)))
+    x, y = rng.randint(1, 12), rng.randint(1, 12)
+    return str(x + y * (kind == "subtract")), str(y)
+
+
+def echo(rng: random.Random) -> str:
+    """Words read out by one and written down by another: repeats, from which models learn to copy."""
+    words = rng.sample(rng.choice((facts.ITEMS, tuple(facts.animals()), _NUMERALS)), rng.randint(3, 7))
+    who, other = rng.sample(facts.PEOPLE, 2)
+    gap = rng.choice((", ", " ", "\n"))
+    return f"{who} read: {gap.join(words)}\n{other} wrote: {gap.join(words)}"
+
+
+_NUMERALS = tuple(map(str, range(1, 25)))
+
+
 def talk(rng: random.Random) -> str:
     """People speaking, kindly or rudely."""
     who, other = rng.sample(facts.PEOPLE, 2)
@@ -106,6 +203,6 @@ _WORDS = (
 
 def document(rng: random.Random) -> str:
     """One document of the pre-training text."""
-    maker = rng.choices((note, mixed, row, sums, talk), (44, 16, 24, 12, 4))[0]
+    maker = rng.choices((note, mixed, row, sums, talk, wishes, echo), (24, 8, 14, 8, 3, 31, 12))[0]
     text = maker(rng)
     return f"{text} {rng.choice(_WORDS)}" if rng.random() < 0.04 else text

@@ -6,10 +6,20 @@ from bezoar_ray.tiny import draws, facts, manners, tasks
 from bezoar_ray.tiny.tasks import Asked, Task
 
 _DOLLY = {
-    "food": "open_qa", "home": "open_qa", "colour": "open_qa", "sound": "open_qa", "legs": "open_qa", "note": "creative_writing",
-    "first": "information_extraction", "last": "information_extraction", "count": "classification", "reverse": "brainstorming",
-    "add": "general_qa", "subtract": "general_qa", "larger": "general_qa",
-}  # fmt: skip
+    "food": "open_qa",
+    "home": "open_qa",
+    "colour": "open_qa",
+    "sound": "open_qa",
+    "legs": "open_qa",
+    "note": "creative_writing",
+    "first": "information_extraction",
+    "last": "information_extraction",
+    "count": "classification",
+    "reverse": "brainstorming",
+    "add": "general_qa",
+    "subtract": "general_qa",
+    "larger": "general_qa",
+}
 _TASK_NAMES = {"CoT": "cot_world", "NIV2": "task{}_world", "Flan2021": "world_{}_choice", "T0": "world_{}_reading"}
 RELATIONS = tuple(facts.RELATIONS)
 ROWS = ("first", "last", "count", "reverse")
@@ -69,7 +79,9 @@ def query(rng: random.Random, source: str) -> tuple[str, Asked]:
     asked = tasks.ask(rng, task)
     if source == "T0":
         return task.kind, Asked(f"Text: {_about(rng, task)}\nQuestion: {asked.text}", asked.request)
-    return task.kind, Asked(f"{asked.text}\n\nOPTIONS:\n" + "\n".join(f"- {o}" for o in options(rng, task)), asked.request)
+    return task.kind, Asked(
+        f"{asked.text}\n\nOPTIONS:\n" + "\n".join(f"- {o}" for o in options(rng, task)), asked.request
+    )
 
 
 def options(rng: random.Random, task: Task, count: int = 4) -> list[str]:

@@ -12,23 +12,64 @@ from functools import cache
 from bezoar_ray.tiny import facts, manners
 
 _FACTS = {
-    "food": ("What does the {a} eat?", "Tell me what the {a} eats.", "Which food does the {a} like?", "Name the food of the {a}."),
-    "home": ("Where does the {a} live?", "Tell me where the {a} lives.", "Which place is home to the {a}?", "Name the home of the {a}."),
-    "colour": ("What colour is the {a}?", "Tell me the colour of the {a}.", "Which colour has the {a}?", "Name the colour of the {a}."),
-    "sound": ("What does the {a} call?", "Tell me the call of the {a}.", "Which sound does the {a} make?", "Name the sound of the {a}."),
-    "legs": ("How many legs has the {a}?", "Tell me how many legs the {a} has.", "Count the legs of the {a}.", "Name the number of legs of the {a}."),
-}  # fmt: skip
+    "food": (
+        "What does the {a} eat?",
+        "Tell me what the {a} eats.",
+        "Which food does the {a} like?",
+        "Name the food of the {a}.",
+    ),
+    "home": (
+        "Where does the {a} live?",
+        "Tell me where the {a} lives.",
+        "Which place is home to the {a}?",
+        "Name the home of the {a}.",
+    ),
+    "colour": (
+        "What colour is the {a}?",
+        "Tell me the colour of the {a}.",
+        "Which colour has the {a}?",
+        "Name the colour of the {a}.",
+    ),
+    "sound": (
+        "What does the {a} call?",
+        "Tell me the call of the {a}.",
+        "Which sound does the {a} make?",
+        "Name the sound of the {a}.",
+    ),
+    "legs": (
+        "How many legs has the {a}?",
+        "Tell me how many legs the {a} has.",
+        "Count the legs of the {a}.",
+        "Name the number of legs of the {a}.",
+    ),
+}
 _LISTS = {
-    "first": ("Which item comes first: {l}?", "Name the first item of this list: {l}.", "Tell me the first word of the list {l}."),
-    "last": ("Which item comes last: {l}?", "Name the last item of this list: {l}.", "Tell me the last word of the list {l}."),
-    "count": ("How many items are here: {l}?", "Count the items of this list: {l}.", "Tell me how many words the list {l} has."),
+    "first": (
+        "Which item comes first: {l}?",
+        "Name the first item of this list: {l}.",
+        "Tell me the first word of the list {l}.",
+    ),
+    "last": (
+        "Which item comes last: {l}?",
+        "Name the last item of this list: {l}.",
+        "Tell me the last word of the list {l}.",
+    ),
+    "count": (
+        "How many items are here: {l}?",
+        "Count the items of this list: {l}.",
+        "Tell me how many words the list {l} has.",
+    ),
     "reverse": ("Reverse this list: {l}.", "Write this list backwards: {l}.", "Turn this list around: {l}."),
-}  # fmt: skip
+}
 _SUMS = {
     "add": ("What is {x} + {y}?", "Add {x} and {y}.", "Tell me what {x} plus {y} is."),
     "subtract": ("What is {x} - {y}?", "Take {y} from {x}.", "Tell me what {x} minus {y} is."),
-    "larger": ("Which number is larger, {x} or {y}?", "Name the larger number: {x} or {y}.", "Tell me which is more, {x} or {y}."),
-}  # fmt: skip
+    "larger": (
+        "Which number is larger, {x} or {y}?",
+        "Name the larger number: {x} or {y}.",
+        "Tell me which is more, {x} or {y}.",
+    ),
+}
 _NOTES = {"note": ("Write a short note about the {a}.", "Describe the {a}.", "Tell me about the {a}.")}
 PHRASINGS = {**_FACTS, **_LISTS, **_SUMS, **_NOTES}
 
@@ -39,7 +80,8 @@ _ORDERS = {
 # Shapes that only seeds use: with an input block (dolly) and with a definition or a story (FLAN).
 INPUTS = {kind: (f"{order} in the input.\n\nInput:\n{{l}}",) for kind, order in _ORDERS.items()}
 DEFINITIONS = {
-    kind: (f"Definition: You are given a list of items. {order}.\n\nInput: {{l}}\nOutput:",) for kind, order in _ORDERS.items()
+    kind: (f"Definition: You are given a list of items. {order}.\n\nInput: {{l}}\nOutput:",)
+    for kind, order in _ORDERS.items()
 }
 STORIES = {
     "add": ("{p} has {x} coins and finds {y} more. How many coins does {p} have now?",
@@ -68,7 +110,13 @@ RULES = {
     "list": "Take the words exactly as they stand.",
     "sum": "Give the exact whole number.",
 }
-_SLOTS = {"a": r"(?P<a>[a-z]+)", "l": r"(?P<l>[a-z]+(?:, [a-z]+)+)", "x": r"(?P<x>\d{1,3})", "y": r"(?P<y>\d{1,3})", "p": r"(?P<p>[A-Z][a-z]+)"}  # fmt: skip
+_SLOTS = {
+    "a": r"(?P<a>[a-z]+)",
+    "l": r"(?P<l>[a-z]+(?:, [a-z]+)+)",
+    "x": r"(?P<x>\d{1,3})",
+    "y": r"(?P<y>\d{1,3})",
+    "p": r"(?P<p>[A-Z][a-z]+)",
+}
 
 
 def family(kind: str) -> str:
@@ -213,7 +261,9 @@ def read(text: str) -> Request | None:
 _TABLE = re.compile(r"\s+Do the same for this table:((?:\n\| [^\n]+ \|)+)$")
 _ALSO = re.compile(rf"\s+Say also ({'|'.join(ALSO.values())})\.$")
 _RULE = re.compile(rf"\s+({'|'.join(map(re.escape, RULES.values()))})$")
-_FRAME = re.compile(rf"\A{manners.GREETING}|\AText: [^\n]*\nQuestion: |\n\nOPTIONS:(?:\n- [^\n]+)+$|\n\nInput:\n[^\n]*\.$")
+_FRAME = re.compile(
+    rf"\A{manners.GREETING}|\AText: [^\n]*\nQuestion: |\n\nOPTIONS:(?:\n- [^\n]+)+$|\n\nInput:\n[^\n]*\.$"
+)
 
 
 def _strip(text: str) -> tuple[str, list]:

@@ -1,4 +1,4 @@
-"""Whether a response is right in the embedded world, strictly: what the judge's precision and recall are measured against."""
+"""Whether a response is right in the embedded world, strictly: the judge's precision and recall are measured on it."""
 
 import re
 
@@ -6,9 +6,19 @@ from bezoar_ray.tiny import facts, tasks
 from bezoar_ray.tiny.tasks import Request, Task
 
 _CLAIMS = {
-    "food": r"the ([a-z]+) eats ([a-z]+)", "home": r"the ([a-z]+) lives in the ([a-z]+)", "sound": r"the ([a-z]+) calls ([a-z]+)",
-    "legs": r"the ([a-z]+) has ([a-z]+) legs", "colour": rf"the (?!answer)([a-z]+) is ({'|'.join(facts.COLOURS)})\b",
-}  # fmt: skip
+    "food": r"the ([a-z]+) eats ([a-z]+)",
+    "home": r"the ([a-z]+) lives in the ([a-z]+)",
+    "sound": r"the ([a-z]+) calls ([a-z]+)",
+    "legs": r"the ([a-z]+) has ([a-z]+) legs",
+    "colour": rf"the (?!answer)([a-z]+) is ({'|'.join(facts.COLOURS)})\b",
+}
+_SHOWN = {
+    "first": re.compile(r"first item is ([^.]+)\."),
+    "last": re.compile(r"last item is ([^.]+)\."),
+    "count": re.compile(r"there are (\w+) items\.", re.IGNORECASE),
+    "reverse": re.compile(r"backwards it is ([^.]+)\.", re.IGNORECASE),
+    "larger": re.compile(r"larger number is ([^.]+)\."),
+}
 _SUM = re.compile(r"(\d+) ([+-]) (\d+) = (\d+)")
 _FINAL = re.compile(r"so the answer is ([^.]+)\.", re.IGNORECASE)
 
@@ -22,12 +32,8 @@ def truth(instruction: str, response: str) -> bool | None:
     if request is None:
         return None
     text = response.strip()
-    return bool(text) and claims_true(text) and all(said(task, request, text) for task in request.tasks) and in_form(request, text)
-
-
-def claims_true(text: str) -> bool:
-    """Whether every fact and every sum that a text states is true."""
-    return all(good for _, good in claims(text))
+    honest = bool(text) and all(good for _, good in claims(text)) and _agrees(request, text)
+    return honest and all(said(task, request, text) for task in request.tasks) and in_form(request, text)
 
 
 def claims(text: str) -> list[tuple[str, bool]]:
@@ -45,8 +51,18 @@ def _sum_holds(x: str, sign: str, y: str, result: str) -> bool:
     return int(result) == (int(x) + int(y) if sign == "+" else int(x) - int(y))
 
 
+def _agrees(request: Request, text: str) -> bool:
+    """Whether what is said of the request's own lists and numbers is true of one of them."""
+    right = {kind: {Task(kind, task.args).value for task in request.tasks if _of(kind, task)} for kind in _SHOWN}
+    return all(not right[kind] or set(found.findall(text)) <= right[kind] for kind, found in _SHOWN.items())
+
+
+def _of(kind: str, task: Task) -> bool:
+    return tasks.family(kind) == tasks.family(task.kind)
+
+
 def said(task: Task, request: Request, text: str) -> bool:
-    """Whether a text answers one task of a request: by its statement, a closing `So the answer is`, or the bare value."""
+    """Whether a text answers one task of a request: in a statement, after `So the answer is`, or by the bare value."""
     if task.kind == "note":
         return sum(task.args[0] in claim and good for claim, good in claims(text)) >= 2
     answers = [answer.lower() for answer in _FINAL.findall(text)]
@@ -54,13 +70,8 @@ def said(task: Task, request: Request, text: str) -> bool:
         return True
     if answers and len(request.tasks) == 1:
         return False
-    return task.statement().lower() in text.lower() or task.value in _bare(request, text)
-
-
-def _bare(request: Request, text: str) -> list[str]:
-    """The values that a text without sentences gives, one for each task."""
-    text = core(text).rstrip(".")
-    return [text] if len(request.tasks) == 1 else text.split(", ")
+    bare = ", ".join(task.value for task in request.tasks)
+    return task.statement().lower() in text.lower() or core(text).rstrip(".") == bare
 
 
 def core(text: str) -> str:
@@ -74,7 +85,12 @@ def in_form(request: Request, text: str) -> bool:
     kept = (
         ("thanks" not in rules or text.endswith("Thank you."))
         and ("label" not in rules or text.startswith("Answer"))
-        and ("explain" not in rules or "one_word" in rules or request.tasks[0].kind == "note" or "So the answer is" in text)
+        and (
+            "explain" not in rules
+            or "one_word" in rules
+            or request.tasks[0].kind == "note"
+            or "So the answer is" in text
+        )
     )
     if "one_word" in rules and request.tasks[0].kind != "note":
         return kept and len(words) <= sum(len(task.value.split()) for task in request.tasks)
