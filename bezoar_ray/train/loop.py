@@ -1,5 +1,6 @@
 """The training loop that the three stages share: steps one after the other on one adapter, resumable at any moment."""
 
+import contextlib
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -35,13 +36,14 @@ Build = Callable[..., Any]
 """Makes a TRL trainer from (model, rows, settings, callbacks)."""
 
 
-def train(job: Job, adapt: Callable[[Any], Any], steps: list[Step], build: Build) -> Account:
+def train(job: Job, adapt: Callable[..., Any], steps: list[Step], build: Build) -> Account:
     """Train an adapter on the steps in their order and save it; goes on from Ray Train's last checkpoint.
 
     `adapt` puts the adapter on the stage's frozen model. No reference to either is left, so that the checkpoint can
     be made in the memory that they took.
     """
-    model = adapt(models.for_training(job))
+    # ZeRO-3 gathers all weights into one buffer: they must be of one type.
+    model = adapt(models.for_training(job), autocast_adapter_dtype=job.part.zero_stage != 3)
     account, saved = _last()
     total = sum(step.length(job.part) for step in steps)
     while account.step < len(steps):
@@ -82,10 +84,10 @@ def keep_precision(model: Any, make: Callable[[], Any]) -> Any:
     TRL rounds the adapter of a 4-bit model to bfloat16, whose spacing near 0.01 is 6e-5: steps of a learning rate of
     5e-6 would round to nothing, and an adapter carried on would lose what it has learned.
     """
-    weights = {name: p.detach().clone().float() for name, p in model.named_parameters() if p.requires_grad}
+    weights = {name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad}
     trainer = make()
     for name, parameter in model.named_parameters():
-        if name in weights:
+        if name in weights and parameter.dtype != weights[name].dtype:
             parameter.data = weights[name]
     return trainer
 
@@ -102,7 +104,7 @@ def arguments(job: Job, step: Step) -> dict[str, Any]:
         "gradient_accumulation_steps": accumulation,
         "learning_rate": part.learning_rate,
         "lr_scheduler_type": part.schedule,
-        "warmup_steps": math.ceil(part.warmup_ratio * length),
+        "warmup_steps": int(part.warmup_ratio * length),  # rounded up, a single step would be all warm-up
         "max_grad_norm": part.max_grad_norm,
         "max_length": None,  # rows that are too long have been left out, not cut
         "bf16": recipe.base.dtype == "bfloat16",
@@ -180,8 +182,19 @@ def _save_adapter(job: Job, model: Any) -> None:
     """Write the adapter as a plain PEFT folder; dpo's frozen reference stays out."""
     from ray.train import get_context
 
-    if get_context().get_world_rank() == 0:
-        model.save_pretrained(str(job.store.path(f"checkpoints/{job.stage}/adapter")), selected_adapters=["default"])
+    with _whole(job, model):
+        if get_context().get_world_rank() == 0:
+            folder = str(job.store.path(f"checkpoints/{job.stage}/adapter"))
+            model.save_pretrained(folder, selected_adapters=["default"])
+
+
+def _whole(job: Job, model: Any) -> contextlib.AbstractContextManager[Any]:
+    """The adapter in one piece: under ZeRO-3 every worker holds a share of it."""
+    if job.part.zero_stage != 3:
+        return contextlib.nullcontext()
+    import deepspeed
+
+    return deepspeed.zero.GatheredParameters([p for p in model.parameters() if p.requires_grad])
 
 
 def close(job: Job, tokenizer: Any, lora: Lora, figures: dict[str, Any]) -> dict[str, Any]:
@@ -189,7 +202,9 @@ def close(job: Job, tokenizer: Any, lora: Lora, figures: dict[str, Any]) -> dict
     import gc
 
     from ray.train import get_context
+    from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
+    unset_hf_deepspeed_config()  # or ZeRO-3 would wait for all workers to load their share
     gc.collect()
     if get_context().get_world_rank() != 0:
         return {}

@@ -57,8 +57,8 @@ def nf4(dtype: str) -> Any:
     )
 
 
-def with_new_adapter(model: Any, lora: Lora, seed: int) -> Any:
-    """The model under a new LoRA, drawn from `seed`.
+def with_new_adapter(model: Any, lora: Lora, seed: int, autocast_adapter_dtype: bool = True) -> Any:
+    """The model under a new LoRA, drawn from `seed`; in float32 with `autocast_adapter_dtype`, else as the model.
 
     Raises:
         RecipeError: a target is no linear layer of the model; names those that are.
@@ -70,7 +70,7 @@ def with_new_adapter(model: Any, lora: Lora, seed: int) -> Any:
     set_seed(seed)
     settings = {"r": lora.r, "lora_alpha": lora.alpha, "lora_dropout": lora.dropout}
     config = LoraConfig(target_modules=list(lora.targets), bias="none", task_type="CAUSAL_LM", **settings)
-    return get_peft_model(model, config)
+    return get_peft_model(model, config, autocast_adapter_dtype=autocast_adapter_dtype)
 
 
 def _check_targets(model: Any, targets: tuple[str, ...]) -> None:
@@ -83,8 +83,9 @@ def _check_targets(model: Any, targets: tuple[str, ...]) -> None:
         raise RecipeError(f"lora.targets: {unknown or 'none'} in this model; its linear layers are {', '.join(known)}")
 
 
-def with_adapter(model: Any, folder: str, trainable: bool = False) -> Any:
-    """The model under a saved adapter."""
+def with_adapter(model: Any, folder: str, trainable: bool = False, autocast_adapter_dtype: bool = True) -> Any:
+    """The model under a saved adapter, in float32 with `autocast_adapter_dtype`, else as the model."""
     from peft import PeftModel
 
-    return PeftModel.from_pretrained(model, folder, is_trainable=trainable)
+    settings = {"is_trainable": trainable, "autocast_adapter_dtype": autocast_adapter_dtype}
+    return PeftModel.from_pretrained(model, folder, **settings)

@@ -13,6 +13,7 @@ from bezoar_ray.store import Store
 
 FOLDER = "data/hh_rlhf"
 PARTS = ("sft", "pairs", "heldout")
+SHOWN = 5  # malformed rows that are named one by one
 LARGEST_SHARE = 0.2  # of all pairs, held out at most
 
 
@@ -24,8 +25,10 @@ def ensure(context: Context) -> None:
         return
     store.remove(FOLDER)
     loaded = read_pairs(recipe.seeds.hh_rlhf)
-    for message in loaded.failed[:5]:
+    for message in loaded.failed[:SHOWN]:
         context.progress.say(f"left out: {message}")
+    if len(loaded.failed) > SHOWN:
+        context.progress.say(f"left out: {len(loaded.failed)} malformed pairs in all")
     training, heldout = split(loaded.rows, recipe.evaluate.heldout_pairs, recipe.seed)
     parts = dict(zip(PARTS, (training[: recipe.hh_sft.limit], training[: recipe.align.limit], heldout), strict=True))
     for part, rows in parts.items():

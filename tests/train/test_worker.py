@@ -67,12 +67,17 @@ def test_our_own_errors_are_not_tried_again_and_others_name_the_log(ray_session:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("zero_stage", [0, 2])
+@pytest.mark.parametrize("zero_stage", [0, 2, 3])
 def test_two_workers_train_one_adapter(ray_session: None, context: Context, zero_stage: int) -> None:
-    shared = changed(context.recipe, workers=2, zero_stage=zero_stage, batch=8)
+    shared = changed(context.recipe, workers=2, zero_stage=zero_stage, batch=8, load_in_4bit=zero_stage < 3)
+    from safetensors.torch import load_file
+
     outcome = sft.run(replace(context, recipe=shared))
     assert outcome.summary["train"]["sft"]["steps"] == 2
-    assert context.store.exists("checkpoints/sft/joined/adapter_model.safetensors")
+    part = outcome.summary["train"]["sft"]
+    assert part["by_step"][-1]["loss"] < part["by_step"][0]["loss"]
+    tensors = load_file(context.store.path("checkpoints/sft/adapter/adapter_model.safetensors"))
+    assert all(tensor.any() for tensor in tensors.values())
 
 
 @pytest.mark.slow
@@ -82,7 +87,8 @@ def test_a_killed_run_goes_on_from_its_last_checkpoint(context: Context, tmp_pat
     (tmp_path / "recipe.json").write_text(long.model_dump_json())
     command = [sys.executable, "-c", RUN_SFT, str(tmp_path / "recipe.json"), str(context.store.root)]
     first = subprocess.Popen(command, stdout=subprocess.DEVNULL)
-    until(lambda: at(context) >= 500)
+    until(lambda: at(context) >= 500 or first.poll() is not None)
+    assert first.poll() is None
     kill(first)
     log = context.store.path("logs/sft.log")
     log.unlink()
@@ -101,11 +107,12 @@ def at(context: Context) -> int:
 
 
 def until(reached: Any) -> None:
-    for _ in range(1200):
+    """Wait, on a busy machine too."""
+    for _ in range(3000):
         if reached():
             return
         time.sleep(0.1)
-    raise AssertionError("not reached in two minutes")
+    raise AssertionError("not reached in five minutes")
 
 
 def kill(process: subprocess.Popen) -> None:
