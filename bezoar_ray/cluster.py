@@ -5,7 +5,11 @@ import logging
 import os
 from collections.abc import Iterator
 
+from bezoar_ray.errors import BezoarError
+
 _LOCAL_CPUS = 4  # logical: on two cores, Ray Data's tasks and an engine's actor would wait for each other for ever
+
+_STARTS = 3  # Ray gives itself 30 s to start, which a busy laptop may miss
 
 
 @contextlib.contextmanager
@@ -21,16 +25,29 @@ def ray_session() -> Iterator[None]:
         ray.init(log_to_driver=False, logging_level=logging.ERROR)
         yield
         return
-    ray.init(
-        address="local",
-        num_cpus=max(_LOCAL_CPUS, os.cpu_count() or 1),
-        include_dashboard=False,
-        log_to_driver=False,
-        logging_level=logging.ERROR,
-        object_store_memory=2**29,
-        runtime_env={"env_vars": {"HF_HUB_DISABLE_PROGRESS_BARS": "1", "VLLM_LOGGING_LEVEL": "WARNING"}},
-    )
+    _start_local()
     try:
         yield
     finally:
         ray.shutdown()
+
+
+def _start_local() -> None:
+    import ray
+
+    for left in reversed(range(_STARTS)):
+        try:
+            ray.init(
+                address="local",
+                num_cpus=max(_LOCAL_CPUS, os.cpu_count() or 1),
+                include_dashboard=False,
+                log_to_driver=False,
+                logging_level=logging.ERROR,
+                object_store_memory=2**29,
+                runtime_env={"env_vars": {"HF_HUB_DISABLE_PROGRESS_BARS": "1", "VLLM_LOGGING_LEVEL": "WARNING"}},
+            )
+            return
+        except Exception as error:  # Ray raises a bare one
+            if left == 0 or "timed out during startup" not in str(error):
+                raise BezoarError(f"Ray does not start on this machine: {error}") from error
+            ray.shutdown()
