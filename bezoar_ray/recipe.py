@@ -5,6 +5,7 @@ changed rubric redoes the filter and what follows, and nothing else.
 """
 
 import difflib
+import glob
 import hashlib
 from importlib import resources
 from pathlib import Path
@@ -18,6 +19,7 @@ from bezoar_ray.errors import RecipeError
 SCHEMES = ("lamini", "evol_instruct", "orca")
 CHECKPOINTS = ("base", "sft", "hh-sft", "dpo")
 _HOW = "how"
+Operation = Literal["constraints", "deepen", "concretise", "reasoning", "complicate_input", "breadth"]
 Positive = Annotated[int, Field(gt=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
 
@@ -40,10 +42,16 @@ def _what(value: Any) -> Any:
         return {key: _what(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
         return [_what(item) for item in value]
-    if isinstance(value, str) and "\n" not in value and 0 < len(value) < 1024 and Path(value).is_file():
-        with open(value, "rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    return value
+    return _content(value) or value if isinstance(value, str) and "\n" not in value else value
+
+
+def _content(path: str) -> str | None:
+    """A digest of the files that a path or glob names, or None where it names none."""
+    total, files = hashlib.sha256(), [name for name in sorted(glob.glob(path)) if Path(name).is_file()]
+    for name in files:
+        with open(name, "rb") as file:
+            total.update(hashlib.file_digest(file, "sha256").digest())
+    return total.hexdigest() if files else None
 
 
 class Prices(Part):
@@ -156,7 +164,7 @@ class EvolInstruct(Part):
     """Seeds that are evolved, drawn from `seeds.dolly`."""
     epochs: Positive = 4
     """Evolutions of each seed, one after the other."""
-    operations: dict[str, float] = {
+    operations: dict[Operation, float] = {
         "constraints": 1, "deepen": 1, "concretise": 1, "reasoning": 1, "complicate_input": 1, "breadth": 1,
     }  # fmt: skip
     """Weight of each operation; the paper draws them uniformly."""

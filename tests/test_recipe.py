@@ -79,3 +79,14 @@ def test_a_changed_rubric_redoes_the_filter_and_what_follows(tmp_path):
 
 def test_a_changed_beta_redoes_dpo_and_what_follows():
     assert changed("align.beta=0.3") == ["dpo", "evaluate"]
+
+
+def test_a_changed_file_behind_a_glob_redoes_what_reads_it(tmp_path):
+    (tmp_path / "a.jsonl").write_text("one")
+    first = marks(f"seeds.flan=[{{source: {tmp_path}/*.jsonl}}]")
+    (tmp_path / "b.jsonl").write_text("two")
+    assert first["generate"] != marks(f"seeds.flan=[{{source: {tmp_path}/*.jsonl}}]")["generate"]
+
+
+def test_an_unknown_operation_is_refused():
+    assert "deepn" in refusal(generate={"evol_instruct": {"operations": {"deepn": 1}}})
