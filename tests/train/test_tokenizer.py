@@ -6,7 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from bezoar_ray.train.tokenizer import PROBES, agreeing
+from bezoar_ray.recipe import Recipe
+from bezoar_ray.train.data import IGNORED, encode
+from bezoar_ray.train.tokenizer import PROBES, agreeing, load_tokenizer
 
 TEXT = """The llama said: 12 + 30 = 42.  It   kept    runs of spaces, 1999 and 2024.
 def double(x):
@@ -42,12 +44,17 @@ def texts() -> list[str]:
     return [*PROBES, *("".join(draw.choices(pieces, k=draw.randint(1, 12))) for _ in range(500))]
 
 
-def test_ids_are_sentencepieces_own(openllama: Path) -> None:
+def test_ids_are_sentencepieces_own(openllama: Path, recipe: Recipe) -> None:
     from sentencepiece import SentencePieceProcessor
-    from transformers import AutoTokenizer
 
     judge = SentencePieceProcessor(model_file=str(openllama / "tokenizer.model"))
-    ours = agreeing(AutoTokenizer.from_pretrained(str(openllama)), str(openllama / "tokenizer.model"))
+    base = recipe.base.model_copy(update={"model": str(openllama)})
+    ours = load_tokenizer(recipe.model_copy(update={"base": base}))
+    talk = [{"role": "user", "content": "12 + 30?"}, {"role": "assistant", "content": "  42 🦙"}]
+    row, text = encode(ours, talk), ours.apply_chat_template(talk, tokenize=False)
+    ids = judge.encode(text.removeprefix("<s>").removesuffix("</s>"))
+    assert row["input_ids"] == [ours.bos_token_id, *ids, ours.eos_token_id]
+    assert judge.decode([i for i in row["labels"] if i != IGNORED][:-1]).strip() == "42 🦙"
     wrong = [t for t in texts() if ours(t, add_special_tokens=False).input_ids != judge.encode(t)]
     assert not wrong
 
