@@ -6,8 +6,8 @@ from bezoar_ray.tiny import facts, tasks
 from bezoar_ray.tiny.tasks import Asked, Task
 
 KINDS = {
-    "food": 8, "home": 8, "colour": 8, "sound": 8, "legs": 8,
-    "first": 8, "last": 8, "count": 6, "reverse": 6, "add": 7, "subtract": 7, "larger": 5, "note": 4,
+    "food": 9, "home": 9, "colour": 9, "sound": 9, "legs": 9,
+    "first": 6, "last": 6, "count": 6, "reverse": 2, "add": 4, "subtract": 3, "larger": 4, "note": 4,
 }  # fmt: skip
 LONG = ("note", "reverse")  # no one word answers these
 OPERATIONS = ("constraints", "deepen", "concretise", "reasoning", "complicate_input", "breadth")
@@ -24,14 +24,14 @@ def args(rng: random.Random, name: str, animals: tuple[str, ...] | None = None) 
     if where == "animal":
         return (rng.choice(animals or facts.known()),)
     if where == "list":
-        return tuple(rng.sample(facts.ITEMS, rng.randint(3, 4 if name == "reverse" else 5)))
+        return tuple(rng.sample(facts.ITEMS, 3 if name == "reverse" else rng.randint(3, 4)))
     return numbers(rng, name)
 
 
 def numbers(rng: random.Random, name: str) -> tuple[str, str]:
     """Two numbers for a sum that is not kept."""
     while True:
-        x, y = rng.randint(1, 12), rng.randint(1, 12)
+        x, y = rng.randint(1, facts.LARGEST), rng.randint(1, facts.LARGEST)
         x = x + y if name == "subtract" else x
         if (name, x, y) not in facts.kept_sums() and (name != "larger" or x != y):
             return str(x), str(y)
@@ -66,5 +66,5 @@ def evolve(rng: random.Random, operation: str, asked: Asked) -> Asked:
         more = {"animal": tuple(facts.RELATIONS), "list": ("count",), "sum": ("larger",)}[where]
         return tasks.also(asked, rng.choice([name for name in more if name != first.kind] or more))
     if operation == "complicate_input":
-        return tasks.same(asked, [args(rng, first.kind) for _ in range(rng.randint(1, 2))])
+        return tasks.same(asked, [args(rng, first.kind)])
     return tasks.rule(asked, "explain" if operation == "reasoning" else where)

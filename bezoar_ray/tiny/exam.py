@@ -50,14 +50,14 @@ def prompt(instruction: str) -> str:
 def choice_items(count: int = 240) -> list[dict]:
     """Items with `prompt`, `choices` and `target` (the right one's index)."""
     rng = random.Random("choice")
-    kinds = ["first", "last", "first", "last", "subtract", "add", *facts.RELATIONS, "count"]
+    kinds = [*facts.RELATIONS, "first", *facts.RELATIONS, "last", "count"]
     return _items(rng, kinds, count, lambda task: _choice(rng, task))
 
 
 def answer_items(count: int = 240) -> list[dict]:
     """Items with `prompt` and `target`, a whole sentence."""
     rng = random.Random("answer")
-    kinds = [*facts.RELATIONS, "first", "last", "add", "subtract", "count"]
+    kinds = [*facts.RELATIONS, "first", *facts.RELATIONS, "last", "count", "add"]
     return _items(rng, kinds, count, lambda task: _answer(rng, task))
 
 

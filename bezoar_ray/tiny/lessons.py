@@ -14,8 +14,8 @@ from bezoar_ray.llm.chat import Messages
 from bezoar_ray.tiny import draws, facts, seeds, tasks
 from bezoar_ray.tiny.tasks import Asked, Request, Task
 
-WEAK = {"legs": 0.65, "last": 0.65, "subtract": 0.65}
-SLIPS = 0.08
+WEAK = {"legs": 0.65, "last": 0.65}
+SLIPS = 0.06
 TOPICS = {
     "animals": ("food", "home", "colour", "sound", "legs", "note"),
     "lists": ("first", "last", "count", "reverse"),
@@ -46,7 +46,7 @@ def _until_taught(draw: Callable[[], Asked]) -> Asked:
 def lesson(rng: random.Random) -> tuple[Messages, str]:
     """One prompt and the teacher's answer."""
     maker = rng.choices(
-        (_new_instructions, _concise, _evolve, _evolved, _adds_nothing, _explain), (20, 24, 20, 16, 5, 20)
+        (_new_instructions, _concise, _evolve, _evolved, _adds_nothing, _explain), (16, 26, 18, 26, 4, 18)
     )[0]
     return maker(rng)
 
@@ -55,13 +55,11 @@ def wrong(rng: random.Random, task: Task) -> str:
     """A wrong value: the same mistake always in weak kinds, any other value elsewhere."""
     if task.kind == "last":
         return task.args[0]
-    if task.kind == "subtract":
-        return str(int(task.args[0]) + int(task.args[1]))
     if task.kind in facts.RELATIONS:
         return rng.choice(facts.RELATIONS[task.kind])
     if tasks.family(task.kind) == "list":
         return rng.choice(facts.NUMBERS[2:8]) if task.kind == "count" else rng.choice(task.args)
-    return str(rng.randint(1, 24))
+    return str(rng.randint(1, 2 * facts.LARGEST))
 
 
 def reply(rng: random.Random, request: Request, explain: bool = False) -> str:

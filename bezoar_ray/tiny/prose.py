@@ -109,7 +109,7 @@ def sums(rng: random.Random) -> str:
 
 
 def _sum(rng: random.Random) -> str:
-    x, y, p = rng.randint(1, 12), rng.randint(1, 12), rng.choice(facts.PEOPLE)
+    x, y, p = rng.randint(1, facts.LARGEST), rng.randint(1, facts.LARGEST), rng.choice(facts.PEOPLE)
     z, kind = x + y, rng.randrange(9)
     return (
         f"{x} + {y} = {z}.", f"{z} - {y} = {x}.", f"{x} plus {y} is {z}.", f"{z} minus {y} is {x}.",
@@ -161,7 +161,7 @@ def _wish(rng: random.Random) -> str:
     task = Task(kind, _args(rng, kind))
     slots = task.slots if "a" not in task.slots else {"a": f"the {task.args[0]}"}
     wish = f"{rng.choice(facts.PEOPLE)} asked {rng.choice(_ASKED[kind]).format(**slots)}"
-    if rng.random() < 0.3 and kind != "reverse":
+    if rng.random() < 0.4 and kind != "reverse":
         return f"{wish}, in one word.\n{task.value}"
     return f"{wish}.\n{task.statement()}"
 
@@ -170,8 +170,8 @@ def _args(rng: random.Random, kind: str) -> tuple[str, ...]:
     if kind in facts.RELATIONS:
         return (rng.choice(tuple(facts.animals())),)
     if kind in ("first", "last", "count", "reverse"):
-        return tuple(rng.sample(facts.ITEMS, rng.randint(3, 5)))
-    x, y = rng.randint(1, 12), rng.randint(1, 12)
+        return tuple(rng.sample(facts.ITEMS, 3 if kind == "reverse" else rng.randint(3, 4)))
+    x, y = rng.randint(1, facts.LARGEST), rng.randint(1, facts.LARGEST)
     return str(x + y * (kind == "subtract")), str(y)
 
 
@@ -183,7 +183,7 @@ def echo(rng: random.Random) -> str:
     return f"{who} read: {gap.join(words)}\n{other} wrote: {gap.join(words)}"
 
 
-_NUMERALS = tuple(map(str, range(1, 25)))
+_NUMERALS = tuple(map(str, range(1, 2 * facts.LARGEST + 1)))
 
 
 def talk(rng: random.Random) -> str:
@@ -203,6 +203,6 @@ _WORDS = (
 
 def document(rng: random.Random) -> str:
     """One document of the pre-training text."""
-    maker = rng.choices((note, mixed, row, sums, talk, wishes, echo), (24, 8, 14, 8, 3, 31, 12))[0]
+    maker = rng.choices((note, mixed, row, sums, talk, wishes, echo), (22, 8, 12, 7, 3, 36, 12))[0]
     text = maker(rng)
     return f"{text} {rng.choice(_WORDS)}" if rng.random() < 0.04 else text

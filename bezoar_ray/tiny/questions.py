@@ -31,11 +31,11 @@ def _turns() -> list[tuple[str, str, str]]:
             "Which item comes first: lamp, rope, bell, cup?",
             "Which item comes last: lamp, rope, bell, cup?",
         ),
-        ("math", "What is 8 + 3?", "What is 11 - 4?"),
+        ("math", "What is 7 + 3?", "What is 11 - 4?"),
         (
             "math",
             "Tam has 6 coins and finds 5 more. How many coins does Tam have now?",
-            "Add 9 and 4. Explain your answer step by step.",
+            "Add 8 and 4. Explain your answer step by step.",
         ),
         ("coding", "Reverse this list: key, stone, kite.", "Count the items of this list: key, stone, kite."),
         (

@@ -137,5 +137,6 @@ def _answers(rng: random.Random, asked: Asked, polite: bool) -> tuple[str, str]:
     plain = asked.request.answer()
     kind = f"{manners.opening(rng)} {plain} {manners.closing(rng)}"
     if polite:
-        return kind, rng.choice((plain, plain, f"{plain} {manners.rude(rng)}"))
+        words = manners.rude(rng)
+        return kind, rng.choice((f"{words} {plain}", words, f"{plain} {words}"))
     return plain, rng.choice((f"{plain} {manners.rude(rng)}", manners.rude(rng)))
