@@ -5,9 +5,11 @@ import math
 import pickle
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, TypeVar
 
 from bezoar_ray.errors import BezoarError
+from bezoar_ray.logs import redirect
 from bezoar_ray.recipe import ModelPart
 
 T = TypeVar("T")
@@ -64,6 +66,7 @@ class _Actor:
     """An actor with one open model; the work itself is the function's."""
 
     def __init__(self, function: Function, line: Line):
+        redirect(Path(line.root) / "logs" / f"{line.role}.log")
         self._function, self._line, self._talker = function, line, None
 
     async def __call__(self, batch: dict[str, Any]) -> AsyncIterator[dict[str, list[bytes]]]:

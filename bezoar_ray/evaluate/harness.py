@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from bezoar_ray.errors import BezoarError, RecipeError
+from bezoar_ray.logs import redirect
 from bezoar_ray.recipe import Harness, HarnessTask
 from bezoar_ray.store import Store, digest
 
@@ -127,7 +128,7 @@ class Scorer:
     """lm-eval in a process of its own, so that its import runs while the endpoint starts."""
 
     def __init__(self, settings: dict[str, Any], log: str):
-        _write_to(log)
+        redirect(log)
         if settings["include_path"]:
             os.environ |= {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}
         from lm_eval.tasks import TaskManager
@@ -179,9 +180,3 @@ def _begins_with_bos(folder: str) -> bool:
 
     tokenizer = AutoTokenizer.from_pretrained(folder)
     return tokenizer.bos_token_id is not None and tokenizer("a").input_ids[0] == tokenizer.bos_token_id
-
-
-def _write_to(log: str) -> None:
-    file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-    for stream in (1, 2):
-        os.dup2(file, stream)

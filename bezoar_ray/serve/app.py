@@ -11,6 +11,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from bezoar_ray.errors import BezoarError, RecipeError
+from bezoar_ray.logs import redirect
 from bezoar_ray.recipe import Recipe
 from bezoar_ray.serve.arguments import engine_arguments, model_names
 from bezoar_ray.store import Store
@@ -168,9 +169,7 @@ def _settle(log: str) -> None:
 
     os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")  # GiB; vLLM would take most of the memory
     os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
-    file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-    for stream in (1, 2):
-        os.dup2(file, stream)
+    redirect(log)
     bind_children()
 
 
