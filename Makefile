@@ -16,7 +16,7 @@ test: .venv/ready  ## what every change must pass
 	$(BIN)/pytest -m "not slow and not soak" $(ARGS)
 
 test-slow: .venv/ready
-	$(BIN)/pytest -m slow $(ARGS)
+	$(BIN)/pytest -m "slow and not soak" $(ARGS)
 
 test-all: test test-slow
 

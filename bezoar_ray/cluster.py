@@ -7,8 +7,8 @@ from collections.abc import Iterator
 
 from bezoar_ray.errors import BezoarError
 
+_PROXY_PATIENCE = "120"  # seconds; Serve kills a proxy that a busy laptop starts more slowly than in 5
 _LOCAL_CPUS = 4  # logical: on two cores, Ray Data's tasks and an engine's actor would wait for each other for ever
-
 _STARTS = 3  # Ray gives itself 30 s to start, which a busy laptop may miss
 
 
@@ -35,6 +35,8 @@ def ray_session() -> Iterator[None]:
 def _start_local() -> None:
     import ray
 
+    for setting in ("RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S", "RAY_SERVE_PROXY_HEALTH_CHECK_TIMEOUT_S"):
+        os.environ.setdefault(setting, _PROXY_PATIENCE)
     for left in reversed(range(_STARTS)):
         try:
             ray.init(
