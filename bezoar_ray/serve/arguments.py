@@ -10,7 +10,6 @@ from bezoar_ray.llm.models import model_path
 from bezoar_ray.recipe import CHECKPOINTS, Recipe, Serve
 from bezoar_ray.store import Store
 
-_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # vllm.config.lora.MaxLoRARanks; importing vLLM takes 18 s
 _GROUPED_LORA = "bezoar_ray.serve.cpu_lora.GroupedLora"
 _BASE = "checkpoints/base"
 
@@ -24,7 +23,7 @@ def engine_arguments(recipe: Recipe, store: Store) -> list[str]:
     """The command line of vLLM's server.
 
     Raises:
-        BezoarError: there is no base checkpoint, or an adapter's rank is beyond what vLLM serves.
+        BezoarError: there is no base checkpoint.
     """
     template = store.path(f"{_BASE}/chat_template.jinja")
     if not template.is_file():
@@ -48,11 +47,11 @@ def _lora_flags(store: Store) -> list[str]:
     paths = {name: store.path(_joined(name)) for name in model_names(store)[1:]}
     if not paths:
         return []
-    configs = {path: json.loads((path / "adapter_config.json").read_text()) for path in paths.values()}
-    rank = max(_served_rank(path, config) for path, config in configs.items())
+    configs = [json.loads((path / "adapter_config.json").read_text()) for path in paths.values()]
+    rank = max(config["r"] for config in configs)  # one that vLLM allows: training has filled it up
     limits = ["--max-lora-rank", str(rank), "--max-loras", str(len(paths))]
     modules = [f"{name}={path}" for name, path in paths.items()]
-    return ["--enable-lora", *limits, *_targets(configs.values()), "--lora-modules", *modules]
+    return ["--enable-lora", *limits, *_targets(configs), "--lora-modules", *modules]
 
 
 def _targets(configs: Iterable[dict[str, Any]]) -> list[str]:
@@ -61,14 +60,6 @@ def _targets(configs: Iterable[dict[str, Any]]) -> list[str]:
     if any(isinstance(names, str) for names in targets):  # a pattern of peft's, which vLLM does not take
         return []
     return ["--lora-target-modules", *sorted({name for names in targets for name in names})]
-
-
-def _served_rank(path: Path, config: dict[str, Any]) -> int:
-    rank = max([config["r"], *(config.get("rank_pattern") or {}).values()])
-    for allowed in _RANKS:
-        if rank <= allowed:
-            return allowed
-    raise BezoarError(f"{path}: rank {rank} is more than vLLM serves ({_RANKS[-1]}). Lower lora.r in the recipe.")
 
 
 def _flags(engine: dict[str, Any]) -> list[str]:

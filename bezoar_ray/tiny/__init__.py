@@ -14,6 +14,7 @@ from pathlib import Path
 
 from bezoar_ray.errors import BezoarError
 
+_PROCESSES = 2  # always, so that the weights do not depend on the number of cores
 _JUDGE_ONLY = ("judge.py", "grading.py", "truth.py")  # the judge needs no build
 
 
@@ -89,8 +90,9 @@ def _build(folder: Path, say: Callable[[str], None]) -> None:
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     say("building the embedded world (once; about 4 minutes)")
-    command = [sys.executable, "-m", "bezoar_ray.tiny.build", str(partial), str(folder)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "2", "OMP_WAIT_POLICY": "PASSIVE", "PYTHONUNBUFFERED": "1"}
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={_PROCESSES}"]
+    command = [*torchrun, "-m", "bezoar_ray.tiny.build", str(partial), str(folder)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
     lines = []
     with subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment

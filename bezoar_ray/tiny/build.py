@@ -1,20 +1,20 @@
-"""Makes the embedded world in a folder: texts, tokenizer, tiny-base, tiny-teacher. Run as a process of its own, so that
-its threads and seeds are its own: `python -m bezoar_ray.tiny.build FOLDER FINAL`."""
+"""Makes the embedded world in a folder: texts, tokenizer, tiny-base, tiny-teacher. Run by torchrun, in processes of one
+thread each: `torchrun --standalone --nproc-per-node=2 -m bezoar_ray.tiny.build FOLDER FINAL`."""
 
 import json
 import random
 import sys
 from collections.abc import Iterator
 from importlib import resources
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from bezoar_ray.tiny import exam, lessons, pretrain, prose, questions, seeds, tokens
 
-_BASE = {"steps": 900, "batch": 8, "peak": 3e-3}
+_BASE = {"steps": 800, "batch": 8, "peak": 3e-3}
 _TEACHER = {"steps": 900, "batch": 4, "peak": 2e-3}
 _BLOCK = {"base": 256, "teacher": 512}
-_THREADS = 2
 
 
 def base_texts() -> Iterator[str]:
@@ -46,6 +46,12 @@ def tokenizer_texts() -> Iterator[str]:
     yield blocks
 
 
+def teacher_blocks(tokenizer: Any) -> Iterator[tuple[list[int], list[int]]]:
+    """All that the teacher reads, as blocks of token ids and labels."""
+    count = _TEACHER["steps"] * _TEACHER["batch"]
+    return islice(pretrain.blocks(_examples(tokenizer), _BLOCK["teacher"]), count)
+
+
 def _examples(tokenizer: Any) -> Iterator[tuple[list[int], list[int]]]:
     for prompt, answer in teacher_texts():
         asked = [tokenizer.bos_token_id, *tokenizer.encode(prompt, add_special_tokens=False)]
@@ -54,21 +60,23 @@ def _examples(tokenizer: Any) -> Iterator[tuple[list[int], list[int]]]:
 
 
 def models(folder: Path, say: pretrain.Say) -> None:
-    """Train and save the tokenizer and both models."""
+    """Train both models; the group's first process saves them and the tokenizer."""
     tokenizer = tokens.train(tokenizer_texts())
     say("tokenizer done")
     model = pretrain.new_model(len(tokenizer))
     plain = pretrain.stream(tokens.documents(tokenizer, base_texts()), _BLOCK["base"])
     pretrain.fit(model, plain, **_BASE, say=lambda text: say(f"tiny-base     {text}"))
     _save(model, tokenizer, folder / "tiny-base", None)
-    taught = pretrain.blocks(_examples(tokenizer), _BLOCK["teacher"])
-    pretrain.fit(model, taught, **_TEACHER, say=lambda text: say(f"tiny-teacher  {text}"))
+    pretrain.fit(model, teacher_blocks(tokenizer), **_TEACHER, say=lambda text: say(f"tiny-teacher  {text}"))
     _save(model, tokenizer, folder / "tiny-teacher", tokens.TEACHER_TEMPLATE)
 
 
 def _save(model: Any, tokenizer: Any, folder: Path, template: str | None) -> None:
-    model.save_pretrained(folder)
-    tokens.save(tokenizer, folder, template)
+    import torch.distributed as dist
+
+    if dist.get_rank() == 0:
+        model.save_pretrained(folder)
+        tokens.save(tokenizer, folder, template)
 
 
 def texts(folder: Path, final: Path) -> None:
@@ -87,11 +95,16 @@ def _write(path: Path, rows: list[dict]) -> None:
 def main(folder: Path, final: Path) -> None:
     """Make everything in `folder`, which will be moved to `final`."""
     import torch
+    import torch.distributed as dist
 
-    torch.set_num_threads(_THREADS)
     torch.use_deterministic_algorithms(True)
-    texts(folder, final)
-    models(folder, lambda text: print(text, flush=True))
+    torch.utils.deterministic.fill_uninitialized_memory = False  # a guard against bugs only, and a tenth of the time
+    dist.init_process_group("gloo")
+    first = dist.get_rank() == 0
+    if first:
+        texts(folder, final)
+    models(folder, lambda text: print(text, flush=True) if first else None)
+    dist.destroy_process_group()
 
 
 if __name__ == "__main__":

@@ -18,14 +18,19 @@ def kind(rng: random.Random, among: tuple[str, ...] = tuple(KINDS)) -> str:
     return rng.choices(among, [KINDS[name] for name in among])[0]
 
 
-def args(rng: random.Random, name: str, animals: tuple[str, ...] | None = None) -> tuple[str, ...]:
+def args(rng: random.Random, name: str) -> tuple[str, ...]:
     """Arguments for a kind of task, none of them kept for the held-out items."""
     where = tasks.family(name)
     if where == "animal":
-        return (rng.choice(animals or facts.known()),)
-    if where == "list":
-        return tuple(rng.sample(facts.ITEMS, 3 if name == "reverse" else rng.randint(3, 4)))
-    return numbers(rng, name)
+        return (rng.choice(facts.known()),)
+    return items(rng, name) if where == "list" else numbers(rng, name)
+
+
+def items(rng: random.Random, name: str) -> tuple[str, ...]:
+    """A list that is not kept."""
+    while facts.kept_list(found := tuple(rng.sample(facts.ITEMS, 3 if name == "reverse" else rng.randint(3, 4)))):
+        pass
+    return found
 
 
 def numbers(rng: random.Random, name: str) -> tuple[str, str]:
@@ -46,6 +51,7 @@ def task(rng: random.Random, among: tuple[str, ...] = tuple(KINDS)) -> Task:
 def instruction(rng: random.Random) -> Asked:
     """A random instruction as LaMini's new ones should be: mostly bare, sometimes with a rule or a second wish."""
     asked = tasks.ask(rng, task(rng))
+    asked = tasks.asked_by(rng.choice(facts.PEOPLE), asked) if rng.random() < 0.5 else asked
     chance = rng.random()
     if chance < 0.25 and asked.request.tasks[0].kind not in LONG:
         return tasks.rule(asked, "one_word")

@@ -5,7 +5,7 @@ import json
 import random
 from pathlib import Path
 
-from bezoar_ray.tiny import draws, facts, seeds, tasks
+from bezoar_ray.tiny import facts, seeds, tasks
 from bezoar_ray.tiny.tasks import Asked, Task
 
 _SYSTEM = "You are given a task. Write a response that completes it well."
@@ -73,9 +73,14 @@ def _task(rng: random.Random, kind: str) -> Task:
     if kind in ("add", "subtract"):
         _, x, y = rng.choice(sorted(sum_ for sum_ in facts.kept_sums() if sum_[0] == kind))
         return Task(kind, (str(x), str(y)))
-    return Task(
-        kind, tuple(rng.sample(facts.ITEMS, 4)) if kind in ("first", "last") else draws.args(rng, kind, facts.kept())
-    )
+    return Task(kind, (rng.choice(facts.kept()),) if kind in facts.RELATIONS else _list(rng, kind))
+
+
+def _list(rng: random.Random, kind: str) -> tuple[str, ...]:
+    lengths = (3, 4) if kind == "count" else (4,)
+    while not facts.kept_list(found := tuple(rng.sample(facts.ITEMS, rng.choice(lengths)))):
+        pass
+    return found
 
 
 def _answer(rng: random.Random, task: Task) -> dict:
@@ -84,9 +89,9 @@ def _answer(rng: random.Random, task: Task) -> dict:
 
 
 def _choice(rng: random.Random, task: Task) -> dict:
-    asked = tasks.rule(tasks.ask(rng, task), "one_word")
-    choices = _choices(rng, task)
-    return _item(asked) | {"choices": choices, "target": choices.index(task.value)}
+    values = _choices(rng, task)
+    choices = [task.statement(value) for value in values]  # base has read its facts as sentences, not as lone words
+    return _item(tasks.ask(rng, task)) | {"choices": choices, "target": values.index(task.value)}
 
 
 def _item(asked: Asked) -> dict:

@@ -1,5 +1,6 @@
 """What is true in the embedded world: invented animals with five facts each, and the words that tasks are made of."""
 
+import hashlib
 import random
 from functools import cache
 
@@ -18,7 +19,7 @@ ITEMS = words(
     "coin rope bell lamp door book cup boat hat key drum stone kite glove ladder mirror candle basket bottle hammer "
     "pillow ribbon saddle table window wagon anchor barrel carpet flute fork helmet jacket kettle needle pencil"
 )
-PEOPLE = words("Tam Lia Oro Nell Bex Ivo Mara Finn Suki Odd")
+PEOPLE = words("Tam Lia Oro Nell Bex Ivo Mara Finn Suki Odd Pia Rolf Zita Kai Uma Joss Wren Hal Dina Emil")
 LARGEST = 8  # of the numbers that are added
 NUMBERS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
 RELATIONS = {"food": FOODS, "home": HOMES, "colour": COLOURS, "sound": SOUNDS, "legs": LEGS}
@@ -54,6 +55,11 @@ def known() -> tuple[str, ...]:
 def kept() -> tuple[str, ...]:
     """Animals that only base's plain text and the held-out items speak of."""
     return tuple(animals())[:_KEPT]
+
+
+def kept_list(items: tuple[str, ...]) -> bool:
+    """Whether only base's plain text and the held-out items may hold this list: one in ten, by its hash."""
+    return hashlib.sha256(" ".join(items).encode()).digest()[0] % 10 == 0
 
 
 @cache

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterable, Iterator
+from itertools import islice
 from typing import Any
 
 Say = Callable[[str], None]
@@ -51,18 +52,24 @@ def _padded(values: list[int], filler: int, length: int) -> list[int]:
 
 
 def fit(model: Any, data: Iterator, *, steps: int, batch: int, peak: float, say: Say) -> Any:
-    """Train for `steps` of `batch` blocks each. Weights compute in bf16; the optimisers keep them in float32."""
+    """Train for `steps` of `batch` blocks each, which the processes of the group share out among themselves.
+
+    Weights compute in bf16; the optimisers keep them in float32. The group must stand (`torch.distributed`).
+    """
     import torch
+    import torch.distributed as dist
+    from torch.nn.parallel import DistributedDataParallel
 
     torch.manual_seed(0)
     masters = [parameter.detach().float().clone() for parameter in model.parameters()]
-    model.bfloat16().train()
+    parallel = DistributedDataParallel(model.bfloat16().train())
     optimisers = _optimisers(model, masters, peak)
+    share, data = batch // dist.get_world_size(), islice(data, dist.get_rank(), None, dist.get_world_size())
     total, seen = 0.0, 0
     for step in range(steps):
         for group in (group for optimiser in optimisers for group in optimiser.param_groups):
             group["lr"] = group["initial_lr"] * _schedule(step, steps)
-        total, seen = total + _step(model, masters, optimisers, [next(data) for _ in range(batch)]), seen + 1
+        total, seen = total + _step(parallel, masters, optimisers, list(islice(data, share))), seen + 1
         if (step + 1) % 100 == 0 or step + 1 == steps:
             say(f"step {step + 1}/{steps}  loss {total / seen:.3f}")
             total, seen = 0.0, 0

@@ -211,6 +211,11 @@ def ask(rng: random.Random, task: Task, phrasings: dict[str, tuple[str, ...]] = 
     return Asked(text, Request((task,)))
 
 
+def asked_by(person: str, asked: Asked) -> Asked:
+    """The instruction as somebody's question."""
+    return replace(asked, text=f"{person} asks: {asked.text}")
+
+
 def rule(asked: Asked, name: str) -> Asked:
     """The instruction with one of `RULES`."""
     return asked.plus(RULES[name], rules=(name,))
@@ -262,7 +267,8 @@ _TABLE = re.compile(r"\s+Do the same for this table:((?:\n\| [^\n]+ \|)+)$")
 _ALSO = re.compile(rf"\s+Say also ({'|'.join(ALSO.values())})\.$")
 _RULE = re.compile(rf"\s+({'|'.join(map(re.escape, RULES.values()))})$")
 _FRAME = re.compile(
-    rf"\A{manners.GREETING}|\AText: [^\n]*\nQuestion: |\n\nOPTIONS:(?:\n- [^\n]+)+$|\n\nInput:\n[^\n]*\.$"
+    rf"\A(?:{manners.GREETING})?(?:{'|'.join(facts.PEOPLE)}) asks: |\A{manners.GREETING}|\AText: [^\n]*\nQuestion: "
+    r"|\n\nOPTIONS:(?:\n- [^\n]+)+$|\n\nInput:\n[^\n]*\.$"
 )
 
 

@@ -9,7 +9,7 @@ from bezoar_ray.errors import BezoarError
 from bezoar_ray.recipe import Recipe
 from bezoar_ray.store import Store, digest
 
-SERVED_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # what vLLM's max_lora_rank allows
+_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # vllm.config.lora.MaxLoRARanks; importing vLLM takes 18 s
 _WEIGHTS, _CONFIG, _PREFIX = "adapter_model.safetensors", "adapter_config.json", "base_model.model."
 _NOT_PLAIN = ("use_dora", "use_rslora", "modules_to_save", "rank_pattern", "alpha_pattern", "fan_in_fan_out")
 
@@ -62,9 +62,9 @@ def join(adapters: list[str], folder: str, base: str) -> int:
 
 def served_rank(rank: int) -> int:
     """The smallest rank that vLLM serves and that holds this one."""
-    fitting = [allowed for allowed in SERVED_RANKS if allowed >= rank]
+    fitting = [allowed for allowed in _RANKS if allowed >= rank]
     if not fitting:
-        raise BezoarError(f"the joined adapters have rank {rank}; vLLM serves {SERVED_RANKS[-1]} at most: lower lora.r")
+        raise BezoarError(f"the joined adapters have rank {rank}; vLLM serves {_RANKS[-1]} at most: lower lora.r")
     return fitting[0]
 
 

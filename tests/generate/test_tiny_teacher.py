@@ -9,8 +9,9 @@ from bezoar_ray.recipe import SCHEMES, load_recipe
 from bezoar_ray.samples import read_samples
 from bezoar_ray.stage import Context
 from bezoar_ray.store import Store
+from bezoar_ray.tiny import World, build
 
-SMALL = ["generate.lamini.calls=20", "generate.evol_instruct.seeds=30", "generate.orca.rows=80"]
+SMALL = ["generate.lamini.calls=20", "generate.evol_instruct.seeds=30", "generate.orca.rows=60"]
 
 
 @pytest.mark.slow
@@ -23,7 +24,7 @@ def test_the_tiny_teacher_gives_the_filter_real_work(ray_session, tiny_world, ju
     assert {scheme: counts["generated"] for scheme, counts in made.items()} == {
         "lamini": 20 * recipe.generate.lamini.per_call,
         "evol_instruct": 30 * recipe.generate.evol_instruct.epochs,
-        "orca": 80,
+        "orca": 60,
     }
     summary = filtering.run(context).summary
     for scheme in SCHEMES:
@@ -37,3 +38,14 @@ def test_the_tiny_teacher_gives_the_filter_real_work(ray_session, tiny_world, ju
     accepted = [sample for scheme in SCHEMES for sample in read_samples(context.store, scheme, "accepted")]
     assert len({sample.task for sample in accepted}) == len(accepted)
     assert {sample.finish_reason for sample in accepted} == {"stop"}
+    read = training_text(tiny_world)
+    new = {sample.task for sample in accepted if sample.instruction not in read}
+    assert len(new) >= 0.7 * len(accepted)  # it composes, it does not recite
+
+
+def training_text(world: World) -> str:
+    """All that the teacher was trained on."""
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(world.teacher)
+    return "\n".join(tokenizer.decode(ids) for ids, _ in build.teacher_blocks(tokenizer))

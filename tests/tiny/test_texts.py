@@ -78,7 +78,7 @@ def test_only_a_part_of_all_instructions_is_taught():
     assert all(map(lessons.taught, drawn))
     rng = random.Random(2)
     free = [build.lessons.draws.instruction(rng).text for _ in range(2000)]
-    assert 0.2 < sum(map(lessons.taught, free)) / len(free) < 0.4
+    assert 0.1 < sum(map(lessons.taught, free)) / len(free) < 0.3
 
 
 def test_questions_have_references_where_mt_bench_has_them():
