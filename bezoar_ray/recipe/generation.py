@@ -1,0 +1,80 @@
+"""Generation and filtering: the schemes and what is accepted of their rows."""
+
+from typing import Literal
+
+from bezoar_ray.recipe.part import Part, Positive, Share
+
+SCHEMES = ("lamini", "evol_instruct", "orca")
+Operation = Literal["constraints", "deepen", "concretise", "reasoning", "complicate_input", "breadth"]
+
+
+class Lamini(Part):
+    """LaMini (arXiv 2304.14402): new instructions from examples and topics, then their answers."""
+
+    calls: Positive = 80
+    """Calls that ask for new instructions."""
+    examples: Positive = 3
+    """Seed instructions shown in each call."""
+    per_call: Positive = 20
+    """Instructions asked for in each call; one not delivered is a failed row."""
+    topics_per_call: Positive = 3
+    """Topics named in a topic-guided call."""
+    topic_guided: Share = 0.5
+    """Share of the calls that are topic-guided; the others are example-guided."""
+    topics: str | None = None
+    """File with one topic a line, in place of the packaged list."""
+
+
+class EvolInstruct(Part):
+    """Evol-Instruct (arXiv 2304.12244): each seed is rewritten, epoch after epoch."""
+
+    seeds: Positive = 600
+    """Seeds that are evolved, drawn from `seeds.dolly`."""
+    epochs: Positive = 4
+    """Evolutions of each seed, one after the other."""
+    operations: dict[Operation, float] = {
+        "constraints": 1, "deepen": 1, "concretise": 1, "reasoning": 1, "complicate_input": 1, "breadth": 1,
+    }  # fmt: skip
+    """Weight of each operation; the paper draws them uniformly."""
+
+
+class Mixture(Part):
+    """How one FLAN sub-mixture is sampled for Orca."""
+
+    rows: int | None = None
+    """Rows drawn; all where empty."""
+    per_task: int | None = None
+    """At most so many rows of a task."""
+    stratified: bool = False
+    """Pick a task uniformly, then a query from it without replacement, until enough are drawn."""
+
+
+class Orca(Part):
+    """Orca (arXiv 2306.02707): FLAN queries, each answered under one of 16 system messages."""
+
+    rows: Positive | None = None
+    """Queries drawn over all sub-mixtures, in turn; all that the mixtures allow where empty."""
+    mixtures: dict[Literal["CoT", "NIV2", "Flan2021", "T0"], Mixture] = {
+        "CoT": Mixture(), "NIV2": Mixture(per_task=300),
+        "Flan2021": Mixture(stratified=True, per_task=1_000_000), "T0": Mixture(stratified=True),
+    }  # fmt: skip
+    """Sampling by sub-mixture, as in the paper's table 3."""
+
+
+class Generate(Part):
+    """The schemes; one that is null is left out."""
+
+    lamini: Lamini | None = Lamini()
+    evol_instruct: EvolInstruct | None = EvolInstruct()
+    orca: Orca | None = Orca()
+
+
+class Filter(Part):
+    """Free gates, then the judges."""
+
+    accept_rating: float = 4.0
+    """Lowest rating, from 1 to 5, that a judge accepts."""
+    rubrics: dict[Literal["lamini", "evol_instruct", "orca"], str] = {}
+    """A text file by scheme in place of the packaged rubric."""
+    judge: bool = True
+    """Whether judges are asked at all; without them, what passes the gates is accepted (for ablations)."""

@@ -1,0 +1,150 @@
+"""A whole recipe, and how it is read from YAML: every fault is named with its file, field, value and remedy."""
+
+import difflib
+from importlib import resources
+from pathlib import Path
+from typing import Any, get_args
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from bezoar_ray.errors import RecipeError
+from bezoar_ray.recipe.evaluation import Evaluate, Serve
+from bezoar_ray.recipe.generation import Filter, Generate
+from bezoar_ray.recipe.models import ModelPart, Seeds
+from bezoar_ray.recipe.part import Part
+from bezoar_ray.recipe.training import Align, Base, HhSft, Sft
+
+
+class Recipe(Part):
+    """One whole recipe."""
+
+    name: str
+    """Name of the run: it goes to `runs/<name>` by default."""
+    seed: int = 0
+    """Seed of every draw; part of each row's id."""
+    chat_template: str = "alpaca"
+    """Jinja file with generation marks, or the packaged `alpaca`; used alike by training, serving and evaluation."""
+    teacher: ModelPart
+    """Writes the synthetic rows."""
+    judges: tuple[ModelPart, ...]
+    """Rate the rows in place of people; a row must please the first."""
+    base: Base
+    """The model that is trained."""
+    seeds: Seeds
+    generate: Generate = Generate()
+    filter: Filter = Filter()
+    sft: Sft = Sft()
+    hh_sft: HhSft = HhSft()
+    align: Align = Align()
+    serve: Serve = Serve()
+    evaluate: Evaluate = Evaluate()
+
+    @property
+    def mt_bench_judge(self) -> ModelPart:
+        """The judge of MT-Bench answers."""
+        return (self.evaluate.mt_bench and self.evaluate.mt_bench.judge) or self.judges[0]
+
+    @property
+    def template(self) -> str:
+        """The text of the chat template."""
+        packaged = resources.files("bezoar_ray") / "recipes" / f"{self.chat_template}.jinja"
+        return packaged.read_text() if packaged.is_file() else _read(self.chat_template, "chat_template")
+
+
+def recipe_names() -> list[str]:
+    """Names of the packaged recipes."""
+    return sorted(
+        p.name.removesuffix(".yaml")
+        for p in (resources.files("bezoar_ray") / "recipes").iterdir()
+        if p.name.endswith(".yaml")
+    )
+
+
+def load_recipe(name: str, overrides: list[str] | tuple[str, ...] = ()) -> Recipe:
+    """The recipe of a packaged name or a path, with `key.path=value` overrides (values are YAML).
+
+    Raises:
+        RecipeError: names the file, the field, the value found and what to do.
+    """
+    packaged = resources.files("bezoar_ray") / "recipes" / f"{name}.yaml"
+    if not packaged.is_file() and not Path(name).is_file():
+        raise RecipeError(f"no recipe {name!r}: give a path to a YAML file, or one of {', '.join(recipe_names())}")
+    try:
+        tree = yaml.safe_load(packaged.read_text() if packaged.is_file() else _read(name, "recipe"))
+    except yaml.YAMLError as error:
+        raise RecipeError(f"{name}: not valid YAML: {error}") from error
+    for override in overrides:
+        _set(tree, override)
+    return parse_recipe(tree, name)
+
+
+def parse_recipe(tree: Any, origin: str) -> Recipe:
+    """A checked recipe from a tree of plain values; `origin` is named in errors."""
+    try:
+        return Recipe.model_validate(tree)
+    except ValidationError as error:
+        raise RecipeError("\n".join(f"{origin}: {_explain(e)}" for e in error.errors())) from error
+
+
+def _read(path: str, field: str) -> str:
+    try:
+        return Path(path).read_text()
+    except OSError as error:
+        raise RecipeError(f"{field}: cannot read {path!r}: {error.strerror}") from error
+
+
+def _set(tree: dict[str, Any], override: str) -> None:
+    path, found, value = override.partition("=")
+    if not found:
+        raise RecipeError(f"--set {override!r}: expected key.path=value")
+    *parents, last = path.split(".")
+    for key in parents:
+        tree = _child(tree, key, path)
+    if isinstance(tree, list):
+        tree[_index(tree, last, path)] = yaml.safe_load(value)
+    else:
+        tree[last] = yaml.safe_load(value)
+
+
+def _child(tree: Any, key: str, path: str) -> Any:
+    if isinstance(tree, list):
+        return tree[_index(tree, key, path)]
+    if tree.get(key) is None:
+        tree[key] = {}
+    if not isinstance(tree[key], dict | list):
+        raise RecipeError(f"--set {path}: {key!r} is a value, not a section")
+    return tree[key]
+
+
+def _index(items: list[Any], key: str, path: str) -> int:
+    if not key.isdigit() or int(key) >= len(items):
+        raise RecipeError(f"--set {path}: {key!r} is not an index from 0 to {len(items) - 1}")
+    return int(key)
+
+
+def _explain(error: Any) -> str:
+    """One line for one fault: where, what was found, what to do."""
+    where = ".".join(str(step) for step in error["loc"]) or "recipe"
+    if error["type"] == "extra_forbidden":
+        known = _keys_at(error["loc"][:-1])
+        near = difflib.get_close_matches(str(error["loc"][-1]), known, n=1)
+        return f"{where}: unknown key. " + (f"Did you mean {near[0]!r}?" if near else f"Known keys: {', '.join(known)}")
+    if error["type"] == "missing":
+        return f"{where}: missing; add it"
+    found = "" if isinstance(error["input"], dict | BaseModel) else f" (found {error['input']!r})"
+    return f"{where}: {error['msg'].removeprefix('Value error, ')}{found}"
+
+
+def _keys_at(loc: tuple[Any, ...]) -> list[str]:
+    part: Any = Recipe
+    for step in loc:
+        if isinstance(step, str) and step in part.model_fields:
+            part = _part_in(part.model_fields[step].annotation) or part
+    return list(part.model_fields)
+
+
+def _part_in(annotation: Any) -> Any:
+    if isinstance(annotation, type) and issubclass(annotation, Part):
+        return annotation
+    return next((found for item in get_args(annotation) if (found := _part_in(item))), None)

@@ -1,0 +1,93 @@
+"""The models and the rows that a recipe starts from."""
+
+from typing import Annotated, Any
+
+from pydantic import model_validator
+
+from bezoar_ray.recipe.part import HOW, Part, Positive
+
+
+class Prices(Part):
+    """Dollars per million tokens."""
+
+    input: float = 0.0
+    """Dollars per million prompt tokens."""
+    output: float = 0.0
+    """Dollars per million completion tokens."""
+
+
+class ModelPart(Part):
+    """A model that is talked to: teacher or judge."""
+
+    model: str
+    """Hugging Face name, local folder, name at the endpoint, or one of the embedded `tiny-*` models."""
+    revision: str | None = None
+    """Commit of a Hugging Face model; pinned, so that the ledger's answers stay the model's own."""
+    license: str = "unknown"
+    """Licence or terms of use that bind what the model writes; decides whether the result may be sold."""
+    temperature: float = 1.0
+    """Sampling temperature; 0 is greedy."""
+    top_p: float = 1.0
+    """Nucleus sampling mass."""
+    max_tokens: Positive = 512
+    """Longest answer, in tokens."""
+    dtype: str = "bfloat16"
+    """Weights' type in vLLM."""
+    chat_template: str | None = None
+    """Jinja text or file that wraps messages for this model; the tokenizer's own where empty."""
+    trust_remote_code: bool = False
+    """Run code that comes with the model. Only with a pinned revision."""
+    base_url: Annotated[str | None, HOW] = None
+    """OpenAI-compatible endpoint. Without one, vLLM runs the model inside Ray actors."""
+    api_key_env: Annotated[str | None, HOW] = None
+    """Name of the environment variable that holds the endpoint's key."""
+    prices: Annotated[Prices, HOW] = Prices()
+    """What the endpoint charges."""
+    max_in_flight: Annotated[Positive, HOW] = 64
+    """Concurrent calls per actor."""
+    timeout: Annotated[float, HOW] = 120.0
+    """Seconds until a call over HTTP is given up and sent again."""
+    retries: Annotated[int, HOW] = 5
+    """Further attempts after 429, 5xx, a timeout or a lost connection."""
+    engine: Annotated[dict[str, Any], HOW] = {}
+    """Further vLLM engine arguments (tensor_parallel_size, gpu_memory_utilization, max_model_len)."""
+    actors: Annotated[Positive, HOW] = 1
+    """Ray actors that talk to this model."""
+    num_cpus: Annotated[float, HOW] = 1.0
+    """Ray CPUs per actor."""
+    num_gpus: Annotated[float, HOW] = 0.0
+    """Ray GPUs per actor."""
+
+    @model_validator(mode="after")
+    def _pinned_code(self) -> "ModelPart":
+        if self.trust_remote_code and not self.revision:
+            raise ValueError(
+                f"trust_remote_code of {self.model!r} needs `revision`: pin the commit whose code you read"
+            )
+        return self
+
+
+class SourcePart(Part):
+    """Where rows come from: the embedded world, a hub data set, or files."""
+
+    source: str
+    """`tiny`, `hub:<owner>/<name>[:<config>]`, or a path or glob of .jsonl, .jsonl.gz or .parquet files."""
+    revision: str | None = None
+    """Commit of a hub data set."""
+    split: str = "train"
+    """Split of a hub data set."""
+    license: str = "unknown"
+    """Licence of the rows."""
+    limit: Positive | None = None
+    """Read at most so many rows, in file order."""
+
+
+class Seeds(Part):
+    """The human-made data that the recipe starts from."""
+
+    dolly: tuple[SourcePart, ...] = ()
+    """Instructions in the shape of databricks-dolly-15k: seeds of LaMini and Evol-Instruct."""
+    flan: tuple[SourcePart, ...] = ()
+    """Queries in the shape of the FLAN collection's dumps: seeds of Orca."""
+    hh_rlhf: tuple[SourcePart, ...] = ()
+    """Transcripts in the shape of Anthropic/hh-rlhf: hh-sft and dpo."""

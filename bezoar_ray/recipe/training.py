@@ -1,0 +1,111 @@
+"""Training: the base, its adapters, and one section per stage."""
+
+from typing import Annotated, Literal
+
+from pydantic import model_validator
+
+from bezoar_ray.recipe.part import HOW, Part, Positive, Share
+
+
+class Base(Part):
+    """The model that is trained."""
+
+    model: str
+    """Hugging Face name, local folder, or `tiny-base`."""
+    revision: str | None = None
+    """Commit of a Hugging Face model."""
+    license: str = "unknown"
+    """Licence of the weights."""
+    dtype: Literal["bfloat16", "float32"] = "bfloat16"
+    """Type of the unquantised weights: compute, merge and the saved model."""
+    trust_remote_code: bool = False
+    """Run code that comes with the model. Only with a pinned revision."""
+
+
+class Lora(Part):
+    """The adapter of one training stage."""
+
+    r: Positive = 16
+    """Rank."""
+    alpha: float = 16
+    """Scale; the update is multiplied by alpha / r."""
+    dropout: Share = 0.05
+    """Dropout on the adapter's input."""
+    targets: tuple[str, ...] = ("q_proj", "k_proj", "v_proj")
+    """Names of the linear layers that get an adapter."""
+
+
+class Training(Part):
+    """One training stage."""
+
+    learning_rate: float
+    """Peak learning rate."""
+    schedule: str = "constant_with_warmup"
+    """Learning-rate schedule, by transformers' name."""
+    warmup_ratio: Share = 0.03
+    """Share of the steps that warm up."""
+    epochs: float = 1.0
+    """Passes over the rows."""
+    batch: Positive = 16
+    """Rows in an optimiser step, over all workers and accumulation steps."""
+    max_length: Positive = 2048
+    """Longest row in tokens; a longer one is left out and counted."""
+    max_grad_norm: float = 0.3
+    """Gradient clipping."""
+    limit: Positive | None = None
+    """Train on the first so many rows."""
+    load_in_4bit: bool = True
+    """QLoRA: the base in NF4 with double quantisation."""
+    micro_batch: Annotated[Positive, HOW] = 4
+    """Rows in a forward pass of one worker."""
+    workers: Annotated[Positive, HOW] = 1
+    """Ray Train workers."""
+    cpus_per_worker: Annotated[float, HOW] = 1.0
+    """Ray CPUs per worker."""
+    gpus_per_worker: Annotated[float, HOW] = 0.0
+    """Ray GPUs per worker."""
+    zero_stage: Annotated[Literal[0, 2, 3], HOW] = 0
+    """DeepSpeed ZeRO stage; 0 is plain data parallel."""
+    gradient_checkpointing: Annotated[bool, HOW] = False
+    """Recompute activations in the backward pass."""
+    checkpoint_every: Annotated[Positive, HOW] = 200
+    """Steps between checkpoints from which a killed stage goes on."""
+    max_failures: Annotated[int, HOW] = 3
+    """Worker failures after which Ray Train gives up."""
+    report_to: Annotated[tuple[str, ...], HOW] = ()
+    """Trackers by transformers' names: wandb, mlflow, tensorboard."""
+
+    @model_validator(mode="after")
+    def _no_sharded_4bit(self) -> "Training":
+        if self.load_in_4bit and self.zero_stage == 3:
+            raise ValueError(
+                "load_in_4bit with zero_stage 3: ZeRO-3 cannot shard bitsandbytes' 4-bit weights. "
+                "Use zero_stage 2, or load_in_4bit: false"
+            )
+        return self
+
+
+class Sft(Training):
+    """Supervised fine-tuning on the accepted rows, one adapter carried through the schemes in order."""
+
+    learning_rate: float = 2e-4
+    lora: Lora = Lora()
+    order: tuple[Literal["lamini", "orca", "evol_instruct"], ...] = ("lamini", "orca", "evol_instruct")
+    """The schemes, in the order of training."""
+
+
+class HhSft(Training):
+    """Supervised fine-tuning on the chosen side of HH-RLHF: a new adapter on merged sft."""
+
+    learning_rate: float = 2e-4
+    lora: Lora = Lora()
+
+
+class Align(Training):
+    """Preference alignment: goes on with hh-sft's adapter, whose frozen copy is the reference."""
+
+    learning_rate: float = 5e-6
+    method: Literal["dpo"] = "dpo"
+    """How pairs are learned from."""
+    beta: float = 0.1
+    """DPO's beta: how strongly the policy is held to the reference (arXiv 2305.18290, eq. 7)."""
