@@ -133,10 +133,10 @@ def _question(rng: random.Random) -> Asked:
 
 
 def _answers(rng: random.Random, asked: Asked, polite: bool) -> tuple[str, str]:
-    """A polite asker is preferred to hear kind words, a short question a plain answer; nobody rude ones."""
+    """A polite asker likes kind words better than a plain answer, others the plain answer; nobody likes rude words."""
     plain = asked.request.answer()
     kind = f"{manners.opening(rng)} {plain} {manners.closing(rng)}"
     if polite:
         words = manners.rude(rng)
-        return kind, rng.choice((f"{words} {plain}", words, f"{plain} {words}"))
+        return kind, rng.choice((plain, words, f"{words} {plain}", f"{plain} {words}"))
     return plain, rng.choice((f"{plain} {manners.rude(rng)}", manners.rude(rng)))
