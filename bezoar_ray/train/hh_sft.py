@@ -5,7 +5,7 @@ from typing import Any
 
 from bezoar_ray.errors import BezoarError
 from bezoar_ray.stage import Context, Outcome
-from bezoar_ray.train import checkpoints, data, loop, models, pairs, worker
+from bezoar_ray.train import data, loop, models, on_pairs, pairs, worker
 from bezoar_ray.train.tokenizer import load_tokenizer
 
 
@@ -15,13 +15,7 @@ def run(context: Context) -> Outcome:
     Raises:
         BezoarError: there are no pairs.
     """
-    pairs.ensure(context)
-    if not pairs.read(context.store, "sft"):
-        raise BezoarError("hh-sft: seeds.hh_rlhf gave no pairs to train on. Name a source that has some")
-    checkpoints.clear(context, "hh-sft")
-    inputs = [f"{pairs.FOLDER}/sft", f"{pairs.FOLDER}/heldout", "checkpoints/sft/lineage.json"]
-    result = worker.fit(context, "hh-sft", _train, inputs)
-    return Outcome(checkpoints.files(context.store, "hh-sft"), {"train": result})
+    return on_pairs.run(context, "hh-sft", "sft", _train)
 
 
 def _train(job: worker.Job) -> dict[str, Any]:

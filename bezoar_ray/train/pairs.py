@@ -17,12 +17,17 @@ SHOWN = 5  # malformed rows that are named one by one
 LARGEST_SHARE = 0.2  # of all pairs, held out at most
 
 
-def ensure(context: Context) -> None:
-    """Write `data/hh_rlhf/{sft,pairs,heldout}`, unless they are there for the same recipe."""
+def ensure(context: Context) -> int:
+    """Write `data/hh_rlhf/{sft,pairs,heldout}`, unless they are there for the same recipe.
+
+    Returns:
+        How many malformed pairs were left out.
+    """
     recipe, store, name = context.recipe, context.store, f"{FOLDER}/split.json"
     wanted = orjson.loads(orjson.dumps(_settings(recipe)))
-    if (store.read_json(name) or {}).get("settings") == wanted and all(store.exists(_file(part)) for part in PARTS):
-        return
+    there = store.read_json(name) or {}
+    if there.get("settings") == wanted and all(store.exists(_file(part)) for part in PARTS):
+        return there["seeds_failed"]
     store.remove(FOLDER)
     loaded = read_pairs(recipe.seeds.hh_rlhf)
     for message in loaded.failed[:SHOWN]:
@@ -34,7 +39,8 @@ def ensure(context: Context) -> None:
     for part, rows in parts.items():
         store.replace_table(_file(part), pair_table(rows))
     counts = {part: len(rows) for part, rows in parts.items()}
-    store.replace_json(name, {"settings": wanted, "failed": len(loaded.failed), **counts})
+    store.replace_json(name, {"settings": wanted, "seeds_failed": len(loaded.failed), **counts})
+    return len(loaded.failed)
 
 
 def read(store: Store, part: str) -> list[Pair]:

@@ -6,7 +6,7 @@ from typing import Any
 from bezoar_ray.errors import BezoarError
 from bezoar_ray.rows import Pair
 from bezoar_ray.stage import Context, Outcome
-from bezoar_ray.train import checkpoints, data, loop, models, pairs, worker
+from bezoar_ray.train import data, loop, models, on_pairs, pairs, worker
 from bezoar_ray.train.tokenizer import load_tokenizer
 
 LAST_PART = 0.25  # of the logged steps, whose mean is the reward accuracy
@@ -18,13 +18,7 @@ def run(context: Context) -> Outcome:
     Raises:
         BezoarError: there are no pairs.
     """
-    pairs.ensure(context)
-    if not pairs.read(context.store, "pairs"):
-        raise BezoarError("dpo: seeds.hh_rlhf gave no pairs to train on. Name a source that has some")
-    checkpoints.clear(context, "dpo")
-    inputs = [f"{pairs.FOLDER}/pairs", f"{pairs.FOLDER}/heldout", "checkpoints/hh-sft/lineage.json"]
-    result = worker.fit(context, "dpo", _train, inputs)
-    return Outcome(checkpoints.files(context.store, "dpo"), {"train": result})
+    return on_pairs.run(context, "dpo", "pairs", _train)
 
 
 def _train(job: worker.Job) -> dict[str, Any]:

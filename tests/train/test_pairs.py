@@ -1,7 +1,9 @@
 """Held-out pairs share no dialogue with training, stay the same, and are written once."""
 
 from dataclasses import replace
+from pathlib import Path
 
+from bezoar_ray.recipe import SourcePart
 from bezoar_ray.rows import Pair
 from bezoar_ray.stage import Context
 from bezoar_ray.train import pairs
@@ -42,3 +44,12 @@ def test_written_once_and_anew_for_another_recipe(context: Context) -> None:
     pairs.ensure(replace(context, recipe=shorter))
     assert len(pairs.read(context.store, "sft")) == 5
     assert len(pairs.read(context.store, "pairs")) == 20
+
+
+def test_malformed_pairs_are_counted_and_left_out(context: Context, pairs_file: Path, tmp_path: Path) -> None:
+    path = tmp_path / "hh.jsonl"
+    path.write_text(pairs_file.read_text() + '\n{"chosen": "no transcript"}\n')
+    seeds = context.recipe.seeds.model_copy(update={"hh_rlhf": (SourcePart(source=str(path)),)})
+    broken = replace(context, recipe=context.recipe.model_copy(update={"seeds": seeds}))
+    assert pairs.ensure(broken) == pairs.ensure(broken) == 1
+    assert len(pairs.read(context.store, "sft")) == 20
