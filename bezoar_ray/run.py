@@ -98,7 +98,8 @@ class Run:
             outcome = self._call(stage, machinery.recipe_for(stage))
         except BaseException as error:
             self._left = getattr(error, "outcome", Outcome([])).summary
-            self._stages[stage] |= {"status": "failed", "seconds": round(time.monotonic() - began, 1)}
+            status = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
+            self._stages[stage] |= {"status": status, "seconds": round(time.monotonic() - began, 1)}
             raise
         seconds = round(time.monotonic() - began, 1)
         save(self._store, stage, Done(mark, seconds, outcome.files, outcome.summary))

@@ -107,4 +107,4 @@ def test_an_interrupted_run_says_so_and_a_second_command_meets_the_lock(tmp_path
     assert code == 2 and "is in use by process" in output
     command.interrupt()
     assert command.wait()[0] == 130
-    assert summary(run_dir)["run"]["status"] == "interrupted"
+    assert summary(run_dir)["run"]["status"] == summary(run_dir)["stages"]["generate"]["status"] == "interrupted"

@@ -15,7 +15,8 @@ def run(context: Context, stage: str, rows: str, loop: worker.Loop) -> Outcome:
     if not pairs.read(context.store, rows):
         raise BezoarError(f"{stage}: seeds.hh_rlhf gave no pairs to train on. Name a source that has some")
     checkpoints.clear(context, stage)
-    inputs = [f"{pairs.FOLDER}/{rows}", f"{pairs.FOLDER}/heldout", f"checkpoints/{checkpoints.PARENT[stage]}/lineage.json"]
+    parent = f"checkpoints/{checkpoints.PARENT[stage]}/lineage.json"
+    inputs = [f"{pairs.FOLDER}/{rows}", f"{pairs.FOLDER}/heldout", parent]
     result = worker.fit(context, stage, loop, inputs)
     result[stage]["seeds_failed"] = malformed
     return Outcome(checkpoints.files(context.store, stage), {"train": result})
