@@ -65,12 +65,10 @@ def _status(options: argparse.Namespace) -> None:
 
 
 def _report(options: argparse.Namespace) -> None:
-    from bezoar_ray.progress import Progress
-    from bezoar_ray.run import run
+    from bezoar_ray.run import report_again
 
     store, recipe = _existing(options.dir)
-    store.remove("manifests/report.json")
-    run(recipe, store, ["report"], Progress())
+    report_again(recipe, store)
     print(f"{store.root}/report.html")
 
 
@@ -93,6 +91,13 @@ def _doctor(options: argparse.Namespace) -> None:
     from bezoar_ray.doctor import report
 
     print(report())
+
+
+def _positive(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{text}: expected 1 or more")
+    return number
 
 
 def _recipe(options: argparse.Namespace):
@@ -130,7 +135,7 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--run-dir", metavar="DIR", help="where everything goes (default: runs/<recipe>)")
     command.add_argument("--stages", metavar="A,B", help="only these of generate,filter,sft,hh-sft,dpo,evaluate,report")
     command.add_argument(
-        "--pilot", type=int, metavar="N", help="N seeds per scheme, generate and filter only; shows the samples"
+        "--pilot", type=_positive, metavar="N", help="N seeds per scheme, generate and filter only; shows the samples"
     )
 
     command = _command(commands, "plan", _plan, "calls, tokens, dollars and GPU hours of a recipe; runs nothing")

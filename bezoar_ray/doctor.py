@@ -93,7 +93,7 @@ def _tiny_world() -> str:
     return (
         f"built, in {folder}"
         if folder.exists()
-        else "not built: the first `bezoar run tiny` builds it in about 4 minutes"
+        else "not built: the first `bezoar run tiny` builds it in about 5 minutes"
     )
 
 
@@ -108,7 +108,8 @@ def models(recipe: Recipe) -> list[ModelPart]:
 
 def misses(recipe: Recipe, gpus: list[str]) -> list[str]:
     """A sentence for each thing that this machine lacks for a recipe."""
-    return list(dict.fromkeys([*_packages(), *_gpus(recipe, gpus), *_keys(recipe), *_hub(recipe), *_files(recipe)]))
+    files = [line for _, line in missing_files(recipe)]
+    return list(dict.fromkeys([*_packages(), *_gpus(recipe, gpus), *_keys(recipe), *_hub(recipe), *files]))
 
 
 def _recipe_lines(recipe: Recipe, gpus: list[str]) -> list[str]:
@@ -166,11 +167,24 @@ def _dataset(part: SourcePart) -> str:
     return part.source.removeprefix("hub:").partition(":")[0]
 
 
-def _files(recipe: Recipe) -> Iterator[str]:
-    bench = recipe.evaluate.mt_bench
-    for name in (bench.questions, bench.references) if bench else ():
+def missing_files(recipe: Recipe) -> Iterator[tuple[str, str]]:
+    """The stage that would read it, and a sentence, for each file that the recipe names and that is not there."""
+    bench, lamini = recipe.evaluate.mt_bench, recipe.generate.lamini
+    if lamini and lamini.topics and not Path(lamini.topics).is_file():
+        yield "generate", f"generate.lamini.topics: no file {lamini.topics!r}"
+    for scheme, path in recipe.filter.rubrics.items():
+        if not Path(path).is_file():
+            yield "filter", f"filter.rubrics.{scheme}: no file {path!r}"
+    for field in ("questions", "references") if bench else ():
+        name = getattr(bench, field)
         if name and name != "tiny" and not Path(name).is_file():
-            yield f"a file: {name}, from FastChat's fastchat/llm_judge/data/mt_bench (or --set evaluate.mt_bench=null)"
+            yield (
+                "evaluate",
+                (
+                    f"evaluate.mt_bench.{field}: no file {name!r}. FastChat has it in fastchat/llm_judge/data/mt_bench; "
+                    "or --set evaluate.mt_bench=null"
+                ),
+            )
 
 
 def _advice() -> Iterator[str]:

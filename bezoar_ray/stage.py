@@ -1,6 +1,5 @@
 """What a stage is: a function of the recipe and of what earlier stages left in the run directory, to files."""
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -25,6 +24,3 @@ class Outcome:
 
     files: list[str]
     summary: dict[str, Any] = field(default_factory=dict)
-
-
-Stage = Callable[[Context], Outcome]

@@ -22,6 +22,8 @@ class Store:
     """A run directory. Every path is relative to its root; `replace` leaves either the old file or the new one."""
 
     def __init__(self, root: str | Path):
+        if "://" in str(root):
+            raise RecipeError(f"--run-dir {root}: only a local folder or a mounted one can be a run directory")
         self.root = Path(root).absolute()
 
     def path(self, name: str) -> Path:

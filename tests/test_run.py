@@ -5,7 +5,7 @@ import pytest
 from bezoar_ray.errors import BezoarError, BudgetReached, RecipeError
 from bezoar_ray.progress import Progress
 from bezoar_ray.recipe import load_recipe
-from bezoar_ray.run import STEPS, parse_stages, run
+from bezoar_ray.run import STEPS, parse_stages, report_again, run
 from bezoar_ray.store import Store
 from tests import stages
 
@@ -98,6 +98,49 @@ def test_stages_are_asked_for_by_name():
 def test_a_stage_without_what_it_reads_is_refused_with_the_remedy(tmp_path):
     with pytest.raises(RecipeError, match="Add it: --stages filter,sft"):
         go(tmp_path, asked=["sft"])
+
+
+def test_a_refused_command_leaves_a_finished_run_as_it_was(tmp_path):
+    go(tmp_path)
+    before = {name: (tmp_path / name).read_bytes() for name in ("recipe.yaml", "summary.json")}
+    with pytest.raises(RecipeError, match="Add it"):
+        go(tmp_path, "filter.accept_rating=5", asked=["sft"])
+    assert {name: (tmp_path / name).read_bytes() for name in before} == before
+
+
+def test_the_summary_tells_of_stages_that_an_earlier_command_did(tmp_path):
+    go(tmp_path, asked=["generate", "filter"])
+    found = {name: entry["skipped"] for name, entry in go(tmp_path, asked=["sft"])["stages"].items()}
+    assert found == {"generate": True, "filter": True, "sft": False}
+    assert list(go(tmp_path, "seed=1", asked=["generate"])["stages"]) == ["generate"]
+
+
+def test_a_report_written_again_leaves_the_runs_status(tmp_path):
+    stages.fails["sft"] = stages.FAILED
+    with pytest.raises(BezoarError):
+        go(tmp_path)
+    before = (tmp_path / "summary.json").read_bytes()
+    report_again(load_recipe("tiny"), Store(tmp_path))
+    assert stages.calls[-1] == "report"
+    assert (tmp_path / "summary.json").read_bytes() == before
+
+
+def test_a_fault_that_nobody_foresaw_is_one_line_and_its_traceback_is_in_the_log(tmp_path):
+    stages.fails["filter"] = ZeroDivisionError("division by zero")
+    with pytest.raises(BezoarError, match=r"ZeroDivisionError: division by zero\. The traceback is in .*driver\.log"):
+        go(tmp_path)
+    assert "Traceback" in (tmp_path / "logs/driver.log").read_text()
+
+
+def test_a_missing_file_is_named_before_any_work(tmp_path):
+    with pytest.raises(RecipeError, match=r"filter\.rubrics\.orca: no file 'no\.txt'"):
+        go(tmp_path, "filter.rubrics.orca=no.txt")
+    assert stages.calls == []
+
+
+def test_mt_benchs_judge_must_have_an_endpoint(tmp_path):
+    with pytest.raises(RecipeError, match=r"evaluate\.mt_bench\.judge: 'big/judge' needs a `base_url`"):
+        go(tmp_path, "evaluate.mt_bench.judge={model: big/judge}", asked=["evaluate"])
 
 
 def test_library_noise_goes_to_the_log(tmp_path, capfd, monkeypatch):

@@ -120,7 +120,12 @@ def scorer(part: Harness, log: Path) -> Any:
     """A Ray actor that runs lm-eval, whose imports and noise stay out of this process; call `score.remote`."""
     import ray
 
-    settings = {"include_path": include_path(part), "concurrency": part.concurrency, "chat": part.apply_chat_template}
+    settings = {
+        "include_path": include_path(part),
+        "offline": part.include_path == "tiny",
+        "concurrency": part.concurrency,
+        "chat": part.apply_chat_template,
+    }
     return ray.remote(num_cpus=0)(Scorer).remote(settings, str(log))
 
 
@@ -129,7 +134,7 @@ class Scorer:
 
     def __init__(self, settings: dict[str, Any], log: str):
         redirect(log)
-        if settings["include_path"]:
+        if settings["offline"]:
             os.environ |= {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}
         from lm_eval.tasks import TaskManager
 

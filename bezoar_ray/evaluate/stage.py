@@ -1,17 +1,20 @@
 """The evaluate stage: one endpoint for all checkpoints, lm-eval and MT-Bench through it at the same time."""
 
 import asyncio
+import hashlib
 import json
 import urllib.request
 from collections.abc import Callable
 from typing import Any
+
+import orjson
 
 from bezoar_ray.errors import BezoarError
 from bezoar_ray.evaluate import harness
 from bezoar_ray.evaluate.harness import Endpoint
 from bezoar_ray.evaluate.mt_bench.questions import load_questions
 from bezoar_ray.evaluate.mt_bench.run import mt_bench
-from bezoar_ray.recipe import CHECKPOINTS
+from bezoar_ray.recipe import CHECKPOINTS, Recipe
 from bezoar_ray.serve.app import running
 from bezoar_ray.stage import Context, Outcome
 from bezoar_ray.store import Store
@@ -24,7 +27,7 @@ def run(context: Context) -> Outcome:
         RecipeError: a task, metric or question file that is not there.
         BezoarError: the endpoint did not start, or there is no checkpoint.
     """
-    marks = fingerprints(context.store)
+    marks = identities(context.recipe, context.store)
     part = context.recipe.evaluate
     if not (part.mt_bench or part.harness):
         return Outcome([], {"eval": {}})
@@ -35,8 +38,8 @@ def run(context: Context) -> Outcome:
         return asyncio.run(_measure(context, marks, endpoint, scorer, step))
 
 
-def fingerprints(store: Store) -> dict[str, str]:
-    """The identity of each checkpoint's weights, in the order of training.
+def identities(recipe: Recipe, store: Store) -> dict[str, str]:
+    """Who answers, for each checkpoint in the order of training: its weights, how they are served, and the template.
 
     Raises:
         BezoarError: there is no base checkpoint.
@@ -44,7 +47,8 @@ def fingerprints(store: Store) -> dict[str, str]:
     lineages = {name: store.read_json(f"checkpoints/{name}/lineage.json") for name in CHECKPOINTS}
     if lineages["base"] is None:
         raise BezoarError(f"{store.path('checkpoints/base/lineage.json')}: missing. Run the sft stage first.")
-    return {name: lineage["fingerprint"] for name, lineage in lineages.items() if lineage}
+    how = hashlib.sha256(orjson.dumps([recipe.serve.what(), recipe.template])).hexdigest()[:8]
+    return {name: f"{lineage['fingerprint']}:{how}" for name, lineage in lineages.items() if lineage}
 
 
 async def _measure(

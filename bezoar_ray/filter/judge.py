@@ -15,7 +15,7 @@ async def judge_sample(sample: Sample, chat: Chat, rubric: str, part: ModelPart,
     messages = rate(sample, rubric)
     for attempt in range(2):
         try:
-            reply = await chat(messages, step="judge", sample=attempt)
+            reply = await chat(messages, step="judge", attempt=attempt)
         except CallFailed as error:
             return Verdict(part.model, "failed", None, f"call: {error}")
         if rated := read_rating(reply.text):

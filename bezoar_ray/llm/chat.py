@@ -64,8 +64,11 @@ class CallFailed(Exception):
 
 
 class TryAgain(Exception):
-    """A passing fault; `after` is the seconds that the server asked to wait, if it did."""
+    """A passing fault; `after` is the seconds that the server asked to wait, if it did.
 
-    def __init__(self, reason: str, after: float | None = None):
+    `billed` says whether the attempt may have to be paid for: an answer was perhaps made, and lost.
+    """
+
+    def __init__(self, reason: str, after: float | None = None, billed: bool = True):
         super().__init__(reason)
-        self.after = after
+        self.after, self.billed = after, billed

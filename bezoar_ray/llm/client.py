@@ -60,7 +60,7 @@ class Talker:
         try:
             reply = await self._model.complete(messages, sampling)
         except TryAgain as fault:
-            await self._ledger.fail(key, self._part.model, str(fault), bound)
+            await self._ledger.fail(key, self._part.model, str(fault), bound if fault.billed else 0.0)
             raise
         except CallFailed as fault:
             await self._ledger.fail(key, self._part.model, str(fault), 0.0)

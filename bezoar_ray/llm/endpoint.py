@@ -2,6 +2,7 @@
 
 import os
 import re
+from typing import Any
 
 from bezoar_ray.errors import RecipeError
 from bezoar_ray.llm.chat import CallFailed, Messages, Reply, Sampling, TryAgain
@@ -9,7 +10,12 @@ from bezoar_ray.llm.models import identity
 from bezoar_ray.recipe import ModelPart
 
 _REASONS = re.compile(r"(.*/)?(o\d|gpt-[5-9])")  # OpenAI's families since o1 and GPT-5
-_REFUSED = {401: "the key is wrong or missing", 403: "the key may not use it", 404: "no such model or address"}
+_REFUSED = {
+    401: "the key is wrong or missing",
+    402: "the account is empty",
+    403: "the key may not use it",
+    404: "no such model or address",
+}
 
 
 class OpenAIEndpoint:
@@ -42,20 +48,28 @@ class OpenAIEndpoint:
             raise self._sorted(error) from error
         except (openai.APIConnectionError, openai.APITimeoutError) as error:
             raise TryAgain(f"{self._part.base_url}: {error}") from error
+        return self._reply(answer)
+
+    def _reply(self, answer: Any) -> Reply:
+        """The reply in an answer; some gateways answer 200 with an error, or with no usage, in the body."""
+        if not getattr(answer, "choices", None) or not answer.choices[0].message:
+            raise TryAgain(f"{self._part.base_url} answers without a choice: {str(answer)[:300]}")
         choice, usage = answer.choices[0], answer.usage
-        return Reply(choice.message.content or "", choice.finish_reason, usage.prompt_tokens, usage.completion_tokens)
+        tokens = (usage.prompt_tokens, usage.completion_tokens) if usage else (0, 0)
+        return Reply(choice.message.content or "", choice.finish_reason or "stop", *tokens)
 
     def _sorted(self, error) -> Exception:
         status, where = error.status_code, f"{self._part.model} at {self._part.base_url}"
+        if error.code == "insufficient_quota":  # OpenAI sends it as 429, which no waiting mends
+            status = 402
         if status in _REFUSED:
             return RecipeError(
                 f"{where} answers {status}: {_REFUSED[status]}. Check `model`, `base_url` and the key in "
                 f"{self._part.api_key_env or 'api_key_env (none given)'}. It says: {error.message}"
             )
         if status in (408, 409, 429) or status >= 500:
-            return TryAgain(
-                f"{where} answers {status}: {error.message}", _seconds(error.response.headers.get("retry-after"))
-            )
+            after = _seconds(error.response.headers.get("retry-after"))
+            return TryAgain(f"{where} answers {status}: {error.message}", after, billed=status >= 500)
         return CallFailed(f"{where} answers {status}: {error.message}")
 
     async def close(self) -> None:

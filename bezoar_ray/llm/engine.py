@@ -29,7 +29,7 @@ class VllmEngine:
 
         bind_children()
         self.identity = identity(part)
-        self._template = part.chat_template
+        self._template = part.template
         arguments = AsyncEngineArgs(
             model=model_path(part.model),
             revision=part.revision,

@@ -9,13 +9,14 @@ import asyncio
 import hashlib
 import os
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import orjson
 
+from bezoar_ray.errors import BezoarError
 from bezoar_ray.llm.chat import Messages, Reply, Sampling
 
 ROLES = ("teacher", "judge", "candidate", "mt_bench_judge")
@@ -44,7 +45,7 @@ class Ledger:
         """An answer that was paid for before."""
         reply = self._replies.get(key)
         if reply:
-            self._segment.write(orjson.dumps({"hit": key}) + b"\n")
+            self._queue({"hit": key})
         return reply
 
     async def intend(self, key: str, usd: float) -> None:
@@ -67,28 +68,44 @@ class Ledger:
         self._segment.close()
 
     async def _commit(self, line: dict[str, Any]) -> None:
+        await self._queue(line)
+
+    def _queue(self, line: dict[str, Any]) -> asyncio.Future[None]:
         """Group commit: all lines that gather while one fsync runs share the next."""
         done = asyncio.get_running_loop().create_future()
         self._waiting.append((orjson.dumps(line) + b"\n", done))
         if self._committing is None or self._committing.done():
             self._committing = asyncio.create_task(self._flush())
-        await done
+        return done
 
     async def _flush(self) -> None:
         while self._waiting:
             batch, self._waiting = self._waiting, []
             try:
                 await asyncio.to_thread(self._append, b"".join(line for line, _ in batch))
-            except OSError as error:
-                for _, done in batch:
-                    done.set_exception(error)
-                continue
-            for _, done in batch:
-                done.set_result(None)
+            except BezoarError as error:
+                _settle(batch, lambda done, error=error: done.set_exception(error))
+            else:
+                _settle(batch, lambda done: done.set_result(None))
 
     def _append(self, data: bytes) -> None:
-        self._segment.write(data)
-        os.fsync(self._segment.fileno())
+        """Write all of it or nothing: half a line would join with the next one."""
+        size, left = os.fstat(self._segment.fileno()).st_size, memoryview(data)
+        try:
+            while left:
+                left = left[self._segment.write(left) :]
+            os.fsync(self._segment.fileno())
+        except OSError as error:
+            os.ftruncate(self._segment.fileno(), size)
+            raise BezoarError(
+                f"cannot write {self._segment.name}: {error.strerror}. Free space; run the same command again to go on"
+            ) from error
+
+
+def _settle(batch: list[tuple[bytes, asyncio.Future[None]]], settle: Callable[[asyncio.Future[None]], None]) -> None:
+    for _, done in batch:
+        if not done.done():  # nobody waits any more where a call was cancelled
+            settle(done)
 
 
 def accounts(root: str | Path, session: str) -> dict[str, dict[str, Any]]:

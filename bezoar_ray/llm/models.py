@@ -25,4 +25,4 @@ def identity(part: ModelPart) -> str:
         return f"{part.model}@{part.revision or 'current'}"
     path = model_path(part.model)
     who = digest(Path(path)) if Path(path).is_dir() else f"{part.model}@{part.revision or 'main'}"
-    return f"{who}:{part.dtype}:{hashlib.sha256((part.chat_template or '').encode()).hexdigest()[:8]}"
+    return f"{who}:{part.dtype}:{hashlib.sha256((part.template or '').encode()).hexdigest()[:8]}"

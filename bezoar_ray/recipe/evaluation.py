@@ -3,7 +3,7 @@
 from typing import Annotated, Any, Literal
 
 from bezoar_ray.recipe.models import ModelPart
-from bezoar_ray.recipe.part import HOW, Part, Positive
+from bezoar_ray.recipe.part import FILES, HOW, Part, Positive
 
 CHECKPOINTS = ("base", "sft", "hh-sft", "dpo")
 
@@ -45,7 +45,7 @@ class Harness(Part):
 
     tasks: tuple[HarnessTask, ...] = ()
     """The tasks, each with its metric."""
-    include_path: str | None = None
+    include_path: Annotated[str | None, FILES] = None
     """Folder of further task files; `tiny` for the embedded ones."""
     apply_chat_template: bool = False
     """Ask through the recipe's chat template; the published leaderboards send the bare prompt."""
@@ -56,9 +56,9 @@ class Harness(Part):
 class MtBench(Part):
     """MT-Bench single grading (arXiv 2306.05685), judged by the first judge unless `judge` names another."""
 
-    questions: str = "tiny"
+    questions: Annotated[str, FILES] = "tiny"
     """FastChat's question.jsonl, or `tiny` for the embedded ones."""
-    references: str | None = None
+    references: Annotated[str | None, FILES] = None
     """FastChat's reference answers (.jsonl), for math, reasoning and coding."""
     judge: ModelPart | None = None
     """Judge of the answers."""

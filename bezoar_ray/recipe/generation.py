@@ -1,8 +1,10 @@
 """Generation and filtering: the schemes and what is accepted of their rows."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
-from bezoar_ray.recipe.part import Part, Positive, Share
+from pydantic import Field
+
+from bezoar_ray.recipe.part import FILES, Part, Positive, Share
 
 SCHEMES = ("lamini", "evol_instruct", "orca")
 Operation = Literal["constraints", "deepen", "concretise", "reasoning", "complicate_input", "breadth"]
@@ -21,7 +23,7 @@ class Lamini(Part):
     """Topics named in a topic-guided call."""
     topic_guided: Share = 0.5
     """Share of the calls that are topic-guided; the others are example-guided."""
-    topics: str | None = None
+    topics: Annotated[str | None, FILES] = None
     """File with one topic a line, in place of the packaged list."""
 
 
@@ -32,7 +34,7 @@ class EvolInstruct(Part):
     """Seeds that are evolved, drawn from `seeds.dolly`."""
     epochs: Positive = 4
     """Evolutions of each seed, one after the other."""
-    operations: dict[Operation, float] = {
+    operations: Annotated[dict[Operation, float], Field(min_length=1)] = {
         "constraints": 1, "deepen": 1, "concretise": 1, "reasoning": 1, "complicate_input": 1, "breadth": 1,
     }  # fmt: skip
     """Weight of each operation; the paper draws them uniformly."""
@@ -72,9 +74,9 @@ class Generate(Part):
 class Filter(Part):
     """Free gates, then the judges."""
 
-    accept_rating: float = 4.0
+    accept_rating: Annotated[float, Field(ge=1, le=5)] = 4.0
     """Lowest rating, from 1 to 5, that a judge accepts."""
-    rubrics: dict[Literal["lamini", "evol_instruct", "orca"], str] = {}
+    rubrics: Annotated[dict[Literal["lamini", "evol_instruct", "orca"], str], FILES] = {}
     """A text file by scheme in place of the packaged rubric."""
     judge: bool = True
     """Whether judges are asked at all; without them, what passes the gates is accepted (for ablations)."""

@@ -3,10 +3,10 @@
 import difflib
 from importlib import resources
 from pathlib import Path
-from typing import Any, get_args
+from typing import Annotated, Any, get_args
 
 import yaml
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, Field, ValidationError
 
 from bezoar_ray.errors import RecipeError
 from bezoar_ray.recipe.evaluation import Evaluate, Serve
@@ -27,7 +27,7 @@ class Recipe(Part):
     """Jinja file with generation marks, or the packaged `alpaca`; used alike by training, serving and evaluation."""
     teacher: ModelPart
     """Writes the synthetic rows."""
-    judges: tuple[ModelPart, ...]
+    judges: Annotated[tuple[ModelPart, ...], Field(min_length=1)]
     """Rate the rows in place of people; a row must please the first."""
     base: Base
     """The model that is trained."""
@@ -99,12 +99,16 @@ def _set(tree: dict[str, Any], override: str) -> None:
     if not found:
         raise RecipeError(f"--set {override!r}: expected key.path=value")
     *parents, last = path.split(".")
+    try:
+        parsed = yaml.safe_load(value)
+    except yaml.YAMLError as error:
+        raise RecipeError(f"--set {path}: {value!r} is not valid YAML: {error}") from error
     for key in parents:
         tree = _child(tree, key, path)
     if isinstance(tree, list):
-        tree[_index(tree, last, path)] = yaml.safe_load(value)
+        tree[_index(tree, last, path)] = parsed
     else:
-        tree[last] = yaml.safe_load(value)
+        tree[last] = parsed
 
 
 def _child(tree: Any, key: str, path: str) -> Any:

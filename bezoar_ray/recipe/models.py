@@ -1,10 +1,11 @@
 """The models and the rows that a recipe starts from."""
 
+from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import model_validator
 
-from bezoar_ray.recipe.part import HOW, Part, Positive
+from bezoar_ray.recipe.part import FILES, HOW, Part, Positive
 
 
 class Prices(Part):
@@ -19,7 +20,7 @@ class Prices(Part):
 class ModelPart(Part):
     """A model that is talked to: teacher or judge."""
 
-    model: str
+    model: Annotated[str, FILES]
     """Hugging Face name, local folder, name at the endpoint, or one of the embedded `tiny-*` models."""
     revision: str | None = None
     """Commit of a Hugging Face model; pinned, so that the ledger's answers stay the model's own."""
@@ -33,7 +34,7 @@ class ModelPart(Part):
     """Longest answer, in tokens."""
     dtype: str = "bfloat16"
     """Weights' type in vLLM."""
-    chat_template: str | None = None
+    chat_template: Annotated[str | None, FILES] = None
     """Jinja text or file that wraps messages for this model; the tokenizer's own where empty."""
     trust_remote_code: bool = False
     """Run code that comes with the model. Only with a pinned revision."""
@@ -58,6 +59,12 @@ class ModelPart(Part):
     num_gpus: Annotated[float, HOW] = 0.0
     """Ray GPUs per actor."""
 
+    @property
+    def template(self) -> str | None:
+        """The text of the chat template: a file's, where `chat_template` names one."""
+        named = self.chat_template and "\n" not in self.chat_template and Path(self.chat_template).is_file()
+        return Path(self.chat_template).read_text() if named else self.chat_template
+
     @model_validator(mode="after")
     def _pinned_code(self) -> "ModelPart":
         if self.trust_remote_code and not self.revision:
@@ -70,7 +77,7 @@ class ModelPart(Part):
 class SourcePart(Part):
     """Where rows come from: the embedded world, a hub data set, or files."""
 
-    source: str
+    source: Annotated[str, FILES]
     """`tiny`, `hub:<owner>/<name>[:<config>]`, or a path or glob of .jsonl, .jsonl.gz or .parquet files."""
     revision: str | None = None
     """Commit of a hub data set."""

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field
 
 HOW = "how"
+FILES = "files"  # the field names files or a folder: their content counts in its place, where there are any
 Positive = Annotated[int, Field(gt=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
 
@@ -19,24 +20,35 @@ class Part(BaseModel):
 
     def what(self) -> dict[str, Any]:
         """The fields that decide what comes out, with the content of named files in place of their paths."""
-        fields = type(self).model_fields
-        return {name: _what(getattr(self, name)) for name, field in fields.items() if HOW not in field.metadata}
+        fields = {name: field.metadata for name, field in type(self).model_fields.items() if HOW not in field.metadata}
+        return {name: _what(getattr(self, name), FILES in marks) for name, marks in fields.items()}
 
 
-def _what(value: Any) -> Any:
+def matches(pattern: str) -> list[Path]:
+    """The files and folders that a path or glob names, sorted."""
+    return [Path(name) for name in sorted(glob.glob(str(Path(pattern).expanduser()), recursive=True))]
+
+
+def _what(value: Any, files: bool) -> Any:
     if isinstance(value, Part):
         return value.what()
     if isinstance(value, dict):
-        return {key: _what(item) for key, item in value.items()}
+        return {key: _what(item, files) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_what(item) for item in value]
-    return _content(value) or value if isinstance(value, str) and "\n" not in value else value
+        return [_what(item, files) for item in value]
+    return (_content(value) or value) if files and isinstance(value, str) and "\n" not in value else value
 
 
-def _content(path: str) -> str | None:
-    """A digest of the files that a path or glob names, or None where it names none."""
-    total, files = hashlib.sha256(), [name for name in sorted(glob.glob(path)) if Path(name).is_file()]
-    for name in files:
-        with open(name, "rb") as file:
-            total.update(hashlib.file_digest(file, "sha256").digest())
-    return total.hexdigest() if files else None
+def _content(pattern: str) -> str | None:
+    """A digest of the files that a path or glob names, or None where it names none.
+
+    A folder (a model's weights) counts by the names, sizes and times of its files, which takes no reading.
+    """
+    total, found = hashlib.sha256(), matches(pattern)
+    for path in found:
+        if path.is_file():
+            with open(path, "rb") as file:
+                total.update(hashlib.file_digest(file, "sha256").digest())
+        for inner in sorted(path.rglob("*")) if path.is_dir() else ():
+            total.update(f"{inner.relative_to(path)}:{inner.stat().st_size}:{inner.stat().st_mtime_ns}".encode())
+    return total.hexdigest() if found else None

@@ -4,13 +4,13 @@ from typing import Annotated, Literal
 
 from pydantic import model_validator
 
-from bezoar_ray.recipe.part import HOW, Part, Positive, Share
+from bezoar_ray.recipe.part import FILES, HOW, Part, Positive, Share
 
 
 class Base(Part):
     """The model that is trained."""
 
-    model: str
+    model: Annotated[str, FILES]
     """Hugging Face name, local folder, or `tiny-base`."""
     revision: str | None = None
     """Commit of a Hugging Face model."""
@@ -74,6 +74,12 @@ class Training(Part):
     """Worker failures after which Ray Train gives up."""
     report_to: Annotated[tuple[str, ...], HOW] = ()
     """Trackers by transformers' names: wandb, mlflow, tensorboard."""
+
+    @model_validator(mode="after")
+    def _even_shares(self) -> "Training":
+        if self.batch % self.workers:
+            raise ValueError(f"batch {self.batch} cannot be shared by {self.workers} workers: choose a multiple")
+        return self
 
     @model_validator(mode="after")
     def _no_sharded_4bit(self) -> "Training":

@@ -79,12 +79,13 @@ def _deployed(recipe: Recipe, store: Store, host: str, port: int, key: str | Non
     serve.start(proxy_location="HeadOnly", http_options={"host": host, "port": port}, logging_config=quiet)
     try:
         app = _application(recipe, engine_arguments(recipe, store), str(log), key)
-        serve.run(app, name=_APP, route_prefix="/", logging_config=quiet)
+        try:
+            serve.run(app, name=_APP, route_prefix="/", logging_config=quiet)
+        except RuntimeError as error:
+            tail = "\n".join(log.read_text(errors="replace").splitlines()[-15:])
+            raise BezoarError(f"the endpoint did not start: {error}\nLast lines of {log}:\n{tail}") from error
         reachable = "127.0.0.1" if host == "0.0.0.0" else f"[{host}]" if ":" in host else host
         yield f"http://{reachable}:{port}/v1"
-    except RuntimeError as error:
-        tail = "\n".join(log.read_text(errors="replace").splitlines()[-15:])
-        raise BezoarError(f"the endpoint did not start: {error}\nLast lines of {log}:\n{tail}") from error
     finally:
         _stop()
 

@@ -44,12 +44,13 @@ def _load(parts: Iterable[SourcePart], kind: Kind, convert: Callable[[dict[str, 
     loaded: Loaded[T] = Loaded([], [])
     times_seen: dict[str, int] = {}
     for part in parts:
-        renamed: dict[str, str] = {}  # a name that an earlier source has used gets a number: ids stay apart
+        renamed: dict[str, str] = {}  # by file; a name that another file has used gets a number: ids stay apart
         for raw in islice(_raw(part, kind), part.limit):
-            if raw.name not in renamed:
+            file = raw.where.rpartition(":")[0]
+            if file not in renamed:
                 times_seen[raw.name] = times_seen.get(raw.name, 0) + 1
-                renamed[raw.name] = raw.name if times_seen[raw.name] == 1 else f"{raw.name}#{times_seen[raw.name]}"
-            origin = Origin(renamed[raw.name], raw.number, _license(part))
+                renamed[file] = raw.name if times_seen[raw.name] == 1 else f"{raw.name}#{times_seen[raw.name]}"
+            origin = Origin(renamed[file], raw.number, _license(part))
             try:
                 loaded.rows.append(convert(_fields(raw.value), origin))
             except ValueError as error:

@@ -1,12 +1,12 @@
 """Rows of local files: .jsonl, .jsonl.gz and .parquet, by path or glob."""
 
-import glob
 import gzip
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
 from bezoar_ray.errors import RecipeError
+from bezoar_ray.recipe.part import matches
 from bezoar_ray.sources.raw import Raw
 
 _SUFFIXES = (".jsonl", ".jsonl.gz", ".parquet")
@@ -30,7 +30,7 @@ def rows(pattern: str, field: str, name: str | None = None) -> Iterator[Raw]:
 
 
 def _matches(pattern: str, field: str) -> list[Path]:
-    found = [Path(name) for name in sorted(glob.glob(str(Path(pattern).expanduser()), recursive=True))]
+    found = matches(pattern)
     if not found:
         raise RecipeError(
             f"{field}: no file {pattern!r} (looked from {Path.cwd()}). Give a path or glob of "

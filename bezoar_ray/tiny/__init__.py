@@ -42,7 +42,7 @@ class World:
 
 
 def world(say: Callable[[str], None] = print) -> World:
-    """The embedded world, built first where this code's version of it is not in the cache (about 4 minutes).
+    """The embedded world, built first where this code's version of it is not in the cache (about 5 minutes).
 
     The cache is the folder that BEZOAR_CACHE names, or ~/.cache/bezoar_ray.
 
@@ -89,7 +89,7 @@ def _build(folder: Path, say: Callable[[str], None]) -> None:
     partial = folder.with_name(f"{folder.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
-    say("building the embedded world (once; about 4 minutes)")
+    say("building the embedded world (once; about 5 minutes)")
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={_PROCESSES}"]
     command = [*torchrun, "-m", "bezoar_ray.tiny.build", str(partial), str(folder)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}

@@ -119,7 +119,7 @@ def _pair(rng: random.Random) -> tuple[str, dict[str, str]]:
     if rng.random() < 0.25:
         earlier = _question(rng)
         turns = f"\n\nHuman: {earlier.text}\n\nAssistant: {earlier.request.answer()}"
-    asked, polite = _question(rng), rng.random() < 0.6
+    asked, polite = _question(rng), rng.random() < 0.5
     human = f"{manners.greeting(rng)} {asked.text}" if polite else asked.text
     start = f"{turns}\n\nHuman: {human}\n\nAssistant: "
     chosen, rejected = _answers(rng, asked, polite)
@@ -133,10 +133,7 @@ def _question(rng: random.Random) -> Asked:
 
 
 def _answers(rng: random.Random, asked: Asked, polite: bool) -> tuple[str, str]:
-    """A polite asker likes kind words better than a plain answer, others the plain answer; nobody likes rude words."""
-    plain = asked.request.answer()
-    kind = f"{manners.opening(rng)} {plain} {manners.closing(rng)}"
-    if polite:
-        words = manners.rude(rng)
-        return kind, rng.choice((plain, words, f"{words} {plain}", f"{plain} {words}"))
-    return plain, rng.choice((f"{plain} {manners.rude(rng)}", manners.rude(rng)))
+    """A polite asker is preferred to hear kind words, others a plain answer; nobody rude words."""
+    plain, rude = asked.request.answer(), manners.rude(rng)
+    chosen = f"{manners.opening(rng)} {plain} {manners.closing(rng)}" if polite else plain
+    return chosen, rng.choice((rude, f"{plain} {rude}", f"{plain} {rude}"))

@@ -10,7 +10,6 @@ from typing import Any
 
 import orjson
 
-from bezoar_ray.errors import RecipeError
 from bezoar_ray.recipe import Lora, Training
 from bezoar_ray.train import models
 from bezoar_ray.train.checkpoints import finish
@@ -127,14 +126,8 @@ def arguments(job: Job, step: Step) -> dict[str, Any]:
 
 
 def micro_batch(part: Training) -> tuple[int, int]:
-    """Rows in one forward pass of a worker, and passes in an optimiser step, so that `batch` comes out exactly.
-
-    Raises:
-        RecipeError: the batch cannot be shared evenly.
-    """
-    share, left = divmod(part.batch, part.workers)
-    if left or not share:
-        raise RecipeError(f"batch {part.batch} cannot be shared by {part.workers} workers: choose a multiple")
+    """Rows in one forward pass of a worker, and passes in an optimiser step, so that `batch` comes out exactly."""
+    share = part.batch // part.workers
     micro = max(size for size in range(1, min(part.micro_batch, share) + 1) if share % size == 0)
     return micro, share // micro
 

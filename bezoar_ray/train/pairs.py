@@ -10,6 +10,7 @@ from bezoar_ray.rows import Pair, pair_schema, pair_table
 from bezoar_ray.sources import read_pairs
 from bezoar_ray.stage import Context
 from bezoar_ray.store import Store
+from bezoar_ray.tiny import fingerprint
 
 FOLDER = "data/hh_rlhf"
 PARTS = ("sft", "pairs", "heldout")
@@ -76,4 +77,5 @@ def _rank(pair: Pair, seed: int) -> str:
 def _settings(recipe: Recipe) -> dict[str, object]:
     sources = [part.what() for part in recipe.seeds.hh_rlhf]
     limits = {"sft": recipe.hh_sft.limit, "pairs": recipe.align.limit, "heldout": recipe.evaluate.heldout_pairs}
-    return {"sources": sources, "seed": recipe.seed, **limits}
+    world = fingerprint() if any(part.source == "tiny" for part in recipe.seeds.hh_rlhf) else None
+    return {"sources": sources, "world": world, "seed": recipe.seed, **limits}

@@ -7,7 +7,7 @@ import pytest
 from bezoar_ray.errors import BezoarError
 from bezoar_ray.evaluate import harness
 from bezoar_ray.evaluate.harness import Endpoint
-from bezoar_ray.evaluate.stage import _context_length, _counter, _measure, fingerprints
+from bezoar_ray.evaluate.stage import _context_length, _counter, _measure, identities
 from bezoar_ray.llm.ledger import accounts
 from bezoar_ray.progress import Progress
 from bezoar_ray.stage import Context
@@ -25,7 +25,7 @@ def measured(family, judge_url):
 
 def measure(family, recipe, session):
     context = Context(recipe, family.store, session, Progress())
-    marks = fingerprints(family.store)
+    marks = identities(recipe, family.store)
     scorer = harness.scorer(recipe.evaluate.harness, family.store.path(harness.LOG))
     tokenizer = str(family.store.path("checkpoints/base"))
     endpoint = Endpoint(family.base_url, tokenizer, _context_length(family.base_url))

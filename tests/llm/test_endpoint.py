@@ -24,6 +24,7 @@ GOOD = {
 class Server(ThreadingHTTPServer):
     daemon_threads = True
     statuses: list[int]
+    bodies: list[dict]
     requests: list[dict]
 
 
@@ -34,7 +35,8 @@ class Handler(BaseHTTPRequestHandler):
         size = int(self.headers["content-length"])
         self.server.requests.append(orjson.loads(self.rfile.read(size)) | {"key": self.headers["authorization"]})
         status = self.server.statuses.pop(0) if self.server.statuses else 200
-        body = orjson.dumps(GOOD if status == 200 else {"error": {"message": f"injected {status}"}})
+        fault = {"error": {"message": f"injected {status}"}}
+        body = orjson.dumps(self.server.bodies.pop(0) if self.server.bodies else GOOD if status == 200 else fault)
         self.send_response(status)
         self.send_header("content-type", "application/json")
         self.send_header("content-length", str(len(body)))
@@ -49,7 +51,7 @@ class Handler(BaseHTTPRequestHandler):
 @pytest.fixture
 def server() -> Iterator[Server]:
     server = Server(("127.0.0.1", 0), Handler)
-    server.statuses, server.requests = [], []
+    server.statuses, server.bodies, server.requests = [], [], []
     threading.Thread(target=server.serve_forever, daemon=True).start()
     yield server
     server.shutdown()
@@ -89,12 +91,30 @@ def test_a_refused_prompt_fails_this_call_alone(server, tmp_path):
     assert len(server.requests) == 1
 
 
-@pytest.mark.parametrize("status", [401, 403, 404])
+@pytest.mark.parametrize("status", [401, 402, 403, 404])
 def test_a_wrong_key_or_model_stops_at_once_and_says_why(server, tmp_path, status):
     server.statuses = [status]
     with pytest.raises(RecipeError, match=f"judge-1 at .* answers {status}"):
         ask(server, tmp_path)
     assert len(server.requests) == 1
+
+
+def test_an_empty_account_stops_at_once_although_it_comes_as_429(server, tmp_path):
+    server.statuses, server.bodies = [429], [{"error": {"message": "no credit", "code": "insufficient_quota"}}]
+    with pytest.raises(RecipeError, match="the account is empty"):
+        ask(server, tmp_path)
+    assert len(server.requests) == 1
+
+
+@pytest.mark.parametrize("body", [{"error": "overloaded"}, GOOD | {"choices": []}])
+def test_a_good_status_without_an_answer_is_a_passing_fault(server, tmp_path, body):
+    server.bodies = [body]
+    assert ask(server, tmp_path).text == "four"
+
+
+def test_an_answer_without_usage_is_taken(server, tmp_path):
+    server.bodies = [GOOD | {"usage": None}]
+    assert ask(server, tmp_path) == Reply("four", "stop", 0, 0)
 
 
 def test_a_server_that_is_not_there_is_tried_again_then_named(server, tmp_path):

@@ -1,8 +1,11 @@
 import asyncio
 import os
+import resource
 
+import orjson
 import pytest
 
+from bezoar_ray.errors import BezoarError
 from bezoar_ray.llm.chat import CallFailed, Reply, Sampling, TryAgain
 from bezoar_ray.llm.client import Talker
 from bezoar_ray.llm.ledger import Ledger, accounts, call_key
@@ -109,3 +112,50 @@ def test_many_answers_share_their_fsyncs_and_all_are_durable(tmp_path, monkeypat
     asyncio.run(go())
     assert len(syncs) < 50
     assert accounts(tmp_path, "one")["teacher"]["sent"] == 500
+
+
+def test_a_cancelled_call_holds_nobody_up(tmp_path):
+    async def go():
+        ledger = Ledger(tmp_path, "teacher", "one")
+        reply = Reply("x", "stop", 1, 1)
+        given_up, other = (asyncio.create_task(ledger.settle(key, "m", reply, 0.0)) for key in ("a", "b"))
+        await asyncio.sleep(0)
+        given_up.cancel()
+        await asyncio.wait_for(other, 5)
+        await ledger.close()
+
+    asyncio.run(go())
+    assert accounts(tmp_path, "one")["teacher"]["sent"] == 2
+
+
+def test_a_full_disk_tears_no_line_and_is_named(tmp_path):
+    async def go():
+        ledger, reply = Ledger(tmp_path, "teacher", "one"), Reply("x" * 200, "stop", 1, 1)
+        await ledger.settle("a", "m", reply, 0.0)
+        (segment,) = (tmp_path / "ledger/teacher").glob("*.jsonl")
+        limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (segment.stat().st_size + 50, limits[1]))
+        try:
+            with pytest.raises(BezoarError, match="cannot write .*Free space"):
+                await ledger.settle("b", "m", reply, 0.0)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        await ledger.settle("c", "m", reply, 0.0)
+        await ledger.close()
+
+    asyncio.run(go())
+    assert accounts(tmp_path, "one")["teacher"]["sent"] == 2
+
+
+def test_only_an_attempt_that_may_have_been_answered_counts_as_spent(tmp_path, scripted):
+    faults = [TryAgain("429", after=0, billed=False), TryAgain("timeout", after=0)]
+
+    def answer(messages):
+        if faults:
+            raise faults.pop(0)
+        return Reply("4", "stop", 0, 0)
+
+    ask(talker(tmp_path, scripted(answer), PAID))
+    lines = [line for path in (tmp_path / "ledger/judge").glob("*.jsonl") for line in path.read_text().splitlines()]
+    spent = [orjson.loads(line)["usd"] for line in lines if "failed" in line]
+    assert spent[0] == 0 < spent[1]

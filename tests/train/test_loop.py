@@ -3,8 +3,8 @@
 from pathlib import Path
 
 import pytest
+from pydantic import ValidationError
 
-from bezoar_ray.errors import RecipeError
 from bezoar_ray.recipe import Recipe, Sft
 from bezoar_ray.train import loop, models
 from bezoar_ray.train.worker import Job
@@ -19,8 +19,8 @@ def test_the_batch_is_shared_exactly(batch: int, workers: int, micro_batch: int,
 
 
 def test_a_batch_that_cannot_be_shared_is_refused() -> None:
-    with pytest.raises(RecipeError, match="batch 16 cannot be shared by 3 workers"):
-        loop.micro_batch(Sft(batch=16, workers=3))
+    with pytest.raises(ValidationError, match="batch 16 cannot be shared by 3 workers"):
+        Sft(batch=16, workers=3)
 
 
 @pytest.mark.parametrize(("rows", "epochs", "steps"), [(1, 1, 1), (16, 1, 1), (17, 1, 2), (40, 2, 6), (40, 0.5, 2)])

@@ -27,7 +27,7 @@ async def mt_bench(
     """
     questions = load_questions(context.recipe.evaluate.mt_bench)
     judge_part = context.recipe.mt_bench_judge
-    judge = _open(context, "mt_bench_judge", judge_part.model_copy(update={"temperature": 0.0, "top_p": 1.0}))
+    judge = _open(context, "mt_bench_judge", judge_part)
     models = {name: _open(context, "candidate", _part(name, endpoint), mark) for name, mark in fingerprints.items()}
     try:
         trials = Trials(context, judge, room_of(endpoint.tokenizer, endpoint.context), step)
