@@ -181,7 +181,7 @@ def missing_files(recipe: Recipe) -> Iterator[tuple[str, str]]:
             yield (
                 "evaluate",
                 (
-                    f"evaluate.mt_bench.{field}: no file {name!r}. FastChat has it in fastchat/llm_judge/data/mt_bench; "
+                    f"evaluate.mt_bench.{field}: no file {name!r}. See fastchat/llm_judge/data/mt_bench in FastChat, "
                     "or --set evaluate.mt_bench=null"
                 ),
             )

@@ -42,7 +42,16 @@ def test_set_overrides_values_in_sections_and_lists():
 
 @pytest.mark.parametrize(
     ("override", "says"),
-    [("align.beta", "expected key.path=value"), ("judges.7.model=x", "not an index"), ("name.x=1", "is a value")],
+    [
+        ("align.beta", "expected key.path=value"),
+        ("judges.7.model=x", "not an index"),
+        ("name.x=1", "is a value"),
+        ("judges=[1,", "not valid YAML"),
+        ("judges=[]", "judges: .*at least 1"),
+        ("filter.accept_rating=9", "accept_rating"),
+        ("generate.evol_instruct.operations={}", "operations"),
+        ("sft.workers=3", "batch 16 cannot be shared by 3 workers"),
+    ],
 )
 def test_a_wrong_set_is_explained(override, says):
     with pytest.raises(RecipeError, match=says):
@@ -65,7 +74,7 @@ def changed(*overrides):
 
 
 def test_how_fields_redo_nothing():
-    assert changed("sft.workers=2", "judges.0.base_url=http://x", "teacher.actors=3", "serve.port=9") == []
+    assert changed("sft.workers=4", "judges.0.base_url=http://x", "teacher.actors=3", "serve.port=9") == []
 
 
 def test_a_changed_rubric_redoes_the_filter_and_what_follows(tmp_path):
@@ -86,6 +95,23 @@ def test_a_changed_file_behind_a_glob_redoes_what_reads_it(tmp_path):
     first = marks(f"seeds.flan=[{{source: {tmp_path}/*.jsonl}}]")
     (tmp_path / "b.jsonl").write_text("two")
     assert first["generate"] != marks(f"seeds.flan=[{{source: {tmp_path}/*.jsonl}}]")["generate"]
+
+
+def test_a_model_in_a_folder_counts_by_what_lies_in_it(tmp_path):
+    (tmp_path / "weights").write_text("one")
+    first = marks(f"base.model={tmp_path}")
+    assert marks(f"base.model={tmp_path}") == first
+    (tmp_path / "more").write_text("two")
+    second = marks(f"base.model={tmp_path}")
+    assert [stage for stage in first if first[stage] != second[stage]] == ["sft", "dpo", "evaluate"]
+
+
+def test_a_folder_that_is_called_like_a_value_changes_nothing(tmp_path, monkeypatch):
+    before = marks()
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "train").mkdir()  # the split of a source is called so, too
+    (tmp_path / "train/file").write_text("x")
+    assert marks() == before
 
 
 def test_an_unknown_operation_is_refused():

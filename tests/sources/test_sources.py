@@ -51,6 +51,14 @@ def test_a_glob_reads_files_in_order_and_limit_is_a_sources_own(tmp_path):
     assert len({seed.id for seed in loaded.rows}) == 9
 
 
+def test_files_of_one_name_in_several_folders_keep_their_ids_apart(tmp_path):
+    for folder in ("a/train", "b/train"):
+        (tmp_path / folder).mkdir(parents=True)
+        (tmp_path / folder / "x.jsonl").write_bytes(LINES)
+    loaded = sources.read([part(tmp_path / "**/x.jsonl")], "dolly")
+    assert len({seed.id for seed in loaded.rows}) == len(loaded.rows) == 10
+
+
 def test_ids_stay_when_the_data_moves(tmp_path):
     for place in ("here", "there"):
         (tmp_path / place / "dolly").mkdir(parents=True)
