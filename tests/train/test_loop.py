@@ -6,7 +6,6 @@ import pytest
 from pydantic import ValidationError
 
 from bezoar_ray.errors import RecipeError
-
 from bezoar_ray.recipe import Recipe, Sft
 from bezoar_ray.train import loop, models
 from bezoar_ray.train.worker import Job
