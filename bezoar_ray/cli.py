@@ -65,10 +65,11 @@ def _status(options: argparse.Namespace) -> None:
 
 
 def _report(options: argparse.Namespace) -> None:
+    from bezoar_ray.progress import Progress
     from bezoar_ray.run import report_again
 
     store, recipe = _existing(options.dir)
-    report_again(recipe, store)
+    report_again(recipe, store, Progress())
     print(f"{store.root}/report.html")
 
 

@@ -56,10 +56,12 @@ def run(recipe: Recipe, store: Store, stages: list[str], progress: Progress) -> 
         return Run(recipe, store, progress).carry_out(stages)
 
 
-def report_again(recipe: Recipe, store: Store) -> None:
+def report_again(recipe: Recipe, store: Store, progress: Progress) -> None:
     """Write report and cards anew from what a run directory holds; what summary.json says of the run stays."""
     with store.lock():
-        outcome = _call("report", Context(recipe, store, "", Progress()))
+        progress.start("report")
+        outcome = _call("report", Context(recipe, store, "", progress))
+        progress.finish("done")
         save(store, "report", Done(fingerprint(recipe, "report"), 0.0, outcome.files, outcome.summary))
 
 
@@ -122,8 +124,9 @@ class Run:
 
     def _wrapped(self, error: Exception) -> BezoarError:
         """A fault that no stage foresaw, in one line; its traceback goes to the log."""
-        traceback.print_exception(error)
         where, last = self._store.path(_LOG), str(error).strip().splitlines()[-1:]
+        with open(where, "a") as log:
+            traceback.print_exception(error, file=log)
         return BezoarError(f"{type(error).__name__}: {''.join(last)}. The traceback is in {where}")
 
     def _end(self, status: str, machinery: "Machinery") -> None:

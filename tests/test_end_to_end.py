@@ -60,7 +60,6 @@ def test_a_second_run_makes_no_call_and_trains_nothing(small_run):
     assert {path: path.stat().st_mtime_ns for path in small_run.glob("checkpoints/**/*.safetensors")} == checkpoints
 
 
-@pytest.mark.soak
 def test_a_run_killed_in_every_stage_ends_as_an_undisturbed_one(small_run, tmp_path):
     run_dir, rng = tmp_path / "run", random.Random(0)
     for stage in ("generate", "filter", "sft", "dpo", "evaluate"):
@@ -87,7 +86,6 @@ def test_a_run_killed_in_every_stage_ends_as_an_undisturbed_one(small_run, tmp_p
     assert dict(after).items() <= dict(replies(run_dir)).items()
 
 
-@pytest.mark.soak
 def test_when_the_driver_alone_is_killed_nothing_of_the_run_is_left(tmp_path):
     command = Command(tmp_path / "run")
     command.wait_until(lambda: in_stage(tmp_path / "run", "generate") and len(replies(tmp_path / "run")) > 5)
@@ -98,7 +96,6 @@ def test_when_the_driver_alone_is_killed_nothing_of_the_run_is_left(tmp_path):
     assert [process.cmdline() for process in command.processes()] == []
 
 
-@pytest.mark.soak
 def test_an_interrupted_run_says_so_and_a_second_command_meets_the_lock(tmp_path):
     run_dir = tmp_path / "run"
     command = Command(run_dir)

@@ -8,7 +8,7 @@ from bezoar_ray.recipe import CHECKPOINTS
 from tests import miniatures
 from tests.end_to_end import Command, summary
 
-pytestmark = [pytest.mark.slow, pytest.mark.soak, pytest.mark.timeout(1200)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 
 # What a laptop lacks is replaced; architecture, prompt wrapper, chat template, LoRA targets and NF4 stay the recipe's.
 SMALL = [

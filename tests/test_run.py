@@ -120,7 +120,7 @@ def test_a_report_written_again_leaves_the_runs_status(tmp_path):
     with pytest.raises(BezoarError):
         go(tmp_path)
     before = (tmp_path / "summary.json").read_bytes()
-    report_again(load_recipe("tiny"), Store(tmp_path))
+    report_again(load_recipe("tiny"), Store(tmp_path), Progress())
     assert stages.calls[-1] == "report"
     assert (tmp_path / "summary.json").read_bytes() == before
 

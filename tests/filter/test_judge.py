@@ -15,11 +15,11 @@ def verdict(*replies, accept_rating=4.0):
     """The verdict where the judge gives these replies, and the calls it took."""
     calls = []
 
-    async def chat(messages, *, step, sample=0, sampling=None):
-        calls.append((step, sample, messages))
-        if replies[sample] is None:
+    async def chat(messages, *, step, attempt=0, sampling=None):
+        calls.append((step, attempt, messages))
+        if replies[attempt] is None:
             raise CallFailed("HTTP 400")
-        return Reply(replies[sample], "stop", 10, 5)
+        return Reply(replies[attempt], "stop", 10, 5)
 
     part = ModelPart(model="some-judge")
     return asyncio.run(judge_sample(SAMPLE, chat, "Fruit only.", part, accept_rating)), calls
