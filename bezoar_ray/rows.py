@@ -88,6 +88,11 @@ class Sample:
         """Instruction and input as one text: the user's turn in judging and training."""
         return task_text(self.instruction, self.input)
 
+    @property
+    def gate(self) -> str:
+        """What took it: a reason may go on, after a colon, about this row alone."""
+        return self.reason.partition(":")[0]
+
     def ended(self, status: str, reason: str) -> "Sample":
         """The same sample, at the end of its way."""
         return replace(self, status=status, reason=reason)

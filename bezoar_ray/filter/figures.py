@@ -9,15 +9,10 @@ from bezoar_ray.rows import Sample, Verdict
 Truth = Callable[[str, str], bool | None]
 
 
-def short(reason: str) -> str:
-    """The gate's name: a reason may go on after a colon."""
-    return reason.partition(":")[0]
-
-
 def funnel(samples: list[Sample]) -> dict[str, Any]:
     """How many rows ended where, and how many each gate took."""
     statuses = Counter(sample.status for sample in samples)
-    reasons = Counter(short(sample.reason) for sample in samples if sample.status != "accepted")
+    reasons = Counter(sample.gate for sample in samples if sample.status != "accepted")
     counts = {status: statuses[status] for status in ("accepted", "rejected", "failed")}
     return counts | {"reasons": dict(reasons.most_common())}
 

@@ -120,8 +120,8 @@ def _scheme(name: str, accepted: list[Sample], summary: dict[str, Any], store: S
 
 
 def _reasons(samples: list[Sample]) -> dict[str, int]:
-    """How many rows each gate took; what a reason says after a colon is about that row alone."""
-    return dict(Counter(sample.reason.partition(":")[0] for sample in samples).most_common())
+    """How many rows each gate took."""
+    return dict(Counter(sample.gate for sample in samples).most_common())
 
 
 def choose(samples: list[Sample], count: int = SHOWN) -> list[Sample]:
@@ -129,9 +129,8 @@ def choose(samples: list[Sample], count: int = SHOWN) -> list[Sample]:
     place: Counter[str] = Counter()
     ranked = []
     for sample in sorted(samples, key=lambda sample: sample.id):
-        reason = sample.reason.partition(":")[0]
-        place[reason] += 1
-        ranked.append((place[reason], sample.id, sample))
+        place[sample.gate] += 1
+        ranked.append((place[sample.gate], sample.id, sample))
     return [sample for _, _, sample in sorted(ranked, key=lambda entry: entry[:2])[:count]]
 
 

@@ -2,16 +2,9 @@
 
 from typing import Any
 
-from bezoar_ray.rows import Sample, sample_schema
-from bezoar_ray.store import Store
+from bezoar_ray.rows import Sample
 
 IGNORED = -100  # torch's label for "not in the loss"
-
-
-def accepted(store: Store, scheme: str) -> list[Sample]:
-    """The scheme's accepted samples, in id order, so that training does not depend on who arrived first."""
-    table = store.read_table(f"data/{scheme}/accepted", sample_schema())
-    return sorted((Sample.from_row(row) for row in table.to_pylist()), key=lambda sample: sample.id)
 
 
 def conversation(sample: Sample) -> list[dict[str, str]]:

@@ -4,6 +4,7 @@ from functools import partial
 from typing import Any
 
 from bezoar_ray.errors import BezoarError
+from bezoar_ray.samples import read_samples
 from bezoar_ray.stage import Context, Outcome
 from bezoar_ray.train import checkpoints, data, loop, models, pairs, worker
 from bezoar_ray.train.tokenizer import load_tokenizer
@@ -27,7 +28,7 @@ def run(context: Context) -> Outcome:
 def _schemes(context: Context) -> list[str]:
     """The schemes that have rows, in the order of training; the others are named."""
     order = context.recipe.sft.order
-    found = [scheme for scheme in order if data.accepted(context.store, scheme)]
+    found = [scheme for scheme in order if read_samples(context.store, scheme, "accepted")]
     for scheme in (scheme for scheme in order if scheme not in found):
         context.progress.say(f"warning: {scheme} has no accepted rows; its training step is left out")
     if not found:
@@ -52,7 +53,7 @@ def _steps(job: worker.Job, tokenizer: Any) -> tuple[list[loop.Step], int]:
     """A step by scheme, and how many rows were too long."""
     steps, left_out = [], 0
     for scheme in job.recipe.sft.order:
-        samples = data.accepted(job.store, scheme)[: job.recipe.sft.limit]
+        samples = read_samples(job.store, scheme, "accepted")[: job.recipe.sft.limit]
         rows = [data.encode(tokenizer, data.conversation(sample)) for sample in samples]
         kept = data.fitting(rows, job.recipe.sft.max_length)
         left_out += len(rows) - len(kept)

@@ -55,7 +55,7 @@ def fates(tmp_path):
         for status in ("accepted", "rejected", "failed"):
             rows = read_samples(Store(tmp_path), scheme, status)
             assert all(row.status == status for row in rows)
-            found |= {row.id: (status, row.reason.partition(":")[0]) for row in rows}
+            found |= {row.id: (status, row.gate) for row in rows}
     return found
 
 

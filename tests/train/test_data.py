@@ -43,8 +43,3 @@ def test_an_orca_row_brings_its_own_system_message(recipe: Recipe) -> None:
 def test_a_row_that_is_too_long_is_left_out_not_cut() -> None:
     short, long = {"input_ids": [1] * 4}, {"input_ids": [1] * 5}
     assert data.fitting([short, long], 4) == [short]
-
-
-def test_rows_come_in_the_order_of_their_ids(context: Context) -> None:
-    ids = [sample.id for sample in data.accepted(context.store, "lamini")]
-    assert ids == sorted(ids) and len(ids) == 8
