@@ -2,7 +2,6 @@
 
 from bezoar_ray.recipe import Recipe
 from bezoar_ray.rows import Sample
-from bezoar_ray.stage import Context
 from bezoar_ray.train import data
 from bezoar_ray.train.tokenizer import load_tokenizer
 
