@@ -2,7 +2,7 @@ import pytest
 
 from bezoar_ray.errors import RecipeError
 from bezoar_ray.manifest import fingerprint
-from bezoar_ray.recipe import load_recipe, parse_recipe
+from bezoar_ray.recipe import SCHEMES, Filter, load_recipe, parse_recipe
 
 SMALL = {"name": "x", "teacher": {"model": "t"}, "judges": [{"model": "j"}], "base": {"model": "b"}, "seeds": {}}
 
@@ -74,7 +74,17 @@ def changed(*overrides):
 
 
 def test_how_fields_redo_nothing():
-    assert changed("sft.workers=4", "judges.0.base_url=http://x", "teacher.actors=3", "serve.port=9") == []
+    assert (
+        changed(
+            "sft.workers=4",
+            "judges.0.base_url=http://x",
+            "teacher.actors=3",
+            "serve.port=9",
+            "teacher.engine={max_num_seqs: 8}",
+        )
+        == []
+    )
+    assert changed("teacher.engine={quantization: fp8}")[0] == "generate"
 
 
 def test_a_changed_rubric_redoes_the_filter_and_what_follows(tmp_path):
@@ -116,3 +126,12 @@ def test_a_folder_that_is_called_like_a_value_changes_nothing(tmp_path, monkeypa
 
 def test_an_unknown_operation_is_refused():
     assert "deepn" in refusal(generate={"evol_instruct": {"operations": {"deepn": 1}}})
+
+
+def test_rubrics_are_packaged_and_replaceable(tmp_path):
+    path = tmp_path / "rubric.txt"
+    path.write_text("Mine.")
+    assert len({Filter().rubric(scheme) for scheme in SCHEMES}) == 3
+    assert Filter(rubrics={"orca": str(path)}).rubric("orca") == "Mine."
+    with pytest.raises(RecipeError, match=r"filter\.rubrics\.orca: cannot read"):
+        Filter(rubrics={"orca": str(tmp_path / "none")}).rubric("orca")

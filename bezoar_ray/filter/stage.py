@@ -13,7 +13,7 @@ from bezoar_ray.fan_out import Line, fan_out
 from bezoar_ray.filter.dedup import reject_exact, reject_near
 from bezoar_ray.filter.figures import Truth, funnel, judging
 from bezoar_ray.filter.gates import gate
-from bezoar_ray.filter.judge import judge_sample, rubric_of
+from bezoar_ray.filter.judge import judge_sample
 from bezoar_ray.recipe import SCHEMES, ModelPart
 from bezoar_ray.rows import Sample, Verdict
 from bezoar_ray.samples import read_samples, write_samples
@@ -87,7 +87,7 @@ def _decided(sample: Sample) -> Sample:
 
 def _verdicts(samples: list[Sample], part: ModelPart, context: Context) -> dict[str, Verdict]:
     """One judge's verdicts by sample id, in one Ray Data pass."""
-    rubrics = {scheme: rubric_of(context.recipe.filter, scheme) for scheme in SCHEMES}
+    rubrics = {scheme: context.recipe.filter.rubric(scheme) for scheme in SCHEMES}
     ask = partial(_judge, part, rubrics, context.recipe.filter.accept_rating)
     line = Line(part, str(context.store.root), "judge", context.session)
     verdicts: dict[str, Verdict] = {}

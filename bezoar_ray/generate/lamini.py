@@ -7,8 +7,6 @@ import random
 import re
 from collections.abc import AsyncIterator
 from dataclasses import replace
-from importlib import resources
-from pathlib import Path
 
 from bezoar_ray.errors import RecipeError
 from bezoar_ray.generate.prompts import concise_answer, new_instructions
@@ -28,17 +26,12 @@ def plan(part: Lamini, recipe_seed: int, seeds: list[Seed]) -> list[Work]:
 
 
 def read_topics(part: Lamini) -> list[str]:
-    """One topic a line, from the recipe's file or the packaged list.
+    """The recipe's topics, each once.
 
     Raises:
-        RecipeError: the file cannot be read, or has too few topics for one call.
+        RecipeError: there are too few for one call.
     """
-    packaged = resources.files("bezoar_ray.generate") / "topics.txt"
-    try:
-        text = Path(part.topics).read_text() if part.topics else packaged.read_text()
-    except OSError as error:
-        raise RecipeError(f"generate.lamini.topics: cannot read {part.topics!r}: {error.strerror}") from error
-    topics = list(dict.fromkeys(line.strip() for line in text.splitlines() if line.strip()))
+    topics = list(dict.fromkeys(line.strip() for line in part.topics_text.splitlines() if line.strip()))
     if len(topics) < part.topics_per_call:
         raise RecipeError(
             f"generate.lamini.topics: {part.topics!r} has {len(topics)} topics, fewer than topics_per_call "

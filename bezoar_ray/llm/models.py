@@ -3,7 +3,10 @@
 import hashlib
 from pathlib import Path
 
+import orjson
+
 from bezoar_ray.recipe import ModelPart
+from bezoar_ray.recipe.part import decisive
 from bezoar_ray.store import digest
 
 
@@ -19,10 +22,11 @@ def model_path(name: str) -> str:
 def identity(part: ModelPart) -> str:
     """Who answers, for the ledger's key: `name@revision` at an endpoint or on the hub, a fingerprint for local weights.
 
-    For a model that we run, the chat template and the type of the weights decide the answer too.
+    For a model that we run, the chat template, the type of the weights and some engine arguments decide the answer too.
     """
     if part.base_url:
         return f"{part.model}@{part.revision or 'current'}"
     path = model_path(part.model)
     who = digest(Path(path)) if Path(path).is_dir() else f"{part.model}@{part.revision or 'main'}"
-    return f"{who}:{part.dtype}:{hashlib.sha256((part.template or '').encode()).hexdigest()[:8]}"
+    how = orjson.dumps([part.template, decisive(part.engine)], option=orjson.OPT_SORT_KEYS)
+    return f"{who}:{part.dtype}:{hashlib.sha256(how).hexdigest()[:8]}"

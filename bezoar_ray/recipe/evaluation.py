@@ -3,7 +3,7 @@
 from typing import Annotated, Any, Literal
 
 from bezoar_ray.recipe.models import ModelPart
-from bezoar_ray.recipe.part import FILES, HOW, Part, Positive
+from bezoar_ray.recipe.part import FILES, HOW, Part, Positive, decisive
 
 CHECKPOINTS = ("base", "sft", "hh-sft", "dpo")
 
@@ -25,6 +25,10 @@ class Serve(Part):
     """Ray CPUs per replica."""
     num_gpus: Annotated[float, HOW] = 0.0
     """Ray GPUs per replica."""
+
+    def what(self) -> dict[str, Any]:
+        """With the engine's arguments that change what the checkpoints say."""
+        return super().what() | {"engine": decisive(self.engine)}
 
 
 class HarnessTask(Part):

@@ -1,10 +1,10 @@
 """Generation and filtering: the schemes and what is accepted of their rows."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from bezoar_ray.recipe.part import FILES, Part, Positive, Share
+from bezoar_ray.recipe.part import Part, Positive, Share, packaged_text
 
 SCHEMES = ("lamini", "evol_instruct", "orca")
 Operation = Literal["constraints", "deepen", "concretise", "reasoning", "complicate_input", "breadth"]
@@ -23,8 +23,17 @@ class Lamini(Part):
     """Topics named in a topic-guided call."""
     topic_guided: Share = 0.5
     """Share of the calls that are topic-guided; the others are example-guided."""
-    topics: Annotated[str | None, FILES] = None
+    topics: str | None = None
     """File with one topic a line, in place of the packaged list."""
+
+    @property
+    def topics_text(self) -> str:
+        """The topics, one a line."""
+        return packaged_text("topics.txt", self.topics, "generate.lamini.topics")
+
+    def what(self) -> dict[str, Any]:
+        """With the topics themselves in place of their file."""
+        return super().what() | {"topics": self.topics_text}
 
 
 class EvolInstruct(Part):
@@ -76,7 +85,15 @@ class Filter(Part):
 
     accept_rating: Annotated[float, Field(ge=1, le=5)] = 4.0
     """Lowest rating, from 1 to 5, that a judge accepts."""
-    rubrics: Annotated[dict[Literal["lamini", "evol_instruct", "orca"], str], FILES] = {}
+    rubrics: dict[Literal["lamini", "evol_instruct", "orca"], str] = {}
     """A text file by scheme in place of the packaged rubric."""
     judge: bool = True
     """Whether judges are asked at all; without them, what passes the gates is accepted (for ablations)."""
+
+    def rubric(self, scheme: str) -> str:
+        """What a judge is told to look for in a scheme's rows."""
+        return packaged_text(f"rubrics/{scheme}.txt", self.rubrics.get(scheme), f"filter.rubrics.{scheme}")
+
+    def what(self) -> dict[str, Any]:
+        """With the rubrics themselves in place of their files."""
+        return super().what() | {"rubrics": {scheme: self.rubric(scheme) for scheme in SCHEMES}}

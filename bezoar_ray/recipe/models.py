@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 from pydantic import model_validator
 
-from bezoar_ray.recipe.part import FILES, HOW, Part, Positive
+from bezoar_ray.recipe.part import FILES, HOW, Part, Positive, decisive
 
 
 class Prices(Part):
@@ -58,6 +58,10 @@ class ModelPart(Part):
     """Ray CPUs per actor."""
     num_gpus: Annotated[float, HOW] = 0.0
     """Ray GPUs per actor."""
+
+    def what(self) -> dict[str, Any]:
+        """With the engine's arguments that change what the model says."""
+        return super().what() | {"engine": decisive(self.engine)}
 
     @property
     def template(self) -> str | None:

@@ -2,13 +2,21 @@
 
 import glob
 import hashlib
+from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from bezoar_ray.errors import RecipeError
+
 HOW = "how"
 FILES = "files"  # the field names files or a folder: their content counts in its place, where there are any
+_PLACEMENT = {
+    "tensor_parallel_size", "pipeline_parallel_size", "data_parallel_size", "gpu_memory_utilization", "max_num_seqs",
+    "max_num_batched_tokens", "enforce_eager", "enable_prefix_caching", "enable_chunked_prefill", "async_scheduling",
+    "distributed_executor_backend", "swap_space", "cpu_offload_gb", "max_parallel_loading_workers", "download_dir",
+}  # fmt: skip
 Positive = Annotated[int, Field(gt=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
 
@@ -22,6 +30,23 @@ class Part(BaseModel):
         """The fields that decide what comes out, with the content of named files in place of their paths."""
         fields = {name: field.metadata for name, field in type(self).model_fields.items() if HOW not in field.metadata}
         return {name: _what(getattr(self, name), FILES in marks) for name, marks in fields.items()}
+
+
+def decisive(engine: dict[str, Any]) -> dict[str, Any]:
+    """The vLLM engine arguments that change what is said, not only how fast."""
+    return {key: value for key, value in engine.items() if key not in _PLACEMENT}
+
+
+def packaged_text(name: str, own: str | None, field: str) -> str:
+    """The text of the recipe's own file for a field, or the one that comes with the package, in `recipes/`.
+
+    Raises:
+        RecipeError: the file cannot be read.
+    """
+    try:
+        return Path(own).read_text() if own else resources.files("bezoar_ray").joinpath("recipes", name).read_text()
+    except OSError as error:
+        raise RecipeError(f"{field}: cannot read {own!r}: {error.strerror}") from error
 
 
 def matches(pattern: str) -> list[Path]:

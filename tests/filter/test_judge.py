@@ -2,10 +2,9 @@ import asyncio
 
 import pytest
 
-from bezoar_ray.errors import RecipeError
-from bezoar_ray.filter.judge import judge_sample, rubric_of
+from bezoar_ray.filter.judge import judge_sample
 from bezoar_ray.llm.chat import CallFailed, Reply
-from bezoar_ray.recipe import SCHEMES, Filter, ModelPart
+from bezoar_ray.recipe import ModelPart
 from bezoar_ray.rows import Sample, Verdict
 
 SAMPLE = Sample(id="1", scheme="orca", operation="x", system="Be kind.", instruction="Name a fruit.", response="Fig.")
@@ -53,12 +52,3 @@ def test_nonsense_twice_is_never_accepted(reply):
 def test_a_failed_call_is_a_failed_verdict():
     found, calls = verdict(None)
     assert (found.status, found.reason, len(calls)) == ("failed", "call: HTTP 400", 1)
-
-
-def test_rubrics_are_packaged_and_replaceable(tmp_path):
-    path = tmp_path / "rubric.txt"
-    path.write_text("Mine.")
-    assert len({rubric_of(Filter(), scheme) for scheme in SCHEMES}) == 3
-    assert rubric_of(Filter(rubrics={"orca": str(path)}), "orca") == "Mine."
-    with pytest.raises(RecipeError, match=r"filter\.rubrics\.orca: cannot read"):
-        rubric_of(Filter(rubrics={"orca": str(tmp_path / "none")}), "orca")
