@@ -18,7 +18,7 @@ def funnel(samples: list[Sample]) -> dict[str, Any]:
 
 
 def judging(samples: list[Sample], truth: Truth | None) -> dict[str, Any]:
-    """By judge: rows rated and not, agreement with the first judge, and precision and recall where `truth` is known.
+    """By judge: rows rated and not, how far it agrees with the first judge, and precision and recall by `truth`.
 
     `truth` is asked for rows that the first judge rated; it is given with the judge whose world it belongs to.
     """
@@ -29,16 +29,33 @@ def judging(samples: list[Sample], truth: Truth | None) -> dict[str, Any]:
         rated = [(sample, said) for sample, said in own if said.status != "failed"]
         found[verdict.judge] = {"rated": len(rated), "unrated": len(own) - len(rated)}
         if place:
-            found[verdict.judge]["agreement"] = _agreement(rated)
+            found[verdict.judge] |= _agreement(rated)
         elif truth:
             found[verdict.judge] |= _quality(rated, truth)
     return found
 
 
-def _agreement(rated: list[tuple[Sample, Verdict]]) -> float | None:
-    """Share of the rows that both judges rated on which they decide alike."""
-    both = [sample.verdicts[0].status == said.status for sample, said in rated if sample.verdicts[0].status != "failed"]
-    return _share(sum(both), len(both))
+def _agreement(rated: list[tuple[Sample, Verdict]]) -> dict[str, float | None]:
+    """Over the rows that both judges rated: the share decided alike, Cohen's kappa of the decisions (beyond chance,
+    doi 10.1177/001316446002000104), and its form for ratings, weighted by the square of their distance."""
+    both = [(first, said) for sample, said in rated if (first := sample.verdicts[0]).status != "failed"]
+    decisions = [[verdict.status for verdict in side] for side in zip(*both, strict=True)] or [[], []]
+    ratings = [[round(verdict.rating) for verdict in side] for side in zip(*both, strict=True)] or [[], []]
+    alike = sum(a == b for a, b in zip(*decisions, strict=True))
+    return {
+        "agreement": _share(alike, len(both)),
+        "kappa": _kappa(*decisions),
+        "rating_kappa": _kappa(*ratings, labels=range(1, 6), weights="quadratic"),
+    }
+
+
+def _kappa(first: list[Any], second: list[Any], **how: Any) -> float | None:
+    """None where it is not defined: without rows, or where both say the same of all."""
+    from sklearn.metrics import cohen_kappa_score
+
+    if len({*first, *second}) < 2:
+        return None
+    return round(float(cohen_kappa_score(first, second, **how)), 4)
 
 
 def _quality(rated: list[tuple[Sample, Verdict]], truth: Truth) -> dict[str, Any]:

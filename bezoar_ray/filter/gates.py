@@ -33,8 +33,8 @@ def is_empty(sample: Sample) -> bool:
 
 
 def is_truncated(sample: Sample) -> bool:
-    """The engine cut the response off at its longest."""
-    return sample.finish_reason == "length"
+    """The response was cut off: at its longest, or by a provider's own filter."""
+    return sample.finish_reason not in ("stop", "")
 
 
 def is_refusal(sample: Sample) -> bool:

@@ -10,6 +10,7 @@ import orjson
 from bezoar_ray import sources
 from bezoar_ray.errors import BezoarError
 from bezoar_ray.fan_out import Line, fan_out
+from bezoar_ray.filter.decision import decided
 from bezoar_ray.filter.dedup import reject_exact, reject_near
 from bezoar_ray.filter.figures import Truth, funnel, judging
 from bezoar_ray.filter.gates import gate
@@ -70,19 +71,13 @@ def _gated(sample: Sample) -> Sample:
 
 
 def _judged(samples: list[Sample], context: Context) -> list[Sample]:
-    """The samples with the verdicts of all judges; the first judge decides."""
+    """The samples with the verdicts of all judges, and at their end."""
     if not context.recipe.filter.judge:
         return [sample.ended("accepted", "") for sample in samples]
     for part in context.recipe.judges:
         verdicts = _verdicts(samples, part, context)
         samples = [replace(sample, verdicts=[*sample.verdicts, verdicts[sample.id]]) for sample in samples]
-    return [_decided(sample) for sample in samples]
-
-
-def _decided(sample: Sample) -> Sample:
-    verdict = sample.verdicts[0]
-    reasons = {"accepted": "", "rejected": "judge", "failed": f"unrated: {verdict.reason}"}
-    return sample.ended(verdict.status, reasons[verdict.status])
+    return [decided(sample, context.recipe.filter) for sample in samples]
 
 
 def _verdicts(samples: list[Sample], part: ModelPart, context: Context) -> dict[str, Verdict]:

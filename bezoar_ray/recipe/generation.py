@@ -85,6 +85,8 @@ class Filter(Part):
 
     accept_rating: Annotated[float, Field(ge=1, le=5)] = 4.0
     """Lowest rating, from 1 to 5, that a judge accepts."""
+    combine: Literal["first", "all", "majority", "mean"] = "first"
+    """Who decides: the first judge, all of them, more than half, or their mean rating."""
     rubrics: dict[Literal["lamini", "evol_instruct", "orca"], str] = {}
     """A text file by scheme in place of the packaged rubric."""
     judge: bool = True

@@ -28,7 +28,7 @@ class Recipe(Part):
     teacher: ModelPart
     """Writes the synthetic rows."""
     judges: Annotated[tuple[ModelPart, ...], Field(min_length=1)]
-    """Rate the rows in place of people; a row must please the first."""
+    """Rate the rows in place of people; `filter.combine` says who decides."""
     base: Base
     """The model that is trained."""
     seeds: Seeds

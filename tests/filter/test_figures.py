@@ -3,7 +3,8 @@ from bezoar_ray.rows import Sample, Verdict
 
 
 def sample(*statuses, right=None, status="generated", reason=""):
-    verdicts = [Verdict(f"judge{n}", s) for n, s in enumerate(statuses)]
+    ratings = {"accepted": 5.0, "rejected": 2.0, "failed": None}
+    verdicts = [Verdict(f"judge{n}", s, ratings[s]) for n, s in enumerate(statuses)]
     return Sample(
         id="1", scheme="orca", operation="x", response=str(right), status=status, reason=reason, verdicts=verdicts
     )
@@ -38,7 +39,22 @@ def test_further_judges_are_compared_with_the_first():
     rows += [sample("rejected", "failed")]
     found = judging(rows, None)
     assert found["judge0"] == {"rated": 3, "unrated": 1}
-    assert found["judge1"] == {"rated": 3, "unrated": 1, "agreement": 0.5}
+    assert found["judge1"] == {"rated": 3, "unrated": 1, "agreement": 0.5, "kappa": 0.0, "rating_kappa": 0.0}
+
+
+def test_kappa_is_agreement_beyond_chance():
+    """By hand: both accept 20, both reject 15, 5 and 10 differ: 0.7 observed, 0.5 by chance."""
+    rows = [sample("accepted", "accepted")] * 20 + [sample("rejected", "rejected")] * 15
+    rows += [sample("accepted", "rejected")] * 5 + [sample("rejected", "accepted")] * 10
+    assert judging(rows, None)["judge1"]["kappa"] == 0.4
+
+
+def test_ratings_that_differ_by_little_agree_more_than_decisions_do():
+    rows = [Sample(id="1", scheme="orca", operation="x", verdicts=[Verdict("a", *a), Verdict("b", *b)])
+            for a, b in [(("accepted", 4.0), ("rejected", 3.0)), (("rejected", 1.0), ("rejected", 1.0)),
+                         (("accepted", 5.0), ("accepted", 5.0)), (("rejected", 3.0), ("accepted", 4.0))]]  # fmt: skip
+    found = judging(rows, None)["b"]
+    assert found["kappa"] == 0.0 and found["rating_kappa"] > 0.8
 
 
 def test_without_a_judge_there_is_nothing_to_say():

@@ -80,7 +80,7 @@ def test_every_row_ends_with_its_gate_and_only_what_is_left_is_judged(ray_sessio
     }  # fmt: skip
     assert outcome.summary["judge"] == {
         "first": {"rated": 3, "unrated": 1},
-        "second": {"rated": 3, "unrated": 1, "agreement": 1.0},
+        "second": {"rated": 3, "unrated": 1, "agreement": 1.0, "kappa": 1.0, "rating_kappa": 1.0},
     }
     (row,) = read_samples(Store(tmp_path), "lamini", "accepted")
     assert [(v.judge, v.status, v.rating, v.reason) for v in row.verdicts] == [

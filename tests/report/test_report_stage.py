@@ -131,7 +131,7 @@ def test_the_four_checkpoints_stand_side_by_side_with_their_errors_and_mean(cont
 def test_the_page_says_what_was_called_paid_judged_and_allowed(context):
     text = text_of(page_of(context))
     assert "teacher tiny-teacher 705 700 3 1,234 567 $1.25 700" in text
-    assert "tiny-judge 51 0 – 50 96.0 % 87.5 %" in text
+    assert "tiny-judge 51 0 – – – 50 96.0 % 87.5 %" in text
     assert "May the result be used commercially? yes" in text
     assert "python 3.11.9" in text
 
