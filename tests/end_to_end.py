@@ -21,6 +21,8 @@ SMALL = [
     "evaluate.harness.tasks.0.limit=20", "evaluate.harness.tasks.1.limit=20", "evaluate.mt_bench.limit=4",
 ]  # fmt: skip
 _MARK = "BEZOAR_TEST_MARK"
+# A shell that runs the tests in its background has them ignore Ctrl-C, and what they start would ignore it, too.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 class Command:

@@ -42,8 +42,9 @@ def serve_forever(recipe: Recipe, store: Store) -> None:
     key = _key_for(recipe.serve.host)
     with _deployed(recipe, store, recipe.serve.host, recipe.serve.port, key) as base_url:
         print(_greeting(base_url, model_names(store), guarded=key is not None), flush=True)
-        while True:
-            time.sleep(3600)
+        with contextlib.suppress(KeyboardInterrupt):
+            while True:
+                time.sleep(3600)
 
 
 def _key_for(host: str) -> str | None:
