@@ -81,6 +81,7 @@ def test_two_workers_train_one_adapter(ray_session: None, context: Context, zero
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 def test_a_killed_run_goes_on_from_its_last_checkpoint(context: Context, tmp_path: Path) -> None:
     """Killed in the second data set: the first is not trained again, and the account has every step once."""
     long = changed(context.recipe, epochs=200, learning_rate=1e-3, checkpoint_every=100)
@@ -92,7 +93,7 @@ def test_a_killed_run_goes_on_from_its_last_checkpoint(context: Context, tmp_pat
     kill(first)
     log = context.store.path("logs/sft.log")
     log.unlink()
-    assert subprocess.run(command, stdout=subprocess.DEVNULL, timeout=300).returncode == 0
+    assert subprocess.run(command, stdout=subprocess.DEVNULL, timeout=800).returncode == 0
     losses = {line for line in log.read_text().splitlines() if line.startswith("{'loss'")}  # some are printed twice
     by_step = context.store.read_json("train/sft/result.json")["sft"]["by_step"]
     steps = [point["step"] for point in by_step]
@@ -108,11 +109,11 @@ def at(context: Context) -> int:
 
 def until(reached: Any) -> None:
     """Wait, on a busy machine too."""
-    for _ in range(3000):
+    for _ in range(8000):
         if reached():
             return
         time.sleep(0.1)
-    raise AssertionError("not reached in five minutes")
+    raise AssertionError("not reached in 13 minutes")
 
 
 def kill(process: subprocess.Popen) -> None:
