@@ -178,13 +178,8 @@ def missing_files(recipe: Recipe) -> Iterator[tuple[str, str]]:
     for field in ("questions", "references") if bench else ():
         name = getattr(bench, field)
         if name and name != "tiny" and not Path(name).is_file():
-            yield (
-                "evaluate",
-                (
-                    f"evaluate.mt_bench.{field}: no file {name!r}. See fastchat/llm_judge/data/mt_bench in FastChat, "
-                    "or --set evaluate.mt_bench=null"
-                ),
-            )
+            where = "See fastchat/llm_judge/data/mt_bench in FastChat, or --set evaluate.mt_bench=null"
+            yield "evaluate", f"evaluate.mt_bench.{field}: no file {name!r}. {where}"
 
 
 def _advice() -> Iterator[str]:

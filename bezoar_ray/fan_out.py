@@ -28,6 +28,11 @@ class Line:
     role: str
     session: str
 
+    @property
+    def log(self) -> Path:
+        """Where the actors write."""
+        return Path(self.root) / "logs" / f"{self.role}.log"
+
 
 def fan_out(items: list[bytes], function: Function, line: Line) -> Iterator[bytes]:
     """The rows that an async function makes of each item, in the order in which they are done.
@@ -67,7 +72,7 @@ class _Actor:
     """An actor with one open model; the work itself is the function's."""
 
     def __init__(self, function: Function, line: Line):
-        redirect(Path(line.root) / "logs" / f"{line.role}.log")
+        redirect(line.log)
         self._function, self._line, self._talker = function, line, None
 
     async def __call__(self, batch: dict[str, Any]) -> AsyncIterator[dict[str, list[bytes]]]:
@@ -86,8 +91,7 @@ class _Actor:
         if isinstance(error, BezoarError):
             return error
         traceback.print_exception(error)
-        log = Path(self._line.root) / "logs" / f"{self._line.role}.log"
-        return BezoarError(f"{self._line.role}: {type(error).__name__}: {error}. More in {log}")
+        return BezoarError(f"{self._line.role}: {type(error).__name__}: {error}. More in {self._line.log}")
 
 
 async def interleaved(streams: Iterable[AsyncIterator[T]]) -> AsyncIterator[T]:

@@ -6,10 +6,11 @@ from the ledger). A torn last line is dropped. An intent that nothing settles co
 """
 
 import asyncio
+import contextlib
 import hashlib
 import os
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -84,28 +85,32 @@ class Ledger:
             try:
                 await asyncio.to_thread(self._append, b"".join(line for line, _ in batch))
             except BezoarError as error:
-                _settle(batch, lambda done, error=error: done.set_exception(error))
+                _settle(batch, error)
             else:
-                _settle(batch, lambda done: done.set_result(None))
+                _settle(batch)
 
     def _append(self, data: bytes) -> None:
         """Write all of it or nothing: half a line would join with the next one."""
-        size, left = os.fstat(self._segment.fileno()).st_size, memoryview(data)
+        file, left, size = self._segment.fileno(), memoryview(data), None
         try:
+            size = os.fstat(file).st_size
             while left:
                 left = left[self._segment.write(left) :]
-            os.fsync(self._segment.fileno())
+            os.fsync(file)
         except OSError as error:
-            os.ftruncate(self._segment.fileno(), size)
+            if size is not None:
+                with contextlib.suppress(OSError):  # the first fault is the one to tell; nobody may wait for ever
+                    os.ftruncate(file, size)
             raise BezoarError(
                 f"cannot write {self._segment.name}: {error.strerror}. Free space; run the same command again to go on"
             ) from error
 
 
-def _settle(batch: list[tuple[bytes, asyncio.Future[None]]], settle: Callable[[asyncio.Future[None]], None]) -> None:
+def _settle(batch: list[tuple[bytes, asyncio.Future[None]]], error: BezoarError | None = None) -> None:
     for _, done in batch:
-        if not done.done():  # nobody waits any more where a call was cancelled
-            settle(done)
+        if done.done():  # a cancelled call, which nobody waits for any more
+            continue
+        done.set_exception(error) if error else done.set_result(None)
 
 
 def accounts(root: str | Path, session: str) -> dict[str, dict[str, Any]]:

@@ -74,6 +74,6 @@ def _content(pattern: str) -> str | None:
         if path.is_file():
             with open(path, "rb") as file:
                 total.update(hashlib.file_digest(file, "sha256").digest())
-        for inner in sorted(path.rglob("*")) if path.is_dir() else ():
+        for inner in sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else ():
             total.update(f"{inner.relative_to(path)}:{inner.stat().st_size}:{inner.stat().st_mtime_ns}".encode())
     return total.hexdigest() if found else None
