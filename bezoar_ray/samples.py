@@ -1,24 +1,84 @@
 """The samples of a run directory: `data/<scheme>/<status>/part-*.parquet`, where the stages meet."""
 
+import math
+import tempfile
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator
+from itertools import product
+from pathlib import Path
+from types import TracebackType
+
+import orjson
+import pyarrow.parquet as pq
+
 from bezoar_ray.rows import Sample, sample_schema, sample_table
 from bezoar_ray.store import Store
 
-ROWS_PER_FILE = 50_000
+ROWS_PER_FILE = 10_000
 
 
 def read_samples(store: Store, scheme: str, status: str) -> list[Sample]:
     """The samples of one scheme and status, in the order of their ids."""
-    table = store.read_table(f"data/{scheme}/{status}", sample_schema())
-    return [Sample.from_row(row) for row in table.to_pylist()]
+    return list(iter_samples(store, scheme, status))
 
 
-def write_samples(store: Store, scheme: str, status: str, samples: list[Sample]) -> list[str]:
-    """Write the samples of one scheme and status anew, sorted by id; the names of the files."""
-    folder = f"data/{scheme}/{status}"
-    store.remove(folder)
-    ordered = sorted(samples, key=lambda sample: sample.id)
-    names = []
-    for start in range(0, len(ordered), ROWS_PER_FILE):
-        names.append(f"{folder}/part-{len(names):05}.parquet")
-        store.replace_table(names[-1], sample_table(ordered[start : start + ROWS_PER_FILE]))
-    return names
+def iter_samples(store: Store, scheme: str, status: str) -> Iterator[Sample]:
+    """The same, a file at a time in memory."""
+    for name in store.list(f"data/{scheme}/{status}", ".parquet"):
+        for row in pq.read_table(store.path(name), schema=sample_schema()).to_pylist():
+            yield Sample.from_row(row)
+
+
+def count_samples(store: Store, scheme: str, status: str) -> int:
+    """How many samples there are of one scheme and status."""
+    names = store.list(f"data/{scheme}/{status}", ".parquet")
+    return sum(pq.read_metadata(store.path(name)).num_rows for name in names)
+
+
+class SampleFiles:
+    """Writes the samples in some folders anew, some thousands in the order of their ids at a time."""
+
+    def __init__(self, store: Store, schemes: Iterable[str], statuses: Iterable[str]):
+        self._store = store
+        self._counts: Counter[str] = Counter()
+        self.names: list[str] = []
+        for scheme, status in product(schemes, statuses):
+            store.remove(f"data/{scheme}/{status}")
+
+    def write(self, samples: Iterable[Sample], folder: str | None = None) -> None:
+        """The next samples: each to the folder of its scheme and status, or to `folder` in the place of its status."""
+        folders: dict[str, list[Sample]] = defaultdict(list)
+        for sample in samples:
+            folders[f"data/{sample.scheme}/{folder or sample.status}"].append(sample)
+        for name, rows in folders.items():
+            self.names.append(f"{name}/part-{self._counts[name]:05}.parquet")
+            self._store.replace_table(self.names[-1], sample_table(rows))
+            self._counts[name] += 1
+
+
+class Spill:
+    """Rows that come in any order, kept on disk, and read back in the order of their ids without holding them all."""
+
+    def __init__(self, expected: int):
+        self._folder = tempfile.TemporaryDirectory(prefix="bezoar-")
+        count = max(1, math.ceil(expected / ROWS_PER_FILE))
+        self._files = [open(Path(self._folder.name, f"{n:05}"), "w+b") for n in range(count)]
+
+    def add(self, row: bytes) -> None:
+        """One row: a line of JSON with an `id`."""
+        place = int(orjson.loads(row)["id"][:8], 16) * len(self._files) >> 32
+        self._files[place].write(row + b"\n")
+
+    def __iter__(self) -> Iterator[list[dict]]:
+        """The rows, in lists of some thousands."""
+        for file in self._files:
+            file.seek(0)
+            yield sorted(map(orjson.loads, file), key=lambda row: row["id"])
+
+    def __enter__(self) -> "Spill":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        for file in self._files:
+            file.close()
+        self._folder.cleanup()

@@ -72,6 +72,15 @@ class Store:
         path = self.path(prefix)
         shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
 
+    @contextlib.contextmanager
+    def scratch(self) -> Iterator[Path]:
+        """A folder for what only the block needs, on a disk that the whole cluster sees."""
+        self.remove("scratch")
+        try:
+            yield self.path("scratch")
+        finally:
+            self.remove("scratch")
+
     def read_json(self, name: str) -> Any:
         """A JSON file's value, or None where there is no such file."""
         return orjson.loads(self.read(name)) if self.exists(name) else None

@@ -1,12 +1,16 @@
 """Ray Data actors against a real HTTP server that answers as its test tells it."""
 
-import asyncio
+import os
+import signal
+import threading
 
 import pytest
 
-from bezoar_ray.errors import RecipeError
-from bezoar_ray.fan_out import Line, fan_out, interleaved
-from bezoar_ray.recipe import ModelPart
+from bezoar_ray.errors import BudgetReached, RecipeError
+from bezoar_ray.fan_out import Cells, Pass, Place, fan_out, spool
+from bezoar_ray.llm.ledger import accounts
+from bezoar_ray.llm.limits import Limit
+from bezoar_ray.recipe import ModelPart, Prices
 from tests.endpoint import serving
 
 
@@ -18,39 +22,87 @@ async def twice(item, talker):
     yield (await chat([{"role": "user", "content": first.text}], step="second")).text.encode()
 
 
-def line(server, tmp_path) -> Line:
-    return Line(ModelPart(model="m", base_url=server.url, max_in_flight=16), str(tmp_path), "teacher", "s1")
+async def once(item, talker):
+    yield (await talker.for_row(item.decode())([{"role": "user", "content": item.decode()}], step="x")).text.encode()
+
+
+def part(server, **more) -> ModelPart:
+    return ModelPart(**{"model": "m", "base_url": server.url, "max_in_flight": 16} | more)
+
+
+def rows(server, tmp_path, items, function=twice, tail=(), limits=(), **more):
+    place = Place(str(tmp_path), "s1", limits)
+    head = spool(items, tmp_path / "scratch/items.arrow"), Pass(function, part(server, **more), "teacher")
+    return list(fan_out([head], [Pass(f, part(server), "judge") for f in tail], place))
+
+
+ITEMS = [str(n).encode() for n in range(30)]
+
+
+def mark(messages):
+    return f"{messages[-1]['content']}!"
 
 
 def test_every_row_of_every_item_arrives_once(ray_session, tmp_path):
-    with serving(lambda messages: f"{messages[-1]['content']}!") as server:
-        items = [str(n).encode() for n in range(30)]
-        rows = list(fan_out(items, twice, line(server, tmp_path)))
-        assert sorted(rows) == sorted(item + mark for item in items for mark in (b"!", b"!!"))
+    with serving(mark) as server:
+        found = rows(server, tmp_path, ITEMS)
+        assert sorted(found) == sorted(item + end for item in ITEMS for end in (b"!", b"!!"))
         assert len(server.requests) == 60
         assert server.most_at_once > 4
-        assert sorted(fan_out(items, twice, line(server, tmp_path))) == sorted(rows)
+        assert sorted(rows(server, tmp_path, ITEMS)) == sorted(found)
         assert len(server.requests) == 60  # the second time all came from the ledger
+
+
+def test_rows_go_on_to_the_next_model_while_others_are_still_being_made(ray_session, tmp_path):
+    judged = threading.Event()
+
+    def answer(messages):
+        text = messages[-1]["content"]
+        if text == "slow":
+            assert judged.wait(60)
+        if text.endswith("!"):
+            judged.set()
+        return f"{text}!"
+
+    with serving(answer) as server:
+        found = rows(server, tmp_path, [b"slow", *ITEMS], once, tail=[once])
+    assert sorted(found) == sorted(item + b"!!" for item in [b"slow", *ITEMS])
 
 
 def test_an_error_of_ours_arrives_as_it_was_raised(ray_session, tmp_path):
     with serving(lambda _: 401) as server, pytest.raises(RecipeError, match="answers 401: the key is wrong or missing"):
-        list(fan_out([b"1", b"2"], twice, line(server, tmp_path)))
+        rows(server, tmp_path, ITEMS)
 
 
 def test_without_items_nothing_is_started(tmp_path):
-    assert list(fan_out([], twice, Line(ModelPart(model="no such"), str(tmp_path), "teacher", "s1"))) == []
+    nothing = spool([], tmp_path / "none.arrow")
+    assert nothing == Cells(str(tmp_path / "none.arrow"), 0)
+    assert list(fan_out([(nothing, Pass(once, ModelPart(model="no such"), "teacher"))], [], Place("", "s1"))) == []
 
 
-def test_streams_are_merged_as_their_items_come():
-    async def stream(name, waits):
-        for number, wait in enumerate(waits):
-            await asyncio.sleep(wait)
-            yield f"{name}{number}"
+def test_a_budget_is_never_exceeded_and_what_was_paid_for_is_kept(ray_session, tmp_path):
+    prices = Prices(input=0.0, output=1000.0)  # two tokens an answer: 0.002 dollars, at most 0.01
+    limits = (Limit("generate.budget_usd", 0.05, ("teacher",)),)
+    with serving(mark) as server:
+        with pytest.raises(BudgetReached, match=r"generate\.budget_usd of 0\.05 dollars is reached: 0\.04"):
+            rows(server, tmp_path, ITEMS, once, limits=limits, prices=prices, max_tokens=10)
+        spent = accounts(tmp_path, "s1")["teacher"]
+        assert 0.04 <= spent["usd"] <= 0.05 and spent["sent"] == len(server.requests)
+        more = (Limit("generate.budget_usd", 5.0, ("teacher",)),)
+        assert len(rows(server, tmp_path, ITEMS, once, limits=more, prices=prices, max_tokens=10)) == 30
+        assert len(server.requests) == 30
 
-    async def collect():
-        return [
-            item async for item in interleaved([stream("slow", [0.2, 0.2]), stream("fast", [0.1, 0.2]), stream("", [])])
-        ]
 
-    assert asyncio.run(collect()) == ["fast0", "slow0", "fast1", "slow1"]
+def test_an_actor_that_dies_is_replaced_and_its_rows_are_done_again_from_the_ledger(ray_session, tmp_path):
+    died = tmp_path / "died"
+
+    async def deadly(item, talker):
+        reply = await talker.for_row(item.decode())([{"role": "user", "content": item.decode()}], step="x")
+        if item == b"17" and not died.exists():
+            died.touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        yield reply.text.encode()
+
+    with serving(mark) as server:
+        assert sorted(rows(server, tmp_path, ITEMS, deadly)) == sorted(item + b"!" for item in ITEMS)
+        assert 30 <= len(server.requests) <= 30 + 16

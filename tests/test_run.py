@@ -2,6 +2,7 @@ import os
 
 import pytest
 
+from bezoar_ray import run as run_module
 from bezoar_ray.errors import BezoarError, BudgetReached, RecipeError
 from bezoar_ray.progress import Progress
 from bezoar_ray.recipe import load_recipe
@@ -14,6 +15,7 @@ SOME = ["generate", "filter", "sft", "report"]
 
 @pytest.fixture(autouse=True)
 def scripted_stages(monkeypatch, ray_session):
+    monkeypatch.setattr(run_module, "FLOWS", {})
     for name in STEPS:
         monkeypatch.setitem(STEPS, name, "tests.stages")
     stages.calls.clear()
@@ -30,6 +32,30 @@ def test_stages_run_in_order_and_their_summaries_are_merged(tmp_path):
     assert summary["run"]["status"] == "done"
     assert summary["data"]["lamini"] == {"generate": 1, "filter": 1, "sft": 1, "report": 1}
     assert summary == Store(tmp_path).read_json("summary.json")
+
+
+def test_stages_that_flow_into_one_another_are_carried_out_as_one_with_a_manifest_each(tmp_path, monkeypatch):
+    monkeypatch.setattr(run_module, "FLOWS", {("generate", "filter"): "tests.flow"})
+    stages.fails["filter"] = stages.FAILED
+    with pytest.raises(BezoarError, match="duplicate"):
+        go(tmp_path)
+    found = Store(tmp_path).read_json("summary.json")["stages"]
+    assert {name: entry["status"] for name, entry in found.items()} == {"generate": "done", "filter": "failed"}
+    stages.fails.clear()
+    stages.calls.clear()
+    assert go(tmp_path)["run"]["status"] == "done"
+    assert stages.calls == ["filter", "sft", "report"]  # generate is done, so filter goes alone
+    go(tmp_path, "seed=1")
+    assert stages.calls[3:] == ["generate", "filter", "sft", "report"]
+
+
+def test_a_budget_without_a_price_is_refused(tmp_path):
+    endpoint = ["judges.0.model=gpt", "judges.0.base_url=http://127.0.0.1:1/v1", "evaluate.mt_bench=null"]
+    with pytest.raises(RecipeError, match="filter.budget_usd is set, but 'gpt' has no `prices`"):
+        go(tmp_path, *endpoint, "filter.budget_usd=1")
+    with pytest.raises(RecipeError, match="budget_usd is set, but 'gpt' has no `prices`"):
+        go(tmp_path, *endpoint, "budget_usd=1")
+    go(tmp_path, *endpoint, "budget_usd=1", "judges.0.prices={input: 1, output: 2}")
 
 
 def test_what_is_done_is_skipped(tmp_path):

@@ -7,10 +7,12 @@ from bezoar_ray.rows import Sample, Verdict
 
 
 def decided(sample: Sample, part: Filter) -> Sample:
-    """The sample at its end, by the rule of `filter.combine`.
+    """The sample at its end, by the rule of `filter.combine`; accepted where no judge was asked.
 
     A row that a deciding judge could not rate is failed: what the others say of it is no consent of that judge.
     """
+    if not sample.verdicts:
+        return sample.ended("accepted", "")
     deciding = sample.verdicts[:1] if part.combine == "first" else sample.verdicts
     if unrated := next((verdict for verdict in deciding if verdict.status == "failed"), None):
         return sample.ended("failed", f"unrated: {unrated.reason}")

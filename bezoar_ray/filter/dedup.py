@@ -1,63 +1,105 @@
-"""Duplicates: of rows that come earlier in the order of ids, over all schemes, and of the seeds.
+"""Duplicates among accepted rows: of rows that come earlier in the order of ids, over all schemes, and of the seeds.
 
 The order decides which row of several stays, so the result does not depend on who arrived first. Orca's queries are
 seeds themselves and are not compared with seeds.
+
+A row is held as a hash and a MinHash signature (datasketch), half a kilobyte; datasketch's own index of them would take
+eight times as much, so candidates are found by sorting the signatures' bands (locality-sensitive hashing, as described
+in Leskovec, Rajaraman and Ullman, Mining of Massive Datasets, section 3.4).
 """
 
+import hashlib
 import re
-from collections.abc import Iterable
+from array import array
+from collections.abc import Iterable, Iterator
 from typing import Any
 
-from bezoar_ray.filter.gates import normal
-from bezoar_ray.rows import Sample, Seed
+from bezoar_ray.rows import Sample, Seed, normal
 
 _NEAR = 0.85  # Jaccard similarity of word triples, instruction and response together
 _PERMUTATIONS = 128
+_BANDS = 16  # of 8 values: rows as near as that share a band in 99.4 % of the cases
 _TRIPLE = 3
-_SEED = "seed/"
 
 
-def reject_exact(samples: Iterable[Sample], seeds: Iterable[Seed]) -> list[Sample]:
-    """Rows that ask what an earlier one or a seed asks are rejected, before a judge is paid for them."""
-    seen, seeded = set(), {normal(seed.task) for seed in seeds}
-    kept = []
-    for sample in sorted(samples, key=lambda sample: sample.id):
-        text = normal(sample.task)
-        known = text in seen or (sample.scheme != "orca" and text in seeded)
-        kept.append(sample.ended("rejected", "duplicate") if known else sample)
-        seen.add(text)
-    return kept
+class Duplicates:
+    """Takes rows in the order of their ids and says which of them are duplicates."""
+
+    def __init__(self, seeds: Iterable[Seed]):
+        self._asked, self._signatures = array("Q"), array("I")
+        self._fresh = bytearray()  # by row: whether it is compared with seeds
+        for seed in seeds:
+            self._add(seed.task, seed.response, fresh=True)
+        self._seeds = len(self._fresh)
+
+    def add(self, sample: Sample) -> None:
+        """The next row."""
+        self._add(sample.task, sample.response, fresh=sample.scheme != "orca")
+
+    def found(self) -> list[str]:
+        """For each row, in order: `duplicate`, `near_duplicate` or nothing."""
+        import numpy as np
+
+        fresh, asked = np.frombuffer(self._fresh, bool), np.frombuffer(self._asked, np.uint64)
+        signatures = np.frombuffer(self._signatures, np.uint32).reshape(-1, _PERMUTATIONS)
+        reasons = np.full(len(fresh), "", dtype="U14")
+        for group in _groups(asked):
+            for place, row in enumerate(group):
+                if row >= self._seeds and self._counts(group[:place], fresh[row]):
+                    reasons[row] = "duplicate"
+        width = _PERMUTATIONS // _BANDS
+        for band in range(_BANDS):
+            for group in _groups(_keys(signatures[:, band * width : (band + 1) * width])):
+                self._mark_near(group, signatures, fresh, reasons)
+        return reasons[self._seeds :].tolist()
+
+    def _add(self, task: str, response: str, fresh: bool) -> None:
+        self._asked.frombytes(hashlib.sha256(normal(task).encode()).digest()[:8])
+        self._signatures.frombytes(_signature(task, response))
+        self._fresh.append(fresh)
+
+    def _counts(self, earlier: Any, fresh: bool) -> bool:
+        """Whether there is an earlier row that this one may be a duplicate of."""
+        return bool(len(earlier)) and (bool(fresh) or bool((earlier >= self._seeds).any()))
+
+    def _mark_near(self, group: Any, signatures: Any, fresh: Any, reasons: Any) -> None:
+        """Compare rows that share a band; one that is near an earlier one stands for nothing new."""
+        import numpy as np
+
+        kept = group[:0]
+        for row in group:
+            close = kept[(signatures[kept] == signatures[row]).mean(axis=1) >= _NEAR] if len(kept) else kept
+            if row >= self._seeds and self._counts(close, fresh[row]):
+                reasons[row] = reasons[row] or "near_duplicate"
+            else:
+                kept = np.append(kept, row)
 
 
-def reject_near(samples: Iterable[Sample], seeds: Iterable[Seed]) -> list[Sample]:
-    """Rows that say nearly the same as an earlier one or a seed are rejected: the closing pass over accepted rows."""
-    from datasketch import MinHashLSH
+def _groups(keys: Any) -> Iterator[Any]:
+    """The rows of each key that more than one row has, in order."""
+    import numpy as np
 
-    index = MinHashLSH(threshold=_NEAR, num_perm=_PERMUTATIONS)
-    sketches: dict[str, Any] = {}
-
-    def add(key: str, sketch: Any) -> None:
-        sketches[key] = sketch
-        index.insert(key, sketch)
-
-    for number, seed in enumerate(seeds):
-        add(f"{_SEED}{number}", _sketch(seed.task, seed.response))
-    kept = []
-    for sample in sorted(samples, key=lambda sample: sample.id):
-        sketch = _sketch(sample.task, sample.response)
-        near = [key for key in index.query(sketch) if sketch.jaccard(sketches[key]) >= _NEAR]
-        known = any(sample.scheme != "orca" or not key.startswith(_SEED) for key in near)
-        kept.append(sample.ended("rejected", "near_duplicate") if known else sample)
-        add(sample.id, sketch)
-    return kept
+    order = np.argsort(keys, kind="stable")
+    bounds = np.concatenate(([0], np.flatnonzero(np.diff(keys[order])) + 1, [len(keys)]))
+    for place in np.flatnonzero(np.diff(bounds) > 1):
+        yield order[bounds[place] : bounds[place + 1]]
 
 
-def _sketch(task: str, response: str) -> Any:
+def _keys(band: Any) -> Any:
+    """One number for the values of a band."""
+    import numpy as np
+
+    factors = np.random.default_rng(0).integers(1, 2**63, band.shape[1], dtype=np.uint64) | np.uint64(1)
+    return (band.astype(np.uint64) * factors).sum(axis=1, dtype=np.uint64)
+
+
+def _signature(task: str, response: str) -> bytes:
     """MinHash of the word triples of a row; signs count as words."""
+    import numpy as np
     from datasketch import MinHash
 
     words = re.findall(r"\w+|[^\w\s]", f"{task}\n{response}".casefold())
     triples = {" ".join(words[i : i + _TRIPLE]).encode() for i in range(max(1, len(words) - _TRIPLE + 1))}
     sketch = MinHash(num_perm=_PERMUTATIONS)
     sketch.update_batch(list(triples))
-    return sketch
+    return sketch.hashvalues.astype(np.uint32).tobytes()

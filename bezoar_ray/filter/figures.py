@@ -8,69 +8,108 @@ from bezoar_ray.rows import Sample, Verdict
 
 Truth = Callable[[str, str], bool | None]
 
-
-def funnel(samples: list[Sample]) -> dict[str, Any]:
-    """How many rows ended where, and how many each gate took."""
-    statuses = Counter(sample.status for sample in samples)
-    reasons = Counter(sample.gate for sample in samples if sample.status != "accepted")
-    counts = {status: statuses[status] for status in ("accepted", "rejected", "failed")}
-    return counts | {"reasons": dict(reasons.most_common())}
+_ENDS = ("accepted", "rejected", "failed")
 
 
-def judging(samples: list[Sample], truth: Truth | None) -> dict[str, Any]:
-    """By judge: rows rated and not, how far it agrees with the first judge, and precision and recall by `truth`.
+class Figures:
+    """Counts samples as they end; it keeps none of them.
 
     `truth` is asked for rows that the first judge rated; it is given with the judge whose world it belongs to.
     """
-    found: dict[str, Any] = {}
-    judged = [sample for sample in samples if sample.verdicts]
-    for place, verdict in enumerate(judged[0].verdicts if judged else ()):
-        own = [(sample, sample.verdicts[place]) for sample in judged]
-        rated = [(sample, said) for sample, said in own if said.status != "failed"]
-        found[verdict.judge] = {"rated": len(rated), "unrated": len(own) - len(rated)}
-        if place:
-            found[verdict.judge] |= _agreement(rated)
-        elif truth:
-            found[verdict.judge] |= _quality(rated, truth)
-    return found
+
+    def __init__(self, truth: Truth | None):
+        self._truth = truth
+        self._ends: Counter[tuple[str, str]] = Counter()  # scheme and status
+        self._reasons: dict[str, Counter[str]] = {}
+        self._judges: list[str] = []
+        self._said: Counter[tuple[int, str]] = Counter()  # place of the judge, and status
+        self._known: Counter[tuple[bool, bool]] = Counter()  # accepted by the first judge, and right
+        self._beside: Counter[tuple[int, str, str, int, int]] = Counter()  # place, two statuses and two ratings
+
+    def add(self, sample: Sample) -> None:
+        """One sample, at its end."""
+        self._ends[sample.scheme, sample.status] += 1
+        reasons = self._reasons.setdefault(sample.scheme, Counter())
+        if sample.status != "accepted":
+            reasons[sample.gate] += 1
+        if not sample.verdicts:
+            return
+        self._judges = self._judges or [verdict.judge for verdict in sample.verdicts]
+        for place, verdict in enumerate(sample.verdicts):
+            self._said[place, verdict.status] += 1
+            self._compare(place, sample.verdicts[0], verdict)
+        self._check(sample)
+
+    def data(self) -> dict[str, Any]:
+        """By scheme: how many rows ended where, and how many each gate took."""
+        return {
+            scheme: {status: self._ends[scheme, status] for status in _ENDS} | {"reasons": dict(reasons.most_common())}
+            for scheme, reasons in self._reasons.items()
+        }
+
+    def reasons(self) -> Counter[str]:
+        """How many rows each gate took, over all schemes."""
+        return sum(self._reasons.values(), Counter())
+
+    @property
+    def accepted(self) -> int:
+        """Accepted rows of all schemes."""
+        return sum(count for (_, status), count in self._ends.items() if status == "accepted")
+
+    def judges(self) -> dict[str, Any]:
+        """By judge: rows rated and not, how far it agrees with the first judge, and precision and recall by truth."""
+        found: dict[str, Any] = {}
+        for place, judge in enumerate(self._judges):
+            rated = self._said[place, "accepted"] + self._said[place, "rejected"]
+            found[judge] = {"rated": rated, "unrated": self._said[place, "failed"]}
+            if place:
+                found[judge] |= self._agreement(place)
+            elif self._truth:
+                found[judge] |= self._quality()
+        return found
+
+    def _compare(self, place: int, first: Verdict, verdict: Verdict) -> None:
+        if place and "failed" not in (first.status, verdict.status):
+            self._beside[place, first.status, verdict.status, round(first.rating), round(verdict.rating)] += 1
+
+    def _check(self, sample: Sample) -> None:
+        first = sample.verdicts[0]
+        if self._truth and first.status != "failed":
+            right = self._truth(sample.task, sample.response)
+            if right is not None:
+                self._known[first.status == "accepted", right] += 1
+
+    def _agreement(self, place: int) -> dict[str, float | None]:
+        """Over the rows that both judges rated: the share decided alike, Cohen's kappa of the decisions (beyond chance,
+        doi 10.1177/001316446002000104), and its form for ratings, weighted by the square of their distance."""
+        both = {key[1:]: count for key, count in self._beside.items() if key[0] == place}
+        alike = sum(count for (first, second, *_), count in both.items() if first == second)
+        counts = list(both.values())
+        return {
+            "agreement": _share(alike, sum(counts)),
+            "kappa": _kappa([key[0] for key in both], [key[1] for key in both], counts),
+            "rating_kappa": _kappa(
+                [key[2] for key in both], [key[3] for key in both], counts, labels=range(1, 6), weights="quadratic"
+            ),
+        }
+
+    def _quality(self) -> dict[str, Any]:
+        """Precision and recall of `accepted` against what is true; rows whose truth nobody knows are left out."""
+        hits = self._known[True, True]
+        return {
+            "known": self._known.total(),
+            "precision": _share(hits, hits + self._known[True, False]),
+            "recall": _share(hits, hits + self._known[False, True]),
+        }
 
 
-def _agreement(rated: list[tuple[Sample, Verdict]]) -> dict[str, float | None]:
-    """Over the rows that both judges rated: the share decided alike, Cohen's kappa of the decisions (beyond chance,
-    doi 10.1177/001316446002000104), and its form for ratings, weighted by the square of their distance."""
-    both = [(first, said) for sample, said in rated if (first := sample.verdicts[0]).status != "failed"]
-    decisions = [[verdict.status for verdict in side] for side in zip(*both, strict=True)] or [[], []]
-    ratings = [[round(verdict.rating) for verdict in side] for side in zip(*both, strict=True)] or [[], []]
-    alike = sum(a == b for a, b in zip(*decisions, strict=True))
-    return {
-        "agreement": _share(alike, len(both)),
-        "kappa": _kappa(*decisions),
-        "rating_kappa": _kappa(*ratings, labels=range(1, 6), weights="quadratic"),
-    }
-
-
-def _kappa(first: list[Any], second: list[Any], **how: Any) -> float | None:
+def _kappa(first: list[Any], second: list[Any], counts: list[int], **how: Any) -> float | None:
     """None where it is not defined: without rows, or where both say the same of all."""
     from sklearn.metrics import cohen_kappa_score
 
     if len({*first, *second}) < 2:
         return None
-    return round(float(cohen_kappa_score(first, second, **how)), 4)
-
-
-def _quality(rated: list[tuple[Sample, Verdict]], truth: Truth) -> dict[str, Any]:
-    """Precision and recall of `accepted` against what is true; rows whose truth nobody knows are left out."""
-    known = [
-        (said.status == "accepted", right)
-        for sample, said in rated
-        if (right := truth(sample.task, sample.response)) is not None
-    ]
-    hits = sum(accepted and right for accepted, right in known)
-    return {
-        "known": len(known),
-        "precision": _share(hits, sum(accepted for accepted, _ in known)),
-        "recall": _share(hits, sum(right for _, right in known)),
-    }
+    return round(float(cohen_kappa_score(first, second, sample_weight=counts, **how)), 4)
 
 
 def _share(part: int, whole: int) -> float | None:

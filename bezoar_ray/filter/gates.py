@@ -2,7 +2,7 @@
 
 import re
 
-from bezoar_ray.rows import Sample
+from bezoar_ray.rows import Sample, normal
 
 # What prompts and chat formats are made of, the teacher's and ours.
 _SCAFFOLDING = re.compile(
@@ -19,7 +19,6 @@ _REFUSAL = re.compile(
     r")",
     re.IGNORECASE,
 )
-_END = re.compile(r"[\s.!?]+$")
 
 
 def gate(sample: Sample) -> str | None:
@@ -50,11 +49,6 @@ def leaks_scaffolding(sample: Sample) -> bool:
 def is_copy(sample: Sample) -> bool:
     """The response says the instruction again."""
     return normal(sample.response) in (normal(sample.instruction), normal(sample.task))
-
-
-def normal(text: str) -> str:
-    """A text without case, spacing and the mark at its end. Signs within stay: 3 + 4 is not 3 - 4."""
-    return _END.sub("", " ".join(text.casefold().split()))
 
 
 GATES = {

@@ -1,7 +1,7 @@
-"""The filter stage: free gates, exact duplicates, the judges, near-duplicates; every row ends somewhere."""
+"""The filter stage: free gates, the judges, then duplicates over all rows; every row ends somewhere."""
 
-from collections.abc import AsyncIterator
-from dataclasses import asdict, replace
+from collections.abc import AsyncIterator, Iterator
+from dataclasses import asdict
 from functools import partial
 from typing import Any
 
@@ -9,15 +9,15 @@ import orjson
 
 from bezoar_ray import sources
 from bezoar_ray.errors import BezoarError
-from bezoar_ray.fan_out import Line, fan_out
+from bezoar_ray.fan_out import Pass, fan_out, place, spool
 from bezoar_ray.filter.decision import decided
-from bezoar_ray.filter.dedup import reject_exact, reject_near
-from bezoar_ray.filter.figures import Truth, funnel, judging
+from bezoar_ray.filter.dedup import Duplicates
+from bezoar_ray.filter.figures import Figures, Truth
 from bezoar_ray.filter.gates import gate
 from bezoar_ray.filter.judge import judge_sample
-from bezoar_ray.recipe import SCHEMES, ModelPart
-from bezoar_ray.rows import Sample, Verdict
-from bezoar_ray.samples import read_samples, write_samples
+from bezoar_ray.recipe import SCHEMES, Filter, ModelPart
+from bezoar_ray.rows import Sample
+from bezoar_ray.samples import SampleFiles, Spill, count_samples, iter_samples
 from bezoar_ray.stage import Context, Outcome
 
 _STATUSES = ("accepted", "rejected", "failed")
@@ -37,69 +37,77 @@ def run(context: Context) -> Outcome:
     Raises:
         NothingAccepted: naming the gate that took most rows; the files are written.
     """
-    generated = [sample for scheme in SCHEMES for sample in read_samples(context.store, scheme, "generated")]
-    samples = _filtered(generated, context)
-    files, counts = [], {}
-    for scheme in dict.fromkeys(sample.scheme for sample in generated):
-        rows = [sample for sample in samples if sample.scheme == scheme]
-        for status in _STATUSES:
-            files += write_samples(context.store, scheme, status, [row for row in rows if row.status == status])
-        counts[scheme] = funnel(rows)
-    outcome = Outcome(files, {"data": counts, "judge": judging(samples, _truth(context))})
-    if not any(sample.status == "accepted" for sample in samples):
-        raise NothingAccepted(_nothing(samples), outcome)
+    total = sum(count_samples(context.store, scheme, "generated") for scheme in SCHEMES)
+    with Spill(total) as spill:
+        for done, row in enumerate(_judged(context), 1):
+            spill.add(row)
+            context.progress.update(done, total)
+        return ended(spill, context)
+
+
+def judging(context: Context) -> list[Pass]:
+    """The passes in which the judges say what they think of each row; none where the recipe asks no judge."""
+    part = context.recipe.filter
+    rubrics = {scheme: part.rubric(scheme) for scheme in SCHEMES}
+    judges = context.recipe.judges if part.judge else ()
+    return [Pass(partial(_judge, judge, rubrics, part.accept_rating), judge, "judge") for judge in judges]
+
+
+def ended(spill: Spill, context: Context) -> Outcome:
+    """The files of judged rows, each at its end, and their counts. Raises as `run` does."""
+    duplicates = Duplicates(sources.stream(context.recipe.seeds.dolly, "dolly", lambda _: None))
+    for sample in _decided(spill, context.recipe.filter):
+        if sample.status == "accepted":
+            duplicates.add(sample)
+    again = iter(duplicates.found())
+    figures, files = Figures(_truth(context)), SampleFiles(context.store, SCHEMES, _STATUSES)
+    for rows in spill:
+        samples = []
+        for sample in _decided([rows], context.recipe.filter):
+            reason = next(again) if sample.status == "accepted" else ""
+            samples.append(sample.ended("rejected", reason) if reason else sample)
+            figures.add(samples[-1])
+        files.write(samples)
+    outcome = Outcome(files.names, {"data": figures.data(), "judge": figures.judges()})
+    if not figures.accepted:
+        raise NothingAccepted(_nothing(figures), outcome)
     return outcome
 
 
-def _filtered(samples: list[Sample], context: Context) -> list[Sample]:
-    """All samples, each at its end; only what is still `generated` meets the next gate."""
-    seeds = sources.read(context.recipe.seeds.dolly, "dolly").rows
-    samples = [_gated(sample) for sample in samples]
-    samples = _onward(samples, "generated", partial(reject_exact, seeds=seeds))
-    samples = _onward(samples, "generated", partial(_judged, context=context))
-    return _onward(samples, "accepted", partial(reject_near, seeds=seeds))
-
-
-def _onward(samples: list[Sample], status: str, step: Any) -> list[Sample]:
-    """A step over the rows of one status; the others stay as they are."""
-    return [s for s in samples if s.status != status] + step([s for s in samples if s.status == status])
-
-
-def _gated(sample: Sample) -> Sample:
-    fault = gate(sample) if sample.status == "generated" else None
-    return sample.ended("rejected", fault) if fault else sample
-
-
-def _judged(samples: list[Sample], context: Context) -> list[Sample]:
-    """The samples with the verdicts of all judges, and at their end."""
-    if not context.recipe.filter.judge:
-        return [sample.ended("accepted", "") for sample in samples]
-    for part in context.recipe.judges:
-        verdicts = _verdicts(samples, part, context)
-        samples = [replace(sample, verdicts=[*sample.verdicts, verdicts[sample.id]]) for sample in samples]
-    return [decided(sample, context.recipe.filter) for sample in samples]
-
-
-def _verdicts(samples: list[Sample], part: ModelPart, context: Context) -> dict[str, Verdict]:
-    """One judge's verdicts by sample id, in one Ray Data pass."""
-    rubrics = {scheme: context.recipe.filter.rubric(scheme) for scheme in SCHEMES}
-    ask = partial(_judge, part, rubrics, context.recipe.filter.accept_rating)
-    line = Line(part, str(context.store.root), "judge", context.session)
-    verdicts: dict[str, Verdict] = {}
-    for row in fan_out([orjson.dumps(sample.to_row()) for sample in samples], ask, line):
-        id, verdict = orjson.loads(row)
-        verdicts[id] = Verdict(**verdict)
-        context.progress.update(len(verdicts), len(samples), part.model)
-    return verdicts
+def _judged(context: Context) -> Iterator[bytes]:
+    """The generated rows, as they come from the judges."""
+    samples = (sample for scheme in SCHEMES for sample in iter_samples(context.store, scheme, "generated"))
+    rows = (orjson.dumps(sample.to_row()) for sample in samples)
+    passes = judging(context)
+    if not passes:
+        yield from rows
+        return
+    with context.store.scratch() as scratch:
+        yield from fan_out([(spool(rows, scratch / "rows.arrow"), passes[0])], passes[1:], place(context))
 
 
 async def _judge(
-    part: ModelPart, rubrics: dict[str, str], accept_rating: float, item: bytes, talker: Any
+    judge: ModelPart, rubrics: dict[str, str], accept_rating: float, row: bytes, talker: Any
 ) -> AsyncIterator[bytes]:
-    """The verdict on one sample, in an actor."""
-    sample = Sample.from_row(orjson.loads(item))
-    verdict = await judge_sample(sample, talker.for_row(sample.id), rubrics[sample.scheme], part, accept_rating)
-    yield orjson.dumps([sample.id, asdict(verdict)])
+    """A row with the verdict of one more judge, in an actor; what a gate takes, or the scheme took, is not judged."""
+    fields = orjson.loads(row)
+    sample = Sample.from_row(fields)
+    if sample.status == "generated" and not gate(sample):
+        verdict = await judge_sample(sample, talker.for_row(sample.id), rubrics[sample.scheme], judge, accept_rating)
+        fields["verdicts"].append(asdict(verdict))
+    yield orjson.dumps(fields)
+
+
+def _decided(rows: Any, part: Filter) -> Iterator[Sample]:
+    """The samples, each where gates and judges send it."""
+    for row in (row for some in rows for row in some):
+        sample = Sample.from_row(row)
+        if sample.status != "generated":
+            yield sample
+        elif fault := gate(sample):
+            yield sample.ended("rejected", fault)
+        else:
+            yield decided(sample, part)
 
 
 def _truth(context: Context) -> Truth | None:
@@ -111,12 +119,12 @@ def _truth(context: Context) -> Truth | None:
     return truth
 
 
-def _nothing(samples: list[Sample]) -> str:
-    reasons = funnel(samples)["reasons"]
+def _nothing(figures: Figures) -> str:
+    reasons = figures.reasons()
     if not reasons:
         return "no row was generated, so none could be accepted. See the generate stage's counts and its seeds."
-    gate_name, taken = next(iter(reasons.items()))
+    (gate_name, taken), *_ = reasons.most_common()
     return (
-        f"no row was accepted: the gate `{gate_name}` took {taken} of {len(samples)}. "
+        f"no row was accepted: the gate `{gate_name}` took {taken} of {reasons.total()}. "
         "Read its rows in data/<scheme>/rejected and failed, then change teacher, rubric or filter.accept_rating."
     )

@@ -4,7 +4,7 @@ An evolution that fails one of the four elimination rules is a rejected row; its
 """
 
 import random
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from dataclasses import replace
 
 from bezoar_ray.generate.elimination import spoilt_answer, spoilt_instruction
@@ -18,11 +18,12 @@ SCHEME = "evol_instruct"
 _COMPARING = Sampling(temperature=0.0, max_tokens=16)  # "Equal" or "Not equal": nothing to sample
 
 
-def plan(part: EvolInstruct, recipe_seed: int, seeds: list[Seed]) -> list[Work]:
+def plan(part: EvolInstruct, recipe_seed: int, seeds: Sequence[Seed]) -> Iterator[Work]:
     """One work for each drawn seed; all of the seeds where there are fewer than the recipe asks for."""
     rng = random.Random(row_id(recipe_seed, SCHEME))
-    drawn = rng.sample(seeds, min(part.seeds, len(seeds)))
-    return [Work(row_id(recipe_seed, SCHEME, seed.id), SCHEME, recipe_seed, [seed]) for seed in drawn]
+    for place in rng.sample(range(len(seeds)), min(part.seeds, len(seeds))):
+        seed = seeds[place]
+        yield Work(row_id(recipe_seed, SCHEME, seed.id), SCHEME, recipe_seed, [seed])
 
 
 async def evol_instruct(work: Work, chat: Chat, part: EvolInstruct) -> AsyncIterator[Sample]:

@@ -3,14 +3,15 @@
 *Example-guided* calls show three seed instructions; *topic-guided* ones name three topics besides.
 """
 
+import asyncio
 import random
 import re
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from dataclasses import replace
 
 from bezoar_ray.errors import RecipeError
 from bezoar_ray.generate.prompts import concise_answer, new_instructions
-from bezoar_ray.generate.work import Work, answered, as_they_finish, call_failed
+from bezoar_ray.generate.work import Work, answered, call_failed
 from bezoar_ray.llm.chat import CallFailed, Chat
 from bezoar_ray.recipe import Lamini
 from bezoar_ray.rows import Sample, Seed, row_id
@@ -19,10 +20,11 @@ SCHEME = "lamini"
 _EXAMPLE = re.compile(r"<example>(.*?)</example>", re.DOTALL)
 
 
-def plan(part: Lamini, recipe_seed: int, seeds: list[Seed]) -> list[Work]:
+def plan(part: Lamini, recipe_seed: int, seeds: Sequence[Seed]) -> Iterator[Work]:
     """The calls, each with its examples and topics: the same for the same recipe seed and rows."""
-    topics = read_topics(part)
-    return [_call(number, part, recipe_seed, _alone(seeds), topics) for number in range(part.calls)] if seeds else []
+    topics, shown = read_topics(part), _alone(seeds)
+    for number in range(part.calls if shown else 0):
+        yield _call(number, part, recipe_seed, seeds, shown, topics)
 
 
 def read_topics(part: Lamini) -> list[str]:
@@ -54,7 +56,7 @@ async def lamini(work: Work, chat: Chat, part: Lamini) -> AsyncIterator[Sample]:
     for sample in slots[len(found) :]:
         yield sample.ended("failed", "missing")
     filled = zip(slots, found, strict=False)
-    async for sample in as_they_finish(_answer(*one, slot, chat) for slot, one in enumerate(filled)):
+    for sample in await asyncio.gather(*(_answer(*one, slot, chat) for slot, one in enumerate(filled))):
         yield sample
 
 
@@ -72,14 +74,16 @@ async def _answer(sample: Sample, instruction: str, slot: int, chat: Chat) -> Sa
     return replace(sample, instruction=instruction, **answered(messages, reply))
 
 
-def _alone(seeds: list[Seed]) -> list[Seed]:
-    """Seeds that stand without an input, where there are any: examples are shown without theirs."""
-    return [seed for seed in seeds if not seed.input] or seeds
+def _alone(seeds: Sequence[Seed]) -> Sequence[int]:
+    """The places of seeds without an input, where there are any: examples are shown without theirs."""
+    return [place for place, seed in enumerate(seeds) if not seed.input] or range(len(seeds))
 
 
-def _call(number: int, part: Lamini, recipe_seed: int, seeds: list[Seed], topics: list[str]) -> Work:
+def _call(
+    number: int, part: Lamini, recipe_seed: int, seeds: Sequence[Seed], places: Sequence[int], topics: list[str]
+) -> Work:
     rng = random.Random(row_id(recipe_seed, SCHEME, number))
-    shown = rng.sample(seeds, min(part.examples, len(seeds)))
+    shown = [seeds[place] for place in rng.sample(places, min(part.examples, len(places)))]
     guided = int((number + 1) * part.topic_guided) > int(number * part.topic_guided)  # the share, spread evenly
     generator = "topic_guided" if guided else "example_guided"
     named = rng.sample(topics, part.topics_per_call) if guided else []

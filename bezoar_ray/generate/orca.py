@@ -2,7 +2,7 @@
 
 import random
 from collections import defaultdict
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from dataclasses import replace
 from itertools import chain, islice, zip_longest
 
@@ -15,11 +15,12 @@ from bezoar_ray.rows import Sample, Seed, row_id
 SCHEME = "orca"
 
 
-def plan(part: Orca, recipe_seed: int, seeds: list[Seed]) -> list[Work]:
+def plan(part: Orca, recipe_seed: int, seeds: Sequence[Seed]) -> Iterator[Work]:
     """One work for each drawn query, with its system message: the same for the same recipe seed and rows."""
-    drawn = [_draw(name, mixture, recipe_seed, seeds) for name, mixture in sorted(part.mixtures.items())]
-    in_turn = (seed for seed in chain.from_iterable(zip_longest(*drawn)) if seed)
-    return [_asked(seed, recipe_seed) for seed in islice(in_turn, part.rows)]
+    places = _by_mixture_and_task(seeds)
+    drawn = [_draw(name, mixture, recipe_seed, places[name]) for name, mixture in sorted(part.mixtures.items())]
+    in_turn = (place for place in chain.from_iterable(zip_longest(*drawn)) if place is not None)
+    return (_asked(seeds[place], recipe_seed) for place in islice(in_turn, part.rows))
 
 
 async def orca(work: Work, chat: Chat, part: Orca) -> AsyncIterator[Sample]:
@@ -56,20 +57,25 @@ def messages_for(seed: Seed) -> tuple[int, ...]:
     return ORCA_MESSAGES[seed.task_source] + (ORCA_MULTIPLE_CHOICE.get(seed.task_source, ()) if choices else ())
 
 
-def _draw(name: str, mixture: Mixture, recipe_seed: int, seeds: list[Seed]) -> list[Seed]:
-    """The queries of one sub-mixture, in the order in which they are drawn."""
+def _by_mixture_and_task(seeds: Sequence[Seed]) -> dict[str, dict[str, list[int]]]:
+    """The places of the usable queries."""
+    places: dict[str, dict[str, list[int]]] = defaultdict(lambda: defaultdict(list))
+    for place, seed in enumerate(seeds):
+        if usable(seed):
+            places[seed.task_source][seed.task_name].append(place)
+    return places
+
+
+def _draw(name: str, mixture: Mixture, recipe_seed: int, tasks: dict[str, list[int]]) -> list[int]:
+    """The places of one sub-mixture's queries, in the order in which they are drawn."""
     rng = random.Random(row_id(recipe_seed, SCHEME, name))
-    tasks: dict[str, list[Seed]] = defaultdict(list)
-    for seed in seeds:
-        if seed.task_source == name and usable(seed):
-            tasks[seed.task_name].append(seed)
     capped = [rng.sample(rows, min(len(rows), mixture.per_task or len(rows))) for _, rows in sorted(tasks.items())]
     pool = list(chain.from_iterable(capped))
     rng.shuffle(pool)
     return list(islice(_stratified(capped, rng) if mixture.stratified else pool, mixture.rows))
 
 
-def _stratified(tasks: list[list[Seed]], rng: random.Random) -> Iterator[Seed]:
+def _stratified(tasks: list[list[int]], rng: random.Random) -> Iterator[int]:
     """Pick a task that has queries left, each as likely as the other; take one of them; and again."""
     left = [list(rows) for rows in tasks if rows]
     while left:

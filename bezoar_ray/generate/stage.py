@@ -1,21 +1,23 @@
-"""The generate stage: seeds in, one Ray Data pass over the works of all schemes, samples out in the order of ids."""
+"""The generate stage: seeds in, one Ray Data graph over the works of all schemes, samples out in the order of ids."""
 
-from collections.abc import AsyncIterator
-from dataclasses import replace
+from collections import Counter
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import orjson
 
 from bezoar_ray import sources
 from bezoar_ray.errors import RecipeError
-from bezoar_ray.fan_out import Line, fan_out
+from bezoar_ray.fan_out import Cells, Pass, fan_out, place, spool
 from bezoar_ray.generate import evol_instruct, lamini, orca
 from bezoar_ray.generate.work import Work
 from bezoar_ray.recipe import SCHEMES, Recipe
-from bezoar_ray.rows import Sample, Seed
-from bezoar_ray.samples import write_samples
-from bezoar_ray.sources import Loaded
+from bezoar_ray.rows import Sample, Seed, normal
+from bezoar_ray.samples import SampleFiles, Spill
+from bezoar_ray.sources.table import write_seeds
 from bezoar_ray.stage import Context, Outcome
 
 _FAILED_SEEDS = "logs/seeds-failed.txt"
@@ -24,22 +26,60 @@ _PLANS = {"lamini": lamini.plan, "evol_instruct": evol_instruct.plan, "orca": or
 _FUNCTIONS = {"lamini": lamini.lamini, "evol_instruct": evol_instruct.evol_instruct, "orca": orca.orca}
 
 
+@dataclass(frozen=True)
+class Planned:
+    """All works, on disk, with the teacher that does them; the rows that they will give; and `data` of summary.json."""
+
+    heads: list[tuple[Cells, Pass]]
+    rows: int
+    counts: dict[str, dict[str, int]]
+
+
 def run(context: Context) -> Outcome:
     """Make the rows that `data/<scheme>/generated` holds."""
-    loaded = _read(context)
-    works = plan(context.recipe, loaded["dolly"].rows, loaded["flan"].rows)
-    samples = _generate(works, context)
-    files, counts = [], {}
-    for scheme in asked(context.recipe):
-        rows = [sample for sample in samples if sample.scheme == scheme]
-        files += write_samples(context.store, scheme, "generated", rows)
-        used = {seed.id for work in works if work.scheme == scheme for seed in work.seeds}
-        counts[scheme] = {
-            "seeds": len(used),
-            "seeds_failed": len(loaded[_SEEDS[scheme]].failed),
-            "generated": len(rows),
-        }
-    return Outcome(files, {"data": counts})
+    with context.store.scratch() as scratch:
+        planned = prepare(context, scratch)
+        with Spill(planned.rows) as spill:
+            for done, row in enumerate(fan_out(planned.heads, [], place(context)), 1):
+                spill.add(row)
+                context.progress.update(done, planned.rows)
+            return written(spill, planned, context)
+
+
+def written(spill: Spill, planned: Planned, context: Context) -> Outcome:
+    """The files of rows that have all come, and their counts."""
+    files, made = SampleFiles(context.store, SCHEMES, ["generated"]), Counter[str]()
+    for rows in spill:
+        samples = [replace(Sample.from_row(row), verdicts=[]) for row in rows]
+        made.update(sample.scheme for sample in samples)
+        files.write(samples, "generated")
+    counts = {scheme: counts | {"generated": made[scheme]} for scheme, counts in planned.counts.items()}
+    return Outcome(files.names, {"data": counts})
+
+
+def prepare(context: Context, scratch: Path) -> Planned:
+    """Read the seeds, and write down the works: neither is ever in memory as a whole."""
+    recipe, failed = context.recipe, _FailedSeeds(context)
+    seeds = {
+        kind: write_seeds(
+            sources.stream(getattr(recipe.seeds, kind), kind, partial(failed.add, kind)), scratch / f"{kind}.arrow"
+        )
+        for kind in sorted({_SEEDS[scheme] for scheme in asked(recipe)})
+    }
+    failed.tell()
+    rows, used = Counter[str](), {scheme: set[int]() for scheme in asked(recipe)}
+
+    def noted(works: Iterator[Work]) -> Iterator[bytes]:
+        for work in works:
+            rows[work.scheme] += expected(recipe, work.scheme)
+            used[work.scheme].update(int(seed.id, 16) for seed in work.seeds)
+            yield work.to_json()
+
+    cells = spool(noted(plan(recipe, seeds)), scratch / "works.arrow")
+    counts = {
+        scheme: {"seeds": len(used[scheme]), "seeds_failed": failed.counts[_SEEDS[scheme]]} for scheme in asked(recipe)
+    }
+    return Planned([(cells, _teaching(recipe))], rows.total(), counts)
 
 
 def asked(recipe: Recipe) -> list[str]:
@@ -47,60 +87,67 @@ def asked(recipe: Recipe) -> list[str]:
     return [scheme for scheme in SCHEMES if getattr(recipe.generate, scheme)]
 
 
-def plan(recipe: Recipe, dolly: list[Seed], flan: list[Seed]) -> list[Work]:
-    """The works of all schemes; the same for the same recipe seed and rows.
+def plan(recipe: Recipe, seeds: Mapping[str, Sequence[Seed]]) -> Iterator[Work]:
+    """The works of all schemes from the seeds of each kind; the same for the same recipe seed and rows.
 
     Raises:
         RecipeError: a scheme has no seed to start from.
     """
-    seeds, works = {"dolly": dolly, "flan": flan}, []
     for scheme in asked(recipe):
         if not seeds[_SEEDS[scheme]]:
             raise RecipeError(
                 f"generate.{scheme} starts from seeds.{_SEEDS[scheme]}, which holds no usable row. "
                 f"Add a source, or leave the scheme out with generate.{scheme}: null"
             )
-        works += _PLANS[scheme](getattr(recipe.generate, scheme), recipe.seed, seeds[_SEEDS[scheme]])
-    return works
+        yield from _PLANS[scheme](getattr(recipe.generate, scheme), recipe.seed, seeds[_SEEDS[scheme]])
 
 
-def expected(recipe: Recipe, works: list[Work]) -> int:
-    """How many rows the works will give."""
+def expected(recipe: Recipe, scheme: str) -> int:
+    """How many rows one work of a scheme gives."""
     made, evolved = recipe.generate.lamini, recipe.generate.evol_instruct
-    rows = {"lamini": made.per_call if made else 0, "evol_instruct": evolved.epochs if evolved else 0, "orca": 1}
-    return sum(rows[work.scheme] for work in works)
+    return {"lamini": made.per_call if made else 0, "evol_instruct": evolved.epochs if evolved else 0, "orca": 1}[
+        scheme
+    ]
 
 
-def _read(context: Context) -> dict[str, Loaded[Seed]]:
-    """The seeds by kind; what is malformed among them is logged and counted."""
-    kinds = {_SEEDS[scheme] for scheme in asked(context.recipe)}
-    seeds = context.recipe.seeds
-    loaded = {kind: sources.read(getattr(seeds, kind) if kind in kinds else (), kind) for kind in ("dolly", "flan")}
-    failed = loaded["dolly"].failed + loaded["flan"].failed
-    context.store.remove(_FAILED_SEEDS)
-    if failed:
-        context.store.replace(_FAILED_SEEDS, "\n".join(failed) + "\n")
-        context.progress.say(f"{len(failed)} malformed seed rows are left out: see {_FAILED_SEEDS}; first: {failed[0]}")
-    return loaded
+class _FailedSeeds:
+    """Malformed seed rows: counted by kind, listed in a log, and said once."""
+
+    def __init__(self, context: Context):
+        self._context = context
+        self.counts: Counter[str] = Counter()
+        self._first = ""
+        context.store.remove(_FAILED_SEEDS)
+
+    def add(self, kind: str, message: str) -> None:
+        """One more."""
+        self._first = self._first or message
+        self.counts[kind] += 1
+        path = self._context.store.path(_FAILED_SEEDS)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(path, "a") as log:
+            log.write(message + "\n")
+
+    def tell(self) -> None:
+        """Say how many there were."""
+        if self._first:
+            self._context.progress.say(
+                f"{self.counts.total()} malformed seed rows are left out: see {_FAILED_SEEDS}; first: {self._first}"
+            )
 
 
-def _generate(works: list[Work], context: Context) -> list[Sample]:
-    recipe, total = context.recipe, expected(context.recipe, works)
-    line = Line(recipe.teacher, str(context.store.root), "teacher", context.session)
-    samples: list[Sample] = []
-    for row in fan_out([work.to_json() for work in works], partial(_answer, _parts(recipe)), line):
-        sample = Sample.from_row(orjson.loads(row))
-        samples.append(replace(sample, teacher=recipe.teacher.model, teacher_license=recipe.teacher.license))
-        context.progress.update(len(samples), total)
-    return samples
+def _teaching(recipe: Recipe) -> Pass:
+    parts = {scheme: getattr(recipe.generate, scheme) for scheme in asked(recipe)}
+    return Pass(partial(_answer, parts, recipe.teacher.model, recipe.teacher.license), recipe.teacher, "teacher")
 
 
-def _parts(recipe: Recipe) -> dict[str, Any]:
-    return {scheme: getattr(recipe.generate, scheme) for scheme in asked(recipe)}
-
-
-async def _answer(parts: dict[str, Any], item: bytes, talker: Any) -> AsyncIterator[bytes]:
-    """The rows of one work, in an actor."""
+async def _answer(parts: dict[str, Any], teacher: str, license: str, item: bytes, talker: Any) -> AsyncIterator[bytes]:
+    """The rows of one work, in an actor. One that asks what its chain has asked before is not worth a judge."""
     work = Work.from_json(item)
+    known = {normal(seed.task) for seed in work.seeds} if work.scheme != "orca" else set()
     async for sample in _FUNCTIONS[work.scheme](work, talker.for_row(work.id), parts[work.scheme]):
-        yield orjson.dumps(sample.to_row())
+        asks = normal(sample.task)
+        if sample.status == "generated" and asks in known:
+            sample = sample.ended("rejected", "duplicate")
+        known.add(asks)
+        yield orjson.dumps(replace(sample, teacher=teacher, teacher_license=license).to_row())

@@ -1,8 +1,6 @@
 """What a scheme works on: a few seeds and what was drawn for them. One unit of work, one chain of model calls."""
 
-import asyncio
 import hashlib
-from collections.abc import AsyncIterator, Coroutine, Iterable
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -61,14 +59,3 @@ def answered(messages: Messages, reply: Reply) -> dict[str, Any]:
 def call_failed(error: Exception) -> tuple[str, str]:
     """Status and reason of a row whose call failed for good."""
     return "failed", f"call: {error}"
-
-
-async def as_they_finish(samples: Iterable[Coroutine[Any, Any, Sample]]) -> AsyncIterator[Sample]:
-    """Samples in the order in which they are done. The first error ends the others."""
-    tasks = [asyncio.ensure_future(sample) for sample in samples]
-    try:
-        for finished in asyncio.as_completed(tasks):
-            yield await finished
-    finally:
-        for task in tasks:
-            task.cancel()

@@ -36,7 +36,8 @@ class Model(Protocol):
         Raises:
             TryAgain: a passing fault.
             CallFailed: this call will never be answered.
-            BezoarError: no call will be answered (wrong key, unknown model); anything else is a dead model.
+            BezoarError: no call will be answered (wrong key, unknown model).
+            ModelDied: none will be answered by this process.
         """
         ...
 
@@ -63,12 +64,17 @@ class CallFailed(Exception):
     """This call failed for good (prompt refused or too long, no answer after retries); its row fails, others go on."""
 
 
+class ModelDied(Exception):
+    """The model in this process is gone; another process has to start it anew and make the calls again."""
+
+
 class TryAgain(Exception):
     """A passing fault; `after` is the seconds that the server asked to wait, if it did.
 
-    `billed` says whether the attempt may have to be paid for: an answer was perhaps made, and lost.
+    `limited` says that the server lives and wants fewer requests (429); any other attempt may have to be paid for, as
+    an answer was perhaps made and lost.
     """
 
-    def __init__(self, reason: str, after: float | None = None, billed: bool = True):
+    def __init__(self, reason: str, after: float | None = None, limited: bool = False):
         super().__init__(reason)
-        self.after, self.billed = after, billed
+        self.after, self.limited = after, limited

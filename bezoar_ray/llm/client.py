@@ -1,23 +1,36 @@
 """A model with its ledger: what the stages open, and bind to a row for each chain of calls."""
 
 import asyncio
+import contextlib
 import random
 from functools import partial
 
+from bezoar_ray.llm.breaker import Breaker
 from bezoar_ray.llm.chat import CallFailed, Chat, Messages, Model, Reply, Sampling, TryAgain
 from bezoar_ray.llm.ledger import Ledger, call_key
-from bezoar_ray.recipe import ModelPart, Prices
+from bezoar_ray.llm.meter import Need, Permits
+from bezoar_ray.llm.pace import Pace
+from bezoar_ray.recipe import ModelPart
 
 _LONGEST_WAIT = 60.0  # seconds between two attempts
+_DEADLY = 3  # engines that died with a call in flight: the call is not made again
+_BYTES_PER_TOKEN = 4  # for limits of tokens a minute, which are no promise; money is reserved by bytes
 
 
 class Talker:
-    """A model, its ledger and its limits. Every attempt goes through here and is accounted for."""
+    """A model, its ledger and its limits. Every attempt goes through here and is accounted for.
 
-    def __init__(self, model: Model, ledger: Ledger, part: ModelPart):
-        self._model, self._ledger, self._part = model, ledger, part
+    After a fault that no further call would survive (a wrong key, a budget that is reached, a dead engine), calls on
+    their way end and are recorded; every other one is refused with the same fault.
+    """
+
+    def __init__(self, model: Model, ledger: Ledger, part: ModelPart, permits: Permits | None = None):
+        self._model, self._ledger, self._part, self._permits = model, ledger, part, permits
         self._sampling = Sampling(part.temperature, part.top_p, part.max_tokens)
         self._slots = asyncio.Semaphore(part.max_in_flight)
+        self._alone = asyncio.Lock()
+        self._pace, self._breaker = Pace(), Breaker(f"{part.model} at {part.base_url}")
+        self._over: Exception | None = None
 
     def for_row(self, row: str) -> Chat:
         """The `Chat` of one row."""
@@ -26,6 +39,8 @@ class Talker:
     async def close(self) -> None:
         """Free the model and end the ledger's segment."""
         await self._model.close()
+        if self._permits:
+            await self._permits.close()
         await self._ledger.close()
 
     async def _answer(
@@ -43,35 +58,86 @@ class Talker:
         return self._ledger.find(key) or await self._ask(key, messages, sampling)
 
     async def _ask(self, key: str, messages: Messages, sampling: Sampling) -> Reply:
-        for tries in range(self._part.retries + 1):
+        tries = 0
+        while True:
             try:
-                async with self._slots:
-                    return await self._attempt(key, messages, sampling)
+                async with self._suspects(key), self._slots:
+                    return await self._breaker.run(partial(self._attempt, key, messages, sampling))
             except TryAgain as fault:
-                reason, wait = fault, _wait(tries, fault.after)
-            if tries < self._part.retries:
-                await asyncio.sleep(wait)
-        raise CallFailed(f"no answer after {self._part.retries + 1} attempts: {reason}")
+                if fault.limited:  # its pace waits
+                    continue
+                tries += not self._breaker.is_open  # then it is the endpoint's fault, not this call's
+                if tries > self._part.retries:
+                    raise CallFailed(f"no answer after {tries} attempts: {fault}") from fault
+                wait = _wait(tries, fault.after)
+            except CallFailed:
+                raise
+            except Exception as fault:
+                self._over = self._over or fault
+                raise
+            await asyncio.sleep(wait)
+
+    @contextlib.asynccontextmanager
+    async def _suspects(self, key: str):
+        """Calls that were in flight when an engine died go one at a time, so that the deadly one is found out."""
+        deaths = self._ledger.deaths(key)
+        if deaths >= _DEADLY:
+            raise CallFailed(f"{deaths} engines died while they answered this")
+        async with self._alone if deaths else contextlib.nullcontext():
+            yield
 
     async def _attempt(self, key: str, messages: Messages, sampling: Sampling) -> Reply:
-        bound = _bound(messages, sampling, self._part.prices)
-        if bound:
-            await self._ledger.intend(key, bound)
+        need = self._need(messages, sampling)
+        if self._over:
+            raise self._over
+        if not self._permits:
+            return (await self._sent(key, messages, sampling, need))[0]
+        await self._permits.take(need)
+        used = need
         try:
-            reply = await self._model.complete(messages, sampling)
-        except TryAgain as fault:
-            await self._ledger.fail(key, self._part.model, str(fault), bound if fault.billed else 0.0)
+            reply, used = await self._sent(key, messages, sampling, need)
+        except (TryAgain, CallFailed) as fault:
+            used = need if _billed(fault) else Need()
             raise
-        except CallFailed as fault:
-            await self._ledger.fail(key, self._part.model, str(fault), 0.0)
-            raise
-        await self._ledger.settle(
-            key, self._part.model, reply, cost(reply.tokens_in, reply.tokens_out, self._part.prices)
-        )
+        finally:
+            self._permits.settle(need, used)
         return reply
 
+    async def _sent(self, key: str, messages: Messages, sampling: Sampling, need: Need) -> tuple[Reply, Need]:
+        """The reply to one attempt, durable, and what it took."""
+        name = self._part.model
+        turn = await self._pace.turn()
+        if need.usd or not self._part.base_url:
+            await self._ledger.intend(key, need.usd)
+        try:
+            reply = await self._model.complete(messages, sampling)
+        except (TryAgain, CallFailed) as fault:
+            if isinstance(fault, TryAgain) and fault.limited:
+                self._pace.limited(turn, fault.after)
+            await self._ledger.fail(key, name, str(fault), need.usd if _billed(fault) else 0.0)
+            raise
+        usd = self._cost(reply.tokens_in, reply.tokens_out)
+        await self._ledger.settle(key, name, reply, usd)
+        return reply, Need(reply.tokens_in + reply.tokens_out, usd)
 
-def open_talker(part: ModelPart, root: str, role: str, session: str, *, identity: str | None = None) -> Talker:
+    def _need(self, messages: Messages, sampling: Sampling) -> Need:
+        """What one attempt takes at most: no tokenizer makes more tokens than bytes."""
+        size = sum(len(message["content"].encode()) for message in messages) + 16 * len(messages)
+        return Need(size / _BYTES_PER_TOKEN + sampling.max_tokens, self._cost(size, sampling.max_tokens))
+
+    def _cost(self, tokens_in: int, tokens_out: int) -> float:
+        return self._part.prices.cost(tokens_in, tokens_out) if self._part.prices else 0.0
+
+
+def open_talker(
+    part: ModelPart,
+    root: str,
+    role: str,
+    session: str,
+    *,
+    identity: str | None = None,
+    permits: Permits | None = None,
+) -> Talker:
     """The model of a recipe entry, in this process, with the run directory's ledger of that role.
 
     `identity` names the checkpoint behind an endpoint, so that a retrained one never gets old answers. Call it where an
@@ -83,20 +149,14 @@ def open_talker(part: ModelPart, root: str, role: str, session: str, *, identity
     model = OpenAIEndpoint(part) if part.base_url else VllmEngine(part)
     if identity:
         model.identity = identity
-    return Talker(model, Ledger(root, role, session), part)
+    return Talker(model, Ledger(root, role, session), part, permits)
 
 
-def cost(tokens_in: float, tokens_out: float, prices: Prices) -> float:
-    """Dollars for so many tokens."""
-    return (tokens_in * prices.input + tokens_out * prices.output) / 1e6
-
-
-def _bound(messages: Messages, sampling: Sampling, prices: Prices) -> float:
-    """The most that one attempt can cost: no tokenizer makes more tokens than bytes."""
-    size = sum(len(message["content"].encode()) for message in messages) + 16 * len(messages)
-    return cost(size, sampling.max_tokens, prices)
+def _billed(fault: TryAgain | CallFailed) -> bool:
+    """Whether an attempt that ended so may have to be paid for: an answer was perhaps made, and lost."""
+    return isinstance(fault, TryAgain) and not fault.limited
 
 
 def _wait(tries: int, asked: float | None) -> float:
     """Seconds before the next attempt: what the server asked for, else doubling with jitter."""
-    return min(_LONGEST_WAIT, asked if asked is not None else 2**tries * random.uniform(0.5, 1.0))
+    return min(_LONGEST_WAIT, asked if asked is not None else 2 ** max(0, tries - 1) * random.uniform(0.5, 1.0))

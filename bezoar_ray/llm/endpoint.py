@@ -69,7 +69,7 @@ class OpenAIEndpoint:
             )
         if status in (408, 409, 429) or status >= 500:
             after = _seconds(error.response.headers.get("retry-after"))
-            return TryAgain(f"{where} answers {status}: {error.message}", after, billed=status >= 500)
+            return TryAgain(f"{where} answers {status}: {error.message}", after, limited=status == 429)
         return CallFailed(f"{where} answers {status}: {error.message}")
 
     async def close(self) -> None:

@@ -4,7 +4,7 @@ import os
 import uuid
 from typing import Any
 
-from bezoar_ray.llm.chat import CallFailed, Messages, Reply, Sampling
+from bezoar_ray.llm.chat import CallFailed, Messages, ModelDied, Reply, Sampling
 from bezoar_ray.llm.fate import bind_children
 from bezoar_ray.llm.models import identity, model_path
 from bezoar_ray.recipe import ModelPart
@@ -44,9 +44,10 @@ class VllmEngine:
         self._context = self._engine.model_config.max_model_len
 
     async def complete(self, messages: Messages, sampling: Sampling) -> Reply:
-        """One answer. A prompt that leaves no room for one fails this call alone; a dead engine raises vLLM's error."""
+        """One answer. A prompt that leaves no room for one fails this call alone."""
         from vllm import SamplingParams
         from vllm.sampling_params import RequestOutputKind
+        from vllm.v1.engine.exceptions import EngineDeadError
 
         ids = self._tokenizer.apply_chat_template(
             messages, chat_template=self._template, add_generation_prompt=True, tokenize=True, return_dict=False
@@ -60,8 +61,11 @@ class VllmEngine:
             max_tokens=min(sampling.max_tokens, room),
             output_kind=RequestOutputKind.FINAL_ONLY,
         )
-        async for result in self._engine.generate({"prompt_token_ids": ids}, params, uuid.uuid4().hex):
-            answer = result.outputs[0]
+        try:
+            async for result in self._engine.generate({"prompt_token_ids": ids}, params, uuid.uuid4().hex):
+                answer = result.outputs[0]
+        except EngineDeadError as error:
+            raise ModelDied(str(error)) from error
         return Reply(answer.text.strip(), answer.finish_reason or "stop", len(ids), len(answer.token_ids))
 
     async def close(self) -> None:

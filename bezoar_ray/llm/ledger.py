@@ -1,8 +1,9 @@
 """The ledger: every model call of a run directory, durable before it is used, and the account of what was spent.
 
-`ledger/<role>/<session>-<writer>.jsonl` holds one append-only segment per writer. Lines are `intent` (before a paid
-attempt), `reply` (an answer and what it cost), `failed` (an attempt that ended without one) and `hit` (an answer taken
-from the ledger). A torn last line is dropped. An intent that nothing settles counts as spent.
+`ledger/<role>/<session>-<writer>.jsonl` holds one append-only segment per writer. Lines are `intent` (before an attempt
+that is paid for or runs in an engine here), `reply` (an answer and what it cost), `failed` (an attempt that ended
+without one) and `hit` (an answer taken from the ledger). A torn last line is dropped. An intent that nothing settles
+counts as spent, and as in flight when its writer died.
 """
 
 import asyncio
@@ -10,10 +11,11 @@ import contextlib
 import hashlib
 import os
 import uuid
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import orjson
 
@@ -21,6 +23,8 @@ from bezoar_ray.errors import BezoarError
 from bezoar_ray.llm.chat import Messages, Reply, Sampling
 
 ROLES = ("teacher", "judge", "candidate", "mt_bench_judge")
+_OFFSET_BITS = 44  # a place is a segment's number and an offset in it, in one integer
+_OFFSET_MASK = (1 << _OFFSET_BITS) - 1
 
 
 def call_key(
@@ -32,47 +36,76 @@ def call_key(
 
 
 class Ledger:
-    """The calls of one role: what earlier writers recorded, and a segment of our own."""
+    """The calls of one role: what earlier writers recorded, and a segment of our own.
+
+    In memory are only the places of the answers, some 150 bytes each.
+    """
 
     def __init__(self, root: str | Path, role: str, session: str):
         folder = Path(root) / "ledger" / role
         folder.mkdir(parents=True, exist_ok=True)
-        self._replies = {line["reply"]: Reply(**line["answer"]) for line in _lines(folder) if "reply" in line}
-        self._segment = open(folder / f"{session}-{uuid.uuid4().hex[:8]}.jsonl", "ab", buffering=0)
-        self._waiting: list[tuple[bytes, asyncio.Future[None]]] = []
+        self._segments = [open(path, "rb") for path in sorted(folder.glob("*.jsonl"))]
+        self._places: dict[bytes, int] = {}
+        self._deaths: Counter[bytes] = Counter()
+        for number, segment in enumerate(self._segments):
+            same_session = Path(segment.name).name.startswith(session)
+            self._index(number, segment, count_deaths=same_session)
+        self._deaths = +self._deaths  # those above 0
+        own = folder / f"{session}-{uuid.uuid4().hex[:8]}.jsonl"
+        self._own = open(own, "ab", buffering=0)
+        self._segments.append(open(own, "rb"))
+        self._waiting: list[tuple[bytes, asyncio.Future[int]]] = []
         self._committing: asyncio.Task[None] | None = None
 
     def find(self, key: str) -> Reply | None:
         """An answer that was paid for before."""
-        reply = self._replies.get(key)
-        if reply:
-            self._queue({"hit": key})
-        return reply
+        place = self._places.get(bytes.fromhex(key))
+        if place is None:
+            return None
+        self._queue({"hit": key})
+        segment = self._segments[place >> _OFFSET_BITS]
+        segment.seek(place & _OFFSET_MASK)
+        return Reply(**orjson.loads(segment.readline())["answer"])
+
+    def deaths(self, key: str) -> int:
+        """How many writers of this session have died with this attempt in flight."""
+        return self._deaths[bytes.fromhex(key)]
 
     async def intend(self, key: str, usd: float) -> None:
         """Record, durably, that an attempt which may cost `usd` is about to go out."""
-        await self._commit({"intent": key, "usd": usd})
+        await self._queue({"intent": key, "usd": usd})
 
     async def settle(self, key: str, model: str, reply: Reply, usd: float) -> None:
         """Record an answer, durably; only then may it be used."""
-        await self._commit({"reply": key, "model": model, "answer": asdict(reply), "usd": usd})
-        self._replies[key] = reply
+        offset = await self._queue({"reply": key, "model": model, "answer": asdict(reply), "usd": usd})
+        self._places[bytes.fromhex(key)] = (len(self._segments) - 1) << _OFFSET_BITS | offset
 
     async def fail(self, key: str, model: str, error: str, usd: float) -> None:
         """Record an attempt that ended without an answer, and what it may have cost."""
-        await self._commit({"failed": key, "model": model, "error": error, "usd": usd})
+        await self._queue({"failed": key, "model": model, "error": error, "usd": usd})
 
     async def close(self) -> None:
         """Wait for what is being written, and end the segment."""
         if self._committing:
             await self._committing
-        self._segment.close()
+        for segment in (self._own, *self._segments):
+            segment.close()
 
-    async def _commit(self, line: dict[str, Any]) -> None:
-        await self._queue(line)
+    def _index(self, number: int, segment: BinaryIO, count_deaths: bool) -> None:
+        offset = 0
+        for line in segment:
+            if not line.endswith(b"\n"):
+                return
+            entry = orjson.loads(line)
+            key = bytes.fromhex(entry.get("reply") or entry.get("failed") or entry.get("intent") or "")
+            if "reply" in entry:
+                self._places[key] = number << _OFFSET_BITS | offset
+            if count_deaths and "hit" not in entry:
+                self._deaths[key] += 1 if "intent" in entry else -1
+            offset += len(line)
 
-    def _queue(self, line: dict[str, Any]) -> asyncio.Future[None]:
-        """Group commit: all lines that gather while one fsync runs share the next."""
+    def _queue(self, line: dict[str, Any]) -> asyncio.Future[int]:
+        """Group commit: all lines that gather while one fsync runs share the next. The future is the line's offset."""
         done = asyncio.get_running_loop().create_future()
         self._waiting.append((orjson.dumps(line) + b"\n", done))
         if self._committing is None or self._committing.done():
@@ -83,34 +116,33 @@ class Ledger:
         while self._waiting:
             batch, self._waiting = self._waiting, []
             try:
-                await asyncio.to_thread(self._append, b"".join(line for line, _ in batch))
+                offset = await asyncio.to_thread(self._append, b"".join(line for line, _ in batch))
             except BezoarError as error:
-                _settle(batch, error)
-            else:
-                _settle(batch)
+                for _, written in batch:
+                    if not written.done():  # done: a cancelled call, which nobody waits for any more
+                        written.set_exception(error)
+                continue
+            for line, written in batch:
+                if not written.done():
+                    written.set_result(offset)
+                offset += len(line)
 
-    def _append(self, data: bytes) -> None:
-        """Write all of it or nothing: half a line would join with the next one."""
-        file, left, size = self._segment.fileno(), memoryview(data), None
+    def _append(self, data: bytes) -> int:
+        """Write all of it, or nothing, as half a line would join with the next one; the offset of what was written."""
+        file, left, size = self._own.fileno(), memoryview(data), None
         try:
             size = os.fstat(file).st_size
             while left:
-                left = left[self._segment.write(left) :]
+                left = left[self._own.write(left) :]
             os.fsync(file)
+            return size
         except OSError as error:
             if size is not None:
                 with contextlib.suppress(OSError):  # the first fault is the one to tell; nobody may wait for ever
                     os.ftruncate(file, size)
             raise BezoarError(
-                f"cannot write {self._segment.name}: {error.strerror}. Free space; run the same command again to go on"
+                f"cannot write {self._own.name}: {error.strerror}. Free space; run the same command again to go on"
             ) from error
-
-
-def _settle(batch: list[tuple[bytes, asyncio.Future[None]]], error: BezoarError | None = None) -> None:
-    for _, done in batch:
-        if done.done():  # a cancelled call, which nobody waits for any more
-            continue
-        done.set_exception(error) if error else done.set_result(None)
 
 
 def accounts(root: str | Path, session: str) -> dict[str, dict[str, Any]]:
@@ -161,11 +193,6 @@ class _Account:
 
     def summary(self) -> dict[str, Any]:
         return self.numbers | {"usd": round(self.usd, 6)}
-
-
-def _lines(folder: Path) -> Iterator[dict[str, Any]]:
-    for segment in sorted(folder.glob("*.jsonl")):
-        yield from _read(segment)
 
 
 def _read(segment: Path) -> Iterator[dict[str, Any]]:

@@ -3,7 +3,7 @@
 from typing import Annotated, Any, Literal
 
 from bezoar_ray.recipe.models import ModelPart
-from bezoar_ray.recipe.part import FILES, HOW, Part, Positive, decisive
+from bezoar_ray.recipe.part import FILES, HOW, Money, Part, Positive, decisive
 
 CHECKPOINTS = ("base", "sft", "hh-sft", "dpo")
 
@@ -77,5 +77,7 @@ class Evaluate(Part):
 
     harness: Harness | None = Harness()
     mt_bench: MtBench | None = MtBench()
+    budget_usd: Annotated[Money | None, HOW] = None
+    """Dollars that the MT-Bench judge's calls may cost."""
     heldout_pairs: Positive = 200
     """HH-RLHF pairs kept out of training to score every checkpoint on."""

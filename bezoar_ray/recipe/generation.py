@@ -4,7 +4,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from bezoar_ray.recipe.part import Part, Positive, Share, packaged_text
+from bezoar_ray.recipe.part import HOW, Money, Part, Positive, Share, packaged_text
 
 SCHEMES = ("lamini", "evol_instruct", "orca")
 Operation = Literal["constraints", "deepen", "concretise", "reasoning", "complicate_input", "breadth"]
@@ -78,6 +78,8 @@ class Generate(Part):
     lamini: Lamini | None = Lamini()
     evol_instruct: EvolInstruct | None = EvolInstruct()
     orca: Orca | None = Orca()
+    budget_usd: Annotated[Money | None, HOW] = None
+    """Dollars that the teacher's calls may cost."""
 
 
 class Filter(Part):
@@ -89,6 +91,8 @@ class Filter(Part):
     """Who decides: the first judge, all of them, more than half, or their mean rating."""
     rubrics: dict[Literal["lamini", "evol_instruct", "orca"], str] = {}
     """A text file by scheme in place of the packaged rubric."""
+    budget_usd: Annotated[Money | None, HOW] = None
+    """Dollars that the judges' calls may cost."""
     judge: bool = True
     """Whether judges are asked at all; without them, what passes the gates is accepted (for ablations)."""
 

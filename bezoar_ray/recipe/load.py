@@ -12,7 +12,7 @@ from bezoar_ray.errors import RecipeError
 from bezoar_ray.recipe.evaluation import Evaluate, Serve
 from bezoar_ray.recipe.generation import Filter, Generate
 from bezoar_ray.recipe.models import ModelPart, Seeds
-from bezoar_ray.recipe.part import Part
+from bezoar_ray.recipe.part import HOW, Money, Part
 from bezoar_ray.recipe.training import Align, Base, HhSft, Sft
 
 
@@ -32,6 +32,8 @@ class Recipe(Part):
     base: Base
     """The model that is trained."""
     seeds: Seeds
+    budget_usd: Annotated[Money | None, HOW] = None
+    """Dollars that all calls of the run directory may cost; the sections of stages take one of their own, too."""
     generate: Generate = Generate()
     filter: Filter = Filter()
     sft: Sft = Sft()

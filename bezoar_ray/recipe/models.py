@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 from pydantic import model_validator
 
-from bezoar_ray.recipe.part import FILES, HOW, Part, Positive, decisive
+from bezoar_ray.recipe.part import FILES, HOW, Part, Positive, PositiveRate, decisive
 
 
 class Prices(Part):
@@ -15,6 +15,10 @@ class Prices(Part):
     """Dollars per million prompt tokens."""
     output: float = 0.0
     """Dollars per million completion tokens."""
+
+    def cost(self, tokens_in: float, tokens_out: float) -> float:
+        """Dollars for so many tokens."""
+        return (tokens_in * self.input + tokens_out * self.output) / 1e6
 
 
 class ModelPart(Part):
@@ -42,8 +46,12 @@ class ModelPart(Part):
     """OpenAI-compatible endpoint. Without one, vLLM runs the model inside Ray actors."""
     api_key_env: Annotated[str | None, HOW] = None
     """Name of the environment variable that holds the endpoint's key."""
-    prices: Annotated[Prices, HOW] = Prices()
-    """What the endpoint charges."""
+    prices: Annotated[Prices | None, HOW] = None
+    """What the endpoint charges; needed where a budget is set."""
+    requests_per_minute: Annotated[PositiveRate | None, HOW] = None
+    """Limit of the endpoint, for all actors together."""
+    tokens_per_minute: Annotated[PositiveRate | None, HOW] = None
+    """Limit of the endpoint, prompts and longest answers counted, for all actors together."""
     max_in_flight: Annotated[Positive, HOW] = 64
     """Concurrent calls per actor."""
     timeout: Annotated[float, HOW] = 120.0
@@ -53,7 +61,9 @@ class ModelPart(Part):
     engine: Annotated[dict[str, Any], HOW] = {}
     """Further vLLM engine arguments (tensor_parallel_size, gpu_memory_utilization, max_model_len)."""
     actors: Annotated[Positive, HOW] = 1
-    """Ray actors that talk to this model."""
+    """Ray actors that talk to this model; at least so many."""
+    max_actors: Annotated[Positive | None, HOW] = None
+    """At most so many, as work and cluster allow; as many as `actors` where empty."""
     num_cpus: Annotated[float, HOW] = 1.0
     """Ray CPUs per actor."""
     num_gpus: Annotated[float, HOW] = 0.0
@@ -62,6 +72,11 @@ class ModelPart(Part):
     def what(self) -> dict[str, Any]:
         """With the engine's arguments that change what the model says."""
         return super().what() | {"engine": decisive(self.engine)}
+
+    @property
+    def most_actors(self) -> int:
+        """How many Ray actors there may be."""
+        return max(self.actors, self.max_actors or 0)
 
     @property
     def template(self) -> str | None:

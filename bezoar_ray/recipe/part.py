@@ -18,6 +18,8 @@ _PLACEMENT = {
     "distributed_executor_backend", "swap_space", "cpu_offload_gb", "max_parallel_loading_workers", "download_dir",
 }  # fmt: skip
 Positive = Annotated[int, Field(gt=0)]
+PositiveRate = Annotated[float, Field(gt=0)]
+Money = Annotated[float, Field(ge=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
 
 

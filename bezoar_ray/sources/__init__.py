@@ -15,6 +15,7 @@ from bezoar_ray.sources.raw import Origin, Raw
 T = TypeVar("T", Seed, Pair)
 Kind = Literal["dolly", "flan", "hh_rlhf"]
 
+_SEEDS = {"dolly": dolly.seed, "flan": flan.seed}
 _TINY_LICENSE = "Apache-2.0 (embedded)"
 
 
@@ -32,7 +33,7 @@ def read(parts: Iterable[SourcePart], kind: Literal["dolly", "flan"]) -> Loaded[
     Raises:
         RecipeError: a file or data set cannot be read at all; the message names the field and what to do.
     """
-    return _load(parts, kind, {"dolly": dolly.seed, "flan": flan.seed}[kind])
+    return _load(parts, kind, _SEEDS[kind])
 
 
 def read_pairs(parts: Iterable[SourcePart]) -> Loaded[Pair]:
@@ -40,8 +41,24 @@ def read_pairs(parts: Iterable[SourcePart]) -> Loaded[Pair]:
     return _load(parts, "hh_rlhf", hh_rlhf.pair)
 
 
+def stream(
+    parts: Iterable[SourcePart], kind: Literal["dolly", "flan"], failed: Callable[[str], None]
+) -> Iterator[Seed]:
+    """The seeds of all sources, one after the other; `failed` is told of each malformed one. Raises as `read` does."""
+    return _stream(parts, kind, _SEEDS[kind], failed)
+
+
 def _load(parts: Iterable[SourcePart], kind: Kind, convert: Callable[[dict[str, Any], Origin], T]) -> Loaded[T]:
-    loaded: Loaded[T] = Loaded([], [])
+    failed: list[str] = []
+    return Loaded(list(_stream(parts, kind, convert, failed.append)), failed)
+
+
+def _stream(
+    parts: Iterable[SourcePart],
+    kind: Kind,
+    convert: Callable[[dict[str, Any], Origin], T],
+    failed: Callable[[str], None],
+) -> Iterator[T]:
     times_seen: dict[str, int] = {}
     for part in parts:
         renamed: dict[str, str] = {}  # by file; a name that another file has used gets a number: ids stay apart
@@ -52,10 +69,9 @@ def _load(parts: Iterable[SourcePart], kind: Kind, convert: Callable[[dict[str, 
                 renamed[file] = raw.name if times_seen[raw.name] == 1 else f"{raw.name}#{times_seen[raw.name]}"
             origin = Origin(renamed[file], raw.number, _license(part))
             try:
-                loaded.rows.append(convert(_fields(raw.value), origin))
+                yield convert(_fields(raw.value), origin)
             except ValueError as error:
-                loaded.failed.append(f"{raw.where}: {error}")
-    return loaded
+                failed(f"{raw.where}: {error}")
 
 
 def _raw(part: SourcePart, kind: Kind) -> Iterator[Raw]:

@@ -1,7 +1,6 @@
-import random
 from dataclasses import replace
 
-from bezoar_ray.filter.dedup import reject_exact, reject_near
+from bezoar_ray.filter.dedup import Duplicates
 from bezoar_ray.rows import Sample, Seed
 
 SEED = Seed(id="s", source="own", license="CC0", instruction="Name a bird.", response="A wren.")
@@ -16,54 +15,52 @@ def sample(id, instruction, response="An apple.", scheme="lamini") -> Sample:
     return Sample(id=id, scheme=scheme, operation="x", instruction=instruction, response=response)
 
 
-def fates(samples):
-    return {s.id: (s.status, s.reason) for s in samples}
+def fates(rows, seeds=()):
+    """What is found, by id, of rows in the order of their ids."""
+    duplicates, ordered = Duplicates(seeds), sorted(rows, key=lambda row: row.id)
+    for row in ordered:
+        duplicates.add(row)
+    return dict(zip([row.id for row in ordered], duplicates.found(), strict=True))
 
 
-def test_the_first_in_the_order_of_ids_stays_whoever_arrives_first():
+def test_the_first_in_the_order_of_ids_stays():
     rows = [sample("b", "name a FRUIT"), sample("a", "Name a fruit."), sample("c", "Name a tree.")]
     rows += [sample("d", "Name a  fruit!", scheme="orca")]
-    found = fates(reject_exact(rows, []))
-    assert found["a"] == found["c"] == ("generated", "")
-    assert found["b"] == found["d"] == ("rejected", "duplicate")
-    random.Random(0).shuffle(rows)
-    assert fates(reject_exact(rows, [])) == found
+    assert fates(rows) == {"a": "", "b": "duplicate", "c": "", "d": "duplicate"}
 
 
 def test_a_row_that_asks_what_a_seed_asks_is_a_duplicate_but_not_orcas():
-    rows = [sample("a", "name a bird"), sample("b", "Name a bird. ", scheme="orca")]
-    assert fates(reject_exact(rows, [SEED]))["a"] == ("rejected", "duplicate")
-    assert fates(reject_exact(rows[1:], [SEED]))["b"] == ("generated", "")
+    rows = [sample("a", "name a bird", "One with wings, which sings at dawn.")]
+    assert fates(rows, [SEED]) == {"a": "duplicate"}
+    assert fates([replace(rows[0], scheme="orca")], [SEED]) == {"a": ""}
 
 
 def test_an_input_makes_another_task():
     rows = [replace(sample("a", "Sum up."), input="one"), replace(sample("b", "Sum up."), input="two")]
-    assert {status for status, _ in fates(reject_exact(rows, [])).values()} == {"generated"}
+    assert set(fates(rows).values()) == {""}
 
 
-def accepted(*args, **kwargs):
-    return replace(sample(*args, **kwargs), status="accepted")
-
-
-def test_nearly_the_same_row_is_rejected_whatever_the_order():
+def test_nearly_the_same_row_is_found():
     rows = [
-        accepted("b", f"Read this. {LONG} Say when.", "At six."),
-        accepted("a", f"Read this. {LONG} Say it.", "At six."),
+        sample("b", f"Read this. {LONG} Say when.", "At six."),
+        sample("a", f"Read this. {LONG} Say it.", "At six."),
+        sample("c", f"Read this. {LONG}", "Another answer, which says much more of boats, of lamps and of men."),
     ]
-    rows += [accepted("c", f"Read this. {LONG}", "Another answer, which says much more of boats, of lamps and of men.")]
-    found = fates(reject_near(rows, []))
-    assert found["a"] == found["c"] == ("accepted", "")
-    assert found["b"] == ("rejected", "near_duplicate")
-    assert fates(reject_near(rows[::-1], [])) == found
+    assert fates(rows) == {"a": "", "b": "near_duplicate", "c": ""}
 
 
 def test_short_rows_that_differ_in_a_word_stay():
-    rows = [accepted(str(n), f"What is {n} + 4?", f"{n} + 4 = {n + 4}.") for n in range(30)]
-    assert {status for status, _ in fates(reject_near(rows, [])).values()} == {"accepted"}
+    rows = [sample(str(n), f"What is {n} + 4?", f"{n} + 4 = {n + 4}.") for n in range(30)]
+    assert set(fates(rows).values()) == {""}
 
 
-def test_nearly_a_seed_is_rejected_but_not_orcas():
+def test_nearly_a_seed_is_found_but_not_orcas():
     seed = replace(SEED, instruction=LONG)
-    rows = [accepted("a", LONG.replace("six", "eight"), "A wren."), accepted("b", LONG, "A wren.", scheme="orca")]
-    assert fates(reject_near(rows[:1], [seed]))["a"] == ("rejected", "near_duplicate")
-    assert fates(reject_near(rows[1:], [seed]))["b"] == ("accepted", "")
+    near = sample("a", LONG.replace("six", "eight"), "A wren.")
+    assert fates([near], [seed]) == {"a": "near_duplicate"}
+    assert fates([replace(near, scheme="orca")], [seed]) == {"a": ""}
+    assert fates([near, replace(near, id="b", scheme="orca")], [seed]) == {"a": "near_duplicate", "b": "duplicate"}
+
+
+def test_without_rows_there_is_nothing_to_find():
+    assert fates([], [SEED]) == fates([]) == {}

@@ -1,4 +1,4 @@
-from bezoar_ray.filter.figures import funnel, judging
+from bezoar_ray.filter.figures import Figures
 from bezoar_ray.rows import Sample, Verdict
 
 
@@ -8,6 +8,17 @@ def sample(*statuses, right=None, status="generated", reason=""):
     return Sample(
         id="1", scheme="orca", operation="x", response=str(right), status=status, reason=reason, verdicts=verdicts
     )
+
+
+def counted(rows, truth=None) -> Figures:
+    figures = Figures(truth)
+    for row in rows:
+        figures.add(row)
+    return figures
+
+
+def judging(rows, truth):
+    return counted(rows, truth).judges()
 
 
 def truth(instruction, response):
@@ -21,8 +32,11 @@ def test_every_row_is_counted_where_it_ends():
         sample(status="failed", reason="missing"),
     ]
     rows += [sample(status="failed", reason=f"call: error {n}") for n in range(3)]
-    found = funnel(rows)
-    assert found == {"accepted": 1, "rejected": 1, "failed": 4, "reasons": {"call": 3, "judge": 1, "missing": 1}}
+    found = counted(rows)
+    assert found.data()["orca"] == {
+        "accepted": 1, "rejected": 1, "failed": 4, "reasons": {"call": 3, "judge": 1, "missing": 1},
+    }  # fmt: skip
+    assert found.accepted == 1 and found.reasons().total() == 5
 
 
 def test_precision_and_recall_count_rows_whose_truth_is_known():

@@ -8,10 +8,11 @@ from bezoar_ray.filter import stage
 from bezoar_ray.progress import Progress
 from bezoar_ray.recipe import SCHEMES, load_recipe, parse_recipe
 from bezoar_ray.rows import Sample
-from bezoar_ray.samples import read_samples, write_samples
+from bezoar_ray.samples import read_samples
 from bezoar_ray.stage import Context
 from bezoar_ray.store import Store
 from tests.endpoint import serving
+from tests.rows_on_disk import write_samples
 
 
 def sample(id, response, scheme="lamini", **fields) -> Sample:
@@ -25,9 +26,9 @@ ROWS = [
     sample("d", "A good thi", finish_reason="length"),
     sample("e", ""),
     sample("f", "", status="failed", reason="missing"),
-    sample("g", "A good thing.", scheme="evol_instruct", status="rejected", reason="adds_nothing"),
-    replace(sample("h", "Another good thing.", scheme="evol_instruct"), instruction="tell me of A"),
-    sample("i", "A good one.", scheme="orca"),
+    sample("fa", "A good thing.", scheme="evol_instruct", status="rejected", reason="adds_nothing"),
+    replace(sample("fb", "Another good thing.", scheme="evol_instruct"), instruction="tell me of A"),
+    sample("fc", "A good one.", scheme="orca"),
 ]
 
 
@@ -69,18 +70,18 @@ def test_every_row_ends_with_its_gate_and_only_what_is_left_is_judged(ray_sessio
         "d": ("rejected", "truncated"),
         "e": ("rejected", "empty"),
         "f": ("failed", "missing"),
-        "g": ("rejected", "adds_nothing"),
-        "h": ("rejected", "duplicate"),
-        "i": ("accepted", ""),
+        "fa": ("rejected", "adds_nothing"),
+        "fb": ("rejected", "duplicate"),
+        "fc": ("accepted", ""),
     }
-    assert len(server.requests) == 2 * (3 + 2)  # a, b and i once, c twice, by each judge
+    assert len(server.requests) == 2 * (4 + 2)  # a, b, fb and fc once, c twice, by each judge
     assert outcome.summary["data"]["lamini"] == {
         "accepted": 1, "rejected": 3, "failed": 2,
         "reasons": {"judge": 1, "unrated": 1, "truncated": 1, "empty": 1, "missing": 1},
     }  # fmt: skip
     assert outcome.summary["judge"] == {
-        "first": {"rated": 3, "unrated": 1},
-        "second": {"rated": 3, "unrated": 1, "agreement": 1.0, "kappa": 1.0, "rating_kappa": 1.0},
+        "first": {"rated": 4, "unrated": 1},
+        "second": {"rated": 4, "unrated": 1, "agreement": 1.0, "kappa": 1.0, "rating_kappa": 1.0},
     }
     (row,) = read_samples(Store(tmp_path), "lamini", "accepted")
     assert [(v.judge, v.status, v.rating, v.reason) for v in row.verdicts] == [
@@ -92,13 +93,15 @@ def test_every_row_ends_with_its_gate_and_only_what_is_left_is_judged(ray_sessio
 
 def test_without_a_judge_what_passes_the_gates_is_accepted(tmp_path):
     stage.run(context(tmp_path, None, judge=False))
-    assert [id for id, (status, _) in fates(tmp_path).items() if status == "accepted"] == ["a", "b", "c", "i"]
+    assert [id for id, (status, _) in fates(tmp_path).items() if status == "accepted"] == ["a", "b", "c", "fc"]
 
 
-def test_where_nothing_is_accepted_the_gate_that_took_most_is_named(tmp_path):
+def test_where_nothing_is_accepted_the_gate_that_took_most_is_named(ray_session, tmp_path):
     rows = [replace(row, response="Sorry, I cannot.") for row in ROWS[:3]] + ROWS[3:6]
-    with pytest.raises(stage.NothingAccepted, match="the gate `refusal` took 3 of 6") as raised:
-        stage.run(context(tmp_path, None, rows=rows))
+    match = "the gate `refusal` took 3 of 6"
+    with serving(judge) as server, pytest.raises(stage.NothingAccepted, match=match) as raised:
+        stage.run(context(tmp_path, server.url, rows=rows))
+    assert not server.requests
     assert raised.value.exit_code == 3
     assert raised.value.outcome.summary["data"]["lamini"]["accepted"] == 0
     assert len(fates(tmp_path)) == 6

@@ -12,6 +12,10 @@ from bezoar_ray.recipe import EvolInstruct
 PART = EvolInstruct(seeds=5, epochs=3)
 
 
+def plan(*args):
+    return list(evol_instruct.plan(*args))
+
+
 def rows(work, chat, part=PART):
     async def collect():
         return [sample async for sample in evol_instruct.evol_instruct(work, chat, part)]
@@ -32,15 +36,15 @@ def script(**said):
 
 
 def test_seeds_are_drawn_and_all_are_taken_where_there_are_fewer(seeds):
-    works = evol_instruct.plan(PART, 0, seeds)
+    works = plan(PART, 0, seeds)
     assert len({work.seeds[0].id for work in works}) == 5
-    assert works == evol_instruct.plan(PART, 0, seeds)
-    assert len(evol_instruct.plan(EvolInstruct(seeds=600), 0, seeds)) == 20
+    assert works == plan(PART, 0, seeds)
+    assert len(plan(EvolInstruct(seeds=600), 0, seeds)) == 20
 
 
 def test_each_epoch_evolves_what_the_one_before_made(seeds, chat):
     talk = chat(script())
-    found = rows(evol_instruct.plan(PART, 0, seeds)[0], talk)
+    found = rows(plan(PART, 0, seeds)[0], talk)
     assert [(s.round, s.instruction, s.response, s.status) for s in found] == [
         (n, f"Task of epoch {n}", "Forty-two.", "generated") for n in (1, 2, 3)
     ]
@@ -50,13 +54,13 @@ def test_each_epoch_evolves_what_the_one_before_made(seeds, chat):
 
 def test_the_seeds_input_is_part_of_what_is_evolved(seeds, chat):
     talk = chat(script())
-    rows(evol_instruct.plan(PART, 0, [replace(seeds[0], input="a | b")])[0], talk)
+    rows(plan(PART, 0, [replace(seeds[0], input="a | b")])[0], talk)
     assert f"{seeds[0].instruction}\n\nInput:\na | b" in talk.asked["evolve/1"][0]["content"]
 
 
 def test_operations_are_drawn_by_weight_and_alike_in_a_rerun(seeds, chat):
     part = EvolInstruct(seeds=20, epochs=30, operations={"deepen": 3, "breadth": 1, "reasoning": 0})
-    works = evol_instruct.plan(part, 0, seeds)
+    works = plan(part, 0, seeds)
     drawn = [[s.operation for s in rows(work, chat(script()), part)] for work in works]
     assert drawn == [[s.operation for s in rows(work, chat(script()), part)] for work in works]
     counts = Counter(operation for operations in drawn for operation in operations)
@@ -78,7 +82,7 @@ def test_operations_are_drawn_by_weight_and_alike_in_a_rerun(seeds, chat):
 )
 def test_an_eliminated_evolution_is_rejected_and_its_parent_goes_on(seeds, chat, said, reason, unpaid):
     talk = chat(script(**said))
-    found = rows(evol_instruct.plan(PART, 0, seeds)[0], talk)
+    found = rows(plan(PART, 0, seeds)[0], talk)
     assert [(s.status, s.reason) for s in found] == [("generated", ""), ("rejected", reason), ("generated", "")]
     assert "Task of epoch 1" in talk.asked["evolve/3"][0]["content"]
     assert unpaid not in talk.asked
@@ -86,13 +90,13 @@ def test_an_eliminated_evolution_is_rejected_and_its_parent_goes_on(seeds, chat,
 
 @pytest.mark.parametrize("step", ["evolve/2", "adds_nothing/2", "answer/2"])
 def test_a_failed_call_fails_its_row_and_the_parent_goes_on(seeds, chat, step):
-    found = rows(evol_instruct.plan(PART, 0, seeds)[0], chat(script(**{step: None})))
+    found = rows(plan(PART, 0, seeds)[0], chat(script(**{step: None})))
     assert [s.status for s in found] == ["generated", "failed", "generated"]
     assert found[1].reason == "call: refused"
 
 
 def test_ids_do_not_depend_on_what_the_teacher_says(seeds, chat):
-    work = evol_instruct.plan(PART, 0, seeds)[0]
+    work = plan(PART, 0, seeds)[0]
     good, bad = rows(work, chat(script())), rows(work, chat(script(answer="Sorry.")))
     assert [s.id for s in good] == [s.id for s in bad]
 

@@ -11,6 +11,10 @@ from bezoar_ray.recipe import Lamini
 PART = Lamini(calls=10, per_call=4, topic_guided=0.3)
 
 
+def plan(*args):
+    return list(lamini.plan(*args))
+
+
 def rows(work, chat, part=PART):
     async def collect():
         return [sample async for sample in lamini.lamini(work, chat, part)]
@@ -19,14 +23,14 @@ def rows(work, chat, part=PART):
 
 
 def test_calls_are_drawn_alike_for_the_same_seed_and_differ_for_another(seeds):
-    works = lamini.plan(PART, 0, seeds)
-    assert works == lamini.plan(PART, 0, seeds)
-    assert {work.id for work in works}.isdisjoint(work.id for work in lamini.plan(PART, 1, seeds))
+    works = plan(PART, 0, seeds)
+    assert works == plan(PART, 0, seeds)
+    assert {work.id for work in works}.isdisjoint(work.id for work in plan(PART, 1, seeds))
     assert len({work.id for work in works}) == 10
 
 
 def test_the_share_of_topic_guided_calls_is_met(seeds):
-    draws = [work.draw for work in lamini.plan(PART, 0, seeds)]
+    draws = [work.draw for work in plan(PART, 0, seeds)]
     guided = [draw for draw in draws if draw["generator"] == "topic_guided"]
     assert len(guided) == 3
     assert all(len(set(draw["topics"])) == 3 for draw in guided)
@@ -35,7 +39,7 @@ def test_the_share_of_topic_guided_calls_is_met(seeds):
 
 def test_examples_are_three_seeds_that_stand_alone(seeds):
     leaning = [replace(seed, id=f"{seed.id}-input", input="a text") for seed in seeds]
-    for work in lamini.plan(PART, 0, [*seeds, *leaning]):
+    for work in plan(PART, 0, [*seeds, *leaning]):
         assert len({seed.id for seed in work.seeds}) == 3
         assert not any(seed.input for seed in work.seeds)
 
@@ -45,7 +49,7 @@ def test_each_instruction_gets_its_own_answer_and_an_empty_slot_is_a_failed_row(
         made = "<example>Do A</example> chatter <example> Do B\nwell </example><example></example><example>cut"
         return made if step == "instructions" else f"done: {messages[-1]['content']}"
 
-    work = lamini.plan(PART, 0, seeds)[0]
+    work = plan(PART, 0, seeds)[0]
     talk = chat(answer)
     found = rows(work, talk)
     assert [(s.instruction, s.status, s.reason) for s in found] == [
@@ -68,11 +72,11 @@ def test_each_instruction_gets_its_own_answer_and_an_empty_slot_is_a_failed_row(
 def test_more_instructions_than_asked_for_are_not_paid_for(seeds, chat):
     made = "".join(f"<example>Do {n}</example>" for n in range(9))
     talk = chat(lambda step, _: made if step == "instructions" else "done")
-    assert [s.instruction for s in rows(lamini.plan(PART, 0, seeds)[0], talk)] == ["Do 0", "Do 1", "Do 2", "Do 3"]
+    assert [s.instruction for s in rows(plan(PART, 0, seeds)[0], talk)] == ["Do 0", "Do 1", "Do 2", "Do 3"]
 
 
 def test_ids_do_not_depend_on_what_the_teacher_says(seeds, chat):
-    work = lamini.plan(PART, 0, seeds)[0]
+    work = plan(PART, 0, seeds)[0]
     said = ["<example>A</example>" * 4, "<example>B</example>", None]
     ids = [
         {s.id for s in rows(work, chat(lambda step, _, one=one: one if step == "instructions" else "x"))}
@@ -84,7 +88,7 @@ def test_ids_do_not_depend_on_what_the_teacher_says(seeds, chat):
 
 def test_a_failed_call_fails_its_own_rows_only(seeds, chat):
     work, made = (
-        lamini.plan(PART, 0, seeds)[0],
+        plan(PART, 0, seeds)[0],
         "<example>A</example><example>B</example><example>C</example><example>D</example>",
     )
     found = rows(work, chat(lambda step, _: made if step == "instructions" else None if step == "answer/1" else "x"))
@@ -97,7 +101,7 @@ def test_a_failed_call_fails_its_own_rows_only(seeds, chat):
 def test_a_truncated_answer_keeps_its_finish_reason(seeds, chat):
     cut = Reply("half an ans", "length", 10, 512)
     found = rows(
-        lamini.plan(PART, 0, seeds)[0], chat(lambda step, _: "<example>A</example>" if step == "instructions" else cut)
+        plan(PART, 0, seeds)[0], chat(lambda step, _: "<example>A</example>" if step == "instructions" else cut)
     )
     assert found[-1].finish_reason == "length"
 

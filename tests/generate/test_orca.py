@@ -89,7 +89,7 @@ def test_a_query_is_answered_under_its_message(chat):
     async def collect(work, talk):
         return [sample async for sample in orca.orca(work, talk, Orca())]
 
-    work = orca.plan(Orca(), 0, [query(3)])[0]
+    (work,) = orca.plan(Orca(), 0, [query(3)])
     talk = chat(lambda *_: Reply("Because.", "length", 10, 5))
     (sample,) = asyncio.run(collect(work, talk))
     assert sample.system == ORCA_SYSTEM[work.draw["system_message"]]

@@ -87,4 +87,4 @@ def test_malformed_seeds_are_said_once_and_listed_in_the_logs(ray_session, tmp_p
 def test_a_scheme_without_seeds_is_named_before_any_call(tmp_path):
     recipe = context(tmp_path, None, lamini=None, evol_instruct=None).recipe
     with pytest.raises(RecipeError, match=r"generate\.orca starts from seeds\.flan, which holds no usable row"):
-        stage.plan(recipe, [], [])
+        list(stage.plan(recipe, {"flan": []}))

@@ -6,7 +6,8 @@ import orjson
 import pytest
 
 from bezoar_ray.errors import BezoarError
-from bezoar_ray.llm.chat import CallFailed, Reply, Sampling, TryAgain
+from bezoar_ray.llm.breaker import Breaker
+from bezoar_ray.llm.chat import CallFailed, ModelDied, Reply, Sampling, TryAgain
 from bezoar_ray.llm.client import Talker
 from bezoar_ray.llm.ledger import Ledger, accounts, call_key
 from bezoar_ray.recipe import ModelPart, Prices
@@ -92,7 +93,7 @@ def test_money_is_the_price_of_the_tokens_and_a_cut_call_counts_as_spent(tmp_pat
 
     async def cut():
         ledger = Ledger(tmp_path, "judge", "two")
-        await ledger.intend("lost", 0.5)
+        await ledger.intend("ff", 0.5)
         await ledger.close()
 
     asyncio.run(cut())
@@ -106,7 +107,7 @@ def test_many_answers_share_their_fsyncs_and_all_are_durable(tmp_path, monkeypat
     async def go():
         ledger = Ledger(tmp_path, "teacher", "one")
         reply = Reply("x", "stop", 1, 1)
-        await asyncio.gather(*(ledger.settle(f"k{i}", "m", reply, 0.0) for i in range(500)))
+        await asyncio.gather(*(ledger.settle(f"{i:032x}", "m", reply, 0.0) for i in range(500)))
         await ledger.close()
 
     asyncio.run(go())
@@ -118,7 +119,7 @@ def test_a_cancelled_call_holds_nobody_up(tmp_path):
     async def go():
         ledger = Ledger(tmp_path, "teacher", "one")
         reply = Reply("x", "stop", 1, 1)
-        given_up, other = (asyncio.create_task(ledger.settle(key, "m", reply, 0.0)) for key in ("a", "b"))
+        given_up, other = (asyncio.create_task(ledger.settle(key, "m", reply, 0.0)) for key in ("aa", "bb"))
         await asyncio.sleep(0)
         given_up.cancel()
         await asyncio.wait_for(other, 5)
@@ -131,16 +132,16 @@ def test_a_cancelled_call_holds_nobody_up(tmp_path):
 def test_a_full_disk_tears_no_line_and_is_named(tmp_path):
     async def go():
         ledger, reply = Ledger(tmp_path, "teacher", "one"), Reply("x" * 200, "stop", 1, 1)
-        await ledger.settle("a", "m", reply, 0.0)
+        await ledger.settle("aa", "m", reply, 0.0)
         (segment,) = (tmp_path / "ledger/teacher").glob("*.jsonl")
         limits = resource.getrlimit(resource.RLIMIT_FSIZE)
         resource.setrlimit(resource.RLIMIT_FSIZE, (segment.stat().st_size + 50, limits[1]))
         try:
             with pytest.raises(BezoarError, match="cannot write .*Free space"):
-                await ledger.settle("b", "m", reply, 0.0)
+                await ledger.settle("bb", "m", reply, 0.0)
         finally:
             resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-        await ledger.settle("c", "m", reply, 0.0)
+        await ledger.settle("cc", "m", reply, 0.0)
         await ledger.close()
 
     asyncio.run(go())
@@ -148,7 +149,7 @@ def test_a_full_disk_tears_no_line_and_is_named(tmp_path):
 
 
 def test_only_an_attempt_that_may_have_been_answered_counts_as_spent(tmp_path, scripted):
-    faults = [TryAgain("429", after=0, billed=False), TryAgain("timeout", after=0)]
+    faults = [TryAgain("429", after=0, limited=True), TryAgain("timeout", after=0)]
 
     def answer(messages):
         if faults:
@@ -159,3 +160,48 @@ def test_only_an_attempt_that_may_have_been_answered_counts_as_spent(tmp_path, s
     lines = [line for path in (tmp_path / "ledger/judge").glob("*.jsonl") for line in path.read_text().splitlines()]
     spent = [orjson.loads(line)["usd"] for line in lines if "failed" in line]
     assert spent[0] == 0 < spent[1]
+
+
+def test_an_outage_that_opens_the_circuit_fails_no_call(tmp_path, scripted):
+    down = iter(range(30))
+
+    def answer(messages):
+        if next(down, None) is not None:
+            raise TryAgain("connection refused", after=0)
+        return "4"
+
+    async def go():
+        one = talker(tmp_path, scripted(answer), PART.model_copy(update={"retries": 1}))
+        one._breaker = Breaker("m", first=0.01)
+        done = await asyncio.gather(*(one.for_row(f"r{n}")(QUESTION, step="judge") for n in range(25)))
+        await one.close()
+        return [reply.text for reply in done]
+
+    assert asyncio.run(go()) == ["4"] * 25
+
+
+def test_a_call_that_three_engines_died_of_fails_and_others_do_not(tmp_path, scripted):
+    """Each engine dies as soon as it is asked row 7; the calls that were in flight with it are not blamed."""
+
+    def answer(messages):
+        return "4"
+
+    class Dying(scripted):
+        async def complete(self, messages, sampling):
+            if messages[0]["content"] == "7":
+                raise ModelDied("killed")
+            await asyncio.sleep(0.01)
+            return await super().complete(messages, sampling)
+
+    async def engine():
+        one = talker(tmp_path, Dying(answer), session="s")
+        asks = [one.for_row(f"r{n}")([{"role": "user", "content": str(n)}], step="x") for n in range(20)]
+        done = await asyncio.gather(*asks, return_exceptions=True)
+        # a process that dies closes nothing
+        return done
+
+    for _ in range(3):
+        assert any(isinstance(reply, ModelDied) for reply in asyncio.run(engine()))
+    done = asyncio.run(engine())
+    assert isinstance(done.pop(7), CallFailed)
+    assert [reply.text for reply in done] == ["4"] * 19

@@ -12,9 +12,9 @@ from bezoar_ray.recipe import CHECKPOINTS, SCHEMES, Recipe, load_recipe
 from bezoar_ray.report.content import choose, gather
 from bezoar_ray.report.stage import run
 from bezoar_ray.rows import Sample, Verdict, row_id
-from bezoar_ray.samples import write_samples
 from bezoar_ray.stage import Context
 from bezoar_ray.store import Store
+from tests.rows_on_disk import write_samples
 
 ATTACK = "<script>document.title = 'owned'</script>"
 GATES = ("judge", "duplicate", "truncated: 160 tokens")

@@ -11,9 +11,11 @@ from bezoar_ray.evaluate.mt_bench.loop import Answer, Room, converse, room_of
 from bezoar_ray.evaluate.mt_bench.questions import Question, load_questions
 from bezoar_ray.evaluate.mt_bench.scores import summarise
 from bezoar_ray.llm.client import Talker, open_talker
+from bezoar_ray.llm.limits import RunMeter, limits, permits, terms
 from bezoar_ray.recipe import ModelPart
 from bezoar_ray.stage import Context
 
+_JUDGE = "mt_bench_judge"
 _IN_FLIGHT = 64  # per checkpoint; the engine queues what it cannot run at once
 
 
@@ -26,9 +28,13 @@ async def mt_bench(
         `eval.mt_bench` of summary.json, and the files written.
     """
     questions = load_questions(context.recipe.evaluate.mt_bench)
-    judge_part = context.recipe.mt_bench_judge
-    judge = _open(context, "mt_bench_judge", judge_part)
-    models = {name: _open(context, "candidate", _part(name, endpoint), mark) for name, mark in fingerprints.items()}
+    root, judge_part, all_limits = str(context.store.root), context.recipe.mt_bench_judge, limits(context.recipe)
+    meter = RunMeter(root, {_JUDGE: terms(judge_part, _JUDGE, all_limits)}, all_limits)
+    judge = open_talker(judge_part, root, _JUDGE, context.session, permits=permits(meter, _JUDGE))
+    models = {
+        name: open_talker(_part(name, endpoint), root, "candidate", context.session, identity=mark)
+        for name, mark in fingerprints.items()
+    }
     try:
         trials = Trials(context, judge, room_of(endpoint.tokenizer, endpoint.context), step)
         jobs = [trials.run(question, name, talker) for name, talker in models.items() for question in questions]
@@ -37,10 +43,6 @@ async def mt_bench(
         await asyncio.gather(judge.close(), *(talker.close() for talker in models.values()))
     answers, judgments = [a for a, _ in done], [j for _, js in done for j in js]
     return _scores(judgments, list(fingerprints)), save(context.store, answers, judgments, judge_part.model)
-
-
-def _open(context: Context, role: str, part: ModelPart, identity: str | None = None) -> Talker:
-    return open_talker(part, str(context.store.root), role, context.session, identity=identity)
 
 
 def _part(name: str, endpoint: Endpoint) -> ModelPart:

@@ -1,0 +1,74 @@
+"""A circuit breaker: while an endpoint answers nothing but faults, calls wait for it instead of failing one by one."""
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import Awaitable, Callable
+from typing import TypeVar
+
+from bezoar_ray.errors import BezoarError
+from bezoar_ray.llm.chat import TryAgain
+
+T = TypeVar("T")
+
+_ATTEMPTS = 20  # the last so many are looked at
+_SHARE = 0.5  # more of them failed: the circuit opens
+_LONGEST = 60.0  # seconds between two probes of an open circuit
+
+
+class Breaker:
+    """One endpoint's circuit in this process; `patience` is how many seconds it may stay open, `first` how many until
+    it is probed, doubling. A 429 is no fault here: it says that the endpoint is there, and when to come back."""
+
+    def __init__(self, name: str, patience: float = 600.0, first: float = 2.0):
+        self._name, self._patience, self._first = name, patience, first
+        self._answered: deque[bool] = deque(maxlen=_ATTEMPTS)
+        self._opened_at: float | None = None
+        self._wait = first
+        self._probe = asyncio.Lock()
+
+    @property
+    def is_open(self) -> bool:
+        """Whether calls wait, but for one that probes."""
+        return self._opened_at is not None
+
+    async def run(self, attempt: Callable[[], Awaitable[T]]) -> T:
+        """The outcome of an attempt, made as soon as the circuit is closed or this attempt's turn to probe it has come.
+
+        Raises:
+            BezoarError: the circuit has been open for too long.
+        """
+        while self.is_open:
+            async with self._probe:
+                if self.is_open:
+                    await asyncio.sleep(self._wait)
+                    self._wait = min(_LONGEST, 2 * self._wait)
+                    return await self._watched(attempt)
+        return await self._watched(attempt)
+
+    async def _watched(self, attempt: Callable[[], Awaitable[T]]) -> T:
+        try:
+            reply = await attempt()
+        except TryAgain as fault:
+            self._close() if fault.limited else self._fault(str(fault))
+            raise
+        self._close()
+        return reply
+
+    def _close(self) -> None:
+        if self.is_open:
+            self._answered.clear()
+        self._answered.append(True)
+        self._opened_at, self._wait = None, self._first
+
+    def _fault(self, reason: str) -> None:
+        self._answered.append(False)
+        now = time.monotonic()
+        if self._opened_at is None:
+            full = len(self._answered) == _ATTEMPTS
+            self._opened_at = now if full and self._answered.count(False) > _SHARE * _ATTEMPTS else None
+        elif now - self._opened_at > self._patience:
+            raise BezoarError(
+                f"{self._name} has answered nothing for {now - self._opened_at:.0f} s; its last fault: {reason}. "
+                "What was answered is kept: run the same command again to go on"
+            )

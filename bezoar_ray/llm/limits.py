@@ -1,0 +1,54 @@
+"""The limits of a run, from its recipe and its ledger: what a meter is made of."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from bezoar_ray.llm.ledger import ROLES, accounts
+from bezoar_ray.llm.meter import Budget, Meter, Permits, Terms
+from bezoar_ray.recipe import ModelPart, Recipe
+
+_STAGE_ROLES = {"generate": ("teacher",), "filter": ("judge",), "evaluate": ("candidate", "mt_bench_judge")}
+
+
+@dataclass(frozen=True)
+class Limit:
+    """Dollars for the calls of some roles; `field` is the recipe's."""
+
+    field: str
+    usd: float
+    roles: tuple[str, ...]
+
+
+def limits(recipe: Recipe) -> tuple[Limit, ...]:
+    """The budgets that the recipe sets, of the run and of its stages."""
+    parts = [("budget_usd", recipe.budget_usd, ROLES)]
+    parts += [(f"{name}.budget_usd", getattr(recipe, name).budget_usd, roles) for name, roles in _STAGE_ROLES.items()]
+    return tuple(Limit(field, usd, roles) for field, usd, roles in parts if usd is not None)
+
+
+def terms(part: ModelPart, role: str, all_limits: Iterable[Limit]) -> Terms:
+    """What limits the calls of a model in a role; what has no price draws on no budget."""
+    budgets = tuple(limit.field for limit in all_limits if role in limit.roles) if part.prices else ()
+    return Terms(part.requests_per_minute, part.tokens_per_minute, budgets)
+
+
+class RunMeter(Meter):
+    """A meter that knows from the ledger what was spent: also when it is started again in the middle of a run."""
+
+    def __init__(self, root: str | Path, lines: dict[str, Terms], all_limits: Iterable[Limit]):
+        spent = {role: account["usd"] for role, account in accounts(root, "").items()}
+        super().__init__(
+            lines, [Budget(limit.field, limit.usd, sum(spent[r] for r in limit.roles)) for limit in all_limits]
+        )
+
+
+def permits(meter: Any, line: str) -> Permits:
+    """A process's permits from a meter: the object itself, or the handle of a Ray actor."""
+
+    def call(name: str) -> Any:
+        method = getattr(meter, name)
+        return getattr(method, "remote", method)
+
+    return Permits(lambda needs: call("lease")(line, needs), lambda need, used: call("settle")(line, need, used))

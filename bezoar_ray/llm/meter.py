@@ -1,0 +1,207 @@
+"""What all actors of a run may send together: requests and tokens a minute, and dollars.
+
+One `Meter` for them all grants calls; each process asks it, by its `Permits`, for all of its calls that wait at the
+moment, so that one request to the meter serves many. Dollars are reserved by an upper bound and settled afterwards.
+"""
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, field
+
+from bezoar_ray.errors import BudgetReached
+
+_BURST = 1.0  # seconds of a limit that may be used at once
+_STALE = 60.0  # seconds after which reservations that nobody settles are given up as spent
+_FLUSH = 0.1  # seconds for which settlements gather
+
+
+@dataclass(frozen=True)
+class Need:
+    """What one call takes at most."""
+
+    tokens: float = 0.0
+    usd: float = 0.0
+
+
+@dataclass(frozen=True)
+class Budget:
+    """Dollars that may be spent, and those spent before. `field` is the recipe's."""
+
+    field: str
+    limit: float
+    spent: float
+
+
+@dataclass(frozen=True)
+class Terms:
+    """The limits of one model: None where there is none. `budgets` are the fields of those that its calls draw on."""
+
+    requests_per_minute: float | None = None
+    tokens_per_minute: float | None = None
+    budgets: tuple[str, ...] = ()
+
+    def __bool__(self) -> bool:
+        return bool(self.requests_per_minute or self.tokens_per_minute or self.budgets)
+
+
+@dataclass(frozen=True)
+class Lease:
+    """How many of the calls asked for may go out; none of them where a budget is reached, and then why."""
+
+    granted: int
+    why: str = ""
+
+
+class Bucket:
+    """A rate per minute as a bucket that fills evenly. An amount above its size waits until it is full."""
+
+    def __init__(self, per_minute: float | None):
+        self._rate = per_minute / 60 if per_minute else 0.0  # 0: no limit
+        self._size = max(1.0, self._rate * _BURST)
+        self._level, self._seen = self._size, time.monotonic()
+
+    def wait(self, amount: float) -> float:
+        """Seconds until it holds so much."""
+        if not self._rate:
+            return 0.0
+        now = time.monotonic()
+        self._level = min(self._size, self._level + (now - self._seen) * self._rate)
+        self._seen = now
+        return max(0.0, min(amount, self._size) - self._level) / self._rate
+
+    def take(self, amount: float) -> None:
+        """Take it out, or, negative, put it back."""
+        self._level = min(self._size, self._level - amount)
+
+
+@dataclass
+class _Line:
+    terms: Terms
+    requests: Bucket
+    tokens: Bucket
+    turn: asyncio.Lock = field(default_factory=asyncio.Lock)
+
+
+class Meter:
+    """Grants calls. A plain object in one process, a Ray actor where there are several."""
+
+    def __init__(self, terms: dict[str, Terms], budgets: Sequence[Budget]):
+        self._lines = {
+            name: _Line(of, Bucket(of.requests_per_minute), Bucket(of.tokens_per_minute)) for name, of in terms.items()
+        }
+        self._limits = {budget.field: budget.limit for budget in budgets}
+        self._spent = {budget.field: budget.spent for budget in budgets}
+        self._reserved = dict.fromkeys(self._limits, 0.0)
+        self._changed = asyncio.Condition()
+
+    async def lease(self, line: str, needs: list[Need]) -> Lease:
+        """Grant as many of the calls, the first ones first, as may go out at once; wait until that is at least one."""
+        own = self._lines[line]
+        async with own.turn:
+            if why := await self._refusal(own.terms.budgets, needs[0].usd):
+                return Lease(0, why)
+            while (wait := max(own.requests.wait(1), own.tokens.wait(needs[0].tokens))) > 0:
+                await asyncio.sleep(wait)
+            granted = 0
+            for need in needs:
+                if granted and (own.requests.wait(1) or own.tokens.wait(need.tokens) or self._short(own.terms, need)):
+                    break
+                self._take(own, need)
+                granted += 1
+            return Lease(granted)
+
+    async def settle(self, line: str, reserved: Need, used: Need) -> None:
+        """Calls are over that reserved so much, and used that."""
+        own = self._lines[line]
+        own.tokens.take(used.tokens - reserved.tokens)
+        for name in own.terms.budgets:
+            self._reserved[name] -= reserved.usd
+            self._spent[name] += used.usd
+        async with self._changed:
+            self._changed.notify_all()
+
+    def _take(self, line: _Line, need: Need) -> None:
+        line.requests.take(1)
+        line.tokens.take(need.tokens)
+        for name in line.terms.budgets:
+            self._reserved[name] += need.usd
+
+    def _short(self, terms: Terms, need: Need) -> str | None:
+        """The budget that such a call could exceed."""
+        left = {name: self._limits[name] - self._spent[name] - self._reserved[name] for name in terms.budgets}
+        return next((name for name, dollars in left.items() if need.usd > dollars), None)
+
+    async def _refusal(self, budgets: tuple[str, ...], usd: float) -> str | None:
+        """Why such a call must not go out, once calls on their way have given back what they do not use."""
+        async with self._changed:
+            while name := self._short(Terms(budgets=budgets), Need(usd=usd)):
+                if self._reserved[name] > 1e-9:
+                    try:
+                        await asyncio.wait_for(self._changed.wait(), _STALE)
+                        continue
+                    except TimeoutError:
+                        self._spent[name], self._reserved[name] = self._spent[name] + self._reserved[name], 0.0
+                return (
+                    f"{name} of {self._limits[name]:g} dollars is reached: {self._spent[name]:.4f} are spent, and the "
+                    f"next call may cost {usd:.4f}. Nothing is lost: raise it (--set {name}=…) and run the same "
+                    "command again"
+                )
+        return None
+
+
+class Permits:
+    """One process's side: calls that wait are asked for together, settlements are told together."""
+
+    def __init__(
+        self, lease: Callable[[list[Need]], Awaitable[Lease]], settle: Callable[[Need, Need], Awaitable[None]]
+    ):
+        self._lease, self._settle = lease, settle
+        self._waiting: list[tuple[Need, asyncio.Future[None]]] = []
+        self._asking: asyncio.Task[None] | None = None
+        self._over: list[tuple[Need, Need]] = []
+        self._telling: asyncio.Task[None] | None = None
+
+    async def take(self, need: Need) -> None:
+        """Wait until a call may go out.
+
+        Raises:
+            BudgetReached: it might cost more than is left.
+        """
+        granted = asyncio.get_running_loop().create_future()
+        self._waiting.append((need, granted))
+        if self._asking is None or self._asking.done():
+            self._asking = asyncio.create_task(self._ask())
+        await granted
+
+    def settle(self, need: Need, used: Need) -> None:
+        """A granted call is over, and took `used`."""
+        self._over.append((need, used))
+        if self._telling is None or self._telling.done():
+            self._telling = asyncio.create_task(self._tell())
+
+    async def close(self) -> None:
+        """Tell what is still to be told."""
+        if self._telling:
+            await self._telling
+
+    async def _ask(self) -> None:
+        while self._waiting:
+            lease = await self._lease([need for need, _ in self._waiting])
+            ready, self._waiting = self._waiting[: lease.granted or 1], self._waiting[lease.granted or 1 :]
+            for need, granted in ready:
+                if not granted.done():
+                    granted.set_exception(BudgetReached(lease.why)) if lease.why else granted.set_result(None)
+                elif not lease.why:  # a call that was cancelled while it waited
+                    self.settle(need, Need())
+
+    async def _tell(self) -> None:
+        while self._over:
+            await asyncio.sleep(_FLUSH)
+            over, self._over = self._over, []
+            await self._settle(_sum(need for need, _ in over), _sum(used for _, used in over))
+
+
+def _sum(needs) -> Need:
+    total = list(needs)
+    return Need(sum(need.tokens for need in total), sum(need.usd for need in total))

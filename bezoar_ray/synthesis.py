@@ -1,0 +1,21 @@
+"""generate and filter in one go: rows go on to the judges while others are still being generated."""
+
+from collections.abc import Iterator
+
+from bezoar_ray.fan_out import fan_out, place
+from bezoar_ray.filter.stage import ended, judging
+from bezoar_ray.generate.stage import prepare, written
+from bezoar_ray.samples import Spill
+from bezoar_ray.stage import Context, Outcome
+
+
+def run(context: Context) -> Iterator[tuple[str, Outcome]]:
+    """What each of the two stages leaves, as soon as it is whole. Raises as they do."""
+    with context.store.scratch() as scratch:
+        planned = prepare(context, scratch)
+        with Spill(planned.rows) as spill:
+            for done, row in enumerate(fan_out(planned.heads, judging(context), place(context)), 1):
+                spill.add(row)
+                context.progress.update(done, planned.rows)
+            yield "generate", written(spill, planned, context)
+            yield "filter", ended(spill, context)

@@ -1,0 +1,85 @@
+import asyncio
+import time
+
+import pytest
+
+from bezoar_ray.errors import BezoarError
+from bezoar_ray.llm.breaker import Breaker
+from bezoar_ray.llm.chat import TryAgain
+
+
+class Endpoint:
+    """Up or down."""
+
+    def __init__(self):
+        self.up, self.attempts = True, 0
+
+    async def ask(self):
+        self.attempts += 1
+        await asyncio.sleep(0.001)
+        if not self.up:
+            raise TryAgain("connection refused")
+        return "yes"
+
+
+async def patient(breaker, endpoint):
+    while True:
+        try:
+            return await breaker.run(endpoint.ask)
+        except TryAgain:
+            await asyncio.sleep(0.01)
+
+
+def test_while_an_endpoint_is_down_calls_wait_and_go_on_when_it_is_back():
+    async def go():
+        endpoint, breaker = Endpoint(), Breaker("judge", first=0.05)
+        endpoint.up = False
+        calls = [asyncio.create_task(patient(breaker, endpoint)) for _ in range(100)]
+        await asyncio.sleep(0.6)
+        assert breaker.is_open
+        tried, endpoint.up = endpoint.attempts, True
+        began = time.monotonic()
+        answers = await asyncio.gather(*calls)
+        return tried, answers, time.monotonic() - began, breaker.is_open
+
+    tried, answers, took, is_open = asyncio.run(go())
+    assert tried < 110  # not 100 every hundredth of a second
+    assert answers == ["yes"] * 100 and not is_open
+    assert took < 3
+
+
+def test_a_fault_now_and_then_opens_nothing():
+    async def go():
+        endpoint, breaker = Endpoint(), Breaker("judge")
+        for number in range(60):
+            endpoint.up = number % 3 != 0
+            try:
+                await breaker.run(endpoint.ask)
+            except TryAgain:
+                assert not breaker.is_open
+
+    asyncio.run(go())
+
+
+def test_an_endpoint_that_stays_away_ends_the_stage_and_is_named():
+    async def go():
+        endpoint, breaker = Endpoint(), Breaker("judge-1 at http://x", patience=0.2, first=0.02)
+        endpoint.up = False
+        await asyncio.gather(*(patient(breaker, endpoint) for _ in range(30)))
+
+    with pytest.raises(BezoarError, match="judge-1 at http://x has answered nothing for .*connection refused.*run the"):
+        asyncio.run(go())
+
+
+def test_a_429_is_a_sign_of_life():
+    async def go():
+        async def limited():
+            raise TryAgain("429", limited=True)
+
+        breaker = Breaker("judge")
+        for _ in range(50):
+            with pytest.raises(TryAgain):
+                await breaker.run(limited)
+        return breaker.is_open
+
+    assert not asyncio.run(go())
