@@ -67,6 +67,13 @@ class Cells:
     path: str
     count: int
 
+    def items(self) -> Iterator[bytes]:
+        """All items, in their order."""
+        with pa.memory_map(self.path) as file:
+            reader = pa.ipc.open_file(file)
+            for number in range(self.count):
+                yield from reader.get_batch(number).column(0).to_pylist()
+
     def load(self, batch: dict[str, Any]) -> dict[str, list[bytes]]:
         """The cells whose numbers a batch holds."""
         with pa.memory_map(self.path) as file:

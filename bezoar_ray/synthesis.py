@@ -2,8 +2,9 @@
 
 from collections.abc import Iterator
 
-from bezoar_ray.fan_out import fan_out, place
+from bezoar_ray.fan_out import place
 from bezoar_ray.filter.stage import ended, judging
+from bezoar_ray.flow import flow
 from bezoar_ray.generate.stage import prepare, written
 from bezoar_ray.samples import Spill
 from bezoar_ray.stage import Context, Outcome
@@ -13,8 +14,9 @@ def run(context: Context) -> Iterator[tuple[str, Outcome]]:
     """What each of the two stages leaves, as soon as it is whole. Raises as they do."""
     with context.store.scratch() as scratch:
         planned = prepare(context, scratch)
+        rows = flow(planned.heads, judging(context), place(context), scratch)
         with Spill(planned.rows) as spill:
-            for done, row in enumerate(fan_out(planned.heads, judging(context), place(context)), 1):
+            for done, row in enumerate(rows, 1):
                 spill.add(row)
                 context.progress.update(done, planned.rows)
             yield "generate", written(spill, planned, context)

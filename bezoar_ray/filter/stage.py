@@ -9,12 +9,13 @@ import orjson
 
 from bezoar_ray import sources
 from bezoar_ray.errors import BezoarError
-from bezoar_ray.fan_out import Pass, fan_out, place, spool
+from bezoar_ray.fan_out import Pass, place, spool
 from bezoar_ray.filter.decision import decided
 from bezoar_ray.filter.dedup import Duplicates
 from bezoar_ray.filter.figures import Figures, Truth
 from bezoar_ray.filter.gates import gate
 from bezoar_ray.filter.judge import judge_sample
+from bezoar_ray.flow import flow
 from bezoar_ray.recipe import SCHEMES, Filter, ModelPart
 from bezoar_ray.rows import Sample
 from bezoar_ray.samples import SampleFiles, Spill, count_samples, iter_samples
@@ -83,7 +84,8 @@ def _judged(context: Context) -> Iterator[bytes]:
         yield from rows
         return
     with context.store.scratch() as scratch:
-        yield from fan_out([(spool(rows, scratch / "rows.arrow"), passes[0])], passes[1:], place(context))
+        heads = [(spool(rows, scratch / "generated.arrow"), passes[0])]
+        yield from flow(heads, passes[1:], place(context), scratch)
 
 
 async def _judge(

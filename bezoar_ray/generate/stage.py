@@ -11,7 +11,8 @@ import orjson
 
 from bezoar_ray import sources
 from bezoar_ray.errors import RecipeError
-from bezoar_ray.fan_out import Cells, Pass, fan_out, place, spool
+from bezoar_ray.fan_out import Cells, Pass, place, spool
+from bezoar_ray.flow import flow
 from bezoar_ray.generate import evol_instruct, lamini, orca
 from bezoar_ray.generate.work import Work
 from bezoar_ray.recipe import SCHEMES, Recipe
@@ -39,8 +40,9 @@ def run(context: Context) -> Outcome:
     """Make the rows that `data/<scheme>/generated` holds."""
     with context.store.scratch() as scratch:
         planned = prepare(context, scratch)
+        rows = flow(planned.heads, [], place(context), scratch)
         with Spill(planned.rows) as spill:
-            for done, row in enumerate(fan_out(planned.heads, [], place(context)), 1):
+            for done, row in enumerate(rows, 1):
                 spill.add(row)
                 context.progress.update(done, planned.rows)
             return written(spill, planned, context)

@@ -87,46 +87,38 @@ class Talker:
             yield
 
     async def _attempt(self, key: str, messages: Messages, sampling: Sampling) -> Reply:
-        need = self._need(messages, sampling)
+        most = need(messages, sampling, self._part)
         if self._over:
             raise self._over
         if not self._permits:
-            return (await self._sent(key, messages, sampling, need))[0]
-        await self._permits.take(need)
-        used = need
+            return (await self._sent(key, messages, sampling, most))[0]
+        await self._permits.take(most)
+        used = most
         try:
-            reply, used = await self._sent(key, messages, sampling, need)
+            reply, used = await self._sent(key, messages, sampling, most)
         except (TryAgain, CallFailed) as fault:
-            used = need if _billed(fault) else Need()
+            used = most if _billed(fault) else Need()
             raise
         finally:
-            self._permits.settle(need, used)
+            self._permits.settle(most, used)
         return reply
 
-    async def _sent(self, key: str, messages: Messages, sampling: Sampling, need: Need) -> tuple[Reply, Need]:
+    async def _sent(self, key: str, messages: Messages, sampling: Sampling, most: Need) -> tuple[Reply, Need]:
         """The reply to one attempt, durable, and what it took."""
         name = self._part.model
         turn = await self._pace.turn()
-        if need.usd or not self._part.base_url:
-            await self._ledger.intend(key, need.usd)
+        if most.usd or not self._part.base_url:
+            await self._ledger.intend(key, most.usd)
         try:
             reply = await self._model.complete(messages, sampling)
         except (TryAgain, CallFailed) as fault:
             if isinstance(fault, TryAgain) and fault.limited:
                 self._pace.limited(turn, fault.after)
-            await self._ledger.fail(key, name, str(fault), need.usd if _billed(fault) else 0.0)
+            await self._ledger.fail(key, name, str(fault), most.usd if _billed(fault) else 0.0)
             raise
-        usd = self._cost(reply.tokens_in, reply.tokens_out)
+        usd = self._part.usd(reply.tokens_in, reply.tokens_out)
         await self._ledger.settle(key, name, reply, usd)
         return reply, Need(reply.tokens_in + reply.tokens_out, usd)
-
-    def _need(self, messages: Messages, sampling: Sampling) -> Need:
-        """What one attempt takes at most: no tokenizer makes more tokens than bytes."""
-        size = sum(len(message["content"].encode()) for message in messages) + 16 * len(messages)
-        return Need(size / _BYTES_PER_TOKEN + sampling.max_tokens, self._cost(size, sampling.max_tokens))
-
-    def _cost(self, tokens_in: int, tokens_out: int) -> float:
-        return self._part.prices.cost(tokens_in, tokens_out) if self._part.prices else 0.0
 
 
 def open_talker(
@@ -150,6 +142,12 @@ def open_talker(
     if identity:
         model.identity = identity
     return Talker(model, Ledger(root, role, session), part, permits)
+
+
+def need(messages: Messages, sampling: Sampling, part: ModelPart) -> Need:
+    """What one attempt takes at most: no tokenizer makes more tokens than bytes."""
+    size = sum(len(message["content"].encode()) for message in messages) + 16 * len(messages)
+    return Need(size / _BYTES_PER_TOKEN + sampling.max_tokens, part.usd(size, sampling.max_tokens))
 
 
 def _billed(fault: TryAgain | CallFailed) -> bool:

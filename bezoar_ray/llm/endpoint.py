@@ -22,17 +22,9 @@ class OpenAIEndpoint:
     """One model behind an endpoint. The client's own retries are off: every attempt is counted by the caller."""
 
     def __init__(self, part: ModelPart):
-        from openai import AsyncOpenAI, DefaultAioHttpClient
-
         self.identity = identity(part)
         self._part = part
-        self._client = AsyncOpenAI(
-            base_url=part.base_url,
-            api_key=api_key(part) or "none",
-            max_retries=0,
-            timeout=part.timeout,
-            http_client=DefaultAioHttpClient(),
-        )
+        self._client = open_client(part)
 
     async def complete(self, messages: Messages, sampling: Sampling) -> Reply:
         """One attempt; faults are sorted into what passes, what ends this call, and what ends the stage."""
@@ -42,46 +34,69 @@ class OpenAIEndpoint:
             answer = await self._client.chat.completions.create(
                 model=self._part.model,
                 messages=messages,
-                **_parameters(self._part.model, sampling),
+                **parameters(self._part.model, sampling),
             )
         except openai.APIStatusError as error:
-            raise self._sorted(error) from error
+            raise fault(error, self._part) from error
         except (openai.APIConnectionError, openai.APITimeoutError) as error:
             raise TryAgain(f"{self._part.base_url}: {error}") from error
-        return self._reply(answer)
-
-    def _reply(self, answer: Any) -> Reply:
-        """The reply in an answer; some gateways answer 200 with an error, or with no usage, in the body."""
-        if not getattr(answer, "choices", None) or not answer.choices[0].message:
-            raise TryAgain(f"{self._part.base_url} answers without a choice: {str(answer)[:300]}")
-        choice, usage = answer.choices[0], answer.usage
-        tokens = (usage.prompt_tokens, usage.completion_tokens) if usage else (0, 0)
-        return Reply(choice.message.content or "", choice.finish_reason or "stop", *tokens)
-
-    def _sorted(self, error) -> Exception:
-        status, where = error.status_code, f"{self._part.model} at {self._part.base_url}"
-        if error.code == "insufficient_quota":  # OpenAI sends it as 429, which no waiting mends
-            status = 402
-        if status in _REFUSED:
-            return RecipeError(
-                f"{where} answers {status}: {_REFUSED[status]}. Check `model`, `base_url` and the key in "
-                f"{self._part.api_key_env or 'api_key_env (none given)'}. It says: {error.message}"
-            )
-        if status in (408, 409, 429) or status >= 500:
-            after = _seconds(error.response.headers.get("retry-after"))
-            return TryAgain(f"{where} answers {status}: {error.message}", after, limited=status == 429)
-        return CallFailed(f"{where} answers {status}: {error.message}")
+        try:
+            return read_reply(answer)
+        except ValueError as error:
+            raise TryAgain(f"{self._part.base_url} {error}") from error
 
     async def close(self) -> None:
         """Close the connections."""
         await self._client.close()
 
 
-def _parameters(model: str, sampling: Sampling) -> dict[str, float]:
+def fault(error: Any, part: ModelPart) -> Exception:
+    """An error status of the client's, sorted into what passes, what ends this call, and what ends the stage."""
+    status, where = error.status_code, f"{part.model} at {part.base_url}"
+    if error.code == "insufficient_quota":  # OpenAI sends it as 429, which no waiting mends
+        status = 402
+    if status in _REFUSED:
+        return RecipeError(
+            f"{where} answers {status}: {_REFUSED[status]}. Check `model`, `base_url` and the key in "
+            f"{part.api_key_env or 'api_key_env (none given)'}. It says: {error.message}"
+        )
+    if status in (408, 409, 429) or status >= 500:
+        after = _seconds(error.response.headers.get("retry-after"))
+        return TryAgain(f"{where} answers {status}: {error.message}", after, limited=status == 429)
+    return CallFailed(f"{where} answers {status}: {error.message}")
+
+
+def open_client(part: ModelPart) -> Any:
+    """OpenAI's client for an endpoint, without retries of its own, on aiohttp, which costs the least CPU a call."""
+    from openai import AsyncOpenAI, DefaultAioHttpClient
+
+    return AsyncOpenAI(
+        base_url=part.base_url,
+        api_key=api_key(part) or "none",
+        max_retries=0,
+        timeout=part.timeout,
+        http_client=DefaultAioHttpClient(),
+    )
+
+
+def parameters(model: str, sampling: Sampling) -> dict[str, float]:
     """Sampling by the names that this family of models takes; those that reason refuse even a default temperature."""
     limit = "max_completion_tokens" if _REASONS.match(model) else "max_tokens"
     chosen = {"temperature": sampling.temperature, "top_p": sampling.top_p}
     return {name: value for name, value in chosen.items() if value != 1.0} | {limit: sampling.max_tokens}
+
+
+def read_reply(answer: Any) -> Reply:
+    """The reply in a chat completion.
+
+    Raises:
+        ValueError: there is none; some gateways answer 200 with an error in the body. Without usage, tokens are 0.
+    """
+    if not getattr(answer, "choices", None) or not answer.choices[0].message:
+        raise ValueError(f"answers without a choice: {str(answer)[:300]}")
+    choice, usage = answer.choices[0], answer.usage
+    tokens = (usage.prompt_tokens, usage.completion_tokens) if usage else (0, 0)
+    return Reply(choice.message.content or "", choice.finish_reason or "stop", *tokens)
 
 
 def api_key(part: ModelPart) -> str | None:

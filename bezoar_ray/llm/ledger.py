@@ -156,6 +156,8 @@ def _account(folder: Path, session: str) -> dict[str, Any]:
     for segment in sorted(folder.glob("*.jsonl")):
         for account in (total, last) if segment.name.startswith(session) else (total,):
             account.add(_read(segment))
+    for batch in sorted(folder.glob("batches/*.json")):
+        total.add_batch(orjson.loads(batch.read_bytes())["calls"])
     return total.summary() | {"by_model": total.by_model, "last_run": last.summary()}
 
 
@@ -178,6 +180,11 @@ class _Account:
                 self._settle(line)
         self.usd += sum(open_intents.values())
         self.numbers["attempts"] += len(open_intents)
+
+    def add_batch(self, calls: dict[str, float]) -> None:
+        """Add a batch that is on its way: a call by its key, and what it may cost."""
+        self.usd += sum(calls.values())
+        self.numbers["attempts"] += len(calls)
 
     def _settle(self, line: dict[str, Any]) -> None:
         model = self.by_model.setdefault(line["model"], {"sent": 0, "tokens_in": 0, "tokens_out": 0, "usd": 0.0})

@@ -51,4 +51,7 @@ def permits(meter: Any, line: str) -> Permits:
         method = getattr(meter, name)
         return getattr(method, "remote", method)
 
-    return Permits(lambda needs: call("lease")(line, needs), lambda need, used: call("settle")(line, need, used))
+    return Permits(
+        lambda needs, patient: call("lease")(line, needs, patient),
+        lambda need, used: call("settle")(line, need, used),
+    )

@@ -95,11 +95,14 @@ class Meter:
         self._reserved = dict.fromkeys(self._limits, 0.0)
         self._changed = asyncio.Condition()
 
-    async def lease(self, line: str, needs: list[Need]) -> Lease:
-        """Grant as many of the calls, the first ones first, as may go out at once; wait until that is at least one."""
+    async def lease(self, line: str, needs: list[Need], patient: bool = True) -> Lease:
+        """Grant as many of the calls, the first ones first, as may go out at once; wait until that is at least one.
+
+        Where a budget is short, a patient caller waits for what calls on their way may give back.
+        """
         own = self._lines[line]
         async with own.turn:
-            if why := await self._refusal(own.terms.budgets, needs[0].usd):
+            if why := await self._refusal(own.terms.budgets, needs[0].usd, patient):
                 return Lease(0, why)
             while (wait := max(own.requests.wait(1), own.tokens.wait(needs[0].tokens))) > 0:
                 await asyncio.sleep(wait)
@@ -132,11 +135,11 @@ class Meter:
         left = {name: self._limits[name] - self._spent[name] - self._reserved[name] for name in terms.budgets}
         return next((name for name, dollars in left.items() if need.usd > dollars), None)
 
-    async def _refusal(self, budgets: tuple[str, ...], usd: float) -> str | None:
-        """Why such a call must not go out, once calls on their way have given back what they do not use."""
+    async def _refusal(self, budgets: tuple[str, ...], usd: float, patient: bool) -> str | None:
+        """Why such a call must not go out; a patient caller learns it once nothing is on its way any more."""
         async with self._changed:
             while name := self._short(Terms(budgets=budgets), Need(usd=usd)):
-                if self._reserved[name] > 1e-9:
+                if patient and self._reserved[name] > 1e-9:
                     try:
                         await asyncio.wait_for(self._changed.wait(), _STALE)
                         continue
@@ -162,12 +165,16 @@ class Permits:
         self._over: list[tuple[Need, Need]] = []
         self._telling: asyncio.Task[None] | None = None
 
-    async def take(self, need: Need) -> None:
-        """Wait until a call may go out.
+    async def take(self, need: Need, patient: bool = True) -> None:
+        """Wait until a call may go out; `patient` as in `Meter.lease`.
 
         Raises:
             BudgetReached: it might cost more than is left.
         """
+        if not patient:
+            if why := (await self._lease([need], False)).why:
+                raise BudgetReached(why)
+            return
         granted = asyncio.get_running_loop().create_future()
         self._waiting.append((need, granted))
         if self._asking is None or self._asking.done():
@@ -187,7 +194,7 @@ class Permits:
 
     async def _ask(self) -> None:
         while self._waiting:
-            lease = await self._lease([need for need, _ in self._waiting])
+            lease = await self._lease([need for need, _ in self._waiting], True)
             ready, self._waiting = self._waiting[: lease.granted or 1], self._waiting[lease.granted or 1 :]
             for need, granted in ready:
                 if not granted.done():

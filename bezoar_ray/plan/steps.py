@@ -91,7 +91,7 @@ def _judging(recipe: Recipe, rows: dict[str, float], assumed: Assumed) -> Iterat
 
 def _calls(stage: str, kind: str, model: ModelPart, count: float, assumed: Assumed) -> Step:
     into, out = count * assumed.call[kind].into, count * assumed.call[kind].out
-    usd = model.prices.cost(into, out) if model.prices else 0.0
+    usd = model.usd(into, out)
     hours = _engine_hours(model.model, model.num_gpus, into, out, assumed)
     return Step(stage, kind, model.model, count, into, out, usd, hours)
 

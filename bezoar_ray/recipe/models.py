@@ -1,11 +1,13 @@
 """The models and the rows that a recipe starts from."""
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import model_validator
 
 from bezoar_ray.recipe.part import FILES, HOW, Part, Positive, PositiveRate, decisive
+
+_BATCH_SHARE = 0.5  # of a live call's price, as OpenAI and those who copy its interface have it
 
 
 class Prices(Part):
@@ -15,10 +17,6 @@ class Prices(Part):
     """Dollars per million prompt tokens."""
     output: float = 0.0
     """Dollars per million completion tokens."""
-
-    def cost(self, tokens_in: float, tokens_out: float) -> float:
-        """Dollars for so many tokens."""
-        return (tokens_in * self.input + tokens_out * self.output) / 1e6
 
 
 class ModelPart(Part):
@@ -47,7 +45,9 @@ class ModelPart(Part):
     api_key_env: Annotated[str | None, HOW] = None
     """Name of the environment variable that holds the endpoint's key."""
     prices: Annotated[Prices | None, HOW] = None
-    """What the endpoint charges; needed where a budget is set."""
+    """What the endpoint charges for live calls; needed where a budget is set."""
+    mode: Annotated[Literal["live", "batch"], HOW] = "live"
+    """`batch`: through the endpoint's batch interface, at half the price, with answers within a day."""
     requests_per_minute: Annotated[PositiveRate | None, HOW] = None
     """Limit of the endpoint, for all actors together."""
     tokens_per_minute: Annotated[PositiveRate | None, HOW] = None
@@ -83,6 +83,21 @@ class ModelPart(Part):
         """The text of the chat template: a file's, where `chat_template` names one."""
         named = self.chat_template and "\n" not in self.chat_template and Path(self.chat_template).is_file()
         return Path(self.chat_template).read_text() if named else self.chat_template
+
+    def usd(self, tokens_in: float, tokens_out: float) -> float:
+        """Dollars for so many tokens; what has no price costs nothing."""
+        if not self.prices:
+            return 0.0
+        dollars = (tokens_in * self.prices.input + tokens_out * self.prices.output) / 1e6
+        return dollars * _BATCH_SHARE if self.mode == "batch" else dollars
+
+    @model_validator(mode="after")
+    def _batch_has_an_endpoint(self) -> "ModelPart":
+        if self.mode == "batch" and not self.base_url:
+            raise ValueError(
+                f"mode batch of {self.model!r} needs a `base_url`: an endpoint with OpenAI's batch interface"
+            )
+        return self
 
     @model_validator(mode="after")
     def _pinned_code(self) -> "ModelPart":
