@@ -140,7 +140,7 @@ def test_a_refused_batch_ends_the_stage_with_the_providers_reason_and_is_not_wai
 
 def test_an_outage_is_waited_for_and_makes_no_batch_twice(tmp_path):
     with providing(mark) as (provider, url):
-        provider.faults = ["upload", "create", "created", "retrieve", "content", "list"]
+        provider.faults = ["upload", "create", "list", "created", "retrieve", "content"]
         assert len(go(tmp_path, url)) == 10
         assert not provider.faults
         assert len(provider.batches) == 2 and len(set(provider.sent)) == 20
