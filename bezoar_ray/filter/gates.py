@@ -19,6 +19,18 @@ _REFUSAL = re.compile(
     r")",
     re.IGNORECASE,
 )
+# Text that speaks to whoever judges the row, or says the verdict for them.
+_INJECTION = re.compile(
+    r"\{[^{}]*\"rating\"\s*:"
+    r"|\b(ignore|disregard|forget|override)\b[^.\n]{0,30}\b(previous|prior|above|earlier|preceding|your|system)\b"
+    r"[^.\n]{0,20}\b(instructions?|rules|rubric|prompt|guidelines)\b"
+    r"|\b(ignore|disregard|forget|override)\b[^.\n]{0,15}\brubric\b"
+    r"|\b(rate|score|grade|give|award)\b[^.\n]{0,40}\b(highest|full marks|maximum|perfect|(5|10|five|ten) ?(/|out of) ?"
+    r"(5|10|five|ten)|as (a )?(5|10)|rating of (5|10)|score of (5|10))"
+    r"|\b(judge|grader|evaluator|reviewer|rater)s?\b\s*[:,]"
+    r"|</?(rubric|instruction|response|system)>",
+    re.IGNORECASE,
+)
 
 
 def gate(sample: Sample) -> str | None:
@@ -46,6 +58,11 @@ def leaks_scaffolding(sample: Sample) -> bool:
     return bool(_SCAFFOLDING.search(f"{sample.instruction}\n{sample.response}"))
 
 
+def speaks_to_the_judge(sample: Sample) -> bool:
+    """The response tells the judge what to say. A row that asks for ratings may speak of them."""
+    return bool(_INJECTION.search(sample.response)) and not _INJECTION.search(sample.task)
+
+
 def is_copy(sample: Sample) -> bool:
     """The response says the instruction again."""
     return normal(sample.response) in (normal(sample.instruction), normal(sample.task))
@@ -56,5 +73,6 @@ GATES = {
     "truncated": is_truncated,
     "refusal": is_refusal,
     "scaffolding": leaks_scaffolding,
+    "injection": speaks_to_the_judge,
     "copy": is_copy,
 }
