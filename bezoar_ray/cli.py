@@ -46,7 +46,7 @@ def _run(options: argparse.Namespace) -> None:
     store = Store(options.run_dir or Path("runs") / name)
     run(recipe, store, stages, Progress())
     if options.pilot:
-        print(show(store))
+        print(show(store, recipe.schemes))
     print(f"\n{store.root}/summary.json" + (f"\n{store.root}/report.html" if "report" in stages else ""))
 
 

@@ -103,7 +103,7 @@ def _tiny_world() -> str:
 def models(recipe: Recipe) -> list[ModelPart]:
     """The models that a recipe talks to: teacher and judges."""
     bench = [recipe.mt_bench_judge] if recipe.evaluate.mt_bench else []
-    return [recipe.teacher, *(recipe.judges if recipe.filter.judge else ()), *bench]
+    return [*recipe.teachers, *(recipe.judges if recipe.filter.judge else ()), *bench]
 
 
 def misses(recipe: Recipe, gpus: list[str]) -> list[str]:
@@ -124,7 +124,7 @@ def _packages() -> Iterator[str]:
 
 def _gpus(recipe: Recipe, gpus: list[str]) -> Iterator[str]:
     trained = max((part.workers * part.gpus_per_worker, stage) for stage, part in _trainings(recipe))
-    written = (recipe.teacher.actors * recipe.teacher.num_gpus, "the teacher")
+    written = (sum(part.actors * part.num_gpus for part in recipe.teachers), "generate")
     asked, who = max(trained, written)
     if asked > len(gpus):
         yield f"GPUs: {who} asks for {asked:g}, this machine has {len(gpus)} (a Ray cluster may have them: RAY_ADDRESS)"
@@ -172,6 +172,9 @@ def missing_files(recipe: Recipe) -> Iterator[tuple[str, str]]:
     bench, lamini = recipe.evaluate.mt_bench, recipe.generate.lamini
     if lamini and lamini.topics and not Path(lamini.topics).is_file():
         yield "generate", f"generate.lamini.topics: no file {lamini.topics!r}"
+    for scheme, part in recipe.generate.own.items():
+        if not Path(part.path).is_file():
+            yield "generate", f"generate.own.{scheme}.function: no file {part.path!r}"
     for scheme, path in recipe.filter.rubrics.items():
         if not Path(path).is_file():
             yield "filter", f"filter.rubrics.{scheme}: no file {path!r}"

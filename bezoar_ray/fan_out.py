@@ -32,6 +32,7 @@ from bezoar_ray.stage import Context
 Function = Callable[[bytes, Any], AsyncIterator[bytes]]  # an item and the actor's Talker, to rows
 
 _ITEMS = 4  # in a cell: few, so that what is done goes on soon
+_ITEM = pa.schema([("item", pa.binary())])
 _CELLS_PER_READ = 256
 _READING_CPUS = 0.11  # no actor's number: Ray Data would fuse reading with actors that ask for the same
 _DRAIN_SECONDS = 30.0
@@ -82,16 +83,40 @@ class Cells:
         return {"cell": [b"\n".join(cell) for cell in items]}
 
 
+class CellWriter:
+    """Writes items as cells; `cells` are those written, once it is closed."""
+
+    def __init__(self, path: Path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._sink = pa.OSFile(str(path), "wb")
+        self._writer = pa.ipc.new_file(self._sink, _ITEM)
+        self._path, self._items, self._count = str(path), list[bytes](), 0
+
+    def add(self, item: bytes) -> None:
+        """The next item."""
+        self._items.append(item)
+        if len(self._items) == _ITEMS:
+            self._write()
+
+    def close(self) -> Cells:
+        """The cells, all written."""
+        if self._items:
+            self._write()
+        self._writer.close()
+        self._sink.close()
+        return Cells(self._path, self._count)
+
+    def _write(self) -> None:
+        self._writer.write_batch(pa.record_batch([pa.array(self._items, pa.binary())], schema=_ITEM))
+        self._items, self._count = [], self._count + 1
+
+
 def spool(items: Iterable[bytes], path: Path) -> Cells:
     """Write items as cells. On a cluster the path has to be one that all nodes see."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    schema, count = pa.schema([("item", pa.binary())]), 0
-    with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, schema) as writer:
-        items = iter(items)
-        while cell := list(islice(items, _ITEMS)):
-            writer.write_batch(pa.record_batch([pa.array(cell, pa.binary())], schema=schema))
-            count += 1
-    return Cells(str(path), count)
+    writer = CellWriter(path)
+    for item in items:
+        writer.add(item)
+    return writer.close()
 
 
 def fan_out(heads: list[tuple[Cells, Pass]], tail: list[Pass], place: Place) -> Iterator[bytes]:

@@ -96,7 +96,7 @@ def causes(recipe: Recipe) -> list[Cause]:
     seeds = [_source(part, kind) for kind, parts in _seeds_in_use(recipe) for part in parts]
     judges = [_judge(part) for part in recipe.judges] if recipe.filter.judge else []
     base = Cause(f"base {recipe.base.model}", recipe.base.license, terms(recipe.base.license))
-    return list(dict.fromkeys([*seeds, _teacher(recipe.teacher), base, *judges]))
+    return list(dict.fromkeys([*seeds, *map(_teacher, recipe.teachers), base, *judges]))
 
 
 def commercial_use(recipe: Recipe) -> dict[str, str | list[str]]:

@@ -11,7 +11,7 @@ from bezoar_ray.store import Store
 
 # What each stage reads of the recipe, besides the stage before it (whose fingerprint enters its own).
 _PARTS = {
-    "generate": ("seed", "seeds.dolly", "seeds.flan", "teacher", "generate"),
+    "generate": ("seed", "seeds.dolly", "seeds.flan", "teachers", "generate"),
     "filter": ("judges", "filter"),
     "sft": ("base", "template", "seeds.hh_rlhf", "evaluate.heldout_pairs", "sft"),
     "hh-sft": ("hh_sft",),

@@ -1,17 +1,17 @@
 """Samples as text for a terminal: what a pilot shows before the bill."""
 
 import textwrap
+from collections.abc import Iterable
 
-from bezoar_ray.recipe import SCHEMES
 from bezoar_ray.rows import Sample
 from bezoar_ray.samples import read_samples
 from bezoar_ray.store import Store
 
 
-def show(store: Store, count: int = 3) -> str:
+def show(store: Store, schemes: Iterable[str], count: int = 3) -> str:
     """The first accepted and rejected samples of each scheme, with the judges' reasons."""
     lines = []
-    for scheme in SCHEMES:
+    for scheme in schemes:
         for status in ("accepted", "rejected"):
             samples = read_samples(store, scheme, status)
             lines.append(f"\n== {scheme}: {len(samples)} {status}")

@@ -250,7 +250,8 @@ def _check_means(recipe: Recipe, stages: list[str]) -> None:
 
 def _talked_to(recipe: Recipe) -> Iterator[tuple[str, ModelPart]]:
     """The models that a recipe talks to, and the stage that does."""
-    yield "generate", recipe.teacher
+    for teacher in recipe.teachers:
+        yield "generate", teacher
     for judge in recipe.judges if recipe.filter.judge else ():
         yield "filter", judge
     if recipe.evaluate.mt_bench:
@@ -318,6 +319,7 @@ def pilot(recipe: Recipe, seeds: int) -> Recipe:
         "lamini": generate.lamini and generate.lamini.model_copy(update={"calls": seeds}),
         "evol_instruct": generate.evol_instruct and generate.evol_instruct.model_copy(update={"seeds": seeds}),
         "orca": generate.orca and generate.orca.model_copy(update={"rows": seeds}),
+        "own": {name: part.model_copy(update={"works": seeds}) for name, part in generate.own.items()},
     }
     return recipe.model_copy(update={"generate": generate.model_copy(update=smaller)})
 

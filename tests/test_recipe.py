@@ -135,3 +135,14 @@ def test_rubrics_are_packaged_and_replaceable(tmp_path):
     assert Filter(rubrics={"orca": str(path)}).rubric("orca") == "Mine."
     with pytest.raises(RecipeError, match=r"filter\.rubrics\.orca: cannot read"):
         Filter(rubrics={"orca": str(tmp_path / "none")}).rubric("orca")
+
+
+def test_one_teacher_may_stand_alone_and_several_in_a_list():
+    assert [part.model for part in parse_recipe(SMALL, "test").teachers] == ["t"]
+    several = {key: value for key, value in SMALL.items() if key != "teacher"}
+    several["teachers"] = [{"model": "a", "weight": 3}, {"model": "b"}]
+    recipe = parse_recipe(several, "test")
+    assert [(part.model, part.weight) for part in recipe.teachers] == [("a", 3.0), ("b", 1.0)]
+    assert parse_recipe(recipe.model_dump(mode="json"), "again") == recipe
+    with pytest.raises(RecipeError, match="teachers"):
+        parse_recipe(several | {"teachers": []}, "test")

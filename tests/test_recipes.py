@@ -15,7 +15,7 @@ BIG = ("openbezoar-3b", "modern")
 
 def asked(name: str) -> str:
     """What the teacher of a recipe reads, for a system and a user message."""
-    template = load_recipe(name).teacher.chat_template
+    template = load_recipe(name).teachers[0].chat_template
     return Environment().from_string(template).render(messages=concise_answer("Why?"), add_generation_prompt=True)
 
 
@@ -25,8 +25,8 @@ def test_all_three_are_packaged():
 
 def test_openbezoar_holds_the_published_values():
     recipe = load_recipe("openbezoar-3b")
-    assert recipe.teacher.model == "h2oai/h2ogpt-gm-oasst1-en-2048-falcon-40b-v2"
-    assert recipe.teacher.engine["max_model_len"] == 2048
+    assert recipe.teachers[0].model == "h2oai/h2ogpt-gm-oasst1-en-2048-falcon-40b-v2"
+    assert recipe.teachers[0].engine["max_model_len"] == 2048
     assert recipe.base.model == "openlm-research/open_llama_3b_v2"
     assert recipe.sft.order == ("lamini", "orca", "evol_instruct")
     for lora in (recipe.sft.lora, recipe.hh_sft.lora):

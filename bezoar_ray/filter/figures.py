@@ -1,7 +1,7 @@
 """What the filter reports in numbers: the funnel of each scheme, and how good the judges are."""
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from bezoar_ray.rows import Sample, Verdict
@@ -17,10 +17,10 @@ class Figures:
     `truth` is asked for rows that the first judge rated; it is given with the judge whose world it belongs to.
     """
 
-    def __init__(self, truth: Truth | None):
+    def __init__(self, schemes: Iterable[str], truth: Truth | None):
         self._truth = truth
         self._ends: Counter[tuple[str, str]] = Counter()  # scheme and status
-        self._reasons: dict[str, Counter[str]] = {}
+        self._reasons = {scheme: Counter[str]() for scheme in schemes}
         self._judges: list[str] = []
         self._said: Counter[tuple[int, str]] = Counter()  # place of the judge, and status
         self._known: Counter[tuple[bool, bool]] = Counter()  # accepted by the first judge, and right
@@ -29,9 +29,8 @@ class Figures:
     def add(self, sample: Sample) -> None:
         """One sample, at its end."""
         self._ends[sample.scheme, sample.status] += 1
-        reasons = self._reasons.setdefault(sample.scheme, Counter())
         if sample.status != "accepted":
-            reasons[sample.gate] += 1
+            self._reasons[sample.scheme][sample.gate] += 1
         if not sample.verdicts:
             return
         self._judges = self._judges or [verdict.judge for verdict in sample.verdicts]

@@ -16,7 +16,7 @@ from bezoar_ray.filter.figures import Figures, Truth
 from bezoar_ray.filter.gates import gate
 from bezoar_ray.filter.judge import judge_sample
 from bezoar_ray.flow import flow
-from bezoar_ray.recipe import SCHEMES, Filter, ModelPart
+from bezoar_ray.recipe import Filter, ModelPart
 from bezoar_ray.rows import Sample
 from bezoar_ray.samples import SampleFiles, Spill, count_samples, iter_samples
 from bezoar_ray.stage import Context, Outcome
@@ -38,7 +38,7 @@ def run(context: Context) -> Outcome:
     Raises:
         NothingAccepted: naming the gate that took most rows; the files are written.
     """
-    total = sum(count_samples(context.store, scheme, "generated") for scheme in SCHEMES)
+    total = sum(count_samples(context.store, scheme, "generated") for scheme in context.recipe.schemes)
     with Spill(total) as spill:
         for done, row in enumerate(_judged(context), 1):
             spill.add(row)
@@ -49,7 +49,7 @@ def run(context: Context) -> Outcome:
 def judging(context: Context) -> list[Pass]:
     """The passes in which the judges say what they think of each row; none where the recipe asks no judge."""
     part = context.recipe.filter
-    rubrics = {scheme: part.rubric(scheme) for scheme in SCHEMES}
+    rubrics = {scheme: part.rubric(scheme) for scheme in context.recipe.schemes}
     judges = context.recipe.judges if part.judge else ()
     return [Pass(partial(_judge, judge, rubrics, part.accept_rating), judge, "judge") for judge in judges]
 
@@ -61,7 +61,8 @@ def ended(spill: Spill, context: Context) -> Outcome:
         if sample.status == "accepted":
             duplicates.add(sample)
     again = iter(duplicates.found())
-    figures, files = Figures(_truth(context)), SampleFiles(context.store, SCHEMES, _STATUSES)
+    figures = Figures(context.recipe.schemes, _truth(context))
+    files = SampleFiles(context.store, context.recipe.schemes, _STATUSES)
     for rows in spill:
         samples = []
         for sample in _decided([rows], context.recipe.filter):
@@ -77,7 +78,8 @@ def ended(spill: Spill, context: Context) -> Outcome:
 
 def _judged(context: Context) -> Iterator[bytes]:
     """The generated rows, as they come from the judges."""
-    samples = (sample for scheme in SCHEMES for sample in iter_samples(context.store, scheme, "generated"))
+    schemes = context.recipe.schemes
+    samples = (sample for scheme in schemes for sample in iter_samples(context.store, scheme, "generated"))
     rows = (orjson.dumps(sample.to_row()) for sample in samples)
     passes = judging(context)
     if not passes:

@@ -1,5 +1,6 @@
 """The generate stage: seeds in, one Ray Data graph over the works of all schemes, samples out in the order of ids."""
 
+import random
 from collections import Counter
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -11,18 +12,19 @@ import orjson
 
 from bezoar_ray import sources
 from bezoar_ray.errors import RecipeError
-from bezoar_ray.fan_out import Cells, Pass, place, spool
+from bezoar_ray.fan_out import Cells, CellWriter, Pass, place
 from bezoar_ray.flow import flow
-from bezoar_ray.generate import evol_instruct, lamini, orca
+from bezoar_ray.generate import evol_instruct, lamini, orca, own
 from bezoar_ray.generate.work import Work
-from bezoar_ray.recipe import SCHEMES, Recipe
-from bezoar_ray.rows import Sample, Seed, normal
+from bezoar_ray.recipe import SCHEMES, Recipe, Teacher
+from bezoar_ray.rows import Sample, Seed, normal, row_id
 from bezoar_ray.samples import SampleFiles, Spill
 from bezoar_ray.sources.table import write_seeds
 from bezoar_ray.stage import Context, Outcome
 
 _FAILED_SEEDS = "logs/seeds-failed.txt"
 _SEEDS = {"lamini": "dolly", "evol_instruct": "dolly", "orca": "flan"}  # what each scheme starts from
+_ROWS = {"lamini": "per_call", "evol_instruct": "epochs"}  # the field that says how many rows a work gives
 _PLANS = {"lamini": lamini.plan, "evol_instruct": evol_instruct.plan, "orca": orca.plan}
 _FUNCTIONS = {"lamini": lamini.lamini, "evol_instruct": evol_instruct.evol_instruct, "orca": orca.orca}
 
@@ -50,7 +52,7 @@ def run(context: Context) -> Outcome:
 
 def written(spill: Spill, planned: Planned, context: Context) -> Outcome:
     """The files of rows that have all come, and their counts."""
-    files, made = SampleFiles(context.store, SCHEMES, ["generated"]), Counter[str]()
+    files, made = SampleFiles(context.store, context.recipe.schemes, ["generated"]), Counter[str]()
     for rows in spill:
         samples = [replace(Sample.from_row(row), verdicts=[]) for row in rows]
         made.update(sample.scheme for sample in samples)
@@ -66,27 +68,21 @@ def prepare(context: Context, scratch: Path) -> Planned:
         kind: write_seeds(
             sources.stream(getattr(recipe.seeds, kind), kind, partial(failed.add, kind)), scratch / f"{kind}.arrow"
         )
-        for kind in sorted({_SEEDS[scheme] for scheme in asked(recipe)})
+        for kind in sorted({seeds_of(recipe, scheme) for scheme in recipe.schemes})
     }
     failed.tell()
-    rows, used = Counter[str](), {scheme: set[int]() for scheme in asked(recipe)}
-
-    def noted(works: Iterator[Work]) -> Iterator[bytes]:
-        for work in works:
-            rows[work.scheme] += expected(recipe, work.scheme)
-            used[work.scheme].update(int(seed.id, 16) for seed in work.seeds)
-            yield work.to_json()
-
-    cells = spool(noted(plan(recipe, seeds)), scratch / "works.arrow")
+    rows, used = 0, {scheme: set[int]() for scheme in recipe.schemes}
+    writers = [CellWriter(scratch / f"works-{n}.arrow") for n in range(len(recipe.teachers))]
+    for work in plan(recipe, seeds):
+        rows += expected(recipe, work.scheme)
+        used[work.scheme].update(int(seed.id, 16) for seed in work.seeds)
+        writers[_whose(work, recipe.teachers)].add(work.to_json())
+    heads = [(writer.close(), _teaching(recipe, part)) for writer, part in zip(writers, recipe.teachers, strict=True)]
     counts = {
-        scheme: {"seeds": len(used[scheme]), "seeds_failed": failed.counts[_SEEDS[scheme]]} for scheme in asked(recipe)
+        scheme: {"seeds": len(used[scheme]), "seeds_failed": failed.counts[seeds_of(recipe, scheme)]}
+        for scheme in recipe.schemes
     }
-    return Planned([(cells, _teaching(recipe))], rows.total(), counts)
-
-
-def asked(recipe: Recipe) -> list[str]:
-    """The schemes that the recipe does not leave out."""
-    return [scheme for scheme in SCHEMES if getattr(recipe.generate, scheme)]
+    return Planned(heads, rows, counts)
 
 
 def plan(recipe: Recipe, seeds: Mapping[str, Sequence[Seed]]) -> Iterator[Work]:
@@ -95,21 +91,29 @@ def plan(recipe: Recipe, seeds: Mapping[str, Sequence[Seed]]) -> Iterator[Work]:
     Raises:
         RecipeError: a scheme has no seed to start from.
     """
-    for scheme in asked(recipe):
-        if not seeds[_SEEDS[scheme]]:
+    for scheme in recipe.schemes:
+        kind = seeds_of(recipe, scheme)
+        if not seeds[kind]:
             raise RecipeError(
-                f"generate.{scheme} starts from seeds.{_SEEDS[scheme]}, which holds no usable row. "
+                f"generate.{scheme} starts from seeds.{kind}, which holds no usable row. "
                 f"Add a source, or leave the scheme out with generate.{scheme}: null"
             )
-        yield from _PLANS[scheme](getattr(recipe.generate, scheme), recipe.seed, seeds[_SEEDS[scheme]])
+        if scheme in SCHEMES:
+            yield from _PLANS[scheme](getattr(recipe.generate, scheme), recipe.seed, seeds[kind])
+        else:
+            yield from own.plan(scheme, recipe.generate.own[scheme], recipe.seed, seeds[kind])
+
+
+def seeds_of(recipe: Recipe, scheme: str) -> str:
+    """The kind of seeds that a scheme starts from."""
+    return _SEEDS.get(scheme) or recipe.generate.own[scheme].seeds
 
 
 def expected(recipe: Recipe, scheme: str) -> int:
     """How many rows one work of a scheme gives."""
-    made, evolved = recipe.generate.lamini, recipe.generate.evol_instruct
-    return {"lamini": made.per_call if made else 0, "evol_instruct": evolved.epochs if evolved else 0, "orca": 1}[
-        scheme
-    ]
+    if scheme in recipe.generate.own:
+        return recipe.generate.own[scheme].rows_per_work
+    return getattr(getattr(recipe.generate, scheme), _ROWS[scheme]) if scheme in _ROWS else 1
 
 
 class _FailedSeeds:
@@ -138,16 +142,24 @@ class _FailedSeeds:
             )
 
 
-def _teaching(recipe: Recipe) -> Pass:
-    parts = {scheme: getattr(recipe.generate, scheme) for scheme in asked(recipe)}
-    return Pass(partial(_answer, parts, recipe.teacher.model, recipe.teacher.license), recipe.teacher, "teacher")
+def _whose(work: Work, teachers: Sequence[Teacher]) -> int:
+    """The place of the teacher who does a work: drawn by weight, the same in every run."""
+    weights = [teacher.weight for teacher in teachers]
+    return random.Random(row_id(work.id, "teacher")).choices(range(len(teachers)), weights)[0]
+
+
+def _teaching(recipe: Recipe, teacher: Teacher) -> Pass:
+    parts: dict[str, Any] = {scheme: getattr(recipe.generate, scheme) for scheme in SCHEMES}
+    parts |= {name: own.Code(part.source, part.function, part.settings) for name, part in recipe.generate.own.items()}
+    return Pass(partial(_answer, parts, teacher.model, teacher.license), teacher, "teacher")
 
 
 async def _answer(parts: dict[str, Any], teacher: str, license: str, item: bytes, talker: Any) -> AsyncIterator[bytes]:
     """The rows of one work, in an actor. One that asks what its chain has asked before is not worth a judge."""
     work = Work.from_json(item)
     known = {normal(seed.task) for seed in work.seeds} if work.scheme != "orca" else set()
-    async for sample in _FUNCTIONS[work.scheme](work, talker.for_row(work.id), parts[work.scheme]):
+    function = _FUNCTIONS.get(work.scheme, own.run)
+    async for sample in function(work, talker.for_row(work.id), parts[work.scheme]):
         asks = normal(sample.task)
         if sample.status == "generated" and asks in known:
             sample = sample.ended("rejected", "duplicate")

@@ -79,9 +79,11 @@ def generation(recipe: Recipe, rows: dict[str, float], assumed: Assumed) -> Iter
         "evol_instruct answer": rows.get("evol_instruct", 0),
         "orca answer": rows.get("orca", 0),
     }
-    for kind, count in calls.items():
-        if count:
-            yield _calls("generate", kind, recipe.teacher, count, assumed)
+    whole = sum(teacher.weight for teacher in recipe.teachers)
+    for teacher in recipe.teachers:
+        for kind, count in calls.items():
+            if count:
+                yield _calls("generate", kind, teacher, count * teacher.weight / whole, assumed)
 
 
 def _judging(recipe: Recipe, rows: dict[str, float], assumed: Assumed) -> Iterator[Step]:

@@ -2,7 +2,7 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from bezoar_ray.recipe.part import HOW, Money, Part, Positive, Share, packaged_text
 
@@ -72,12 +72,50 @@ class Orca(Part):
     """Sampling by sub-mixture, as in the paper's table 3."""
 
 
+class OwnScheme(Part):
+    """A scheme of your own: an async function that makes samples of seeds, as those in `bezoar_ray/generate/` do."""
+
+    function: str
+    """`path.py:name` of `async def name(work, chat, settings)`, a generator of samples."""
+    seeds: Literal["dolly", "flan"] = "dolly"
+    """The seeds that it starts from, one a work."""
+    works: Positive = 100
+    """Seeds that are drawn."""
+    rows_per_work: Positive = 1
+    """Rows that it makes of a seed; only the plan and the progress line depend on it."""
+    settings: dict[str, Any] = {}
+    """Handed to the function."""
+
+    @property
+    def source(self) -> str:
+        """The text of the file that holds the function."""
+        return packaged_text("", self.path, "generate.own: function")
+
+    @property
+    def path(self) -> str:
+        """The file that holds the function."""
+        return self.function.rpartition(":")[0]
+
+    def what(self) -> dict[str, Any]:
+        """With the code itself."""
+        return super().what() | {"source": self.source}
+
+    @model_validator(mode="after")
+    def _names_a_function(self) -> "OwnScheme":
+        name = self.function.rpartition(":")[2]
+        if not self.path.endswith(".py") or not name.isidentifier():
+            raise ValueError(f"expected path.py:function, found {self.function!r}")
+        return self
+
+
 class Generate(Part):
     """The schemes; one that is null is left out."""
 
     lamini: Lamini | None = Lamini()
     evol_instruct: EvolInstruct | None = EvolInstruct()
     orca: Orca | None = Orca()
+    own: dict[Annotated[str, Field(pattern="^[a-z][a-z0-9_]*$")], OwnScheme] = {}
+    """Schemes of your own, by name."""
     budget_usd: Annotated[Money | None, HOW] = None
     """Dollars that the teacher's calls may cost."""
 
@@ -89,7 +127,7 @@ class Filter(Part):
     """Lowest rating, from 1 to 5, that a judge accepts."""
     combine: Literal["first", "all", "majority", "mean"] = "first"
     """Who decides: the first judge, all of them, more than half, or their mean rating."""
-    rubrics: dict[Literal["lamini", "evol_instruct", "orca"], str] = {}
+    rubrics: dict[str, str] = {}
     """A text file by scheme in place of the packaged rubric."""
     budget_usd: Annotated[Money | None, HOW] = None
     """Dollars that the judges' calls may cost."""
@@ -98,8 +136,11 @@ class Filter(Part):
 
     def rubric(self, scheme: str) -> str:
         """What a judge is told to look for in a scheme's rows."""
-        return packaged_text(f"rubrics/{scheme}.txt", self.rubrics.get(scheme), f"filter.rubrics.{scheme}")
+        packaged = scheme if scheme in SCHEMES else "own"
+        return packaged_text(f"rubrics/{packaged}.txt", self.rubrics.get(scheme), f"filter.rubrics.{scheme}")
 
     def what(self) -> dict[str, Any]:
         """With the rubrics themselves in place of their files."""
-        return super().what() | {"rubrics": {scheme: self.rubric(scheme) for scheme in SCHEMES}}
+        return super().what() | {
+            "rubrics": {scheme: self.rubric(scheme) for scheme in (*SCHEMES, "own", *self.rubrics)}
+        }

@@ -6,12 +6,12 @@ from pathlib import Path
 from typing import Annotated, Any, get_args
 
 import yaml
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import AliasChoices, BaseModel, BeforeValidator, Field, ValidationError, model_validator
 
 from bezoar_ray.errors import RecipeError
 from bezoar_ray.recipe.evaluation import Evaluate, Serve
-from bezoar_ray.recipe.generation import Filter, Generate
-from bezoar_ray.recipe.models import ModelPart, Seeds
+from bezoar_ray.recipe.generation import SCHEMES, Filter, Generate
+from bezoar_ray.recipe.models import ModelPart, Seeds, Teacher
 from bezoar_ray.recipe.part import HOW, Money, Part
 from bezoar_ray.recipe.training import Align, Base, HhSft, Sft
 
@@ -25,8 +25,12 @@ class Recipe(Part):
     """Seed of every draw; part of each row's id."""
     chat_template: str = "alpaca"
     """Jinja file with generation marks, or the packaged `alpaca`; used alike by training, serving and evaluation."""
-    teacher: ModelPart
-    """Writes the synthetic rows."""
+    teachers: Annotated[
+        tuple[Teacher, ...],
+        BeforeValidator(lambda value: [value] if isinstance(value, dict) else value),
+        Field(min_length=1, validation_alias=AliasChoices("teachers", "teacher")),
+    ]
+    """Write the synthetic rows, each a share by its weight; a single one may stand under `teacher`."""
     judges: Annotated[tuple[ModelPart, ...], Field(min_length=1)]
     """Rate the rows in place of people; `filter.combine` says who decides."""
     base: Base
@@ -41,6 +45,27 @@ class Recipe(Part):
     align: Align = Align()
     serve: Serve = Serve()
     evaluate: Evaluate = Evaluate()
+
+    @property
+    def schemes(self) -> tuple[str, ...]:
+        """The schemes that are not left out."""
+        return (*(scheme for scheme in SCHEMES if getattr(self.generate, scheme)), *self.generate.own)
+
+    @property
+    def sft_order(self) -> tuple[str, ...]:
+        """The schemes in the order of training: own ones that `sft.order` does not name come last."""
+        return (*self.sft.order, *(scheme for scheme in self.generate.own if scheme not in self.sft.order))
+
+    @model_validator(mode="after")
+    def _knows_its_schemes(self) -> "Recipe":
+        own = set(self.generate.own)
+        if taken := own & set(SCHEMES):
+            raise ValueError(f"generate.own.{taken.pop()}: the name of a packaged scheme; choose another")
+        for field, names in (("sft.order", self.sft.order), ("filter.rubrics", self.filter.rubrics)):
+            for name in names:
+                if name not in own and name not in SCHEMES:
+                    raise ValueError(f"{field}: no scheme {name!r}; there are {', '.join((*SCHEMES, *sorted(own)))}")
+        return self
 
     @property
     def mt_bench_judge(self) -> ModelPart:

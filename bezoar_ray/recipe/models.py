@@ -108,6 +108,13 @@ class ModelPart(Part):
         return self
 
 
+class Teacher(ModelPart):
+    """A model that writes rows."""
+
+    weight: PositiveRate = 1.0
+    """Its share of the works, beside the weights of the other teachers."""
+
+
 class SourcePart(Part):
     """Where rows come from: the embedded world, a hub data set, or files."""
 

@@ -96,7 +96,7 @@ class Sft(Training):
 
     learning_rate: float = 2e-4
     lora: Lora = Lora()
-    order: tuple[Literal["lamini", "orca", "evol_instruct"], ...] = ("lamini", "orca", "evol_instruct")
+    order: tuple[str, ...] = ("lamini", "orca", "evol_instruct")
     """The schemes, in the order of training."""
 
 

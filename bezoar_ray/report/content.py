@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from bezoar_ray.licences import causes, commercial_use
-from bezoar_ray.recipe import CHECKPOINTS, SCHEMES, Recipe
+from bezoar_ray.recipe import CHECKPOINTS, Recipe
 from bezoar_ray.report.results import Harness, harness
 from bezoar_ray.rows import Sample
 from bezoar_ray.samples import read_samples
@@ -73,13 +73,13 @@ class Content:
 def gather(recipe: Recipe, store: Store) -> Content:
     """What the files of a run directory hold."""
     summary = store.read_json("summary.json") or {}
-    accepted = {scheme: read_samples(store, scheme, "accepted") for scheme in SCHEMES}
+    accepted = {scheme: read_samples(store, scheme, "accepted") for scheme in recipe.schemes}
     results = summary.get("eval", {})
     return Content(
         recipe=recipe,
         run=summary.get("run", {}),
         stages=[_stage(name, summary.get("stages", {}), store) for name in STAGES],
-        schemes=[found for name in SCHEMES if (found := _scheme(name, accepted[name], summary, store))],
+        schemes=[found for name in recipe.schemes if (found := _scheme(name, accepted[name], summary, store))],
         provenance=_provenance([sample for samples in accepted.values() for sample in samples]),
         calls={role: part for role, part in summary.get("calls", {}).items() if part.get("attempts")},
         judges=summary.get("judge", {}),

@@ -27,7 +27,7 @@ def run(context: Context) -> Outcome:
 
 def _schemes(context: Context) -> list[str]:
     """The schemes that have rows, in the order of training; the others are named."""
-    order = context.recipe.sft.order
+    order = context.recipe.sft_order
     found = [scheme for scheme in order if read_samples(context.store, scheme, "accepted")]
     for scheme in (scheme for scheme in order if scheme not in found):
         context.progress.say(f"warning: {scheme} has no accepted rows; its training step is left out")
@@ -52,7 +52,7 @@ def _train(job: worker.Job) -> dict[str, Any]:
 def _steps(job: worker.Job, tokenizer: Any) -> tuple[list[loop.Step], int]:
     """A step by scheme, and how many rows were too long."""
     steps, left_out = [], 0
-    for scheme in job.recipe.sft.order:
+    for scheme in job.recipe.sft_order:
         samples = read_samples(job.store, scheme, "accepted")[: job.recipe.sft.limit]
         rows = [data.encode(tokenizer, data.conversation(sample)) for sample in samples]
         kept = data.fitting(rows, job.recipe.sft.max_length)

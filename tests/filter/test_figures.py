@@ -11,7 +11,7 @@ def sample(*statuses, right=None, status="generated", reason=""):
 
 
 def counted(rows, truth=None) -> Figures:
-    figures = Figures(truth)
+    figures = Figures(["orca"], truth)
     for row in rows:
         figures.add(row)
     return figures

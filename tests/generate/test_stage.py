@@ -2,6 +2,7 @@
 
 import itertools
 import re
+from collections import Counter
 
 import orjson
 import pytest
@@ -43,7 +44,7 @@ def context(tmp_path, url, session="s1", **generate) -> Context:
     part = {"lamini": {"calls": 3, "per_call": 3}, "evol_instruct": {"seeds": 4, "epochs": 2}, "orca": {}} | generate
     flan = [FLAN | {"inputs": f"Is {n} odd?"} for n in range(5)] + [FLAN | {"inputs": "x", "targets": ""}]
     tree = load_recipe("tiny").model_dump(mode="json") | {"generate": part}
-    tree["teacher"] |= {"model": "scripted", "license": "MIT", "base_url": url}
+    tree["teachers"][0] |= {"model": "scripted", "license": "MIT", "base_url": url}
     tree["seeds"]["dolly"] = [jsonl(tmp_path / "dolly.jsonl", [*DOLLY, {"instruction": ""}])]
     tree["seeds"]["flan"] = [jsonl(tmp_path / "flan.jsonl", flan)]
     return Context(parse_recipe(tree, "test"), Store(tmp_path / "run"), session, Progress())
@@ -71,6 +72,20 @@ def test_one_pass_makes_the_rows_of_all_schemes_and_a_rerun_pays_for_nothing(ray
         assert {license for s in samples for license in s.seed_licenses} == {"CC0"}
     assert [s.reason for s in first["lamini"]].count("missing") == 3
     assert {s.finish_reason for s in first["orca"]} == {"length"}
+
+
+def test_several_teachers_share_the_works_by_weight_and_each_row_names_its_own(ray_session, tmp_path):
+    with serving(teacher()) as server:
+        asked = context(tmp_path, server.url, lamini=None, evol_instruct={"seeds": 9, "epochs": 1}, orca=None)
+        tree = asked.recipe.model_dump(mode="json")
+        first = tree["teachers"][0]
+        tree["teachers"] = [first | {"weight": 2}, first | {"model": "other", "license": "Apache-2.0"}]
+        recipe = parse_recipe(tree, "test")
+        stage.run(Context(recipe, asked.store, "s1", Progress()))
+        rows = read_samples(asked.store, "evol_instruct", "generated")
+    counts = Counter((row.teacher, row.teacher_license) for row in rows)
+    assert counts.total() == 9 and set(counts) == {("scripted", "MIT"), ("other", "Apache-2.0")}
+    assert counts["scripted", "MIT"] > counts["other", "Apache-2.0"]
 
 
 def test_malformed_seeds_are_said_once_and_listed_in_the_logs(ray_session, tmp_path, capsys):
