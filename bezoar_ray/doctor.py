@@ -183,6 +183,8 @@ def missing_files(recipe: Recipe) -> Iterator[tuple[str, str]]:
         if name and name != "tiny" and not Path(name).is_file():
             where = "See fastchat/llm_judge/data/mt_bench in FastChat, or --set evaluate.mt_bench=null"
             yield "evaluate", f"evaluate.mt_bench.{field}: no file {name!r}. {where}"
+            if field == "questions" and recipe.filter.decontaminate:
+                yield "filter", f"evaluate.mt_bench.{field}: no file {name!r}, to keep out of the data. {where}"
 
 
 def _advice() -> Iterator[str]:

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 
 from bezoar_ray.fan_out import place
+from bezoar_ray.filter.decontamination import finish, start
 from bezoar_ray.filter.stage import ended, judging
 from bezoar_ray.flow import flow
 from bezoar_ray.generate.stage import prepare, written
@@ -12,6 +13,7 @@ from bezoar_ray.stage import Context, Outcome
 
 def run(context: Context) -> Iterator[tuple[str, Outcome]]:
     """What each of the two stages leaves, as soon as it is whole. Raises as they do."""
+    reading = start(context.recipe)
     with context.store.scratch() as scratch:
         planned = prepare(context, scratch)
         rows = flow(planned.heads, judging(context), place(context), scratch)
@@ -20,4 +22,4 @@ def run(context: Context) -> Iterator[tuple[str, Outcome]]:
                 spill.add(row)
                 context.progress.update(done, planned.rows)
             yield "generate", written(spill, planned, context)
-            yield "filter", ended(spill, context)
+            yield "filter", ended(spill, context, finish(reading))

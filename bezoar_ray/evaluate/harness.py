@@ -11,6 +11,7 @@ from typing import Any
 from bezoar_ray.errors import BezoarError, RecipeError
 from bezoar_ray.logs import redirect
 from bezoar_ray.recipe import Harness, HarnessTask
+from bezoar_ray.sources.harness import include_path
 from bezoar_ray.store import Store, digest
 
 LOG = "logs/evaluate.log"
@@ -88,15 +89,6 @@ class Shelf:
 def file_of(name: str) -> str:
     """The file of a checkpoint's results."""
     return f"eval/harness/{name}.json"
-
-
-def include_path(part: Harness) -> str | None:
-    """The folder of further tasks; `tiny` is the embedded world's."""
-    if part.include_path != "tiny":
-        return part.include_path
-    from bezoar_ray.tiny import world
-
-    return str(world().harness)
 
 
 def compact(result: dict[str, Any], task: HarnessTask) -> dict[str, dict[str, float | None]]:

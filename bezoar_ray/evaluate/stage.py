@@ -12,10 +12,10 @@ import orjson
 from bezoar_ray.errors import BezoarError
 from bezoar_ray.evaluate import harness
 from bezoar_ray.evaluate.harness import Endpoint
-from bezoar_ray.evaluate.mt_bench.questions import load_questions
 from bezoar_ray.evaluate.mt_bench.run import mt_bench
 from bezoar_ray.recipe import CHECKPOINTS, Recipe
 from bezoar_ray.serve.app import running
+from bezoar_ray.sources.mt_bench import load_questions
 from bezoar_ray.stage import Context, Outcome
 from bezoar_ray.store import Store
 

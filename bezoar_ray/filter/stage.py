@@ -11,6 +11,7 @@ from bezoar_ray import sources
 from bezoar_ray.errors import BezoarError
 from bezoar_ray.fan_out import Pass, place, spool
 from bezoar_ray.filter.decision import decided
+from bezoar_ray.filter.decontamination import Benchmarks, finish, start
 from bezoar_ray.filter.dedup import Duplicates
 from bezoar_ray.filter.figures import Figures, Truth
 from bezoar_ray.filter.gates import gate
@@ -38,12 +39,13 @@ def run(context: Context) -> Outcome:
     Raises:
         NothingAccepted: naming the gate that took most rows; the files are written.
     """
+    reading = start(context.recipe)
     total = sum(count_samples(context.store, scheme, "generated") for scheme in context.recipe.schemes)
     with Spill(total) as spill:
         for done, row in enumerate(_judged(context), 1):
             spill.add(row)
             context.progress.update(done, total)
-        return ended(spill, context)
+        return ended(spill, context, finish(reading))
 
 
 def judging(context: Context) -> list[Pass]:
@@ -54,10 +56,10 @@ def judging(context: Context) -> list[Pass]:
     return [Pass(partial(_judge, judge, rubrics, part.accept_rating), judge, "judge") for judge in judges]
 
 
-def ended(spill: Spill, context: Context) -> Outcome:
+def ended(spill: Spill, context: Context, benchmarks: Benchmarks | None) -> Outcome:
     """The files of judged rows, each at its end, and their counts. Raises as `run` does."""
     duplicates = Duplicates(sources.stream(context.recipe.seeds.dolly, "dolly", lambda _: None))
-    for sample in _decided(spill, context.recipe.filter):
+    for sample in _decided(spill, context.recipe.filter, benchmarks):
         if sample.status == "accepted":
             duplicates.add(sample)
     again = iter(duplicates.found())
@@ -65,12 +67,13 @@ def ended(spill: Spill, context: Context) -> Outcome:
     files = SampleFiles(context.store, context.recipe.schemes, _STATUSES)
     for rows in spill:
         samples = []
-        for sample in _decided([rows], context.recipe.filter):
+        for sample in _decided([rows], context.recipe.filter, benchmarks):
             reason = next(again) if sample.status == "accepted" else ""
             samples.append(sample.ended("rejected", reason) if reason else sample)
             figures.add(samples[-1])
         files.write(samples)
-    outcome = Outcome(files.names, {"data": figures.data(), "judge": figures.judges()})
+    kept_out = benchmarks.names if benchmarks else []
+    outcome = Outcome(files.names, {"data": figures.data(), "judge": figures.judges(), "decontaminated": kept_out})
     if not figures.accepted:
         raise NothingAccepted(_nothing(figures), outcome)
     return outcome
@@ -102,7 +105,7 @@ async def _judge(
     yield orjson.dumps(fields)
 
 
-def _decided(rows: Any, part: Filter) -> Iterator[Sample]:
+def _decided(rows: Any, part: Filter, benchmarks: Benchmarks | None) -> Iterator[Sample]:
     """The samples, each where gates and judges send it."""
     for row in (row for some in rows for row in some):
         sample = Sample.from_row(row)
@@ -111,7 +114,9 @@ def _decided(rows: Any, part: Filter) -> Iterator[Sample]:
         elif fault := gate(sample):
             yield sample.ended("rejected", fault)
         else:
-            yield decided(sample, part)
+            sample = decided(sample, part)
+            name = benchmarks.found(sample) if benchmarks and sample.status == "accepted" else None
+            yield sample.ended("rejected", f"contaminated: {name}") if name else sample
 
 
 def _truth(context: Context) -> Truth | None:

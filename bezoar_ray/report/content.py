@@ -56,6 +56,7 @@ class Content:
     provenance: dict[tuple[str, str], int]  # (source, licence) of the accepted rows' seeds, and how many rows
     calls: dict[str, Any]
     judges: dict[str, Any]
+    kept_out: list[str]
     train: dict[str, Any]
     harness: Harness
     mt_bench: dict[str, Any]
@@ -83,6 +84,7 @@ def gather(recipe: Recipe, store: Store) -> Content:
         provenance=_provenance([sample for samples in accepted.values() for sample in samples]),
         calls={role: part for role, part in summary.get("calls", {}).items() if part.get("attempts")},
         judges=summary.get("judge", {}),
+        kept_out=summary.get("decontaminated", []),
         train={name: part for name in CHECKPOINTS if (part := summary.get("train", {}).get(name))},
         harness=harness(recipe, results.get("harness", {})),
         mt_bench={name: part for name in CHECKPOINTS if (part := results.get("mt_bench", {}).get(name))},

@@ -6,8 +6,8 @@ import pytest
 
 from bezoar_ray.evaluate.mt_bench.judging import judge_turn
 from bezoar_ray.evaluate.mt_bench.loop import Answer, converse, temperature
-from bezoar_ray.evaluate.mt_bench.questions import Question
 from bezoar_ray.llm.chat import CallFailed, Reply
+from bezoar_ray.sources.mt_bench import Question
 
 QUESTION = Question(7, "math", ("What is 2+2?", "And doubled?"), ("4", "8"))
 

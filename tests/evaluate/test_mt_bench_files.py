@@ -8,8 +8,8 @@ from bezoar_ray.errors import RecipeError
 from bezoar_ray.evaluate.mt_bench.files import ANSWERS, JUDGMENTS, save
 from bezoar_ray.evaluate.mt_bench.judging import Judgment
 from bezoar_ray.evaluate.mt_bench.loop import Answer
-from bezoar_ray.evaluate.mt_bench.questions import load_questions
 from bezoar_ray.recipe import MtBench
+from bezoar_ray.sources.mt_bench import load_questions
 from bezoar_ray.store import Store
 
 ROWS = [

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+import orjson
 import pytest
 
 from bezoar_ray.filter import stage
@@ -29,6 +30,10 @@ ROWS = [
     sample("fa", "A good thing.", scheme="evol_instruct", status="rejected", reason="adds_nothing"),
     replace(sample("fb", "Another good thing.", scheme="evol_instruct"), instruction="tell me of A"),
     sample("fc", "A good one.", scheme="orca"),
+    replace(
+        sample("fd", "A good letter."),
+        instruction="Please write a letter to a lighthouse keeper, who has not seen a ship in seven long years!",
+    ),  # fmt: skip
 ]
 
 
@@ -47,7 +52,16 @@ def context(tmp_path, url, rows=ROWS, judges=("first",), **part) -> Context:
     tree = load_recipe("tiny").model_dump(mode="json") | {"filter": part}
     tree["judges"] = [tree["judges"][0] | {"model": name, "base_url": url} for name in judges]
     tree["seeds"]["dolly"] = []
+    tree["evaluate"]["harness"] = None
+    tree["evaluate"]["mt_bench"] = {"questions": str(_questions(tmp_path))}
     return Context(parse_recipe(tree, "test"), store, "s1", Progress())
+
+
+def _questions(tmp_path):
+    path = tmp_path / "questions.jsonl"
+    turns = ["Write a letter to a lighthouse keeper who has not seen a ship in seven long years.", "Shorten it."]
+    path.write_bytes(orjson.dumps({"question_id": 1, "category": "writing", "turns": turns}))
+    return path
 
 
 def fates(tmp_path):
@@ -73,15 +87,17 @@ def test_every_row_ends_with_its_gate_and_only_what_is_left_is_judged(ray_sessio
         "fa": ("rejected", "adds_nothing"),
         "fb": ("rejected", "duplicate"),
         "fc": ("accepted", ""),
+        "fd": ("rejected", "contaminated"),
     }
-    assert len(server.requests) == 2 * (4 + 2)  # a, b, fb and fc once, c twice, by each judge
+    assert len(server.requests) == 2 * (5 + 2)  # a, b, fb, fc and fd once, c twice, by each judge
     assert outcome.summary["data"]["lamini"] == {
-        "accepted": 1, "rejected": 3, "failed": 2,
-        "reasons": {"judge": 1, "unrated": 1, "truncated": 1, "empty": 1, "missing": 1},
+        "accepted": 1, "rejected": 4, "failed": 2,
+        "reasons": {"judge": 1, "unrated": 1, "truncated": 1, "empty": 1, "missing": 1, "contaminated": 1},
     }  # fmt: skip
+    assert outcome.summary["decontaminated"] == ["mt_bench"]
     assert outcome.summary["judge"] == {
-        "first": {"rated": 4, "unrated": 1},
-        "second": {"rated": 4, "unrated": 1, "agreement": 1.0, "kappa": 1.0, "rating_kappa": 1.0},
+        "first": {"rated": 5, "unrated": 1},
+        "second": {"rated": 5, "unrated": 1, "agreement": 1.0, "kappa": 1.0, "rating_kappa": 1.0},
     }
     (row,) = read_samples(Store(tmp_path), "lamini", "accepted")
     assert [(v.judge, v.status, v.rating, v.reason) for v in row.verdicts] == [

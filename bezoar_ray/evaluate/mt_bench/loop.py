@@ -3,8 +3,8 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from bezoar_ray.evaluate.mt_bench.questions import Question
 from bezoar_ray.llm.chat import CallFailed, Chat, Messages, Sampling
+from bezoar_ray.sources.mt_bench import Question
 
 _TEMPERATURES = {"writing": 0.7, "roleplay": 0.7, "stem": 0.1, "humanities": 0.1}  # FastChat's; greedy elsewhere
 

@@ -8,11 +8,11 @@ from bezoar_ray.evaluate.harness import Endpoint
 from bezoar_ray.evaluate.mt_bench.files import save
 from bezoar_ray.evaluate.mt_bench.judging import Judgment, judge_turn
 from bezoar_ray.evaluate.mt_bench.loop import Answer, Room, converse, room_of
-from bezoar_ray.evaluate.mt_bench.questions import Question, load_questions
 from bezoar_ray.evaluate.mt_bench.scores import summarise
 from bezoar_ray.llm.client import Talker, open_talker
 from bezoar_ray.llm.limits import RunMeter, limits, permits, terms
 from bezoar_ray.recipe import ModelPart
+from bezoar_ray.sources.mt_bench import Question, load_questions
 from bezoar_ray.stage import Context
 
 _JUDGE = "mt_bench_judge"

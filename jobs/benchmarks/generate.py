@@ -1,0 +1,75 @@
+"""`generate.vs_vllm`: output tokens a second of our graph over those of `vllm.LLM.generate`, both steady: engine starts
+and the first and last tenth of the rows are left out of ours, start and warm-up out of vLLM's."""
+
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+
+from bezoar_ray.cluster import ray_session
+from bezoar_ray.fan_out import Pass, Place, fan_out, spool
+from bezoar_ray.llm.models import model_path
+from bezoar_ray.recipe import load_recipe
+
+PROMPTS = 3_000
+SAMPLING = {"temperature": 1.0, "top_p": 0.95, "max_tokens": 128}
+
+
+def figures() -> Iterator[tuple[str, list[float]]]:
+    """Our speed over vLLM's on the same prompts and model, one after the other, three times."""
+    yield "generate.vs_vllm", [round(_ours() / _theirs(), 4) for _ in range(3)]
+
+
+def prompts() -> list[str]:
+    """Orca's queries as the tiny teacher gets them."""
+    from bezoar_ray import sources
+
+    seeds = [seed.instruction for seed in sources.read(load_recipe("tiny").seeds.flan, "flan").rows]
+    return [f"{seeds[n % len(seeds)]}{' ' * (n // len(seeds))}" for n in range(PROMPTS)]
+
+
+async def _ask(item: bytes, talker) -> Iterator[bytes]:
+    reply = await talker.for_row(item.decode())([{"role": "user", "content": json.loads(item)}], step="answer")
+    yield json.dumps([time.monotonic(), reply.tokens_out]).encode()
+
+
+def _ours() -> float:
+    teacher = load_recipe("tiny").teachers[0].model_copy(update={"max_tokens": SAMPLING["max_tokens"]})
+    with tempfile.TemporaryDirectory() as folder, ray_session():
+        cells = spool((json.dumps(prompt).encode() for prompt in prompts()), Path(folder) / "cells.arrow")
+        rows = sorted(
+            json.loads(row) for row in fan_out([(cells, Pass(_ask, teacher, "teacher"))], [], Place(folder, "s"))
+        )
+    steady = rows[len(rows) // 10 : -len(rows) // 10]
+    return sum(tokens for _, tokens in steady[1:]) / (steady[-1][0] - steady[0][0])
+
+
+def _theirs() -> float:
+    """In a process of its own: an engine keeps its memory."""
+    done = subprocess.run([sys.executable, "-m", "jobs.benchmarks.generate"], cwd=Path(__file__).parents[2],
+                          stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, check=True)  # fmt: skip
+    return float(done.stdout.splitlines()[-1])
+
+
+def _measure() -> float:
+    from vllm import LLM, SamplingParams
+
+    from bezoar_ray.llm.engine import engine_defaults
+
+    engine = LLM(model=model_path("tiny-teacher"), dtype="float32", disable_log_stats=True, **engine_defaults())
+    tokenizer = engine.get_tokenizer()
+    encode = partial(tokenizer.apply_chat_template, add_generation_prompt=True, tokenize=True, return_dict=False)
+    asked = [{"prompt_token_ids": encode([{"role": "user", "content": prompt}])} for prompt in prompts()]
+    sampling = SamplingParams(**SAMPLING)
+    engine.generate(asked[:64], sampling, use_tqdm=False)
+    began = time.monotonic()
+    answers = engine.generate(asked, sampling, use_tqdm=False)
+    return sum(len(answer.outputs[0].token_ids) for answer in answers) / (time.monotonic() - began)
+
+
+if __name__ == "__main__":
+    print(_measure())
