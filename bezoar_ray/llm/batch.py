@@ -176,7 +176,7 @@ class Batches:
                     raise (
                         BezoarError(str(passing)) if isinstance(passing, CallFailed | TryAgain) else passing
                     ) from error
-            except openai.APIConnectionError as error:
+            except (openai.APIError, ValueError) as error:
                 if tries == _TRIES:
                     raise BezoarError(f"{self._part.base_url}: {error}. Run the same command again to go on") from error
             await asyncio.sleep(min(_POLL, 0.5 * 2**tries))

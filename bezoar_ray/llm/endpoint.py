@@ -36,14 +36,11 @@ class OpenAIEndpoint:
                 messages=messages,
                 **parameters(self._part.model, sampling),
             )
+            return read_reply(answer)
         except openai.APIStatusError as error:
             raise fault(error, self._part) from error
-        except (openai.APIConnectionError, openai.APITimeoutError) as error:
+        except (openai.APIError, ValueError) as error:  # a lost connection, a cut or broken body, one without a choice
             raise TryAgain(f"{self._part.base_url}: {error}") from error
-        try:
-            return read_reply(answer)
-        except ValueError as error:
-            raise TryAgain(f"{self._part.base_url} {error}") from error
 
     async def close(self) -> None:
         """Close the connections."""
@@ -53,17 +50,19 @@ class OpenAIEndpoint:
 def fault(error: Any, part: ModelPart) -> Exception:
     """An error status of the client's, sorted into what passes, what ends this call, and what ends the stage."""
     status, where = error.status_code, f"{part.model} at {part.base_url}"
+    key = os.environ.get(part.api_key_env or "")
+    said = error.message.replace(key, "***") if key else error.message  # some gateways say the key that they refuse
     if error.code == "insufficient_quota":  # OpenAI sends it as 429, which no waiting mends
         status = 402
     if status in _REFUSED:
         return RecipeError(
             f"{where} answers {status}: {_REFUSED[status]}. Check `model`, `base_url` and the key in "
-            f"{part.api_key_env or 'api_key_env (none given)'}. It says: {error.message}"
+            f"{part.api_key_env or 'api_key_env (none given)'}. It says: {said}"
         )
     if status in (408, 409, 429) or status >= 500:
         after = _seconds(error.response.headers.get("retry-after"))
-        return TryAgain(f"{where} answers {status}: {error.message}", after, limited=status == 429)
-    return CallFailed(f"{where} answers {status}: {error.message}")
+        return TryAgain(f"{where} answers {status}: {said}", after, limited=status == 429)
+    return CallFailed(f"{where} answers {status}: {said}")
 
 
 def open_client(part: ModelPart) -> Any:
