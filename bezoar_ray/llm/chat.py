@@ -23,6 +23,7 @@ class Sampling:
     temperature: float = 1.0
     top_p: float = 1.0
     max_tokens: int = 512
+    schema: str = ""  # JSON schema that the answer has to follow
 
 
 class Model(Protocol):

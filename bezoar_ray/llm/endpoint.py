@@ -4,6 +4,8 @@ import os
 import re
 from typing import Any
 
+import orjson
+
 from bezoar_ray.errors import RecipeError
 from bezoar_ray.llm.chat import CallFailed, Messages, Reply, Sampling, TryAgain
 from bezoar_ray.llm.models import identity
@@ -78,11 +80,15 @@ def open_client(part: ModelPart) -> Any:
     )
 
 
-def parameters(model: str, sampling: Sampling) -> dict[str, float]:
+def parameters(model: str, sampling: Sampling) -> dict[str, Any]:
     """Sampling by the names that this family of models takes; those that reason refuse even a default temperature."""
     limit = "max_completion_tokens" if _REASONS.match(model) else "max_tokens"
     chosen = {"temperature": sampling.temperature, "top_p": sampling.top_p}
-    return {name: value for name, value in chosen.items() if value != 1.0} | {limit: sampling.max_tokens}
+    found = {name: value for name, value in chosen.items() if value != 1.0} | {limit: sampling.max_tokens}
+    if sampling.schema:
+        answer = {"name": "answer", "strict": True, "schema": orjson.loads(sampling.schema)}
+        found["response_format"] = {"type": "json_schema", "json_schema": answer}
+    return found
 
 
 def read_reply(answer: Any) -> Reply:

@@ -46,7 +46,7 @@ class VllmEngine:
     async def complete(self, messages: Messages, sampling: Sampling) -> Reply:
         """One answer. A prompt that leaves no room for one fails this call alone."""
         from vllm import SamplingParams
-        from vllm.sampling_params import RequestOutputKind
+        from vllm.sampling_params import RequestOutputKind, StructuredOutputsParams
         from vllm.v1.engine.exceptions import EngineDeadError
 
         ids = self._tokenizer.apply_chat_template(
@@ -60,6 +60,7 @@ class VllmEngine:
             top_p=sampling.top_p,
             max_tokens=min(sampling.max_tokens, room),
             output_kind=RequestOutputKind.FINAL_ONLY,
+            structured_outputs=StructuredOutputsParams(json=sampling.schema) if sampling.schema else None,
         )
         try:
             async for result in self._engine.generate({"prompt_token_ids": ids}, params, uuid.uuid4().hex):

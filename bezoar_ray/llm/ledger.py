@@ -31,7 +31,8 @@ def call_key(
     identity: str, messages: Messages, sampling: Sampling, row: str, step: str, sample: int, attempt: int
 ) -> str:
     """What makes two calls the same call. Endpoint, key, prices and concurrency are left out: they change no answer."""
-    call = [identity, messages, asdict(sampling), row, step, sample, attempt]
+    parameters = {name: value for name, value in asdict(sampling).items() if value != ""}
+    call = [identity, messages, parameters, row, step, sample, attempt]
     return hashlib.sha256(orjson.dumps(call, option=orjson.OPT_SORT_KEYS)).hexdigest()[:32]
 
 

@@ -34,6 +34,8 @@ class ModelPart(Part):
     """Nucleus sampling mass."""
     max_tokens: Positive = 512
     """Longest answer, in tokens."""
+    structured: bool = False
+    """Ask for verdicts by JSON schema, which vLLM and OpenAI enforce; without it, replies are read tolerantly."""
     dtype: str = "bfloat16"
     """Weights' type in vLLM."""
     chat_template: Annotated[str | None, FILES] = None

@@ -52,3 +52,18 @@ def test_nonsense_twice_is_never_accepted(reply):
 def test_a_failed_call_is_a_failed_verdict():
     found, calls = verdict(None)
     assert (found.status, found.reason, len(calls)) == ("failed", "call: HTTP 400", 1)
+
+
+@pytest.mark.parametrize("structured", [False, True])
+def test_a_verdict_is_asked_for_by_schema_where_the_recipe_says_so(structured):
+    asked = []
+
+    async def chat(messages, *, step, attempt=0, sampling=None):
+        asked.append(sampling)
+        return Reply('{"reason": "good", "rating": 4}', "stop", 10, 5)
+
+    part = ModelPart(model="j", temperature=0.5, max_tokens=99, structured=structured)
+    asyncio.run(judge_sample(SAMPLE, chat, "Fruit only.", part, 4.0))
+    (sampling,) = asked
+    assert (sampling.temperature, sampling.max_tokens) == (0.5, 99)
+    assert bool(sampling.schema) == structured

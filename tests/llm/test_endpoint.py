@@ -9,7 +9,7 @@ import orjson
 import pytest
 
 from bezoar_ray.errors import RecipeError
-from bezoar_ray.llm.chat import CallFailed, Reply
+from bezoar_ray.llm.chat import CallFailed, Reply, Sampling
 from bezoar_ray.llm.client import open_talker
 from bezoar_ray.llm.ledger import accounts
 from bezoar_ray.recipe import ModelPart
@@ -58,14 +58,14 @@ def server() -> Iterator[Server]:
     server.server_close()
 
 
-def ask(server, tmp_path, **more) -> Reply:
+def ask(server, tmp_path, sampling=None, **more) -> Reply:
     url = f"http://127.0.0.1:{server.server_address[1]}/v1"
     part = ModelPart(**{"model": "judge-1", "base_url": url, "retries": 3} | more)
 
     async def go():
         talker = open_talker(part, str(tmp_path), "judge", "one")
         try:
-            return await talker.for_row("r")([{"role": "user", "content": "2 + 2?"}], step="judge")
+            return await talker.for_row("r")([{"role": "user", "content": "2 + 2?"}], step="judge", sampling=sampling)
         finally:
             await talker.close()
 
@@ -141,3 +141,9 @@ def test_the_key_comes_from_the_environment_by_the_name_in_the_recipe(server, tm
 def test_parameters_go_by_the_names_that_the_model_takes_and_defaults_stay_away(server, tmp_path, model, sent):
     ask(server, tmp_path, model=model, temperature=0.0)
     assert server.requests[0].keys() - {"model", "messages", "key"} == sent
+
+
+def test_a_schema_is_sent_as_the_api_wants_it(server, tmp_path):
+    ask(server, tmp_path, sampling=Sampling(schema='{"type": "object"}'))
+    sent = server.requests[0]["response_format"]
+    assert sent["type"] == "json_schema" and sent["json_schema"]["schema"] == {"type": "object"}
