@@ -52,6 +52,18 @@ def test_calls_follow_from_the_recipe():
     assert calls(found, "harness request") == [100 * 3.5 * 4]
 
 
+def test_candidates_teachers_and_batches_are_counted():
+    several = TREE | {"generate": TREE["generate"] | {"candidates": 3}}
+    several["teachers"] = [several.pop("teacher") | {"weight": 3}, {"model": "other"}]
+    several["judges"] = [TREE["judges"][0] | {"base_url": "http://x/v1", "mode": "batch"}]
+    found = plan(parse_recipe(several, "test"))
+    assert calls(found, "orca answer") == [70 * 3 * 0.75, 70 * 3 * 0.25]
+    assert calls(found, "lamini instructions") == [7.5, 2.5]
+    assert calls(found, "judge") == [420 * 3]
+    judge = next(step for step in found.steps if step.what == "judge")
+    assert judge.usd == pytest.approx(0.5 * 3 * (420 * 800 * 1 + 420 * 80 * 10) / 1e6)
+
+
 def test_dollars_are_tokens_times_prices():
     found = plan(RECIPE)
     judge = next(step for step in found.steps if step.model == "one" and step.what == "judge")

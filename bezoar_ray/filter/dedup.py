@@ -1,7 +1,8 @@
-"""Duplicates among accepted rows: of rows that come earlier in the order of ids, over all schemes, and of the seeds.
+"""Duplicates among accepted rows, over all schemes, and of the seeds.
 
-The order decides which row of several stays, so the result does not depend on who arrived first. Orca's queries are
-seeds themselves and are not compared with seeds.
+Of rows that ask the same, the best rated stays: so the best of several candidate answers is kept (rejection sampling).
+Of rows that say nearly the same, and of equally rated ones, the first in the order of ids stays; the result does not
+depend on who arrived first. Orca's queries are seeds themselves and are not compared with seeds.
 
 A row is held as a hash and a MinHash signature (datasketch), half a kilobyte; datasketch's own index of them would take
 eight times as much, so candidates are found by sorting the signatures' bands (locality-sensitive hashing, as described
@@ -12,6 +13,7 @@ import hashlib
 import re
 from array import array
 from collections.abc import Iterable, Iterator
+from statistics import mean
 from typing import Any
 
 from bezoar_ray.rows import Sample, Seed, normal
@@ -26,51 +28,57 @@ class Duplicates:
     """Takes rows in the order of their ids and says which of them are duplicates."""
 
     def __init__(self, seeds: Iterable[Seed]):
-        self._asked, self._signatures = array("Q"), array("I")
+        self._asked, self._signatures, self._ratings = array("Q"), array("I"), array("f")
         self._fresh = bytearray()  # by row: whether it is compared with seeds
         for seed in seeds:
-            self._add(seed.task, seed.response, fresh=True)
+            self._add(seed.task, seed.response, rating=0.0, fresh=True)
         self._seeds = len(self._fresh)
 
     def add(self, sample: Sample) -> None:
         """The next row."""
-        self._add(sample.task, sample.response, fresh=sample.scheme != "orca")
+        rated = [verdict.rating for verdict in sample.verdicts if verdict.rating is not None]
+        self._add(sample.task, sample.response, mean(rated) if rated else 0.0, fresh=sample.scheme != "orca")
 
     def found(self) -> list[str]:
-        """For each row, in order: `duplicate`, `near_duplicate` or nothing."""
+        """For each row, in order: `duplicate`, `not_best`, `near_duplicate` or nothing."""
         import numpy as np
 
-        fresh, asked = np.frombuffer(self._fresh, bool), np.frombuffer(self._asked, np.uint64)
+        reasons = np.full(len(self._fresh), "", dtype="U14")
+        for group in _groups(np.frombuffer(self._asked, np.uint64)):
+            self._mark_same(group, reasons)
         signatures = np.frombuffer(self._signatures, np.uint32).reshape(-1, _PERMUTATIONS)
-        reasons = np.full(len(fresh), "", dtype="U14")
-        for group in _groups(asked):
-            for place, row in enumerate(group):
-                if row >= self._seeds and self._counts(group[:place], fresh[row]):
-                    reasons[row] = "duplicate"
         width = _PERMUTATIONS // _BANDS
         for band in range(_BANDS):
             for group in _groups(_keys(signatures[:, band * width : (band + 1) * width])):
-                self._mark_near(group, signatures, fresh, reasons)
+                self._mark_near(group, signatures, reasons)
         return reasons[self._seeds :].tolist()
 
-    def _add(self, task: str, response: str, fresh: bool) -> None:
+    def _add(self, task: str, response: str, rating: float, fresh: bool) -> None:
         self._asked.frombytes(hashlib.sha256(normal(task).encode()).digest()[:8])
         self._signatures.frombytes(_signature(task, response))
+        self._ratings.append(rating)
         self._fresh.append(fresh)
 
-    def _counts(self, earlier: Any, fresh: bool) -> bool:
-        """Whether there is an earlier row that this one may be a duplicate of."""
-        return bool(len(earlier)) and (bool(fresh) or bool((earlier >= self._seeds).any()))
+    def _mark_same(self, group: Any, reasons: Any) -> None:
+        """Rows that ask the same: those that a seed asks go, of the others all but the best."""
+        seeded = group[0] < self._seeds  # seeds come first
+        rows = [row for row in group if row >= self._seeds]
+        left = [row for row in rows if not (seeded and self._fresh[row])]
+        reasons[[row for row in rows if row not in left]] = "duplicate"
+        best = max(left, key=lambda row: (self._ratings[row], -row), default=None)
+        for row in left:
+            if row != best:
+                reasons[row] = "duplicate" if self._ratings[row] == self._ratings[best] else "not_best"
 
-    def _mark_near(self, group: Any, signatures: Any, fresh: Any, reasons: Any) -> None:
+    def _mark_near(self, group: Any, signatures: Any, reasons: Any) -> None:
         """Compare rows that share a band; one that is near an earlier one stands for nothing new."""
         import numpy as np
 
         kept = group[:0]
-        for row in group:
+        for row in group[reasons[group] == ""]:
             close = kept[(signatures[kept] == signatures[row]).mean(axis=1) >= _NEAR] if len(kept) else kept
-            if row >= self._seeds and self._counts(close, fresh[row]):
-                reasons[row] = reasons[row] or "near_duplicate"
+            if row >= self._seeds and (len(close) if self._fresh[row] else (close >= self._seeds).any()):
+                reasons[row] = "near_duplicate"
             else:
                 kept = np.append(kept, row)
 

@@ -15,6 +15,7 @@ from bezoar_ray.errors import RecipeError
 from bezoar_ray.fan_out import Cells, CellWriter, Pass, place
 from bezoar_ray.flow import flow
 from bezoar_ray.generate import evol_instruct, lamini, orca, own
+from bezoar_ray.generate.candidates import Remembering
 from bezoar_ray.generate.work import Work
 from bezoar_ray.recipe import SCHEMES, Recipe, Teacher
 from bezoar_ray.rows import Sample, Seed, normal, row_id
@@ -111,9 +112,12 @@ def seeds_of(recipe: Recipe, scheme: str) -> str:
 
 def expected(recipe: Recipe, scheme: str) -> int:
     """How many rows one work of a scheme gives."""
-    if scheme in recipe.generate.own:
-        return recipe.generate.own[scheme].rows_per_work
-    return getattr(getattr(recipe.generate, scheme), _ROWS[scheme]) if scheme in _ROWS else 1
+    generate, rows = recipe.generate, 1
+    if scheme in generate.own:
+        rows = generate.own[scheme].rows_per_work
+    elif scheme in _ROWS:
+        rows = getattr(getattr(generate, scheme), _ROWS[scheme])
+    return rows * generate.candidates
 
 
 class _FailedSeeds:
@@ -151,17 +155,21 @@ def _whose(work: Work, teachers: Sequence[Teacher]) -> int:
 def _teaching(recipe: Recipe, teacher: Teacher) -> Pass:
     parts: dict[str, Any] = {scheme: getattr(recipe.generate, scheme) for scheme in SCHEMES}
     parts |= {name: own.Code(part.source, part.function, part.settings) for name, part in recipe.generate.own.items()}
-    return Pass(partial(_answer, parts, teacher.model, teacher.license), teacher, "teacher")
+    return Pass(partial(_answer, parts, recipe.generate.candidates, teacher), teacher, "teacher")
 
 
-async def _answer(parts: dict[str, Any], teacher: str, license: str, item: bytes, talker: Any) -> AsyncIterator[bytes]:
+async def _answer(
+    parts: dict[str, Any], candidates: int, teacher: Teacher, item: bytes, talker: Any
+) -> AsyncIterator[bytes]:
     """The rows of one work, in an actor. One that asks what its chain has asked before is not worth a judge."""
     work = Work.from_json(item)
     known = {normal(seed.task) for seed in work.seeds} if work.scheme != "orca" else set()
+    chat = Remembering(talker.for_row(work.id))
     function = _FUNCTIONS.get(work.scheme, own.run)
-    async for sample in function(work, talker.for_row(work.id), parts[work.scheme]):
+    async for sample in function(work, chat, parts[work.scheme]):
         asks = normal(sample.task)
         if sample.status == "generated" and asks in known:
             sample = sample.ended("rejected", "duplicate")
         known.add(asks)
-        yield orjson.dumps(replace(sample, teacher=teacher, teacher_license=license).to_row())
+        for row in [sample, *await chat.others(sample, candidates)]:
+            yield orjson.dumps(replace(row, teacher=teacher.model, teacher_license=teacher.license).to_row())

@@ -52,8 +52,13 @@ def answered(messages: Messages, reply: Reply) -> dict[str, Any]:
         "finish_reason": reply.finish_reason,
         "tokens_in": reply.tokens_in,
         "tokens_out": reply.tokens_out,
-        "prompt_hash": hashlib.sha256(orjson.dumps(messages)).hexdigest()[:16],
+        "prompt_hash": prompt_hash(messages),
     }
+
+
+def prompt_hash(messages: Messages) -> str:
+    """What tells prompts apart."""
+    return hashlib.sha256(orjson.dumps(messages)).hexdigest()[:16]
 
 
 def call_failed(error: Exception) -> tuple[str, str]:

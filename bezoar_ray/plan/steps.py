@@ -70,14 +70,14 @@ def _rows(sources: tuple[SourcePart, ...]) -> int | None:
 
 def generation(recipe: Recipe, rows: dict[str, float], assumed: Assumed) -> Iterator[Step]:
     """The teacher's calls for so many rows of each scheme."""
-    lamini = recipe.generate.lamini
+    lamini, answers = recipe.generate.lamini, recipe.generate.candidates
     calls = {
         "lamini instructions": rows.get("lamini", 0) / (lamini.per_call if lamini else 1),
-        "lamini answer": rows.get("lamini", 0),
+        "lamini answer": rows.get("lamini", 0) * answers,
         "evol_instruct rewrite": rows.get("evol_instruct", 0),
         "evol_instruct comparison": rows.get("evol_instruct", 0),
-        "evol_instruct answer": rows.get("evol_instruct", 0),
-        "orca answer": rows.get("orca", 0),
+        "evol_instruct answer": rows.get("evol_instruct", 0) * answers,
+        "orca answer": rows.get("orca", 0) * answers,
     }
     whole = sum(teacher.weight for teacher in recipe.teachers)
     for teacher in recipe.teachers:
@@ -88,7 +88,8 @@ def generation(recipe: Recipe, rows: dict[str, float], assumed: Assumed) -> Iter
 
 def _judging(recipe: Recipe, rows: dict[str, float], assumed: Assumed) -> Iterator[Step]:
     for judge in recipe.judges if recipe.filter.judge else ():
-        yield _calls("filter", "judge", judge, sum(rows.values()) * assumed.judged, assumed)
+        asked = sum(rows.values()) * recipe.generate.candidates * assumed.judged
+        yield _calls("filter", "judge", judge, asked, assumed)
 
 
 def _calls(stage: str, kind: str, model: ModelPart, count: float, assumed: Assumed) -> Step:

@@ -114,6 +114,8 @@ class Generate(Part):
     lamini: Lamini | None = Lamini()
     evol_instruct: EvolInstruct | None = EvolInstruct()
     orca: Orca | None = Orca()
+    candidates: Positive = 1
+    """Answers to each instruction, each a row that is judged; the best rated one stays (rejection sampling)."""
     own: dict[Annotated[str, Field(pattern="^[a-z][a-z0-9_]*$")], OwnScheme] = {}
     """Schemes of your own, by name."""
     budget_usd: Annotated[Money | None, HOW] = None

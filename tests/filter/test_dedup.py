@@ -1,7 +1,7 @@
 from dataclasses import replace
 
 from bezoar_ray.filter.dedup import Duplicates
-from bezoar_ray.rows import Sample, Seed
+from bezoar_ray.rows import Sample, Seed, Verdict
 
 SEED = Seed(id="s", source="own", license="CC0", instruction="Name a bird.", response="A wren.")
 LONG = (
@@ -33,6 +33,20 @@ def test_a_row_that_asks_what_a_seed_asks_is_a_duplicate_but_not_orcas():
     rows = [sample("a", "name a bird", "One with wings, which sings at dawn.")]
     assert fates(rows, [SEED]) == {"a": "duplicate"}
     assert fates([replace(rows[0], scheme="orca")], [SEED]) == {"a": ""}
+
+
+def rated(id, rating, response="An apple.", **more):
+    return replace(sample(id, "Name a fruit.", response), verdicts=[Verdict("j", "accepted", rating)], **more)
+
+
+def test_of_several_answers_to_the_same_the_best_rated_stays():
+    rows = [rated("a", 4.0), rated("b", 5.0, "An apple or a pear."), rated("c", 5.0), rated("d", 4.5)]
+    assert fates(rows) == {"a": "not_best", "b": "", "c": "duplicate", "d": "not_best"}
+
+
+def test_the_best_of_nearly_equal_answers_is_not_lost_to_a_worse_one():
+    rows = [replace(rated("a", 4.0), response=LONG), replace(rated("b", 5.0), response=LONG + " So it is.")]
+    assert fates(rows) == {"a": "not_best", "b": ""}
 
 
 def test_an_input_makes_another_task():

@@ -88,6 +88,20 @@ def test_several_teachers_share_the_works_by_weight_and_each_row_names_its_own(r
     assert counts["scripted", "MIT"] > counts["other", "Apache-2.0"]
 
 
+def test_each_instruction_gets_as_many_answers_as_candidates_and_a_rerun_pays_for_none(ray_session, tmp_path):
+    with serving(teacher()) as server:
+        asked = {"lamini": None, "evol_instruct": {"seeds": 4, "epochs": 1}, "orca": {"rows": 3}, "candidates": 3}
+        given = context(tmp_path, server.url, **asked)
+        stage.run(given)
+        paid = len(server.requests)
+        assert paid == 4 * (2 + 3) + 3 * 3
+        rows = [row for scheme in ("evol_instruct", "orca") for row in read_samples(given.store, scheme, "generated")]
+        stage.run(context(tmp_path, server.url, session="s2", **asked))
+        assert len(server.requests) == paid
+    assert len({row.id for row in rows}) == len(rows) == 3 * (4 + 3)
+    assert set(Counter(row.instruction for row in rows).values()) == {3}
+
+
 def test_malformed_seeds_are_said_once_and_listed_in_the_logs(ray_session, tmp_path, capsys):
     with serving(teacher()) as server:
         stage.run(context(tmp_path, server.url, lamini=None, orca={"rows": 1}))
