@@ -97,6 +97,12 @@ class Sample:
         return task_text(self.instruction, self.input)
 
     @property
+    def rating(self) -> float:
+        """The mean of the judges' ratings; 0 where there is none."""
+        rated = [verdict.rating for verdict in self.verdicts if verdict.rating is not None]
+        return sum(rated) / len(rated) if rated else 0.0
+
+    @property
     def gate(self) -> str:
         """What took it: a reason may go on, after a colon, about this row alone."""
         return self.reason.partition(":")[0]

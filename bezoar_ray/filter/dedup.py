@@ -13,7 +13,6 @@ import hashlib
 import re
 from array import array
 from collections.abc import Iterable, Iterator
-from statistics import mean
 from typing import Any
 
 from bezoar_ray.rows import Sample, Seed, normal
@@ -36,8 +35,7 @@ class Duplicates:
 
     def add(self, sample: Sample) -> None:
         """The next row."""
-        rated = [verdict.rating for verdict in sample.verdicts if verdict.rating is not None]
-        self._add(sample.task, sample.response, mean(rated) if rated else 0.0, fresh=sample.scheme != "orca")
+        self._add(sample.task, sample.response, sample.rating, fresh=sample.scheme != "orca")
 
     def found(self) -> list[str]:
         """For each row, in order: `duplicate`, `not_best`, `near_duplicate` or nothing."""

@@ -1,6 +1,6 @@
 """The filter stage: free gates, the judges, then duplicates over all rows; every row ends somewhere."""
 
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import asdict
 from functools import partial
 from typing import Any
@@ -16,6 +16,7 @@ from bezoar_ray.filter.dedup import Duplicates
 from bezoar_ray.filter.figures import Figures, Truth
 from bezoar_ray.filter.gates import gate
 from bezoar_ray.filter.judge import judge_sample
+from bezoar_ray.filter.selection import choose
 from bezoar_ray.flow import flow
 from bezoar_ray.recipe import Filter, ModelPart
 from bezoar_ray.rows import Sample
@@ -58,16 +59,23 @@ def judging(context: Context) -> list[Pass]:
 
 def ended(spill: Spill, context: Context, benchmarks: Benchmarks | None) -> Outcome:
     """The files of judged rows, each at its end, and their counts. Raises as `run` does."""
+    part = context.recipe.filter
+
+    def accepted() -> Iterator[Sample]:
+        return (sample for sample in _decided(spill, part, benchmarks) if sample.status == "accepted")
+
     duplicates = Duplicates(sources.stream(context.recipe.seeds.dolly, "dolly", lambda _: None))
-    for sample in _decided(spill, context.recipe.filter, benchmarks):
-        if sample.status == "accepted":
-            duplicates.add(sample)
-    again = iter(duplicates.found())
+    for sample in accepted():
+        duplicates.add(sample)
+    reasons = duplicates.found()
+    for scheme, cap in part.cap.items():
+        _cap(scheme, cap, accepted, reasons)
+    again = iter(reasons)
     figures = Figures(context.recipe.schemes, _truth(context))
     files = SampleFiles(context.store, context.recipe.schemes, _STATUSES)
     for rows in spill:
         samples = []
-        for sample in _decided([rows], context.recipe.filter, benchmarks):
+        for sample in _decided([rows], part, benchmarks):
             reason = next(again) if sample.status == "accepted" else ""
             samples.append(sample.ended("rejected", reason) if reason else sample)
             figures.add(samples[-1])
@@ -117,6 +125,18 @@ def _decided(rows: Any, part: Filter, benchmarks: Benchmarks | None) -> Iterator
             sample = decided(sample, part)
             name = benchmarks.found(sample) if benchmarks and sample.status == "accepted" else None
             yield sample.ended("rejected", f"contaminated: {name}") if name else sample
+
+
+def _cap(scheme: str, cap: int, accepted: Callable[[], Iterator[Sample]], reasons: list[str]) -> None:
+    """Mark the rows of a scheme that are too many. `reasons` are those against the accepted rows so far, in order."""
+
+    def left() -> Iterator[tuple[int, Sample]]:
+        return ((n, s) for n, s in enumerate(accepted()) if s.scheme == scheme and not reasons[n])
+
+    rated = [(row, sample.rating) for row, sample in left()]
+    kept = choose((sample.task for _, sample in left()), [rating for _, rating in rated], cap)
+    for (row, _), keep in zip(rated, kept, strict=True):
+        reasons[row] = "" if keep else "capped"
 
 
 def _truth(context: Context) -> Truth | None:

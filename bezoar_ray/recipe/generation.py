@@ -131,6 +131,8 @@ class Filter(Part):
     """Who decides: the first judge, all of them, more than half, or their mean rating."""
     rubrics: dict[str, str] = {}
     """A text file by scheme in place of the packaged rubric."""
+    cap: dict[str, Positive] = {}
+    """At most so many accepted rows, by scheme: the best rated of instructions that are as diverse as can be."""
     decontaminate: bool = True
     """Reject rows that share a run of words with MT-Bench's questions or the recipe's lm-eval tasks."""
     budget_usd: Annotated[Money | None, HOW] = None

@@ -61,7 +61,11 @@ class Recipe(Part):
         own = set(self.generate.own)
         if taken := own & set(SCHEMES):
             raise ValueError(f"generate.own.{taken.pop()}: the name of a packaged scheme; choose another")
-        for field, names in (("sft.order", self.sft.order), ("filter.rubrics", self.filter.rubrics)):
+        for field, names in (
+            ("sft.order", self.sft.order),
+            ("filter.rubrics", self.filter.rubrics),
+            ("filter.cap", self.filter.cap),
+        ):
             for name in names:
                 if name not in own and name not in SCHEMES:
                     raise ValueError(f"{field}: no scheme {name!r}; there are {', '.join((*SCHEMES, *sorted(own)))}")

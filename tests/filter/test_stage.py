@@ -112,6 +112,16 @@ def test_without_a_judge_what_passes_the_gates_is_accepted(tmp_path):
     assert [id for id, (status, _) in fates(tmp_path).items() if status == "accepted"] == ["a", "b", "c", "fc"]
 
 
+def test_a_cap_keeps_so_many_rows_of_its_scheme(tmp_path):
+    rows = [sample(f"a{n}", "A good thing.", scheme=scheme) for n in range(6) for scheme in ("lamini", "orca")]
+    rows = [
+        replace(row, id=f"{place:04x}", instruction=f"Tell me of {row.id} in words.") for place, row in enumerate(rows)
+    ]
+    stage.run(context(tmp_path, None, rows=rows, judge=False, cap={"lamini": 2}))
+    found = [read_samples(Store(tmp_path), "lamini", status) for status in ("accepted", "rejected")]
+    assert [len(some) for some in found] == [2, 4] and {row.reason for row in found[1]} >= {"capped"}
+
+
 def test_where_nothing_is_accepted_the_gate_that_took_most_is_named(ray_session, tmp_path):
     rows = [replace(row, response="Sorry, I cannot.") for row in ROWS[:3]] + ROWS[3:6]
     match = "the gate `refusal` took 3 of 6"
