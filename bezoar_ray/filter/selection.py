@@ -8,7 +8,7 @@ _FEATURES = 2**16
 
 
 def choose(tasks: Iterable[str], ratings: Sequence[float], cap: int) -> list[bool]:
-    """Which rows to keep, `cap` of them: from each cluster of instructions the best rated, then the second best of each,
+    """Which rows to keep, `cap` of them: of each cluster of instructions the best rated, then the second best of each,
     until there are enough. The first row wins a tie. Clusters are scikit-learn's k-means over hashed words."""
     if len(ratings) <= cap:
         return [True] * len(ratings)
