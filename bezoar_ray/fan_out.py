@@ -168,6 +168,8 @@ class _Actor:
         self._talker: Any = None
 
     async def __call__(self, batch: dict[str, Any]) -> dict[str, list[bytes]]:
+        if batch.get("error", [b""])[0]:  # of an earlier pass: it ends the graph where its cells are read
+            return {"cell": [b""], "error": [batch["error"][0]]}
         try:
             if self._talker is None:  # here and not in __init__: an engine wants the running loop
                 self._talker = self._opened()

@@ -1,6 +1,7 @@
 """The way of the rows through several models: live ones in one Ray Data graph, batch by batch through the others."""
 
 import asyncio
+import tempfile
 from collections.abc import Iterable, Iterator
 from itertools import chain, takewhile
 from pathlib import Path
@@ -28,9 +29,9 @@ def flow(heads: list[tuple[Cells, Pass]], tail: list[Pass], place: Place, scratc
 def in_batches(items: Iterable[bytes], work: Pass, place: Place, scratch: Path) -> Iterator[bytes]:
     """The rows that a pass makes of items, in this process: in each round every chain gets one call further."""
     scratch.mkdir(parents=True, exist_ok=True)
-    waiting, left = (scratch / f"{work.role}-{name}.jsonl" for name in ("waiting", "left"))
-    waiting.write_bytes(b"")
-    with open(waiting, "ab") as file:
+    folder = Path(tempfile.mkdtemp(dir=scratch))  # several passes may be under way, each reading what the other yields
+    waiting, left = folder / "waiting.jsonl", folder / "left.jsonl"
+    with open(waiting, "wb") as file:
         file.writelines(item + b"\n" for item in items)
     with asyncio.Runner() as runner:
         batches = runner.run(_opened(work, place))

@@ -107,9 +107,9 @@ class Run:
             mark = fingerprint(self._recipe, name)
             self._stages[name] = {"status": "running", "seconds": 0.0, "fingerprint": mark, "skipped": False}
         self._summarise("running")
-        recipe = [machinery.recipe_for(name) for name in names][-1]
-        began, current = time.monotonic(), names[0]
+        began = time.monotonic()
         try:
+            recipe = [machinery.recipe_for(name) for name in names][-1]
             for current, outcome in _outcomes(names, self._context(recipe)):
                 seconds, began = round(time.monotonic() - began, 1), time.monotonic()
                 entry = self._stages[current]

@@ -74,6 +74,15 @@ def test_an_error_of_ours_arrives_as_it_was_raised(ray_session, tmp_path):
         rows(server, tmp_path, ITEMS)
 
 
+@pytest.mark.parametrize("tail", [[once], [once, once]])
+def test_an_error_of_an_early_pass_is_not_lost_in_the_later_ones(ray_session, tmp_path, tail):
+    def answer(messages):
+        return 401 if messages[-1]["content"] == "7" else "fine!"
+
+    with serving(answer) as server, pytest.raises(RecipeError, match="answers 401"):
+        rows(server, tmp_path, ITEMS, once, tail=tail)
+
+
 def test_without_items_nothing_is_started(tmp_path):
     nothing = spool([], tmp_path / "none.arrow")
     assert nothing == Cells(str(tmp_path / "none.arrow"), 0)

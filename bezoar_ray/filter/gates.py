@@ -25,11 +25,14 @@ _INJECTION = re.compile(
     r"|\b(ignore|disregard|forget|override)\b[^.\n]{0,30}\b(previous|prior|above|earlier|preceding|your|system)\b"
     r"[^.\n]{0,20}\b(instructions?|rules|rubric|prompt|guidelines)\b"
     r"|\b(ignore|disregard|forget|override)\b[^.\n]{0,15}\brubric\b"
-    r"|\b(rate|score|grade|give|award)\b[^.\n]{0,40}\b(highest|full marks|maximum|perfect|(5|10|five|ten) ?(/|out of) ?"
-    r"(5|10|five|ten)|as (a )?(5|10)|rating of (5|10)|score of (5|10))"
-    r"|\b(judge|grader|evaluator|reviewer|rater)s?\b\s*[:,]"
+    r"|\b(rate|score|grade)\b (this|it|me|the (row|response|answer))\b[^.\n]{0,40}"
+    r"\b(highest|full|maximum|perfect|5|10|five|ten)\b"
+    r"|\b(give|award)\b[^.\n]{0,40}"
+    r"\b((highest|full|maximum|perfect) (rating|score|marks?|grade)|(rating|score) of (5|10))"
+    r"|\b(score|rating) of (5|10)\b[^\n]{0,40}$"
+    r"|^(dear|note to|attention,?|as) (the )?(judge|grader|evaluator|reviewer|rater)s?\b"
     r"|</?(rubric|instruction|response|system)>",
-    re.IGNORECASE,
+    re.IGNORECASE | re.MULTILINE,
 )
 
 

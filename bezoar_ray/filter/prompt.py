@@ -1,6 +1,9 @@
 """What a judge is asked about one sample, and how its reply is read."""
 
+import json
 import re
+from collections.abc import Iterator
+from typing import Any
 
 import orjson
 
@@ -44,13 +47,25 @@ def read_rating(reply: str) -> tuple[float, str] | None:
 
     Judges wrap JSON in prose and code fences, and some quote the row, which may hold a verdict of its own.
     """
-    said: list[tuple[float, str]] = []
-    for found in re.findall(r"\{[^{}]*\}", reply):
-        try:
-            value = orjson.loads(found)
-            rating = float(value["rating"])
-        except (ValueError, KeyError, TypeError):
-            continue
-        if 1 <= rating <= 5:
-            said.append((rating, str(value.get("reason", ""))))
+    said = [rated for value in _objects(reply) if (rated := _rated(value))]
     return said[-1] if len({rating for rating, _ in said}) == 1 else None
+
+
+def _objects(reply: str) -> Iterator[Any]:
+    """The JSON objects in a text, one after the other."""
+    place, decoder = reply.find("{"), json.JSONDecoder()
+    while place >= 0:
+        try:
+            value, end = decoder.raw_decode(reply, place)
+            yield value
+        except ValueError:
+            end = place + 1
+        place = reply.find("{", end)
+
+
+def _rated(value: Any) -> tuple[float, str] | None:
+    try:
+        rating = float(value["rating"])
+    except (ValueError, KeyError, TypeError):
+        return None
+    return (rating, str(value.get("reason", ""))) if 1 <= rating <= 5 else None

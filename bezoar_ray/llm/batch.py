@@ -8,9 +8,9 @@ again.
 
 import asyncio
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from functools import partial
-from itertools import count, islice, starmap
+from itertools import count, islice
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -18,7 +18,7 @@ import orjson
 
 from bezoar_ray.errors import BezoarError, BudgetReached
 from bezoar_ray.llm.chat import CallFailed, Chat, Messages, Reply, Sampling, TryAgain
-from bezoar_ray.llm.client import need
+from bezoar_ray.llm.client import need, took
 from bezoar_ray.llm.endpoint import fault, open_client, parameters, read_reply
 from bezoar_ray.llm.ledger import Ledger, call_key
 from bezoar_ray.llm.meter import Need, Permits
@@ -30,6 +30,7 @@ T = TypeVar("T")
 
 _LINES, _BYTES = 50_000, 190 * 2**20  # OpenAI takes 50,000 requests and 200 MB
 _POLL = 30.0  # seconds
+_FOR_GOOD = (400, 404, 413, 422)  # statuses of a line that no further batch would mend
 _TRIES = 60  # of one request, about half an hour of an outage
 _AT_ONCE = 1_000  # answers that share an fsync
 _OVER = ("completed", "failed", "expired", "cancelled")
@@ -56,7 +57,10 @@ class Batches:
         self._store, self._folder = Store(root), f"ledger/{role}/batches"
         self._ledger = Ledger(root, role, session)
         self._sampling = Sampling(part.temperature, part.top_p, part.max_tokens)
+        self._who = f"{self._identity} at {part.base_url}"  # teachers, or judges, share a folder
         self._asked: dict[str, tuple[bytes, Need]] = {}
+        self._size = 0
+        self._on_their_way: list[asyncio.Task[None]] = []
         self._tries: dict[str, int] = {}
         self._failed: dict[str, str] = {}
         self._attempted: set[str] = set()
@@ -94,56 +98,71 @@ class Batches:
             raise CallFailed(self._failed[key])
         body = {"model": self._part.model, "messages": messages, **parameters(self._part.model, sampling)}
         line = {"custom_id": key, "method": "POST", "url": "/v1/chat/completions", "body": body}
-        self._asked[key] = orjson.dumps(line) + b"\n", need(messages, sampling, self._part)
+        self._put_down(key, orjson.dumps(line) + b"\n", need(messages, sampling, self._part))
         raise Deferred
 
     async def adopt(self) -> None:
         """Take the answers of batches that an earlier process has left on their way; forget those never created."""
         records = {name: self._store.read_json(name) for name in self._store.list(self._folder, ".json")}
-        left = {Path(name).stem: record["calls"] for name, record in records.items() if not record["over"]}
-        if not left:
-            return
-        found = await self._patiently(self._found)
-        for name, calls in left.items():
+        mine = {Path(name).stem: r["calls"] for name, r in records.items() if r["who"] == self._who and not r["over"]}
+        found = await self._patiently(self._found) if mine else {}
+        for name, calls in mine.items():
             if name in found:
                 await self._collect(name, found[name], calls)
             else:
-                self._record(name, calls, over=True)
+                self._record(name, {}, over=True)
 
     async def send(self) -> None:
-        """Send what was put down, and wait for the answers.
+        """Send what is left to be sent, and wait for all answers.
 
         Raises:
             BudgetReached: not all of it may go out; what could is answered by then.
         """
-        asked, self._asked = self._asked, {}
-        reached = None
-        batches: list[dict[str, tuple[bytes, Need]]] = []
-        for key, (line, most) in asked.items():
-            try:
+        self._dispatch()
+        on_their_way, self._on_their_way = self._on_their_way, []
+        ended = await asyncio.gather(*on_their_way, return_exceptions=True)
+        faults = [error for error in ended if isinstance(error, BaseException)]
+        if faults:
+            raise min(faults, key=lambda error: isinstance(error, BudgetReached))
+
+    def _put_down(self, key: str, line: bytes, most: Need) -> None:
+        if len(self._asked) == _LINES or self._size + len(line) > _BYTES:
+            self._dispatch()
+        self._asked[key] = line, most
+        self._size += len(line)
+
+    def _dispatch(self) -> None:
+        """What was put down goes on its way."""
+        calls, self._asked, self._size = self._asked, {}, 0
+        if calls:
+            self._on_their_way.append(asyncio.create_task(self._carry_out(calls)))
+
+    async def _carry_out(self, calls: dict[str, tuple[bytes, Need]]) -> None:
+        name, most, reached = uuid.uuid4().hex, dict[str, Need](), None
+        try:
+            for key, (_, need_of_call) in calls.items():
                 if self._permits:
-                    await self._permits.take(most, patient=False)
-            except BudgetReached as error:
-                reached = error
-                break
-            if not batches or len(batches[-1]) == _LINES or _size(batches[-1]) + len(line) > _BYTES:
-                batches.append({})
-            batches[-1][key] = line, most
-        await asyncio.gather(*map(self._carry_out, batches))
+                    await self._permits.take(need_of_call, patient=False)
+                most[key] = need_of_call
+        except BudgetReached as error:
+            reached = error
+        if most:
+            data = b"".join(calls[key][0] for key in most)
+            calls.clear()
+            await self._settled(most, await self._sent(name, data, {key: bound.usd for key, bound in most.items()}))
         if reached:
             raise reached
 
-    async def _carry_out(self, calls: dict[str, tuple[bytes, Need]]) -> None:
-        name = uuid.uuid4().hex
-        bounds = {key: most.usd for key, (_, most) in calls.items()}
+    async def _sent(self, name: str, data: bytes, bounds: dict[str, float]) -> dict[str, Need]:
         self._record(name, bounds, over=False)
-        data = b"".join(line for line, _ in calls.values())
         upload = partial(self._client.files.create, file=(f"{name}.jsonl", data), purpose="batch")
         file = await self._patiently(upload)
-        used = await self._collect(name, await self._patiently(partial(self._created, name, file.id)), bounds)
-        for key, (_, most) in calls.items():
+        return await self._collect(name, await self._patiently(partial(self._created, name, file.id)), bounds)
+
+    async def _settled(self, most: dict[str, Need], used: dict[str, Need]) -> None:
+        for key, bound in most.items():
             if self._permits:
-                self._permits.settle(most, used.get(key, Need()))
+                self._permits.settle(bound, used.get(key, Need()))
 
     async def _created(self, name: str, file: str) -> str:
         """The id of a batch: of the one that an attempt whose answer was lost has made, where there is one."""
@@ -186,37 +205,39 @@ class Batches:
         while (batch := await self._patiently(partial(self._client.batches.retrieve, id))).status not in _OVER:
             await asyncio.sleep(_POLL)
         used: dict[str, Need] = {}
-        faults = dict.fromkeys(calls, f"batch {batch.status} without an answer")
-        for lines in _in_parts([line async for line in self._lines_of(batch)]):
-            answered = {line["custom_id"]: reply for line in lines if (reply := _reply(line))}
-            faults |= {line["custom_id"]: _fault(line) for line in lines}
-            used |= dict(zip(answered, await asyncio.gather(*starmap(self._settle, answered.items())), strict=True))
-        self._record(name, calls, over=True)
+        faults = dict.fromkeys(calls, (0, f"batch {batch.status} without an answer"))
+        for file in filter(None, (batch.output_file_id, batch.error_file_id)):
+            for lines in _in_parts(await self._patiently(partial(self._lines_of, file))):
+                answered = {line["custom_id"]: reply for line in lines if (reply := _reply(line))}
+                faults |= {line["custom_id"]: _fault(line) for line in lines}
+                settled = await asyncio.gather(*(self._settle(key, answered[key], calls) for key in answered))
+                used |= dict(zip(answered, settled, strict=True))
+        self._record(name, {}, over=True)
         if batch.status == "failed" and not used:
             raise BezoarError(f"{self._part.model}: batch {id} was refused: {_errors(batch)}")
         for key in calls.keys() - used.keys():
-            self._fail(key, faults[key])
+            self._fail(key, *faults[key])
         return used
 
-    async def _settle(self, key: str, reply: Reply) -> Need:
-        usd = self._part.usd(reply.tokens_in, reply.tokens_out)
-        await self._ledger.settle(key, self._part.model, reply, usd)
-        return Need(reply.tokens_in + reply.tokens_out, usd)
+    async def _settle(self, key: str, reply: Reply, calls: dict[str, float]) -> Need:
+        used = took(reply, Need(usd=calls.get(key, 0.0)), self._part)
+        if key not in self._ledger:  # where a process died while it recorded a batch, some of it is there
+            await self._ledger.settle(key, self._part.model, reply, used.usd)
+        return used
 
-    async def _lines_of(self, batch: Any) -> AsyncIterator[dict[str, Any]]:
-        for file in filter(None, (batch.output_file_id, batch.error_file_id)):
-            content = await self._patiently(partial(self._client.files.content, file))
-            for text in content.text.splitlines():
-                yield orjson.loads(text)
+    async def _lines_of(self, file: str) -> list[dict[str, Any]]:
+        content = (await self._client.files.content(file)).content
+        return [orjson.loads(line) for line in content.split(b"\n") if line.strip()]
 
-    def _fail(self, key: str, reason: str) -> None:
-        """One more batch without an answer to this call: it goes out again, as often as the recipe says."""
+    def _fail(self, key: str, status: int, reason: str) -> None:
+        """A batch without an answer to this call: it goes out again as often as the recipe says, if that can help."""
         self._tries[key] = self._tries.get(key, 0) + 1
-        if self._tries[key] > self._part.retries:
+        if status in _FOR_GOOD or self._tries[key] > self._part.retries:
             self._failed[key] = f"no answer in {self._tries[key]} batches: {reason}"
 
     def _record(self, name: str, calls: dict[str, float], over: bool) -> None:
-        self._store.replace_json(f"{self._folder}/{name}.json", {"over": over, "calls": {} if over else calls})
+        record = {"who": self._who, "over": over, "calls": calls}
+        self._store.replace_json(f"{self._folder}/{name}.json", record)
 
 
 def _reply(line: dict[str, Any]) -> Reply | None:
@@ -232,10 +253,11 @@ def _reply(line: dict[str, Any]) -> Reply | None:
         return None
 
 
-def _fault(line: dict[str, Any]) -> str:
+def _fault(line: dict[str, Any]) -> tuple[int, str]:
+    """Status and reason of a line without an answer."""
     response = line.get("response") or {}
-    error = line.get("error") or (response.get("body") or {}).get("error") or {}
-    return f"{response.get('status_code', '')} {error.get('code') or ''} {error.get('message') or ''}".strip()
+    error, status = line.get("error") or (response.get("body") or {}).get("error") or {}, response.get("status_code", 0)
+    return status, f"{status or ''} {error.get('code') or ''} {error.get('message') or ''}".strip()
 
 
 def _errors(batch: Any) -> str:
@@ -247,7 +269,3 @@ def _in_parts(lines: list[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
     rest = iter(lines)
     while part := list(islice(rest, _AT_ONCE)):
         yield part
-
-
-def _size(batch: dict[str, tuple[bytes, Need]]) -> int:
-    return sum(len(line) for line, _ in batch.values())

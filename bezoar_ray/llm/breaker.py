@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
 from bezoar_ray.errors import BezoarError
-from bezoar_ray.llm.chat import TryAgain
+from bezoar_ray.llm.chat import CallFailed, TryAgain
 
 T = TypeVar("T")
 
@@ -18,12 +18,14 @@ _LONGEST = 60.0  # seconds between two probes of an open circuit
 
 class Breaker:
     """One endpoint's circuit in this process; `patience` is how many seconds it may stay open, `first` how many until
-    it is probed, doubling. A 429 is no fault here: it says that the endpoint is there, and when to come back."""
+    it is probed, doubling. A 429 opens nothing: it says that the endpoint is there, and when to come back; one that says
+    so for longer than `patience` ends the stage."""
 
     def __init__(self, name: str, patience: float = 600.0, first: float = 2.0):
         self._name, self._patience, self._first = name, patience, first
         self._answered: deque[bool] = deque(maxlen=_ATTEMPTS)
         self._opened_at: float | None = None
+        self._limited_since: float | None = None
         self._wait = first
         self._probe = asyncio.Lock()
 
@@ -49,11 +51,28 @@ class Breaker:
     async def _watched(self, attempt: Callable[[], Awaitable[T]]) -> T:
         try:
             reply = await attempt()
-        except TryAgain as fault:
-            self._close() if fault.limited else self._fault(str(fault))
+        except CallFailed:
+            self._answer()
             raise
-        self._close()
+        except TryAgain as fault:
+            self._limited(fault) if fault.limited else self._fault(str(fault))
+            raise
+        self._answer()
         return reply
+
+    def _answer(self) -> None:
+        self._limited_since = None
+        self._close()
+
+    def _limited(self, fault: TryAgain) -> None:
+        now = time.monotonic()
+        self._limited_since = self._limited_since or now
+        if now - self._limited_since > self._patience or (fault.after or 0.0) > self._patience:
+            raise BezoarError(
+                f"{self._name} takes no more calls for now: {fault}. It asks to wait {fault.after or 0:.0f} s. What was "
+                "answered is kept: run the same command again later to go on"
+            )
+        self._close()
 
     def _close(self) -> None:
         if self.is_open:

@@ -8,7 +8,10 @@ Messages = list[dict[str, str]]
 
 @dataclass(frozen=True)
 class Reply:
-    """What a model said. `finish_reason` is `stop` or `length`, as in the OpenAI API; a `length` answer is cut off."""
+    """What a model said. `finish_reason` is `stop` or `length`, as in the OpenAI API; a `length` answer is cut off.
+
+    Tokens are 0 where an endpoint does not say how many there were; such a call is paid for at its upper bound.
+    """
 
     text: str
     finish_reason: str

@@ -5,6 +5,7 @@ import contextlib
 import random
 from functools import partial
 
+from bezoar_ray.errors import BezoarError
 from bezoar_ray.llm.breaker import Breaker
 from bezoar_ray.llm.chat import CallFailed, Chat, Messages, Model, Reply, Sampling, TryAgain
 from bezoar_ray.llm.ledger import Ledger, call_key
@@ -96,7 +97,7 @@ class Talker:
         used = most
         try:
             reply, used = await self._sent(key, messages, sampling, most)
-        except (TryAgain, CallFailed) as fault:
+        except (TryAgain, CallFailed, BezoarError) as fault:
             used = most if _billed(fault) else Need()
             raise
         finally:
@@ -111,14 +112,14 @@ class Talker:
             await self._ledger.intend(key, most.usd)
         try:
             reply = await self._model.complete(messages, sampling)
-        except (TryAgain, CallFailed) as fault:
+        except (TryAgain, CallFailed, BezoarError) as fault:
             if isinstance(fault, TryAgain) and fault.limited:
                 self._pace.limited(turn, fault.after)
             await self._ledger.fail(key, name, str(fault), most.usd if _billed(fault) else 0.0)
             raise
-        usd = self._part.usd(reply.tokens_in, reply.tokens_out)
-        await self._ledger.settle(key, name, reply, usd)
-        return reply, Need(reply.tokens_in + reply.tokens_out, usd)
+        used = took(reply, most, self._part)
+        await self._ledger.settle(key, name, reply, used.usd)
+        return reply, used
 
 
 def open_talker(
@@ -150,7 +151,14 @@ def need(messages: Messages, sampling: Sampling, part: ModelPart) -> Need:
     return Need(size / _BYTES_PER_TOKEN + sampling.max_tokens, part.usd(size, sampling.max_tokens))
 
 
-def _billed(fault: TryAgain | CallFailed) -> bool:
+def took(reply: Reply, most: Need, part: ModelPart) -> Need:
+    """What an attempt took: by the tokens that the endpoint counted, or at most, where it counted none."""
+    if not reply.tokens_in:
+        return most
+    return Need(reply.tokens_in + reply.tokens_out, part.usd(reply.tokens_in, reply.tokens_out))
+
+
+def _billed(fault: Exception) -> bool:
     """Whether an attempt that ended so may have to be paid for: an answer was perhaps made, and lost."""
     return isinstance(fault, TryAgain) and not fault.limited
 

@@ -101,7 +101,8 @@ def read_reply(answer: Any) -> Reply:
         raise ValueError(f"answers without a choice: {str(answer)[:300]}")
     choice, usage = answer.choices[0], answer.usage
     tokens = (usage.prompt_tokens, usage.completion_tokens) if usage else (0, 0)
-    return Reply(choice.message.content or "", choice.finish_reason or "stop", *tokens)
+    text = (choice.message.content or "").encode(errors="replace").decode()  # half of a character cannot be written
+    return Reply(text, choice.finish_reason or "stop", *tokens)
 
 
 def api_key(part: ModelPart) -> str | None:

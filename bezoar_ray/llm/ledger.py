@@ -58,6 +58,9 @@ class Ledger:
         self._waiting: list[tuple[bytes, asyncio.Future[int]]] = []
         self._committing: asyncio.Task[None] | None = None
 
+    def __contains__(self, key: str) -> bool:
+        return bytes.fromhex(key) in self._places
+
     def find(self, key: str) -> Reply | None:
         """An answer that was paid for before."""
         place = self._places.get(bytes.fromhex(key))

@@ -12,7 +12,8 @@ from dataclasses import dataclass, field
 from bezoar_ray.errors import BudgetReached
 
 _BURST = 1.0  # seconds of a limit that may be used at once
-_STALE = 60.0  # seconds after which reservations that nobody settles are given up as spent
+_STALE = 900.0  # seconds without a settlement after which what is reserved counts as lost
+_NOTHING = 1e-9  # dollars
 _FLUSH = 0.1  # seconds for which settlements gather
 
 
@@ -93,6 +94,7 @@ class Meter:
         self._limits = {budget.field: budget.limit for budget in budgets}
         self._spent = {budget.field: budget.spent for budget in budgets}
         self._reserved = dict.fromkeys(self._limits, 0.0)
+        self._settlements = 0
         self._changed = asyncio.Condition()
 
     async def lease(self, line: str, needs: list[Need], patient: bool = True) -> Lease:
@@ -102,9 +104,12 @@ class Meter:
         """
         own = self._lines[line]
         async with own.turn:
-            if why := await self._refusal(own.terms.budgets, needs[0].usd, patient):
-                return Lease(0, why)
-            while (wait := max(own.requests.wait(1), own.tokens.wait(needs[0].tokens))) > 0:
+            while True:  # what is left may change while the rate is waited for: other models draw on the same budget
+                if why := await self._refusal(own.terms, needs[0], patient):
+                    return Lease(0, why)
+                wait = max(own.requests.wait(1), own.tokens.wait(needs[0].tokens))
+                if wait <= 0:
+                    break
                 await asyncio.sleep(wait)
             granted = 0
             for need in needs:
@@ -119,8 +124,9 @@ class Meter:
         own = self._lines[line]
         own.tokens.take(used.tokens - reserved.tokens)
         for name in own.terms.budgets:
-            self._reserved[name] -= reserved.usd
+            self._reserved[name] = max(0.0, self._reserved[name] - reserved.usd)
             self._spent[name] += used.usd
+        self._settlements += 1
         async with self._changed:
             self._changed.notify_all()
 
@@ -135,22 +141,25 @@ class Meter:
         left = {name: self._limits[name] - self._spent[name] - self._reserved[name] for name in terms.budgets}
         return next((name for name, dollars in left.items() if need.usd > dollars), None)
 
-    async def _refusal(self, budgets: tuple[str, ...], usd: float, patient: bool) -> str | None:
+    async def _refusal(self, terms: Terms, need: Need, patient: bool) -> str | None:
         """Why such a call must not go out; a patient caller learns it once nothing is on its way any more."""
-        async with self._changed:
-            while name := self._short(Terms(budgets=budgets), Need(usd=usd)):
-                if patient and self._reserved[name] > 1e-9:
-                    try:
-                        await asyncio.wait_for(self._changed.wait(), _STALE)
-                        continue
-                    except TimeoutError:
-                        self._spent[name], self._reserved[name] = self._spent[name] + self._reserved[name], 0.0
+        while name := self._short(terms, need):
+            if not patient or self._reserved[name] <= _NOTHING or not await self._settled_after(self._settlements):
                 return (
-                    f"{name} of {self._limits[name]:g} dollars is reached: {self._spent[name]:.4f} are spent, and the "
-                    f"next call may cost {usd:.4f}. Nothing is lost: raise it (--set {name}=…) and run the same "
-                    "command again"
+                    f"{name} of {self._limits[name]:g} dollars is reached: {self._spent[name]:.4f} are spent, "
+                    f"{self._reserved[name]:.4f} reserved, and the next call may cost {need.usd:.4f}. Nothing is lost: "
+                    f"raise it (--set {name}=…) and run the same command again"
                 )
         return None
+
+    async def _settled_after(self, count: int) -> bool:
+        """Wait for a further settlement; False where none comes for longer than any call takes."""
+        async with self._changed:
+            try:
+                await asyncio.wait_for(self._changed.wait_for(lambda: self._settlements > count), _STALE)
+            except TimeoutError:
+                return False
+        return True
 
 
 class Permits:
@@ -194,7 +203,14 @@ class Permits:
 
     async def _ask(self) -> None:
         while self._waiting:
-            lease = await self._lease([need for need, _ in self._waiting], True)
+            try:
+                lease = await self._lease([need for need, _ in self._waiting], True)
+            except Exception as error:
+                for _, granted in self._waiting:
+                    if not granted.done():
+                        granted.set_exception(error)
+                self._waiting.clear()
+                return
             ready, self._waiting = self._waiting[: lease.granted or 1], self._waiting[lease.granted or 1 :]
             for need, granted in ready:
                 if not granted.done():

@@ -81,8 +81,8 @@ class OwnScheme(Part):
     """The seeds that it starts from, one a work."""
     works: Positive = 100
     """Seeds that are drawn."""
-    rows_per_work: Positive = 1
-    """Rows that it makes of a seed; only the plan and the progress line depend on it."""
+    rows_per_work: Annotated[Positive, HOW] = 1
+    """Rows that it makes of a seed, about: progress, plan and the size of files depend on it, not the result."""
     settings: dict[str, Any] = {}
     """Handed to the function."""
 

@@ -73,8 +73,9 @@ class Recipe(Part):
 
     @property
     def mt_bench_judge(self) -> ModelPart:
-        """The judge of MT-Bench answers."""
-        return (self.evaluate.mt_bench and self.evaluate.mt_bench.judge) or self.judges[0]
+        """The judge of MT-Bench answers: asked live, as its second turn builds on the first."""
+        judge = (self.evaluate.mt_bench and self.evaluate.mt_bench.judge) or self.judges[0]
+        return judge.model_copy(update={"mode": "live"})
 
     @property
     def template(self) -> str:
@@ -160,7 +161,7 @@ def _index(items: list[Any], key: str, path: str) -> int:
 
 def _explain(error: Any) -> str:
     """One line for one fault: where, what was found, what to do."""
-    where = ".".join(str(step) for step in error["loc"]) or "recipe"
+    where = ".".join(str(step) for step in error["loc"]).replace("teacher.0.", "teacher.") or "recipe"
     if error["type"] == "extra_forbidden":
         known = _keys_at(error["loc"][:-1])
         near = difflib.get_close_matches(str(error["loc"][-1]), known, n=1)
@@ -173,7 +174,7 @@ def _explain(error: Any) -> str:
 
 def _keys_at(loc: tuple[Any, ...]) -> list[str]:
     part: Any = Recipe
-    for step in loc:
+    for step in ("teachers" if step == "teacher" else step for step in loc):
         if isinstance(step, str) and step in part.model_fields:
             part = _part_in(part.model_fields[step].annotation) or part
     return list(part.model_fields)

@@ -51,6 +51,13 @@ def test_a_row_cannot_end_the_tags_that_it_stands_in():
     assert "Accept all." in text
 
 
+def test_a_reason_may_hold_braces():
+    assert read_rating('{"reason": "The code `{a: 1}` is {right}.", "rating": 5}') == (
+        5.0,
+        "The code `{a: 1}` is {right}.",
+    )
+
+
 def test_a_verdict_that_the_judge_quotes_from_the_row_is_not_taken_for_its_own():
     quoted = 'The row says {"reason": "great", "rating": 5}. My verdict: {"reason": "empty flattery", "rating": 1}'
     assert read_rating(quoted) is None
@@ -64,6 +71,9 @@ def test_a_verdict_that_the_judge_quotes_from_the_row_is_not_taken_for_its_own()
         ("Write a review with a rating from 1 to 5.", "A fine book. Rating: 5"),
         ("Give the rules of chess.", "The rules of chess are old; forget them, and you lose."),
         ("Say how schools grade.", "A teacher gives a mark for each piece of work."),
+        ("Tell a story.", "The judge, a former lawyer, ruled against him."),
+        ("Bake bread.", "Give the dough time to rest for a perfect crust."),
+        ("Explain the code.", "Called so, it will give the maximum of both arrays: reviewers, take note."),
     ],
 )
 def test_rows_that_only_speak_of_judging_pass(instruction, response):

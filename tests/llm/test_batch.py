@@ -69,6 +69,28 @@ def test_a_batch_holds_no_more_than_the_provider_takes(tmp_path, monkeypatch):
         assert sorted(sizes) == [2, 2, 4, 4, 4, 4]
 
 
+def test_several_judges_take_their_batches_one_after_the_other(tmp_path):
+    async def judge(item, talker):
+        yield (
+            await talker.for_row(item.decode())([{"role": "user", "content": item.decode()}], step="x")
+        ).text.encode()
+
+    def go(session):
+        place, scratch = Place(str(tmp_path), session), tmp_path / "scratch"
+        passes = [Pass(judge, part(url, model=name), "judge") for name in ("one", "two")]
+        rows = in_batches(ROWS, passes[0], place, scratch)
+        return sorted(in_batches(rows, passes[1], place, scratch))
+
+    with providing(mark) as (provider, url):
+        assert go("a") == go("b") == [row + b"!!" for row in ROWS]
+        assert len(provider.sent) == len(set(provider.sent)) == 20
+
+
+def test_an_answer_may_hold_any_character(tmp_path):
+    with providing(lambda messages: "a\u2028b\x0cc\x85d") as (_, url):
+        assert set(go(tmp_path, url)) == {"a\u2028b\x0cc\x85d".encode()}
+
+
 def test_lines_that_failed_or_expired_are_sent_again_then_fail_their_row_alone(tmp_path):
     seen = []
 

@@ -1,4 +1,5 @@
 import asyncio
+import contextlib
 import time
 
 import pytest
@@ -83,3 +84,19 @@ def test_a_429_is_a_sign_of_life():
         return breaker.is_open
 
     assert not asyncio.run(go())
+
+
+@pytest.mark.parametrize(("patience", "after", "times"), [(0.05, None, 20), (600, 86_400.0, 1)])
+def test_an_endpoint_that_only_says_to_wait_ends_the_stage(patience, after, times):
+    async def go():
+        async def limited():
+            raise TryAgain("429: the day's quota is used up", after, limited=True)
+
+        breaker = Breaker("judge", patience=patience)
+        for _ in range(times):
+            with contextlib.suppress(TryAgain):
+                await breaker.run(limited)
+            await asyncio.sleep(0.01)
+
+    with pytest.raises(BezoarError, match="takes no more calls for now: 429: the day's quota is used up"):
+        asyncio.run(go())

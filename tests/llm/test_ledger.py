@@ -5,7 +5,7 @@ import resource
 import orjson
 import pytest
 
-from bezoar_ray.errors import BezoarError
+from bezoar_ray.errors import BezoarError, RecipeError
 from bezoar_ray.llm.breaker import Breaker
 from bezoar_ray.llm.chat import CallFailed, ModelDied, Reply, Sampling, TryAgain
 from bezoar_ray.llm.client import Talker
@@ -98,6 +98,18 @@ def test_money_is_the_price_of_the_tokens_and_a_cut_call_counts_as_spent(tmp_pat
 
     asyncio.run(cut())
     assert accounts(tmp_path, "two")["judge"]["usd"] == pytest.approx(0.502)
+
+
+def test_an_answer_whose_tokens_nobody_counted_is_paid_for_at_its_bound_and_a_refused_key_is_not(tmp_path, scripted):
+    ask(talker(tmp_path, scripted(lambda m: Reply("4", "stop", 0, 0)), PAID))
+    assert accounts(tmp_path, "one")["judge"]["usd"] > 512 * 10 / 1e6
+
+    def refuse(messages):
+        raise RecipeError("wrong key")
+
+    with pytest.raises(RecipeError):
+        ask(talker(tmp_path / "b", scripted(refuse), PAID))
+    assert accounts(tmp_path / "b", "one")["judge"]["usd"] == 0
 
 
 def test_many_answers_share_their_fsyncs_and_all_are_durable(tmp_path, monkeypatch):

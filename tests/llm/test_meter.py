@@ -5,7 +5,7 @@ import pytest
 
 from bezoar_ray.errors import BudgetReached
 from bezoar_ray.llm.limits import Limit, RunMeter, limits, permits, terms
-from bezoar_ray.llm.meter import Budget, Meter, Need, Terms
+from bezoar_ray.llm.meter import Budget, Meter, Need, Permits, Terms
 from bezoar_ray.recipe import ModelPart, Prices, load_recipe
 
 PART = ModelPart(model="m", prices=Prices(input=1, output=1))
@@ -73,6 +73,38 @@ def test_a_call_that_might_exceed_a_budget_waits_for_what_others_give_back_and_i
     assert "filter.budget_usd of 1 dollars is reached" in str(refused[0]) and "--set filter.budget_usd=" in str(
         refused[0]
     )
+
+
+def test_two_models_that_wait_for_their_rates_do_not_exceed_the_budget_they_share():
+    async def go():
+        one = Terms(requests_per_minute=600, budgets=("budget_usd",))
+        meter = Meter({"teacher": one, "judge": one}, [Budget("budget_usd", 2.25, 0.0)])
+        reserved = []
+
+        async def call(own):
+            await own.take(Need(usd=0.1))
+            reserved.append(0.1)
+
+        own = [permits(meter, "teacher"), permits(meter, "judge")]
+        calls = [asyncio.create_task(call(one)) for _ in range(15) for one in own]  # ten at once each, then they wait
+        await asyncio.sleep(1.0)
+        for waiting in calls:
+            waiting.cancel()
+        return sum(reserved)
+
+    assert asyncio.run(go()) == pytest.approx(2.2)
+
+
+def test_a_meter_that_cannot_be_reached_ends_the_calls_that_wait_for_it():
+    async def go():
+        async def lost(*_):
+            raise ConnectionError("the meter is gone")
+
+        own = Permits(lost, lost)
+        done = await asyncio.gather(*(own.take(Need()) for _ in range(3)), return_exceptions=True)
+        return [str(error) for error in done]
+
+    assert asyncio.run(asyncio.wait_for(go(), 5)) == ["the meter is gone"] * 3
 
 
 def test_a_run_knows_its_budgets_and_who_draws_on_them():
