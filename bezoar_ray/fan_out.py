@@ -21,7 +21,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from bezoar_ray.errors import BezoarError
+from bezoar_ray.errors import BezoarError, RecipeError
 from bezoar_ray.llm.chat import ModelDied
 from bezoar_ray.llm.client import open_talker
 from bezoar_ray.llm.limits import Limit, RunMeter, limits, permits, terms
@@ -134,6 +134,7 @@ def fan_out(heads: list[tuple[Cells, Pass]], tail: list[Pass], place: Place) -> 
     import ray
 
     passes = [work for _, work in heads] + tail
+    _check_room(passes)
     meter = _meter(passes, place)
     with _quiet_blocks(ray.data.DataContext.get_current()):
         branches = [
@@ -238,6 +239,26 @@ def _meter(passes: list[Pass], place: Place) -> Any:
         return None
     actor = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1, max_concurrency=1000)(RunMeter)
     return actor.remote(place.root, of_lines, place.limits)
+
+
+def _check_room(passes: list[Pass]) -> None:
+    """On this machine alone, whose resources nobody adds to, actors that can never all start are refused at once."""
+    import ray
+
+    if os.environ.get("RAY_ADDRESS"):
+        return
+    there = ray.cluster_resources()
+    asked = {"CPU": _READING_CPUS, "GPU": 0.0}
+    for work in passes:
+        asked["CPU"] += work.part.actors * work.part.num_cpus
+        asked["GPU"] += work.part.actors * work.part.num_gpus
+    for kind, count in asked.items():
+        if count > there.get(kind, 0.0):
+            models = ", ".join(f"{work.part.model} ({work.part.actors} actors)" for work in passes)
+            raise RecipeError(
+                f"{models} together ask for {count:g} {kind}s at the same time, and Ray has {there.get(kind, 0):g} here. "
+                f"Lower num_{kind.lower()}s or actors of one of them, or run one stage alone: --stages generate"
+            )
 
 
 def _drain(cells: Iterator[Any], under_way: int) -> None:

@@ -83,6 +83,11 @@ def test_an_error_of_an_early_pass_is_not_lost_in_the_later_ones(ray_session, tm
         rows(server, tmp_path, ITEMS, once, tail=tail)
 
 
+def test_actors_that_can_never_all_start_are_refused_at_once(ray_session, tmp_path):
+    with serving(mark) as server, pytest.raises(RecipeError, match=r"ask for 100\.11 CPUs at the same time"):
+        rows(server, tmp_path, ITEMS, once, num_cpus=100.0)
+
+
 def test_without_items_nothing_is_started(tmp_path):
     nothing = spool([], tmp_path / "none.arrow")
     assert nothing == Cells(str(tmp_path / "none.arrow"), 0)

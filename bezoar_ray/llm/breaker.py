@@ -18,8 +18,8 @@ _LONGEST = 60.0  # seconds between two probes of an open circuit
 
 class Breaker:
     """One endpoint's circuit in this process; `patience` is how many seconds it may stay open, `first` how many until
-    it is probed, doubling. A 429 opens nothing: it says that the endpoint is there, and when to come back; one that says
-    so for longer than `patience` ends the stage."""
+    it is probed, doubling. A 429 opens nothing: it says that the endpoint is there, and when to come back; an endpoint
+    that says nothing else for longer than `patience` ends the stage, too."""
 
     def __init__(self, name: str, patience: float = 600.0, first: float = 2.0):
         self._name, self._patience, self._first = name, patience, first
@@ -69,8 +69,8 @@ class Breaker:
         self._limited_since = self._limited_since or now
         if now - self._limited_since > self._patience or (fault.after or 0.0) > self._patience:
             raise BezoarError(
-                f"{self._name} takes no more calls for now: {fault}. It asks to wait {fault.after or 0:.0f} s. What was "
-                "answered is kept: run the same command again later to go on"
+                f"{self._name} takes no more calls for now: {fault}. It asks to wait {fault.after or 0:.0f} s. "
+                "What was answered is kept: run the same command again later to go on"
             )
         self._close()
 
