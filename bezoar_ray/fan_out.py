@@ -256,7 +256,7 @@ def _check_room(passes: list[Pass]) -> None:
         if count > there.get(kind, 0.0):
             models = ", ".join(f"{work.part.model} ({work.part.actors} actors)" for work in passes)
             raise RecipeError(
-                f"{models} together ask for {count:g} {kind}s at the same time, and Ray has {there.get(kind, 0):g} here. "
+                f"{models} ask for {count:g} {kind}s at the same time, and Ray has {there.get(kind, 0):g} here. "
                 f"Lower num_{kind.lower()}s or actors of one of them, or run one stage alone: --stages generate"
             )
 
