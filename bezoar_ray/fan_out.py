@@ -148,11 +148,15 @@ def fan_out(heads: list[tuple[Cells, Pass]], tail: list[Pass], place: Place) -> 
             for batch in rows.iter_batches(batch_size=None, batch_format="pyarrow")
             for cell in zip(batch["cell"].to_pylist(), batch["error"].to_pylist(), strict=True)
         )
+        missing = sum(cells_of_head.count for cells_of_head, _ in heads)
         for cell, error in cells:
             if error:
                 _drain(cells, sum(2 * _tasks(work.part) * work.part.most_actors for work in passes))
                 raise pickle.loads(error)
+            missing -= 1
             yield from lines(cell)
+    if missing:  # nothing of a run may be called whole that is not
+        raise BezoarError(f"Ray Data left out {missing} cells. What was answered is kept: run the same command again")
 
 
 def lines(cell: bytes) -> list[bytes]:

@@ -12,7 +12,7 @@ from dataclasses import replace
 from bezoar_ray.errors import RecipeError
 from bezoar_ray.generate.prompts import concise_answer, new_instructions
 from bezoar_ray.generate.work import Work, answered, call_failed
-from bezoar_ray.llm.chat import CallFailed, Chat
+from bezoar_ray.llm.chat import CallFailed, Chat, PromptTooLong, Reply
 from bezoar_ray.recipe import Lamini
 from bezoar_ray.rows import Sample, Seed, row_id
 
@@ -45,9 +45,8 @@ def read_topics(part: Lamini) -> list[str]:
 async def lamini(work: Work, chat: Chat, part: Lamini) -> AsyncIterator[Sample]:
     """One call's rows: `per_call` slots, of which those that the teacher left empty are failed rows ("missing")."""
     slots = [work.sample(work.draw["generator"], call=work.draw["call"], slot=slot) for slot in range(part.per_call)]
-    messages = new_instructions([seed.instruction for seed in work.seeds], work.draw["topics"], part.per_call)
     try:
-        reply = await chat(messages, step="instructions")
+        reply = await _new(work, chat, part.per_call)
     except CallFailed as error:
         for sample in slots:
             yield sample.ended(*call_failed(error))
@@ -58,6 +57,18 @@ async def lamini(work: Work, chat: Chat, part: Lamini) -> AsyncIterator[Sample]:
     filled = zip(slots, found, strict=False)
     for sample in await asyncio.gather(*(_answer(*one, slot, chat) for slot, one in enumerate(filled))):
         yield sample
+
+
+async def _new(work: Work, chat: Chat, per_call: int) -> Reply:
+    """The reply to the call for new instructions: examples are dropped where they leave no room for it."""
+    examples = [seed.instruction for seed in work.seeds]
+    while True:
+        try:
+            return await chat(new_instructions(examples, work.draw["topics"], per_call), step="instructions")
+        except PromptTooLong:
+            if len(examples) == 1:
+                raise
+            examples.pop()
 
 
 def read_instructions(reply: str) -> list[str]:

@@ -68,6 +68,10 @@ class CallFailed(Exception):
     """This call failed for good (prompt refused or too long, no answer after retries); its row fails, others go on."""
 
 
+class PromptTooLong(CallFailed):
+    """The prompt leaves no room for an answer; a shorter one may."""
+
+
 class ModelDied(Exception):
     """The model in this process is gone; another process has to start it anew and make the calls again."""
 

@@ -7,7 +7,7 @@ from typing import Any
 import orjson
 
 from bezoar_ray.errors import RecipeError
-from bezoar_ray.llm.chat import CallFailed, Messages, Reply, Sampling, TryAgain
+from bezoar_ray.llm.chat import CallFailed, Messages, PromptTooLong, Reply, Sampling, TryAgain
 from bezoar_ray.llm.models import identity
 from bezoar_ray.recipe import ModelPart
 
@@ -61,6 +61,8 @@ def fault(error: Any, part: ModelPart) -> Exception:
             f"{where} answers {status}: {_REFUSED[status]}. Check `model`, `base_url` and the key in "
             f"{part.api_key_env or 'api_key_env (none given)'}. It says: {said}"
         )
+    if error.code == "context_length_exceeded":
+        return PromptTooLong(f"{where}: {said}")
     if status in (408, 409, 429) or status >= 500:
         after = _seconds(error.response.headers.get("retry-after"))
         return TryAgain(f"{where} answers {status}: {said}", after, limited=status == 429)

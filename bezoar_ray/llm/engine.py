@@ -4,10 +4,12 @@ import os
 import uuid
 from typing import Any
 
-from bezoar_ray.llm.chat import CallFailed, Messages, ModelDied, Reply, Sampling
+from bezoar_ray.llm.chat import Messages, ModelDied, PromptTooLong, Reply, Sampling
 from bezoar_ray.llm.fate import bind_children
 from bezoar_ray.llm.models import identity, model_path
 from bezoar_ray.recipe import ModelPart
+
+_LEAST_ROOM = 64  # tokens for an answer: with fewer it would be cut off
 
 
 def engine_defaults() -> dict[str, Any]:
@@ -53,8 +55,8 @@ class VllmEngine:
             messages, chat_template=self._template, add_generation_prompt=True, tokenize=True, return_dict=False
         )
         room = self._context - len(ids)
-        if room < 1:
-            raise CallFailed(f"prompt of {len(ids)} tokens in a context of {self._context}")
+        if room < min(sampling.max_tokens, _LEAST_ROOM):
+            raise PromptTooLong(f"prompt of {len(ids)} tokens in a context of {self._context}")
         params = SamplingParams(
             temperature=sampling.temperature,
             top_p=sampling.top_p,

@@ -5,7 +5,7 @@ import pytest
 
 from bezoar_ray.errors import RecipeError
 from bezoar_ray.generate import lamini
-from bezoar_ray.llm.chat import Reply
+from bezoar_ray.llm.chat import PromptTooLong, Reply
 from bezoar_ray.recipe import Lamini
 
 PART = Lamini(calls=10, per_call=4, topic_guided=0.3)
@@ -123,3 +123,18 @@ def test_topics_come_from_a_file_if_one_is_named(tmp_path):
         lamini.read_topics(Lamini(topics=str(path), topics_per_call=4))
     with pytest.raises(RecipeError, match=r"generate\.lamini\.topics: cannot read"):
         lamini.read_topics(Lamini(topics=str(tmp_path / "none")))
+
+
+def test_examples_are_dropped_where_they_leave_no_room_and_one_that_is_too_long_alone_fails(seeds, chat):
+    def room_for(count):
+        def answer(step, messages):
+            if step == "instructions" and messages[-1]["content"].count("</example>") - 1 > count:  # one names the tag
+                raise PromptTooLong("prompt of 3000 tokens in a context of 2048")
+            return "<example>Do A</example>" if step == "instructions" else "done"
+
+        return answer
+
+    work = plan(PART, 0, seeds)[0]
+    assert [s.instruction for s in rows(work, chat(room_for(2)))] == ["", "", "", "Do A"]
+    assert [s.instruction for s in rows(work, chat(room_for(1)))] == ["", "", "", "Do A"]
+    assert {s.reason for s in rows(work, chat(room_for(0)))} == {"call: prompt of 3000 tokens in a context of 2048"}
