@@ -82,7 +82,7 @@ def _instructions() -> str:
 
 
 def _key_names() -> list[str]:
-    keys = {part.api_key_env for name in recipe_names() for part in models(load_recipe(name)) if part.api_key_env}
+    keys = {part.api_key_env for name in recipe_names() for _, part in models(load_recipe(name)) if part.api_key_env}
     return [*sorted(keys), "HF_TOKEN"]
 
 
@@ -100,10 +100,11 @@ def _tiny_world() -> str:
 # What a recipe misses.
 
 
-def models(recipe: Recipe) -> list[ModelPart]:
-    """The models that a recipe talks to: teacher and judges."""
-    bench = [recipe.mt_bench_judge] if recipe.evaluate.mt_bench else []
-    return [*recipe.teachers, *(recipe.judges if recipe.filter.judge else ()), *bench]
+def models(recipe: Recipe) -> list[tuple[str, ModelPart]]:
+    """The models that a recipe talks to, teachers and judges, each with the stage that does."""
+    found = [("generate", part) for part in recipe.teachers]
+    found += [("filter", part) for part in (recipe.judges if recipe.filter.judge else ())]
+    return found + ([("evaluate", recipe.mt_bench_judge)] if recipe.evaluate.mt_bench else [])
 
 
 def misses(recipe: Recipe, gpus: list[str]) -> list[str]:
@@ -137,14 +138,14 @@ def _trainings(recipe: Recipe):
 
 
 def _keys(recipe: Recipe) -> Iterator[str]:
-    for part in models(recipe):
+    for _, part in models(recipe):
         if part.api_key_env and not os.environ.get(part.api_key_env):
             yield f"a key: set {part.api_key_env} for {part.model}"
 
 
 def _hub(recipe: Recipe) -> Iterator[str]:
     """Hub models and data that are not in the cache; a `/` tells a hub's name from an embedded model's."""
-    run_here = [part.model for part in models(recipe) if not part.base_url] + [recipe.base.model]
+    run_here = [part.model for _, part in models(recipe) if not part.base_url] + [recipe.base.model]
     names = [f"models--{name}" for name in run_here if "/" in name and not Path(name).exists()]
     names += [f"datasets--{_dataset(part)}" for part in _sources(recipe) if part.source.startswith("hub:")]
     absent = [name for name in dict.fromkeys(names) if not (_hub_cache() / name.replace("/", "--")).exists()]

@@ -7,8 +7,9 @@ from itertools import chain, takewhile
 from pathlib import Path
 
 from bezoar_ray.fan_out import Cells, Function, Pass, Place, fan_out, spool
-from bezoar_ray.llm.batch import Batches, Deferred
-from bezoar_ray.llm.limits import RunMeter, permits, terms
+from bezoar_ray.llm.batch import Batches
+from bezoar_ray.llm.chat import Deferred
+from bezoar_ray.llm.limits import own_permits
 
 
 def flow(heads: list[tuple[Cells, Pass]], tail: list[Pass], place: Place, scratch: Path) -> Iterator[bytes]:
@@ -53,8 +54,7 @@ def in_batches(items: Iterable[bytes], work: Pass, place: Place, scratch: Path) 
 async def _opened(work: Pass, place: Place) -> Batches:
     batches = Batches(work.part, place.root, work.role, place.session)
     await batches.adopt()  # first, as what it brings is spent already
-    of_line = terms(work.part, work.role, place.limits)
-    batches.limit(permits(RunMeter(place.root, {work.role: of_line}, place.limits), work.role) if of_line else None)
+    batches.limit(own_permits(place.root, work.part, work.role, place.limits))
     return batches
 
 

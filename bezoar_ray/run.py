@@ -230,10 +230,10 @@ def _at(recipe: Recipe, url: str) -> Recipe:
 
 def _check_means(recipe: Recipe, stages: list[str]) -> None:
     """Name a missing key, file, endpoint or price before any work starts."""
-    from bezoar_ray.doctor import missing_files
+    from bezoar_ray.doctor import missing_files, models
     from bezoar_ray.llm.endpoint import api_key
 
-    for stage, part in _talked_to(recipe):
+    for stage, part in models(recipe):
         if stage in stages:
             api_key(part)
             _check_price(recipe, stage, part)
@@ -246,16 +246,6 @@ def _check_means(recipe: Recipe, stages: list[str]) -> None:
             )
     if missing := [line for stage, line in missing_files(recipe) if stage in stages]:
         raise RecipeError(missing[0])
-
-
-def _talked_to(recipe: Recipe) -> Iterator[tuple[str, ModelPart]]:
-    """The models that a recipe talks to, and the stage that does."""
-    for teacher in recipe.teachers:
-        yield "generate", teacher
-    for judge in recipe.judges if recipe.filter.judge else ():
-        yield "filter", judge
-    if recipe.evaluate.mt_bench:
-        yield "evaluate", recipe.mt_bench_judge
 
 
 def _check_price(recipe: Recipe, stage: str, part: ModelPart) -> None:

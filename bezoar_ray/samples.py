@@ -11,6 +11,7 @@ from types import TracebackType
 import orjson
 import pyarrow.parquet as pq
 
+from bezoar_ray.progress import Progress
 from bezoar_ray.rows import Sample, sample_schema, sample_table
 from bezoar_ray.store import Store
 
@@ -61,6 +62,7 @@ class Spill:
 
     def __init__(self, expected: int):
         self._folder = tempfile.TemporaryDirectory(prefix="bezoar-")
+        self._expected = expected
         count = max(1, math.ceil(expected / ROWS_PER_FILE))
         self._files = [open(Path(self._folder.name, f"{n:05}"), "w+b") for n in range(count)]
 
@@ -68,6 +70,12 @@ class Spill:
         """One row: a line of JSON with an `id`."""
         place = int(orjson.loads(row)["id"][:8], 16) * len(self._files) >> 32
         self._files[place].write(row + b"\n")
+
+    def fill(self, rows: Iterable[bytes], progress: Progress) -> None:
+        """All rows, as they come."""
+        for done, row in enumerate(rows, 1):
+            self.add(row)
+            progress.update(done, self._expected)
 
     def __iter__(self) -> Iterator[list[dict]]:
         """The rows, in lists of some thousands."""

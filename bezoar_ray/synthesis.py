@@ -18,8 +18,6 @@ def run(context: Context) -> Iterator[tuple[str, Outcome]]:
         planned = prepare(context, scratch)
         rows = flow(planned.heads, judging(context), place(context), scratch)
         with Spill(planned.rows) as spill:
-            for done, row in enumerate(rows, 1):
-                spill.add(row)
-                context.progress.update(done, planned.rows)
+            spill.fill(rows, context.progress)
             yield "generate", written(spill, planned, context)
             yield "filter", ended(spill, context, finish(reading))

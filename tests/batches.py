@@ -22,6 +22,7 @@ class Provider:
         self.batches: dict[str, dict[str, Any]] = {}
         self.sent: list[str] = []  # custom ids, in the order of their coming
         self.refuse = ""  # why whole batches are refused
+        self.holds = False  # whether no batch ends
         self.faults: list[str | int] = []  # requests that get a 503 once; "created" makes the batch first; or a status
 
     def fault(self, request: str) -> None:
@@ -43,7 +44,7 @@ class Provider:
 
     def retrieve(self, id: str) -> dict[str, Any]:
         batch = self.batches[id]
-        if batch["status"] == "in_progress":
+        if batch["status"] == "in_progress" and not self.holds:
             self._finish(batch)
         return batch
 

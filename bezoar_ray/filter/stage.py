@@ -43,9 +43,7 @@ def run(context: Context) -> Outcome:
     reading = start(context.recipe)
     total = sum(count_samples(context.store, scheme, "generated") for scheme in context.recipe.schemes)
     with Spill(total) as spill:
-        for done, row in enumerate(_judged(context), 1):
-            spill.add(row)
-            context.progress.update(done, total)
+        spill.fill(_judged(context), context.progress)
         return ended(spill, context, finish(reading))
 
 

@@ -9,10 +9,10 @@ from dataclasses import replace
 
 from bezoar_ray.generate.elimination import spoilt_answer, spoilt_instruction
 from bezoar_ray.generate.prompts import adds_nothing, evolve, evolved_answer
-from bezoar_ray.generate.work import Work, answered, call_failed
+from bezoar_ray.generate.work import Work, answered, call_failed, one_for_each
 from bezoar_ray.llm.chat import CallFailed, Chat, Sampling
 from bezoar_ray.recipe import EvolInstruct
-from bezoar_ray.rows import Sample, Seed, row_id
+from bezoar_ray.rows import Sample, Seed
 
 SCHEME = "evol_instruct"
 _COMPARING = Sampling(temperature=0.0, max_tokens=16)  # "Equal" or "Not equal": nothing to sample
@@ -20,10 +20,7 @@ _COMPARING = Sampling(temperature=0.0, max_tokens=16)  # "Equal" or "Not equal":
 
 def plan(part: EvolInstruct, recipe_seed: int, seeds: Sequence[Seed]) -> Iterator[Work]:
     """One work for each drawn seed; all of the seeds where there are fewer than the recipe asks for."""
-    rng = random.Random(row_id(recipe_seed, SCHEME))
-    for place in rng.sample(range(len(seeds)), min(part.seeds, len(seeds))):
-        seed = seeds[place]
-        yield Work(row_id(recipe_seed, SCHEME, seed.id), SCHEME, recipe_seed, [seed])
+    return one_for_each(SCHEME, recipe_seed, seeds, part.seeds)
 
 
 async def evol_instruct(work: Work, chat: Chat, part: EvolInstruct) -> AsyncIterator[Sample]:

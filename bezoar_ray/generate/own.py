@@ -1,8 +1,7 @@
 """A user's own scheme: one async function in a file of theirs, shipped as text to wherever the actors run."""
 
-import random
 import sys
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from functools import cache
 from types import ModuleType
@@ -10,9 +9,8 @@ from typing import Any
 
 from bezoar_ray.errors import BezoarError, RecipeError
 from bezoar_ray.generate.work import Work, call_failed
-from bezoar_ray.llm.chat import CallFailed, Chat
-from bezoar_ray.recipe import OwnScheme
-from bezoar_ray.rows import Sample, Seed, row_id
+from bezoar_ray.llm.chat import CallFailed, Chat, Deferred, ModelDied
+from bezoar_ray.rows import Sample
 
 
 @dataclass(frozen=True)
@@ -22,13 +20,6 @@ class Code:
     source: str
     function: str
     settings: dict[str, Any]
-
-
-def plan(scheme: str, part: OwnScheme, recipe_seed: int, seeds: Sequence[Seed]) -> Iterator[Work]:
-    """One work for each drawn seed; all of the seeds where there are fewer than the recipe asks for."""
-    rng = random.Random(row_id(recipe_seed, scheme))
-    for place in rng.sample(range(len(seeds)), min(part.works, len(seeds))):
-        yield Work(row_id(recipe_seed, scheme, seeds[place].id), scheme, recipe_seed, [seeds[place]])
 
 
 async def run(work: Work, chat: Chat, code: Code) -> AsyncIterator[Sample]:
@@ -45,9 +36,9 @@ async def run(work: Work, chat: Chat, code: Code) -> AsyncIterator[Sample]:
             yield sample
     except CallFailed as error:
         yield work.sample("own").ended(*call_failed(error))
+    except (BezoarError, Deferred, ModelDied):  # for those who run the scheme
+        raise
     except Exception as error:
-        if type(error).__module__.startswith("bezoar_ray."):  # what a chat raises for those who run the scheme
-            raise
         raise BezoarError(f"generate.own.{work.scheme}: {code.function}: {type(error).__name__}: {error}") from error
 
 

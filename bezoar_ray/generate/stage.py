@@ -16,7 +16,7 @@ from bezoar_ray.fan_out import Cells, CellWriter, Pass, place
 from bezoar_ray.flow import flow
 from bezoar_ray.generate import evol_instruct, lamini, orca, own
 from bezoar_ray.generate.candidates import Remembering
-from bezoar_ray.generate.work import Work
+from bezoar_ray.generate.work import Work, one_for_each
 from bezoar_ray.recipe import SCHEMES, Recipe, Teacher
 from bezoar_ray.rows import Sample, Seed, normal, row_id
 from bezoar_ray.samples import SampleFiles, Spill
@@ -45,9 +45,7 @@ def run(context: Context) -> Outcome:
         planned = prepare(context, scratch)
         rows = flow(planned.heads, [], place(context), scratch)
         with Spill(planned.rows) as spill:
-            for done, row in enumerate(rows, 1):
-                spill.add(row)
-                context.progress.update(done, planned.rows)
+            spill.fill(rows, context.progress)
             return written(spill, planned, context)
 
 
@@ -102,7 +100,7 @@ def plan(recipe: Recipe, seeds: Mapping[str, Sequence[Seed]]) -> Iterator[Work]:
         if scheme in SCHEMES:
             yield from _PLANS[scheme](getattr(recipe.generate, scheme), recipe.seed, seeds[kind])
         else:
-            yield from own.plan(scheme, recipe.generate.own[scheme], recipe.seed, seeds[kind])
+            yield from one_for_each(scheme, recipe.seed, seeds[kind], recipe.generate.own[scheme].works)
 
 
 def seeds_of(recipe: Recipe, scheme: str) -> str:

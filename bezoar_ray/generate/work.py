@@ -1,6 +1,8 @@
 """What a scheme works on: a few seeds and what was drawn for them. One unit of work, one chain of model calls."""
 
 import hashlib
+import random
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -43,6 +45,14 @@ class Work:
         """The work that `to_json` wrote."""
         fields = orjson.loads(text)
         return cls(**fields | {"seeds": [Seed(**seed) for seed in fields["seeds"]]})
+
+
+def one_for_each(scheme: str, recipe_seed: int, seeds: Sequence[Seed], count: int) -> Iterator[Work]:
+    """One work for each drawn seed; all of the seeds where there are fewer than are asked for."""
+    rng = random.Random(row_id(recipe_seed, scheme))
+    for place in rng.sample(range(len(seeds)), min(count, len(seeds))):
+        seed = seeds[place]
+        yield Work(row_id(recipe_seed, scheme, seed.id), scheme, recipe_seed, [seed])
 
 
 def answered(messages: Messages, reply: Reply) -> dict[str, Any]:

@@ -17,10 +17,10 @@ from typing import Any, TypeVar
 import orjson
 
 from bezoar_ray.errors import BezoarError, BudgetReached
-from bezoar_ray.llm.chat import CallFailed, Chat, Messages, Reply, Sampling, TryAgain
-from bezoar_ray.llm.client import need, took
+from bezoar_ray.llm.chat import CallFailed, Deferred, Messages, Reply, Sampling, TryAgain
+from bezoar_ray.llm.client import Caller, need, took
 from bezoar_ray.llm.endpoint import fault, open_client, parameters, read_reply
-from bezoar_ray.llm.ledger import Ledger, call_key
+from bezoar_ray.llm.ledger import Ledger
 from bezoar_ray.llm.meter import Need, Permits
 from bezoar_ray.llm.models import identity
 from bezoar_ray.recipe import ModelPart
@@ -37,26 +37,13 @@ _OVER = ("completed", "failed", "expired", "cancelled")
 _METADATA = "bezoar_ray"
 
 
-class Deferred(Exception):
-    """The answer comes with the next batch; the row's chain is taken up again after it."""
-
-
-class Batches:
+class Batches(Caller):
     """One model's calls, put down and sent together. One process at a time talks to a run directory so."""
 
-    def __init__(
-        self,
-        part: ModelPart,
-        root: str,
-        role: str,
-        session: str,
-    ):
-        self._part = part
-        self._permits: Permits | None = None
-        self._identity, self._client = identity(part), open_client(part)
+    def __init__(self, part: ModelPart, root: str, role: str, session: str):
+        super().__init__(identity(part), Ledger(root, role, session), part)
+        self._client = open_client(part)
         self._store, self._folder = Store(root), f"ledger/{role}/batches"
-        self._ledger = Ledger(root, role, session)
-        self._sampling = Sampling(part.temperature, part.top_p, part.max_tokens)
         self._who = f"{self._identity} at {part.base_url}"  # teachers, or judges, share a folder
         self._asked: dict[str, tuple[bytes, Need]] = {}
         self._size = 0
@@ -69,31 +56,12 @@ class Batches:
         """From now on, calls wait for these."""
         self._permits = permits
 
-    def for_row(self, row: str) -> Chat:
-        """The `Chat` of one row."""
-        return partial(self._answer, row)
-
     async def close(self) -> None:
         """End the ledger's segment, and close the connections."""
         await self._client.close()
-        if self._permits:
-            await self._permits.close()
-        await self._ledger.close()
+        await super().close()
 
-    async def _answer(
-        self,
-        row: str,
-        messages: Messages,
-        *,
-        step: str,
-        sample: int = 0,
-        attempt: int = 0,
-        sampling: Sampling | None = None,
-    ) -> Reply:
-        sampling = sampling or self._sampling
-        key = call_key(self._identity, messages, sampling, row, step, sample, attempt)
-        if reply := self._ledger.find(key):
-            return reply
+    async def _ask(self, key: str, messages: Messages, sampling: Sampling) -> Reply:
         if key in self._failed:
             raise CallFailed(self._failed[key])
         body = {"model": self._part.model, "messages": messages, **parameters(self._part.model, sampling)}
@@ -149,7 +117,9 @@ class Batches:
         if most:
             data = b"".join(calls[key][0] for key in most)
             calls.clear()
-            await self._settled(most, await self._sent(name, data, {key: bound.usd for key, bound in most.items()}))
+            used = await self._sent(name, data, {key: bound.usd for key, bound in most.items()})
+            for key, bound in most.items() if self._permits else ():
+                self._permits.settle(bound, used.get(key, Need()))
         if reached:
             raise reached
 
@@ -158,11 +128,6 @@ class Batches:
         upload = partial(self._client.files.create, file=(f"{name}.jsonl", data), purpose="batch")
         file = await self._patiently(upload)
         return await self._collect(name, await self._patiently(partial(self._created, name, file.id)), bounds)
-
-    async def _settled(self, most: dict[str, Need], used: dict[str, Need]) -> None:
-        for key, bound in most.items():
-            if self._permits:
-                self._permits.settle(bound, used.get(key, Need()))
 
     async def _created(self, name: str, file: str) -> str:
         """The id of a batch: of the one that an attempt whose answer was lost has made, where there is one."""

@@ -72,6 +72,10 @@ class PromptTooLong(CallFailed):
     """The prompt leaves no room for an answer; a shorter one may."""
 
 
+class Deferred(Exception):
+    """The answer comes with the next batch; the row's chain is taken up again after it."""
+
+
 class ModelDied(Exception):
     """The model in this process is gone; another process has to start it anew and make the calls again."""
 

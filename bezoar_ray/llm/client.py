@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import random
+from abc import ABC, abstractmethod
 from functools import partial
 
 from bezoar_ray.errors import BezoarError
@@ -18,28 +19,19 @@ _DEADLY = 3  # engines that died with a call in flight: the call is not made aga
 _BYTES_PER_TOKEN = 4  # for limits of tokens a minute, which are no promise; money is reserved by bytes
 
 
-class Talker:
-    """A model, its ledger and its limits. Every attempt goes through here and is accounted for.
+class Caller(ABC):
+    """Calls to one model: what the ledger holds is answered from it, the rest is asked for."""
 
-    After a fault that no further call would survive (a wrong key, a budget that is reached, a dead engine), calls on
-    their way end and are recorded; every other one is refused with the same fault.
-    """
-
-    def __init__(self, model: Model, ledger: Ledger, part: ModelPart, permits: Permits | None = None):
-        self._model, self._ledger, self._part, self._permits = model, ledger, part, permits
+    def __init__(self, identity: str, ledger: Ledger, part: ModelPart, permits: Permits | None = None):
+        self._identity, self._ledger, self._part, self._permits = identity, ledger, part, permits
         self._sampling = Sampling(part.temperature, part.top_p, part.max_tokens)
-        self._slots = asyncio.Semaphore(part.max_in_flight)
-        self._alone = asyncio.Lock()
-        self._pace, self._breaker = Pace(), Breaker(f"{part.model} at {part.base_url}")
-        self._over: Exception | None = None
 
     def for_row(self, row: str) -> Chat:
         """The `Chat` of one row."""
         return partial(self._answer, row)
 
     async def close(self) -> None:
-        """Free the model and end the ledger's segment."""
-        await self._model.close()
+        """End the ledger's segment."""
         if self._permits:
             await self._permits.close()
         await self._ledger.close()
@@ -55,8 +47,33 @@ class Talker:
         sampling: Sampling | None = None,
     ) -> Reply:
         sampling = sampling or self._sampling
-        key = call_key(self._model.identity, messages, sampling, row, step, sample, attempt)
+        key = call_key(self._identity, messages, sampling, row, step, sample, attempt)
         return self._ledger.find(key) or await self._ask(key, messages, sampling)
+
+    @abstractmethod
+    async def _ask(self, key: str, messages: Messages, sampling: Sampling) -> Reply:
+        """The reply to a call that the ledger does not hold."""
+
+
+class Talker(Caller):
+    """A model, its ledger and its limits. Every attempt goes through here and is accounted for.
+
+    After a fault that no further call would survive (a wrong key, a budget that is reached, a dead engine), calls on
+    their way end and are recorded; every other one is refused with the same fault.
+    """
+
+    def __init__(self, model: Model, ledger: Ledger, part: ModelPart, permits: Permits | None = None):
+        super().__init__(model.identity, ledger, part, permits)
+        self._model = model
+        self._slots = asyncio.Semaphore(part.max_in_flight)
+        self._alone = asyncio.Lock()
+        self._pace, self._breaker = Pace(), Breaker(f"{part.model} at {part.base_url}")
+        self._over: Exception | None = None
+
+    async def close(self) -> None:
+        """Free the model and end the ledger's segment."""
+        await self._model.close()
+        await super().close()
 
     async def _ask(self, key: str, messages: Messages, sampling: Sampling) -> Reply:
         tries = 0

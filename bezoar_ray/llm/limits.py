@@ -56,3 +56,9 @@ def permits(meter: Any, line: str) -> Permits:
         lambda needs, patient: call("lease")(line, needs, patient),
         lambda need, used: call("settle")(line, need, used),
     )
+
+
+def own_permits(root: str | Path, part: ModelPart, role: str, all_limits: Iterable[Limit]) -> Permits | None:
+    """Permits for a model that this process alone talks to; None where nothing limits it."""
+    of_line = terms(part, role, all_limits)
+    return permits(RunMeter(root, {role: of_line}, all_limits), role) if of_line else None

@@ -4,6 +4,7 @@ import pytest
 
 from bezoar_ray.errors import BezoarError, RecipeError
 from bezoar_ray.generate import own, stage
+from bezoar_ray.generate.work import one_for_each
 from bezoar_ray.llm.chat import CallFailed, Reply
 from bezoar_ray.progress import Progress
 from bezoar_ray.recipe import load_recipe
@@ -44,8 +45,7 @@ SEED = Seed(id="ab", source="own", license="CC0", instruction="Name a bird.")
 
 
 def rows(function, chat=None, settings=None):
-    part = load_recipe("tiny", ["generate.own={short: {function: x.py:short}}"]).generate.own["short"]
-    (work,) = own.plan("short", part, 0, [SEED])
+    (work,) = one_for_each("short", 0, [SEED], 100)
 
     async def collect():
         code = own.Code(SOURCE, f"x.py:{function}", settings or {})

@@ -9,8 +9,8 @@ from bezoar_ray.errors import BezoarError, BudgetReached, RecipeError
 from bezoar_ray.fan_out import Pass, Place
 from bezoar_ray.flow import in_batches
 from bezoar_ray.llm import batch
-from bezoar_ray.llm.batch import Batches, Deferred
-from bezoar_ray.llm.chat import CallFailed
+from bezoar_ray.llm.batch import Batches
+from bezoar_ray.llm.chat import CallFailed, Deferred
 from bezoar_ray.llm.ledger import accounts
 from bezoar_ray.llm.limits import Limit
 from bezoar_ray.recipe import ModelPart, Prices
@@ -108,34 +108,30 @@ def test_lines_that_failed_or_expired_are_sent_again_then_fail_their_row_alone(t
     assert len(provider.sent) - len(set(provider.sent)) == 2  # 3 and 7 twice, nothing else
 
 
-def left_behind(tmp_path, url, *, created: bool) -> None:
-    """What a process leaves that is killed while its batch is on its way, or just before it is created."""
-
-    class Killed(BaseException):
-        pass
-
-    async def dies(*_, **__):
-        raise Killed
+def left_behind(tmp_path, provider, url, *, created: bool) -> None:
+    """What a process leaves that is gone while its batch is on its way, or just before it is created."""
+    provider.holds, provider.faults = True, [] if created else ["create"] * 1000
 
     async def go():
         batches = Batches(part(url), str(tmp_path), "judge", "killed")
-        if created:
-            batches._collect = dies
-        else:
-            batches._client.batches.create = dies
         for row in ROWS:
             with pytest.raises(Deferred):
                 await anext(judged(row, batches))
-        with pytest.raises(Killed):
-            await batches.send()
+        sending = asyncio.create_task(batches.send())
+        while not provider.batches if created else not provider.files:
+            await asyncio.sleep(0.01)
+        sending.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await sending
         await batches.close()
 
     asyncio.run(go())
+    provider.holds, provider.faults = False, []
 
 
 def test_a_batch_on_its_way_at_a_crash_is_adopted_not_made_again(tmp_path):
     with providing(mark) as (provider, url):
-        left_behind(tmp_path, url, created=True)
+        left_behind(tmp_path, provider, url, created=True)
         assert len(provider.batches) == 1
         assert accounts(tmp_path, "")["judge"]["attempts"] == 10  # unsettled: counts as spent
         assert len(go(tmp_path, url)) == 10
@@ -145,7 +141,7 @@ def test_a_batch_on_its_way_at_a_crash_is_adopted_not_made_again(tmp_path):
 
 def test_a_batch_that_was_only_meant_is_made_once(tmp_path):
     with providing(mark) as (provider, url):
-        left_behind(tmp_path, url, created=False)
+        left_behind(tmp_path, provider, url, created=False)
         assert not provider.batches
         assert len(go(tmp_path, url)) == 10
         assert len(set(provider.sent)) == len(provider.sent) == 20

@@ -10,7 +10,7 @@ from bezoar_ray.evaluate.mt_bench.judging import Judgment, judge_turn
 from bezoar_ray.evaluate.mt_bench.loop import Answer, Room, converse, room_of
 from bezoar_ray.evaluate.mt_bench.scores import summarise
 from bezoar_ray.llm.client import Talker, open_talker
-from bezoar_ray.llm.limits import RunMeter, limits, permits, terms
+from bezoar_ray.llm.limits import limits, own_permits
 from bezoar_ray.recipe import ModelPart
 from bezoar_ray.sources.mt_bench import Question, load_questions
 from bezoar_ray.stage import Context
@@ -28,9 +28,9 @@ async def mt_bench(
         `eval.mt_bench` of summary.json, and the files written.
     """
     questions = load_questions(context.recipe.evaluate.mt_bench)
-    root, judge_part, all_limits = str(context.store.root), context.recipe.mt_bench_judge, limits(context.recipe)
-    meter = RunMeter(root, {_JUDGE: terms(judge_part, _JUDGE, all_limits)}, all_limits)
-    judge = open_talker(judge_part, root, _JUDGE, context.session, permits=permits(meter, _JUDGE))
+    root, judge_part = str(context.store.root), context.recipe.mt_bench_judge
+    granted = own_permits(root, judge_part, _JUDGE, limits(context.recipe))
+    judge = open_talker(judge_part, root, _JUDGE, context.session, permits=granted)
     models = {
         name: open_talker(_part(name, endpoint), root, "candidate", context.session, identity=mark)
         for name, mark in fingerprints.items()
