@@ -146,6 +146,7 @@ def _keys(recipe: Recipe) -> Iterator[str]:
 def _hub(recipe: Recipe) -> Iterator[str]:
     """Hub models and data that are not in the cache; a `/` tells a hub's name from an embedded model's."""
     run_here = [part.model for _, part in models(recipe) if not part.base_url] + [recipe.base.model]
+    run_here += [recipe.filter.meaning.model] if recipe.filter.meaning else []
     names = [f"models--{name}" for name in run_here if "/" in name and not Path(name).exists()]
     names += [f"datasets--{_dataset(part)}" for part in _sources(recipe) if part.source.startswith("hub:")]
     absent = [name for name in dict.fromkeys(names) if not (_hub_cache() / name.replace("/", "--")).exists()]

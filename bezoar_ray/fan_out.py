@@ -31,7 +31,7 @@ from bezoar_ray.stage import Context
 
 Function = Callable[[bytes, Any], AsyncIterator[bytes]]  # an item and the actor's Talker, to rows
 
-_ITEMS = 4  # in a cell: few, so that what is done goes on soon
+_FEW = 4  # items in a cell: what is done goes on soon, and a slow chain holds up little
 _ITEM = pa.schema([("item", pa.binary())])
 _CELLS_PER_READ = 256
 _READING_CPUS = 0.11  # no actor's number: Ray Data would fuse reading with actors that ask for the same
@@ -67,6 +67,7 @@ class Cells:
 
     path: str
     count: int
+    size: int  # items in a cell, but for the last
 
     def items(self) -> Iterator[bytes]:
         """All items, in their order."""
@@ -84,9 +85,10 @@ class Cells:
 
 
 class CellWriter:
-    """Writes items as cells; `cells` are those written, once it is closed."""
+    """Writes items as cells of `size`: few where an item takes many calls. Ray spends some milliseconds on a cell."""
 
-    def __init__(self, path: Path):
+    def __init__(self, path: Path, size: int = _FEW):
+        self._size = size
         path.parent.mkdir(parents=True, exist_ok=True)
         self._sink = pa.OSFile(str(path), "wb")
         self._writer = pa.ipc.new_file(self._sink, _ITEM)
@@ -95,7 +97,7 @@ class CellWriter:
     def add(self, item: bytes) -> None:
         """The next item."""
         self._items.append(item)
-        if len(self._items) == _ITEMS:
+        if len(self._items) == self._size:
             self._write()
 
     def close(self) -> Cells:
@@ -104,16 +106,19 @@ class CellWriter:
             self._write()
         self._writer.close()
         self._sink.close()
-        return Cells(self._path, self._count)
+        return Cells(self._path, self._count, self._size)
 
     def _write(self) -> None:
         self._writer.write_batch(pa.record_batch([pa.array(self._items, pa.binary())], schema=_ITEM))
         self._items, self._count = [], self._count + 1
 
 
-def spool(items: Iterable[bytes], path: Path) -> Cells:
-    """Write items as cells. On a cluster the path has to be one that all nodes see."""
-    writer = CellWriter(path)
+def spool(items: Iterable[bytes], path: Path, part: ModelPart) -> Cells:
+    """Write items for a model that is asked one thing of each: two cells fill its slots.
+
+    On a cluster the path has to be one that all nodes see.
+    """
+    writer = CellWriter(path, max(_FEW, part.max_in_flight // 2))
     for item in items:
         writer.add(item)
     return writer.close()
@@ -134,15 +139,17 @@ def fan_out(heads: list[tuple[Cells, Pass]], tail: list[Pass], place: Place) -> 
     import ray
 
     passes = [work for _, work in heads] + tail
+    size = min(cells.size for cells, _ in heads)
     _check_room(passes)
     meter = _meter(passes, place)
     with _quiet_blocks(ray.data.DataContext.get_current()):
         branches = [
-            _mapped(_dataset(cells), work, (work, place, (meter, str(n)))) for n, (cells, work) in enumerate(heads)
+            _mapped(_dataset(cells), work, size, (work, place, (meter, str(n))))
+            for n, (cells, work) in enumerate(heads)
         ]
         rows = branches[0].union(*branches[1:]) if branches[1:] else branches[0]
         for n, work in enumerate(tail, len(heads)):
-            rows = _mapped(rows, work, (work, place, (meter, str(n))))
+            rows = _mapped(rows, work, size, (work, place, (meter, str(n))))
         cells = (
             cell
             for batch in rows.iter_batches(batch_size=None, batch_format="pyarrow")
@@ -151,7 +158,7 @@ def fan_out(heads: list[tuple[Cells, Pass]], tail: list[Pass], place: Place) -> 
         missing = sum(cells_of_head.count for cells_of_head, _ in heads)
         for cell, error in cells:
             if error:
-                _drain(cells, sum(2 * _tasks(work.part) * work.part.most_actors for work in passes))
+                _drain(cells, sum(2 * _tasks(work.part, size) * work.part.most_actors for work in passes))
                 raise pickle.loads(error)
             missing -= 1
             yield from lines(cell)
@@ -202,11 +209,11 @@ class _Actor:
         return BezoarError(f"{role}: {type(error).__name__}: {error}. More in {self._place.root}/logs/{role}.log")
 
 
-def _mapped(rows: Any, work: Pass, arguments: tuple[Any, ...]) -> Any:
+def _mapped(rows: Any, work: Pass, size: int, arguments: tuple[Any, ...]) -> Any:
     """A data set of cells, worked on by a pool of actors."""
     import ray
 
-    part, tasks = work.part, _tasks(work.part)
+    part, tasks = work.part, _tasks(work.part, size)
     return rows.map_batches(
         _Actor,
         fn_constructor_args=arguments,
@@ -222,16 +229,16 @@ def _mapped(rows: Any, work: Pass, arguments: tuple[Any, ...]) -> Any:
     )
 
 
-def _tasks(part: ModelPart) -> int:
+def _tasks(part: ModelPart, size: int) -> int:
     """Cells that an actor works on at a time: enough to fill its slots while some wait for their slowest item."""
-    return max(2, 2 * part.max_in_flight // _ITEMS)
+    return max(2, 2 * part.max_in_flight // size)
 
 
 def _dataset(cells: Cells) -> Any:
     import ray
 
     numbers = ray.data.range(cells.count, override_num_blocks=math.ceil(cells.count / _CELLS_PER_READ))
-    return numbers.map_batches(cells.load, batch_size=1, num_cpus=_READING_CPUS)
+    return numbers.map_batches(cells.load, batch_size=1, num_cpus=_READING_CPUS, concurrency=1)
 
 
 def _meter(passes: list[Pass], place: Place) -> Any:

@@ -73,7 +73,7 @@ def _onward(rows: Iterator[bytes], tail: list[Pass], place: Place, scratch: Path
         yield from _onward(in_batches(rows, tail[0], place, scratch), tail[1:], place, scratch)
     else:
         live = list(takewhile(_is_live, tail))
-        heads = [(spool(rows, scratch / f"rows-{len(tail)}.arrow"), live[0])]
+        heads = [(spool(rows, scratch / f"rows-{len(tail)}.arrow", live[0].part), live[0])]
         yield from _onward(fan_out(heads, live[1:], place), tail[len(live) :], place, scratch)
 
 

@@ -19,7 +19,7 @@ import yaml
 from bezoar_ray.cluster import ray_session
 from bezoar_ray.errors import BezoarError, BudgetReached, RecipeError
 from bezoar_ray.licences import commercial_use
-from bezoar_ray.llm.ledger import accounts
+from bezoar_ray.llm.ledger import SESSION, accounts
 from bezoar_ray.logs import stderr_to
 from bezoar_ray.manifest import Done, fingerprint, forget, is_done, load, save
 from bezoar_ray.progress import Progress
@@ -81,6 +81,7 @@ class Run:
 
     def carry_out(self, stages: list[str]) -> dict[str, Any]:
         """The stages in order; the summary says at every moment how far they are."""
+        self._store.replace(SESSION, self._session.encode())
         self._store.replace("recipe.yaml", yaml.safe_dump(self._recipe.model_dump(mode="json"), sort_keys=False))
         with contextlib.ExitStack() as stack:
             stack.enter_context(stderr_to(self._store.path(_LOG)))

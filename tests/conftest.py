@@ -8,6 +8,7 @@ from types import SimpleNamespace
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ["CANARY_KEY"] = "sk-canary-9876543210"  # an endpoint's; set here, as Ray's workers get what it starts with
 
 import pytest
 

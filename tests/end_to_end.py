@@ -91,8 +91,9 @@ def in_stage(run_dir: Path, stage: str) -> bool:
     return summary(run_dir).get("stages", {}).get(stage, {}).get("status") == "running"
 
 
-def replies(run_dir: Path) -> list[tuple[str, str]]:
-    """Key and text of each durable answer in the ledger, in all roles."""
-    lines = [line for path in (run_dir / "ledger").rglob("*.jsonl") for line in path.read_bytes().splitlines(True)]
+def replies(run_dir: Path, role: str = "") -> list[tuple[str, str]]:
+    """Key and text of each durable answer in the ledger, of one role or of all."""
+    segments = (run_dir / "ledger" / role).rglob("*.jsonl")
+    lines = [line for path in segments for line in path.read_bytes().splitlines(True)]
     entries = [orjson.loads(line) for line in lines if line.endswith(b"\n")]
     return [(entry["reply"], entry["answer"]["text"]) for entry in entries if "reply" in entry]

@@ -68,7 +68,12 @@ def _body(answer: str | tuple[str, str] | int) -> tuple[int, bytes]:
     if isinstance(answer, int):
         return answer, orjson.dumps({"error": {"message": f"scripted {answer}"}})
     text, finish_reason = (answer, "stop") if isinstance(answer, str) else answer
+    return 200, completion(text, finish_reason)
+
+
+def completion(text: str, finish_reason: str = "stop") -> bytes:
+    """A whole answer."""
     choice = {"index": 0, "finish_reason": finish_reason, "message": {"role": "assistant", "content": text}}
     usage = {"prompt_tokens": 7, "completion_tokens": 2, "total_tokens": 9}
     whole = {"id": "1", "object": "chat.completion", "created": 1, "model": "m", "choices": [choice], "usage": usage}
-    return 200, orjson.dumps(whole)
+    return orjson.dumps(whole)

@@ -7,7 +7,7 @@ import threading
 import pytest
 
 from bezoar_ray.errors import BudgetReached, RecipeError
-from bezoar_ray.fan_out import Cells, Pass, Place, fan_out, spool
+from bezoar_ray.fan_out import Pass, Place, fan_out, spool
 from bezoar_ray.llm.ledger import accounts
 from bezoar_ray.llm.limits import Limit
 from bezoar_ray.recipe import ModelPart, Prices
@@ -32,7 +32,8 @@ def part(server, **more) -> ModelPart:
 
 def rows(server, tmp_path, items, function=twice, tail=(), limits=(), **more):
     place = Place(str(tmp_path), "s1", limits)
-    head = spool(items, tmp_path / "scratch/items.arrow"), Pass(function, part(server, **more), "teacher")
+    first = Pass(function, part(server, **more), "teacher")
+    head = spool(items, tmp_path / "scratch/items.arrow", first.part), first
     return list(fan_out([head], [Pass(f, part(server), "judge") for f in tail], place))
 
 
@@ -89,9 +90,10 @@ def test_actors_that_can_never_all_start_are_refused_at_once(ray_session, tmp_pa
 
 
 def test_without_items_nothing_is_started(tmp_path):
-    nothing = spool([], tmp_path / "none.arrow")
-    assert nothing == Cells(str(tmp_path / "none.arrow"), 0)
-    assert list(fan_out([(nothing, Pass(once, ModelPart(model="no such"), "teacher"))], [], Place("", "s1"))) == []
+    nobody = ModelPart(model="no such")
+    nothing = spool([], tmp_path / "none.arrow", nobody)
+    assert nothing.count == 0
+    assert list(fan_out([(nothing, Pass(once, nobody, "teacher"))], [], Place("", "s1"))) == []
 
 
 def test_a_budget_is_never_exceeded_and_what_was_paid_for_is_kept(ray_session, tmp_path):

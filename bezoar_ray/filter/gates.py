@@ -1,7 +1,9 @@
 """What can be said against a row without a judge: each gate looks at one row alone; the first to object counts."""
 
 import re
+from collections.abc import Sequence
 
+from bezoar_ray.filter.private import holds_personal_data, holds_secrets
 from bezoar_ray.rows import Sample, normal
 
 # What prompts and chat formats are made of, the teacher's and ours.
@@ -36,9 +38,13 @@ _INJECTION = re.compile(
 )
 
 
-def gate(sample: Sample) -> str | None:
-    """The gate that rejects a generated row, or None where it may go on to a judge."""
-    return next((name for name, objects in GATES.items() if objects(sample)), None)
+def gate(sample: Sample, further: Sequence[str] = ()) -> str | None:
+    """The gate that rejects a generated row, or None where it may go on to a judge.
+
+    `further` names those of `FURTHER` that a recipe adds.
+    """
+    gates = GATES | {name: FURTHER[name] for name in further}
+    return next((name for name, objects in gates.items() if objects(sample)), None)
 
 
 def is_empty(sample: Sample) -> bool:
@@ -79,3 +85,4 @@ GATES = {
     "injection": speaks_to_the_judge,
     "copy": is_copy,
 }
+FURTHER = {"secrets": holds_secrets, "personal_data": holds_personal_data}

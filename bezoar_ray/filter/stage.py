@@ -16,9 +16,10 @@ from bezoar_ray.filter.dedup import Duplicates
 from bezoar_ray.filter.figures import Figures, Truth
 from bezoar_ray.filter.gates import gate
 from bezoar_ray.filter.judge import judge_sample
+from bezoar_ray.filter.meaning import same_meaning
 from bezoar_ray.filter.selection import choose
 from bezoar_ray.flow import flow
-from bezoar_ray.recipe import Filter, ModelPart
+from bezoar_ray.recipe import Filter, Meaning, ModelPart
 from bezoar_ray.rows import Sample
 from bezoar_ray.samples import SampleFiles, Spill, count_samples, iter_samples
 from bezoar_ray.stage import Context, Outcome
@@ -52,7 +53,7 @@ def judging(context: Context) -> list[Pass]:
     part = context.recipe.filter
     rubrics = {scheme: part.rubric(scheme) for scheme in context.recipe.schemes}
     judges = context.recipe.judges if part.judge else ()
-    return [Pass(partial(_judge, judge, rubrics, part.accept_rating), judge, "judge") for judge in judges]
+    return [Pass(partial(_judge, judge, rubrics, part), judge, "judge") for judge in judges]
 
 
 def ended(spill: Spill, context: Context, benchmarks: Benchmarks | None) -> Outcome:
@@ -66,6 +67,8 @@ def ended(spill: Spill, context: Context, benchmarks: Benchmarks | None) -> Outc
     for sample in accepted():
         duplicates.add(sample)
     reasons = duplicates.found()
+    if part.meaning:
+        _mark_same_meaning(part.meaning, accepted, reasons)
     for scheme, cap in part.cap.items():
         _cap(scheme, cap, accepted, reasons)
     again = iter(reasons)
@@ -95,18 +98,19 @@ def _judged(context: Context) -> Iterator[bytes]:
         yield from rows
         return
     with context.store.scratch() as scratch:
-        heads = [(spool(rows, scratch / "generated.arrow"), passes[0])]
+        heads = [(spool(rows, scratch / "generated.arrow", passes[0].part), passes[0])]
         yield from flow(heads, passes[1:], place(context), scratch)
 
 
 async def _judge(
-    judge: ModelPart, rubrics: dict[str, str], accept_rating: float, row: bytes, talker: Any
+    judge: ModelPart, rubrics: dict[str, str], part: Filter, row: bytes, talker: Any
 ) -> AsyncIterator[bytes]:
     """A row with the verdict of one more judge, in an actor; what a gate takes, or the scheme took, is not judged."""
     fields = orjson.loads(row)
     sample = Sample.from_row(fields)
-    if sample.status == "generated" and not gate(sample):
-        verdict = await judge_sample(sample, talker.for_row(sample.id), rubrics[sample.scheme], judge, accept_rating)
+    if sample.status == "generated" and not gate(sample, part.gates):
+        chat = talker.for_row(sample.id)
+        verdict = await judge_sample(sample, chat, rubrics[sample.scheme], judge, part.accept_rating)
         fields["verdicts"].append(asdict(verdict))
     yield orjson.dumps(fields)
 
@@ -117,12 +121,20 @@ def _decided(rows: Any, part: Filter, benchmarks: Benchmarks | None) -> Iterator
         sample = Sample.from_row(row)
         if sample.status != "generated":
             yield sample
-        elif fault := gate(sample):
+        elif fault := gate(sample, part.gates):
             yield sample.ended("rejected", fault)
         else:
             sample = decided(sample, part)
             name = benchmarks.found(sample) if benchmarks and sample.status == "accepted" else None
             yield sample.ended("rejected", f"contaminated: {name}") if name else sample
+
+
+def _mark_same_meaning(part: Meaning, accepted: Callable[[], Iterator[Sample]], reasons: list[str]) -> None:
+    """Mark the rows that ask what an earlier one asks in other words."""
+    rows = [row for row, reason in enumerate(reasons) if not reason]
+    tasks = (sample.task for sample, reason in zip(accepted(), reasons, strict=True) if not reason)
+    for row, same in zip(rows, same_meaning(tasks, part), strict=True):
+        reasons[row] = "same_meaning" if same else ""
 
 
 def _cap(scheme: str, cap: int, accepted: Callable[[], Iterator[Sample]], reasons: list[str]) -> None:

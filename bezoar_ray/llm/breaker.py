@@ -11,7 +11,7 @@ from bezoar_ray.llm.chat import CallFailed, TryAgain
 
 T = TypeVar("T")
 
-_ATTEMPTS = 20  # the last so many are looked at
+_ATTEMPTS = 20  # the last so many first attempts are looked at: a call that nothing answers says so only once
 _SHARE = 0.5  # more of them failed: the circuit opens
 _LONGEST = 60.0  # seconds between two probes of an open circuit
 
@@ -34,8 +34,10 @@ class Breaker:
         """Whether calls wait, but for one that probes."""
         return self._opened_at is not None
 
-    async def run(self, attempt: Callable[[], Awaitable[T]]) -> T:
+    async def run(self, attempt: Callable[[], Awaitable[T]], first: bool = True) -> T:
         """The outcome of an attempt, made as soon as the circuit is closed or this attempt's turn to probe it has come.
+
+        `first` says whether it is its call's first one.
 
         Raises:
             BezoarError: the circuit has been open for too long.
@@ -45,17 +47,17 @@ class Breaker:
                 if self.is_open:
                     await asyncio.sleep(self._wait)
                     self._wait = min(_LONGEST, 2 * self._wait)
-                    return await self._watched(attempt)
-        return await self._watched(attempt)
+                    return await self._watched(attempt, first)
+        return await self._watched(attempt, first)
 
-    async def _watched(self, attempt: Callable[[], Awaitable[T]]) -> T:
+    async def _watched(self, attempt: Callable[[], Awaitable[T]], first: bool) -> T:
         try:
             reply = await attempt()
         except CallFailed:
             self._answer()
             raise
         except TryAgain as fault:
-            self._limited(fault) if fault.limited else self._fault(str(fault))
+            self._limited(fault) if fault.limited else self._fault(str(fault), first)
             raise
         self._answer()
         return reply
@@ -80,10 +82,10 @@ class Breaker:
         self._answered.append(True)
         self._opened_at, self._wait = None, self._first
 
-    def _fault(self, reason: str) -> None:
-        self._answered.append(False)
+    def _fault(self, reason: str, first: bool) -> None:
         now = time.monotonic()
         if self._opened_at is None:
+            self._answered.extend([False] * first)
             full = len(self._answered) == _ATTEMPTS
             self._opened_at = now if full and self._answered.count(False) > _SHARE * _ATTEMPTS else None
         elif now - self._opened_at > self._patience:

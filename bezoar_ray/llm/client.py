@@ -80,7 +80,7 @@ class Talker(Caller):
         while True:
             try:
                 async with self._suspects(key), self._slots:
-                    return await self._breaker.run(partial(self._attempt, key, messages, sampling))
+                    return await self._breaker.run(partial(self._attempt, key, messages, sampling), tries == 0)
             except TryAgain as fault:
                 if fault.limited:  # its pace waits
                     continue
@@ -108,6 +108,7 @@ class Talker(Caller):
         most = need(messages, sampling, self._part)
         if self._over:
             raise self._over
+        self._ledger.check_held()
         if not self._permits:
             return (await self._sent(key, messages, sampling, most))[0]
         await self._permits.take(most)

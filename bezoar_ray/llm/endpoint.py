@@ -1,7 +1,11 @@
 """An OpenAI-compatible endpoint: GPT-4, Claude, vLLM's server, a served checkpoint, the tiny judge."""
 
+import contextlib
 import os
 import re
+import time
+from collections.abc import Mapping
+from email.utils import parsedate_to_datetime
 from typing import Any
 
 import orjson
@@ -64,8 +68,9 @@ def fault(error: Any, part: ModelPart) -> Exception:
     if error.code == "context_length_exceeded":
         return PromptTooLong(f"{where}: {said}")
     if status in (408, 409, 429) or status >= 500:
-        after = _seconds(error.response.headers.get("retry-after"))
-        return TryAgain(f"{where} answers {status}: {said}", after, limited=status == 429)
+        return TryAgain(
+            f"{where} answers {status}: {said}", seconds_to_wait(error.response.headers), limited=status == 429
+        )
     return CallFailed(f"{where} answers {status}: {said}")
 
 
@@ -118,6 +123,11 @@ def api_key(part: ModelPart) -> str | None:
     return os.environ.get(part.api_key_env) if part.api_key_env else None
 
 
-def _seconds(retry_after: str | None) -> float | None:
-    """Retry-After in seconds; its other form, a date, is left to our own back-off."""
-    return float(retry_after) if retry_after and retry_after.replace(".", "", 1).isdigit() else None
+def seconds_to_wait(headers: Mapping[str, str]) -> float | None:
+    """What the server asks for: by OpenAI's header of milliseconds, else by Retry-After's number or date."""
+    for name, scale in (("retry-after-ms", 1000.0), ("retry-after", 1.0)):
+        with contextlib.suppress(ValueError):
+            return max(0.0, float(headers.get(name, "")) / scale)
+    with contextlib.suppress(ValueError):
+        return max(0.0, parsedate_to_datetime(headers.get("retry-after", "")).timestamp() - time.time())
+    return None

@@ -3,13 +3,15 @@
 `ledger/<role>/<session>-<writer>.jsonl` holds one append-only segment per writer. Lines are `intent` (before an attempt
 that is paid for or runs in an engine here), `reply` (an answer and what it cost), `failed` (an attempt that ended
 without one) and `hit` (an answer taken from the ledger). A torn last line is dropped. An intent that nothing settles
-counts as spent, and as in flight when its writer died.
+counts as spent, and as in flight when its writer died. The file `session` names the command that holds the run
+directory: what an earlier one left running, on a node that lost its driver, writes nothing more and makes no call.
 """
 
 import asyncio
 import contextlib
 import hashlib
 import os
+import time
 import uuid
 from collections import Counter
 from collections.abc import Iterator
@@ -23,6 +25,8 @@ from bezoar_ray.errors import BezoarError
 from bezoar_ray.llm.chat import Messages, Reply, Sampling
 
 ROLES = ("teacher", "judge", "candidate", "mt_bench_judge")
+SESSION = "session"  # the file that names the command which holds the run directory
+_LOOK = 1.0  # seconds for which its content is believed
 _OFFSET_BITS = 44  # a place is a segment's number and an offset in it, in one integer
 _OFFSET_MASK = (1 << _OFFSET_BITS) - 1
 
@@ -45,6 +49,7 @@ class Ledger:
     def __init__(self, root: str | Path, role: str, session: str):
         folder = Path(root) / "ledger" / role
         folder.mkdir(parents=True, exist_ok=True)
+        self._session, self._holder, self._looked = session, Path(root) / SESSION, 0.0
         self._segments = [open(path, "rb") for path in sorted(folder.glob("*.jsonl"))]
         self._places: dict[bytes, int] = {}
         self._deaths: Counter[bytes] = Counter()
@@ -74,6 +79,15 @@ class Ledger:
     def deaths(self, key: str) -> int:
         """How many writers of this session have died with this attempt in flight."""
         return self._deaths[bytes.fromhex(key)]
+
+    def check_held(self) -> None:
+        """See that the run directory is still this session's, or was a second ago.
+
+        Raises:
+            BezoarError: another command has taken it over.
+        """
+        if time.monotonic() - self._looked > _LOOK:
+            self._look()
 
     async def intend(self, key: str, usd: float) -> None:
         """Record, durably, that an attempt which may cost `usd` is about to go out."""
@@ -131,8 +145,15 @@ class Ledger:
                     written.set_result(offset)
                 offset += len(line)
 
+    def _look(self) -> None:
+        holder = self._holder.read_text() if self._holder.exists() else self._session
+        if holder != self._session:
+            raise BezoarError(f"{self._holder.parent} is held by another command by now ({holder}); this one ends")
+        self._looked = time.monotonic()
+
     def _append(self, data: bytes) -> int:
         """Write all of it, or nothing, as half a line would join with the next one; the offset of what was written."""
+        self._look()
         file, left, size = self._own.fileno(), memoryview(data), None
         try:
             size = os.fstat(file).st_size

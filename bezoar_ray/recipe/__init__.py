@@ -5,7 +5,17 @@ changed rubric redoes the filter and what follows, and nothing else.
 """
 
 from bezoar_ray.recipe.evaluation import CHECKPOINTS, Evaluate, Harness, HarnessTask, MtBench, Serve
-from bezoar_ray.recipe.generation import SCHEMES, EvolInstruct, Filter, Generate, Lamini, Mixture, Orca, OwnScheme
+from bezoar_ray.recipe.generation import (
+    SCHEMES,
+    EvolInstruct,
+    Filter,
+    Generate,
+    Lamini,
+    Meaning,
+    Mixture,
+    Orca,
+    OwnScheme,
+)
 from bezoar_ray.recipe.load import Recipe, load_recipe, parse_recipe, recipe_names
 from bezoar_ray.recipe.models import ModelPart, Prices, Seeds, SourcePart, Teacher
 from bezoar_ray.recipe.part import Part
@@ -13,7 +23,7 @@ from bezoar_ray.recipe.training import Align, Base, HhSft, Lora, Sft, Training
 
 __all__ = [
     "CHECKPOINTS", "SCHEMES", "Align", "Base", "Evaluate", "EvolInstruct", "Filter", "Generate", "Harness",
-    "HarnessTask", "HhSft", "Lamini", "Lora", "Mixture", "ModelPart", "MtBench", "Orca", "OwnScheme", "Part", "Prices",
-    "Recipe", "Seeds", "Serve", "Sft", "SourcePart", "Teacher", "Training", "load_recipe", "parse_recipe",
-    "recipe_names",
+    "HarnessTask", "HhSft", "Lamini", "Lora", "Meaning", "Mixture", "ModelPart", "MtBench", "Orca", "OwnScheme",
+    "Part", "Prices", "Recipe", "Seeds", "Serve", "Sft", "SourcePart", "Teacher", "Training", "load_recipe",
+    "parse_recipe", "recipe_names",
 ]  # fmt: skip

@@ -4,7 +4,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from bezoar_ray.recipe.part import HOW, Money, Part, Positive, Share, packaged_text
+from bezoar_ray.recipe.part import FILES, HOW, Money, Part, Positive, Share, packaged_text
 
 SCHEMES = ("lamini", "evol_instruct", "orca")
 Operation = Literal["constraints", "deepen", "concretise", "reasoning", "complicate_input", "breadth"]
@@ -122,6 +122,17 @@ class Generate(Part):
     """Dollars that the teacher's calls may cost."""
 
 
+class Meaning(Part):
+    """Duplicates by meaning: a sentence-embedding model and how near is too near."""
+
+    model: Annotated[str, FILES]
+    """Hugging Face name or local folder of a model that sentence-transformers can load."""
+    revision: str | None = None
+    """Commit of a Hugging Face model."""
+    threshold: Annotated[float, Field(gt=0, le=1)] = 0.95
+    """Cosine similarity from which two instructions ask the same."""
+
+
 class Filter(Part):
     """Free gates, then the judges."""
 
@@ -133,6 +144,10 @@ class Filter(Part):
     """A text file by scheme in place of the packaged rubric."""
     cap: dict[str, Positive] = {}
     """At most so many accepted rows, by scheme: the best rated of instructions that are as diverse as can be."""
+    gates: tuple[Literal["secrets", "personal_data"], ...] = ()
+    """Further gates: rows that hold keys and tokens, or what leads to a person."""
+    meaning: Meaning | None = None
+    """Reject instructions that ask what an accepted one asks in other words, too."""
     decontaminate: bool = True
     """Reject rows that share a run of words with MT-Bench's questions or the recipe's lm-eval tasks."""
     budget_usd: Annotated[Money | None, HOW] = None

@@ -1,5 +1,10 @@
-"""`judge.share`: 10,000 requests of 100 ms at 64 slots, ledger on disk. 1.0 is the bound of 15.6 s."""
+"""`judge.share`: 10,000 requests of 100 ms at 64 slots, ledger on disk. 1.0 is the bound of 15.6 s.
 
+The same calls go through curator and datatrove, each with its own cache or checkpoints, in environments made here.
+"""
+
+import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -12,6 +17,10 @@ from jobs.benchmarks import server
 
 REQUESTS, SLOTS, LATENCY = 10_000, 64, 0.1
 BOUND = REQUESTS / SLOTS * LATENCY
+PEERS = {
+    "curator": ("bespokelabs-curator==0.1.31",),
+    "datatrove": ("datatrove==0.10.1", "aiosqlite", "aiofiles", "xxhash", "orjson", "httpx"),
+}
 
 
 async def ask(item, talker):
@@ -21,15 +30,44 @@ async def ask(item, talker):
 
 
 def figures() -> Iterator[tuple[str, list[float]]]:
-    """The bound over our time, start of Ray excluded, start of the actor included."""
+    """The bound over each one's time, in turn: start of Ray and imports excluded, start of our actor included."""
+    pythons = {name: _environment(packages) for name, packages in PEERS.items()}
+    shares: dict[str, list[float]] = {name: [] for name in ("judge.share", *(f"judge.share_{name}" for name in PEERS))}
     with server.running(LATENCY) as url, ray_session():
-        yield "judge.share", [round(BOUND / _seconds(url), 4) for _ in range(3)]
+        for _ in range(3):
+            shares["judge.share"].append(_share(_seconds(url)))
+            for name, python in pythons.items():
+                shares[f"judge.share_{name}"].append(_share(_peers_seconds(name, python, url)))
+    yield from shares.items()
+
+
+def _share(seconds: float) -> float:
+    return round(BOUND / seconds, 4)
+
+
+def _environment(packages: tuple[str, ...]) -> str:
+    """The Python of a peer's environment, made where there is none yet."""
+    folder = Path(tempfile.gettempdir()) / f"bezoar-{packages[0]}"
+    python = folder / "bin" / "python"
+    if not (folder / "ready").exists():
+        uv = [sys.executable, "-m", "uv"]
+        subprocess.run([*uv, "venv", "-q", "--clear", "--python", sys.executable, folder], check=True)
+        subprocess.run([*uv, "pip", "install", "-q", "--python", python, *packages], check=True)
+        (folder / "ready").touch()
+    return str(python)
+
+
+def _peers_seconds(name: str, python: str, url: str) -> float:
+    script = Path(__file__).parent / "peers" / f"{name}.py"
+    done = subprocess.run([python, script, url, str(REQUESTS), str(SLOTS)], stdin=subprocess.DEVNULL,
+                          stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, check=True)  # fmt: skip
+    return float(done.stdout.splitlines()[-1])
 
 
 def _seconds(url: str) -> float:
     part = ModelPart(model="m", base_url=url, max_in_flight=SLOTS)
     with tempfile.TemporaryDirectory() as folder:
-        cells = spool((str(n).encode() for n in range(REQUESTS)), Path(folder) / "cells.arrow")
+        cells = spool((str(n).encode() for n in range(REQUESTS)), Path(folder) / "cells.arrow", part)
         began = time.monotonic()
         rows = sum(1 for _ in fan_out([(cells, Pass(ask, part, "judge"))], [], Place(folder, "s")))
         took = time.monotonic() - began

@@ -53,13 +53,19 @@ def app(latency: float, allowance: Allowance | None) -> web.Application:
             refusal = {"error": {"message": "slow down"}}
             return web.json_response(refusal, status=429, headers={"retry-after": f"{wait:.4f}"})
         await asyncio.sleep(latency)
-        return web.json_response(_completion(_said(body["messages"][-1]["content"], next(numbers))))
+        prompt = "".join(message["content"] for message in body["messages"])  # curator's first request has none
+        return web.json_response(_completion(_said(prompt, next(numbers))))
+
+    async def models(_: web.Request) -> web.Response:
+        return web.json_response({"object": "list", "data": [{"id": "m", "object": "model"}]})
 
     async def counts(_: web.Request) -> web.Response:
         return web.json_response(vars(allowance) if allowance else {})
 
     server = web.Application(client_max_size=2**26)
-    server.add_routes([web.post("/v1/chat/completions", chat), web.get("/counts", counts)])
+    server.add_routes(
+        [web.post("/v1/chat/completions", chat), web.get("/v1/models", models), web.get("/counts", counts)]
+    )
     return server
 
 

@@ -48,3 +48,22 @@ def test_a_bad_row_is_named_after_its_gate(fields, name):
 def test_signs_make_a_difference_and_case_does_not():
     assert normal("What is  3 + 4?") == normal("what is 3 + 4")
     assert normal("3 + 4") != normal("3 - 4")
+
+
+@pytest.mark.parametrize(
+    ("response", "name"),
+    [
+        ("Use AKIAIOSFODNN7EXAMPLE to log in.", "secrets"),
+        ("Like so:\n-----BEGIN RSA PRIVATE KEY-----\nMIIE", "secrets"),
+        ("Clone https://me:hunter2@example.com/repository.", "secrets"),
+        ("Write to jane.doe@example.com.", "personal_data"),
+        ("Call (415) 555-2671 before noon.", "personal_data"),
+        ("Her number is 123-45-6789.", "personal_data"),
+        ("My password is a secret, and 4539578763621486 + 100200300 is a large sum.", None),
+        ("In 1984 it was 3.14159265358979, at 192 days.", None),
+    ],
+)
+def test_gates_that_a_recipe_adds(response, name):
+    row = sample(response=response)
+    assert gate(row) is None
+    assert gate(row, ["secrets", "personal_data"]) == name

@@ -2,7 +2,9 @@
 
 import asyncio
 import threading
+import time
 from collections.abc import Iterator
+from email.utils import formatdate
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import orjson
@@ -11,6 +13,7 @@ import pytest
 from bezoar_ray.errors import RecipeError
 from bezoar_ray.llm.chat import CallFailed, Reply, Sampling
 from bezoar_ray.llm.client import open_talker
+from bezoar_ray.llm.endpoint import seconds_to_wait
 from bezoar_ray.llm.ledger import accounts
 from bezoar_ray.recipe import ModelPart
 
@@ -82,6 +85,21 @@ def test_passing_faults_are_tried_again_and_each_attempt_is_counted(server, tmp_
     server.statuses = [status, status]
     assert ask(server, tmp_path).text == "four"
     assert len(server.requests) == accounts(tmp_path, "one")["judge"]["attempts"] == 3
+
+
+@pytest.mark.parametrize(
+    ("headers", "seconds"),
+    [
+        ({}, None),
+        ({"retry-after": "1.5"}, 1.5),
+        ({"retry-after-ms": "250", "retry-after": "1"}, 0.25),
+        ({"retry-after": formatdate(time.time() + 3600, usegmt=True)}, 3600),
+        ({"retry-after": formatdate(time.time() - 3600, usegmt=True)}, 0.0),
+        ({"retry-after": "soon"}, None),
+    ],
+)
+def test_the_server_says_how_long_to_wait_in_several_ways(headers, seconds):
+    assert seconds_to_wait(headers) == (seconds and pytest.approx(seconds, rel=0.01))
 
 
 def test_a_refused_prompt_fails_this_call_alone(server, tmp_path):

@@ -9,7 +9,7 @@ from bezoar_ray.errors import BezoarError, RecipeError
 from bezoar_ray.llm.breaker import Breaker
 from bezoar_ray.llm.chat import CallFailed, ModelDied, Reply, Sampling, TryAgain
 from bezoar_ray.llm.client import Talker
-from bezoar_ray.llm.ledger import Ledger, accounts, call_key
+from bezoar_ray.llm.ledger import SESSION, Ledger, accounts, call_key
 from bezoar_ray.recipe import ModelPart, Prices
 
 QUESTION = [{"role": "user", "content": "2 + 2?"}]
@@ -160,6 +160,25 @@ def test_a_full_disk_tears_no_line_and_is_named(tmp_path):
     assert accounts(tmp_path, "one")["teacher"]["sent"] == 2
 
 
+def test_what_an_earlier_command_left_running_makes_no_call_and_writes_nothing(tmp_path, scripted):
+    (tmp_path / SESSION).write_text("one")
+    model = scripted(lambda m: "4")
+
+    async def go():
+        old = talker(tmp_path, model, PAID)  # each attempt is written down before it is made
+        await old.for_row("r1")(QUESTION, step="judge")
+        (tmp_path / SESSION).write_text("two")
+        written = {path: path.read_bytes() for path in (tmp_path / "ledger").rglob("*.jsonl")}
+        with pytest.raises(BezoarError, match=r"held by another command by now \(two\)"):
+            await old.for_row("r2")(QUESTION, step="judge")
+        with pytest.raises(BezoarError, match="held by another command"):
+            await old.for_row("r3")(QUESTION, step="judge")
+        assert {path: path.read_bytes() for path in (tmp_path / "ledger").rglob("*.jsonl")} == written
+
+    asyncio.run(go())
+    assert len(model.asked) == 1
+
+
 def test_only_an_attempt_that_may_have_been_answered_counts_as_spent(tmp_path, scripted):
     faults = [TryAgain("429", after=0, limited=True), TryAgain("timeout", after=0)]
 
@@ -190,6 +209,26 @@ def test_an_outage_that_opens_the_circuit_fails_no_call(tmp_path, scripted):
         return [reply.text for reply in done]
 
     assert asyncio.run(go()) == ["4"] * 25
+
+
+def test_prompts_that_nothing_answers_fail_and_open_no_circuit(tmp_path, scripted):
+    def answer(messages):
+        if messages[0]["content"] == "bad":
+            raise TryAgain("500", after=0)
+        return "4"
+
+    async def go():
+        one = talker(tmp_path, scripted(answer))
+        one._breaker = Breaker("m", first=60)  # a circuit that opens would hold the test up
+        contents = ["fine", "bad", "fine"] * 15
+        asks = [one.for_row(f"r{n}")([{"role": "user", "content": c}], step="x") for n, c in enumerate(contents)]
+        done = await asyncio.gather(*asks, return_exceptions=True)
+        await one.close()
+        return done
+
+    done = asyncio.run(go())
+    assert [isinstance(reply, CallFailed) for reply in done] == [False, True, False] * 15
+    assert accounts(tmp_path, "one")["judge"]["attempts"] == 30 + 15 * 3
 
 
 def test_a_call_that_three_engines_died_of_fails_and_others_do_not(tmp_path, scripted):

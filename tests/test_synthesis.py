@@ -1,0 +1,60 @@
+"""generate and filter as one graph, against an endpoint that fails in every way."""
+
+import os
+import random
+
+import orjson
+
+from bezoar_ray.llm.ledger import accounts
+from bezoar_ray.progress import Progress
+from bezoar_ray.recipe import load_recipe, parse_recipe
+from bezoar_ray.samples import read_samples
+from bezoar_ray.stage import Context
+from bezoar_ray.store import Store
+from bezoar_ray.synthesis import run
+from tests.faulty import FAULTS, Faulty, serving
+from tests.scripted import says
+
+KEY = os.environ["CANARY_KEY"]
+YIELD = {"lamini": 4 * 5, "evol_instruct": 8 * 2, "orca": 20}  # rows that the works of each scheme give
+
+
+def recipe(url):
+    """A recipe whose teacher and judge are at an address."""
+    tree = load_recipe("tiny").model_dump(mode="json")
+    lamini, evol_instruct = {"calls": 4, "per_call": 5}, {"seeds": 8, "epochs": 2}
+    tree["generate"] |= {"lamini": lamini, "evol_instruct": evol_instruct, "orca": {"rows": 20}}
+    model = {"model": "m", "base_url": url, "api_key_env": "CANARY_KEY", "timeout": 1.0, "retries": 1}
+    return parse_recipe(tree | {"teachers": [model], "judges": [model]}, "test")
+
+
+def test_whatever_an_endpoint_answers_every_row_ends_with_its_reason_and_the_key_is_nowhere(
+    ray_session, tmp_path, capsys
+):
+    rng = random.Random(0)
+    faults = [fault for fault in FAULTS if fault != "good"]
+    fates: dict[str, list[str]] = {}
+
+    def fate(prompt, times):
+        """A third of the prompts meet faults, and a few nothing else."""
+        drawn = fates.setdefault(prompt, rng.choices([rng.choices(faults, k=9), [], []])[0])
+        return drawn[times - 1] if times <= len(drawn) else "good"
+
+    store, faulty = Store(tmp_path / "run"), Faulty(fate, says)
+    with serving(faulty) as url:
+        outcomes = dict(run(Context(recipe(url), store, "s", Progress())))
+    data = outcomes["filter"].summary["data"]
+    for scheme, rows in YIELD.items():
+        ends = {status: read_samples(store, scheme, status) for status in ("accepted", "rejected", "failed")}
+        assert {status: len(samples) for status, samples in ends.items()} == {s: data[scheme][s] for s in ends}
+        assert sum(len(samples) for samples in ends.values()) == rows
+        assert len({sample.id for samples in ends.values() for sample in samples}) == rows
+        assert all(sample.reason for status in ("rejected", "failed") for sample in ends[status])
+        assert all(sample.finish_reason == "stop" for sample in ends["accepted"])
+    assert sum(data[scheme]["failed"] for scheme in YIELD) > 0 < sum(data[scheme]["accepted"] for scheme in YIELD)
+    calls = accounts(store.root, "s")
+    assert calls["teacher"]["attempts"] + calls["judge"]["attempts"] == sum(faulty.asked.values())
+    printed = capsys.readouterr()
+    said = orjson.dumps({name: outcome.summary for name, outcome in outcomes.items()}).decode() + printed.out
+    written = b"".join(path.read_bytes() for path in tmp_path.rglob("*") if path.is_file())
+    assert KEY.encode() not in written and KEY not in said + printed.err
