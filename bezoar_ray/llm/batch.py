@@ -207,13 +207,11 @@ class Batches(Caller):
 
 def _reply(line: dict[str, Any]) -> Reply | None:
     """The answer in a line of an output file, where it holds one."""
-    from openai.types.chat import ChatCompletion
-
     response = line.get("response") or {}
     if response.get("status_code") != 200:
         return None
     try:
-        return read_reply(ChatCompletion.construct(**response["body"]))
+        return read_reply(response["body"])
     except ValueError:
         return None
 

@@ -79,7 +79,7 @@ class Talker(Caller):
         tries = 0
         while True:
             try:
-                async with self._suspects(key), self._slots:
+                async with self._suspects(key):
                     return await self._breaker.run(partial(self._attempt, key, messages, sampling), tries == 0)
             except TryAgain as fault:
                 if fault.limited:  # its pace waits
@@ -105,12 +105,20 @@ class Talker(Caller):
             yield
 
     async def _attempt(self, key: str, messages: Messages, sampling: Sampling) -> Reply:
+        """The reply to one attempt, durable. Its slot is free as soon as it is there."""
         most = need(messages, sampling, self._part)
+        async with self._slots:
+            reply, used = await self._permitted(key, messages, sampling, most)
+        await self._ledger.settle(key, self._part.model, reply, used.usd)
+        return reply
+
+    async def _permitted(self, key: str, messages: Messages, sampling: Sampling, most: Need) -> tuple[Reply, Need]:
+        """The reply to one attempt that may take `most`, and what it took."""
         if self._over:
             raise self._over
         self._ledger.check_held()
         if not self._permits:
-            return (await self._sent(key, messages, sampling, most))[0]
+            return await self._sent(key, messages, sampling, most)
         await self._permits.take(most)
         used = most
         try:
@@ -120,11 +128,9 @@ class Talker(Caller):
             raise
         finally:
             self._permits.settle(most, used)
-        return reply
+        return reply, used
 
     async def _sent(self, key: str, messages: Messages, sampling: Sampling, most: Need) -> tuple[Reply, Need]:
-        """The reply to one attempt, durable, and what it took."""
-        name = self._part.model
         turn = await self._pace.turn()
         if most.usd or not self._part.base_url:
             await self._ledger.intend(key, most.usd)
@@ -133,11 +139,9 @@ class Talker(Caller):
         except (TryAgain, CallFailed, BezoarError) as fault:
             if isinstance(fault, TryAgain) and fault.limited:
                 self._pace.limited(turn, fault.after)
-            await self._ledger.fail(key, name, str(fault), most.usd if _billed(fault) else 0.0)
+            await self._ledger.fail(key, self._part.model, str(fault), most.usd if _billed(fault) else 0.0)
             raise
-        used = took(reply, most, self._part)
-        await self._ledger.settle(key, name, reply, used.usd)
-        return reply, used
+        return reply, took(reply, most, self._part)
 
 
 def open_talker(
