@@ -8,6 +8,12 @@ from collections.abc import Iterator
 from bezoar_ray.errors import BezoarError
 
 _PROXY_PATIENCE = "120"  # seconds; Serve kills a proxy that a busy laptop starts more slowly than in 5
+_SETTINGS = {  # not a runtime_env: workers that Ray starts beforehand could not be used with one
+    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+    "VLLM_LOGGING_LEVEL": "WARNING",
+    "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": _PROXY_PATIENCE,
+    "RAY_SERVE_PROXY_HEALTH_CHECK_TIMEOUT_S": _PROXY_PATIENCE,
+}
 _LOCAL_CPUS = 4  # logical: on two cores, Ray Data's tasks and an engine's actor would wait for each other for ever
 _STARTS = 3  # Ray gives itself 30 s to start, which a busy laptop may miss
 
@@ -36,8 +42,8 @@ def ray_session() -> Iterator[None]:
 def _start_local() -> None:
     import ray
 
-    for setting in ("RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S", "RAY_SERVE_PROXY_HEALTH_CHECK_TIMEOUT_S"):
-        os.environ.setdefault(setting, _PROXY_PATIENCE)
+    for name, value in _SETTINGS.items():
+        os.environ.setdefault(name, value)
     for left in reversed(range(_STARTS)):
         try:
             ray.init(
@@ -47,7 +53,6 @@ def _start_local() -> None:
                 log_to_driver=False,
                 logging_level=logging.ERROR,
                 object_store_memory=2**29,
-                runtime_env={"env_vars": {"HF_HUB_DISABLE_PROGRESS_BARS": "1", "VLLM_LOGGING_LEVEL": "WARNING"}},
             )
             return
         except Exception as error:  # Ray raises a bare one

@@ -1,13 +1,12 @@
 """A Ray Data graph of async actors that talk to models: how generate and filter spread their rows.
 
-Between the actors travel cells: a few items or rows, each a line of JSON, in one bytes value. A task works on one cell,
+Between the actors travel cells: some items or rows, each a line of JSON, in one bytes value. A task works on one cell,
 and tasks overlap, so that a slow item holds up its own cell alone. A cell in gives a cell out, its rows in the order of
 the items: where an actor dies, Ray Data starts another, which does its cells again, and finds in the ledger what was
-answered before.
+answered before. The items of the first cells lie on disk; Ray is given their numbers.
 """
 
 import asyncio
-import contextlib
 import math
 import os
 import pickle
@@ -31,10 +30,11 @@ from bezoar_ray.stage import Context
 
 Function = Callable[[bytes, Any], AsyncIterator[bytes]]  # an item and the actor's Talker, to rows
 
-_FEW = 4  # items in a cell: what is done goes on soon, and a slow chain holds up little
+_FEW = 4  # items in the smallest cell: of a small run, rows go on soon
+_ENOUGH = 128  # cells for rows to go on soon; with more items, cells grow, as each costs Ray some 30 ms of CPU time
+_MOST = 1024  # cells, whatever the number of items: the driver keeps a reference to each
+_UNDER_WAY = 4  # cells that an actor works on at a time, at least, so that some fill the slots while others end
 _ITEM = pa.schema([("item", pa.binary())])
-_CELLS_PER_READ = 256
-_READING_CPUS = 0.11  # no actor's number: Ray Data would fuse reading with actors that ask for the same
 _DRAIN_SECONDS = 30.0
 
 
@@ -62,70 +62,69 @@ def place(context: Context) -> Place:
 
 
 @dataclass(frozen=True)
-class Cells:
-    """Items on disk, as an Arrow file with one record batch a cell: never all of them in memory."""
+class Items:
+    """Items on disk, as an Arrow file with one record batch for each `_FEW`: never all of them in memory.
+
+    On a cluster the path has to be one that all nodes see.
+    """
 
     path: str
-    count: int
-    size: int  # items in a cell, but for the last
+    batches: int
 
-    def items(self) -> Iterator[bytes]:
-        """All items, in their order."""
+    def __iter__(self) -> Iterator[bytes]:
+        for number in range(self.batches):
+            yield from self.read(number, number + 1)
+
+    def read(self, start: int, stop: int) -> list[bytes]:
+        """The items of some record batches."""
         with pa.memory_map(self.path) as file:
             reader = pa.ipc.open_file(file)
-            for number in range(self.count):
-                yield from reader.get_batch(number).column(0).to_pylist()
+            return [item for number in range(start, stop) for item in reader.get_batch(number).column(0).to_pylist()]
 
-    def load(self, batch: dict[str, Any]) -> dict[str, list[bytes]]:
-        """The cells whose numbers a batch holds."""
-        with pa.memory_map(self.path) as file:
-            reader = pa.ipc.open_file(file)
-            items = [reader.get_batch(int(number)).column(0).to_pylist() for number in batch["id"]]
-        return {"cell": [b"\n".join(cell) for cell in items]}
+    def cells(self, slots: int) -> list[range]:
+        """The record batches of each cell, for a model with so many calls in flight: two cells or more fill them."""
+        size = max(1, min(slots // 2 // _FEW, self.batches // _ENOUGH), math.ceil(self.batches / _MOST))
+        return [range(start, min(start + size, self.batches)) for start in range(0, self.batches, size)]
 
 
-class CellWriter:
-    """Writes items as cells of `size`: few where an item takes many calls. Ray spends some milliseconds on a cell."""
+class ItemWriter:
+    """Writes items one by one."""
 
-    def __init__(self, path: Path, size: int = _FEW):
-        self._size = size
+    def __init__(self, path: Path):
         path.parent.mkdir(parents=True, exist_ok=True)
         self._sink = pa.OSFile(str(path), "wb")
         self._writer = pa.ipc.new_file(self._sink, _ITEM)
-        self._path, self._items, self._count = str(path), list[bytes](), 0
+        self._path, self._items, self._batches = str(path), list[bytes](), 0
 
     def add(self, item: bytes) -> None:
         """The next item."""
         self._items.append(item)
-        if len(self._items) == self._size:
+        if len(self._items) == _FEW:
             self._write()
 
-    def close(self) -> Cells:
-        """The cells, all written."""
+    def close(self) -> Items:
+        """The items, all written."""
         if self._items:
             self._write()
         self._writer.close()
         self._sink.close()
-        return Cells(self._path, self._count, self._size)
+        return Items(self._path, self._batches)
 
     def _write(self) -> None:
         self._writer.write_batch(pa.record_batch([pa.array(self._items, pa.binary())], schema=_ITEM))
-        self._items, self._count = [], self._count + 1
+        self._items, self._batches = [], self._batches + 1
 
 
-def spool(items: Iterable[bytes], path: Path, part: ModelPart) -> Cells:
-    """Write items for a model that is asked one thing of each: two cells fill its slots.
-
-    On a cluster the path has to be one that all nodes see.
-    """
-    writer = CellWriter(path, max(_FEW, part.max_in_flight // 2))
+def spool(items: Iterable[bytes], path: Path) -> Items:
+    """Write items."""
+    writer = ItemWriter(path)
     for item in items:
         writer.add(item)
     return writer.close()
 
 
-def fan_out(heads: list[tuple[Cells, Pass]], tail: list[Pass], place: Place) -> Iterator[bytes]:
-    """The rows of all items, as they are done: each head works on its own cells, then the passes of the tail on all.
+def fan_out(heads: list[tuple[Items, Pass]], tail: list[Pass], place: Place) -> Iterator[bytes]:
+    """The rows of all items, as they are done: each head works on its own items, then the passes of the tail on all.
 
     Every pass has `part.actors` to `part.max_actors` actors, which open their model once and have at most
     `part.max_in_flight` calls under way. Passes overlap; what waits between them is bounded by Ray's object store.
@@ -133,35 +132,36 @@ def fan_out(heads: list[tuple[Cells, Pass]], tail: list[Pass], place: Place) -> 
     Raises:
         BezoarError: as raised in an actor; other errors come as Ray raises them.
     """
-    heads = [(cells, work) for cells, work in heads if cells.count]
+    heads = [(items, work) for items, work in heads if items.batches]
     if not heads:
         return
     import ray
 
     passes = [work for _, work in heads] + tail
-    size = min(cells.size for cells, _ in heads)
     _check_room(passes)
-    meter = _meter(passes, place)
-    with _quiet_blocks(ray.data.DataContext.get_current()):
-        branches = [
-            _mapped(_dataset(cells), work, size, (work, place, (meter, str(n))))
-            for n, (cells, work) in enumerate(heads)
-        ]
-        rows = branches[0].union(*branches[1:]) if branches[1:] else branches[0]
-        for n, work in enumerate(tail, len(heads)):
-            rows = _mapped(rows, work, size, (work, place, (meter, str(n))))
-        cells = (
-            cell
-            for batch in rows.iter_batches(batch_size=None, batch_format="pyarrow")
-            for cell in zip(batch["cell"].to_pylist(), batch["error"].to_pylist(), strict=True)
-        )
-        missing = sum(cells_of_head.count for cells_of_head, _ in heads)
-        for cell, error in cells:
-            if error:
-                _drain(cells, sum(2 * _tasks(work.part, size) * work.part.most_actors for work in passes))
-                raise pickle.loads(error)
-            missing -= 1
-            yield from lines(cell)
+    _quieten(ray.data.DataContext.get_current())
+    cells = [items.cells(work.part.max_in_flight) for items, work in heads]
+    size = _FEW * min(len(of_head[0]) for of_head in cells)
+    meter, branches = _meter(passes, place), []
+    for n, ((items, work), of_head) in enumerate(zip(heads, cells, strict=True)):
+        places = [{"start": cell.start, "stop": cell.stop} for cell in of_head]
+        numbers = ray.data.from_items(places, override_num_blocks=len(places))
+        branches.append(_mapped(numbers, work, size, (work, place, (meter, str(n)), items)))
+    rows = branches[0].union(*branches[1:]) if branches[1:] else branches[0]
+    for n, work in enumerate(tail, len(heads)):
+        rows = _mapped(rows, work, size, (work, place, (meter, str(n))))
+    done = (
+        cell
+        for batch in rows.iter_batches(batch_size=None, batch_format="pyarrow")
+        for cell in zip(batch["cell"].to_pylist(), batch["error"].to_pylist(), strict=True)
+    )
+    missing = sum(map(len, cells))
+    for cell, error in done:
+        if error:
+            _drain(done, sum(2 * _tasks(work.part, size) * work.part.most_actors for work in passes))
+            raise pickle.loads(error)
+        missing -= 1
+        yield from lines(cell)
     if missing:  # nothing of a run may be called whole that is not
         raise BezoarError(f"Ray Data left out {missing} cells. What was answered is kept: run the same command again")
 
@@ -174,9 +174,9 @@ def lines(cell: bytes) -> list[bytes]:
 class _Actor:
     """An actor with one open model; the work itself is the function's."""
 
-    def __init__(self, work: Pass, place: Place, meter: tuple[Any, str]):
+    def __init__(self, work: Pass, place: Place, meter: tuple[Any, str], items: Items | None = None):
         redirect(Path(place.root) / "logs" / f"{work.role}.log")
-        self._work, self._place, self._meter = work, place, meter
+        self._work, self._place, self._meter, self._items = work, place, meter, items
         self._talker: Any = None
 
     async def __call__(self, batch: dict[str, Any]) -> dict[str, list[bytes]]:
@@ -185,8 +185,8 @@ class _Actor:
         try:
             if self._talker is None:  # here and not in __init__: an engine wants the running loop
                 self._talker = self._opened()
-            (cell,) = batch["cell"]
-            rows = await asyncio.gather(*map(self._rows, lines(cell)))
+            items = self._items.read(batch["start"][0], batch["stop"][0]) if self._items else lines(batch["cell"][0])
+            rows = await asyncio.gather(*map(self._rows, items))
             return {"cell": [b"\n".join(chain.from_iterable(rows))], "error": [b""]}
         except ModelDied as error:
             traceback.print_exception(error)
@@ -230,15 +230,8 @@ def _mapped(rows: Any, work: Pass, size: int, arguments: tuple[Any, ...]) -> Any
 
 
 def _tasks(part: ModelPart, size: int) -> int:
-    """Cells that an actor works on at a time: enough to fill its slots while some wait for their slowest item."""
-    return max(2, 2 * part.max_in_flight // size)
-
-
-def _dataset(cells: Cells) -> Any:
-    import ray
-
-    numbers = ray.data.range(cells.count, override_num_blocks=math.ceil(cells.count / _CELLS_PER_READ))
-    return numbers.map_batches(cells.load, batch_size=1, num_cpus=_READING_CPUS, concurrency=1)
+    """Cells of `size` items that an actor works on at a time: twice as many items as it has slots."""
+    return max(_UNDER_WAY, 2 * part.max_in_flight // size)
 
 
 def _meter(passes: list[Pass], place: Place) -> Any:
@@ -259,7 +252,7 @@ def _check_room(passes: list[Pass]) -> None:
     if os.environ.get("RAY_ADDRESS"):
         return
     there = ray.cluster_resources()
-    asked = {"CPU": _READING_CPUS, "GPU": 0.0}
+    asked = {"CPU": 0.0, "GPU": 0.0}
     for work in passes:
         asked["CPU"] += work.part.actors * work.part.num_cpus
         asked["GPU"] += work.part.actors * work.part.num_gpus
@@ -280,16 +273,9 @@ def _drain(cells: Iterator[Any], under_way: int) -> None:
             return
 
 
-@contextlib.contextmanager
-def _quiet_blocks(context: Any) -> Iterator[None]:
-    """Ray Data passes each cell on by itself, and leaves the terminal to our own line."""
+def _quieten(context: Any) -> None:
+    """Ray Data leaves the terminal to our own line."""
     import logging
 
     logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # what ends a pass is raised
-    before = context.target_max_block_size
     context.enable_progress_bars = context.print_on_execution_start = False
-    context.target_max_block_size = 1
-    try:
-        yield
-    finally:
-        context.target_max_block_size = before

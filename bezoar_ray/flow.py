@@ -6,24 +6,24 @@ from collections.abc import Iterable, Iterator
 from itertools import chain, takewhile
 from pathlib import Path
 
-from bezoar_ray.fan_out import Cells, Function, Pass, Place, fan_out, spool
+from bezoar_ray.fan_out import Function, Items, Pass, Place, fan_out, spool
 from bezoar_ray.llm.batch import Batches
 from bezoar_ray.llm.chat import Deferred
 from bezoar_ray.llm.limits import own_permits
 
 
-def flow(heads: list[tuple[Cells, Pass]], tail: list[Pass], place: Place, scratch: Path) -> Iterator[bytes]:
+def flow(heads: list[tuple[Items, Pass]], tail: list[Pass], place: Place, scratch: Path) -> Iterator[bytes]:
     """The rows of all items after all passes, as they are done: each head works on its own items, the tail on all.
 
     `scratch` is a folder that the whole cluster sees. Raises as `fan_out` does.
     """
-    batched = [(cells, work) for cells, work in heads if not _is_live(work)]
+    batched = [(items, work) for items, work in heads if not _is_live(work)]
     if not batched:
         live = list(takewhile(_is_live, tail))
         yield from _onward(fan_out(heads, live, place), tail[len(live) :], place, scratch)
         return
-    live_rows = fan_out([(cells, work) for cells, work in heads if _is_live(work)], [], place)
-    rows = chain(live_rows, *(in_batches(cells.items(), work, place, scratch) for cells, work in batched))
+    live_rows = fan_out([(items, work) for items, work in heads if _is_live(work)], [], place)
+    rows = chain(live_rows, *(in_batches(items, work, place, scratch) for items, work in batched))
     yield from _onward(rows, tail, place, scratch)
 
 
@@ -73,7 +73,7 @@ def _onward(rows: Iterator[bytes], tail: list[Pass], place: Place, scratch: Path
         yield from _onward(in_batches(rows, tail[0], place, scratch), tail[1:], place, scratch)
     else:
         live = list(takewhile(_is_live, tail))
-        heads = [(spool(rows, scratch / f"rows-{len(tail)}.arrow", live[0].part), live[0])]
+        heads = [(spool(rows, scratch / f"rows-{len(tail)}.arrow"), live[0])]
         yield from _onward(fan_out(heads, live[1:], place), tail[len(live) :], place, scratch)
 
 

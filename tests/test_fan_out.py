@@ -33,7 +33,7 @@ def part(server, **more) -> ModelPart:
 def rows(server, tmp_path, items, function=twice, tail=(), limits=(), **more):
     place = Place(str(tmp_path), "s1", limits)
     first = Pass(function, part(server, **more), "teacher")
-    head = spool(items, tmp_path / "scratch/items.arrow", first.part), first
+    head = spool(items, tmp_path / "scratch/items.arrow"), first
     return list(fan_out([head], [Pass(f, part(server), "judge") for f in tail], place))
 
 
@@ -85,14 +85,14 @@ def test_an_error_of_an_early_pass_is_not_lost_in_the_later_ones(ray_session, tm
 
 
 def test_actors_that_can_never_all_start_are_refused_at_once(ray_session, tmp_path):
-    with serving(mark) as server, pytest.raises(RecipeError, match=r"ask for 100\.11 CPUs at the same time"):
+    with serving(mark) as server, pytest.raises(RecipeError, match=r"ask for 100 CPUs at the same time"):
         rows(server, tmp_path, ITEMS, once, num_cpus=100.0)
 
 
 def test_without_items_nothing_is_started(tmp_path):
     nobody = ModelPart(model="no such")
-    nothing = spool([], tmp_path / "none.arrow", nobody)
-    assert nothing.count == 0
+    nothing = spool([], tmp_path / "none.arrow")
+    assert nothing.batches == 0
     assert list(fan_out([(nothing, Pass(once, nobody, "teacher"))], [], Place("", "s1"))) == []
 
 

@@ -12,7 +12,7 @@ import orjson
 
 from bezoar_ray import sources
 from bezoar_ray.errors import RecipeError
-from bezoar_ray.fan_out import Cells, CellWriter, Pass, place
+from bezoar_ray.fan_out import Items, ItemWriter, Pass, place
 from bezoar_ray.flow import flow
 from bezoar_ray.generate import evol_instruct, lamini, orca, own
 from bezoar_ray.generate.candidates import Remembering
@@ -34,7 +34,7 @@ _FUNCTIONS = {"lamini": lamini.lamini, "evol_instruct": evol_instruct.evol_instr
 class Planned:
     """All works, on disk, with the teacher that does them; the rows that they will give; and `data` of summary.json."""
 
-    heads: list[tuple[Cells, Pass]]
+    heads: list[tuple[Items, Pass]]
     rows: int
     counts: dict[str, dict[str, int]]
 
@@ -71,7 +71,7 @@ def prepare(context: Context, scratch: Path) -> Planned:
     }
     failed.tell()
     rows, used = 0, {scheme: set[int]() for scheme in recipe.schemes}
-    writers = [CellWriter(scratch / f"works-{n}.arrow") for n in range(len(recipe.teachers))]
+    writers = [ItemWriter(scratch / f"works-{n}.arrow") for n in range(len(recipe.teachers))]
     for work in plan(recipe, seeds):
         rows += expected(recipe, work.scheme)
         used[work.scheme].update(int(seed.id, 16) for seed in work.seeds)

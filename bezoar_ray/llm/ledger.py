@@ -16,6 +16,7 @@ import uuid
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import asdict
+from functools import cache
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -35,9 +36,13 @@ def call_key(
     identity: str, messages: Messages, sampling: Sampling, row: str, step: str, sample: int, attempt: int
 ) -> str:
     """What makes two calls the same call. Endpoint, key, prices and concurrency are left out: they change no answer."""
-    parameters = {name: value for name, value in asdict(sampling).items() if value != ""}
-    call = [identity, messages, parameters, row, step, sample, attempt]
+    call = [identity, messages, _parameters(sampling), row, step, sample, attempt]
     return hashlib.sha256(orjson.dumps(call, option=orjson.OPT_SORT_KEYS)).hexdigest()[:32]
+
+
+@cache
+def _parameters(sampling: Sampling) -> dict[str, Any]:
+    return {name: value for name, value in asdict(sampling).items() if value != ""}
 
 
 class Ledger:
@@ -95,7 +100,7 @@ class Ledger:
 
     async def settle(self, key: str, model: str, reply: Reply, usd: float) -> None:
         """Record an answer, durably; only then may it be used."""
-        offset = await self._queue({"reply": key, "model": model, "answer": asdict(reply), "usd": usd})
+        offset = await self._queue({"reply": key, "model": model, "answer": reply, "usd": usd})
         self._places[bytes.fromhex(key)] = (len(self._segments) - 1) << _OFFSET_BITS | offset
 
     async def fail(self, key: str, model: str, error: str, usd: float) -> None:

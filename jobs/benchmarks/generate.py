@@ -42,8 +42,8 @@ def ours() -> float:
     """Our tokens a second, steady, in the Ray that is running."""
     teacher = load_recipe("tiny").teachers[0].model_copy(update={"max_tokens": SAMPLING["max_tokens"]})
     with tempfile.TemporaryDirectory() as folder:
-        cells = spool((json.dumps(prompt).encode() for prompt in prompts()), Path(folder) / "cells.arrow", teacher)
-        rows = fan_out([(cells, Pass(_ask, teacher, "teacher"))], [], Place(folder, "s"))
+        items = spool((json.dumps(prompt).encode() for prompt in prompts()), Path(folder) / "items.arrow")
+        rows = fan_out([(items, Pass(_ask, teacher, "teacher"))], [], Place(folder, "s"))
         return steady([tuple(json.loads(row)) for row in rows])
 
 

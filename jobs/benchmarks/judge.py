@@ -67,9 +67,9 @@ def _peers_seconds(name: str, python: str, url: str) -> float:
 def _seconds(url: str) -> float:
     part = ModelPart(model="m", base_url=url, max_in_flight=SLOTS)
     with tempfile.TemporaryDirectory() as folder:
-        cells = spool((str(n).encode() for n in range(REQUESTS)), Path(folder) / "cells.arrow", part)
+        items = spool((str(n).encode() for n in range(REQUESTS)), Path(folder) / "items.arrow")
         began = time.monotonic()
-        rows = sum(1 for _ in fan_out([(cells, Pass(ask, part, "judge"))], [], Place(folder, "s")))
+        rows = sum(1 for _ in fan_out([(items, Pass(ask, part, "judge"))], [], Place(folder, "s")))
         took = time.monotonic() - began
     assert rows == REQUESTS
     return took
