@@ -7,20 +7,18 @@ answered before. The items of the first cells lie on disk; Ray is given their nu
 """
 
 import asyncio
-import math
 import os
 import pickle
 import time
 import traceback
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-
 from bezoar_ray.errors import BezoarError, RecipeError
+from bezoar_ray.items import FEW, Items
 from bezoar_ray.llm.chat import ModelDied
 from bezoar_ray.llm.client import open_talker
 from bezoar_ray.llm.limits import Limit, RunMeter, limits, permits, terms
@@ -30,11 +28,7 @@ from bezoar_ray.stage import Context
 
 Function = Callable[[bytes, Any], AsyncIterator[bytes]]  # an item and the actor's Talker, to rows
 
-_FEW = 4  # items in the smallest cell: of a small run, rows go on soon
-_ENOUGH = 128  # cells for rows to go on soon; with more items, cells grow, as each costs Ray some 30 ms of CPU time
-_MOST = 1024  # cells, whatever the number of items: the driver keeps a reference to each
 _UNDER_WAY = 4  # cells that an actor works on at a time, at least, so that some fill the slots while others end
-_ITEM = pa.schema([("item", pa.binary())])
 _DRAIN_SECONDS = 30.0
 
 
@@ -61,68 +55,6 @@ def place(context: Context) -> Place:
     return Place(str(context.store.root), context.session, limits(context.recipe))
 
 
-@dataclass(frozen=True)
-class Items:
-    """Items on disk, as an Arrow file with one record batch for each `_FEW`: never all of them in memory.
-
-    On a cluster the path has to be one that all nodes see.
-    """
-
-    path: str
-    batches: int
-
-    def __iter__(self) -> Iterator[bytes]:
-        for number in range(self.batches):
-            yield from self.read(number, number + 1)
-
-    def read(self, start: int, stop: int) -> list[bytes]:
-        """The items of some record batches."""
-        with pa.memory_map(self.path) as file:
-            reader = pa.ipc.open_file(file)
-            return [item for number in range(start, stop) for item in reader.get_batch(number).column(0).to_pylist()]
-
-    def cells(self, slots: int) -> list[range]:
-        """The record batches of each cell, for a model with so many calls in flight: two cells or more fill them."""
-        size = max(1, min(slots // 2 // _FEW, self.batches // _ENOUGH), math.ceil(self.batches / _MOST))
-        return [range(start, min(start + size, self.batches)) for start in range(0, self.batches, size)]
-
-
-class ItemWriter:
-    """Writes items one by one."""
-
-    def __init__(self, path: Path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        self._sink = pa.OSFile(str(path), "wb")
-        self._writer = pa.ipc.new_file(self._sink, _ITEM)
-        self._path, self._items, self._batches = str(path), list[bytes](), 0
-
-    def add(self, item: bytes) -> None:
-        """The next item."""
-        self._items.append(item)
-        if len(self._items) == _FEW:
-            self._write()
-
-    def close(self) -> Items:
-        """The items, all written."""
-        if self._items:
-            self._write()
-        self._writer.close()
-        self._sink.close()
-        return Items(self._path, self._batches)
-
-    def _write(self) -> None:
-        self._writer.write_batch(pa.record_batch([pa.array(self._items, pa.binary())], schema=_ITEM))
-        self._items, self._batches = [], self._batches + 1
-
-
-def spool(items: Iterable[bytes], path: Path) -> Items:
-    """Write items."""
-    writer = ItemWriter(path)
-    for item in items:
-        writer.add(item)
-    return writer.close()
-
-
 def fan_out(heads: list[tuple[Items, Pass]], tail: list[Pass], place: Place) -> Iterator[bytes]:
     """The rows of all items, as they are done: each head works on its own items, then the passes of the tail on all.
 
@@ -141,7 +73,7 @@ def fan_out(heads: list[tuple[Items, Pass]], tail: list[Pass], place: Place) -> 
     _check_room(passes)
     _quieten(ray.data.DataContext.get_current())
     cells = [items.cells(work.part.max_in_flight) for items, work in heads]
-    size = _FEW * min(len(of_head[0]) for of_head in cells)
+    size = FEW * min(len(of_head[0]) for of_head in cells)
     meter, branches = _meter(passes, place), []
     for n, ((items, work), of_head) in enumerate(zip(heads, cells, strict=True)):
         places = [{"start": cell.start, "stop": cell.stop} for cell in of_head]
@@ -185,14 +117,18 @@ class _Actor:
         try:
             if self._talker is None:  # here and not in __init__: an engine wants the running loop
                 self._talker = self._opened()
-            items = self._items.read(batch["start"][0], batch["stop"][0]) if self._items else lines(batch["cell"][0])
-            rows = await asyncio.gather(*map(self._rows, items))
+            rows = await asyncio.gather(*map(self._rows, self._read(batch)))
             return {"cell": [b"\n".join(chain.from_iterable(rows))], "error": [b""]}
         except ModelDied as error:
             traceback.print_exception(error)
             os._exit(1)  # Ray Data starts another actor, which does this one's cells again
         except Exception as error:  # sent as ours: Ray would wrap it and add advice of its own to its message
             return {"cell": [b""], "error": [pickle.dumps(self._ours(error))]}
+
+    def _read(self, batch: dict[str, Any]) -> list[bytes]:
+        if self._items is None:
+            return lines(batch["cell"][0])
+        return self._items.read(range(batch["start"][0], batch["stop"][0]))
 
     async def _rows(self, item: bytes) -> list[bytes]:
         return [row async for row in self._work.function(item, self._talker)]

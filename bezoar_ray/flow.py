@@ -6,7 +6,8 @@ from collections.abc import Iterable, Iterator
 from itertools import chain, takewhile
 from pathlib import Path
 
-from bezoar_ray.fan_out import Function, Items, Pass, Place, fan_out, spool
+from bezoar_ray.fan_out import Function, Pass, Place, fan_out
+from bezoar_ray.items import Items, spool
 from bezoar_ray.llm.batch import Batches
 from bezoar_ray.llm.chat import Deferred
 from bezoar_ray.llm.limits import own_permits

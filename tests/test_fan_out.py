@@ -7,7 +7,8 @@ import threading
 import pytest
 
 from bezoar_ray.errors import BudgetReached, RecipeError
-from bezoar_ray.fan_out import Pass, Place, fan_out, spool
+from bezoar_ray.fan_out import Pass, Place, fan_out
+from bezoar_ray.items import spool
 from bezoar_ray.llm.ledger import accounts
 from bezoar_ray.llm.limits import Limit
 from bezoar_ray.recipe import ModelPart, Prices

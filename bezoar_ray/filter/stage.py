@@ -9,7 +9,7 @@ import orjson
 
 from bezoar_ray import sources
 from bezoar_ray.errors import BezoarError
-from bezoar_ray.fan_out import Pass, place, spool
+from bezoar_ray.fan_out import Pass, place
 from bezoar_ray.filter.decision import decided
 from bezoar_ray.filter.decontamination import Benchmarks, finish, start
 from bezoar_ray.filter.dedup import Duplicates
@@ -19,6 +19,7 @@ from bezoar_ray.filter.judge import judge_sample
 from bezoar_ray.filter.meaning import same_meaning
 from bezoar_ray.filter.selection import choose
 from bezoar_ray.flow import flow
+from bezoar_ray.items import spool
 from bezoar_ray.recipe import Filter, Meaning, ModelPart
 from bezoar_ray.rows import Sample
 from bezoar_ray.samples import SampleFiles, Spill, count_samples, iter_samples

@@ -12,11 +12,12 @@ import orjson
 
 from bezoar_ray import sources
 from bezoar_ray.errors import RecipeError
-from bezoar_ray.fan_out import Items, ItemWriter, Pass, place
+from bezoar_ray.fan_out import Pass, place
 from bezoar_ray.flow import flow
 from bezoar_ray.generate import evol_instruct, lamini, orca, own
 from bezoar_ray.generate.candidates import Remembering
 from bezoar_ray.generate.work import Work, one_for_each
+from bezoar_ray.items import Items, ItemWriter
 from bezoar_ray.recipe import SCHEMES, Recipe, Teacher
 from bezoar_ray.rows import Sample, Seed, normal, row_id
 from bezoar_ray.samples import SampleFiles, Spill

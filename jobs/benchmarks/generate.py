@@ -11,7 +11,8 @@ from functools import partial
 from pathlib import Path
 
 from bezoar_ray.cluster import ray_session
-from bezoar_ray.fan_out import Pass, Place, fan_out, spool
+from bezoar_ray.fan_out import Pass, Place, fan_out
+from bezoar_ray.items import spool
 from bezoar_ray.llm.models import model_path
 from bezoar_ray.recipe import load_recipe
 

@@ -7,11 +7,13 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 from bezoar_ray.cluster import ray_session
-from bezoar_ray.fan_out import Pass, Place, fan_out, spool
+from bezoar_ray.fan_out import Pass, Place, fan_out
+from bezoar_ray.items import spool
 from bezoar_ray.recipe import ModelPart
 from jobs.benchmarks import server
 
@@ -30,19 +32,22 @@ async def ask(item, talker):
 
 
 def figures() -> Iterator[tuple[str, list[float]]]:
-    """The bound over each one's time, in turn: start of Ray and imports excluded, start of our actor included."""
+    """The bound over each one's time, in turn: from the first request, so without imports and starts of any, to the
+    moment at which all answers are there and on disk."""
     pythons = {name: _environment(packages) for name, packages in PEERS.items()}
     shares: dict[str, list[float]] = {name: [] for name in ("judge.share", *(f"judge.share_{name}" for name in PEERS))}
-    with server.running(LATENCY) as url, ray_session():
+    with ray_session():
         for _ in range(3):
-            shares["judge.share"].append(_share(_seconds(url)))
+            shares["judge.share"].append(_share(_ours))
             for name, python in pythons.items():
-                shares[f"judge.share_{name}"].append(_share(_peers_seconds(name, python, url)))
+                shares[f"judge.share_{name}"].append(_share(partial(_theirs, name, python)))
     yield from shares.items()
 
 
-def _share(seconds: float) -> float:
-    return round(BOUND / seconds, 4)
+def _share(calls: Callable[[str], float]) -> float:
+    with server.running(LATENCY) as url:
+        over = calls(url)
+        return round(BOUND / (over - server.counts(url)["began"]), 4)
 
 
 def _environment(packages: tuple[str, ...]) -> str:
@@ -57,19 +62,20 @@ def _environment(packages: tuple[str, ...]) -> str:
     return str(python)
 
 
-def _peers_seconds(name: str, python: str, url: str) -> float:
+def _theirs(name: str, python: str, url: str) -> float:
+    """When a peer was done."""
     script = Path(__file__).parent / "peers" / f"{name}.py"
     done = subprocess.run([python, script, url, str(REQUESTS), str(SLOTS)], stdin=subprocess.DEVNULL,
                           stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, check=True)  # fmt: skip
     return float(done.stdout.splitlines()[-1])
 
 
-def _seconds(url: str) -> float:
+def _ours(url: str) -> float:
+    """When we were done."""
     part = ModelPart(model="m", base_url=url, max_in_flight=SLOTS)
     with tempfile.TemporaryDirectory() as folder:
         items = spool((str(n).encode() for n in range(REQUESTS)), Path(folder) / "items.arrow")
-        began = time.monotonic()
         rows = sum(1 for _ in fan_out([(items, Pass(ask, part, "judge"))], [], Place(folder, "s")))
-        took = time.monotonic() - began
+        over = time.monotonic()
     assert rows == REQUESTS
-    return took
+    return over

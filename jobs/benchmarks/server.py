@@ -45,22 +45,24 @@ class Allowance:
 
 def app(latency: float, allowance: Allowance | None) -> web.Application:
     """The server: a teacher's or a judge's answer, always new."""
-    numbers = itertools.count()
+    numbers, began = itertools.count(), list[float]()
 
     async def chat(request: web.Request) -> web.Response:
         body = await request.json()
+        if not began and body["messages"]:  # curator's first request has none
+            began.append(time.monotonic())
         if allowance and (wait := allowance.ask()) is not None:
             refusal = {"error": {"message": "slow down"}}
             return web.json_response(refusal, status=429, headers={"retry-after": f"{wait:.4f}"})
         await asyncio.sleep(latency)
-        prompt = "".join(message["content"] for message in body["messages"])  # curator's first request has none
+        prompt = "".join(message["content"] for message in body["messages"])
         return web.json_response(_completion(_said(prompt, next(numbers))))
 
     async def models(_: web.Request) -> web.Response:
         return web.json_response({"object": "list", "data": [{"id": "m", "object": "model"}]})
 
     async def counts(_: web.Request) -> web.Response:
-        return web.json_response(vars(allowance) if allowance else {})
+        return web.json_response({"began": began[0]} | (vars(allowance) if allowance else {}))
 
     server = web.Application(client_max_size=2**26)
     server.add_routes(
@@ -95,7 +97,7 @@ def running(latency: float = 0.0, rates: list[float] | None = None, period: floa
 
 
 def counts(url: str) -> dict[str, float]:
-    """What the server has allowed, served and refused."""
+    """What the server has allowed, served and refused, and when the first request came, by the monotonic clock."""
     with urllib.request.urlopen(url.removesuffix("/v1") + "/counts") as answer:
         return json.load(answer)
 
