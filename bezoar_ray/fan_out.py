@@ -9,8 +9,9 @@ answered before. The items of the first cells lie on disk; Ray is given their nu
 import asyncio
 import os
 import pickle
-import time
+import threading
 import traceback
+from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass
 from itertools import chain, islice
@@ -73,15 +74,15 @@ def fan_out(heads: list[tuple[Items, Pass]], tail: list[Pass], place: Place) -> 
     _check_room(passes)
     _quieten(ray.data.DataContext.get_current())
     cells = [items.cells(work.part.max_in_flight) for items, work in heads]
-    size = FEW * min(len(of_head[0]) for of_head in cells)
+    sizes = [FEW * len(of_head[0]) for of_head in cells]
     meter, branches = _meter(passes, place), []
     for n, ((items, work), of_head) in enumerate(zip(heads, cells, strict=True)):
         places = [{"start": cell.start, "stop": cell.stop} for cell in of_head]
         numbers = ray.data.from_items(places, override_num_blocks=len(places))
-        branches.append(_mapped(numbers, work, size, (work, place, (meter, str(n)), items)))
+        branches.append(_mapped(numbers, work, sizes[n], (work, place, (meter, str(n)), items)))
     rows = branches[0].union(*branches[1:]) if branches[1:] else branches[0]
     for n, work in enumerate(tail, len(heads)):
-        rows = _mapped(rows, work, size, (work, place, (meter, str(n))))
+        rows = _mapped(rows, work, max(sizes), (work, place, (meter, str(n))))
     done = (
         cell
         for batch in rows.iter_batches(batch_size=None, batch_format="pyarrow")
@@ -90,7 +91,7 @@ def fan_out(heads: list[tuple[Items, Pass]], tail: list[Pass], place: Place) -> 
     missing = sum(map(len, cells))
     for cell, error in done:
         if error:
-            _drain(done, sum(2 * _tasks(work.part, size) * work.part.most_actors for work in passes))
+            _drain(done, sum(2 * _tasks(work.part, min(sizes)) * work.part.most_actors for work in passes))
             raise pickle.loads(error)
         missing -= 1
         yield from lines(cell)
@@ -177,7 +178,8 @@ def _meter(passes: list[Pass], place: Place) -> Any:
     of_lines = {str(n): terms(work.part, work.role, place.limits) for n, work in enumerate(passes)}
     if not any(of_lines.values()):
         return None
-    actor = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1, max_concurrency=1000)(RunMeter)
+    # Never restarted: another one would not know what the first has granted and nobody has written down yet.
+    actor = ray.remote(num_cpus=0, max_concurrency=1000)(RunMeter)
     return actor.remote(place.root, of_lines, place.limits)
 
 
@@ -203,10 +205,9 @@ def _check_room(passes: list[Pass]) -> None:
 
 def _drain(cells: Iterator[Any], under_way: int) -> None:
     """After a fault: let calls that are on their way be answered and recorded, as they are paid for."""
-    end = time.monotonic() + _DRAIN_SECONDS
-    for _ in islice(cells, under_way):
-        if time.monotonic() > end:
-            return
+    rest = threading.Thread(target=lambda: deque(islice(cells, under_way), maxlen=0), daemon=True)
+    rest.start()
+    rest.join(_DRAIN_SECONDS)  # whoever hangs is not waited for
 
 
 def _quieten(context: Any) -> None:

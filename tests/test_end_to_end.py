@@ -2,24 +2,53 @@ import random
 import time
 from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
 
+import orjson
 import pyarrow.parquet as pq
 import pytest
 
 from bezoar_ray.recipe import CHECKPOINTS, SCHEMES
-from tests.end_to_end import Command, in_stage, replies, summary
+from tests.end_to_end import SMALL, Command, in_stage, replies, summary
+from tests.endpoint import serving
+from tests.scripted import says
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 IN_FLIGHT = 192  # calls of one actor that may be under way when it is killed
 
 
 @pytest.fixture(scope="session")
-def small_run(tiny_world, tmp_path_factory) -> Path:
-    """A whole small run, undisturbed."""
-    run_dir = tmp_path_factory.mktemp("small") / "run"
+def killed(tiny_world, tmp_path_factory) -> SimpleNamespace:
+    """A small run that is killed in every stage, and started again each time: its folder, the answers that were there
+    at each kill, and what was left of its processes ten seconds later."""
+    run_dir, rng = tmp_path_factory.mktemp("small") / "run", random.Random(0)
+    kept, left = [], []
+    for stage in ("generate", "sft", "dpo", "evaluate"):
+        command = Command(run_dir)
+        command.wait_until(lambda stage=stage: in_stage(run_dir, stage))
+        if stage == "generate":  # and filter, which goes on beside it
+            command.wait_until(lambda: len(replies(run_dir, "teacher")) > 20 and len(replies(run_dir, "judge")) > 5)
+            assert in_stage(run_dir, "filter")
+        else:
+            time.sleep(rng.uniform(1, 25))
+        kept.append(dict(replies(run_dir)))
+        if stage == "generate":
+            command.kill_driver()  # alone: what it started has to go by itself
+        else:
+            command.kill_everything()
+        deadline = time.monotonic() + 10
+        while command.processes() and time.monotonic() < deadline:
+            time.sleep(0.2)
+        left += [process.cmdline() for process in command.processes()]
     code, output = Command(run_dir).wait()
     assert code == 0, output
-    return run_dir
+    return SimpleNamespace(run_dir=run_dir, kept=kept, left=left)
+
+
+@pytest.fixture
+def small_run(killed) -> Path:
+    """The folder of a whole run."""
+    return killed.run_dir
 
 
 def ids(run_dir: Path, status: str) -> dict[str, set[str]]:
@@ -60,33 +89,21 @@ def test_a_second_run_makes_no_call_and_trains_nothing(small_run):
     assert {path: path.stat().st_mtime_ns for path in small_run.glob("checkpoints/**/*.safetensors")} == checkpoints
 
 
-def test_a_run_killed_in_every_stage_ends_as_an_undisturbed_one(small_run, tmp_path):
-    run_dir, rng = tmp_path / "run", random.Random(0)
-    for stage in ("generate", "sft", "dpo", "evaluate"):
-        command = Command(run_dir)
-        command.wait_until(lambda stage=stage: in_stage(run_dir, stage))
-        if stage == "generate":  # and filter, which goes on beside it
-            command.wait_until(lambda: len(replies(run_dir, "teacher")) > 20 and len(replies(run_dir, "judge")) > 5)
-            assert in_stage(run_dir, "filter")
-        else:
-            time.sleep(rng.uniform(1, 25))
-        before = dict(replies(run_dir))
-        if stage == "generate":
-            command.kill_driver()  # alone: what it started has to go by itself
-        else:
-            command.kill_everything()
-        deadline = time.monotonic() + 10
-        while command.processes() and time.monotonic() < deadline:
-            time.sleep(0.2)
-        assert [process.cmdline() for process in command.processes()] == []
-        after = replies(run_dir)
-        assert before.items() <= dict(after).items()
-    code, output = Command(run_dir).wait()
+def test_a_killed_run_leaves_no_process_and_loses_and_repeats_no_answer(killed):
+    assert killed.left == []
+    answers = replies(killed.run_dir)
+    for kept in killed.kept:
+        assert kept.items() <= dict(answers).items()
+    times = Counter(key for key, _ in answers)
+    assert times.total() - len(times) <= IN_FLIGHT
+
+
+def test_a_killed_run_has_the_rows_of_an_undisturbed_one_whatever_the_teacher_says(small_run, tmp_path):
+    with serving(says) as server:
+        teacher = orjson.dumps({"model": "scripted", "base_url": server.url}).decode()
+        code, output = Command(tmp_path, "--stages", "generate", sets=[*SMALL, f"teacher={teacher}"]).wait()
     assert code == 0, output
-    assert ids(run_dir, "generated") == ids(small_run, "generated")
-    asked = Counter(key for key, _ in replies(run_dir))
-    assert sum(times - 1 for times in asked.values()) <= IN_FLIGHT
-    assert dict(after).items() <= dict(replies(run_dir)).items()
+    assert ids(tmp_path, "generated") == ids(small_run, "generated")
 
 
 def test_an_interrupted_run_says_so_and_a_second_command_meets_the_lock(tmp_path):

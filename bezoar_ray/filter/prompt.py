@@ -58,7 +58,7 @@ def _objects(reply: str) -> Iterator[Any]:
         try:
             value, end = decoder.raw_decode(reply, place)
             yield value
-        except ValueError:
+        except (ValueError, RecursionError):
             end = place + 1
         place = reply.find("{", end)
 
@@ -66,6 +66,7 @@ def _objects(reply: str) -> Iterator[Any]:
 def _rated(value: Any) -> tuple[float, str] | None:
     try:
         rating = float(value["rating"])
-    except (ValueError, KeyError, TypeError):
+        reason = str(value.get("reason", "")).encode(errors="replace").decode()  # half a character cannot be written
+    except (ValueError, KeyError, OverflowError, TypeError):
         return None
-    return (rating, str(value.get("reason", ""))) if 1 <= rating <= 5 else None
+    return (rating, reason) if 1 <= rating <= 5 else None

@@ -19,7 +19,7 @@ import orjson
 from bezoar_ray.errors import BezoarError, BudgetReached
 from bezoar_ray.llm.chat import CallFailed, Deferred, Messages, Reply, Sampling, TryAgain
 from bezoar_ray.llm.client import Caller, need, took
-from bezoar_ray.llm.endpoint import fault, open_client, parameters, read_reply
+from bezoar_ray.llm.endpoint import fault, open_client, parameters, read_reply, redacted
 from bezoar_ray.llm.ledger import Ledger
 from bezoar_ray.llm.meter import Need, Permits
 from bezoar_ray.llm.models import identity
@@ -124,6 +124,7 @@ class Batches(Caller):
             raise reached
 
     async def _sent(self, name: str, data: bytes, bounds: dict[str, float]) -> dict[str, Need]:
+        self._ledger.check_held()
         self._record(name, bounds, over=False)
         upload = partial(self._client.files.create, file=(f"{name}.jsonl", data), purpose="batch")
         file = await self._patiently(upload)
@@ -131,6 +132,7 @@ class Batches(Caller):
 
     async def _created(self, name: str, file: str) -> str:
         """The id of a batch: of the one that an attempt whose answer was lost has made, where there is one."""
+        self._ledger.check_held()
         if name in self._attempted and (id := (await self._found()).get(name)):
             return id
         self._attempted.add(name)
@@ -162,7 +164,8 @@ class Batches(Caller):
                     ) from error
             except (openai.APIError, ValueError) as error:
                 if tries == _TRIES:
-                    raise BezoarError(f"{self._part.base_url}: {error}. Run the same command again to go on") from error
+                    said = redacted(str(error), self._part)
+                    raise BezoarError(f"{self._part.base_url}: {said}. Run the same command again to go on") from error
             await asyncio.sleep(min(_POLL, 0.5 * 2**tries))
 
     async def _collect(self, name: str, id: str, calls: dict[str, float]) -> dict[str, Need]:
@@ -179,9 +182,11 @@ class Batches(Caller):
                 used |= dict(zip(answered, settled, strict=True))
         self._record(name, {}, over=True)
         if batch.status == "failed" and not used:
-            raise BezoarError(f"{self._part.model}: batch {id} was refused: {_errors(batch)}")
+            said = redacted(_errors(batch), self._part)
+            raise BezoarError(f"{self._part.model}: batch {id} was refused: {said}")
         for key in calls.keys() - used.keys():
-            self._fail(key, *faults[key])
+            status, said = faults[key]
+            self._fail(key, status, redacted(said, self._part))
         return used
 
     async def _settle(self, key: str, reply: Reply, calls: dict[str, float]) -> Need:

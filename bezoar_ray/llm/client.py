@@ -79,8 +79,7 @@ class Talker(Caller):
         tries = 0
         while True:
             try:
-                async with self._suspects(key):
-                    return await self._breaker.run(partial(self._attempt, key, messages, sampling), tries == 0)
+                return await self._answered(key, messages, sampling, first=tries == 0)
             except TryAgain as fault:
                 if fault.limited:  # its pace waits
                     continue
@@ -95,53 +94,56 @@ class Talker(Caller):
                 raise
             await asyncio.sleep(wait)
 
+    async def _answered(self, key: str, messages: Messages, sampling: Sampling, first: bool) -> Reply:
+        """The reply to one attempt, durable. Its slot is free as soon as the reply is there."""
+        most = need(messages, sampling, self._part)
+        async with self._suspects(key), self._slots:
+            reply = await self._breaker.run(partial(self._attempt, key, messages, sampling, most), first)
+        used = took(reply, most, self._part)
+        try:
+            await self._ledger.settle(key, self._part.model, reply, used.usd)
+        finally:
+            self._settle(most, used)
+        return reply
+
     @contextlib.asynccontextmanager
     async def _suspects(self, key: str):
         """Calls that were in flight when an engine died go one at a time, so that the deadly one is found out."""
-        deaths = self._ledger.deaths(key)
+        deaths = 0 if self._part.base_url else self._ledger.deaths(key)
         if deaths >= _DEADLY:
             raise CallFailed(f"{deaths} engines died while they answered this")
         async with self._alone if deaths else contextlib.nullcontext():
             yield
 
-    async def _attempt(self, key: str, messages: Messages, sampling: Sampling) -> Reply:
-        """The reply to one attempt, durable. Its slot is free as soon as it is there."""
-        most = need(messages, sampling, self._part)
-        async with self._slots:
-            reply, used = await self._permitted(key, messages, sampling, most)
-        await self._ledger.settle(key, self._part.model, reply, used.usd)
-        return reply
-
-    async def _permitted(self, key: str, messages: Messages, sampling: Sampling, most: Need) -> tuple[Reply, Need]:
-        """The reply to one attempt that may take `most`, and what it took."""
+    async def _attempt(self, key: str, messages: Messages, sampling: Sampling, most: Need) -> Reply:
+        """The reply to one attempt. What it may take stays reserved; after a fault, what it took is settled."""
         if self._over:
             raise self._over
-        self._ledger.check_held()
-        if not self._permits:
-            return await self._sent(key, messages, sampling, most)
-        await self._permits.take(most)
-        used = most
+        if self._permits:
+            await self._permits.take(most)
         try:
-            reply, used = await self._sent(key, messages, sampling, most)
-        except (TryAgain, CallFailed, BezoarError) as fault:
-            used = most if _billed(fault) else Need()
+            return await self._sent(key, messages, sampling, most)
+        except BaseException as fault:
+            free = isinstance(fault, (TryAgain, CallFailed, BezoarError)) and not _billed(fault)
+            self._settle(most, Need() if free else most)
             raise
-        finally:
-            self._permits.settle(most, used)
-        return reply, used
 
-    async def _sent(self, key: str, messages: Messages, sampling: Sampling, most: Need) -> tuple[Reply, Need]:
+    def _settle(self, most: Need, used: Need) -> None:
+        if self._permits:
+            self._permits.settle(most, used)
+
+    async def _sent(self, key: str, messages: Messages, sampling: Sampling, most: Need) -> Reply:
         turn = await self._pace.turn()
+        self._ledger.check_held()
         if most.usd or not self._part.base_url:
             await self._ledger.intend(key, most.usd)
         try:
-            reply = await self._model.complete(messages, sampling)
+            return await self._model.complete(messages, sampling)
         except (TryAgain, CallFailed, BezoarError) as fault:
             if isinstance(fault, TryAgain) and fault.limited:
                 self._pace.limited(turn, fault.after)
             await self._ledger.fail(key, self._part.model, str(fault), most.usd if _billed(fault) else 0.0)
             raise
-        return reply, took(reply, most, self._part)
 
 
 def open_talker(

@@ -1,5 +1,6 @@
 """An OpenAI-compatible endpoint: GPT-4, Claude, vLLM's server, a served checkpoint, the tiny judge."""
 
+import asyncio
 import contextlib
 import os
 import re
@@ -38,11 +39,14 @@ class OpenAIEndpoint:
 
         body = {"model": self._part.model, "messages": messages} | parameters(self._part.model, sampling)
         try:  # not chat.completions.create, which takes half of a call's CPU time to check types on both ways
-            return read_reply(await self._client.post("/chat/completions", body=body, cast_to=object))
+            async with asyncio.timeout(self._part.timeout):  # the client's own is for each read of the answer
+                return read_reply(await self._client.post("/chat/completions", body=body, cast_to=object))
         except openai.APIStatusError as error:
             raise fault(error, self._part) from error
+        except TimeoutError as error:
+            raise TryAgain(f"{self._part.base_url}: no whole answer within {self._part.timeout:g} s") from error
         except (openai.APIError, ValueError) as error:  # a lost connection, a cut or broken body, one without a choice
-            raise TryAgain(f"{self._part.base_url}: {error}") from error
+            raise TryAgain(f"{self._part.base_url}: {redacted(str(error), self._part)[:300]}") from error
 
     async def close(self) -> None:
         """Close the connections."""
@@ -52,8 +56,7 @@ class OpenAIEndpoint:
 def fault(error: Any, part: ModelPart) -> Exception:
     """An error status of the client's, sorted into what passes, what ends this call, and what ends the stage."""
     status, where = error.status_code, f"{part.model} at {part.base_url}"
-    key = os.environ.get(part.api_key_env or "")
-    said = error.message.replace(key, "***") if key else error.message  # some gateways say the key that they refuse
+    said = redacted(error.message, part)
     if error.code == "insufficient_quota":  # OpenAI sends it as 429, which no waiting mends
         status = 402
     if status in _REFUSED:
@@ -68,6 +71,12 @@ def fault(error: Any, part: ModelPart) -> Exception:
             f"{where} answers {status}: {said}", seconds_to_wait(error.response.headers), limited=status == 429
         )
     return CallFailed(f"{where} answers {status}: {said}")
+
+
+def redacted(said: str, part: ModelPart) -> str:
+    """What an endpoint said, without the key: some gateways say the one that they refuse."""
+    key = os.environ.get(part.api_key_env or "")
+    return said.replace(key, "***") if key else said
 
 
 def open_client(part: ModelPart) -> Any:
@@ -106,7 +115,7 @@ def read_reply(answer: Any) -> Reply:
         tokens = [usage.get(name) or 0 for name in ("prompt_tokens", "completion_tokens")]
         return Reply(text, choice.get("finish_reason") or "stop", *tokens)
     except (AttributeError, IndexError, KeyError, TypeError) as error:
-        raise ValueError(f"answers without a choice: {str(answer)[:300]}") from error
+        raise ValueError(f"answers without a choice: {answer}") from error
 
 
 def api_key(part: ModelPart) -> str | None:

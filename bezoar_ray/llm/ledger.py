@@ -140,7 +140,7 @@ class Ledger:
             batch, self._waiting = self._waiting, []
             try:
                 offset = await asyncio.to_thread(self._append, b"".join(line for line, _ in batch))
-            except BezoarError as error:
+            except Exception as error:
                 for _, written in batch:
                     if not written.done():  # done: a cancelled call, which nobody waits for any more
                         written.set_exception(error)
@@ -158,9 +158,9 @@ class Ledger:
 
     def _append(self, data: bytes) -> int:
         """Write all of it, or nothing, as half a line would join with the next one; the offset of what was written."""
-        self._look()
         file, left, size = self._own.fileno(), memoryview(data), None
         try:
+            self._look()
             size = os.fstat(file).st_size
             while left:
                 left = left[self._own.write(left) :]

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from bezoar_ray.errors import BudgetReached
 
 _BURST = 1.0  # seconds of a limit that may be used at once
-_STALE = 900.0  # seconds without a settlement after which what is reserved counts as lost
+_STALE = 300.0  # seconds without a settlement after which what is reserved counts as lost: its process has died
 _NOTHING = 1e-9  # dollars
 _FLUSH = 0.1  # seconds for which settlements gather
 
@@ -211,7 +211,8 @@ class Permits:
                         granted.set_exception(error)
                 self._waiting.clear()
                 return
-            ready, self._waiting = self._waiting[: lease.granted or 1], self._waiting[lease.granted or 1 :]
+            count = len(self._waiting) if lease.why else lease.granted
+            ready, self._waiting = self._waiting[:count], self._waiting[count:]
             for need, granted in ready:
                 if not granted.done():
                     granted.set_exception(BudgetReached(lease.why)) if lease.why else granted.set_result(None)

@@ -1,5 +1,6 @@
 import asyncio
 
+import orjson
 import pytest
 
 from bezoar_ray.filter.judge import judge_sample
@@ -47,6 +48,22 @@ def test_nonsense_twice_is_never_accepted(reply):
     found, calls = verdict(reply, reply, accept_rating=1)
     assert (found.status, found.rating, len(calls)) == ("failed", None, 2)
     assert reply in found.reason
+
+
+@pytest.mark.parametrize(
+    "reply",
+    ['{"rating": ' + "9" * 400 + "}", '{"a":' + "[" * 100_000, '{"rating": NaN}', '{"rating": {"rating": 5}}'],
+    ids=["more digits than a float has", "deeper than the stack", "not a number", "an object"],
+)
+def test_no_reply_can_end_the_stage(reply):
+    found, _ = verdict(reply, reply)
+    assert found.status == "failed"
+
+
+def test_half_a_character_in_a_reason_can_be_written_down():
+    found, _ = verdict(r'{"reason": "so \ud83d so", "rating": 4}')
+    assert (found.status, found.reason) == ("accepted", "so ? so")
+    assert orjson.dumps(found.reason)
 
 
 def test_a_failed_call_is_a_failed_verdict():

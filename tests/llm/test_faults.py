@@ -54,7 +54,7 @@ def test_a_fault_that_stays_fails_its_row_with_its_reason_and_no_other(tmp_path,
     assert {reply.text for reply in answers.values()} == {"four"}
 
 
-@pytest.mark.parametrize("status", [401, 500])
+@pytest.mark.parametrize("status", [200, 401, 500])
 def test_a_key_that_the_endpoint_says_back_is_not_repeated(tmp_path, monkeypatch, status):
     said = orjson.dumps({"error": {"message": f"wrong key: {KEY}"}})
     answers, _ = ask_all(tmp_path, lambda *_: (status, said), ["r"], monkeypatch, retries=0)

@@ -211,6 +211,51 @@ def test_an_outage_that_opens_the_circuit_fails_no_call(tmp_path, scripted):
     assert asyncio.run(go()) == ["4"] * 25
 
 
+def test_while_a_circuit_is_open_the_calls_that_wait_for_a_slot_stay_where_they_are(tmp_path, scripted):
+    def answer(messages):
+        raise TryAgain("503", after=0)
+
+    async def go():
+        one = talker(tmp_path, model, PART.model_copy(update={"max_in_flight": 8}))
+        calls = [asyncio.create_task(one.for_row(f"r{n}")(QUESTION, step="x")) for n in range(300)]
+        await asyncio.sleep(0.5)  # the first probe comes later
+        for call in calls:
+            call.cancel()
+        await asyncio.gather(*calls, return_exceptions=True)
+
+    model = scripted(answer)
+    asyncio.run(go())
+    assert 20 <= len(model.asked) <= 40
+
+
+def test_calls_that_an_endpoint_was_asked_when_its_process_died_are_not_blamed(tmp_path, scripted):
+    part = PAID.model_copy(update={"base_url": "http://x", "max_in_flight": 8})
+
+    class Silent(scripted):
+        async def complete(self, messages, sampling):
+            await asyncio.sleep(60)
+
+    async def go(model, seconds):
+        one = talker(tmp_path, model, part)
+        calls = [asyncio.create_task(one.for_row(f"r{n}")(QUESTION, step="x")) for n in range(8)]
+        await asyncio.wait(calls, timeout=seconds)
+        return [call.result().text for call in calls if call.done()]  # a process that dies closes nothing
+
+    for _ in range(3):
+        assert asyncio.run(go(Silent(lambda m: ""), 0.2)) == []
+    assert asyncio.run(go(scripted(lambda m: "4"), 5)) == ["4"] * 8
+
+
+def test_a_fault_of_the_disk_that_nobody_foresaw_ends_the_calls(tmp_path):
+    async def go():
+        ledger = Ledger(tmp_path, "teacher", "one")
+        (tmp_path / SESSION).mkdir()  # reading it is an error
+        with pytest.raises(BezoarError, match="cannot write"):
+            await asyncio.wait_for(ledger.intend("aa", 1.0), 5)
+
+    asyncio.run(go())
+
+
 def test_prompts_that_nothing_answers_fail_and_open_no_circuit(tmp_path, scripted):
     def answer(messages):
         if messages[0]["content"] == "bad":
@@ -218,7 +263,7 @@ def test_prompts_that_nothing_answers_fail_and_open_no_circuit(tmp_path, scripte
         return "4"
 
     async def go():
-        one = talker(tmp_path, scripted(answer))
+        one = talker(tmp_path, scripted(answer), PART.model_copy(update={"max_in_flight": 4}))
         one._breaker = Breaker("m", first=60)  # a circuit that opens would hold the test up
         contents = ["fine", "bad", "fine"] * 15
         asks = [one.for_row(f"r{n}")([{"role": "user", "content": c}], step="x") for n, c in enumerate(contents)]
