@@ -97,8 +97,12 @@ class Talker(Caller):
     async def _answered(self, key: str, messages: Messages, sampling: Sampling, first: bool) -> Reply:
         """The reply to one attempt, durable. Its slot is free as soon as the reply is there."""
         most = need(messages, sampling, self._part)
-        async with self._suspects(key), self._slots:
-            reply = await self._breaker.run(partial(self._attempt, key, messages, sampling, most), first)
+        try:
+            async with self._suspects(key), self._slots:
+                reply = await self._breaker.run(partial(self._attempt, key, messages, sampling, most), first)
+        except (TryAgain, CallFailed, BezoarError):
+            await self._ledger.flushed()
+            raise
         used = took(reply, most, self._part)
         try:
             await self._ledger.settle(key, self._part.model, reply, used.usd)
@@ -142,7 +146,7 @@ class Talker(Caller):
         except (TryAgain, CallFailed, BezoarError) as fault:
             if isinstance(fault, TryAgain) and fault.limited:
                 self._pace.limited(turn, fault.after)
-            await self._ledger.fail(key, self._part.model, str(fault), most.usd if _billed(fault) else 0.0)
+            self._ledger.fail(key, self._part.model, str(fault), most.usd if _billed(fault) else 0.0)
             raise
 
 

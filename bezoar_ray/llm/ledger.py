@@ -103,14 +103,18 @@ class Ledger:
         offset = await self._queue({"reply": key, "model": model, "answer": reply, "usd": usd})
         self._places[bytes.fromhex(key)] = (len(self._segments) - 1) << _OFFSET_BITS | offset
 
-    async def fail(self, key: str, model: str, error: str, usd: float) -> None:
-        """Record an attempt that ended without an answer, and what it may have cost."""
-        await self._queue({"failed": key, "model": model, "error": error, "usd": usd})
+    def fail(self, key: str, model: str, error: str, usd: float) -> None:
+        """Record an attempt that ended without an answer, and what it may have cost. Durable after `flushed`."""
+        self._queue({"failed": key, "model": model, "error": error, "usd": usd})
+
+    async def flushed(self) -> None:
+        """Wait until all that was recorded is durable."""
+        if self._committing:
+            await asyncio.wait([self._committing])
 
     async def close(self) -> None:
         """Wait for what is being written, and end the segment."""
-        if self._committing:
-            await self._committing
+        await self.flushed()
         for segment in (self._own, *self._segments):
             segment.close()
 

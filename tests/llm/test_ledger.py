@@ -263,7 +263,7 @@ def test_prompts_that_nothing_answers_fail_and_open_no_circuit(tmp_path, scripte
         return "4"
 
     async def go():
-        one = talker(tmp_path, scripted(answer), PART.model_copy(update={"max_in_flight": 4}))
+        one = talker(tmp_path, scripted(answer))
         one._breaker = Breaker("m", first=60)  # a circuit that opens would hold the test up
         contents = ["fine", "bad", "fine"] * 15
         asks = [one.for_row(f"r{n}")([{"role": "user", "content": c}], step="x") for n, c in enumerate(contents)]
