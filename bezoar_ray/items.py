@@ -24,21 +24,22 @@ class Items:
     batches: int
 
     def __iter__(self) -> Iterator[bytes]:
-        with pa.memory_map(self.path) as file:
-            reader = pa.ipc.open_file(file)
-            for number in range(self.batches):
-                yield from reader.get_batch(number).column(0).to_pylist()
+        return self._items(range(self.batches))
 
     def read(self, cell: range) -> list[bytes]:
         """The items of a cell."""
-        with pa.memory_map(self.path) as file:
-            reader = pa.ipc.open_file(file)
-            return [item for number in cell for item in reader.get_batch(number).column(0).to_pylist()]
+        return list(self._items(cell))
 
     def cells(self, slots: int) -> list[range]:
         """The record batches of each cell, for a model with so many calls in flight: two cells or more fill them."""
         length = max(1, min(slots // 2 // FEW, self.batches // _ENOUGH), math.ceil(self.batches / _MOST))
         return [range(start, min(start + length, self.batches)) for start in range(0, self.batches, length)]
+
+    def _items(self, batches: range) -> Iterator[bytes]:
+        with pa.memory_map(self.path) as file:
+            reader = pa.ipc.open_file(file)
+            for number in batches:
+                yield from reader.get_batch(number).column(0).to_pylist()
 
 
 class ItemWriter:

@@ -1,6 +1,7 @@
 import random
 import time
 from collections import Counter
+from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -20,7 +21,7 @@ IN_FLIGHT = 192  # calls of one actor that may be under way when it is killed
 @pytest.fixture(scope="session")
 def killed(tiny_world, tmp_path_factory) -> SimpleNamespace:
     """A small run that is killed in every stage, and started again each time: its folder, the answers that were there
-    at each kill, and what was left of its processes ten seconds later."""
+    before and after each kill, and what was left of its processes ten seconds later."""
     run_dir, rng = tmp_path_factory.mktemp("small") / "run", random.Random(0)
     kept, left = [], []
     for stage in ("generate", "sft", "dpo", "evaluate"):
@@ -40,6 +41,7 @@ def killed(tiny_world, tmp_path_factory) -> SimpleNamespace:
         while command.processes() and time.monotonic() < deadline:
             time.sleep(0.2)
         left += [process.cmdline() for process in command.processes()]
+        kept.append(dict(replies(run_dir)))
     code, output = Command(run_dir).wait()
     assert code == 0, output
     return SimpleNamespace(run_dir=run_dir, kept=kept, left=left)
@@ -92,8 +94,8 @@ def test_a_second_run_makes_no_call_and_trains_nothing(small_run):
 def test_a_killed_run_leaves_no_process_and_loses_and_repeats_no_answer(killed):
     assert killed.left == []
     answers = replies(killed.run_dir)
-    for kept in killed.kept:
-        assert kept.items() <= dict(answers).items()
+    for kept, later in pairwise([*killed.kept, dict(answers)]):
+        assert kept.items() <= later.items()
     times = Counter(key for key, _ in answers)
     assert times.total() - len(times) <= IN_FLIGHT
 

@@ -8,7 +8,7 @@ import pytest
 
 from bezoar_ray.errors import BudgetReached, RecipeError
 from bezoar_ray.fan_out import Pass, Place, fan_out
-from bezoar_ray.items import spool
+from bezoar_ray.items import Items, spool
 from bezoar_ray.llm.ledger import accounts
 from bezoar_ray.llm.limits import Limit
 from bezoar_ray.recipe import ModelPart, Prices
@@ -93,7 +93,7 @@ def test_actors_that_can_never_all_start_are_refused_at_once(ray_session, tmp_pa
 def test_without_items_nothing_is_started(tmp_path):
     nobody = ModelPart(model="no such")
     nothing = spool([], tmp_path / "none.arrow")
-    assert nothing.batches == 0
+    assert nothing == Items(str(tmp_path / "none.arrow"), 0)
     assert list(fan_out([(nothing, Pass(once, nobody, "teacher"))], [], Place("", "s1"))) == []
 
 

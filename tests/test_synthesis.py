@@ -51,7 +51,7 @@ def test_whatever_an_endpoint_answers_every_row_ends_with_its_reason_and_the_key
         assert all(sample.reason for status in ("rejected", "failed") for sample in ends[status])
         assert all(sample.finish_reason == "stop" for sample in ends["accepted"])
     assert sum(data[scheme]["failed"] for scheme in YIELD) > 0 < sum(data[scheme]["accepted"] for scheme in YIELD)
-    calls = accounts(store.root, "s")
+    calls = accounts(store.root, "s")  # a request that was cut off may not have arrived
     assert calls["teacher"]["attempts"] + calls["judge"]["attempts"] >= sum(faulty.asked.values())
     printed = capsys.readouterr()
     said = orjson.dumps({name: outcome.summary for name, outcome in outcomes.items()}).decode() + printed.out

@@ -1,6 +1,5 @@
 """Instructions that ask the same in other words: near one another for a sentence-embedding model."""
 
-from collections.abc import Iterable
 from typing import Any
 
 from bezoar_ray.llm.models import model_path
@@ -9,11 +8,11 @@ from bezoar_ray.recipe import Meaning
 _BLOCK = 1_000  # rows that are compared with all before them at a time
 
 
-def same_meaning(tasks: Iterable[str], part: Meaning) -> list[bool]:
+def same_meaning(tasks: list[str], part: Meaning) -> list[bool]:
     """Whether an earlier instruction, which is kept itself, is as near. The model runs in a Ray task on a CPU."""
     import ray
 
-    return ray.get(ray.remote(_found).remote(list(tasks), part))
+    return ray.get(ray.remote(_found).remote(tasks, part))
 
 
 def _found(tasks: list[str], part: Meaning) -> list[bool]:

@@ -132,9 +132,8 @@ def _decided(rows: Any, part: Filter, benchmarks: Benchmarks | None) -> Iterator
 
 def _mark_same_meaning(part: Meaning, accepted: Callable[[], Iterator[Sample]], reasons: list[str]) -> None:
     """Mark the rows that ask what an earlier one asks in other words."""
-    rows = [row for row, reason in enumerate(reasons) if not reason]
-    tasks = (sample.task for sample, reason in zip(accepted(), reasons, strict=True) if not reason)
-    for row, same in zip(rows, same_meaning(tasks, part), strict=True):
+    left = [(row, sample.task) for row, sample in _left(accepted, reasons)]
+    for (row, _), same in zip(left, same_meaning([task for _, task in left], part), strict=True):
         reasons[row] = "same_meaning" if same else ""
 
 
@@ -142,12 +141,17 @@ def _cap(scheme: str, cap: int, accepted: Callable[[], Iterator[Sample]], reason
     """Mark the rows of a scheme that are too many. `reasons` are those against the accepted rows so far, in order."""
 
     def left() -> Iterator[tuple[int, Sample]]:
-        return ((n, s) for n, s in enumerate(accepted()) if s.scheme == scheme and not reasons[n])
+        return ((row, sample) for row, sample in _left(accepted, reasons) if sample.scheme == scheme)
 
     rated = [(row, sample.rating) for row, sample in left()]
     kept = choose((sample.task for _, sample in left()), [rating for _, rating in rated], cap)
     for (row, _), keep in zip(rated, kept, strict=True):
         reasons[row] = "" if keep else "capped"
+
+
+def _left(accepted: Callable[[], Iterator[Sample]], reasons: list[str]) -> Iterator[tuple[int, Sample]]:
+    """The accepted rows that nothing has been found against, each with its place."""
+    return ((row, sample) for row, sample in enumerate(accepted()) if not reasons[row])
 
 
 def _truth(context: Context) -> Truth | None:

@@ -92,13 +92,21 @@ def test_a_hub_that_does_not_answer_is_an_error_with_a_remedy(monkeypatch):
         sources.read([part("hub:no/such", revision="0" * 40)], "dolly")
 
 
-def test_hub_rows_are_streamed_up_to_the_limit(monkeypatch):
-    def endless(name, config, source):
-        assert (name, config, source.revision) == ("a/b", "c", "1")
-        while True:
-            yield ROWS[0]
+def test_hub_rows_are_streamed_up_to_the_limit(tmp_path, monkeypatch):
+    """`datasets` reads a folder of that name as it reads the hub; what comes after the limit would be an error."""
+    card = "---\nconfigs: [{config_name: c, data_files: [{split: train, path: [0.jsonl, 1.jsonl]}]}]\n---\n"
+    (tmp_path / "a/b").mkdir(parents=True)
+    for name, content in (("README.md", card.encode()), ("0.jsonl", LINES[: LINES.index(b"\n") + 1] * 3)):
+        (tmp_path / "a/b" / name).write_bytes(content)
+    (tmp_path / "a/b/1.jsonl").write_bytes(b"{broken")
+    monkeypatch.chdir(tmp_path)
+    real = hub._stream
 
-    monkeypatch.setattr(hub, "_stream", endless)
+    def watched(name, config, source):
+        assert (name, config, source.revision) == ("a/b", "c", "1")
+        return real(name, config, source)
+
+    monkeypatch.setattr(hub, "_stream", watched)
     loaded = sources.read([part("hub:a/b:c", revision="1", limit=3)], "dolly")
     assert [seed.source for seed in loaded.rows] == ["hub:a/b:c"] * 3
     assert len({seed.id for seed in loaded.rows}) == 3
