@@ -10,6 +10,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from bezoar_ray.recipe import CHECKPOINTS, SCHEMES
+from bezoar_ray.samples import read_samples
+from bezoar_ray.store import Store
+from bezoar_ray.tiny import World, build
 from tests.end_to_end import SMALL, Command, in_stage, replies, summary
 from tests.endpoint import serving
 from tests.scripted import says
@@ -73,6 +76,30 @@ def test_every_row_ends_somewhere(small_run):
         assert counts["generated"] == counts["accepted"] + counts["rejected"] + counts["failed"] > 0
         ended = set().union(*(ids(small_run, status)[scheme] for status in ("accepted", "rejected", "failed")))
         assert ended == ids(small_run, "generated")[scheme]
+
+
+def test_the_tiny_teacher_gives_the_filter_real_work(small_run, tiny_world):
+    found = summary(small_run)
+    for scheme in SCHEMES:
+        counts = found["data"][scheme]
+        assert counts["accepted"] > 0.1 * counts["generated"]
+        assert counts["rejected"] > 0.05 * counts["generated"]
+    judged = found["judge"]["tiny-judge"]
+    assert judged["known"] > 50
+    assert judged["precision"] > 0.85 and judged["recall"] > 0.85
+    accepted = [sample for scheme in SCHEMES for sample in read_samples(Store(small_run), scheme, "accepted")]
+    assert len({sample.task for sample in accepted}) == len(accepted)
+    read = training_text(tiny_world)
+    new = {sample.task for sample in accepted if sample.instruction not in read}
+    assert len(new) >= 0.7 * len(accepted)  # it composes, it does not recite
+
+
+def training_text(world: World) -> str:
+    """All that the teacher was trained on."""
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(world.teacher)
+    return "\n".join(tokenizer.decode(ids) for ids, _ in build.teacher_blocks(tokenizer))
 
 
 def test_truncated_rows_are_never_accepted(small_run):

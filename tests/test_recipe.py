@@ -146,3 +146,11 @@ def test_one_teacher_may_stand_alone_and_several_in_a_list():
     assert parse_recipe(recipe.model_dump(mode="json"), "again") == recipe
     with pytest.raises(RecipeError, match="teachers"):
         parse_recipe(several | {"teachers": []}, "test")
+
+
+def test_judges_of_one_name_are_refused_unless_their_revisions_differ():
+    judge = {"model": "j", "base_url": "http://a/v1"}
+    with pytest.raises(RecipeError, match=r"judges\.1\.model: 'j' judges already.*`revision`"):
+        parse_recipe(SMALL | {"judges": [judge, judge | {"base_url": "http://b/v1"}]}, "test")
+    told_apart = [judge, judge | {"base_url": "http://b/v1", "revision": "int8"}]
+    assert len(parse_recipe(SMALL | {"judges": told_apart}, "test").judges) == 2

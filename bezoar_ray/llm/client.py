@@ -16,6 +16,7 @@ from bezoar_ray.recipe import ModelPart
 
 _LONGEST_WAIT = 60.0  # seconds between two attempts
 _DEADLY = 3  # engines that died with a call in flight: the call is not made again
+_HOPELESS = 8  # times all actors died without a single answer: the model cannot work here
 _BYTES_PER_TOKEN = 4  # for limits of tokens a minute, which are no promise; money is reserved by bytes
 
 
@@ -163,14 +164,23 @@ def open_talker(
 
     `identity` names the checkpoint behind an endpoint, so that a retrained one never gets old answers. Call it where an
     event loop runs: in an async actor.
+
+    Raises:
+        BezoarError: the actors of this session keep dying before they answer anything.
     """
     from bezoar_ray.llm.endpoint import OpenAIEndpoint
     from bezoar_ray.llm.engine import VllmEngine
 
+    ledger = Ledger(root, role, session)
+    if ledger.fruitless > _HOPELESS * part.most_actors:
+        raise BezoarError(
+            f"{part.model}: {ledger.fruitless} actors died before they answered anything; see {root}/logs/{role}.log. "
+            "Give it more memory, or fewer calls at a time (max_in_flight), and run the same command again"
+        )
     model = OpenAIEndpoint(part) if part.base_url else VllmEngine(part)
     if identity:
         model.identity = identity
-    return Talker(model, Ledger(root, role, session), part, permits)
+    return Talker(model, ledger, part, permits)
 
 
 def need(messages: Messages, sampling: Sampling, part: ModelPart) -> Need:

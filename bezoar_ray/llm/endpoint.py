@@ -17,7 +17,9 @@ from bezoar_ray.llm.models import identity
 from bezoar_ray.recipe import ModelPart
 
 _REASONS = re.compile(r"(.*/)?(o\d|gpt-[5-9])")  # OpenAI's families since o1 and GPT-5
+_EVERYWHERE = {"model", "temperature", "top_p", "max_tokens", "max_completion_tokens", "response_format"}
 _REFUSED = {
+    400: "it does not take a parameter that every call has",
     401: "the key is wrong or missing",
     402: "the account is empty",
     403: "the key may not use it",
@@ -59,7 +61,7 @@ def fault(error: Any, part: ModelPart) -> Exception:
     said = redacted(error.message, part)
     if error.code == "insufficient_quota":  # OpenAI sends it as 429, which no waiting mends
         status = 402
-    if status in _REFUSED:
+    if status in _REFUSED and (status != 400 or error.param in _EVERYWHERE):
         return RecipeError(
             f"{where} answers {status}: {_REFUSED[status]}. Check `model`, `base_url` and the key in "
             f"{part.api_key_env or 'api_key_env (none given)'}. It says: {said}"

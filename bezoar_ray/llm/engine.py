@@ -12,14 +12,27 @@ from bezoar_ray.recipe import ModelPart
 _LEAST_ROOM = 64  # tokens for an answer: with fewer it would be cut off
 
 
-def engine_defaults() -> dict[str, Any]:
-    """Engine arguments that this build needs: on a CPU no graphs, and a KV cache of 1 GiB instead of most memory."""
+# On CPUs vLLM gives the model a process of its own, to bind its threads to cores. In the engine's core process it
+# starts in two thirds of the time, and says a third more tokens a second (tiny-teacher on two cores).
+_IN_CORE = "vllm.v1.executor.uniproc_executor.UniProcExecutor"
+
+
+def on_cpu(engine: dict[str, Any]) -> dict[str, Any]:
+    """A recipe's engine arguments over those that serve vLLM's CPU build best: no graphs, few processes."""
+    processes = [engine.get(f"{kind}_parallel_size", 1) for kind in ("tensor", "pipeline", "data")]
+    alone = {"distributed_executor_backend": _IN_CORE} if max(processes) == 1 else {}
+    return {"enforce_eager": True} | alone | engine
+
+
+def on_this_machine(engine: dict[str, Any]) -> dict[str, Any]:
+    """A recipe's engine arguments, completed for this build of vLLM; on a CPU with a KV cache of 1 GiB, where vLLM
+    would take most of the memory."""
     from vllm.platforms import current_platform
 
     if not current_platform.is_cpu():
-        return {}
+        return engine
     os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
-    return {"enforce_eager": True}
+    return on_cpu(engine)
 
 
 class VllmEngine:
@@ -39,7 +52,7 @@ class VllmEngine:
             trust_remote_code=part.trust_remote_code,
             enable_log_requests=False,
             disable_log_stats=True,
-            **engine_defaults() | part.engine,
+            **on_this_machine(part.engine),
         )
         self._engine = AsyncLLM.from_engine_args(arguments)
         self._tokenizer = self._engine.get_tokenizer()

@@ -58,10 +58,12 @@ class Ledger:
         self._segments = [open(path, "rb") for path in sorted(folder.glob("*.jsonl"))]
         self._places: dict[bytes, int] = {}
         self._deaths: Counter[bytes] = Counter()
+        self._fruitless = 0
         for number, segment in enumerate(self._segments):
-            same_session = Path(segment.name).name.startswith(session)
-            self._index(number, segment, count_deaths=same_session)
-        self._deaths = +self._deaths  # those above 0
+            self._index(number, segment)
+            if Path(segment.name).name.startswith(session):
+                segment.seek(0)
+                self._count_deaths(segment)
         own = folder / f"{session}-{uuid.uuid4().hex[:8]}.jsonl"
         self._own = open(own, "ab", buffering=0)
         self._segments.append(open(own, "rb"))
@@ -84,6 +86,11 @@ class Ledger:
     def deaths(self, key: str) -> int:
         """How many writers of this session have died with this attempt in flight."""
         return self._deaths[bytes.fromhex(key)]
+
+    @property
+    def fruitless(self) -> int:
+        """How many writers of this session had calls in flight when they died, or have now, and no answer to any."""
+        return self._fruitless
 
     def check_held(self) -> None:
         """See that the run directory is still this session's, or was a second ago.
@@ -118,18 +125,23 @@ class Ledger:
         for segment in (self._own, *self._segments):
             segment.close()
 
-    def _index(self, number: int, segment: BinaryIO, count_deaths: bool) -> None:
+    def _index(self, number: int, segment: BinaryIO) -> None:
         offset = 0
-        for line in segment:
-            if not line.endswith(b"\n"):
-                return
-            entry = orjson.loads(line)
-            key = bytes.fromhex(entry.get("reply") or entry.get("failed") or entry.get("intent") or "")
+        for line, entry in _entries(segment):
             if "reply" in entry:
-                self._places[key] = number << _OFFSET_BITS | offset
-            if count_deaths and "hit" not in entry:
-                self._deaths[key] += 1 if "intent" in entry else -1
+                self._places[bytes.fromhex(entry["reply"])] = number << _OFFSET_BITS | offset
             offset += len(line)
+
+    def _count_deaths(self, segment: BinaryIO) -> None:
+        in_flight: Counter[bytes] = Counter()
+        answered = False
+        for _, entry in _entries(segment):
+            if "hit" not in entry:
+                key = entry.get("intent") or entry.get("reply") or entry["failed"]
+                in_flight[bytes.fromhex(key)] += 1 if "intent" in entry else -1
+            answered = answered or "reply" in entry
+        self._deaths.update(+in_flight)  # those above 0
+        self._fruitless += bool(+in_flight) and not answered
 
     def _queue(self, line: dict[str, Any]) -> asyncio.Future[int]:
         """Group commit: all lines that gather while one fsync runs share the next. The future is the line's offset."""
@@ -238,6 +250,12 @@ class _Account:
 
 def _read(segment: Path) -> Iterator[dict[str, Any]]:
     with open(segment, "rb") as file:
-        for line in file:
-            if line.endswith(b"\n"):  # a line without its end is one that a crash tore
-                yield orjson.loads(line)
+        for _, entry in _entries(file):
+            yield entry
+
+
+def _entries(file: BinaryIO) -> Iterator[tuple[bytes, dict[str, Any]]]:
+    """The lines and what they say. One without its end is what a crash tore."""
+    for line in file:
+        if line.endswith(b"\n"):
+            yield line, orjson.loads(line)

@@ -36,7 +36,7 @@ def terms(part: ModelPart, role: str, all_limits: Iterable[Limit]) -> Terms:
 
 
 class RunMeter(Meter):
-    """A meter that knows from the ledger what was spent: also when it is started again in the middle of a run."""
+    """A meter that knows from the ledger what was spent before."""
 
     def __init__(self, root: str | Path, lines: dict[str, Terms], all_limits: Iterable[Limit]):
         spent = {role: account["usd"] for role, account in accounts(root, "").items()}

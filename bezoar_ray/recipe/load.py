@@ -71,6 +71,16 @@ class Recipe(Part):
                     raise ValueError(f"{field}: no scheme {name!r}; there are {', '.join((*SCHEMES, *sorted(own)))}")
         return self
 
+    @model_validator(mode="after")
+    def _tells_its_judges_apart(self) -> "Recipe":
+        names = [(judge.model, judge.revision) for judge in self.judges]
+        if again := next((n for n, name in enumerate(names) if name in names[:n]), None):
+            raise ValueError(
+                f"judges.{again}.model: {names[again][0]!r} judges already; an answer of one would be taken for the "
+                "other's. Where they do differ, give one a `revision` of its own"
+            )
+        return self
+
     @property
     def mt_bench_judge(self) -> ModelPart:
         """The judge of MT-Bench answers: asked live, as its second turn builds on the first."""

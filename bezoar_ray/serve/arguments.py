@@ -5,6 +5,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from bezoar_ray.errors import BezoarError
+from bezoar_ray.llm.engine import on_cpu
 from bezoar_ray.llm.models import model_path
 from bezoar_ray.recipe import CHECKPOINTS, Recipe, Serve
 from bezoar_ray.store import Store
@@ -38,8 +39,8 @@ def engine_arguments(recipe: Recipe, store: Store) -> list[str]:
 
 
 def _engine(part: Serve) -> dict[str, Any]:
-    defaults = {} if part.num_gpus else {"enforce_eager": True, "worker_extension_cls": _GROUPED_LORA}
-    return {"disable_log_stats": True} | defaults | part.engine
+    engine = part.engine if part.num_gpus else on_cpu({"worker_extension_cls": _GROUPED_LORA} | part.engine)
+    return {"disable_log_stats": True} | engine
 
 
 def _lora_flags(store: Store) -> list[str]:

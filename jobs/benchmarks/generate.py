@@ -64,9 +64,9 @@ def _theirs() -> float:
 def _measure() -> float:
     from vllm import LLM, SamplingParams
 
-    from bezoar_ray.llm.engine import engine_defaults
+    from bezoar_ray.llm.engine import on_this_machine
 
-    engine = LLM(model=model_path("tiny-teacher"), dtype="float32", disable_log_stats=True, **engine_defaults())
+    engine = LLM(model=model_path("tiny-teacher"), dtype="float32", disable_log_stats=True, **on_this_machine({}))
     tokenizer = engine.get_tokenizer()
     encode = partial(tokenizer.apply_chat_template, add_generation_prompt=True, tokenize=True, return_dict=False)
     asked = [{"prompt_token_ids": encode([{"role": "user", "content": prompt}])} for prompt in prompts()]

@@ -17,7 +17,7 @@ from bezoar_ray.generate import stage
 from bezoar_ray.generate.elimination import spoilt_instruction
 from bezoar_ray.generate.prompts import adds_nothing, evolve, evolved_answer
 from bezoar_ray.llm.chat import Messages
-from bezoar_ray.llm.engine import engine_defaults
+from bezoar_ray.llm.engine import on_this_machine
 from bezoar_ray.llm.models import model_path
 from bezoar_ray.progress import Progress
 from bezoar_ray.recipe import load_recipe, parse_recipe
@@ -34,7 +34,7 @@ def figures() -> Iterator[tuple[str, list[float]]]:
     """Ours over theirs for the rates, theirs over ours for the times."""
     import ray
 
-    defaults = engine_defaults()  # sets the environment that Ray's workers inherit
+    defaults = on_this_machine({})  # sets the environment that Ray's workers inherit
     ray.init(address="local", num_cpus=CPUS, include_dashboard=False, log_to_driver=False, object_store_memory=2**29)
     ray.data.DataContext.get_current().enable_progress_bars = False
     yield "generate.vs_ray_llm_steady", [round(generate.ours() / _their_rate(defaults), 4) for _ in range(3)]

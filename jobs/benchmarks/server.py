@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import uvloop
 from aiohttp import web
 
 
@@ -117,4 +118,4 @@ if __name__ == "__main__":
     parser.add_argument("--latency", type=float, default=0.0)
     parser.add_argument("--rates", default="")
     parser.add_argument("--period", type=float, default=5.0)
-    asyncio.run(_serve(parser.parse_args()))
+    uvloop.run(_serve(parser.parse_args()))

@@ -113,6 +113,14 @@ def test_a_refused_prompt_fails_this_call_alone(server, tmp_path):
     assert len(server.requests) == 1
 
 
+def test_a_parameter_that_the_model_does_not_take_stops_at_once_and_says_why(server, tmp_path):
+    server.statuses = [400]
+    server.bodies = [{"error": {"message": "no temperature, please", "param": "temperature", "code": "unsupported"}}]
+    with pytest.raises(RecipeError, match="(?s)a parameter that every call has.*no temperature, please"):
+        ask(server, tmp_path)
+    assert len(server.requests) == 1
+
+
 @pytest.mark.parametrize("status", [401, 402, 403, 404])
 def test_a_wrong_key_or_model_stops_at_once_and_says_why(server, tmp_path, status):
     server.statuses = [status]
@@ -152,7 +160,7 @@ def test_the_key_comes_from_the_environment_by_the_name_in_the_recipe(server, tm
     monkeypatch.setenv("MY_KEY", "secret")
     ask(server, tmp_path, api_key_env="MY_KEY")
     assert server.requests[0]["key"] == "Bearer secret"
-    (segment,) = (tmp_path / "ledger/judge").glob("*.jsonl")
+    *_, segment = sorted((tmp_path / "ledger/judge").glob("*.jsonl"), key=lambda path: path.stat().st_size)
     assert b"secret" not in segment.read_bytes()
 
 

@@ -1,6 +1,7 @@
 import asyncio
 import os
 import resource
+import uuid
 
 import orjson
 import pytest
@@ -8,7 +9,7 @@ import pytest
 from bezoar_ray.errors import BezoarError, RecipeError
 from bezoar_ray.llm.breaker import Breaker
 from bezoar_ray.llm.chat import CallFailed, ModelDied, Reply, Sampling, TryAgain
-from bezoar_ray.llm.client import Talker
+from bezoar_ray.llm.client import Talker, open_talker
 from bezoar_ray.llm.ledger import SESSION, Ledger, accounts, call_key
 from bezoar_ray.recipe import ModelPart, Prices
 
@@ -244,6 +245,22 @@ def test_calls_that_an_endpoint_was_asked_when_its_process_died_are_not_blamed(t
     for _ in range(3):
         assert asyncio.run(go(Silent(lambda m: ""), 0.2)) == []
     assert asyncio.run(go(scripted(lambda m: "4"), 5)) == ["4"] * 8
+
+
+def test_actors_that_die_again_and_again_before_they_answer_anything_end_the_stage(tmp_path):
+    part = PAID.model_copy(update={"base_url": "http://127.0.0.1:1/v1"})
+
+    async def die():
+        await Ledger(tmp_path, "judge", "one").intend(uuid.uuid4().hex, 1.0)
+
+    async def start(session):
+        await open_talker(part, str(tmp_path), "judge", session).close()
+
+    for _ in range(9):
+        asyncio.run(die())
+    with pytest.raises(BezoarError, match="scripted: 9 actors died before they answered anything"):
+        asyncio.run(start("one"))
+    asyncio.run(start("two"))
 
 
 def test_a_fault_of_the_disk_that_nobody_foresaw_ends_the_calls(tmp_path):

@@ -84,11 +84,11 @@ def test_two_workers_train_one_adapter(ray_session: None, context: Context, zero
 @pytest.mark.timeout(1800)
 def test_a_killed_run_goes_on_from_its_last_checkpoint(context: Context, tmp_path: Path) -> None:
     """Killed in the second data set: the first is not trained again, and the account has every step once."""
-    long = changed(context.recipe, epochs=200, learning_rate=1e-3, checkpoint_every=100)
+    long = changed(context.recipe, epochs=100, learning_rate=1e-3, checkpoint_every=50)
     (tmp_path / "recipe.json").write_text(long.model_dump_json())
     command = [sys.executable, "-c", RUN_SFT, str(tmp_path / "recipe.json"), str(context.store.root)]
     first = subprocess.Popen(command, stdout=subprocess.DEVNULL)
-    until(lambda: at(context) >= 500 or first.poll() is not None)
+    until(lambda: at(context) >= 250 or first.poll() is not None)
     assert first.poll() is None
     kill(first)
     log = context.store.path("logs/sft.log")
@@ -97,7 +97,7 @@ def test_a_killed_run_goes_on_from_its_last_checkpoint(context: Context, tmp_pat
     losses = {line for line in log.read_text().splitlines() if line.startswith("{'loss'")}  # some are printed twice
     by_step = context.store.read_json("train/sft/result.json")["sft"]["by_step"]
     steps = [point["step"] for point in by_step]
-    assert steps == sorted(set(steps)) and steps[-1] == 800
+    assert steps == sorted(set(steps)) and steps[-1] == 400
     assert {point["dataset"] for point in by_step} == {"lamini", "evol_instruct"}
     assert 0 < len(losses) < len(by_step)
 
