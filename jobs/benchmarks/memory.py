@@ -49,29 +49,26 @@ def _pss(top: psutil.Process) -> int:
 
 def _work(url: str, rows: int) -> None:
     from bezoar_ray.cluster import ray_session
-    from bezoar_ray.progress import Progress
-    from bezoar_ray.recipe import load_recipe, parse_recipe
-    from bezoar_ray.stage import Context
-    from bezoar_ray.store import Store
+    from bezoar_ray.recipe import load_recipe
     from bezoar_ray.synthesis import run
+    from jobs.benchmarks.context import context
 
     with tempfile.TemporaryDirectory() as folder, ray_session():
         flan = Path(folder, "flan.jsonl")
         with open(flan, "w") as file:
             for number in range(rows):
-                row = {
-                    "inputs": f"Query {number}: what comes after {number * 7}?",
-                    "targets": "x",
-                    "task_source": "CoT",
-                }
-                file.write(json.dumps(row | {"task_name": f"t{number % 100}", "template_type": "zs_noopt"}) + "\n")
-        tree = load_recipe("tiny").model_dump(mode="json")
-        tree["generate"] = {"lamini": None, "evol_instruct": None, "orca": {"rows": rows}}
-        tree["seeds"] |= {"dolly": [], "flan": [{"source": str(flan), "license": "CC0"}]}
-        tree["teachers"] = [{"model": "t", "base_url": url, "max_in_flight": 64}]
-        tree["judges"] = [{"model": "j", "base_url": url, "max_in_flight": 64}]
-        context = Context(parse_recipe(tree, "benchmark"), Store(Path(folder, "run")), "s", Progress(every=30))
-        outcomes = dict(run(context))
+                row = {"inputs": f"Query {number}: what comes after {number * 7}?", "targets": "x"}
+                row |= {"task_source": "CoT", "task_name": f"t{number % 100}", "template_type": "zs_noopt"}
+                file.write(json.dumps(row) + "\n")
+        seeds = load_recipe("tiny").seeds.model_dump(mode="json")
+        orca = context(
+            str(Path(folder, "run")),
+            generate={"lamini": None, "evol_instruct": None, "orca": {"rows": rows}},
+            seeds=seeds | {"dolly": [], "flan": [{"source": str(flan), "license": "CC0"}]},
+            teachers=[{"model": "t", "base_url": url, "max_in_flight": 64}],
+            judges=[{"model": "j", "base_url": url, "max_in_flight": 64}],
+        )
+        outcomes = dict(run(orca))
         assert sum(counts["accepted"] for counts in outcomes["filter"].summary["data"].values()) > 0.9 * rows
 
 

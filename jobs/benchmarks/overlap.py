@@ -3,18 +3,15 @@
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 from bezoar_ray.cluster import ray_session
 from bezoar_ray.filter import stage as filtering
 from bezoar_ray.generate import stage as generating
-from bezoar_ray.progress import Progress
-from bezoar_ray.recipe import load_recipe, parse_recipe
 from bezoar_ray.stage import Context
-from bezoar_ray.store import Store
 from bezoar_ray.synthesis import run as together
 from jobs.benchmarks import server
+from jobs.benchmarks.context import context
 
 SLOTS = 4  # of the judge: 800 calls of 100 ms then take about as long as the teacher does
 
@@ -23,21 +20,16 @@ def figures() -> Iterator[tuple[str, list[float]]]:
     """The tiny teacher on vLLM, and a judge server of 100 ms."""
     ratios = []
     with server.running(0.1) as url, ray_session():
+        judges = [{"model": "j", "base_url": url, "max_in_flight": SLOTS}]
         for _ in range(3):
             with tempfile.TemporaryDirectory() as apart, tempfile.TemporaryDirectory() as joined:
-                alone = [_seconds(stage.run, _context(url, apart)) for stage in (generating, filtering)]
-                both = _seconds(lambda context: dict(together(context)), _context(url, joined))
+                alone = [_seconds(stage.run, context(apart, judges=judges)) for stage in (generating, filtering)]
+                both = _seconds(lambda run: dict(together(run)), context(joined, judges=judges))
             ratios.append(round(both / max(alone), 4))
     yield "overlap.ratio", ratios
 
 
-def _context(url: str, folder: str) -> Context:
-    tree: dict[str, Any] = load_recipe("tiny").model_dump(mode="json")
-    tree["judges"] = [{"model": "j", "base_url": url, "max_in_flight": SLOTS}]
-    return Context(parse_recipe(tree, "benchmark"), Store(Path(folder)), "s", Progress(every=60))
-
-
-def _seconds(work: Callable[[Context], Any], context: Context) -> float:
+def _seconds(work: Callable[[Context], Any], run: Context) -> float:
     began = time.monotonic()
-    work(context)
+    work(run)
     return time.monotonic() - began

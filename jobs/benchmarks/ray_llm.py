@@ -9,7 +9,6 @@ import random
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 from bezoar_ray import sources
@@ -19,11 +18,9 @@ from bezoar_ray.generate.prompts import adds_nothing, evolve, evolved_answer
 from bezoar_ray.llm.chat import Messages
 from bezoar_ray.llm.engine import on_this_machine
 from bezoar_ray.llm.models import model_path
-from bezoar_ray.progress import Progress
-from bezoar_ray.recipe import load_recipe, parse_recipe
-from bezoar_ray.stage import Context
-from bezoar_ray.store import Store
+from bezoar_ray.recipe import load_recipe
 from jobs.benchmarks import generate
+from jobs.benchmarks.context import context
 
 SEEDS, EPOCHS = 60, 3
 CPUS = 8  # logical: their stages are actors, and wait for one another for ever where there are fewer
@@ -111,10 +108,10 @@ def _passed(
 
 
 def _our_chain() -> float:
-    tree: dict[str, Any] = load_recipe("tiny").model_dump(mode="json")
-    tree["generate"] = {"lamini": None, "orca": None, "evol_instruct": {"seeds": SEEDS, "epochs": EPOCHS}}
     with tempfile.TemporaryDirectory() as folder:
-        context = Context(parse_recipe(tree, "benchmark"), Store(Path(folder)), "s", Progress(every=60))
+        run = context(
+            folder, generate={"lamini": None, "orca": None, "evol_instruct": {"seeds": SEEDS, "epochs": EPOCHS}}
+        )
         began = time.monotonic()
-        stage.run(context)
+        stage.run(run)
         return time.monotonic() - began

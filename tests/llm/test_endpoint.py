@@ -16,12 +16,9 @@ from bezoar_ray.llm.client import open_talker
 from bezoar_ray.llm.endpoint import seconds_to_wait
 from bezoar_ray.llm.ledger import accounts
 from bezoar_ray.recipe import ModelPart
+from tests.endpoint import completion
 
-GOOD = {
-    "id": "1", "object": "chat.completion", "created": 1, "model": "m",
-    "choices": [{"index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": "four"}}],
-    "usage": {"prompt_tokens": 7, "completion_tokens": 2, "total_tokens": 9},
-}  # fmt: skip
+GOOD = orjson.loads(completion("four"))
 
 
 class Server(ThreadingHTTPServer):

@@ -1,0 +1,15 @@
+"""The stages' context for a benchmark."""
+
+from pathlib import Path
+from typing import Any
+
+from bezoar_ray.progress import Progress
+from bezoar_ray.recipe import load_recipe, parse_recipe
+from bezoar_ray.stage import Context
+from bezoar_ray.store import Store
+
+
+def context(folder: str, **sections: Any) -> Context:
+    """The recipe `tiny` with some sections in place of its own, in a run directory of its own."""
+    tree = load_recipe("tiny").model_dump(mode="json") | sections
+    return Context(parse_recipe(tree, "benchmark"), Store(Path(folder)), "s", Progress(every=60))
