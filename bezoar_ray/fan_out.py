@@ -108,7 +108,10 @@ class _Actor:
     """An actor with one open model; the work itself is the function's."""
 
     def __init__(self, work: Pass, place: Place, meter: tuple[Any, str], items: Items | None = None):
+        import uvloop
+
         redirect(Path(place.root) / "logs" / f"{work.role}.log")
+        uvloop.install()  # Ray makes the actor's loop after this; 64 calls at a time cost theirs a third less
         self._work, self._place, self._meter, self._items = work, place, meter, items
         self._talker: Any = None
 

@@ -32,7 +32,7 @@ class Items:
 
     def cells(self, slots: int) -> list[range]:
         """The record batches of each cell, for a model with so many calls in flight: two cells or more fill them."""
-        length = max(1, min(slots // 2 // FEW, self.batches // _ENOUGH), math.ceil(self.batches / _MOST))
+        length = max(1, min(slots // FEW, self.batches // _ENOUGH), math.ceil(self.batches / _MOST))
         return [range(start, min(start + length, self.batches)) for start in range(0, self.batches, length)]
 
     def _items(self, batches: range) -> Iterator[bytes]:
