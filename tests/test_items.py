@@ -21,7 +21,7 @@ def test_cells_are_few_items_for_small_runs_and_few_cells_for_large_ones(tmp_pat
         spooled = spool(items(count), tmp_path / f"{count}.arrow")
         cells = spooled.cells(64)
         sizes[count] = len(cells), len(spooled.read(cells[0]))
-    assert sizes == {300: (75, 4), 10_000: (313, 32), 100_000: (1000, 100)}
+    assert sizes == {300: (75, 4), 10_000: (157, 64), 100_000: (1000, 100)}
 
 
 def test_nothing_written_is_nothing_to_read(tmp_path):
