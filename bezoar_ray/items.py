@@ -31,7 +31,7 @@ class Items:
         return list(self._items(cell))
 
     def cells(self, slots: int) -> list[range]:
-        """The record batches of each cell; a cell has no more items than a model has calls in flight, or is one of `_MOST`."""
+        """The record batches of each cell: few items, and of many no more than a model has calls in flight."""
         length = max(1, min(slots // FEW, self.batches // _ENOUGH), math.ceil(self.batches / _MOST))
         return [range(start, min(start + length, self.batches)) for start in range(0, self.batches, length)]
 
