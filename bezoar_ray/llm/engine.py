@@ -25,14 +25,21 @@ def on_cpu(engine: dict[str, Any]) -> dict[str, Any]:
 
 
 def on_this_machine(engine: dict[str, Any]) -> dict[str, Any]:
-    """A recipe's engine arguments, completed for this build of vLLM; on a CPU with a KV cache of 1 GiB, where vLLM
-    would take most of the memory."""
+    """A recipe's engine arguments, completed for this build of vLLM."""
     from vllm.platforms import current_platform
 
     if not current_platform.is_cpu():
         return engine
-    os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
+    set_up_cpu()
     return on_cpu(engine)
+
+
+def set_up_cpu() -> None:
+    """What vLLM's CPU build and what it starts find in the environment: a KV cache of 1 GiB, where they would take most
+    of the memory, and threads on all cores, where Ray allows an actor of one CPU one."""
+    os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
+    if os.environ.get("OMP_NUM_THREADS") == "1":
+        del os.environ["OMP_NUM_THREADS"]
 
 
 class VllmEngine:

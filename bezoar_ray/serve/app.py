@@ -167,9 +167,10 @@ async def _openai_app(arguments: list[str]) -> AsyncIterator[Any]:
 
 def _settle(log: str) -> None:
     """Make this process and the engine's core, its child, write to the run's log and end together."""
+    from bezoar_ray.llm.engine import set_up_cpu
     from bezoar_ray.llm.fate import bind_children
 
-    os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")  # GiB; vLLM would take most of the memory
+    set_up_cpu()
     os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
     redirect(log)
     bind_children()

@@ -68,8 +68,8 @@ def _measure() -> float:
 
     engine = LLM(model=model_path("tiny-teacher"), dtype="float32", disable_log_stats=True, **on_this_machine({}))
     tokenizer = engine.get_tokenizer()
-    encode = partial(tokenizer.apply_chat_template, add_generation_prompt=True, tokenize=True, return_dict=False)
-    asked = [{"prompt_token_ids": encode([{"role": "user", "content": prompt}])} for prompt in prompts()]
+    render = partial(tokenizer.apply_chat_template, add_generation_prompt=True, tokenize=False)
+    asked = [render([{"role": "user", "content": prompt}]) for prompt in prompts()]
     sampling = SamplingParams(**SAMPLING)
     engine.generate(asked[:64], sampling, use_tqdm=False)
     began = time.monotonic()
