@@ -80,6 +80,8 @@ def test_every_row_ends_somewhere(small_run):
 
 def test_the_tiny_teacher_gives_the_filter_real_work(small_run, tiny_world):
     found = summary(small_run)
+    made = {scheme: counts["generated"] for scheme, counts in found["data"].items()}
+    assert made == {"lamini": 12 * 5, "evol_instruct": 12 * 2, "orca": 30}
     for scheme in SCHEMES:
         counts = found["data"][scheme]
         assert counts["accepted"] > 0.1 * counts["generated"]

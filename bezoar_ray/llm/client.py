@@ -171,13 +171,14 @@ def open_talker(
     from bezoar_ray.llm.endpoint import OpenAIEndpoint
     from bezoar_ray.llm.engine import VllmEngine
 
+    endpoint = OpenAIEndpoint(part) if part.base_url else None  # first: without its key nothing is written
     ledger = Ledger(root, role, session)
     if ledger.fruitless > _HOPELESS * part.most_actors:
         raise BezoarError(
             f"{part.model}: {ledger.fruitless} actors died before they answered anything; see {root}/logs/{role}.log. "
             "Give it more memory, or fewer calls at a time (max_in_flight), and run the same command again"
         )
-    model = OpenAIEndpoint(part) if part.base_url else VllmEngine(part)
+    model = endpoint or VllmEngine(part)
     if identity:
         model.identity = identity
     return Talker(model, ledger, part, permits)

@@ -60,10 +60,8 @@ class Ledger:
         self._deaths: Counter[bytes] = Counter()
         self._fruitless = 0
         for number, segment in enumerate(self._segments):
-            self._index(number, segment)
-            if Path(segment.name).name.startswith(session):
-                segment.seek(0)
-                self._count_deaths(segment)
+            same_session = Path(segment.name).name.startswith(session)
+            self._index(number, segment, count_deaths=same_session)
         own = folder / f"{session}-{uuid.uuid4().hex[:8]}.jsonl"
         self._own = open(own, "ab", buffering=0)
         self._segments.append(open(own, "rb"))
@@ -125,23 +123,19 @@ class Ledger:
         for segment in (self._own, *self._segments):
             segment.close()
 
-    def _index(self, number: int, segment: BinaryIO) -> None:
-        offset = 0
+    def _index(self, number: int, segment: BinaryIO, count_deaths: bool) -> None:
+        offset, answered, in_flight = 0, False, Counter[bytes]()
         for line, entry in _entries(segment):
+            key = bytes.fromhex(entry.get("reply") or entry.get("failed") or entry.get("intent") or "")
             if "reply" in entry:
-                self._places[bytes.fromhex(entry["reply"])] = number << _OFFSET_BITS | offset
+                self._places[key] = number << _OFFSET_BITS | offset
+                answered = True
+            if count_deaths and "hit" not in entry:
+                in_flight[key] += 1 if "intent" in entry else -1
             offset += len(line)
-
-    def _count_deaths(self, segment: BinaryIO) -> None:
-        in_flight: Counter[bytes] = Counter()
-        answered = False
-        for _, entry in _entries(segment):
-            if "hit" not in entry:
-                key = entry.get("intent") or entry.get("reply") or entry["failed"]
-                in_flight[bytes.fromhex(key)] += 1 if "intent" in entry else -1
-            answered = answered or "reply" in entry
-        self._deaths.update(+in_flight)  # those above 0
-        self._fruitless += bool(+in_flight) and not answered
+        died_with = +in_flight  # those above 0
+        self._deaths.update(died_with)
+        self._fruitless += bool(died_with) and not answered
 
     def _queue(self, line: dict[str, Any]) -> asyncio.Future[int]:
         """Group commit: all lines that gather while one fsync runs share the next. The future is the line's offset."""
