@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterator
 
 from bezoar_ray.errors import BezoarError
+from bezoar_ray.guardian import guarded
 
 _PROXY_PATIENCE = "120"  # seconds; Serve kills a proxy that a busy laptop starts more slowly than in 5
 _SETTINGS = {  # not a runtime_env: workers that Ray starts beforehand could not be used with one
@@ -32,11 +33,12 @@ def ray_session() -> Iterator[None]:
         ray.init(log_to_driver=False, logging_level=logging.ERROR)
         yield
         return
-    _start_local()
-    try:
-        yield
-    finally:
-        ray.shutdown()
+    with guarded():
+        _start_local()
+        try:
+            yield
+        finally:
+            ray.shutdown()
 
 
 def _start_local() -> None:

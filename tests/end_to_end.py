@@ -30,6 +30,7 @@ class Command:
 
     def __init__(self, run_dir: Path, *extra: str, recipe: str = "tiny", sets: list[str] = SMALL):
         self.mark = uuid.uuid4().hex
+        self._seen: set[psutil.Process] = set()
         settings = [part for setting in sets for part in ("--set", setting)]
         self._process = subprocess.Popen(
             [sys.executable, "-m", "bezoar_ray.cli", "run", recipe, "--run-dir", str(run_dir), *settings, *extra],
@@ -52,19 +53,28 @@ class Command:
         assert self._process.poll() is None, f"the run ended first:\n{self.wait()[1]}"
 
     def processes(self) -> list[psutil.Process]:
-        """Every living process of this command."""
-        return [process for process in psutil.process_iter() if _carries(process, self.mark)]
+        """Every living process of this command: what has been seen below it, and what carries its mark, which a
+        process that gives itself a title loses."""
+        with contextlib.suppress(psutil.Error):
+            self._seen |= {
+                psutil.Process(self._process.pid),
+                *psutil.Process(self._process.pid).children(recursive=True),
+            }
+        self._seen |= {process for process in psutil.process_iter() if _carries(process, self.mark)}
+        return [process for process in self._seen if _lives(process)]
 
     def kill_everything(self) -> None:
         """SIGKILL to the driver and all it started, the driver first."""
+        started = self.processes()
         self._process.kill()
-        for process in self.processes():
+        for process in {*started, *self.processes()}:
             with contextlib.suppress(psutil.NoSuchProcess):
                 process.kill()
         self._process.wait()
 
     def kill_driver(self) -> None:
         """SIGKILL to the driver alone."""
+        self.processes()
         self._process.kill()
         self._process.wait()
 
@@ -75,7 +85,14 @@ class Command:
 
 def _carries(process: psutil.Process, mark: str) -> bool:
     try:
-        return process.status() != psutil.STATUS_ZOMBIE and process.environ().get(_MARK) == mark
+        return process.environ().get(_MARK) == mark
+    except psutil.Error:
+        return False
+
+
+def _lives(process: psutil.Process) -> bool:
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
     except psutil.Error:
         return False
 
