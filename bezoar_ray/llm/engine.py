@@ -35,11 +35,8 @@ def on_this_machine(engine: dict[str, Any]) -> dict[str, Any]:
 
 
 def set_up_cpu() -> None:
-    """What vLLM's CPU build and what it starts find in the environment: a KV cache of 1 GiB, where they would take most
-    of the memory, and threads on all cores, where Ray allows an actor of one CPU one."""
+    """A KV cache of 1 GiB for vLLM's CPU build, which would take most of the memory. Ray sets the threads."""
     os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
-    if os.environ.get("OMP_NUM_THREADS") == "1":
-        del os.environ["OMP_NUM_THREADS"]
 
 
 class VllmEngine:
@@ -47,6 +44,7 @@ class VllmEngine:
 
     def __init__(self, part: ModelPart):
         from vllm.engine.arg_utils import AsyncEngineArgs
+        from vllm.usage.usage_lib import UsageContext
         from vllm.v1.engine.async_llm import AsyncLLM
 
         bind_children()
@@ -61,7 +59,8 @@ class VllmEngine:
             disable_log_stats=True,
             **on_this_machine(part.engine),
         )
-        self._engine = AsyncLLM.from_engine_args(arguments)
+        # Batches as large as those of vLLM's offline class: its default for others is 128 sequences, even on an H100.
+        self._engine = AsyncLLM.from_engine_args(arguments, usage_context=UsageContext.LLM_CLASS)
         self._tokenizer = self._engine.get_tokenizer()
         self._context = self._engine.model_config.max_model_len
 

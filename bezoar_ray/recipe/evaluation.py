@@ -22,7 +22,7 @@ class Serve(Part):
     engine: Annotated[dict[str, Any], HOW] = {}
     """Further vLLM engine arguments."""
     num_cpus: Annotated[float, HOW] = 1.0
-    """Ray CPUs per replica."""
+    """Ray CPUs per replica; without a GPU, its model computes with as many threads."""
     num_gpus: Annotated[float, HOW] = 0.0
     """Ray GPUs per replica."""
 

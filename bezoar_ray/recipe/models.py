@@ -67,7 +67,7 @@ class ModelPart(Part):
     max_actors: Annotated[Positive | None, HOW] = None
     """At most so many, as work and cluster allow; as many as `actors` where empty."""
     num_cpus: Annotated[float, HOW] = 1.0
-    """Ray CPUs per actor."""
+    """Ray CPUs per actor; without a GPU, its model computes with as many threads."""
     num_gpus: Annotated[float, HOW] = 0.0
     """Ray GPUs per actor."""
 
