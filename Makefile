@@ -26,7 +26,7 @@ soak: .venv/ready  ## many seeds, by hand; keep the table in tests/soak/README.m
 .venv/ready: cluster/requirements-cpu.txt pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install -q uv==0.13.8
-	$(BIN)/uv pip install -q --python $(BIN)/python --no-deps --require-hashes $(TORCH) -r cluster/requirements-cpu.txt
+	$(BIN)/uv pip install -q --compile-bytecode --python $(BIN)/python --no-deps --require-hashes $(TORCH) -r cluster/requirements-cpu.txt
 	$(BIN)/uv pip install -q --python $(BIN)/python --no-deps -e .
 	touch $@
 
