@@ -81,6 +81,7 @@ class VllmEngine:
             top_p=sampling.top_p,
             max_tokens=min(sampling.max_tokens, room),
             output_kind=RequestOutputKind.FINAL_ONLY,
+            detokenize=False,  # at the end, once: vLLM would after every token
             structured_outputs=StructuredOutputsParams(json=sampling.schema) if sampling.schema else None,
         )
         try:
@@ -88,7 +89,11 @@ class VllmEngine:
                 answer = result.outputs[0]
         except EngineDeadError as error:
             raise ModelDied(str(error)) from error
-        return Reply(answer.text.strip(), answer.finish_reason or "stop", len(ids), len(answer.token_ids))
+        return Reply(self._text(answer), answer.finish_reason or "stop", len(ids), len(answer.token_ids))
+
+    def _text(self, answer: Any) -> str:
+        said = answer.token_ids[:-1] if answer.finish_reason == "stop" else answer.token_ids  # without its end
+        return self._tokenizer.decode(said, skip_special_tokens=True, clean_up_tokenization_spaces=False).strip()
 
     async def close(self) -> None:
         """Stop the engine's core process."""
