@@ -91,7 +91,7 @@ def _passed(
 
     config = vLLMEngineProcessorConfig(
         model_source=model_path("tiny-teacher"),
-        engine_kwargs={"dtype": "float32", "disable_log_stats": True} | defaults,
+        engine_kwargs={"dtype": "float32", "disable_log_stats": True, "max_num_seqs": 256} | defaults,
         placement_group_config={"bundles": [{"CPU": 1}]},
         batch_size=32,
         log_engine_metrics=False,
