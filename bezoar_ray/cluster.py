@@ -4,6 +4,7 @@ import contextlib
 import logging
 import os
 from collections.abc import Iterator
+from typing import Any
 
 from bezoar_ray.errors import BezoarError
 from bezoar_ray.guardian import guarded
@@ -61,3 +62,9 @@ def _start_local() -> None:
             if left == 0 or "timed out during startup" not in str(error):
                 raise BezoarError(f"Ray does not start on this machine: {error}") from error
             ray.shutdown()
+
+
+def quieten(context: Any) -> None:
+    """Ray Data leaves the terminal to our own line."""
+    logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # what ends a pass is raised
+    context.enable_progress_bars = context.print_on_execution_start = False

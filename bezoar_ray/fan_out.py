@@ -18,6 +18,7 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
+from bezoar_ray.cluster import quieten
 from bezoar_ray.errors import BezoarError, RecipeError
 from bezoar_ray.items import FEW, Items
 from bezoar_ray.llm.chat import ModelDied
@@ -72,7 +73,7 @@ def fan_out(heads: list[tuple[Items, Pass]], tail: list[Pass], place: Place) -> 
 
     passes = [work for _, work in heads] + tail
     _check_room(passes)
-    _quieten(ray.data.DataContext.get_current())
+    quieten(ray.data.DataContext.get_current())
     cells = [items.cells(work.part.max_in_flight) for items, work in heads]
     sizes = [FEW * len(of_head[0]) for of_head in cells]
     meter, branches = _meter(passes, place), []
@@ -211,11 +212,3 @@ def _drain(cells: Iterator[Any], under_way: int) -> None:
     rest = threading.Thread(target=lambda: deque(islice(cells, under_way), maxlen=0), daemon=True)
     rest.start()
     rest.join(_DRAIN_SECONDS)  # whoever hangs is not waited for
-
-
-def _quieten(context: Any) -> None:
-    """Ray Data leaves the terminal to our own line."""
-    import logging
-
-    logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # what ends a pass is raised
-    context.enable_progress_bars = context.print_on_execution_start = False

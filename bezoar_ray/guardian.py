@@ -27,6 +27,7 @@ def guarded() -> Iterator[None]:
             yield
         finally:
             guardian.terminate()
+            del os.environ[_MARK]  # what is started from now on belongs to no block
 
 
 def _guard(driver: int) -> None:

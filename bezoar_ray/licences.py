@@ -110,12 +110,14 @@ def commercial_use(recipe: Recipe) -> dict[str, str | list[str]]:
 def _seeds_in_use(recipe: Recipe) -> list[tuple[str, tuple[SourcePart, ...]]]:
     generate, seeds = recipe.generate, recipe.seeds
     dolly = seeds.dolly if generate.lamini or generate.evol_instruct else ()
-    return [("dolly", dolly), ("FLAN", seeds.flan if generate.orca else ()), ("HH-RLHF", seeds.hh_rlhf)]
+    own = tuple(recipe.sft.data.values())
+    flan = seeds.flan if generate.orca else ()
+    return [("dolly seeds", dolly), ("FLAN seeds", flan), ("HH-RLHF seeds", seeds.hh_rlhf), ("own rows", own)]
 
 
 def _source(part: SourcePart, kind: str) -> Cause:
     name = "Apache-2.0" if part.source == "tiny" and part.license == "unknown" else part.license
-    return Cause(f"{kind} seeds {part.source}", name, terms(name))
+    return Cause(f"{kind} {part.source}", name, terms(name))
 
 
 def _teacher(part: ModelPart) -> Cause:

@@ -56,25 +56,21 @@ class Command:
         """Every living process of this command: what has been seen below it, and what carries its mark, which a
         process that gives itself a title loses."""
         with contextlib.suppress(psutil.Error):
-            self._seen |= {
-                psutil.Process(self._process.pid),
-                *psutil.Process(self._process.pid).children(recursive=True),
-            }
+            driver = psutil.Process(self._process.pid)
+            self._seen |= {driver, *driver.children(recursive=True)}
         self._seen |= {process for process in psutil.process_iter() if _carries(process, self.mark)}
         return [process for process in self._seen if _lives(process)]
 
     def kill_everything(self) -> None:
         """SIGKILL to the driver and all it started, the driver first."""
-        started = self.processes()
-        self._process.kill()
-        for process in {*started, *self.processes()}:
+        self.kill_driver()
+        for process in self.processes():
             with contextlib.suppress(psutil.NoSuchProcess):
                 process.kill()
-        self._process.wait()
 
     def kill_driver(self) -> None:
         """SIGKILL to the driver alone."""
-        self.processes()
+        self.processes()  # while what it started can be found below it
         self._process.kill()
         self._process.wait()
 

@@ -1,6 +1,5 @@
 """No process of a run outlives it, even when the driver alone is killed."""
 
-import os
 import subprocess
 import sys
 
@@ -18,7 +17,7 @@ with ray_session():
 
 
 def test_a_killed_driver_leaves_nothing_of_its_ray():
-    driver = subprocess.Popen([sys.executable, "-c", DRIVER], stdout=subprocess.PIPE, text=True, env={**os.environ})
+    driver = subprocess.Popen([sys.executable, "-c", DRIVER], stdout=subprocess.PIPE, text=True)
     assert driver.stdout.readline() == "ready\n"
     started = psutil.Process(driver.pid).children(recursive=True)
     assert len(started) > 5
@@ -28,15 +27,27 @@ def test_a_killed_driver_leaves_nothing_of_its_ray():
     assert [process.cmdline() for process in alive] == []
 
 
-def test_what_the_driver_started_before_is_left_alone():
-    code = "import subprocess, sys, time; from bezoar_ray.guardian import guarded; "
-    code += "before = subprocess.Popen(['sleep', '60']); time.sleep(1)\n"
-    code += "with guarded():\n  time.sleep(2); after = subprocess.Popen(['sleep', '60'])\n"
-    code += "  print(before.pid, after.pid, flush=True); time.sleep(60)"
-    driver = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
-    before, after = map(psutil.Process, map(int, driver.stdout.readline().split()))
+BETWEEN = """
+import subprocess, time
+from bezoar_ray.guardian import guarded
+
+with guarded():
+    pass
+between = subprocess.Popen(["sleep", "60"])
+time.sleep(1)
+with guarded():
+    time.sleep(2)
+    within = subprocess.Popen(["sleep", "60"])
+    print(between.pid, within.pid, flush=True)
+    time.sleep(60)
+"""
+
+
+def test_what_the_driver_started_outside_is_left_alone():
+    driver = subprocess.Popen([sys.executable, "-c", BETWEEN], stdout=subprocess.PIPE, text=True)
+    between, within = map(psutil.Process, map(int, driver.stdout.readline().split()))
     driver.kill()
     driver.wait()
-    after.wait(timeout=10)
-    assert before.is_running() and before.status() != psutil.STATUS_ZOMBIE
-    before.kill()
+    within.wait(timeout=10)
+    assert between.is_running() and between.status() != psutil.STATUS_ZOMBIE
+    between.kill()

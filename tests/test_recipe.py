@@ -1,4 +1,5 @@
 import pytest
+import yaml
 
 from bezoar_ray.errors import RecipeError
 from bezoar_ray.manifest import fingerprint
@@ -154,3 +155,13 @@ def test_judges_of_one_name_are_refused_unless_their_revisions_differ():
         parse_recipe(SMALL | {"judges": [judge, judge | {"base_url": "http://b/v1"}]}, "test")
     told_apart = [judge, judge | {"base_url": "http://b/v1", "revision": "int8"}]
     assert len(parse_recipe(SMALL | {"judges": told_apart}, "test").judges) == 2
+
+
+def test_a_recipe_that_was_written_down_is_the_same_recipe(tmp_path):
+    """Its stages are done, then, as they were."""
+    recipe = load_recipe("tiny")
+    path = tmp_path / "recipe.yaml"
+    path.write_text(yaml.safe_dump(recipe.model_dump(mode="json")))
+    again = load_recipe(str(path))
+    for stage in ("generate", "filter", "dpo", "evaluate"):
+        assert fingerprint(again, stage) == fingerprint(recipe, stage)

@@ -125,8 +125,10 @@ def _training(recipe: Recipe, rows: dict[str, float], assumed: Assumed) -> Itera
         pairs = (_rows(recipe.seeds.hh_rlhf) or assumed.open_rows + heldout) - heldout
         chosen, both = _limited(recipe.hh_sft, pairs), _limited(recipe.align, pairs)
         yield _trained(recipe, "hh-sft", f"{chosen:,} conversations", recipe.hh_sft, chosen * assumed.hh_row, assumed)
-        # Both sides, through the policy and (forward alone, a third of the work) through the reference.
-        yield _trained(recipe, "dpo", f"{both:,} pairs", recipe.align, both * 2 * assumed.hh_row, assumed, work=4 / 3)
+        if recipe.align.method != "none":
+            # Both sides, through the policy and (forward alone, a third of the work) through the reference.
+            work = 4 / 3 if recipe.align.method in ("dpo", "kto") else 1
+            yield _trained(recipe, "dpo", f"{both:,} pairs", recipe.align, both * 2 * assumed.hh_row, assumed, work)
 
 
 def _row_tokens(scheme: str, assumed: Assumed) -> float:
@@ -152,12 +154,17 @@ def _evaluation(recipe: Recipe, assumed: Assumed) -> Iterator[Step]:
     harness, bench = recipe.evaluate.harness, recipe.evaluate.mt_bench
     if harness and harness.tasks:
         items = sum(task.limit or assumed.harness_items for task in harness.tasks)
-        yield _served(recipe, "harness request", items * assumed.harness_choices * len(CHECKPOINTS), assumed)
+        yield _served(recipe, "harness request", items * assumed.harness_choices * _checkpoints(recipe), assumed)
     if bench:
         asked = 16 if bench.questions == "tiny" else assumed.mt_bench_questions
-        turns = min(bench.limit or asked, asked) * 2 * len(CHECKPOINTS)
+        turns = min(bench.limit or asked, asked) * 2 * _checkpoints(recipe)
         yield _served(recipe, "mt_bench answer", turns, assumed)
         yield _calls("evaluate", "mt_bench judge", recipe.mt_bench_judge, turns, assumed)
+
+
+def _checkpoints(recipe: Recipe) -> int:
+    """How many are measured."""
+    return len(CHECKPOINTS) - (recipe.align.method == "none")
 
 
 def _served(recipe: Recipe, kind: str, count: float, assumed: Assumed) -> Step:

@@ -13,7 +13,7 @@ from bezoar_ray.recipe.evaluation import Evaluate, Serve
 from bezoar_ray.recipe.generation import SCHEMES, Filter, Generate
 from bezoar_ray.recipe.models import ModelPart, Seeds, Teacher
 from bezoar_ray.recipe.part import HOW, Money, Part
-from bezoar_ray.recipe.training import Align, Base, HhSft, Sft
+from bezoar_ray.recipe.training import Align, Base, HhSft, Sft, Training
 
 
 class Recipe(Part):
@@ -53,22 +53,23 @@ class Recipe(Part):
 
     @property
     def sft_order(self) -> tuple[str, ...]:
-        """The schemes in the order of training: own ones that `sft.order` does not name come last."""
-        return (*self.sft.order, *(scheme for scheme in self.generate.own if scheme not in self.sft.order))
+        """The data sets in the order of training: own ones that `sft.order` does not name come last."""
+        return tuple(dict.fromkeys((*self.sft.order, *self.generate.own, *self.sft.data)))
 
     @model_validator(mode="after")
     def _knows_its_schemes(self) -> "Recipe":
-        own = set(self.generate.own)
-        if taken := own & set(SCHEMES):
-            raise ValueError(f"generate.own.{taken.pop()}: the name of a packaged scheme; choose another")
-        for field, names in (
-            ("sft.order", self.sft.order),
-            ("filter.rubrics", self.filter.rubrics),
-            ("filter.cap", self.filter.cap),
+        schemes = [*SCHEMES, *self.generate.own]
+        trained = [*schemes, *self.sft.data]
+        if taken := next((name for n, name in enumerate(trained) if name in trained[:n]), None):
+            field = "sft.data" if taken in self.sft.data else "generate.own"
+            raise ValueError(f"{field}.{taken}: the name of another scheme; choose another")
+        for field, names, known in (
+            ("sft.order", self.sft.order, trained),
+            ("filter.rubrics", self.filter.rubrics, schemes),
+            ("filter.cap", self.filter.cap, schemes),
         ):
-            for name in names:
-                if name not in own and name not in SCHEMES:
-                    raise ValueError(f"{field}: no scheme {name!r}; there are {', '.join((*SCHEMES, *sorted(own)))}")
+            if unknown := next((name for name in names if name not in known), None):
+                raise ValueError(f"{field}: no scheme {unknown!r}; there are {', '.join(known)}")
         return self
 
     @model_validator(mode="after")
@@ -80,6 +81,10 @@ class Recipe(Part):
                 "other's. Where they do differ, give one a `revision` of its own"
             )
         return self
+
+    def training(self, stage: str) -> Training:
+        """A training stage's part: of `sft`, `hh-sft` or `dpo`."""
+        return {"sft": self.sft, "hh-sft": self.hh_sft, "dpo": self.align}[stage]
 
     @property
     def mt_bench_judge(self) -> ModelPart:

@@ -26,7 +26,9 @@ Share = Annotated[float, Field(ge=0, le=1)]
 class Part(BaseModel):
     """A section of the recipe: frozen, and closed to unknown keys."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, protected_namespaces=())
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", use_attribute_docstrings=True, protected_namespaces=(), validate_default=True
+    )
 
     def what(self) -> dict[str, Any]:
         """The fields that decide what comes out, with the content of named files in place of their paths."""

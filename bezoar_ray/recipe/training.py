@@ -2,9 +2,15 @@
 
 from typing import Annotated, Literal
 
-from pydantic import model_validator
+from pydantic import Field, model_validator
 
+from bezoar_ray.recipe.models import SourcePart
 from bezoar_ray.recipe.part import FILES, HOW, Part, Positive, Share
+
+LossType = Literal[
+    "sigmoid", "hinge", "ipo", "exo_pair", "nca_pair", "robust", "bco_pair", "sppo_hard", "aot", "aot_unpaired",
+    "apo_zero", "apo_down", "discopop", "sft", "sigmoid_norm",
+]  # fmt: skip
 
 
 class Base(Part):
@@ -29,6 +35,10 @@ class Lora(Part):
     """Rank."""
     alpha: float = 16
     """Scale; the update is multiplied by alpha / r."""
+    rank_stabilised: bool = False
+    """Multiply it by alpha / sqrt(r) instead (arXiv 2312.03732)."""
+    dora: bool = False
+    """Train the weights' magnitude, too (DoRA, arXiv 2402.09353); such an adapter cannot be joined with others."""
     dropout: Share = 0.05
     """Dropout on the adapter's input."""
     targets: tuple[str, ...] = ("q_proj", "k_proj", "v_proj")
@@ -91,16 +101,28 @@ class Training(Part):
         return self
 
 
-class Sft(Training):
+class Supervised(Training):
+    """Training on conversations."""
+
+    packing: bool = True
+    """Fill items of `max_length` with whole rows that do not see each other, in place of padding each row."""
+
+
+class Sft(Supervised):
     """Supervised fine-tuning on the accepted rows, one adapter carried through the schemes in order."""
 
     learning_rate: float = 2e-4
     lora: Lora = Lora()
     order: tuple[str, ...] = ("lamini", "orca", "evol_instruct")
-    """The schemes, in the order of training."""
+    """The data sets, in the order of training; own ones that are not named come last."""
+    data: dict[Annotated[str, Field(pattern="^[a-z][a-z0-9_]*$")], SourcePart] = {}
+    """Rows of your own by name, with `instruction`, and if need be `input` and `system`, and `response`. They are
+    trained on as they are: no gate or judge sees them."""
+    adapter: Annotated[str | None, FILES] = None
+    """A LoRA on the base to go on with, in place of a new one: local folder or Hugging Face name."""
 
 
-class HhSft(Training):
+class HhSft(Supervised):
     """Supervised fine-tuning on the chosen side of HH-RLHF: a new adapter on merged sft."""
 
     learning_rate: float = 2e-4
@@ -111,7 +133,14 @@ class Align(Training):
     """Preference alignment: goes on with hh-sft's adapter, whose frozen copy is the reference."""
 
     learning_rate: float = 5e-6
-    method: Literal["dpo"] = "dpo"
-    """How pairs are learned from."""
-    beta: float = 0.1
-    """DPO's beta: how strongly the policy is held to the reference (arXiv 2305.18290, eq. 7)."""
+    method: Literal["dpo", "kto", "orpo", "asft", "none"] = "dpo"
+    """How pairs are learned from: dpo and kto hold to the reference; orpo and asft know none. none ends at hh-sft."""
+    beta: Annotated[float, Field(gt=0)] = 0.1
+    """dpo, kto: how strongly the policy is held to the reference (arXiv 2305.18290, eq. 7). orpo, asft: weight of the
+    preferences beside the likelihood of the chosen answer (their lambda)."""
+    loss_type: Annotated[tuple[LossType, ...], Field(min_length=1)] = ("sigmoid",)
+    """dpo's loss, by TRL's name; the sum of several."""
+    label_smoothing: Annotated[float, Field(ge=0, lt=0.5)] = 0.0
+    """dpo: how often a pair is thought to be the wrong way round, for the losses that ask."""
+    precompute_reference: Annotated[bool, HOW] = True
+    """dpo, kto: ask the reference once, before training; its answers are kept for runs with another beta."""

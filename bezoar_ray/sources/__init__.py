@@ -2,18 +2,18 @@
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from typing import Any, Generic, Literal, TypeVar
 
 import orjson
 
 from bezoar_ray.recipe import SourcePart
-from bezoar_ray.rows import Pair, Seed
-from bezoar_ray.sources import dolly, files, flan, hh_rlhf, hub
+from bezoar_ray.rows import Pair, Sample, Seed
+from bezoar_ray.sources import dolly, files, flan, hh_rlhf, hub, own
 from bezoar_ray.sources.raw import Origin, Raw
 
-T = TypeVar("T", Seed, Pair)
-Kind = Literal["dolly", "flan", "hh_rlhf"]
+T = TypeVar("T", Seed, Pair, Sample)
 
 _SEEDS = {"dolly": dolly.seed, "flan": flan.seed}
 _TINY_LICENSE = "Apache-2.0 (embedded)"
@@ -33,36 +33,41 @@ def read(parts: Iterable[SourcePart], kind: Literal["dolly", "flan"]) -> Loaded[
     Raises:
         RecipeError: a file or data set cannot be read at all; the message names the field and what to do.
     """
-    return _load(parts, kind, _SEEDS[kind])
+    return _load(parts, f"seeds.{kind}", _SEEDS[kind])
 
 
 def read_pairs(parts: Iterable[SourcePart]) -> Loaded[Pair]:
     """The preference pairs of all sources, in their order. Raises as `read` does."""
-    return _load(parts, "hh_rlhf", hh_rlhf.pair)
+    return _load(parts, "seeds.hh_rlhf", hh_rlhf.pair)
+
+
+def read_own(part: SourcePart, name: str) -> Loaded[Sample]:
+    """The rows of `sft.data.<name>`. Raises as `read` does."""
+    return _load([part], f"sft.data.{name}", partial(own.sample, name))
 
 
 def stream(
     parts: Iterable[SourcePart], kind: Literal["dolly", "flan"], failed: Callable[[str], None]
 ) -> Iterator[Seed]:
     """The seeds of all sources, one after the other; `failed` is told of each malformed one. Raises as `read` does."""
-    return _stream(parts, kind, _SEEDS[kind], failed)
+    return _stream(parts, f"seeds.{kind}", _SEEDS[kind], failed)
 
 
-def _load(parts: Iterable[SourcePart], kind: Kind, convert: Callable[[dict[str, Any], Origin], T]) -> Loaded[T]:
+def _load(parts: Iterable[SourcePart], field: str, convert: Callable[[dict[str, Any], Origin], T]) -> Loaded[T]:
     failed: list[str] = []
-    return Loaded(list(_stream(parts, kind, convert, failed.append)), failed)
+    return Loaded(list(_stream(parts, field, convert, failed.append)), failed)
 
 
 def _stream(
     parts: Iterable[SourcePart],
-    kind: Kind,
+    field: str,
     convert: Callable[[dict[str, Any], Origin], T],
     failed: Callable[[str], None],
 ) -> Iterator[T]:
     times_seen: dict[str, int] = {}
     for part in parts:
         renamed: dict[str, str] = {}  # by file; a name that another file has used gets a number: ids stay apart
-        for raw in islice(_raw(part, kind), part.limit):
+        for raw in islice(_raw(part, field), part.limit):
             file = raw.where.rpartition(":")[0]
             if file not in renamed:
                 times_seen[raw.name] = times_seen.get(raw.name, 0) + 1
@@ -74,14 +79,15 @@ def _stream(
                 failed(f"{raw.where}: {error}")
 
 
-def _raw(part: SourcePart, kind: Kind) -> Iterator[Raw]:
+def _raw(part: SourcePart, field: str) -> Iterator[Raw]:
     if part.source == "tiny":
         from bezoar_ray.tiny import world
 
-        return files.rows(str(getattr(world(), kind)), f"seeds.{kind}", name="tiny")
+        kind = field.removeprefix("seeds.") if field.startswith("seeds.") else "dolly"
+        return files.rows(str(getattr(world(), kind)), field, name="tiny")
     if part.source.startswith("hub:"):
-        return hub.rows(part, f"seeds.{kind}")
-    return files.rows(part.source, f"seeds.{kind}")
+        return hub.rows(part, field)
+    return files.rows(part.source, field)
 
 
 def _license(part: SourcePart) -> str:

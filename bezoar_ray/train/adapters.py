@@ -1,5 +1,6 @@
 """Adapters after training: merged into the weights, joined into one LoRA on the untouched base, with their lineage."""
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,18 @@ from bezoar_ray.store import Store, digest
 
 _RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # vllm.config.lora.MaxLoRARanks; importing vLLM takes 18 s
 _WEIGHTS, _CONFIG, _PREFIX = "adapter_model.safetensors", "adapter_config.json", "base_model.model."
-_NOT_PLAIN = ("use_dora", "use_rslora", "modules_to_save", "rank_pattern", "alpha_pattern", "fan_in_fan_out")
+_NOT_PLAIN = (
+    "use_dora",
+    "modules_to_save",
+    "trainable_token_indices",
+    "rank_pattern",
+    "alpha_pattern",
+    "fan_in_fan_out",
+)
+
+
+class NotJoinable(BezoarError):
+    """A chain of adapters has no equal in one plain LoRA."""
 
 
 def merge(model: Any) -> Any:
@@ -39,7 +51,7 @@ def join(adapters: list[str], folder: str, base: str) -> int:
         The rank.
 
     Raises:
-        BezoarError: an adapter is no plain LoRA, or the ranks add up to more than vLLM serves.
+        NotJoinable: an adapter is no plain LoRA, or the ranks add up to more than vLLM serves.
     """
     from safetensors.torch import save_file
 
@@ -55,6 +67,7 @@ def join(adapters: list[str], folder: str, base: str) -> int:
     config = _config(Path(adapters[-1])) | {
         "base_model_name_or_path": base, "r": rank, "lora_alpha": rank, "lora_dropout": 0.0,
         "target_modules": sorted({layer.rsplit(".", 1)[-1] for layer in layers}), "inference_mode": True,
+        "use_rslora": False,
     }  # fmt: skip
     (Path(folder) / _CONFIG).write_bytes(orjson.dumps(config, option=orjson.OPT_INDENT_2))
     return rank
@@ -64,7 +77,7 @@ def served_rank(rank: int) -> int:
     """The smallest rank that vLLM serves and that holds this one."""
     fitting = [allowed for allowed in _RANKS if allowed >= rank]
     if not fitting:
-        raise BezoarError(f"the joined adapters have rank {rank}; vLLM serves {_RANKS[-1]} at most: lower lora.r")
+        raise NotJoinable(f"the joined adapters have rank {rank}; vLLM serves {_RANKS[-1]} at most: lower lora.r")
     return fitting[0]
 
 
@@ -79,8 +92,8 @@ def _factors(folder: Path) -> dict[str, tuple[Any, Any]]:
     config, tensors = _config(folder), load_file(folder / _WEIGHTS)
     found = [config["peft_type"]] * (config["peft_type"] != "LORA") + [key for key in _NOT_PLAIN if config.get(key)]
     if found or config.get("bias", "none") != "none":
-        raise BezoarError(f"{folder}: only a plain LoRA without bias can be joined (found {' '.join(found) or 'bias'})")
-    scale = config["lora_alpha"] / config["r"]
+        raise NotJoinable(f"{folder}: only a plain LoRA without bias can be joined (found {' '.join(found) or 'bias'})")
+    scale = config["lora_alpha"] / (math.sqrt(config["r"]) if config.get("use_rslora") else config["r"])
     factors = {}
     for name in (name for name in tensors if name.endswith(".lora_A.weight")):
         up = tensors[name.replace(".lora_A.", ".lora_B.")].float() * scale

@@ -32,13 +32,19 @@ def finish(job: Job, tokenizer: Any, lora: Lora) -> dict[str, float | None]:
     scores[name] = _score(job, model, tokenizer)
     adapters.save(model, tokenizer, str(store.path(f"{folder}/merged")))
     chain = [str(store.path(f"checkpoints/{part}/adapter")) for part in CHAIN[name]]
-    rank = adapters.join(chain, str(store.path(f"{folder}/joined")), job.recipe.base.model)
+    joined = _join(chain, str(store.path(f"{folder}/joined")), job.recipe.base.model)
     mark = adapters.weights_mark(store, name)
     sum_of = [f"../{part}/adapter" for part in CHAIN[name]]
-    adapters.record(
-        store, job.recipe, name, PARENT[name], mark, adapter=lora.model_dump(), sum_of=sum_of, joined_rank=rank
-    )
+    adapters.record(store, job.recipe, name, PARENT[name], mark, adapter=lora.model_dump(), sum_of=sum_of, **joined)
     return scores
+
+
+def _join(chain: list[str], folder: str, base: str) -> dict[str, Any]:
+    """What the lineage says of the joined adapter: its rank, or why there is none. The merged weights are there."""
+    try:
+        return {"joined_rank": adapters.join(chain, folder, base)}
+    except adapters.NotJoinable as error:
+        return {"joined_rank": None, "not_joined": str(error)}
 
 
 def _base(job: Job, tokenizer: Any) -> None:

@@ -3,7 +3,6 @@
 import contextlib
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,30 +12,17 @@ import orjson
 from bezoar_ray.recipe import Lora, Training
 from bezoar_ray.train import models
 from bezoar_ray.train.checkpoints import finish
+from bezoar_ray.train.prepared import Prepared, left_out
 from bezoar_ray.train.reporting import STATE, Account, reporter
+from bezoar_ray.train.trainers import Build
+from bezoar_ray.train.unsound import stopping
 from bezoar_ray.train.worker import Job
 
 POINTS = 200  # at most so many losses are kept of a step
 
 
-@dataclass(frozen=True)
-class Step:
-    """One data set in the order of training."""
-
-    name: str
-    rows: list[dict[str, Any]]
-
-    def length(self, part: Training) -> int:
-        """Optimiser steps."""
-        return max(1, math.ceil(math.ceil(len(self.rows) / part.batch) * part.epochs))
-
-
-Build = Callable[..., Any]
-"""Makes a TRL trainer from (model, rows, settings, callbacks)."""
-
-
-def train(job: Job, adapt: Callable[..., Any], steps: list[Step], build: Build) -> Account:
-    """Train an adapter on the steps in their order and save it; goes on from Ray Train's last checkpoint.
+def train(job: Job, adapt: Callable[..., Any], build: Build) -> Account:
+    """Train an adapter on the job's data sets in their order and save it; goes on from Ray Train's last checkpoint.
 
     `adapt` puts the adapter on the stage's frozen model. No reference to either is left, so that the checkpoint can
     be made in the memory that they took.
@@ -44,20 +30,26 @@ def train(job: Job, adapt: Callable[..., Any], steps: list[Step], build: Build) 
     # ZeRO-3 gathers all weights into one buffer: they must be of one type.
     model = adapt(models.for_training(job), autocast_adapter_dtype=job.part.zero_stage != 3)
     account, saved = _last()
-    total = sum(step.length(job.part) for step in steps)
-    while account.step < len(steps):
-        step = steps[account.step]
+    sets = [data for data in job.data if data.rows]
+    total = sum(_length(data, job.part) for data in sets)
+    for data in sets[account.step :]:
         if saved and account.finished:
             _load_adapter(model, saved)
         else:
-            trainer = keep_precision(model, partial(build, model, step.rows, arguments(job, step)))
-            trainer.add_callback(reporter(job, account, step.name, total))
+            trainer = keep_precision(model, partial(build, model, data.open(job.store), arguments(job, data)))
+            trainer.add_callback(stopping(trainer, job, data, account.offset))
+            trainer.add_callback(reporter(job, account, data, total))
             trainer.train(resume_from_checkpoint=saved)
         saved = None
-        account.offset += step.length(job.part)
+        account.offset += _length(data, job.part)
         account.step, account.finished = account.step + 1, False
     _save_adapter(job, model)
     return account
+
+
+def _length(data: Prepared, part: Training) -> int:
+    """Optimiser steps on a data set."""
+    return max(1, math.ceil(math.ceil(data.items / data.batch(part)) * part.epochs))
 
 
 def _last() -> tuple[Account, str | None]:
@@ -91,13 +83,13 @@ def keep_precision(model: Any, make: Callable[[], Any]) -> Any:
     return trainer
 
 
-def arguments(job: Job, step: Step) -> dict[str, Any]:
+def arguments(job: Job, data: Prepared) -> dict[str, Any]:
     """Keyword arguments that TRL's configurations share, from the recipe."""
     part, recipe = job.part, job.recipe
-    micro, accumulation = micro_batch(part)
-    length = step.length(part)
+    micro, accumulation = micro_batch(data.batch(part), part)
+    length = _length(data, part)
     return {
-        "output_dir": str(job.store.path(f"{job.folder}/work-{step.name}")),
+        "output_dir": str(job.store.path(f"{job.folder}/work-{data.name}")),
         "num_train_epochs": part.epochs,
         "per_device_train_batch_size": micro,
         "gradient_accumulation_steps": accumulation,
@@ -119,15 +111,15 @@ def arguments(job: Job, step: Step) -> dict[str, Any]:
         "save_steps": part.checkpoint_every,
         "save_total_limit": 1,
         "report_to": list(part.report_to) or "none",
-        "run_name": f"{recipe.name}-{job.stage}-{step.name}",
+        "run_name": f"{recipe.name}-{job.stage}-{data.name}",
         "dataloader_pin_memory": part.gpus_per_worker > 0,
         "disable_tqdm": True,
     }
 
 
-def micro_batch(part: Training) -> tuple[int, int]:
-    """Rows in one forward pass of a worker, and passes in an optimiser step, so that `batch` comes out exactly."""
-    share = part.batch // part.workers
+def micro_batch(batch: int, part: Training) -> tuple[int, int]:
+    """Items in one forward pass of a worker, and passes in an optimiser step, so that `batch` comes out exactly."""
+    share = batch // part.workers
     micro = max(size for size in range(1, min(part.micro_batch, share) + 1) if share % size == 0)
     return micro, share // micro
 
@@ -143,32 +135,6 @@ def zero(stage: int) -> dict[str, Any]:
         "gradient_accumulation_steps": "auto",
         "gradient_clipping": "auto",
     }
-
-
-def sft_trainer(tokenizer: Any) -> Build:
-    """Trainers on `input_ids` and `labels`: the loss of the labelled tokens."""
-
-    def build(model: Any, rows: list[dict[str, Any]], settings: dict[str, Any]) -> Any:
-        from datasets import Dataset
-        from trl import SFTConfig, SFTTrainer
-
-        data = Dataset.from_list(rows)
-        return SFTTrainer(model, SFTConfig(**settings), train_dataset=data, processing_class=tokenizer)
-
-    return build
-
-
-def dpo_trainer(tokenizer: Any, beta: float) -> Build:
-    """Trainers on `prompt`, `chosen` and `rejected`; the adapter as it is now becomes the frozen reference."""
-
-    def build(model: Any, rows: list[dict[str, Any]], settings: dict[str, Any]) -> Any:
-        from datasets import Dataset
-        from trl import DPOConfig, DPOTrainer
-
-        data = Dataset.from_list(rows)
-        return DPOTrainer(model, args=DPOConfig(beta=beta, **settings), train_dataset=data, processing_class=tokenizer)
-
-    return build
 
 
 def _save_adapter(job: Job, model: Any) -> None:
@@ -206,12 +172,14 @@ def close(job: Job, tokenizer: Any, lora: Lora, figures: dict[str, Any]) -> dict
     return {**{name: {"heldout_accuracy": score} for name, score in scores.items()}, job.stage: own}
 
 
-def figures(account: Account, rows: int, left_out: int) -> dict[str, Any]:
+def figures(job: Job, account: Account) -> dict[str, Any]:
     """The stage's part of the summary."""
     losses = [point["loss"] for point in account.history]
+    reasons = left_out(job.data)
     return {
-        "rows": rows,
-        "left_out": left_out,
+        "rows": sum(data.rows for data in job.data),
+        "left_out": reasons.total(),
+        "left_out_because": dict(reasons),
         "steps": account.offset,
         "loss_first": losses[0] if losses else None,
         "loss_last": losses[-1] if losses else None,

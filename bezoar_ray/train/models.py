@@ -42,7 +42,20 @@ def for_training(job: Job) -> Any:
         settings["device_map"] = None  # DeepSpeed places the shards
     if device().type == "cpu":
         settings["attn_implementation"] = "eager"  # torch's fused attention takes 3 times as long here: bf16, backward
-    return load(job.recipe.base, folder, **settings)
+    model = load(job.recipe.base, folder, **settings)
+    _keep_backward(model)
+    return model
+
+
+def _keep_backward(model: Any) -> None:
+    """On a CPU, 4-bit layers that no gradient has flowed through yet would lose the way back.
+
+    In evaluation mode, as when the reference is asked ahead, bitsandbytes 0.50 packs their weights anew on CPUs that
+    know AVX512-BF16, for a kernel without a backward pass: all layers below would silently get no gradient.
+    """
+    for layer in model.modules():
+        if hasattr(layer, "support_avx512bf16_for_cpu"):
+            layer.support_avx512bf16_for_cpu = False
 
 
 def nf4(dtype: str) -> Any:
@@ -68,8 +81,10 @@ def with_new_adapter(model: Any, lora: Lora, seed: int, autocast_adapter_dtype: 
 
     _check_targets(model, lora.targets)
     set_seed(seed)
-    settings = {"r": lora.r, "lora_alpha": lora.alpha, "lora_dropout": lora.dropout}
-    config = LoraConfig(target_modules=list(lora.targets), bias="none", task_type="CAUSAL_LM", **settings)
+    config = LoraConfig(
+        r=lora.r, lora_alpha=lora.alpha, lora_dropout=lora.dropout, use_rslora=lora.rank_stabilised,
+        use_dora=lora.dora, target_modules=list(lora.targets), bias="none", task_type="CAUSAL_LM",
+    )  # fmt: skip
     return get_peft_model(model, config, autocast_adapter_dtype=autocast_adapter_dtype)
 
 

@@ -31,10 +31,7 @@ def ensure(context: Context) -> int:
         return there["seeds_failed"]
     store.remove(FOLDER)
     loaded = read_pairs(recipe.seeds.hh_rlhf)
-    for message in loaded.failed[:SHOWN]:
-        context.progress.say(f"left out: {message}")
-    if len(loaded.failed) > SHOWN:
-        context.progress.say(f"left out: {len(loaded.failed)} malformed pairs in all")
+    name_malformed(context, loaded.failed, "pairs")
     training, heldout = split(loaded.rows, recipe.evaluate.heldout_pairs, recipe.seed)
     parts = dict(zip(PARTS, (training[: recipe.hh_sft.limit], training[: recipe.align.limit], heldout), strict=True))
     for part, rows in parts.items():
@@ -42,6 +39,14 @@ def ensure(context: Context) -> int:
     counts = {part: len(rows) for part, rows in parts.items()}
     store.replace_json(name, {"settings": wanted, "seeds_failed": len(loaded.failed), **counts})
     return len(loaded.failed)
+
+
+def name_malformed(context: Context, failed: list[str], what: str) -> None:
+    """Say which rows of a source are left out, or how many where they are many."""
+    for message in failed[:SHOWN]:
+        context.progress.say(f"left out: {message}")
+    if failed[SHOWN:]:
+        context.progress.say(f"left out: {len(failed)} malformed {what} in all")
 
 
 def read(store: Store, part: str) -> list[Pair]:

@@ -7,6 +7,7 @@ from typing import Any
 
 import orjson
 
+from bezoar_ray.train.prepared import Prepared
 from bezoar_ray.train.worker import Job, report_progress
 
 STATE = "bezoar.json"
@@ -20,7 +21,7 @@ class Account:
     step: int = 0  # index of the current training step (a data set)
     finished: bool = False  # whether that one is at its end
     offset: int = 0  # optimiser steps of those before it
-    tokens: int = 0
+    tokens: float = 0.0
     seconds: float = 0.0
     history: list[dict[str, Any]] = field(default_factory=list)
 
@@ -30,7 +31,7 @@ class Account:
         return round(self.tokens / self.seconds, 1) if self.seconds else 0.0
 
 
-def reporter(job: Job, account: Account, dataset: str, total: int) -> Any:
+def reporter(job: Job, account: Account, data: Prepared, total: int) -> Any:
     """A callback that keeps the account, and reports each checkpoint from rank 0 alone.
 
     Ray's own callback copies the whole checkpoint from every rank.
@@ -42,7 +43,6 @@ def reporter(job: Job, account: Account, dataset: str, total: int) -> Any:
 
         def __init__(self) -> None:
             self._seen = self._shown = 0.0
-            self._counted = 0
 
         def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
             self._seen = time.monotonic()
@@ -50,18 +50,19 @@ def reporter(job: Job, account: Account, dataset: str, total: int) -> Any:
         def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
             now = time.monotonic()
             account.seconds, self._seen = account.seconds + now - self._seen, now
+            account.tokens += data.tokens * args.num_train_epochs / state.max_steps
             if state.is_world_process_zero and now - self._shown > EVERY_SECONDS:
                 self._shown = now
-                loss = f"loss {account.history[-1]['loss']:.3f}, " if account.history else ""
-                note = f"{dataset}  {loss}{account.tokens_per_s:.0f} tokens/s"
-                report_progress(job, account.offset + state.global_step, total, note)
+                last = account.history[-1] if account.history else {}
+                loss = f"loss {last['loss']:.3f}, " if last else ""
+                note = f"{data.name}  {loss}{account.tokens_per_s:.0f} tokens/s"
+                step = account.offset + state.global_step
+                report_progress(job, step, total, note, last.get("reward_accuracy"))
 
         def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
             if not logs or "loss" not in logs:
                 return
-            account.tokens += int(logs["num_tokens"]) - self._counted
-            self._counted = int(logs["num_tokens"])
-            point = {"step": account.offset + state.global_step, "loss": logs["loss"], "dataset": dataset}
+            point = {"step": account.offset + state.global_step, "loss": logs["loss"], "dataset": data.name}
             if "rewards/accuracies" in logs:
                 point["reward_accuracy"] = logs["rewards/accuracies"]
             account.history.append(point)

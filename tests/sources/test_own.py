@@ -1,0 +1,57 @@
+"""Rows of one's own, under the names that common data sets give their fields."""
+
+import json
+
+import pytest
+
+from bezoar_ray.errors import RecipeError
+from bezoar_ray.recipe import SourcePart, load_recipe
+from bezoar_ray.sources import read_own
+
+
+@pytest.fixture
+def file(tmp_path):
+    rows = [
+        {"instruction": "Add.", "input": "2 and 3", "output": "5", "system": "Be brief."},
+        {"instruction": "Name a colour.", "context": "", "response": "Blue."},
+        {"instruction": "No answer.", "response": " "},
+        {"prompt": "no instruction"},
+    ]
+    path = tmp_path / "mine.jsonl"
+    path.write_text("\n".join(map(json.dumps, rows)))
+    return path
+
+
+def test_alpacas_and_dollys_names_are_read(file):
+    found = read_own(SourcePart(source=str(file), license="MIT"), "mine")
+    alpaca, dolly = found.rows
+    assert (alpaca.system, alpaca.task, alpaca.response) == ("Be brief.", "Add.\n\nInput:\n2 and 3", "5")
+    assert (dolly.task, dolly.response, dolly.scheme, dolly.status) == ("Name a colour.", "Blue.", "mine", "accepted")
+    assert dolly.seed_licenses == ["MIT"] and alpaca.id != dolly.id
+
+
+def test_malformed_rows_are_named_and_left_out(file):
+    failed = read_own(SourcePart(source=str(file)), "mine").failed
+    assert [line.rpartition("/")[2] for line in failed] == [
+        "mine.jsonl:3: empty `response`", "mine.jsonl:4: no `instruction`",
+    ]  # fmt: skip
+
+
+def test_a_missing_file_is_named_with_its_field(tmp_path):
+    with pytest.raises(RecipeError, match=r"sft.data.mine: no file"):
+        read_own(SourcePart(source=str(tmp_path / "none.jsonl")), "mine")
+
+
+def test_they_are_trained_on_last_or_where_the_order_says():
+    data = "sft.data={mine: {source: a.jsonl}}"
+    assert load_recipe("tiny", [data]).sft_order == ("lamini", "orca", "evol_instruct", "mine")
+    assert load_recipe("tiny", [data, "sft.order=[mine, orca]"]).sft_order == ("mine", "orca")
+    with pytest.raises(RecipeError, match="sft.data.orca: the name of another scheme"):
+        load_recipe("tiny", ["sft.data={orca: {source: a.jsonl}}"])
+
+
+def test_their_licence_counts():
+    from bezoar_ray.licences import commercial_use
+
+    found = commercial_use(load_recipe("tiny", ["sft.data={mine: {source: a.jsonl, license: CC-BY-NC-4.0}}"]))
+    assert found["verdict"] == "no" and "own rows a.jsonl" in found["because"][0]

@@ -1,0 +1,80 @@
+"""Rows are tokenised and packed once, in their order, and every worker opens the same file."""
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from bezoar_ray.errors import BezoarError
+from bezoar_ray.rows import Sample, sample_table
+from bezoar_ray.stage import Context
+from bezoar_ray.train import data, pairs, preference, sft
+from bezoar_ray.train.prepared import Prepared, prepare
+from bezoar_ray.train.tokenizer import load_tokenizer
+
+
+def changed(context: Context, **values: Any) -> Context:
+    recipe = context.recipe
+    return replace(context, recipe=recipe.model_copy(update={"sft": recipe.sft.model_copy(update=values)}))
+
+
+def of(context: Context, scheme: str = "lamini") -> Prepared:
+    return prepare(context, "sft", scheme, f"data/{scheme}/accepted", data.sample_tokens, data.CONVERSATION)
+
+
+def encoded(context: Context, count: int = 8) -> list[data.Tokens]:
+    tokenizer = load_tokenizer(context.recipe)
+    rows = context.store.read_table("data/lamini/accepted", sample_table([]).schema).to_pylist()
+    return [data.sample_tokens(tokenizer, row, 10_000) for row in rows[:count]]
+
+
+def test_unpacked_rows_stay_in_order(ray_session: None, context: Context) -> None:
+    found = of(changed(context, packing=False))
+    items = found.open(context.store)
+    assert items["ids"][:] == [[f"lamini{n}"] for n in range(8)]
+    assert [{"input_ids": i["input_ids"], "labels": i["labels"]} for i in items] == encoded(context)
+    assert (found.rows, found.items, found.left_out) == (8, 8, {})
+    assert found.tokens == sum(len(row["input_ids"]) for row in encoded(context))
+
+
+def test_packed_rows_are_whole_and_fill_few_items(ray_session: None, context: Context) -> None:
+    found = of(context)
+    items = found.open(context.store)
+    assert (found.rows, found.items) == (8, len(items)) and len(items) < 8
+    by_id = dict(zip([f"lamini{n}" for n in range(8)], encoded(context), strict=True))
+    for item in items:
+        assert len(item["input_ids"]) == sum(item["seq_lengths"]) <= context.recipe.sft.max_length
+        for name in ("input_ids", "labels"):
+            assert item[name] == [token for row in item["ids"] for token in by_id[row][name]]
+    assert sorted(row for item in items for row in item["ids"]) == sorted(by_id)
+
+
+def test_the_file_is_kept_until_something_in_it_would_change(ray_session: None, context: Context) -> None:
+    found = of(context)
+    written = context.store.path(found.file).stat().st_mtime_ns
+    assert of(changed(context, learning_rate=1.0, batch=8)) == found
+    assert context.store.path(found.file).stat().st_mtime_ns == written
+    other = of(changed(context, limit=3))
+    assert other.rows == 3 and other.file != found.file
+    assert not context.store.exists(found.file)
+
+
+def test_what_is_left_out_is_counted(ray_session: None, context: Context) -> None:
+    longest = min(len(row["input_ids"]) for row in encoded(context)) + 1
+    silent = Sample("zz", "lamini", "op", instruction="What colour is animal1?", response=" ")
+    context.store.replace_table("data/lamini/accepted/part-1.parquet", sample_table([silent]))
+    found = of(changed(context, max_length=longest))
+    assert found.left_out == {data.TOO_LONG: 8 - found.rows, data.NO_ANSWER: 1} and found.rows > 0
+
+
+def test_nothing_left_is_an_error_that_says_why(ray_session: None, context: Context) -> None:
+    with pytest.raises(BezoarError, match=r"sft: no row is left.*16 longer than max_length \(max_length is 4\)"):
+        sft.prepared(changed(context, max_length=4))
+
+
+def test_pairs_keep_what_goes_through_the_model(ray_session: None, context: Context) -> None:
+    pairs.ensure(context)
+    found = preference.prepared(context)
+    items = found.open(context.store)
+    sides = sum(2 * len(i["prompt_ids"]) + len(i["chosen_ids"]) + len(i["rejected_ids"]) for i in items)
+    assert (found.rows, found.items, found.tokens) == (20, 20, sides)

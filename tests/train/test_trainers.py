@@ -1,0 +1,113 @@
+"""What is learned of packed rows and of pairs is what the methods' papers say."""
+
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from bezoar_ray.progress import Progress
+from bezoar_ray.recipe import Recipe
+from bezoar_ray.stage import Context
+from bezoar_ray.store import Store
+from bezoar_ray.train import data, models, packing, pairs, trainers
+from bezoar_ray.train.tokenizer import load_tokenizer
+from tests.train.conftest import in_process, samples
+
+
+@pytest.fixture
+def rows(recipe: Recipe) -> list[dict[str, list[int]]]:
+    tokenizer = load_tokenizer(recipe)
+    return [data.sample_tokens(tokenizer, sample.to_row(), 1000) for sample in samples("lamini")]
+
+
+def side_by_side(rows: list[dict[str, list[int]]]) -> dict[str, list[int]]:
+    joined = {name: [token for row in rows for token in row[name]] for name in ("input_ids", "labels")}
+    return {**joined, "seq_lengths": [len(row["input_ids"]) for row in rows]}
+
+
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+def test_packed_rows_do_not_see_each_other(recipe: Recipe, rows: list[dict[str, Any]], attention: str) -> None:
+    tokenizer = load_tokenizer(recipe)
+    model = models.load(recipe.base, attn_implementation=attention).eval()
+    batch = packing.collator(tokenizer.pad_token_id)([side_by_side(rows[:3]), side_by_side(rows[3:5])])
+    assert "attention_mask" not in batch
+    with torch.inference_mode():
+        packed = model(**batch, use_cache=False).logits
+        alone = [model(input_ids=torch.tensor([row["input_ids"]])).logits[0] for row in rows[:5]]
+    first, second = torch.cat(alone[:3]), torch.cat(alone[3:])
+    assert torch.allclose(packed[0, : len(first)], first, atol=1e-5)
+    assert torch.allclose(packed[1, : len(second)], second, atol=1e-5)
+
+
+def test_a_step_on_packed_rows_is_the_step_on_the_rows(recipe: Recipe, rows: list[dict[str, Any]], tmp_path) -> None:
+    """The same eight rows in one step: loss and adapter agree, packed into two items or padded."""
+    from datasets import Dataset
+
+    tokenizer, found = load_tokenizer(recipe), {}
+    packed = [side_by_side(rows[:3]), side_by_side(rows[3:])]
+    for name, items in (("packed", packed), ("padded", rows)):
+        model = models.with_new_adapter(models.load(recipe.base), recipe.sft.lora, 0)
+        settings = {
+            "output_dir": str(tmp_path), "per_device_train_batch_size": len(items), "max_length": None, "bf16": False,
+            "use_cpu": True, "gradient_checkpointing": False, "max_steps": 3, "learning_rate": 0.01,
+            "report_to": "none", "logging_steps": 1, "save_strategy": "no", "lr_scheduler_type": "constant",
+        }  # fmt: skip
+        trainer = trainers.supervised(tokenizer)(model, Dataset.from_list(items), settings)
+        trainer.train()
+        losses = [point["loss"] for point in trainer.state.log_history if "loss" in point]
+        found[name] = losses, {n: p.detach() for n, p in model.named_parameters() if p.requires_grad}
+    assert found["packed"][0] == pytest.approx(found["padded"][0], abs=1e-4)
+    assert found["packed"][0][2] < found["packed"][0][0]
+    for name, weight in found["packed"][1].items():
+        assert torch.allclose(weight, found["padded"][1][name], atol=1e-4)
+
+
+@pytest.fixture(scope="module")
+def hh(trained: tuple[Store, dict[str, Any]]) -> Store:
+    """A run directory with hh-sft done."""
+    return trained[0]
+
+
+def aligned(hh: Store, recipe: Recipe, folder: Path, **align: Any) -> dict[str, Any]:
+    """dpo by another method, in a copy of the run directory."""
+    import shutil
+
+    shutil.copytree(hh.root, folder, ignore=shutil.ignore_patterns("dpo", "train"))
+    changed = recipe.model_copy(update={"align": recipe.align.model_copy(update={"learning_rate": 2e-3, **align})})
+    context = Context(changed, Store(folder), "test", Progress())
+    pairs.ensure(context)
+    return in_process(context, "dpo")["dpo"]
+
+
+@pytest.mark.parametrize("method", ["dpo", "kto", "orpo", "asft"])
+def test_every_method_raises_what_is_chosen(hh: Store, recipe: Recipe, tmp_path: Path, method: str) -> None:
+    found = aligned(hh, recipe, tmp_path / "run", method=method, epochs=3)
+    assert found["rows"] == 20 and found["steps"] == 15
+    assert found["loss_last"] < found["loss_first"]
+    if method != "kto":
+        assert found["reward_accuracy"] > 0.5
+
+
+@pytest.mark.parametrize(("loss", "first"), [("sigmoid", math.log(2)), ("bco_pair", 2 * math.log(2)), ("apo_zero", 1)])
+def test_trls_losses_begin_where_policy_and_reference_are_one(
+    hh: Store, recipe: Recipe, tmp_path: Path, loss: str, first: float
+) -> None:
+    found = aligned(hh, recipe, tmp_path / "run", loss_type=(loss,))
+    assert found["loss_first"] == pytest.approx(first, abs=1e-5)
+
+
+def test_a_precomputed_reference_is_the_live_one(hh: Store, recipe: Recipe, tmp_path: Path) -> None:
+    found = [
+        aligned(hh, recipe, tmp_path / str(ahead), precompute_reference=ahead)["by_step"] for ahead in (True, False)
+    ]
+    ahead, live = ([point["loss"] for point in points] for points in found)
+    assert ahead == pytest.approx(live, abs=1e-5) and len(set(live)) == len(live)
+
+
+def test_a_loss_that_is_no_number_stops_with_step_and_rows(hh: Store, recipe: Recipe, tmp_path: Path) -> None:
+    with pytest.raises(
+        Exception, match=r"dpo: the loss is not a number in step [23], in rows \w+.* lower learning_rate"
+    ):
+        aligned(hh, recipe, tmp_path / "run", learning_rate=1e30, max_grad_norm=1e30)
