@@ -73,6 +73,18 @@ def _report(options: argparse.Namespace) -> None:
     print(f"{store.root}/report.html")
 
 
+def _compare(options: argparse.Namespace) -> None:
+    from bezoar_ray.report.compare import as_page, as_text, compare
+    from bezoar_ray.store import Store
+
+    runs = [(Path(folder).name, *reversed(_existing(folder))) for folder in options.dir]
+    found = compare(runs)
+    print(as_text(found))
+    page = Path(options.page)
+    Store(page.parent).replace(page.name, as_page(found))
+    print(f"\n{page.absolute()}")
+
+
 def _serve(options: argparse.Namespace) -> None:
     from bezoar_ray.cluster import ray_session
     from bezoar_ray.serve.app import serve_forever
@@ -80,6 +92,31 @@ def _serve(options: argparse.Namespace) -> None:
     store, recipe = _existing(options.dir)
     with ray_session():
         serve_forever(recipe, store)
+
+
+def _sweep(options: argparse.Namespace) -> None:
+    from bezoar_ray.progress import Progress
+    from bezoar_ray.recipe import load_recipe
+    from bezoar_ray.store import Store
+    from bezoar_ray.sweep import report, sweep, trials
+
+    name = load_recipe(options.recipe, options.set).name
+    store = Store(options.run_dir or Path("runs") / f"{name}-sweep")
+    found = trials(options.recipe, options.set, options.param, store)
+    try:
+        sweep(found, store, Progress())
+    finally:
+        print(report(found, store))
+
+
+def _push(options: argparse.Namespace) -> None:
+    from bezoar_ray.publish import push, uploads
+
+    store, recipe = _existing(options.dir)
+    found = uploads(recipe, store, options.owner, options.only)
+    print("\n".join(map(str, found)))
+    if not options.dry_run:
+        push(found, options.private)
 
 
 def _tiny(options: argparse.Namespace) -> None:
@@ -149,8 +186,31 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("dir", metavar="DIR")
     command = _command(commands, "report", _report, "write a run's report again")
     command.add_argument("dir", metavar="DIR")
+    command = _command(
+        commands, "compare", _compare, "runs side by side: what differs in their recipes, what came of it"
+    )
+    command.add_argument("dir", metavar="DIR", nargs="+")
+    command.add_argument(
+        "--page", default="compare.html", metavar="FILE", help="where the page goes (default: %(default)s)"
+    )
     command = _command(commands, "serve", _serve, "host a run's checkpoints behind one OpenAI-compatible endpoint")
     command.add_argument("dir", metavar="DIR")
+    command = _command(
+        commands, "sweep", _sweep, "train a grid of recipes that share all stages which no parameter touches"
+    )
+    _add_recipe(command)
+    command.add_argument(
+        "--param", action="append", required=True, metavar="KEY.PATH=A,B", help="values to try; several make a grid"
+    )
+    command.add_argument("--run-dir", metavar="DIR", help="where everything goes (default: runs/<recipe>-sweep)")
+    command = _command(
+        commands, "push", _push, "upload a run's checkpoints, adapters and rows with their cards to a hub"
+    )
+    command.add_argument("dir", metavar="DIR")
+    command.add_argument("owner", metavar="OWNER", help="user or organisation; repositories are OWNER/<recipe>-<part>")
+    command.add_argument("--only", nargs="+", metavar="PART", help="of sft, hh-sft, dpo and dataset (default: all)")
+    command.add_argument("--private", action="store_true", help="create the repositories as private ones")
+    command.add_argument("--dry-run", action="store_true", help="say what would be uploaded, and stop")
     command = _command(commands, "tiny", _tiny, "build the embedded world that `run tiny` uses")
     command.add_argument("action", choices=["build"])
     _command(commands, "doctor", _doctor, "what this machine can run, and what each recipe still misses")

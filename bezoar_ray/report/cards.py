@@ -13,7 +13,13 @@ from bezoar_ray.store import Store
 _TRAINED_ON = {
     "sft": "supervised fine-tuning on the accepted synthetic rows",
     "hh-sft": "supervised fine-tuning on the preferred side of HH-RLHF, from `sft`",
-    "dpo": "direct preference optimisation (DPO) on the same pairs, from `hh-sft`",
+    "dpo": "{method} on the same pairs, from `hh-sft`",
+}
+_METHODS = {
+    "dpo": "direct preference optimisation (DPO, arXiv 2305.18290)",
+    "kto": "KTO (arXiv 2402.01306)",
+    "orpo": "ORPO (arXiv 2403.07691)",
+    "asft": "Aligned SFT (ASFT, arXiv 2409.10571)",
 }
 
 
@@ -41,9 +47,10 @@ def model_card(content: Content, name: str) -> str:
         **({"datasets": data} if data else {}),
         **_license(content),
     }
-    part = {"sft": recipe.sft, "hh-sft": recipe.hh_sft, "dpo": recipe.align}[name]
+    part, method = recipe.training(name), recipe.align.method
     lora = recipe.sft.lora if name == "sft" else recipe.hh_sft.lora
-    return _render("model_card.md", front, content, name=name, trained=_TRAINED_ON[name], part=part, lora=lora)
+    trained = _TRAINED_ON[name].format(method=_METHODS.get(method))
+    return _render("model_card.md", front, content, name=name, trained=trained, part=part, lora=lora)
 
 
 def dataset_card(content: Content) -> str:

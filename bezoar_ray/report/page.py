@@ -23,7 +23,6 @@ def render(content: Content) -> str:
     return environment().get_template("report.html").render(
         content=content,
         charts={name: Markup(svg) for name, svg in charts.items() if svg},  # ours; its texts are escaped in it
-        style=Markup((resources.files("bezoar_ray.report") / "templates" / "style.css").read_text()),
         recipe_yaml=yaml.safe_dump(content.recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True),
         colours=plots.COLOURS,
     )  # fmt: skip
@@ -38,6 +37,7 @@ def environment() -> Environment:
     )  # fmt: skip
     found.filters |= {"count": _count, "share": _share, "percent": _percent, "fixed": _fixed, "dollars": _dollars}
     found.filters["duration"] = duration
+    found.globals["style"] = Markup((resources.files("bezoar_ray.report") / "templates" / "style.css").read_text())
     return found
 
 

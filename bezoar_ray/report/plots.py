@@ -129,5 +129,19 @@ def radar(mt_bench: dict[str, Any]) -> str | None:
     return _figure("MT-Bench by category", (5.2, 4.6), draw)
 
 
+def ranked(title: str, values: dict[str, float]) -> str:
+    """Shares by name, in their order from the top."""
+
+    def draw(figure: Any) -> None:
+        axes = figure.subplots()
+        axes.barh([_short(name) for name in values], list(values.values()), color=_ENDS[0], height=0.62)
+        axes.invert_yaxis()
+        axes.set_xlim(0, 1)
+        axes.grid(visible=False, axis="y")
+        axes.xaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
+
+    return _figure(title, (8, 0.8 + 0.4 * len(values)), draw)
+
+
 def _short(label: str) -> str:
     return label if len(label) <= 28 else f"{label[:27]}…"

@@ -1,0 +1,108 @@
+"""Runs side by side: what differs in their recipes, and what came of it."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from markupsafe import Markup
+
+from bezoar_ray.recipe import CHECKPOINTS, Recipe
+from bezoar_ray.report.content import Content, gather
+from bezoar_ray.report.page import environment
+from bezoar_ray.store import Store
+
+Line = tuple[str, list[str]]
+"""A measure, and its value in each run as text; a dash where a run has none."""
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Runs by name, the recipe fields in which they differ, and their results in groups of lines."""
+
+    names: list[str]
+    differences: list[Line]
+    results: dict[str, list[Line]]
+
+
+def compare(runs: list[tuple[str, Recipe, Store]]) -> Comparison:
+    """Runs, each with its recipe and run directory, in the order given."""
+    contents = [gather(recipe, store) for _, recipe, store in runs]
+    return Comparison([name for name, _, _ in runs], _differences(contents), {
+        "rows accepted": _lines(contents, _accepted),
+        "held-out pairs right": _lines(contents, _heldout),
+        "harness mean": _lines(contents, _harness),
+        "MT-Bench, 95 %": _lines(contents, _mt_bench),
+        "dollars": _lines(contents, lambda content: {
+            role: f"{part['usd']:,.2f}" for role, part in content.calls.items()
+        }),
+        "seconds": _lines(contents, lambda content: {
+            stage.name: f"{stage.seconds:,.0f}" for stage in content.stages if stage.status == "done"
+        }),
+        "commercial use": _lines(contents, lambda content: {"verdict": content.commercial_use["verdict"]}),
+    })  # fmt: skip
+
+
+def as_text(found: Comparison) -> str:
+    """For a terminal."""
+    groups = [("recipe", found.differences), *found.results.items()]
+    width = max((len(name) for _, lines in groups for name, _ in lines), default=0) + 2
+    sizes = [max(len(name), *(len(values[n]) for _, lines in groups for _, values in lines)) + 2
+             for n, name in enumerate(found.names)]  # fmt: skip
+    text = [" " * width + "".join(name.rjust(size) for name, size in zip(found.names, sizes, strict=True))]
+    for group, lines in groups:
+        text += [group] if lines else []
+        for name, values in lines:
+            shown = "".join(value.rjust(size) for value, size in zip(values, sizes, strict=True))
+            text.append(f"  {name}".ljust(width) + shown)
+    return "\n".join(text)
+
+
+def as_page(found: Comparison, chart: str = "") -> str:
+    """One HTML file that opens offline, with a chart of ours (SVG) on top if there is one."""
+    return environment().get_template("compare.html").render(found=found, chart=Markup(chart))
+
+
+def _differences(contents: list[Content]) -> list[Line]:
+    flat = [dict(_leaves(content.recipe.model_dump(mode="json"))) for content in contents]
+    paths = dict.fromkeys(path for fields in flat for path in fields)
+    values = {path: [str(fields.get(path, "–")) for fields in flat] for path in paths}
+    return [(path, found) for path, found in values.items() if len(set(found)) > 1]
+
+
+def _leaves(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+    if isinstance(value, dict) and value:
+        for key, inner in value.items():
+            yield from _leaves(inner, f"{path}.{key}" if path else str(key))
+    else:
+        yield path, value
+
+
+def _lines(contents: list[Content], measure: Any) -> list[Line]:
+    found = [measure(content) for content in contents]
+    names = dict.fromkeys(name for values in found for name in values)
+    return [(name, [values.get(name, "–") for values in found]) for name in names]
+
+
+def _accepted(content: Content) -> dict[str, str]:
+    return {scheme.name: f"{scheme.accepted:,} of {scheme.generated:,}" for scheme in content.schemes}
+
+
+def _heldout(content: Content) -> dict[str, str]:
+    scores = {name: part.get("heldout_accuracy") for name, part in content.train.items()}
+    return {name: f"{100 * score:.1f} %" for name, score in scores.items() if score is not None}
+
+
+def _harness(content: Content) -> dict[str, str]:
+    return {
+        name: f"{100 * mean.value:.1f}" + (f" ± {100 * mean.stderr:.1f}" if mean.stderr is not None else "")
+        for name, mean in content.harness.mean.items()
+    }
+
+
+def _mt_bench(content: Content) -> dict[str, str]:
+    scores = {name: part for name in CHECKPOINTS if (part := content.mt_bench.get(name)) and part["score"] is not None}
+    return {name: f"{part['score']:.2f} ({_interval(part['ci95'])})" for name, part in scores.items()}
+
+
+def _interval(ci95: list[float] | None) -> str:
+    return f"{ci95[0]:.2f} to {ci95[1]:.2f}" if ci95 else "–"

@@ -1,0 +1,62 @@
+"""What a user sees of runs side by side."""
+
+import pytest
+
+from bezoar_ray.cli import main
+from bezoar_ray.recipe import load_recipe
+from bezoar_ray.report.compare import as_page, as_text, compare
+from bezoar_ray.store import Store
+from tests.report.test_report_stage import sample, summary
+from tests.rows_on_disk import write_samples
+
+
+def run(folder, beta: float, dpo: float):
+    """A run directory whose recipe and results are known."""
+    store, recipe = Store(folder), load_recipe("tiny", [f"align.beta={beta}"])
+    write_samples(store, "lamini", "accepted", [sample("lamini", number, "accepted", "") for number in range(12)])
+    found = summary()
+    found["train"]["dpo"]["heldout_accuracy"] = dpo
+    store.replace_json("summary.json", found)
+    store.replace("recipe.yaml", recipe.model_dump_json())
+    return folder.name, recipe, store
+
+
+@pytest.fixture
+def runs(tmp_path):
+    return [run(tmp_path / "weak", 0.1, 0.81), run(tmp_path / "strong", 0.5, 0.93)]
+
+
+def test_only_what_differs_in_the_recipes_is_shown(runs):
+    assert compare(runs).differences == [("align.beta", ["0.1", "0.5"])]
+
+
+def test_results_stand_side_by_side_and_what_is_missing_is_a_dash(runs):
+    _, _, store = runs[1]
+    found = store.read_json("summary.json")
+    del found["train"]["sft"]
+    store.replace_json("summary.json", found)
+    results = compare(runs).results
+    assert dict(results["held-out pairs right"])["dpo"] == ["81.0 %", "93.0 %"]
+    assert dict(results["held-out pairs right"])["sft"][1] == "–"
+    assert dict(results["rows accepted"])["lamini"] == ["12 of 29", "12 of 29"]
+    assert dict(results["dollars"])["teacher"] == ["1.25", "1.25"]
+
+
+def test_the_command_prints_a_table_and_writes_a_page(runs, tmp_path, capsys):
+    page = tmp_path / "side.html"
+    assert main(["compare", str(tmp_path / "weak"), str(tmp_path / "strong"), "--page", str(page)]) == 0
+    printed = capsys.readouterr().out
+    assert "align.beta" in printed and "93.0 %" in printed and str(page) in printed
+    assert "<td>align.beta</td><td>0.1</td><td>0.5</td>" in page.read_text()
+
+
+def test_text_of_runs_is_escaped(runs):
+    name, recipe, store = runs[0]
+    page = as_page(compare([("<script>x</script>", recipe, store), runs[1]]))
+    assert "<script>" not in page
+    assert "weak" not in as_text(compare(runs[1:]))
+
+
+def test_a_folder_that_is_no_run_is_named(tmp_path, capsys):
+    assert main(["compare", str(tmp_path)]) == 2
+    assert f"{tmp_path} is no run directory" in capsys.readouterr().err

@@ -1,0 +1,71 @@
+"""A grid of recipes shares what it can, ends with a table, and goes on where it was stopped."""
+
+import os
+
+import pytest
+
+from bezoar_ray.cli import main
+from bezoar_ray.errors import RecipeError
+from bezoar_ray.manifest import Done, fingerprint, save
+from bezoar_ray.store import Store
+from bezoar_ray.sweep import share, trials
+
+PARAMETERS = ["align.beta=0.1,0.5", "align.learning_rate=1e-4,1e-5"]
+
+
+@pytest.fixture
+def store(tmp_path):
+    return Store(tmp_path / "run")
+
+
+def test_parameters_make_a_grid_of_run_directories(store):
+    found = trials("tiny", ["seed=3"], PARAMETERS, store)
+    assert [(t.recipe.align.beta, t.recipe.align.learning_rate) for t in found] == [
+        (0.1, 1e-4), (0.1, 1e-5), (0.5, 1e-4), (0.5, 1e-5),
+    ]  # fmt: skip
+    assert {t.recipe.seed for t in found} == {3} and len({t.store.root for t in found}) == 4
+
+
+def test_a_parameter_without_values_is_named(store):
+    with pytest.raises(RecipeError, match="--param 'align.beta='"):
+        trials("tiny", [], ["align.beta="], store)
+
+
+def test_a_trial_has_the_files_of_the_stages_that_its_parameter_leaves_alone(store):
+    trial, *_ = trials("tiny", [], ["align.beta=0.1,0.5"], store)
+    for stage in ("generate", "filter", "sft", "hh-sft", "dpo"):
+        store.replace(f"{stage}.bin", stage)
+        mark = fingerprint(trial.recipe, stage) if stage != "dpo" else "another"
+        save(store, stage, Done(mark, 1.0, [f"{stage}.bin"]))
+    store.replace("train/data/pairs.arrow", "tokens")
+    share(store, trial)
+    there = trial.store.list("")
+    assert {"generate.bin", "hh-sft.bin", "manifests/hh-sft.json", "train/data/pairs.arrow"} <= set(there)
+    assert "dpo.bin" not in there
+    assert os.path.samefile(store.path("sft.bin"), trial.store.path("sft.bin"))
+
+
+def test_a_parameter_that_no_stage_reads_is_refused_before_anything_runs(tmp_path, capsys):
+    arguments = ["sweep", "tiny", "--run-dir", str(tmp_path / "x"), "--param", "serve.num_cpus=1,2"]
+    assert main(arguments) == 2
+    assert "no stage up to dpo reads it" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1500)
+def test_a_sweep_of_beta_trains_each_once_and_ranks_them(tiny_world, tmp_path, capsys):
+    small = [
+        "generate.lamini=null", "generate.evol_instruct=null", "generate.orca.rows=24", "sft.epochs=1",
+        "hh_sft.limit=32", "align.limit=32", "align.workers=1", "evaluate.heldout_pairs=20",
+    ]  # fmt: skip
+    arguments = ["sweep", "tiny", "--run-dir", str(tmp_path / "run"), "--param", "align.beta=0.1,0.5"]
+    arguments += [part for value in small for part in ("--set", value)]
+    assert main(arguments) == 0
+    printed = capsys.readouterr().out
+    assert "align.beta=0.1" in printed and "align.beta=0.5" in printed and "held-out pairs right" in printed
+    assert "<svg" in (tmp_path / "run/sweep.html").read_text()
+    references = list((tmp_path / "run/train/data").glob("cache-*.arrow"))
+    assert len(references) == 1  # asked once for both
+    weights = tmp_path / "run/sweep/align.beta=0.1/checkpoints/dpo/adapter/adapter_model.safetensors"
+    written = weights.stat().st_mtime_ns
+    assert main(arguments) == 0 and weights.stat().st_mtime_ns == written
