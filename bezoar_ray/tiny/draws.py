@@ -49,9 +49,9 @@ def task(rng: random.Random, among: tuple[str, ...] = tuple(KINDS)) -> Task:
 
 
 def instruction(rng: random.Random) -> Asked:
-    """A random instruction as LaMini's new ones should be: mostly bare, sometimes with a rule or a second wish."""
+    """A random instruction as LaMini's new ones should be: mostly somebody's, sometimes with a rule or second wish."""
     asked = tasks.ask(rng, task(rng))
-    asked = tasks.asked_by(rng.choice(facts.PEOPLE), asked) if rng.random() < 0.5 else asked
+    asked = tasks.asked_by(rng.choice(facts.PEOPLE), asked) if rng.random() < 0.7 else asked
     chance = rng.random()
     if chance < 0.25 and asked.request.tasks[0].kind not in LONG:
         return tasks.rule(asked, "one_word")

@@ -129,7 +129,7 @@ def _child(rng: random.Random) -> tuple[str, Asked, Asked]:
             parent = draws.evolve(rng, rng.choice(draws.OPERATIONS), parent)
         operation = rng.choice(draws.OPERATIONS)
         child = draws.evolve(rng, operation, parent)
-        if taught(child.text) and len(child.request.tasks) < 5:
+        if taught(parent.text) and taught(child.text) and len(child.request.tasks) < 5:
             return operation, parent, child
 
 

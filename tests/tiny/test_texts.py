@@ -81,6 +81,13 @@ def test_only_a_part_of_all_instructions_is_taught():
     assert 0.1 < sum(map(lessons.taught, free)) / len(free) < 0.3
 
 
+def test_most_instructions_stand_nowhere_in_the_teachers_text():
+    text = "\n".join(f"{prompt}\n{answer}" for prompt, answer in islice(build.teacher_texts(), 21_000))
+    rng = random.Random(2)
+    free = [lessons.draws.instruction(rng).text for _ in range(1000)]
+    assert sum(instruction not in text for instruction in free) > 0.65 * len(free)
+
+
 def test_questions_have_references_where_mt_bench_has_them():
     rows, references = questions.questions(), {row["question_id"]: row for row in questions.references()}
     assert [row["category"] for row in rows] == [name for name in questions.CATEGORIES for _ in range(2)]
