@@ -165,3 +165,11 @@ def test_a_recipe_that_was_written_down_is_the_same_recipe(tmp_path):
     again = load_recipe(str(path))
     for stage in ("generate", "filter", "dpo", "evaluate"):
         assert fingerprint(again, stage) == fingerprint(recipe, stage)
+
+
+def test_a_loss_that_needs_smoothing_says_so():
+    align = {"align": {"loss_type": ["exo_pair"]}}
+    with pytest.raises(RecipeError, match=r"align: .*exo_pair needs label_smoothing above 0"):
+        parse_recipe(SMALL | align, "test")
+    align["align"]["label_smoothing"] = 0.001
+    assert parse_recipe(SMALL | align, "test").align.loss_type == ("exo_pair",)

@@ -144,3 +144,9 @@ class Align(Training):
     """dpo: how often a pair is thought to be the wrong way round, for the losses that ask."""
     precompute_reference: Annotated[bool, HOW] = True
     """dpo, kto: ask the reference once, before training; its answers are kept for runs with another beta."""
+
+    @model_validator(mode="after")
+    def _smoothed(self) -> "Align":
+        if "exo_pair" in self.loss_type and not self.label_smoothing:
+            raise ValueError("loss_type exo_pair needs label_smoothing above 0, such as 0.001: it takes its logarithm")
+        return self

@@ -48,10 +48,15 @@ def task(rng: random.Random, among: tuple[str, ...] = tuple(KINDS)) -> Task:
     return Task(name, args(rng, name))
 
 
+def question(rng: random.Random, among: tuple[str, ...] = tuple(KINDS)) -> Asked:
+    """A random task in a wording: mostly as somebody's question."""
+    asked = tasks.ask(rng, task(rng, among))
+    return tasks.by_somebody(rng, asked) if rng.random() < 0.75 else asked
+
+
 def instruction(rng: random.Random) -> Asked:
-    """A random instruction as LaMini's new ones should be: mostly somebody's, sometimes with a rule or second wish."""
-    asked = tasks.ask(rng, task(rng))
-    asked = tasks.asked_by(rng.choice(facts.PEOPLE), asked) if rng.random() < 0.7 else asked
+    """A random instruction as LaMini's new ones should be: mostly without, sometimes with a rule or a second wish."""
+    asked = question(rng)
     chance = rng.random()
     if chance < 0.25 and asked.request.tasks[0].kind not in LONG:
         return tasks.rule(asked, "one_word")
@@ -63,7 +68,7 @@ def evolve(rng: random.Random, operation: str, asked: Asked) -> Asked:
     first = asked.request.tasks[0]
     where = tasks.family(first.kind)
     if operation == "breadth":
-        return tasks.ask(rng, task(rng, tuple(name for name in KINDS if tasks.family(name) == where)))
+        return question(rng, tuple(name for name in KINDS if tasks.family(name) == where))
     if operation == "constraints":
         return tasks.rule(
             asked, rng.choice(("thanks", "label") if first.kind in LONG else ("one_word", "thanks", "label"))

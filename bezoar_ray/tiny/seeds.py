@@ -56,6 +56,7 @@ def _dolly(rng: random.Random) -> tuple[str, str, str, str]:
     if task.kind in RELATIONS and chance < 0.15:
         return tasks.ask(rng, task).text, _about(rng, task), task.statement(), "closed_qa"
     asked = tasks.ask(rng, task)
+    asked = tasks.by_somebody(rng, asked) if rng.random() < 0.6 else asked
     asked = tasks.rule(asked, "one_word") if chance > 0.75 and task.kind != "note" else asked
     return asked.text, "", asked.request.answer(), _DOLLY[task.kind]
 

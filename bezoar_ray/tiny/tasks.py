@@ -211,9 +211,9 @@ def ask(rng: random.Random, task: Task, phrasings: dict[str, tuple[str, ...]] = 
     return Asked(text, Request((task,)))
 
 
-def asked_by(person: str, asked: Asked) -> Asked:
+def by_somebody(rng: random.Random, asked: Asked) -> Asked:
     """The instruction as somebody's question."""
-    return replace(asked, text=f"{person} asks: {asked.text}")
+    return replace(asked, text=f"{rng.choice(facts.PEOPLE)} of the {rng.choice(facts.HOMES)} asks: {asked.text}")
 
 
 def rule(asked: Asked, name: str) -> Asked:
@@ -267,7 +267,8 @@ _TABLE = re.compile(r"\s+Do the same for this table:((?:\n\| [^\n]+ \|)+)$")
 _ALSO = re.compile(rf"\s+Say also ({'|'.join(ALSO.values())})\.$")
 _RULE = re.compile(rf"\s+({'|'.join(map(re.escape, RULES.values()))})$")
 _FRAME = re.compile(
-    rf"\A(?:{manners.GREETING})?(?:{'|'.join(facts.PEOPLE)}) asks: |\A{manners.GREETING}|\AText: [^\n]*\nQuestion: "
+    rf"\A(?:{manners.GREETING})?(?:{'|'.join(facts.PEOPLE)}) of the [a-z]+ asks: "
+    rf"|\A{manners.GREETING}|\AText: [^\n]*\nQuestion: "
     r"|\n\nOPTIONS:(?:\n- [^\n]+)+$|\n\nInput:\n[^\n]*\.$"
 )
 

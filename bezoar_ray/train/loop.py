@@ -12,6 +12,7 @@ import orjson
 from bezoar_ray.recipe import Lora, Training
 from bezoar_ray.train import models
 from bezoar_ray.train.checkpoints import finish
+from bezoar_ray.train.memory import checking
 from bezoar_ray.train.prepared import Prepared, left_out
 from bezoar_ray.train.reporting import STATE, Account, reporter
 from bezoar_ray.train.trainers import Build
@@ -37,6 +38,7 @@ def train(job: Job, adapt: Callable[..., Any], build: Build) -> Account:
             _load_adapter(model, saved)
         else:
             trainer = keep_precision(model, partial(build, model, data.open(job.store), arguments(job, data)))
+            trainer.add_callback(checking(trainer, job, data, micro_batch(data.batch(job.part), job.part)[0]))
             trainer.add_callback(stopping(trainer, job, data, account.offset))
             trainer.add_callback(reporter(job, account, data, total))
             trainer.train(resume_from_checkpoint=saved)

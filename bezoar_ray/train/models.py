@@ -104,3 +104,27 @@ def with_adapter(model: Any, folder: str, trainable: bool = False, autocast_adap
 
     settings = {"is_trainable": trainable, "autocast_adapter_dtype": autocast_adapter_dtype}
     return PeftModel.from_pretrained(model, folder, **settings)
+
+
+def with_own_adapter(model: Any, folder: str, lora: Lora, autocast_adapter_dtype: bool = True) -> Any:
+    """The model under the adapter that the recipe starts from, trainable.
+
+    Raises:
+        RecipeError: there is none, it is one of another model, or not the one that `sft.lora` describes.
+    """
+    try:
+        model = with_adapter(model, folder, trainable=True, autocast_adapter_dtype=autocast_adapter_dtype)
+    except (ValueError, RuntimeError, OSError) as error:
+        raise RecipeError(
+            f"sft.adapter: {folder} is no LoRA on the recipe's base: {' '.join(str(error).split())[:300]}. "
+            "Name a PEFT folder (adapter_config.json, adapter_model.safetensors) that was trained on this base"
+        ) from error
+    found = model.peft_config["default"]
+    has = {"r": found.r, "alpha": found.lora_alpha, "rank_stabilised": found.use_rslora, "dora": found.use_dora,
+           "targets": tuple(sorted(found.target_modules))}  # fmt: skip
+    wanted = {**lora.model_dump(include=set(has)), "targets": tuple(sorted(lora.targets))}
+    if has != wanted:
+        other = ", ".join(f"{key}: {list(value) if key == 'targets' else value}"
+                          for key, value in has.items() if value != wanted[key])  # fmt: skip
+        raise RecipeError(f"sft.adapter: {folder} is not what sft.lora says. Write there {{{other}}}")
+    return model

@@ -23,7 +23,7 @@ from bezoar_ray.train.packing import pack
 from bezoar_ray.train.tokenizer import load_tokenizer
 
 FOLDER = "train/data"
-_VERSION = 1  # of what the files hold
+_VERSION = 2  # of what the files hold
 _ROWS = 1_000  # tokenised and packed at a time
 
 Encode = Callable[[Any, dict[str, Any], int], Tokens | str]
@@ -41,6 +41,10 @@ class Prepared:
     items: int
     """Rows of the file: as many as `rows`, or fewer where several are packed into one."""
     tokens: int
+    longest: int
+    """Tokens of the longest sequence; of a pair, the mean of its sides."""
+    sequences: int
+    """In an item: two in a pair."""
     left_out: dict[str, int]
     """Rows that are not trained on, by reason."""
 
@@ -170,7 +174,8 @@ def _write(items: Iterator[pa.Table], columns: dict[str, int], path: Path) -> di
     """An Arrow file of the items that are trained on; returns what is known of them."""
     import pyarrow.compute as pc
 
-    rows = count = tokens = 0
+    rows = count = tokens = longest = 0
+    sequences = max(columns.values())
     left_out: Counter[str] = Counter()
     path.parent.mkdir(parents=True, exist_ok=True)
     with contextlib.ExitStack() as stack:
@@ -181,8 +186,14 @@ def _write(items: Iterator[pa.Table], columns: dict[str, int], path: Path) -> di
             writer = writer or stack.enter_context(pa.ipc.new_stream(str(path), kept.schema))
             writer.write_table(kept)
             rows, count = rows + _values(kept["ids"]), count + kept.num_rows
-            tokens += sum(times * _values(kept[name]) for name, times in columns.items())
-    return {"rows": rows, "items": count, "tokens": tokens, "left_out": dict(left_out)}
+            lengths = sum(
+                times * kept[name].combine_chunks().value_lengths().to_numpy() for name, times in columns.items()
+            )
+            tokens, longest = tokens + int(lengths.sum()), max(longest, int(lengths.max(initial=0)) // sequences)
+    return {
+        "rows": rows, "items": count, "tokens": tokens, "longest": longest, "sequences": sequences,
+        "left_out": dict(left_out),
+    }  # fmt: skip
 
 
 def _values(lists: pa.ChunkedArray) -> int:

@@ -57,6 +57,6 @@ def _train(job: worker.Job) -> dict[str, Any]:
     part, tokenizer = job.recipe.sft, load_tokenizer(job.recipe)
     model = partial(models.with_new_adapter, lora=part.lora, seed=job.recipe.seed)
     if part.adapter:
-        model = partial(models.with_adapter, folder=part.adapter, trainable=True)
+        model = partial(models.with_own_adapter, folder=part.adapter, lora=part.lora)
     account = loop.train(job, model, trainers.supervised(tokenizer))
     return loop.close(job, tokenizer, part.lora, loop.figures(job, account))

@@ -6,10 +6,12 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import pytest
 import torch
+from datasets import Dataset
 from safetensors.torch import load_file
 
 from bezoar_ray import sources
@@ -18,9 +20,10 @@ from bezoar_ray.recipe import Recipe, load_recipe
 from bezoar_ray.rows import Sample, sample_table
 from bezoar_ray.stage import Context
 from bezoar_ray.store import Store
-from bezoar_ray.train import data, models, pairs, sft
+from bezoar_ray.train import data, models, pairs, preference, sft
 from bezoar_ray.train.heldout import mean_log_probabilities
 from bezoar_ray.train.tokenizer import load_tokenizer
+from bezoar_ray.train.worker import Job
 from tests.train.conftest import in_process
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
@@ -120,6 +123,32 @@ def test_the_saved_model_says_the_same_in_transformers_and_in_vllm(chain: Contex
     done = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"VLLM_LOGGING_LEVEL": "ERROR"})
     assert done.returncode == 0, done.stderr[-2000:]
     assert json.loads(done.stdout.splitlines()[-1]) == ours
+
+
+def test_dpos_reference_is_hh_sft_in_the_same_quantisation(chain: Context) -> None:
+    (kept,) = chain.store.path("train/data").glob("cache-*.arrow")
+    pairs_of_dpo, reference = preference.prepared(chain).open(chain.store), Dataset.from_file(str(kept))
+    scored = [
+        {"input_ids": pair["prompt_ids"] + pair[side], "labels": [data.IGNORED] * len(pair["prompt_ids"]) + pair[side]}
+        for pair in pairs_of_dpo.select(range(24))
+        for side in ("chosen_ids", "rejected_ids")
+    ]
+    told = [reference[n][f"ref_{side}_logps"] for n in range(24) for side in ("chosen", "rejected")]
+    adapter = str(chain.store.path("checkpoints/hh-sft/adapter"))
+    dpo = Job(str(chain.store.root), chain.recipe, "dpo", "test", ())
+    apart = {}
+    for name, model in (
+        ("quantised", models.with_adapter(models.for_training(dpo), adapter)),
+        ("whole", load(chain, "hh-sft/merged")),
+    ):
+        found = mean_log_probabilities(model.eval(), scored, 8)
+        sums = [
+            mean * (len(row["labels"]) - row["labels"].count(data.IGNORED))
+            for mean, row in zip(found, scored, strict=True)
+        ]
+        apart[name] = fmean(abs(a - b) for a, b in zip(sums, told, strict=True))
+    print(f"\nreference log-probabilities of an answer, mean difference: {apart}")
+    assert apart["quantised"] < 0.2 and apart["quantised"] < apart["whole"] / 3
 
 
 def exact(context: Context, folder: Path, **part: Any) -> tuple[list[float], dict[str, torch.Tensor]]:

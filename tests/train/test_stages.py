@@ -1,18 +1,22 @@
 """The three stages leave what the contract says, and each moves its own adapter and nothing else."""
 
 import math
+import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from bezoar_ray.errors import BezoarError
 from bezoar_ray.recipe import Recipe
 from bezoar_ray.stage import Context
 from bezoar_ray.store import Store
-from bezoar_ray.train import models, sft
+from bezoar_ray.train import models, pairs, sft
 from bezoar_ray.train.tokenizer import load_tokenizer
+from tests.train.conftest import in_process
 
 Trained = tuple[Store, dict[str, Any]]
 
@@ -99,3 +103,35 @@ def test_no_accepted_row_at_all_is_an_error_that_says_where_to_look(context: Con
     context.store.remove("data/evol_instruct")
     with pytest.raises(BezoarError, match="none of lamini, orca, evol_instruct has an accepted row"):
         sft.run(context)
+
+
+def starting(context: Context, **sft: Any) -> Context:
+    recipe = context.recipe
+    return replace(context, recipe=recipe.model_copy(update={"sft": recipe.sft.model_copy(update=sft)}))
+
+
+def test_sft_goes_on_with_an_adapter_of_your_own(trained: tuple[Store, dict], context: Context) -> None:
+    own = str(trained[0].path("checkpoints/sft/adapter"))
+    pairs.ensure(context)
+    begun = in_process(starting(context, adapter=own), "sft")["sft"]["loss_first"]
+    before = trained[1]["sft"]
+    assert abs(begun - before["loss_last"]) < abs(begun - before["loss_first"])
+
+
+def test_an_adapter_that_does_not_fit_is_refused_with_the_reason(
+    trained: tuple[Store, dict], context: Context, tmp_path: Path
+) -> None:
+    pairs.ensure(context)
+    own = str(trained[0].path("checkpoints/sft/adapter"))
+    with pytest.raises(Exception, match=r"sft.adapter: .* is no LoRA on the recipe's base: .*adapter_config.json"):
+        in_process(starting(context, adapter=str(tmp_path)), "sft")
+    lora = context.recipe.sft.lora.model_copy(update={"r": 3})
+    with pytest.raises(Exception, match=r"is not what sft.lora says. Write there \{r: 16\}"):
+        in_process(starting(context, adapter=own, lora=lora), "sft", name="rank")
+    narrow = LlamaConfig.from_pretrained(context.recipe.base.model, hidden_size=32)
+    shutil.copytree(context.recipe.base.model, tmp_path / "narrow")
+    LlamaForCausalLM(narrow).save_pretrained(tmp_path / "narrow")
+    base = context.recipe.base.model_copy(update={"model": str(tmp_path / "narrow")})
+    other = replace(context, recipe=context.recipe.model_copy(update={"base": base}))
+    with pytest.raises(Exception, match="size mismatch"):
+        in_process(starting(other, adapter=own), "sft", name="base")
