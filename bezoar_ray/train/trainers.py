@@ -1,6 +1,7 @@
 """The trainers of the three stages: TRL's and our own, on rows that are tokenised already."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from bezoar_ray.recipe import Align
@@ -69,26 +70,27 @@ def _kto(tokenizer: Any, align: Align) -> Build:
             beta=align.beta, precompute_ref_log_probs=align.precompute_reference,
             **settings | {"per_device_train_batch_size": 2 * pairs, "train_sampling_strategy": "sequential"},
         )  # fmt: skip
-        sides = items.shuffle(settings["seed"]).map(
-            _sides, batched=True, batch_size=pairs, remove_columns=items.column_names, keep_in_memory=True
-        )
+        shuffled = items.shuffle(settings["seed"])
+        sides = shuffled.map(
+            partial(_sides, all_pairs=shuffled), with_indices=True, batched=True, batch_size=pairs,
+            remove_columns=items.column_names, keep_in_memory=True,
+        )  # fmt: skip
         return _on_tokens(KTOTrainer)(model, args=config, train_dataset=sides, processing_class=tokenizer)
 
     return build
 
 
-def _sides(pairs: dict[str, list[list[int]]]) -> dict[str, list[Any]]:
-    """Both sides of the pairs of one forward pass, the chosen ones first; each answer also under another's prompt.
+def _sides(pairs: dict[str, list[list[int]]], indices: list[int], all_pairs: Any) -> dict[str, list[Any]]:
+    """Both sides of the pairs of one forward pass, the chosen ones first; each prompt also with another's answer.
 
-    KTO estimates its reference point (eq. 7) from answers to other prompts: here the next one's, so that the sides of
-    a pair must not be neighbours.
+    KTO estimates its reference point (eq. 7) from answers to other prompts: here the next pair's.
     """
-    answers = pairs["chosen_ids"] + pairs["rejected_ids"]
-    count = len(pairs["chosen_ids"])
+    following = all_pairs[[(n + 1) % len(all_pairs) for n in indices]]
+    count = len(indices)
     return {
         "prompt_ids": pairs["prompt_ids"] * 2,
-        "completion_ids": answers,
-        "KL_completion_ids": answers[-1:] + answers[:-1],
+        "completion_ids": pairs["chosen_ids"] + pairs["rejected_ids"],
+        "KL_completion_ids": following["chosen_ids"] + following["rejected_ids"],
         "label": [True] * count + [False] * count,
     }
 

@@ -11,8 +11,9 @@ from bezoar_ray.progress import Progress
 from bezoar_ray.recipe import Recipe
 from bezoar_ray.stage import Context
 from bezoar_ray.store import Store
-from bezoar_ray.train import data, models, packing, pairs, trainers
+from bezoar_ray.train import data, models, packing, pairs, preference, trainers
 from bezoar_ray.train.tokenizer import load_tokenizer
+from bezoar_ray.train.worker import Job
 from tests.train.conftest import in_process, samples
 
 
@@ -88,6 +89,25 @@ def test_every_method_raises_what_is_chosen(hh: Store, recipe: Recipe, tmp_path:
     assert found["loss_last"] < found["loss_first"]
     if method != "kto":
         assert found["reward_accuracy"] > 0.5
+
+
+@pytest.mark.parametrize("micro", [1, 2])
+def test_kto_estimates_its_reference_point_from_answers_to_other_prompts(
+    hh: Store, recipe: Recipe, tmp_path: Path, micro: int
+) -> None:
+    context = Context(recipe, hh, "test", Progress())
+    model = models.with_adapter(models.for_training(Job(str(hh.root), recipe, "dpo", "x", ())),
+                                str(hh.path("checkpoints/hh-sft/adapter")), trainable=True)  # fmt: skip
+    kto = recipe.align.model_copy(update={"method": "kto"})
+    settings = {"output_dir": str(tmp_path), "per_device_train_batch_size": micro, "max_length": None, "seed": 0,
+                "use_cpu": True, "bf16": False, "report_to": "none"}  # fmt: skip
+    items = preference.prepared(context).open(hh)
+    sides = trainers.preference(load_tokenizer(recipe), kto)(model, items, settings).train_dataset
+    answers = {tuple(row["prompt_ids"]): {tuple(row["chosen_ids"]), tuple(row["rejected_ids"])} for row in items}
+    assert len(sides) == 2 * len(items)
+    for side in sides:
+        own = answers[tuple(side["prompt_ids"])]
+        assert tuple(side["completion_ids"]) in own and tuple(side["KL_completion_ids"]) not in own
 
 
 @pytest.mark.parametrize(("loss", "first"), [("sigmoid", math.log(2)), ("bco_pair", 2 * math.log(2)), ("apo_zero", 1)])
