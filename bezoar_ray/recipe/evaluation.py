@@ -11,8 +11,9 @@ CHECKPOINTS = ("base", "sft", "hh-sft", "dpo")
 class Serve(Part):
     """The endpoint that hosts the checkpoints."""
 
-    mode: Literal["joined"] = "joined"
-    """`joined`: one engine, the untouched base with one LoRA per checkpoint."""
+    mode: Literal["joined", "merged"] = "joined"
+    """`joined`: one engine, the untouched base with one LoRA per checkpoint. `merged`: an engine for each checkpoint,
+    as what has no equal in one LoRA is served in any case."""
     dtype: Literal["bfloat16", "float32"] = "bfloat16"
     """Type of the served weights."""
     host: Annotated[str, HOW] = "127.0.0.1"

@@ -1,6 +1,7 @@
 """The family of checkpoints on Ray Serve: one vLLM engine, the untouched base with one joined LoRA per checkpoint.
 
 Joined LoRAs give the same greedy text as the merged models, so a single engine start serves base, sft, hh-sft and dpo.
+Checkpoints that are served merged have an engine each, behind a router.
 """
 
 import contextlib
@@ -12,13 +13,15 @@ from typing import Any
 
 from bezoar_ray.errors import BezoarError, RecipeError
 from bezoar_ray.logs import redirect
-from bezoar_ray.recipe import Recipe
-from bezoar_ray.serve.arguments import engine_arguments, model_names
+from bezoar_ray.recipe import CHECKPOINTS, Recipe
+from bezoar_ray.serve.arguments import engine_arguments, modes
+from bezoar_ray.serve.router import Request, answer, router
 from bezoar_ray.store import Store
 
 LOG = "logs/serve.log"
-_APP = "family"
-_engines: list[Any] = []  # the replica's one engine
+_ROUTER = "router"
+_engines: list[Any] = []  # the replica's one engine, and
+_apps: list[Any] = []  # vLLM's app around it
 _LOCAL = ("127.0.0.1", "localhost", "::1")
 
 
@@ -41,7 +44,7 @@ def serve_forever(recipe: Recipe, store: Store) -> None:
     """
     key = _key_for(recipe.serve.host)
     with _deployed(recipe, store, recipe.serve.host, recipe.serve.port, key) as base_url:
-        print(_greeting(base_url, model_names(store), guarded=key is not None), flush=True)
+        print(_greeting(base_url, list(modes(recipe, store)), guarded=key is not None), flush=True)
         with contextlib.suppress(KeyboardInterrupt):
             while True:
                 time.sleep(3600)
@@ -79,9 +82,18 @@ def _deployed(recipe: Recipe, store: Store, host: str, port: int, key: str | Non
     quiet = {"log_level": "WARNING", "enable_access_log": False}
     serve.start(proxy_location="HeadOnly", http_options={"host": host, "port": port}, logging_config=quiet)
     try:
-        app = _application(recipe, engine_arguments(recipe, store), str(log), key)
+        engines, served = engine_arguments(recipe, store), modes(recipe, store)
+        targets = [
+            serve.RunTarget(
+                _application(recipe, arguments, str(log), key), name, "/" if len(engines) == 1 else None, quiet
+            )
+            for name, arguments in engines.items()
+        ]
+        if len(engines) > 1:
+            hosts = {name: name if name in engines else CHECKPOINTS[0] for name in served}
+            targets.append(serve.RunTarget(_router(hosts, key), _ROUTER, "/", quiet))
         try:
-            serve.run(app, name=_APP, route_prefix="/", logging_config=quiet)
+            serve.run_many(targets)
         except RuntimeError as error:
             tail = "\n".join(log.read_text(errors="replace").splitlines()[-15:])
             raise BezoarError(f"the endpoint did not start: {error}\nLast lines of {log}:\n{tail}") from error
@@ -98,7 +110,8 @@ def _stop() -> None:
     from ray.serve.context import _get_global_client
 
     controller = _get_global_client()._controller
-    serve.delete(_APP)
+    for name in serve.status().applications:
+        serve.delete(name)
     ray.get(controller.graceful_shutdown.remote(wait=False))
     while any(actor["namespace"] == "serve" for actor in ray.util.list_named_actors(all_namespaces=True)):
         time.sleep(0.2)
@@ -110,21 +123,53 @@ def _application(recipe: Recipe, arguments: list[str], log: str, key: str | None
     part = recipe.serve
 
     @serve.deployment(
-        name=_APP,
+        name="engine",
         ray_actor_options={"num_cpus": part.num_cpus, "num_gpus": part.num_gpus},
         max_ongoing_requests=4096,
         max_constructor_retry_count=1,
         graceful_shutdown_timeout_s=10,
     )
-    @serve.ingress(lambda: _family(arguments, log, key))
-    class Family:
+    @serve.ingress(lambda: _engine(arguments, log, key))
+    class Engine:
         async def check_health(self) -> None:
             await engine_health()
 
-    return Family.bind()
+        async def answer(self, request: Request) -> AsyncIterator[dict[str, Any]]:
+            """ASGI messages, for the router."""
+            async for message in answer(_apps[0], request):
+                yield message
+
+    return Engine.bind()
 
 
-def _family(arguments: list[str], log: str, key: str | None) -> Any:
+def _router(hosts: dict[str, str], key: str | None) -> Any:
+    """An application that hands requests on to the engines' applications: `hosts` by model."""
+    from fastapi import FastAPI
+    from ray import serve
+
+    def handed_to(engine: str) -> Any:
+        def hand(request: Request) -> AsyncIterator[dict[str, Any]]:
+            return serve.get_app_handle(engine).options(stream=True).answer.remote(request)
+
+        return hand
+
+    def ingress() -> Any:
+        app = FastAPI(openapi_url=None)
+        hands = {engine: handed_to(engine) for engine in hosts.values()}
+        app.mount("/", router({name: hands[engine] for name, engine in hosts.items()}))
+        if key:
+            _guard(app, key)
+        return app
+
+    @serve.deployment(name=_ROUTER, ray_actor_options={"num_cpus": 0}, max_ongoing_requests=4096)
+    @serve.ingress(ingress)
+    class Router:
+        pass
+
+    return Router.bind()
+
+
+def _engine(arguments: list[str], log: str, key: str | None) -> Any:
     """The replica's ASGI app: its lifespan owns the engine and mounts vLLM's own OpenAI app."""
     from fastapi import FastAPI
 
@@ -132,6 +177,7 @@ def _family(arguments: list[str], log: str, key: str | None) -> Any:
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         _settle(log)
         async with _openai_app(arguments) as inner:
+            _apps.append(inner)
             app.mount("/", inner)
             yield
 

@@ -1,7 +1,8 @@
-"""What vLLM's own server is told: the base, its tokenizer and template, and a joined LoRA per checkpoint."""
+"""What vLLM's own server is told: the model, its tokenizer and template, and the joined LoRAs on the base."""
 
 import json
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 from bezoar_ray.errors import BezoarError
@@ -14,13 +15,22 @@ _GROUPED_LORA = "bezoar_ray.serve.cpu_lora.GroupedLora"
 _BASE = "checkpoints/base"
 
 
-def model_names(store: Store) -> list[str]:
-    """The checkpoints that the run directory holds, in the order of training; base is always served."""
-    return [CHECKPOINTS[0], *(name for name in CHECKPOINTS[1:] if store.exists(_joined(name)))]
+def modes(recipe: Recipe, store: Store) -> dict[str, str]:
+    """The checkpoints that the run directory holds, in the order of training, and how each is served.
+
+    base is always there, as it is. What could not be joined is `merged` whatever the recipe's mode.
+    """
+    found = {CHECKPOINTS[0]: "base"}
+    for name in CHECKPOINTS[1:]:
+        if recipe.serve.mode == "joined" and store.exists(_joined(name)):
+            found[name] = "joined"
+        elif store.exists(_merged(name)):
+            found[name] = "merged"
+    return found
 
 
-def engine_arguments(recipe: Recipe, store: Store) -> list[str]:
-    """The command line of vLLM's server.
+def engine_arguments(recipe: Recipe, store: Store) -> dict[str, list[str]]:
+    """The command lines of vLLM's server: of base with all joined checkpoints, and of each merged one, by their names.
 
     Raises:
         BezoarError: there is no base checkpoint.
@@ -28,14 +38,19 @@ def engine_arguments(recipe: Recipe, store: Store) -> list[str]:
     template = store.path(f"{_BASE}/chat_template.jinja")
     if not template.is_file():
         raise BezoarError(f"{template}: missing. Run the sft stage first: it writes base's tokenizer and template.")
-    model = recipe.base
-    arguments = ["--model", model_path(model.model), "--served-model-name", CHECKPOINTS[0]]
-    arguments += ["--tokenizer", str(store.path(_BASE)), "--dtype", recipe.serve.dtype]
-    arguments += ["--chat-template", str(template), "--chat-template-content-format", "string"]
-    arguments += ["--generation-config", "vllm"]  # else the base's own sampling defaults enter every answer
-    arguments += ["--revision", model.revision] if model.revision else []
-    arguments += ["--trust-remote-code"] if model.trust_remote_code else []
-    return arguments + _lora_flags(store) + _flags(_engine(recipe.serve))
+    model, served = recipe.base, modes(recipe, store)
+    shared = ["--tokenizer", str(store.path(_BASE)), "--dtype", recipe.serve.dtype]
+    shared += ["--chat-template", str(template), "--chat-template-content-format", "string"]
+    shared += ["--generation-config", "vllm"]  # else the base's own sampling defaults enter every answer
+    shared += ["--trust-remote-code"] if model.trust_remote_code else []
+    shared += _flags(_engine(recipe.serve))
+    base = ["--model", model_path(model.model), "--served-model-name", CHECKPOINTS[0]]
+    base += ["--revision", model.revision] if model.revision else []
+    base += _lora_flags({name: store.path(_joined(name)) for name, mode in served.items() if mode == "joined"})
+    whole = {name: store.path(_merged(name)) for name, mode in served.items() if mode == "merged"}
+    return {CHECKPOINTS[0]: [*base, *shared]} | {
+        name: ["--model", str(path), "--served-model-name", name, *shared] for name, path in whole.items()
+    }
 
 
 def _engine(part: Serve) -> dict[str, Any]:
@@ -43,8 +58,7 @@ def _engine(part: Serve) -> dict[str, Any]:
     return {"disable_log_stats": True} | engine
 
 
-def _lora_flags(store: Store) -> list[str]:
-    paths = {name: store.path(_joined(name)) for name in model_names(store)[1:]}
+def _lora_flags(paths: dict[str, Path]) -> list[str]:
     if not paths:
         return []
     configs = [json.loads((path / "adapter_config.json").read_text()) for path in paths.values()]
@@ -75,3 +89,7 @@ def _flags(engine: dict[str, Any]) -> list[str]:
 
 def _joined(name: str) -> str:
     return f"checkpoints/{name}/joined"
+
+
+def _merged(name: str) -> str:
+    return f"checkpoints/{name}/merged"

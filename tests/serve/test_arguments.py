@@ -7,7 +7,7 @@ import pytest
 
 from bezoar_ray.errors import BezoarError
 from bezoar_ray.recipe import Recipe, parse_recipe
-from bezoar_ray.serve.arguments import engine_arguments, model_names
+from bezoar_ray.serve.arguments import engine_arguments, modes
 from bezoar_ray.store import Store
 
 
@@ -27,35 +27,57 @@ def run_directory(folder: Path, **ranks: int) -> Store:
     return Store(folder)
 
 
+def base_arguments(recipe: Recipe, store: Store) -> list[str]:
+    return engine_arguments(recipe, store)["base"]
+
+
 def value(arguments: list[str], flag: str) -> str:
     return arguments[arguments.index(flag) + 1]
 
 
 def test_every_checkpoint_that_exists_is_served_in_the_order_of_training(tmp_path):
     store = run_directory(tmp_path, dpo=32, sft=16)
-    arguments = engine_arguments(recipe(), store)
-    assert model_names(store) == ["base", "sft", "dpo"]
+    assert modes(recipe(), store) == {"base": "base", "sft": "joined", "dpo": "joined"}
+    (arguments,) = engine_arguments(recipe(), store).values()
     modules = arguments[arguments.index("--lora-modules") + 1 :][:2]
     assert modules == [f"{name}={tmp_path}/checkpoints/{name}/joined" for name in ("sft", "dpo")]
 
 
 def test_room_is_made_for_the_largest_rank(tmp_path):
-    assert value(engine_arguments(recipe(), run_directory(tmp_path, sft=16, dpo=64)), "--max-lora-rank") == "64"
+    assert value(base_arguments(recipe(), run_directory(tmp_path, sft=16, dpo=64)), "--max-lora-rank") == "64"
 
 
 def test_without_checkpoints_base_is_served_alone(tmp_path):
-    arguments = engine_arguments(recipe(), run_directory(tmp_path))
+    arguments = base_arguments(recipe(), run_directory(tmp_path))
     assert value(arguments, "--served-model-name") == "base" and "--enable-lora" not in arguments
+
+
+def test_what_could_not_be_joined_has_an_engine_of_its_own(tmp_path):
+    store = run_directory(tmp_path, sft=16)
+    for name in ("sft", "dpo"):
+        (tmp_path / "checkpoints" / name / "merged").mkdir(parents=True)
+    assert modes(recipe(), store) == {"base": "base", "sft": "joined", "dpo": "merged"}
+    engines = engine_arguments(recipe(), store)
+    assert list(engines) == ["base", "dpo"] and "--enable-lora" in engines["base"]
+    assert value(engines["dpo"], "--model") == f"{tmp_path}/checkpoints/dpo/merged"
+    assert value(engines["dpo"], "--served-model-name") == "dpo" and "--enable-lora" not in engines["dpo"]
+
+
+def test_every_checkpoint_has_an_engine_of_its_own_where_the_recipe_says_merged(tmp_path):
+    store = run_directory(tmp_path, sft=16)
+    (tmp_path / "checkpoints/sft/merged").mkdir(parents=True)
+    engines = engine_arguments(recipe(mode="merged"), store)
+    assert list(engines) == ["base", "sft"] and "--enable-lora" not in engines["base"]
 
 
 def test_a_run_directory_without_base_says_which_stage_to_run(tmp_path):
     with pytest.raises(BezoarError, match="Run the sft stage first"):
-        engine_arguments(recipe(), Store(tmp_path))
+        base_arguments(recipe(), Store(tmp_path))
 
 
 def test_engine_arguments_of_the_recipe_become_flags(tmp_path):
     engine = {"max_model_len": 512, "enable_prefix_caching": False, "override_generation_config": {"a": 1}}
-    arguments = engine_arguments(recipe(engine=engine), run_directory(tmp_path))
+    arguments = base_arguments(recipe(engine=engine), run_directory(tmp_path))
     assert value(arguments, "--max-model-len") == "512"
     assert "--no-enable-prefix-caching" in arguments
     assert value(arguments, "--override-generation-config") == '{"a": 1}'
@@ -63,5 +85,5 @@ def test_engine_arguments_of_the_recipe_become_flags(tmp_path):
 
 def test_a_gpu_keeps_its_graphs(tmp_path):
     store = run_directory(tmp_path)
-    assert "--enforce-eager" in engine_arguments(recipe(), store)
-    assert "--enforce-eager" not in engine_arguments(recipe(num_gpus=1), store)
+    assert "--enforce-eager" in base_arguments(recipe(), store)
+    assert "--enforce-eager" not in base_arguments(recipe(num_gpus=1), store)

@@ -1,0 +1,94 @@
+"""Several engines behind one address: a request goes to the engine that hosts the model it names.
+
+What travels between the two are ASGI's own messages, over Serve's handles: streams stay streams, and a client that goes
+away ends its request in the engine.
+"""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass
+from typing import Any
+
+_MODELS = "/v1/models"
+
+
+@dataclass(frozen=True)
+class Request:
+    """One HTTP request, whole."""
+
+    method: str
+    path: str
+    query: bytes
+    headers: list[tuple[bytes, bytes]]
+    body: bytes
+
+    @property
+    def model(self) -> str | None:
+        """The model that its body names, if it is JSON and names one."""
+        try:
+            body = json.loads(self.body)
+        except ValueError:
+            return None
+        name = body.get("model") if isinstance(body, dict) else None
+        return name if isinstance(name, str) else None
+
+
+async def answer(app: Any, request: Request) -> AsyncIterator[dict[str, Any]]:
+    """An ASGI app's messages in answer to a request."""
+    messages: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
+    given = iter([{"type": "http.request", "body": request.body, "more_body": False}])
+
+    async def receive() -> dict[str, Any]:
+        for message in given:
+            return message
+        return await asyncio.Future()  # the client stays: if it goes, this whole generator ends
+
+    scope = {
+        "type": "http", "asgi": {"version": "3.0"}, "http_version": "1.1", "scheme": "http", "root_path": "",
+        "method": request.method, "path": request.path, "raw_path": request.path.encode(),
+        "query_string": request.query, "headers": request.headers, "client": None, "server": None,
+    }  # fmt: skip
+    task = asyncio.create_task(app(scope, receive, messages.put))
+    task.add_done_callback(lambda _: messages.put_nowait({}))
+    try:
+        while message := await messages.get():
+            yield message
+        await task
+    finally:
+        task.cancel()
+
+
+def router(engines: dict[str, Callable[[Request], AsyncIterator[dict[str, Any]]]]) -> Any:
+    """An ASGI app that hands requests on: `engines` by model. What names no model of theirs is the first one's."""
+
+    async def route(scope: Any, receive: Any, send: Any) -> None:
+        request = await _whole(scope, receive)
+        if request.path.rstrip("/") == _MODELS:
+            return await _send_json(send, await _all_models(request))
+        chosen = engines.get(request.model or "", next(iter(engines.values())))
+        async for message in chosen(request):
+            await send(message)
+
+    async def _all_models(request: Request) -> dict[str, Any]:
+        found = {}
+        for engine in dict.fromkeys(engines.values()):
+            body = b"".join([message.get("body", b"") async for message in engine(request)])
+            found |= {model["id"]: model for model in json.loads(body)["data"]}
+        return {"object": "list", "data": [found[name] for name in engines]}
+
+    return route
+
+
+async def _whole(scope: Any, receive: Any) -> Request:
+    body, more = b"", True
+    while more:
+        message = await receive()
+        body, more = body + message.get("body", b""), message.get("more_body", False)
+    return Request(scope["method"], scope["path"], scope["query_string"], list(scope["headers"]), body)
+
+
+async def _send_json(send: Any, value: dict[str, Any]) -> None:
+    headers = [(b"content-type", b"application/json")]
+    await send({"type": "http.response.start", "status": 200, "headers": headers})
+    await send({"type": "http.response.body", "body": json.dumps(value).encode()})
