@@ -136,7 +136,7 @@ def _application(recipe: Recipe, arguments: list[str], log: str, key: str | None
 
         async def answer(self, request: Request) -> AsyncIterator[dict[str, Any]]:
             """ASGI messages, for the router."""
-            async for message in answer(_apps[0], request):
+            async for message in engine_answer(request):
                 yield message
 
     return Engine.bind()
@@ -191,6 +191,11 @@ async def engine_health() -> None:
     """Raises where the engine of this replica has died, so that Serve replaces the replica."""
     for engine in _engines:
         await engine.check_health()
+
+
+def engine_answer(request: Request) -> AsyncIterator[dict[str, Any]]:
+    """What vLLM's app in this replica says, as ASGI messages."""
+    return answer(_apps[0], request)
 
 
 @contextlib.asynccontextmanager

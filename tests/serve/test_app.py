@@ -5,6 +5,7 @@ import json
 import subprocess
 import sys
 import urllib.request
+from pathlib import Path
 
 import pytest
 from fastapi import FastAPI
@@ -14,18 +15,26 @@ from bezoar_ray.errors import RecipeError
 from bezoar_ray.recipe import load_recipe
 from bezoar_ray.serve.app import _guard, serve_forever
 from bezoar_ray.store import Store
-from tests.family import log_probabilities, write_family
+from tests.family import log_probabilities, write_family, write_merged
 
 NAMES = ["base", "sft", "dpo"]
 PROMPTS = [[5 + (7 * row + 3 * i) % 900 for i in range(12 + row)] for row in range(6)]
 
 
-def post(base_url: str, path: str, **body) -> dict:
+def post(base_url: str, path: str, raw: bool = False, **body) -> dict | str:
     request = urllib.request.Request(
         base_url + path, json.dumps(body).encode(), headers={"Content-Type": "application/json"}
     )
     with urllib.request.urlopen(request, timeout=300) as answer:
-        return json.load(answer)
+        return answer.read().decode() if raw else json.load(answer)
+
+
+def greedy(base_url: str, name: str) -> list[str]:
+    """Greedy answers to fifty prompts."""
+    prompts = [[5 + (7 * row + 3 * i) % 900 for i in range(6 + row % 9)] for row in range(50)]
+    body = {"model": name, "prompt": prompts, "max_tokens": 12, "temperature": 0}
+    choices = sorted(post(base_url, "/completions", **body)["choices"], key=lambda choice: choice["index"])
+    return [choice["text"] for choice in choices]
 
 
 def echoed(base_url: str, name: str) -> list[list[float]]:
@@ -85,6 +94,33 @@ def test_an_endpoint_that_cannot_start_says_why(tiny_world, tmp_path):
     done = subprocess.run([sys.executable, "-c", FAILING, tmp_path], capture_output=True, text=True)
     message = done.stderr[done.stderr.index("BezoarError") :]
     assert "the endpoint did not start" in message and "serve.log" in message and "999999" in message
+
+
+BESIDE = """
+import json, sys
+from bezoar_ray.cluster import ray_session
+from bezoar_ray.serve.app import running
+from bezoar_ray.store import Store
+from tests.family import family_recipe
+from tests.serve.test_app import greedy, post
+
+with ray_session(), running(family_recipe(), Store(sys.argv[1])) as base_url:
+    streamed = post(base_url, "/completions", model="sft", prompt=[[5, 6]], max_tokens=4, stream=True, raw=True)
+    print(json.dumps({"sft": greedy(base_url, "sft"), "dpo": greedy(base_url, "dpo"), "streamed": streamed}))
+"""
+
+
+@pytest.mark.slow
+def test_a_merged_checkpoint_beside_a_joined_one_says_what_its_joined_equal_says(family, tiny_world, tmp_path):
+    write_family(Store(tmp_path), tiny_world)
+    write_merged(Store(tmp_path), tiny_world, "sft")
+    command = [sys.executable, "-c", BESIDE, tmp_path]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=Path(__file__).parents[2])
+    assert done.returncode == 0, done.stderr[-2000:]
+    found = json.loads(done.stdout.splitlines()[-1])
+    for name in ("sft", "dpo"):
+        assert found[name] == greedy(family.base_url, name) and len(set(found[name])) > 25
+    assert found["streamed"].count("data: ") > 3 and found["streamed"].rstrip().endswith("data: [DONE]")
 
 
 def test_an_address_that_others_reach_needs_a_key(tmp_path, monkeypatch):
