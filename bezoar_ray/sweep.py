@@ -1,6 +1,7 @@
 """A grid of recipes, a run directory for each: the stages that no parameter touches are done once, and shared."""
 
 import itertools
+import logging
 import os
 import shutil
 import subprocess
@@ -101,6 +102,7 @@ def _tuned(found: list[Trial], store: Store) -> list[str]:
     from ray import tune
     from ray.tune.schedulers import MedianStoppingRule
 
+    logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # or a failed trial's traceback is shown, not its reason
     left = {t.name: t for t in found if not is_done(t.store, _LAST, fingerprint(t.recipe, _LAST))}
     if not left:
         return []

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from bezoar_ray.recipe import Align
@@ -70,10 +71,12 @@ def _kto(tokenizer: Any, align: Align) -> Build:
             beta=align.beta, precompute_ref_log_probs=align.precompute_reference,
             **settings | {"per_device_train_batch_size": 2 * pairs, "train_sampling_strategy": "sequential"},
         )  # fmt: skip
-        shuffled = items.shuffle(settings["seed"])
-        sides = shuffled.map(
+        shuffled, file = items.shuffle(settings["seed"]), Path(items.cache_files[0]["filename"])
+        mark = f"{items._fingerprint}-{settings['seed']}-{pairs}"
+        sides = shuffled.map(  # in a file: beside it TRL keeps the reference's answers, where all workers find them
             partial(_sides, all_pairs=shuffled), with_indices=True, batched=True, batch_size=pairs,
-            remove_columns=items.column_names, keep_in_memory=True,
+            remove_columns=items.column_names, new_fingerprint=mark,
+            cache_file_name=str(file.with_name(f"{file.stem}-sides-{mark}.arrow")),
         )  # fmt: skip
         return _on_tokens(KTOTrainer)(model, args=config, train_dataset=sides, processing_class=tokenizer)
 

@@ -3,11 +3,13 @@
 import contextlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import psutil
@@ -16,10 +18,11 @@ import torch
 from safetensors.torch import load_file
 
 from bezoar_ray.errors import BezoarError, RecipeError
+from bezoar_ray.progress import Progress
 from bezoar_ray.recipe import Recipe
 from bezoar_ray.stage import Context
 from bezoar_ray.store import Store
-from bezoar_ray.train import sft, worker
+from bezoar_ray.train import pairs, preference, sft, worker
 from tests.train.conftest import write_rows
 
 RUN_SFT = """
@@ -129,6 +132,19 @@ def test_training_that_was_killed_ends_with_the_adapter_of_one_that_was_not(
     assert {point["dataset"] for point in by_step} == {"lamini", "evol_instruct"}
     found = adapter(context.store)
     assert all(torch.equal(tensor, found[name]) for name, tensor in undisturbed.items())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["dpo", "kto"])
+def test_workers_share_one_reference_that_was_asked_ahead(
+    ray_session: None, trained: tuple[Store, dict[str, Any]], recipe: Recipe, tmp_path: Path, method: str
+) -> None:
+    shutil.copytree(trained[0].root, tmp_path / "run", ignore=shutil.ignore_patterns("dpo"))
+    two = recipe.align.model_copy(update={"method": method, "workers": 2, "epochs": 2})
+    context = Context(recipe.model_copy(update={"align": two}), Store(tmp_path / "run"), "test", Progress())
+    pairs.ensure(context)
+    found = preference.run(context).summary["train"]["dpo"]
+    assert found["steps"] == 10 and found["loss_last"] < found["loss_first"]
 
 
 def at(context: Context) -> int:
