@@ -21,9 +21,10 @@ from bezoar_ray.train import hh_sft, loop, models, preference, sft
 from bezoar_ray.train.worker import Job
 from jobs.benchmarks.context import context
 
-ROWS = 480
+ROWS = 240
 BETAS = (0.05, 0.1, 0.3, 0.5)
 LORA = {"targets": ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"], "dropout": 0.0}
+PAIRS = {"limit": ROWS}
 PART = {"batch": 16, "micro_batch": 8, "max_length": 512, "workers": 1, "learning_rate": 1e-4}
 
 
@@ -43,7 +44,9 @@ def figures() -> Iterator[tuple[str, list[float]]]:
 
 def _context(folder: str, **part: Any) -> Context:
     """A run directory with accepted rows: the world's own instructions and answers."""
-    run = context(folder, sft=PART | {"lora": LORA, "epochs": 3, **part}, hh_sft=PART | {"lora": LORA})
+    run = context(
+        folder, sft=PART | {"lora": LORA, "epochs": 3, **part}, hh_sft=PART | PAIRS | {"lora": LORA}, align=PART | PAIRS
+    )
     seeds = sources.read(run.recipe.seeds.dolly, "dolly").rows
     rows = [
         Sample(f"{n:05}", "lamini", "x", instruction=seed.instruction, input=seed.input, response=seed.response)
@@ -120,8 +123,8 @@ def _aligned(run: Context, betas: tuple[float, ...], ahead: bool) -> float:
 def _align(folder: str, ahead: str, *betas: str) -> float:
     seconds = 0.0
     for beta in betas:
-        align = PART | {"beta": float(beta), "precompute_reference": bool(int(ahead))}
-        run = context(folder, sft=PART | {"lora": LORA}, hh_sft=PART | {"lora": LORA}, align=align)
+        align = PART | PAIRS | {"beta": float(beta), "precompute_reference": bool(int(ahead))}
+        run = context(folder, align=align)
         seconds += _looped(run, preference.prepared(run))
     return seconds
 

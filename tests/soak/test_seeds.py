@@ -9,6 +9,7 @@ from statistics import fmean
 import pytest
 
 from bezoar_ray.recipe import CHECKPOINTS
+from bezoar_ray.run import STEPS
 from tests.end_to_end import Command, summary
 
 pytestmark = [pytest.mark.soak, pytest.mark.timeout(7200)]
@@ -16,8 +17,8 @@ SEEDS = (0, 1, 2)
 _SFT_ALONE = ["hh_sft.limit=16", "align.limit=16", "evaluate.mt_bench.limit=1"]  # what comes after sft, cut short
 
 
-def whole_run(run_dir: Path, *sets: str) -> dict:
-    code, output = Command(run_dir, sets=list(sets)).wait(3000)
+def whole_run(run_dir: Path, *sets: str, stages: str = ",".join(STEPS)) -> dict:
+    code, output = Command(run_dir, "--stages", stages, sets=list(sets)).wait(3000)
     assert code == 0, output
     return summary(run_dir)
 
@@ -66,6 +67,16 @@ def test_the_recipe_helps_whatever_the_seed(seed, runs):
         assert found["eval"]["mt_bench"][name]["versus_base"]["ci95"][0] > 0
     assert found["train"]["dpo"]["heldout_accuracy"] >= 0.8
     assert found["train"]["dpo"]["heldout_accuracy"] > found["train"]["hh-sft"]["heldout_accuracy"]
+
+
+@pytest.mark.parametrize("method", ["kto", "orpo", "asft"])
+def test_every_method_gets_more_held_out_pairs_right(method, runs, tmp_path):
+    folder, found = runs(0)
+    shutil.copytree(folder, tmp_path / "run")
+    other = whole_run(tmp_path / "run", "seed=0", f"align.method={method}", stages="dpo")
+    before = found["train"]["hh-sft"]["heldout_accuracy"]
+    print(f"\n{method}: {before:.2f} -> {other['train']['dpo']['heldout_accuracy']:.2f}")
+    assert other["train"]["dpo"]["heldout_accuracy"] > before
 
 
 def test_unfiltered_data_makes_a_worse_model(runs, tmp_path):
