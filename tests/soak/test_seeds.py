@@ -6,6 +6,7 @@ from functools import cache
 from pathlib import Path
 from statistics import fmean
 
+import orjson
 import pytest
 
 from bezoar_ray.recipe import CHECKPOINTS
@@ -14,6 +15,7 @@ from tests.end_to_end import Command, summary
 
 pytestmark = [pytest.mark.soak, pytest.mark.timeout(7200)]
 SEEDS = (0, 1, 2)
+SCHEMES = ("lamini", "orca", "evol_instruct")
 _SFT_ALONE = ["hh_sft.limit=16", "align.limit=16", "evaluate.mt_bench.limit=1"]  # what comes after sft, cut short
 
 
@@ -80,14 +82,16 @@ def test_every_method_gets_more_held_out_pairs_right(method, runs, tmp_path):
 
 
 def test_unfiltered_data_makes_a_worse_model(runs, tmp_path):
-    """Of the same generated rows. A run's mean over 480 questions moves by two points, so seeds are averaged."""
+    """All generated rows as they are, in place of those that gates and judge have let through."""
     scores = []
     for seed in SEEDS:
         folder, filtered = runs(seed)
         shutil.copytree(folder, tmp_path / str(seed))
-        unfiltered = whole_run(tmp_path / str(seed), f"seed={seed}", "filter.judge=false", *_SFT_ALONE)
-        assert unfiltered["stages"]["generate"]["skipped"]
+        raw = {f"raw_{name}": {"source": f"{folder}/data/{name}/generated/*.parquet"} for name in SCHEMES}
+        sets = [f"sft.data={orjson.dumps(raw).decode()}", f"sft.order={orjson.dumps(list(raw)).decode()}", *_SFT_ALONE]
+        unfiltered = whole_run(tmp_path / str(seed), f"seed={seed}", *sets)
+        assert unfiltered["stages"]["filter"]["skipped"]
         scores.append((harness(filtered, "sft"), harness(unfiltered, "sft")))
         rows = [found["train"]["sft"]["rows"] for found in (filtered, unfiltered)]
         print(f"\n| {seed} | {rows[0]} | {scores[-1][0]:.1f} | {rows[1]} | {scores[-1][1]:.1f} |")
-    assert fmean(without for _, without in scores) < fmean(with_judge for with_judge, _ in scores)
+    assert fmean(without for _, without in scores) < fmean(with_filter for with_filter, _ in scores)
