@@ -62,10 +62,13 @@ async def answer(app: Any, request: Request) -> AsyncIterator[dict[str, Any]]:
 def router(engines: dict[str, Callable[[Request], AsyncIterator[dict[str, Any]]]]) -> Any:
     """An ASGI app that hands requests on: `engines` by model. What names no model of theirs is the first one's."""
 
+    from fastapi import requests, responses
+
     async def route(scope: Any, receive: Any, send: Any) -> None:
-        request = await _whole(scope, receive)
+        body = await requests.Request(scope, receive).body()
+        request = Request(scope["method"], scope["path"], scope["query_string"], list(scope["headers"]), body)
         if request.path.rstrip("/") == _MODELS:
-            return await _send_json(send, await _all_models(request))
+            return await responses.JSONResponse(await _all_models(request))(scope, receive, send)
         chosen = engines.get(request.model or "", next(iter(engines.values())))
         async for message in chosen(request):
             await send(message)
@@ -78,17 +81,3 @@ def router(engines: dict[str, Callable[[Request], AsyncIterator[dict[str, Any]]]
         return {"object": "list", "data": [found[name] for name in engines]}
 
     return route
-
-
-async def _whole(scope: Any, receive: Any) -> Request:
-    body, more = b"", True
-    while more:
-        message = await receive()
-        body, more = body + message.get("body", b""), message.get("more_body", False)
-    return Request(scope["method"], scope["path"], scope["query_string"], list(scope["headers"]), body)
-
-
-async def _send_json(send: Any, value: dict[str, Any]) -> None:
-    headers = [(b"content-type", b"application/json")]
-    await send({"type": "http.response.start", "status": 200, "headers": headers})
-    await send({"type": "http.response.body", "body": json.dumps(value).encode()})
