@@ -67,7 +67,8 @@ def fingerprint() -> str:
     top = resources.files("bezoar_ray")
     made_by = sorted((p for p in top.joinpath("tiny").iterdir() if p.name.endswith(".py")), key=lambda p: p.name)
     total = hashlib.sha256()
-    for path in (*made_by, top.joinpath("generate/prompts.py"), top.joinpath("recipes/alpaca.jinja")):
+    others = ("generate/prompts.py", "recipes/alpaca.jinja", "train/packing.py")
+    for path in (*made_by, *map(top.joinpath, others)):
         if path.name not in _JUDGE_ONLY:
             total.update(path.name.encode() + path.read_bytes())
     return total.hexdigest()[:12]

@@ -12,8 +12,8 @@ from typing import Any
 
 from bezoar_ray.tiny import exam, lessons, pretrain, prose, questions, seeds, tokens
 
-_BASE = {"steps": 600, "batch": 8, "peak": 3e-3}
-_TEACHER = {"steps": 900, "batch": 4, "peak": 2e-3}
+_BASE = {"steps": 400, "batch": 12, "peak": 3e-3}
+_TEACHER = {"steps": 440, "batch": 6, "peak": 2e-3}
 _BLOCK = {"base": 256, "teacher": 512}
 
 

@@ -82,12 +82,16 @@ def test_every_method_gets_more_held_out_pairs_right(method, runs, tmp_path):
 
 
 def test_unfiltered_data_makes_a_worse_model(runs, tmp_path):
-    """All generated rows as they are, in place of those that gates and judge have let through."""
+    """As many rows as gates and judge have let through, but as they were generated: for the same number of steps."""
     scores = []
     for seed in SEEDS:
         folder, filtered = runs(seed)
         shutil.copytree(folder, tmp_path / str(seed))
-        raw = {f"raw_{name}": {"source": f"{folder}/data/{name}/generated/*.parquet"} for name in SCHEMES}
+        kept = {name: filtered["data"][name]["accepted"] for name in SCHEMES}
+        raw = {
+            f"raw_{name}": {"source": f"{folder}/data/{name}/generated/*.parquet", "limit": count}
+            for name, count in kept.items()
+        }
         sets = [f"sft.data={orjson.dumps(raw).decode()}", f"sft.order={orjson.dumps(list(raw)).decode()}", *_SFT_ALONE]
         unfiltered = whole_run(tmp_path / str(seed), f"seed={seed}", *sets)
         assert unfiltered["stages"]["filter"]["skipped"]
