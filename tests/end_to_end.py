@@ -45,12 +45,16 @@ class Command:
         output, _ = self._process.communicate(timeout=timeout)
         return self._process.returncode, output
 
+    def runs(self) -> bool:
+        """Whether it has not ended yet."""
+        return self._process.poll() is None
+
     def wait_until(self, ready: Callable[[], bool], timeout: float = 600) -> None:
         """Until something has happened, or the command has ended."""
         end = time.monotonic() + timeout
-        while not ready() and self._process.poll() is None and time.monotonic() < end:
+        while not ready() and self.runs() and time.monotonic() < end:
             time.sleep(0.05)
-        assert self._process.poll() is None, f"the run ended first:\n{self.wait()[1]}"
+        assert self.runs(), f"the run ended first:\n{self.wait()[1]}"
 
     def processes(self) -> list[psutil.Process]:
         """Every living process of this command: what has been seen below it, and what carries its mark, which a

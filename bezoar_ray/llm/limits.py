@@ -32,7 +32,7 @@ def terms(part: ModelPart, role: str, all_limits: Iterable[Limit]) -> Terms:
     """What limits the calls of a model in a role; what has no price draws on no budget."""
     budgets = tuple(limit.field for limit in all_limits if role in limit.roles) if part.prices else ()
     rates = (part.requests_per_minute, part.tokens_per_minute) if part.mode == "live" else (None, None)
-    return Terms(*rates, budgets)
+    return Terms(*rates, budgets, part.timeout)
 
 
 class RunMeter(Meter):

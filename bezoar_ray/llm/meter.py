@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from bezoar_ray.errors import BudgetReached
 
 _BURST = 1.0  # seconds of a limit that may be used at once
-_STALE = 300.0  # seconds without a settlement after which what is reserved counts as lost: its process has died
+_LATE = 5.0  # seconds by which a settlement may come after its call's time limit; later, its process has died
 _NOTHING = 1e-9  # dollars
 _FLUSH = 0.1  # seconds for which settlements gather
 
@@ -36,11 +36,13 @@ class Budget:
 
 @dataclass(frozen=True)
 class Terms:
-    """The limits of one model: None where there is none. `budgets` are the fields of those that its calls draw on."""
+    """The limits of one model: None where there is none. `budgets` are the fields of those that its calls draw on,
+    `timeout` is the seconds that one of them takes at most."""
 
     requests_per_minute: float | None = None
     tokens_per_minute: float | None = None
     budgets: tuple[str, ...] = ()
+    timeout: float = 120.0
 
     def __bool__(self) -> bool:
         return bool(self.requests_per_minute or self.tokens_per_minute or self.budgets)
@@ -95,6 +97,7 @@ class Meter:
         self._spent = {budget.field: budget.spent for budget in budgets}
         self._reserved = dict.fromkeys(self._limits, 0.0)
         self._settlements = 0
+        self._longest = max((of.timeout for of in terms.values()), default=0.0) + _LATE
         self._changed = asyncio.Condition()
 
     async def lease(self, line: str, needs: list[Need], patient: bool = True) -> Lease:
@@ -156,7 +159,7 @@ class Meter:
         """Wait for a further settlement; False where none comes for longer than any call takes."""
         async with self._changed:
             try:
-                await asyncio.wait_for(self._changed.wait_for(lambda: self._settlements > count), _STALE)
+                await asyncio.wait_for(self._changed.wait_for(lambda: self._settlements > count), self._longest)
             except TimeoutError:
                 return False
         return True

@@ -75,6 +75,17 @@ def test_a_call_that_might_exceed_a_budget_waits_for_what_others_give_back_and_i
     )
 
 
+def test_what_a_dead_process_has_reserved_is_waited_for_no_longer_than_its_call_could_take(monkeypatch):
+    async def go():
+        monkeypatch.setattr("bezoar_ray.llm.meter._LATE", 0.1)
+        meter = Meter({"judge": Terms(budgets=("budget_usd",), timeout=0.1)}, [Budget("budget_usd", 1.0, 0.0)])
+        await permits(meter, "judge").take(Need(usd=0.8))  # never settled
+        with pytest.raises(BudgetReached, match=r"0\.8000 reserved"):
+            await asyncio.wait_for(permits(meter, "judge").take(Need(usd=0.5)), 5)
+
+    asyncio.run(go())
+
+
 def test_two_models_that_wait_for_their_rates_do_not_exceed_the_budget_they_share():
     async def go():
         one = Terms(requests_per_minute=600, budgets=("budget_usd",))

@@ -19,6 +19,7 @@ pytestmark = [pytest.mark.soak, pytest.mark.timeout(3600)]
 SCHEMES = ("lamini", "evol_instruct", "orca")
 ROWS = ["generate.lamini.calls=12", "generate.evol_instruct.seeds=12", "generate.orca.rows=40"]
 SLOTS = 16
+TIGHT = {"max_tokens": 8, "timeout": 10}  # what died actors had reserved is given up for spent after the time-out
 PRICES = {"prices": {"input": 1, "output": 1}}
 
 
@@ -89,10 +90,12 @@ def test_a_budget_holds_whatever_the_prices_and_latencies_and_while_actors_are_k
         return says(messages)
 
     with serving(answer) as server:
-        tight = command(tmp_path, server, f"budget_usd={budget}", prices=prices, max_tokens=8)
+        tight = command(tmp_path, server, f"budget_usd={budget}", prices=prices, **TIGHT)
         deaths = 0
-        while tight._process.poll() is None:
-            time.sleep(rng.uniform(2, 6))
+        while tight.runs():
+            at = len(server.requests) + rng.randrange(10, 60)  # calls, not seconds: an actor may take long to start
+            while tight.runs() and len(server.requests) < at:
+                time.sleep(0.05)
             deaths += kill_an_actor(tight, rng)
         code, output = tight.wait()
         at_budget = len(server.requests)
@@ -101,7 +104,7 @@ def test_a_budget_holds_whatever_the_prices_and_latencies_and_while_actors_are_k
         spent = summary(tmp_path)["calls"]
         assert at_budget * cost <= spent["teacher"]["usd"] + spent["judge"]["usd"] <= budget
         kept = replies(tmp_path)
-        code, output = command(tmp_path, server, "budget_usd=1000", prices=prices, max_tokens=8).wait()
+        code, output = command(tmp_path, server, "budget_usd=1000", prices=prices, **TIGHT).wait()
     assert code == 0, output
     assert rows(tmp_path) == expected
     assert dict(kept).items() <= dict(replies(tmp_path)).items()
