@@ -64,6 +64,19 @@ def _start_local() -> None:
             ray.shutdown()
 
 
+@contextlib.contextmanager
+def errors_as_raised() -> Iterator[None]:
+    """Within the block, an error of ours in a Ray task comes as it was raised there, without Ray's traceback."""
+    from ray.exceptions import RayTaskError
+
+    try:
+        yield
+    except RayTaskError as error:
+        if isinstance(error.cause, BezoarError):
+            raise error.cause from None
+        raise
+
+
 def quieten(context: Any) -> None:
     """Ray Data leaves the terminal to our own line."""
     logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # what ends a pass is raised

@@ -104,7 +104,7 @@ def models(recipe: Recipe) -> list[tuple[str, ModelPart]]:
     """The models that a recipe talks to, teachers and judges, each with the stage that does."""
     found = [("generate", part) for part in recipe.teachers]
     found += [("filter", part) for part in (recipe.judges if recipe.filter.judge else ())]
-    return found + ([("evaluate", recipe.mt_bench_judge)] if recipe.evaluate.mt_bench else [])
+    return found + [("evaluate", part) for part in (recipe.mt_bench_judges if recipe.evaluate.mt_bench else ())]
 
 
 def misses(recipe: Recipe, gpus: list[str]) -> list[str]:

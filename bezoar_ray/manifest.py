@@ -16,7 +16,7 @@ _PARTS = {
     "sft": ("base", "template", "seeds.hh_rlhf", "evaluate.heldout_pairs", "sft"),
     "hh-sft": ("hh_sft",),
     "dpo": ("align",),
-    "evaluate": ("serve", "evaluate", "mt_bench_judge"),
+    "evaluate": ("serve", "evaluate", "mt_bench_judges"),
     "report": ("name",),
 }
 

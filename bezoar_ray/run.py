@@ -205,7 +205,7 @@ class Machinery:
     def _with_judge(self) -> Recipe:
         from bezoar_ray.tiny import judge
 
-        parts = [*self._recipe.judges, self._recipe.mt_bench_judge]
+        parts = [*self._recipe.judges, *self._recipe.mt_bench_judges]
         if not any(map(_is_ours, parts)):
             return self._recipe
         url = self._stack.enter_context(judge.running())
@@ -223,8 +223,8 @@ def _at(recipe: Recipe, url: str) -> Recipe:
         return part.model_copy(update={"base_url": url}) if _is_ours(part) else part
 
     bench = recipe.evaluate.mt_bench
-    if bench and bench.judge:
-        bench = bench.model_copy(update={"judge": placed(bench.judge)})
+    if bench:
+        bench = bench.model_copy(update={"judges": tuple(map(placed, bench.judges))})
     evaluate = recipe.evaluate.model_copy(update={"mt_bench": bench})
     return recipe.model_copy(update={"judges": tuple(map(placed, recipe.judges)), "evaluate": evaluate})
 
@@ -239,10 +239,10 @@ def _check_means(recipe: Recipe, stages: list[str]) -> None:
             api_key(part)
             _check_price(recipe, stage, part)
     if "evaluate" in stages and recipe.evaluate.mt_bench:
-        judge = recipe.mt_bench_judge
-        if not (judge.base_url or _is_ours(judge)):
+        local = [judge for judge in recipe.mt_bench_judges if not (judge.base_url or _is_ours(judge))]
+        if local:
             raise RecipeError(
-                f"evaluate.mt_bench.judge: {judge.model!r} needs a `base_url`: this judge is asked at an endpoint "
+                f"evaluate.mt_bench.judge: {local[0].model!r} needs a `base_url`: this judge is asked at an endpoint "
                 "(`vllm serve` makes one of a local model)"
             )
     if missing := [line for stage, line in missing_files(recipe) if stage in stages]:

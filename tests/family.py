@@ -27,16 +27,15 @@ def write_family(store: Store, world: World) -> None:
         store.replace_json(f"checkpoints/{name}/lineage.json", {"name": name, "fingerprint": f"weights-of-{name}"})
 
 
-def write_merged(store: Store, world: World, name: str) -> None:
-    """Put a checkpoint's merged weights in the place of its joined adapter, as where a chain cannot be joined."""
+def write_merged(store: Store, world: World, name: str, family: Store) -> None:
+    """Write the merged weights of a family's checkpoint."""
     import torch
     from peft import PeftModel
     from transformers import AutoModelForCausalLM
 
     base = AutoModelForCausalLM.from_pretrained(world.base, dtype=torch.float32)
-    merged = PeftModel.from_pretrained(base, store.path(f"checkpoints/{name}/joined")).merge_and_unload()
+    merged = PeftModel.from_pretrained(base, family.path(f"checkpoints/{name}/joined")).merge_and_unload()
     merged.save_pretrained(store.path(f"checkpoints/{name}/merged"))
-    store.remove(f"checkpoints/{name}/joined")
 
 
 def _write_adapter(base, rank: int, folder: Path) -> None:

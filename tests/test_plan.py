@@ -49,6 +49,7 @@ def test_calls_follow_from_the_recipe():
     assert calls(found, "orca answer") == [70]
     assert calls(found, "judge") == [420, 420]  # every row, for each of the two judges
     assert calls(found, "mt_bench answer") == calls(found, "mt_bench judge") == [10 * 2 * 4]
+    assert calls(found, "mt_bench comparison") == [10 * 2 * 3 * 2]  # three pairs, in both orders
     assert calls(found, "harness request") == [100 * 3.5 * 4]
 
 

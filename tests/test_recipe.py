@@ -151,7 +151,7 @@ def test_one_teacher_may_stand_alone_and_several_in_a_list():
 
 def test_judges_of_one_name_are_refused_unless_their_revisions_differ():
     judge = {"model": "j", "base_url": "http://a/v1"}
-    with pytest.raises(RecipeError, match=r"judges\.1\.model: 'j' judges already.*`revision`"):
+    with pytest.raises(RecipeError, match=r"judges: entry 1: 'j' judges already.*`revision`"):
         parse_recipe(SMALL | {"judges": [judge, judge | {"base_url": "http://b/v1"}]}, "test")
     told_apart = [judge, judge | {"base_url": "http://b/v1", "revision": "int8"}]
     assert len(parse_recipe(SMALL | {"judges": told_apart}, "test").judges) == 2

@@ -59,7 +59,7 @@ def test_big_recipes_can_be_built_and_paid_for(name):
     recipe = load_recipe(name)
     assert all(getattr(recipe.generate, scheme) for scheme in SCHEMES)
     assert all(part.revision and part.source.startswith("hub:") for part in (*recipe.seeds.dolly, *recipe.seeds.flan))
-    for judge in (*recipe.judges, recipe.mt_bench_judge):
+    for judge in (*recipe.judges, *recipe.mt_bench_judges):
         assert judge.base_url and judge.api_key_env and judge.prices.output > 0
     for part in (recipe.sft, recipe.hh_sft, recipe.align):
         assert part.gpus_per_worker == 1

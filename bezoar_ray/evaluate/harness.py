@@ -1,63 +1,66 @@
 """LM Evaluation Harness through the endpoint: one result per checkpoint and task, never measured twice."""
 
+import asyncio
 import hashlib
 import json
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
+from functools import lru_cache
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from bezoar_ray.cluster import errors_as_raised
 from bezoar_ray.errors import BezoarError, RecipeError
+from bezoar_ray.evaluate.endpoint import Endpoint, to_the_end
 from bezoar_ray.logs import redirect
 from bezoar_ray.recipe import Harness, HarnessTask
 from bezoar_ray.sources.harness import include_path
 from bezoar_ray.store import Store, digest
 
 LOG = "logs/evaluate.log"
+_CPUS = 0.5  # of a process that scores: it mostly waits for the endpoint
 _PROMPTS_PER_REQUEST = 8  # one prompt a request costs more in HTTP than in a small model
 
 
-@dataclass(frozen=True)
-class Endpoint:
-    """Where the checkpoints answer: `base_url` ends in /v1, `context` is the longest prompt and answer in tokens."""
-
-    base_url: str
-    tokenizer: str
-    context: int
-
-
 async def score_all(
-    part: Harness, store: Store, fingerprints: dict[str, str], endpoint: Endpoint, scorer: Any, step: Callable[[], None]
+    part: Harness, store: Store, fingerprints: dict[str, str], endpoint: Endpoint, step: Callable[[], None]
 ) -> tuple[dict[str, Any], list[str]]:
-    """Every task for every checkpoint, except where there is a result for just these weights and settings.
+    """Every task for every checkpoint as a Ray task, where there is no result for just these weights and settings.
 
     Returns:
         `eval.harness` of summary.json, and the files written.
     """
-    shelf = Shelf(part, store, fingerprints)
+    import ray
+
+    shelf, slots = Shelf(part, store, fingerprints), asyncio.Semaphore(part.at_once)
+    run, settings = ray.remote(num_cpus=_CPUS)(score), _settings(part, store)
+
+    async def score_one(name: str, task: HarnessTask) -> dict[str, Any]:
+        result = shelf.find(name, task)
+        if result is None:
+            async with slots:
+                with errors_as_raised():
+                    result = await run.remote(settings, name, task, endpoint)
+            shelf.put(name, task, result)
+        step()
+        return compact(result, task)
+
+    asked = [(name, task) for name in fingerprints for task in part.all_tasks]
+    scores = await to_the_end(score_one(name, task) for name, task in asked)
     tables: dict[str, Any] = {name: {} for name in fingerprints}
-    for name in fingerprints:
-        for task in part.tasks:
-            result = shelf.find(name, task)
-            if result is None:
-                result = await _remote(scorer.score.remote(name, task, endpoint))
-                shelf.put(name, task, result)
-            tables[name][task.task] = compact(result, task)
-            step()
-    return tables, [file_of(name) for name in fingerprints if part.tasks]
+    for (name, task), found in zip(asked, scores, strict=True):
+        tables[name][task.task] = found
+    return tables, [file_of(name) for name in fingerprints if asked]
 
 
-async def _remote(reference: Any) -> Any:
-    """What a Ray actor returns; its error as it was raised there, without Ray's traceback around it."""
-    from ray.exceptions import RayTaskError
+def warm_up(part: Harness, store: Store) -> None:
+    """Have the processes that will score import lm-eval while the endpoint starts."""
+    import ray
 
-    try:
-        return await reference
-    except RayTaskError as error:
-        if isinstance(error.cause, BezoarError):
-            raise error.cause from None
-        raise
+    settings = _settings(part, store)
+    for _ in range(part.at_once):
+        ray.remote(num_cpus=_CPUS)(_task_manager).remote(**settings)
 
 
 class Shelf:
@@ -83,7 +86,8 @@ class Shelf:
 
     def _key(self, name: str, task: HarnessTask) -> str:
         asked = [self._fingerprints[name], task.task, task.num_fewshot, task.limit, self._part.apply_chat_template]
-        return hashlib.sha256(json.dumps([*asked, self._tasks]).encode()).hexdigest()[:16]
+        asked += [self._tasks, metadata.version("lm-eval")]
+        return hashlib.sha256(json.dumps(asked).encode()).hexdigest()[:16]
 
 
 def file_of(name: str) -> str:
@@ -108,67 +112,70 @@ def compact(result: dict[str, Any], task: HarnessTask) -> dict[str, dict[str, fl
     raise RecipeError(f"evaluate.harness.tasks: {task.task} has no metric {task.metric!r}. It has: {known}")
 
 
-def scorer(part: Harness, log: Path) -> Any:
-    """A Ray actor that runs lm-eval, whose imports and noise stay out of this process; call `score.remote`."""
-    import ray
+def score(settings: dict[str, Any], name: str, task: HarnessTask, endpoint: Endpoint) -> dict[str, Any]:
+    """lm-eval's result of one checkpoint on one task, as plain JSON values; a Ray task, which keeps its imports and its
+    noise out of the driver.
 
-    settings = {
+    Raises:
+        BezoarError: lm-eval failed; names task, checkpoint and log.
+    """
+    manager = _task_manager(**settings)
+    from lm_eval import simple_evaluate
+    from lm_eval.utils import handle_non_serializable
+
+    try:
+        result = simple_evaluate(
+            model="local-completions",
+            model_args=_model_arguments(settings, name, endpoint),
+            tasks=[task.task],
+            num_fewshot=task.num_fewshot,
+            limit=task.limit,
+            apply_chat_template=settings["chat"],
+            batch_size=_PROMPTS_PER_REQUEST,
+            task_manager=manager,
+            log_samples=False,
+        )
+    except Exception as error:
+        raise BezoarError(
+            f"lm-eval failed on evaluate.harness.tasks {task.task!r} for {name}: {type(error).__name__}: {error}. "
+            f"Its log is {settings['log']}; `lm-eval ls tasks` lists the tasks that it has."
+        ) from None
+    return json.loads(json.dumps(result, default=handle_non_serializable))
+
+
+def _settings(part: Harness, store: Store) -> dict[str, Any]:
+    return {
         "include_path": include_path(part),
         "offline": part.include_path == "tiny",
         "concurrency": part.concurrency,
         "chat": part.apply_chat_template,
+        "log": str(store.path(LOG)),
     }
-    return ray.remote(num_cpus=0)(Scorer).remote(settings, str(log))
 
 
-class Scorer:
-    """lm-eval in a process of its own, so that its import runs while the endpoint starts."""
+@lru_cache(maxsize=1)
+def _task_manager(include_path: str | None, offline: bool, log: str, **_: Any) -> Any:
+    """Made once in a process of Ray's, which scores one task after the other."""
+    redirect(log)
+    if offline:
+        os.environ |= {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}
+    from lm_eval.tasks import TaskManager
 
-    def __init__(self, settings: dict[str, Any], log: str):
-        redirect(log)
-        if settings["offline"]:
-            os.environ |= {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}
-        from lm_eval.tasks import TaskManager
+    return TaskManager(include_path=include_path)
 
-        self._settings, self._log = settings, log
-        self._tasks = TaskManager(include_path=settings["include_path"])
 
-    def score(self, name: str, task: HarnessTask, endpoint: Endpoint) -> dict[str, Any]:
-        """lm-eval's result of one checkpoint on one task, as plain JSON values."""
-        from lm_eval import simple_evaluate
-        from lm_eval.utils import handle_non_serializable
-
-        try:
-            result = simple_evaluate(
-                model="local-completions",
-                model_args=self._model_arguments(name, endpoint),
-                tasks=[task.task],
-                num_fewshot=task.num_fewshot,
-                limit=task.limit,
-                apply_chat_template=self._settings["chat"],
-                batch_size=_PROMPTS_PER_REQUEST,
-                task_manager=self._tasks,
-                log_samples=False,
-            )
-        except Exception as error:
-            raise BezoarError(
-                f"lm-eval failed on evaluate.harness.tasks {task.task!r} for {name}: {type(error).__name__}: {error}. "
-                f"Its log is {self._log}; `lm-eval ls tasks` lists the tasks that it has."
-            ) from None
-        return json.loads(json.dumps(result, default=handle_non_serializable))
-
-    def _model_arguments(self, name: str, endpoint: Endpoint) -> dict[str, Any]:
-        return {
-            "model": name,
-            "base_url": f"{endpoint.base_url}/completions",
-            "header": {"Authorization": "Bearer none"},  # else lm-eval sends the user's OPENAI_API_KEY
-            "tokenizer": endpoint.tokenizer,
-            "tokenizer_backend": "huggingface",
-            "tokenized_requests": True,
-            "add_bos_token": not self._settings["chat"] and _begins_with_bos(endpoint.tokenizer),
-            "max_length": endpoint.context,
-            "num_concurrent": self._settings["concurrency"],
-        }
+def _model_arguments(settings: dict[str, Any], name: str, endpoint: Endpoint) -> dict[str, Any]:
+    return {
+        "model": name,
+        "base_url": f"{endpoint.base_url}/completions",
+        "header": {"Authorization": "Bearer none"},  # else lm-eval sends the user's OPENAI_API_KEY
+        "tokenizer": endpoint.tokenizer,
+        "tokenizer_backend": "huggingface",
+        "tokenized_requests": True,
+        "add_bos_token": not settings["chat"] and _begins_with_bos(endpoint.tokenizer),
+        "max_length": endpoint.context,
+        "num_concurrent": settings["concurrency"],
+    }
 
 
 def _begins_with_bos(folder: str) -> bool:

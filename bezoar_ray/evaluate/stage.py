@@ -2,20 +2,16 @@
 
 import asyncio
 import hashlib
-import json
-import urllib.request
 from collections.abc import Callable
-from typing import Any
 
 import orjson
 
 from bezoar_ray.errors import BezoarError
 from bezoar_ray.evaluate import harness
-from bezoar_ray.evaluate.harness import Endpoint
-from bezoar_ray.evaluate.mt_bench.run import mt_bench
+from bezoar_ray.evaluate.endpoint import Endpoint, to_the_end
+from bezoar_ray.evaluate.mt_bench.run import Bench, mt_bench
 from bezoar_ray.recipe import CHECKPOINTS, Recipe
 from bezoar_ray.serve.app import running
-from bezoar_ray.sources.mt_bench import load_questions
 from bezoar_ray.stage import Context, Outcome
 from bezoar_ray.store import Store
 
@@ -31,11 +27,12 @@ def run(context: Context) -> Outcome:
     part = context.recipe.evaluate
     if not (part.mt_bench or part.harness):
         return Outcome([], {"eval": {}})
-    step = _counter(context, marks)
-    scorer = part.harness and harness.scorer(part.harness, context.store.path(harness.LOG))  # imports as vLLM does
+    bench = part.mt_bench and Bench(part.mt_bench, tuple(marks))
+    step = _counter(context, len(marks), bench)
+    if part.harness:
+        harness.warm_up(part.harness, context.store)
     with running(context.recipe, context.store) as base_url:
-        endpoint = Endpoint(base_url, str(context.store.path("checkpoints/base")), _context_length(base_url))
-        return asyncio.run(_measure(context, marks, endpoint, scorer, step))
+        return asyncio.run(_measure(context, marks, Endpoint.at(base_url, context.store), bench, step))
 
 
 def identities(recipe: Recipe, store: Store) -> dict[str, str]:
@@ -52,34 +49,32 @@ def identities(recipe: Recipe, store: Store) -> dict[str, str]:
 
 
 async def _measure(
-    context: Context, marks: dict[str, str], endpoint: Endpoint, scorer: Any, step: Callable[[], None]
+    context: Context, marks: dict[str, str], endpoint: Endpoint, bench: Bench | None, step: Callable[[], None]
 ) -> Outcome:
     part = context.recipe.evaluate
     jobs = {}
     if part.harness:
-        jobs["harness"] = harness.score_all(part.harness, context.store, marks, endpoint, scorer, step)
-    if part.mt_bench:
-        jobs["mt_bench"] = mt_bench(context, endpoint, marks, step)
-    results = dict(zip(jobs, await asyncio.gather(*jobs.values()), strict=True))
+        jobs["harness"] = harness.score_all(part.harness, context.store, marks, endpoint, step)
+    if bench:
+        jobs["mt_bench"] = mt_bench(context, bench, endpoint, marks, step)
+    results = dict(zip(jobs, await to_the_end(jobs.values()), strict=True))
     files = [name for _, written in results.values() for name in written]
     return Outcome(files, {"eval": {kind: scores for kind, (scores, _) in results.items()}})
 
 
-def _counter(context: Context, marks: dict[str, str]) -> Callable[[], None]:
-    """Counts what is measured: a task, or a judged conversation, of one checkpoint."""
+def _counter(context: Context, checkpoints: int, bench: Bench | None) -> Callable[[], None]:
+    """Counts what is measured: a task of one checkpoint, a judged conversation, a comparison of two.
+
+    Raises:
+        RecipeError: a question file that is not there, or a pair of models that nobody knows.
+    """
     part = context.recipe.evaluate
-    tasks = len(part.harness.tasks) if part.harness else 0
-    questions = len(load_questions(part.mt_bench)) if part.mt_bench else 0
-    total, done = len(marks) * (tasks + questions), 0
+    tasks = checkpoints * len(part.harness.all_tasks) if part.harness else 0
+    judged, done = bench.total if bench else 0, 0
 
     def step() -> None:
         nonlocal done
         done += 1
-        context.progress.update(done, total, f"{len(marks)} checkpoints: {tasks} tasks, {questions} conversations each")
+        context.progress.update(done, tasks + judged, f"{checkpoints} checkpoints: {tasks} tasks, {judged} verdicts")
 
     return step
-
-
-def _context_length(base_url: str) -> int:
-    with urllib.request.urlopen(f"{base_url}/models", timeout=60) as answer:
-        return json.load(answer)["data"][0]["max_model_len"]

@@ -12,6 +12,7 @@ from typing import Any
 
 import xxhash
 
+from bezoar_ray.cluster import errors_as_raised
 from bezoar_ray.recipe import Recipe
 from bezoar_ray.rows import Sample
 
@@ -55,7 +56,7 @@ def start(recipe: Recipe) -> Any:
     """
     if not recipe.filter.decontaminate:
         return None
-    if not (recipe.evaluate.harness and recipe.evaluate.harness.tasks):
+    if not (recipe.evaluate.harness and recipe.evaluate.harness.all_tasks):
         return read(recipe)
     import ray
 
@@ -67,12 +68,9 @@ def finish(started: Any) -> Benchmarks | None:
     if started is None or isinstance(started, Benchmarks):
         return started
     import ray
-    from ray.exceptions import RayTaskError
 
-    try:
+    with errors_as_raised():
         return ray.get(started)
-    except RayTaskError as error:
-        raise error.cause from None
 
 
 def read(recipe: Recipe) -> Benchmarks:

@@ -4,6 +4,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable
 from typing import Any
 
+from bezoar_ray.agreement import kappa, rating_kappa, share
 from bezoar_ray.rows import Sample, Verdict
 
 Truth = Callable[[str, str], bool | None]
@@ -79,17 +80,14 @@ class Figures:
                 self._known[first.status == "accepted", right] += 1
 
     def _agreement(self, place: int) -> dict[str, float | None]:
-        """Over the rows that both judges rated: the share decided alike, Cohen's kappa of the decisions (beyond chance,
-        doi 10.1177/001316446002000104), and its form for ratings, weighted by the square of their distance."""
+        """Over the rows that both judges rated: the share decided alike, and kappa of the decisions and the ratings."""
         both = {key[1:]: count for key, count in self._beside.items() if key[0] == place}
         alike = sum(count for (first, second, *_), count in both.items() if first == second)
         counts = list(both.values())
         return {
-            "agreement": _share(alike, sum(counts)),
-            "kappa": _kappa([key[0] for key in both], [key[1] for key in both], counts),
-            "rating_kappa": _kappa(
-                [key[2] for key in both], [key[3] for key in both], counts, labels=range(1, 6), weights="quadratic"
-            ),
+            "agreement": share(alike, sum(counts)),
+            "kappa": kappa([key[0] for key in both], [key[1] for key in both], counts),
+            "rating_kappa": rating_kappa([key[2] for key in both], [key[3] for key in both], range(1, 6), counts),
         }
 
     def _quality(self) -> dict[str, Any]:
@@ -97,19 +95,6 @@ class Figures:
         hits = self._known[True, True]
         return {
             "known": self._known.total(),
-            "precision": _share(hits, hits + self._known[True, False]),
-            "recall": _share(hits, hits + self._known[False, True]),
+            "precision": share(hits, hits + self._known[True, False]),
+            "recall": share(hits, hits + self._known[False, True]),
         }
-
-
-def _kappa(first: list[Any], second: list[Any], counts: list[int], **how: Any) -> float | None:
-    """None where it is not defined: without rows, or where both say the same of all."""
-    from sklearn.metrics import cohen_kappa_score
-
-    if len({*first, *second}) < 2:
-        return None
-    return round(float(cohen_kappa_score(first, second, sample_weight=counts, **how)), 4)
-
-
-def _share(part: int, whole: int) -> float | None:
-    return round(part / whole, 4) if whole else None

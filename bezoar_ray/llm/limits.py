@@ -1,6 +1,6 @@
 """The limits of a run, from its recipe and its ledger: what a meter is made of."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -60,5 +60,13 @@ def permits(meter: Any, line: str) -> Permits:
 
 def own_permits(root: str | Path, part: ModelPart, role: str, all_limits: Iterable[Limit]) -> Permits | None:
     """Permits for a model that this process alone talks to; None where nothing limits it."""
-    of_line = terms(part, role, all_limits)
-    return permits(RunMeter(root, {role: of_line}, all_limits), role) if of_line else None
+    return shared_permits(root, [part], role, all_limits)[0]
+
+
+def shared_permits(
+    root: str | Path, parts: Sequence[ModelPart], role: str, all_limits: Iterable[Limit]
+) -> list[Permits | None]:
+    """The same for several models in one role, which draw on the same budgets."""
+    lines = {str(n): terms(part, role, all_limits) for n, part in enumerate(parts)}
+    meter = RunMeter(root, lines, all_limits)
+    return [permits(meter, line) if of_line else None for line, of_line in lines.items()]

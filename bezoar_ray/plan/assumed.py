@@ -26,6 +26,7 @@ class Assumed:
             "judge": Tokens(800, 80),  # rubric and row; a rating with its reason
             "mt_bench answer": Tokens(250, 350),  # the second turn carries the first
             "mt_bench judge": Tokens(900, 150),
+            "mt_bench comparison": Tokens(1500, 200),
             "harness request": Tokens(120, 1),
         }
     )

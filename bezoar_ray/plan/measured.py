@@ -7,7 +7,7 @@ from typing import Any
 
 from bezoar_ray.errors import RecipeError
 from bezoar_ray.plan.assumed import Assumed, Tokens
-from bezoar_ray.plan.steps import Plan, Step, generation, plan
+from bezoar_ray.plan.steps import Plan, Step, generation, plan, verdicts
 from bezoar_ray.recipe import SCHEMES, Recipe
 
 
@@ -37,8 +37,12 @@ def measured(recipe: Recipe, summary: dict[str, Any], name: str) -> Assumed:
         assumed = replace(assumed, judged=_sent(calls["judge"]) / (total * len(recipe.judges)))
     expected = list(generation(recipe, rows, assumed))
     scaled = _scaled(assumed.call, calls.get("teacher"), expected, SCHEMES)
-    scaled |= _own(scaled, calls.get("judge"), "judge") | _own(scaled, calls.get("mt_bench_judge"), "mt_bench judge")
-    return replace(assumed, call=scaled | _own(scaled, calls.get("candidate"), "mt_bench answer"))
+    scaled |= _own(scaled, calls.get("judge"), "judge") | _own(scaled, calls.get("candidate"), "mt_bench answer")
+    if recipe.evaluate.mt_bench and _sent(found := calls.get("mt_bench_judge")):
+        turns = found["sent"] / sum(step.calls for step in verdicts(recipe, 1, assumed))
+        expected = list(verdicts(recipe, turns, assumed))
+        scaled = _scaled(scaled, found, expected, ("mt_bench judge", "mt_bench comparison"))
+    return replace(assumed, call=scaled)
 
 
 def _scaled(call: dict[str, Tokens], found: Any, expected: list[Step], kinds: tuple[str, ...]) -> dict[str, Tokens]:

@@ -152,14 +152,24 @@ def _trained(
 
 def _evaluation(recipe: Recipe, assumed: Assumed) -> Iterator[Step]:
     harness, bench = recipe.evaluate.harness, recipe.evaluate.mt_bench
-    if harness and harness.tasks:
-        items = sum(task.limit or assumed.harness_items for task in harness.tasks)
+    if harness and harness.all_tasks:
+        items = sum(task.limit or assumed.harness_items for task in harness.all_tasks)
         yield _served(recipe, "harness request", items * assumed.harness_choices * _checkpoints(recipe), assumed)
     if bench:
         asked = 16 if bench.questions == "tiny" else assumed.mt_bench_questions
-        turns = min(bench.limit or asked, asked) * 2 * _checkpoints(recipe)
-        yield _served(recipe, "mt_bench answer", turns, assumed)
-        yield _calls("evaluate", "mt_bench judge", recipe.mt_bench_judge, turns, assumed)
+        turns = min(bench.limit or asked, asked) * 2
+        yield _served(recipe, "mt_bench answer", turns * _checkpoints(recipe), assumed)
+        yield from verdicts(recipe, turns, assumed)
+
+
+def verdicts(recipe: Recipe, turns: float, assumed: Assumed) -> Iterator[Step]:
+    """The calls of MT-Bench's judges for so many turns of each model."""
+    for judge in recipe.mt_bench_judges:
+        yield _calls("evaluate", "mt_bench judge", judge, turns * _checkpoints(recipe), assumed)
+    left_out = "dpo" if recipe.align.method == "none" else ""
+    if pairs := sum(left_out not in pair for pair in recipe.evaluate.mt_bench.pairwise):
+        both_orders = 2 * turns * pairs
+        yield _calls("evaluate", "mt_bench comparison", recipe.mt_bench_judges[0], both_orders, assumed)
 
 
 def _checkpoints(recipe: Recipe) -> int:

@@ -2,8 +2,11 @@
 
 from typing import Annotated, Any, Literal
 
-from bezoar_ray.recipe.models import ModelPart
-from bezoar_ray.recipe.part import FILES, HOW, Money, Part, Positive, decisive
+import yaml
+from pydantic import AliasChoices, Field, field_validator, model_validator
+
+from bezoar_ray.recipe.models import ModelPart, told_apart
+from bezoar_ray.recipe.part import FILES, HOW, Money, OneOrMore, Part, Positive, decisive, packaged_text
 
 CHECKPOINTS = ("base", "sft", "hh-sft", "dpo")
 
@@ -26,6 +29,12 @@ class Serve(Part):
     """Ray CPUs per replica; without a GPU, its model computes with as many threads."""
     num_gpus: Annotated[float, HOW] = 0.0
     """Ray GPUs per replica."""
+    replicas: Annotated[Positive, HOW] = 1
+    """Replicas of each engine; at least so many."""
+    max_replicas: Annotated[Positive | None, HOW] = None
+    """At most so many, as requests come and go; as many as `replicas` where empty."""
+    max_request_bytes: Annotated[Positive, HOW] = 4 * 2**20
+    """A request with a longer body is refused."""
 
     def what(self) -> dict[str, Any]:
         """With the engine's arguments that change what the checkpoints say."""
@@ -48,29 +57,70 @@ class HarnessTask(Part):
 class Harness(Part):
     """LM Evaluation Harness, through the endpoint."""
 
+    groups: tuple[Literal["openllama", "leaderboard-v1"], ...] = ()
+    """Sets of tasks: OpenLLaMA's own, and the first Open LLM Leaderboard's six."""
     tasks: tuple[HarnessTask, ...] = ()
-    """The tasks, each with its metric."""
+    """Further tasks, each with its metric."""
+    limit: Positive | None = None
+    """First so many items of each task of the groups."""
     include_path: Annotated[str | None, FILES] = None
     """Folder of further task files; `tiny` for the embedded ones."""
     apply_chat_template: bool = False
     """Ask through the recipe's chat template; the published leaderboards send the bare prompt."""
     concurrency: Annotated[Positive, HOW] = 16
-    """Requests in flight."""
+    """Requests in flight, for each task that is under way."""
+    at_once: Annotated[Positive, HOW] = 2
+    """Tasks under way at a time, each in a process of its own."""
+
+    @property
+    def all_tasks(self) -> tuple[HarnessTask, ...]:
+        """The tasks of the groups, then the others."""
+        listed = {
+            group: yaml.safe_load(packaged_text(f"harness/{group}.yaml", None, "groups")) for group in self.groups
+        }
+        grouped = [HarnessTask(**task, limit=self.limit) for tasks in listed.values() for task in tasks]
+        return (*grouped, *self.tasks)
+
+    def what(self) -> dict[str, Any]:
+        """With the tasks in place of the groups' names."""
+        return super().what() | {"groups": [], "limit": None, "tasks": [task.what() for task in self.all_tasks]}
 
 
 class MtBench(Part):
-    """MT-Bench single grading (arXiv 2306.05685), judged by the first judge unless `judge` names another."""
+    """MT-Bench (arXiv 2306.05685): judges grade each turn, and one of them compares models two at a time."""
 
     questions: Annotated[str, FILES] = "tiny"
-    """FastChat's question.jsonl, or `tiny` for the embedded ones."""
+    """FastChat's question.jsonl, questions of your own in its shape, or `tiny` for the embedded ones."""
     references: Annotated[str | None, FILES] = None
     """FastChat's reference answers (.jsonl), for math, reasoning and coding."""
-    judge: ModelPart | None = None
-    """Judge of the answers."""
+    judges: Annotated[tuple[ModelPart, ...], OneOrMore, Field(validation_alias=AliasChoices("judges", "judge"))] = ()
+    """The first one's grades are the score; those of others tell how far judges agree. A single one may stand under
+    `judge`; the recipe's first judge where empty."""
+    pairwise: tuple[tuple[str, str], ...] = (("sft", "base"), ("hh-sft", "sft"), ("dpo", "hh-sft"))
+    """Models whose answers the first judge compares, in both orders: checkpoints, or others from `answers`."""
+    temperatures: dict[str, Annotated[float, Field(ge=0)]] = {
+        "writing": 0.7, "roleplay": 0.7, "stem": 0.1, "humanities": 0.1,
+    }  # fmt: skip
+    """Sampling temperature of the answers, by category of the questions; FastChat's. Others are greedy."""
     max_tokens: Positive = 1024
     """Longest answer, in tokens."""
     limit: Positive | None = None
     """First so many questions."""
+    answers: Annotated[tuple[str, ...], FILES] = ()
+    """FastChat's answer files (model_answer/*.jsonl) of further models, judged beside the checkpoints."""
+    judgments: Annotated[tuple[str, ...], FILES] = ()
+    """FastChat's files of single grades (model_judgment/*_single.jsonl): what other judges said of these answers."""
+
+    @field_validator("judges")
+    @classmethod
+    def _tells_its_judges_apart(cls, judges: tuple[ModelPart, ...]) -> tuple[ModelPart, ...]:
+        return told_apart(judges)
+
+    @model_validator(mode="after")
+    def _compares_two(self) -> "MtBench":
+        if same := next((pair for pair in self.pairwise if pair[0] == pair[1]), None):
+            raise ValueError(f"pairwise: {list(same)} names one model twice")
+        return self
 
 
 class Evaluate(Part):

@@ -6,14 +6,16 @@ from pathlib import Path
 from typing import Annotated, Any, get_args
 
 import yaml
-from pydantic import AliasChoices, BaseModel, BeforeValidator, Field, ValidationError, model_validator
+from pydantic import AliasChoices, BaseModel, Field, ValidationError, field_validator, model_validator
 
 from bezoar_ray.errors import RecipeError
 from bezoar_ray.recipe.evaluation import Evaluate, Serve
 from bezoar_ray.recipe.generation import SCHEMES, Filter, Generate
-from bezoar_ray.recipe.models import ModelPart, Seeds, Teacher
-from bezoar_ray.recipe.part import HOW, Money, Part
+from bezoar_ray.recipe.models import ModelPart, Seeds, Teacher, told_apart
+from bezoar_ray.recipe.part import HOW, Money, OneOrMore, Part
 from bezoar_ray.recipe.training import Align, Base, HhSft, Sft, Training
+
+_ALIASES = {"teacher": "teachers", "judge": "judges"}  # what a single section may stand under
 
 
 class Recipe(Part):
@@ -27,7 +29,7 @@ class Recipe(Part):
     """Jinja file with generation marks, or the packaged `alpaca`; used alike by training, serving and evaluation."""
     teachers: Annotated[
         tuple[Teacher, ...],
-        BeforeValidator(lambda value: [value] if isinstance(value, dict) else value),
+        OneOrMore,
         Field(min_length=1, validation_alias=AliasChoices("teachers", "teacher")),
     ]
     """Write the synthetic rows, each a share by its weight; a single one may stand under `teacher`."""
@@ -72,25 +74,20 @@ class Recipe(Part):
                 raise ValueError(f"{field}: no scheme {unknown!r}; there are {', '.join(known)}")
         return self
 
-    @model_validator(mode="after")
-    def _tells_its_judges_apart(self) -> "Recipe":
-        names = [(judge.model, judge.revision) for judge in self.judges]
-        if again := next((n for n, name in enumerate(names) if name in names[:n]), None):
-            raise ValueError(
-                f"judges.{again}.model: {names[again][0]!r} judges already; an answer of one would be taken for the "
-                "other's. Where they do differ, give one a `revision` of its own"
-            )
-        return self
+    @field_validator("judges")
+    @classmethod
+    def _tells_its_judges_apart(cls, judges: tuple[ModelPart, ...]) -> tuple[ModelPart, ...]:
+        return told_apart(judges)
 
     def training(self, stage: str) -> Training:
         """A training stage's part: of `sft`, `hh-sft` or `dpo`."""
         return {"sft": self.sft, "hh-sft": self.hh_sft, "dpo": self.align}[stage]
 
     @property
-    def mt_bench_judge(self) -> ModelPart:
-        """The judge of MT-Bench answers: asked live, as its second turn builds on the first."""
-        judge = (self.evaluate.mt_bench and self.evaluate.mt_bench.judge) or self.judges[0]
-        return judge.model_copy(update={"mode": "live"})
+    def mt_bench_judges(self) -> tuple[ModelPart, ...]:
+        """The judges of MT-Bench answers: asked live, as an answer is judged as soon as it is there."""
+        judges = (self.evaluate.mt_bench and self.evaluate.mt_bench.judges) or self.judges[:1]
+        return tuple(judge.model_copy(update={"mode": "live"}) for judge in judges)
 
     @property
     def template(self) -> str:
@@ -176,7 +173,9 @@ def _index(items: list[Any], key: str, path: str) -> int:
 
 def _explain(error: Any) -> str:
     """One line for one fault: where, what was found, what to do."""
-    where = ".".join(str(step) for step in error["loc"]).replace("teacher.0.", "teacher.") or "recipe"
+    where = ".".join(map(str, error["loc"])) or "recipe"
+    for alone in _ALIASES:
+        where = where.replace(f"{alone}.0.", f"{alone}.")
     if error["type"] == "extra_forbidden":
         known = _keys_at(error["loc"][:-1])
         near = difflib.get_close_matches(str(error["loc"][-1]), known, n=1)
@@ -189,7 +188,7 @@ def _explain(error: Any) -> str:
 
 def _keys_at(loc: tuple[Any, ...]) -> list[str]:
     part: Any = Recipe
-    for step in ("teachers" if step == "teacher" else step for step in loc):
+    for step in (_ALIASES.get(step, step) for step in loc):
         if isinstance(step, str) and step in part.model_fields:
             part = _part_in(part.model_fields[step].annotation) or part
     return list(part.model_fields)

@@ -110,6 +110,21 @@ class ModelPart(Part):
         return self
 
 
+def told_apart(judges: tuple[ModelPart, ...]) -> tuple[ModelPart, ...]:
+    """The judges, whose answers the ledger keeps by name and revision.
+
+    Raises:
+        ValueError: two of them cannot be told apart.
+    """
+    names = [(judge.model, judge.revision) for judge in judges]
+    if again := next((n for n, name in enumerate(names) if name in names[:n]), None):
+        raise ValueError(
+            f"entry {again}: {names[again][0]!r} judges already; an answer of one would be taken for the other's. "
+            "Where they do differ, give one a `revision` of its own"
+        )
+    return judges
+
+
 class Teacher(ModelPart):
     """A model that writes rows."""
 

@@ -6,7 +6,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from bezoar_ray.errors import RecipeError
 
@@ -21,6 +21,8 @@ Positive = Annotated[int, Field(gt=0)]
 PositiveRate = Annotated[float, Field(gt=0)]
 Money = Annotated[float, Field(ge=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
+OneOrMore = BeforeValidator(lambda value: [value] if isinstance(value, dict) else value)
+"""A list that may be written without its brackets where it holds one section."""
 
 
 class Part(BaseModel):

@@ -12,6 +12,7 @@ from bezoar_ray.samples import read_samples
 from bezoar_ray.store import Store
 
 STAGES = ("generate", "filter", "sft", "hh-sft", "dpo", "evaluate")
+CONVERSATIONS = "eval/mt_bench/index.html"
 SHOWN = 10  # samples of each scheme and status
 _ENDS = ("accepted", "rejected", "failed")
 
@@ -60,6 +61,7 @@ class Content:
     train: dict[str, Any]
     harness: Harness
     mt_bench: dict[str, Any]
+    conversations: str | None  # the page to read MT-Bench's, if there is one
     checkpoints: list[str]
     commercial_use: dict[str, Any]
     causes: list[Any]
@@ -87,11 +89,17 @@ def gather(recipe: Recipe, store: Store) -> Content:
         kept_out=summary.get("decontaminated", []),
         train={name: part for name in CHECKPOINTS if (part := summary.get("train", {}).get(name))},
         harness=harness(recipe, results.get("harness", {})),
-        mt_bench={name: part for name in CHECKPOINTS if (part := results.get("mt_bench", {}).get(name))},
+        mt_bench=_checkpoints_first(results.get("mt_bench", {})),
+        conversations=CONVERSATIONS if store.exists(CONVERSATIONS) else None,
         checkpoints=[name for name in CHECKPOINTS if store.exists(f"checkpoints/{name}/lineage.json")],
         commercial_use=commercial_use(recipe),
         causes=causes(recipe),
     )  # fmt: skip
+
+
+def _checkpoints_first(scores: dict[str, Any]) -> dict[str, Any]:
+    """In the order of training, then the further models."""
+    return {name: scores[name] for name in (*CHECKPOINTS, *scores) if name in scores}
 
 
 def _stage(name: str, stages: dict[str, Any], store: Store) -> Stage:

@@ -8,6 +8,7 @@ from bezoar_ray.report.content import Scheme
 from bezoar_ray.report.results import Harness
 
 COLOURS = {"base": "#8a93a3", "sft": "#3b82f6", "hh-sft": "#f59e0b", "dpo": "#10b981"}
+_OTHER = "#a855f7"  # models that are no checkpoints
 _ENDS = ("#10b981", "#f97316", "#ef4444", "#a855f7", "#eab308", "#06b6d4", "#ec4899", "#84cc16", "#64748b")
 _INK = "#010203"  # replaced by the page's own colour
 _STYLE = {
@@ -118,8 +119,9 @@ def radar(mt_bench: dict[str, Any]) -> str | None:
         axes.set_theta_direction(-1)
         for name, part in mt_bench.items():
             values = [part["by_category"].get(category, float("nan")) for category in categories]
-            axes.plot([*angles, angles[0]], [*values, values[0]], color=COLOURS[name], label=name, linewidth=1.8)
-            axes.fill(angles, values, color=COLOURS[name], alpha=0.08)
+            colour = COLOURS.get(name, _OTHER)
+            axes.plot([*angles, angles[0]], [*values, values[0]], color=colour, label=_short(name), linewidth=1.8)
+            axes.fill(angles, values, color=colour, alpha=0.08)
         axes.set_xticks(angles, [_short(category) for category in categories])
         axes.set_ylim(0, 10)
         axes.set_yticks([2, 4, 6, 8, 10], ["2", "4", "6", "8", "10"], fontsize=7)

@@ -25,7 +25,7 @@ class Harness:
 
 def harness(recipe: Recipe, found: dict[str, Any]) -> Harness:
     """The table of `eval.harness` of summary.json, one metric per task: the one that the recipe names."""
-    tasks = recipe.evaluate.harness.tasks if recipe.evaluate.harness else ()
+    tasks = recipe.evaluate.harness.all_tasks if recipe.evaluate.harness else ()
     names = [name for name in CHECKPOINTS if found.get(name)]
     rows = [(task.task, task.metric, _scores(found, names, task.task, task.metric)) for task in tasks]
     rows = [row for row in rows if row[2]]

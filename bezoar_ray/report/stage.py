@@ -2,15 +2,17 @@
 
 from bezoar_ray.report.cards import write_cards
 from bezoar_ray.report.content import gather
+from bezoar_ray.report.conversations import write_conversations
 from bezoar_ray.report.page import render
 from bezoar_ray.stage import Context, Outcome
 
 
 def run(context: Context) -> Outcome:
-    """Write report.html, self-contained, and a card for the data set and for each checkpoint that exists.
+    """Write report.html, self-contained, MT-Bench's conversations to read, and a card for the rows and each checkpoint.
 
     A run that failed gets its report, too: it says what is missing, and which gate took the rows.
     """
+    conversations = write_conversations(context.store)
     content = gather(context.recipe, context.store)
     context.store.replace("report.html", render(content))
-    return Outcome(["report.html", *write_cards(content, context.store)])
+    return Outcome(["report.html", *conversations, *write_cards(content, context.store)])

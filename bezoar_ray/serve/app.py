@@ -6,23 +6,22 @@ Checkpoints that are served merged have an engine each, behind a router.
 
 import contextlib
 import os
+import socket
 import time
-from collections.abc import AsyncIterator, Iterator
-from types import SimpleNamespace
+from collections.abc import Iterator
 from typing import Any
 
-from bezoar_ray.errors import BezoarError, RecipeError
-from bezoar_ray.logs import redirect
+from bezoar_ray.errors import BezoarError
 from bezoar_ray.recipe import CHECKPOINTS, Recipe
 from bezoar_ray.serve.arguments import engine_arguments, modes
-from bezoar_ray.serve.router import Request, answer, router
+from bezoar_ray.serve.gate import key_for
+from bezoar_ray.serve.replica import engine, router
 from bezoar_ray.store import Store
 
 LOG = "logs/serve.log"
 _ROUTER = "router"
-_engines: list[Any] = []  # the replica's one engine, and
-_apps: list[Any] = []  # vLLM's app around it
-_LOCAL = ("127.0.0.1", "localhost", "::1")
+_LOOK_SECONDS = 5.0  # between two looks at whether a checkpoint was trained anew
+_QUIET = {"log_level": "WARNING", "enable_access_log": False}
 
 
 @contextlib.contextmanager
@@ -30,73 +29,136 @@ def running(recipe: Recipe, store: Store, port: int | None = None) -> Iterator[s
     """Serve every checkpoint of the run directory on the initialised Ray; yields `http://127.0.0.1:PORT/v1`.
 
     Raises:
-        BezoarError: the engine did not start; the message ends with the last lines of its log.
+        BezoarError: an engine did not start; the message ends with the last lines of its log.
     """
-    with _deployed(recipe, store, "127.0.0.1", port or _free_port(), key=None) as base_url:
+    with _serving("127.0.0.1", port or _free_port()) as base_url:
+        Family(recipe, store, key=None).deploy()
         yield base_url
 
 
 def serve_forever(recipe: Recipe, store: Store) -> None:
     """`bezoar serve`: the family at the recipe's `serve.host` and `serve.port`, until the process is stopped.
 
+    A checkpoint that is trained anew takes the old one's place; requests wait meanwhile, and none is dropped.
+
     Raises:
         RecipeError: an address that others can reach without a key in BEZOAR_API_KEY.
     """
-    key = _key_for(recipe.serve.host)
-    with _deployed(recipe, store, recipe.serve.host, recipe.serve.port, key) as base_url:
+    key = key_for(recipe.serve.host, os.environ.get("BEZOAR_API_KEY"))
+    family = Family(recipe, store, key)
+    with _serving(recipe.serve.host, recipe.serve.port) as base_url:
+        family.deploy()
         print(_greeting(base_url, list(modes(recipe, store)), guarded=key is not None), flush=True)
         with contextlib.suppress(KeyboardInterrupt):
             while True:
-                time.sleep(3600)
-
-
-def _key_for(host: str) -> str | None:
-    key = os.environ.get("BEZOAR_API_KEY") or None
-    if host not in _LOCAL and not key:
-        raise RecipeError(
-            f"serve.host: {host!r} can be reached by others. Set the environment variable BEZOAR_API_KEY to the key "
-            "that clients must send, or use 127.0.0.1."
-        )
-    return key
+                time.sleep(_LOOK_SECONDS)
+                family.follow()
 
 
 def _greeting(base_url: str, names: list[str], guarded: bool) -> str:
+    import ray
+
     header = ' -H "Authorization: Bearer $BEZOAR_API_KEY"' if guarded else ""
     body = f'{{"model": "{names[-1]}", "messages": [{{"role": "user", "content": "Hello"}}]}}'
+    node = ray.nodes()[0]
     return (
         f"ready: {', '.join(names)} at {base_url}\n"
+        f"metrics for Prometheus: http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics\n"
         f"try: curl {base_url}/chat/completions{header} -H 'Content-Type: application/json' -d '{body}'"
     )
 
 
+class Family:
+    """The applications on Ray Serve: one of each engine, and a router where there are several."""
+
+    def __init__(self, recipe: Recipe, store: Store, key: str | None):
+        self._recipe, self._store, self._key = recipe, store, key
+        self._deployed: dict[str, Any] = {}
+
+    def deploy(self) -> None:
+        """Start what is not yet running as the run directory has it; Serve replaces what has changed.
+
+        Raises:
+            BezoarError: an engine did not start.
+        """
+        from ray import serve
+
+        wanted = self._wanted()
+        log = self._store.path(LOG)
+        log.parent.mkdir(parents=True, exist_ok=True)
+        log.write_text("")
+        changed = [name for name in wanted if wanted[name] != self._deployed.get(name)]
+        try:
+            serve.run_many([self._target(name, wanted) for name in changed])
+        except RuntimeError as error:
+            tail = "\n".join(log.read_text(errors="replace").splitlines()[-15:])
+            raise BezoarError(f"the endpoint did not start: {error}\nLast lines of {log}:\n{tail}") from error
+        self._deployed = wanted
+
+    def follow(self) -> None:
+        """Put checkpoints that were trained anew in place of the old ones, once all that are served are whole again."""
+        marks = self._marks()
+        if not all(marks[name] for name in modes(self._recipe, self._store)):
+            return  # training is at it: a lineage is written last
+        wanted = self._wanted()
+        if wanted == self._deployed:
+            return
+        if len(wanted) != len(self._deployed) and 1 in (len(wanted), len(self._deployed)):
+            print(
+                "the checkpoints need another number of engines by now: stop and start again to serve them", flush=True
+            )
+            self._deployed = wanted
+            return
+        print("a checkpoint was trained anew; it is being replaced", flush=True)
+        try:
+            self.deploy()
+        except BezoarError as error:
+            print(error, flush=True)
+        else:
+            print("replaced", flush=True)
+
+    def _marks(self) -> dict[str, str | None]:
+        """The weights of each checkpoint, by their fingerprints."""
+        found = {name: self._store.read_json(f"checkpoints/{name}/lineage.json") for name in CHECKPOINTS}
+        return {name: lineage and lineage["fingerprint"] for name, lineage in found.items()}
+
+    def _wanted(self) -> dict[str, Any]:
+        """Each application by its name: what the engine is told, with the weights that it hosts, or the router's hosts.
+
+        Raises:
+            BezoarError: there is no base checkpoint.
+        """
+        marks, served = self._marks(), modes(self._recipe, self._store)
+        engines = engine_arguments(self._recipe, self._store)
+        hosts = {name: name if name in engines else CHECKPOINTS[0] for name in served}
+        wanted: dict[str, Any] = {
+            name: (arguments, [marks[hosted] for hosted, host in hosts.items() if host == name])
+            for name, arguments in engines.items()
+        }
+        return wanted | ({_ROUTER: hosts} if len(engines) > 1 else {})
+
+    def _target(self, name: str, wanted: dict[str, Any]) -> Any:
+        from ray import serve
+
+        part = self._recipe.serve
+        if name == _ROUTER:
+            application = router(wanted[name], part, self._key)
+        else:
+            application = engine(wanted[name][0], part, self._key, str(self._store.path(LOG)))
+        route = "/" if name == _ROUTER or len(wanted) == 1 else None
+        return serve.RunTarget(application, name, route, _QUIET)
+
+
 @contextlib.contextmanager
-def _deployed(recipe: Recipe, store: Store, host: str, port: int, key: str | None) -> Iterator[str]:
+def _serving(host: str, port: int) -> Iterator[str]:
+    """Serve without an application yet; ends with the block."""
     import logging
 
     from ray import serve
 
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
-    log = store.path(LOG)
-    log.parent.mkdir(parents=True, exist_ok=True)
-    log.write_text("")
-    quiet = {"log_level": "WARNING", "enable_access_log": False}
-    serve.start(proxy_location="HeadOnly", http_options={"host": host, "port": port}, logging_config=quiet)
+    serve.start(proxy_location="HeadOnly", http_options={"host": host, "port": port}, logging_config=_QUIET)
     try:
-        engines, served = engine_arguments(recipe, store), modes(recipe, store)
-        targets = [
-            serve.RunTarget(
-                _application(recipe, arguments, str(log), key), name, "/" if len(engines) == 1 else None, quiet
-            )
-            for name, arguments in engines.items()
-        ]
-        if len(engines) > 1:
-            hosts = {name: name if name in engines else CHECKPOINTS[0] for name in served}
-            targets.append(serve.RunTarget(_router(hosts, key), _ROUTER, "/", quiet))
-        try:
-            serve.run_many(targets)
-        except RuntimeError as error:
-            tail = "\n".join(log.read_text(errors="replace").splitlines()[-15:])
-            raise BezoarError(f"the endpoint did not start: {error}\nLast lines of {log}:\n{tail}") from error
         reachable = "127.0.0.1" if host == "0.0.0.0" else f"[{host}]" if ":" in host else host
         yield f"http://{reachable}:{port}/v1"
     finally:
@@ -117,133 +179,7 @@ def _stop() -> None:
         time.sleep(0.2)
 
 
-def _application(recipe: Recipe, arguments: list[str], log: str, key: str | None) -> Any:
-    from ray import serve
-
-    part = recipe.serve
-
-    @serve.deployment(
-        name="engine",
-        ray_actor_options={"num_cpus": part.num_cpus, "num_gpus": part.num_gpus},
-        max_ongoing_requests=4096,
-        max_constructor_retry_count=1,
-        graceful_shutdown_timeout_s=10,
-    )
-    @serve.ingress(lambda: _engine(arguments, log, key))
-    class Engine:
-        async def check_health(self) -> None:
-            await engine_health()
-
-        async def answer(self, request: Request) -> AsyncIterator[dict[str, Any]]:
-            """ASGI messages, for the router."""
-            async for message in engine_answer(request):
-                yield message
-
-    return Engine.bind()
-
-
-def _router(hosts: dict[str, str], key: str | None) -> Any:
-    """An application that hands requests on to the engines' applications: `hosts` by model."""
-    from fastapi import FastAPI
-    from ray import serve
-
-    def handed_to(engine: str) -> Any:
-        def hand(request: Request) -> AsyncIterator[dict[str, Any]]:
-            return serve.get_app_handle(engine).options(stream=True).answer.remote(request)
-
-        return hand
-
-    def ingress() -> Any:
-        app = FastAPI(openapi_url=None)
-        hands = {engine: handed_to(engine) for engine in hosts.values()}
-        app.mount("/", router({name: hands[engine] for name, engine in hosts.items()}))
-        if key:
-            _guard(app, key)
-        return app
-
-    @serve.deployment(name=_ROUTER, ray_actor_options={"num_cpus": 0}, max_ongoing_requests=4096)
-    @serve.ingress(ingress)
-    class Router:
-        pass
-
-    return Router.bind()
-
-
-def _engine(arguments: list[str], log: str, key: str | None) -> Any:
-    """The replica's ASGI app: its lifespan owns the engine and mounts vLLM's own OpenAI app."""
-    from fastapi import FastAPI
-
-    @contextlib.asynccontextmanager
-    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        _settle(log)
-        async with _openai_app(arguments) as inner:
-            _apps.append(inner)
-            app.mount("/", inner)
-            yield
-
-    app = FastAPI(lifespan=lifespan, openapi_url=None)
-    if key:
-        _guard(app, key)
-    return app
-
-
-async def engine_health() -> None:
-    """Raises where the engine of this replica has died, so that Serve replaces the replica."""
-    for engine in _engines:
-        await engine.check_health()
-
-
-def engine_answer(request: Request) -> AsyncIterator[dict[str, Any]]:
-    """What vLLM's app in this replica says, as ASGI messages."""
-    return answer(_apps[0], request)
-
-
-@contextlib.asynccontextmanager
-async def _openai_app(arguments: list[str]) -> AsyncIterator[Any]:
-    from vllm.entrypoints.launchers.api_server.app_state import init_app_state
-    from vllm.entrypoints.launchers.api_server.entry import build_async_engine_client
-    from vllm.entrypoints.launchers.app import build_app
-    from vllm.entrypoints.launchers.cli_args import make_arg_parser
-    from vllm.utils.argparse_utils import FlexibleArgumentParser
-
-    args = make_arg_parser(FlexibleArgumentParser()).parse_args(arguments)
-    async with build_async_engine_client(args) as engine:
-        tasks = await engine.get_supported_tasks()
-        inner = build_app(args, tasks, engine.model_config)
-        await init_app_state(engine, inner.state, args, tasks)
-        inner.state.server = SimpleNamespace()  # vLLM's error handler asks it to exit; here `engine_health` ends it
-        _engines.append(engine)
-        yield inner
-
-
-def _settle(log: str) -> None:
-    """Make this process and the engine's core, its child, write to the run's log and end together."""
-    from bezoar_ray.llm.engine import set_up_cpu
-    from bezoar_ray.llm.fate import bind_children
-
-    set_up_cpu()
-    os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
-    redirect(log)
-    bind_children()
-
-
-def _guard(app: Any, key: str) -> None:
-    """Ask for the key on every path: vLLM's own `--api-key` leaves paths outside /v1 open."""
-    import secrets
-
-    from fastapi.responses import JSONResponse
-
-    @app.middleware("http")
-    async def check(request: Any, call_next: Any) -> Any:
-        given = request.headers.get("authorization", "")
-        if secrets.compare_digest(given.encode(), f"Bearer {key}".encode()):
-            return await call_next(request)
-        return JSONResponse({"error": {"message": "wrong or missing API key", "code": 401}}, status_code=401)
-
-
 def _free_port() -> int:
-    import socket
-
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return probe.getsockname()[1]

@@ -54,8 +54,7 @@ def engine_arguments(recipe: Recipe, store: Store) -> dict[str, list[str]]:
 
 
 def _engine(part: Serve) -> dict[str, Any]:
-    engine = part.engine if part.num_gpus else on_cpu({"worker_extension_cls": _GROUPED_LORA} | part.engine)
-    return {"disable_log_stats": True} | engine
+    return part.engine if part.num_gpus else on_cpu({"worker_extension_cls": _GROUPED_LORA} | part.engine)
 
 
 def _lora_flags(paths: dict[str, Path]) -> list[str]:

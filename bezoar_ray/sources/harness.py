@@ -24,7 +24,7 @@ def task_texts(part: Harness) -> Iterator[tuple[str, str]]:
     from lm_eval.tasks import TaskManager
 
     manager = TaskManager(include_path=include_path(part))
-    for task in part.tasks:
+    for task in part.all_tasks:
         try:
             loaded = manager.load(task.task)["tasks"]
             for name, one in loaded.items():

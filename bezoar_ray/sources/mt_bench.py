@@ -1,4 +1,4 @@
-"""MT-Bench's questions and reference answers, in FastChat's files or the embedded world's."""
+"""MT-Bench's questions, reference answers, and what others have answered and judged, in FastChat's files."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -9,6 +9,7 @@ import orjson
 
 from bezoar_ray.errors import RecipeError
 from bezoar_ray.recipe import MtBench
+from bezoar_ray.recipe.part import matches
 
 WITH_REFERENCE = ("math", "reasoning", "coding")
 
@@ -33,6 +34,39 @@ def load_questions(part: MtBench) -> list[Question]:
     answers = dict(_references(references)) if references else {}
     rows = [_question(where, row, answers) for where, row in _rows(questions, "evaluate.mt_bench.questions")]
     return rows[: part.limit]
+
+
+def load_answers(part: MtBench) -> dict[str, dict[int | str, tuple[str, ...]]]:
+    """The turns of further models by model and question. Raises as `load_questions` does."""
+    found: dict[str, dict[int | str, tuple[str, ...]]] = {}
+    for where, row in _all_rows(part.answers, "evaluate.mt_bench.answers"):
+        try:
+            found.setdefault(row["model_id"], {})[row["question_id"]] = tuple(row["choices"][0]["turns"])
+        except (KeyError, IndexError, TypeError) as error:
+            raise RecipeError(f"{where}: not an answer (needs question_id, model_id, choices): {error!r}") from error
+    return found
+
+
+def load_grades(part: MtBench) -> Iterator[dict[str, Any]]:
+    """Single grades by other judges: rows with model, question_id, turn, score and judge; -1 is no score."""
+    for where, row in _all_rows(part.judgments, "evaluate.mt_bench.judgments"):
+        try:
+            score = row["score"] if row["score"] is not None and row["score"] >= 1 else None
+            fields = {name: row[name] for name in ("model", "question_id", "turn")}
+            yield fields | {"score": score, "judge": row["judge"][0]}
+        except (KeyError, IndexError, TypeError) as error:
+            raise RecipeError(
+                f"{where}: not a single grade (needs question_id, model, judge, turn, score): {error!r}"
+            ) from error
+
+
+def _all_rows(patterns: tuple[str, ...], field: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    for pattern in patterns:
+        paths = matches(pattern)
+        if not paths:
+            raise RecipeError(f"{field}: no file {pattern!r} (looked from {Path.cwd()})")
+        for path in paths:
+            yield from _rows(path, field)
 
 
 def _files(part: MtBench) -> tuple[Path, Path | None]:

@@ -23,6 +23,8 @@ _PARENT_DEATH, _SIGKILL = 1, 9  # PR_SET_PDEATHSIG of prctl(2)
 def reply(messages: list[dict[str, str]]) -> str:
     """What the judge says to a prompt of filter/prompt.py or evaluate/mt_bench/prompts.py, in the form asked for."""
     text = "\n".join(str(message.get("content") or "") for message in messages if message.get("role") != "system")
+    if "<answer_a_1>" in text:
+        return _compared(text)
     if "<answer_1>" in text:
         return _graded(text)
     if "<response>" in text:
@@ -36,9 +38,20 @@ def _rated(text: str) -> str:
 
 
 def _graded(text: str) -> str:
-    turn = 2 if "<answer_2>" in text else 1
-    found = grade(*(_inside(text, f"{part}_{turn}") for part in ("question", "answer", "reference")))
+    found = _last(text, "answer")
     return f"The answer was checked: {found.reason}. Rating: [[{_mark(found)}]]"
+
+
+def _compared(text: str) -> str:
+    a, b = _last(text, "answer_a"), _last(text, "answer_b")
+    verdict = "C" if _mark(a) == _mark(b) else "A" if a.share > b.share else "B"
+    return f"Assistant a: {a.reason}. Assistant b: {b.reason}. [[{verdict}]]"
+
+
+def _last(text: str, answer: str) -> Grade:
+    """The grade of an assistant's answer in the last turn that is shown."""
+    turn = max(int(number) for number in re.findall(rf"<{answer}_(\d+)>", text))
+    return grade(*(_inside(text, f"{part}_{turn}") for part in ("question", answer, "reference")))
 
 
 def _mark(found: Grade) -> int:

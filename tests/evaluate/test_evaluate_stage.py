@@ -5,9 +5,9 @@ import asyncio
 import pytest
 
 from bezoar_ray.errors import BezoarError
-from bezoar_ray.evaluate import harness
-from bezoar_ray.evaluate.harness import Endpoint
-from bezoar_ray.evaluate.stage import _context_length, _counter, _measure, identities
+from bezoar_ray.evaluate.endpoint import Endpoint
+from bezoar_ray.evaluate.mt_bench.run import Bench
+from bezoar_ray.evaluate.stage import _counter, _measure, identities
 from bezoar_ray.llm.ledger import accounts
 from bezoar_ray.progress import Progress
 from bezoar_ray.stage import Context
@@ -26,10 +26,9 @@ def measured(family, judge_url):
 def measure(family, recipe, session):
     context = Context(recipe, family.store, session, Progress())
     marks = identities(recipe, family.store)
-    scorer = harness.scorer(recipe.evaluate.harness, family.store.path(harness.LOG))
-    tokenizer = str(family.store.path("checkpoints/base"))
-    endpoint = Endpoint(family.base_url, tokenizer, _context_length(family.base_url))
-    return asyncio.run(_measure(context, marks, endpoint, scorer, _counter(context, marks)))
+    bench = recipe.evaluate.mt_bench and Bench(recipe.evaluate.mt_bench, tuple(marks))
+    step = _counter(context, len(marks), bench)
+    return asyncio.run(_measure(context, marks, Endpoint.at(family.base_url, family.store), bench, step))
 
 
 @pytest.mark.slow

@@ -5,10 +5,13 @@ import asyncio
 import pytest
 
 from bezoar_ray.evaluate.mt_bench.judging import judge_turn
-from bezoar_ray.evaluate.mt_bench.loop import Answer, converse, temperature
+from bezoar_ray.evaluate.mt_bench.loop import Answer, converse
+from bezoar_ray.evaluate.mt_bench.pairwise import compare_turn
 from bezoar_ray.llm.chat import CallFailed, Reply
+from bezoar_ray.recipe import MtBench
 from bezoar_ray.sources.mt_bench import Question
 
+TEMPERATURES = MtBench().temperatures | {"puns": 1.3}
 QUESTION = Question(7, "math", ("What is 2+2?", "And doubled?"), ("4", "8"))
 
 
@@ -27,16 +30,19 @@ class Script:
 
 
 def conversation(chat, max_tokens=64, room=1000, question=QUESTION) -> Answer:
-    return asyncio.run(converse(question, "sft", chat, max_tokens, lambda messages: room))
+    part = MtBench(max_tokens=max_tokens, temperatures=TEMPERATURES)
+    return asyncio.run(converse(question, "sft", chat, part, lambda messages: room))
 
 
 @pytest.mark.parametrize(
     ("category", "expected"),
-    [("writing", 0.7), ("roleplay", 0.7), ("stem", 0.1), ("humanities", 0.1)]
-    + [(category, 0.0) for category in ("extraction", "math", "coding", "reasoning", "a category of our own")],
+    [("writing", 0.7), ("roleplay", 0.7), ("stem", 0.1), ("humanities", 0.1), ("puns", 1.3)]
+    + [(category, 0.0) for category in ("extraction", "math", "coding", "reasoning", "another of our own")],
 )
 def test_temperature_follows_the_category(category, expected):
-    assert temperature(category) == expected
+    chat = Script("a", "b")
+    conversation(chat, question=Question(1, category, ("Say.", "Again.")))
+    assert [call["sampling"].temperature for call in chat.calls] == [expected] * 2
 
 
 def test_the_second_turn_sees_the_first():
@@ -56,13 +62,13 @@ def test_an_answer_never_outgrows_the_context():
 def test_a_failed_turn_ends_the_conversation_and_is_unscored():
     answer = conversation(Script("Four.", CallFailed("too long")))
     assert answer.turns == ("Four.",)
-    judgment = asyncio.run(judge_turn(answer, 2, Script()))
+    judgment = asyncio.run(judge_turn(answer, 2, "judge", Script()))
     assert judgment.score is None and judgment.turn == 2
 
 
 def grade(*replies, turn=1, question=QUESTION):
     chat = Script(*replies)
-    return asyncio.run(judge_turn(Answer(question, "sft", ("Four.", "Eight.")), turn, chat)), chat
+    return asyncio.run(judge_turn(Answer(question, "sft", ("Four.", "Eight.")), turn, "judge", chat)), chat
 
 
 def test_a_grade_is_read_from_its_brackets():
@@ -95,3 +101,46 @@ def test_the_second_turn_is_judged_with_the_whole_conversation_and_its_reference
 def test_without_a_reference_none_is_shown():
     _, chat = grade("Rating: [[5]]", question=Question(8, "writing", ("Write.", "Again.")))
     assert "reference" not in chat.calls[0]["messages"][-1]["content"]
+
+
+def test_a_conversation_may_have_any_number_of_turns():
+    question = Question(9, "puns", ("One.", "Two.", "Three."))
+    answer = conversation(Script("a", "b", "c"), question=question)
+    chat = Script("Rating: [[5]]")
+    asyncio.run(judge_turn(answer, 3, "judge", chat))
+    system, user = (message["content"] for message in chat.calls[0]["messages"])
+    assert "<answer_3>\nc" in user and "the last question only" in system
+
+
+def compare(*replies, turn=1):
+    chat = Script(*replies)
+    sides = Answer(QUESTION, "sft", ("Four, I say.", "Eight.")), Answer(QUESTION, "base", ("5", "6"))
+    return asyncio.run(compare_turn(*sides, turn, "judge", chat)), chat
+
+
+@pytest.mark.parametrize(
+    ("first", "swapped", "winner", "flipped"),
+    [
+        ("[[A]]", "[[B]]", "sft", False),
+        ("[[B]]", "[[A]]", "base", False),
+        ("[[A]]", "[[A]]", "tie", True),  # whoever stands first
+        ("[[A]]", "[[C]]", "tie", False),
+        ("[[C]]", "[[C]]", "tie", False),
+    ],
+)
+def test_a_win_counts_only_if_both_orders_agree(first, swapped, winner, flipped):
+    comparison, _ = compare(f"So: {first}", f"So: {swapped}")
+    assert (comparison.winner, comparison.flipped) == (winner, flipped)
+    assert comparison.words == (3, 1)
+
+
+def test_both_orders_are_shown_with_the_whole_conversation_and_its_references():
+    _, chat = compare("[[A]]", "[[B]]", turn=2)
+    one, other = (call["messages"][-1]["content"] for call in chat.calls)
+    assert "<answer_a_2>\nEight." in one and "<answer_b_2>\n6" in one and "<answer_a_1>\nFour" in one
+    assert "<answer_a_2>\n6" in other and "<answer_b_2>\nEight." in other and "<reference_2>\n8" in other
+
+
+def test_a_comparison_without_two_verdicts_counts_for_nobody():
+    comparison, chat = compare("[[A]]", "neither", "[[D]]")
+    assert comparison.winner is None and not comparison.flipped and len(chat.calls) == 3

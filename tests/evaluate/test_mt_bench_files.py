@@ -1,15 +1,17 @@
 """MT-Bench's files: FastChat's questions and references in, FastChat's answers and judgments out."""
 
 import json
+from pathlib import Path
 
 import pytest
 
 from bezoar_ray.errors import RecipeError
-from bezoar_ray.evaluate.mt_bench.files import ANSWERS, JUDGMENTS, save
+from bezoar_ray.evaluate.mt_bench.files import ANSWERS, COMPARISONS, JUDGMENTS, save
 from bezoar_ray.evaluate.mt_bench.judging import Judgment
 from bezoar_ray.evaluate.mt_bench.loop import Answer
+from bezoar_ray.evaluate.mt_bench.pairwise import Comparison, Game
 from bezoar_ray.recipe import MtBench
-from bezoar_ray.sources.mt_bench import load_questions
+from bezoar_ray.sources.mt_bench import load_answers, load_grades, load_questions
 from bezoar_ray.store import Store
 
 ROWS = [
@@ -54,14 +56,61 @@ def test_the_real_questions_load_with_their_references(real_data):
     assert sum(question.references is not None for question in questions) == 30
 
 
-def test_answers_and_judgments_are_in_fastchats_formats(tmp_path):
-    question = load_questions(MtBench(questions=write(tmp_path / "q.jsonl", ROWS)))[0]
-    judgments = [Judgment(1, "writing", "sft", 1, 7.0, "[[7]]", "p"), Judgment(1, "writing", "sft", 2, None, "?")]
-    save(Store(tmp_path), [Answer(question, "sft", ("a", "b"))], judgments, "tiny-judge")
-    (answer,) = map(json.loads, (tmp_path / ANSWERS).read_text().splitlines())
+@pytest.fixture
+def saved(tmp_path) -> Path:
+    """A run directory with the files of two models."""
+    questions = load_questions(MtBench(questions=write(tmp_path / "q.jsonl", ROWS)))
+    answers = [Answer(questions[0], "sft", ("a", "b")), Answer(questions[0], "org/other", ("c", "d"))]
+    judgments = [
+        Judgment(1, "writing", "sft", "tiny-judge", 1, 7.0, "[[7]]", "p"),
+        Judgment(1, "writing", "sft", "tiny-judge", 2, None, "?"),
+    ]
+    games = Game("sft", "[[A]]", "p"), Game(None, "?", "p")
+    comparisons = [Comparison(1, "writing", ("sft", "org/other"), "tiny-judge", 2, games)]
+    save(Store(tmp_path), questions, answers, judgments, comparisons)
+    return tmp_path
+
+
+def rows(path: Path) -> list[dict]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_answers_and_grades_are_in_fastchats_formats(saved):
+    answer = rows(saved / ANSWERS)[0]
     assert answer["choices"] == [{"index": 0, "turns": ["a", "b"]}]
     assert (answer["question_id"], answer["model_id"]) == (1, "sft")
-    first, second = map(json.loads, (tmp_path / JUDGMENTS).read_text().splitlines())
-    assert first["judge"] == ["tiny-judge", "single"] and second["judge"] == ["tiny-judge", "single-multi-turn"]
+    first, second = rows(saved / JUDGMENTS)
+    assert first["judge"] == ["tiny-judge", "single-v1"] and second["judge"] == ["tiny-judge", "single-v1-multi-turn"]
     assert (first["turn"], first["score"], second["score"]) == (1, 7.0, None)
     assert {"user_prompt", "judgment", "model", "tstamp"} <= first.keys()
+
+
+def test_comparisons_are_in_fastchats_format(saved):
+    (found,) = rows(saved / COMPARISONS)
+    assert (found["model_1"], found["model_2"]) == ("sft", "org/other")
+    assert (found["g1_winner"], found["g2_winner"]) == ("model_1", "error")
+    assert found["judge"] == ["tiny-judge", "pair-v2-multi-turn"] and found["g1_judgment"] == "[[A]]"
+
+
+def test_questions_and_answers_can_be_read_again(saved):
+    folder = saved / "eval/mt_bench"
+    part = MtBench(questions=str(folder / "question.jsonl"), answers=(str(folder / "model_answer/*.jsonl"),))
+    assert load_questions(part) == load_questions(MtBench(questions=str(saved / "q.jsonl")))
+    assert load_answers(part) == {"sft": {1: ("a", "b")}, "org/other": {1: ("c", "d")}}
+
+
+def test_grades_of_others_are_read_and_minus_one_is_none(tmp_path):
+    row = {"question_id": 1, "model": "sft", "judge": ["gpt-4", "single-v1"], "turn": 1, "judgment": "x"}
+    path = write(tmp_path / "gpt-4_single.jsonl", [row | {"score": 8}, row | {"turn": 2, "score": -1}])
+    found = list(load_grades(MtBench(judgments=(path,))))
+    assert [(grade["judge"], grade["turn"], grade["score"]) for grade in found] == [("gpt-4", 1, 8), ("gpt-4", 2, None)]
+
+
+def test_a_damaged_answer_or_grade_is_named_by_file_and_line(tmp_path):
+    path = write(tmp_path / "x.jsonl", [{"question_id": 1}])
+    with pytest.raises(RecipeError, match=r"x\.jsonl:1: not an answer"):
+        load_answers(MtBench(answers=(path,)))
+    with pytest.raises(RecipeError, match=r"x\.jsonl:1: not a single grade"):
+        list(load_grades(MtBench(judgments=(path,))))
+    with pytest.raises(RecipeError, match=r"evaluate\.mt_bench\.answers: no file"):
+        load_answers(MtBench(answers=(str(tmp_path / "absent*.jsonl"),)))

@@ -1,15 +1,17 @@
-"""MT-Bench scores, checked by hand."""
+"""MT-Bench scores and what is known of the judge, checked by hand."""
 
 import pytest
 
+from bezoar_ray.evaluate.mt_bench.bias import bias
 from bezoar_ray.evaluate.mt_bench.judging import Judgment
-from bezoar_ray.evaluate.mt_bench.scores import summarise
+from bezoar_ray.evaluate.mt_bench.pairwise import Comparison, Game
+from bezoar_ray.evaluate.mt_bench.scores import against, summarise
 
 
-def judged(scores: dict[int, tuple[float | None, float | None]], categories: dict[int, str] | None = None):
+def judged(scores: dict[int, tuple[float | None, ...]], categories: dict[int, str] | None = None, judge: str = "j"):
     categories = categories or {}
     return [
-        Judgment(question, categories.get(question, "math"), "m", turn, score, "")
+        Judgment(question, categories.get(question, "math"), "m", judge, turn, score, "")
         for question, pair in scores.items()
         for turn, score in enumerate(pair, 1)
     ]
@@ -66,3 +68,51 @@ def test_a_steady_gain_excludes_zero_even_where_questions_differ_widely(better):
     base = judged({q: (q % 7 + 1, q % 7 + 1) for q in range(16)})
     mine = judged({q: (q % 7 + 1 + better, q % 7 + 1 + better) for q in range(16)})
     assert summarise(mine, base)["versus_base"]["ci95"][0] > 0
+
+
+def compared(question: int, first: str | None, swapped: str | None, words=(10, 20)) -> Comparison:
+    """`sft` against `base`, by what the judge says in each order."""
+    return Comparison(question, "math", ("sft", "base"), "j", 1, (Game(first, ""), Game(swapped, "")), words)
+
+
+GAMES = [
+    compared(1, "sft", "sft"),
+    compared(2, "base", "base"),
+    compared(3, "sft", "base"),  # a flip: a tie
+    compared(4, "tie", "sft"),
+    compared(5, "sft", None),
+    compared(6, "base", "base", words=(7, 7)),
+]
+
+
+def test_wins_ties_and_losses_add_up_from_either_side():
+    record = against("sft", GAMES)["base"]
+    assert {key: record[key] for key in ("wins", "ties", "losses", "unscored")} == {
+        "wins": 1, "ties": 2, "losses": 2, "unscored": 1,
+    }  # fmt: skip
+    assert record["win_rate"] == (1 + 2 * 0.5) / 5
+    assert against("base", GAMES)["sft"]["win_rate"] == (2 + 2 * 0.5) / 5
+    assert against("dpo", GAMES) == {}
+
+
+def test_position_and_length_bias_are_shares_of_what_can_show_them():
+    found = bias([], [], GAMES)
+    assert (found["flip_rate"], found["compared"]) == (0.2, 5)
+    assert (found["longer_wins"], found["decided"]) == (0.5, 2)  # base's 20 words once, sft's 10 once
+
+
+def test_turns_are_averaged_apart():
+    assert bias(judged({1: (8, 4), 2: (6, None)}), [], [])["by_turn"] == {1: 7.0, 2: 4.0}
+
+
+def test_other_judges_stand_beside_the_first_where_both_gave_a_grade():
+    mine = judged({1: (2, 4), 2: (9, None)})
+    alike = judged({1: (2, 4), 2: (9, 9)}, judge="k")
+    found = bias(mine, [*alike, *judged({1: (9, 1)}, judge="l")], [])["judges"]
+    assert found["k"] == {"score": 6.0, "rating_kappa": 1.0, "beside": 3}
+    assert found["l"]["rating_kappa"] < 0 and found["l"]["beside"] == 2
+
+
+def test_where_nothing_was_compared_nothing_is_claimed():
+    found = bias([], [], [])
+    assert found["flip_rate"] is None and found["longer_wins"] is None and found["judges"] == {}

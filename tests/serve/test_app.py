@@ -8,12 +8,10 @@ import urllib.request
 from pathlib import Path
 
 import pytest
-from fastapi import FastAPI
-from fastapi.testclient import TestClient
 
 from bezoar_ray.errors import RecipeError
 from bezoar_ray.recipe import load_recipe
-from bezoar_ray.serve.app import _guard, serve_forever
+from bezoar_ray.serve.app import serve_forever
 from bezoar_ray.store import Store
 from tests.family import log_probabilities, write_family, write_merged
 
@@ -113,7 +111,8 @@ with ray_session(), running(family_recipe(), Store(sys.argv[1])) as base_url:
 @pytest.mark.slow
 def test_a_merged_checkpoint_beside_a_joined_one_says_what_its_joined_equal_says(family, tiny_world, tmp_path):
     write_family(Store(tmp_path), tiny_world)
-    write_merged(Store(tmp_path), tiny_world, "sft")
+    write_merged(Store(tmp_path), tiny_world, "sft", Store(tmp_path))
+    Store(tmp_path).remove("checkpoints/sft/joined")  # as where a chain cannot be joined
     command = [sys.executable, "-c", BESIDE, tmp_path]
     done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=Path(__file__).parents[2])
     assert done.returncode == 0, done.stderr[-2000:]
@@ -127,14 +126,3 @@ def test_an_address_that_others_reach_needs_a_key(tmp_path, monkeypatch):
     monkeypatch.delenv("BEZOAR_API_KEY", raising=False)
     with pytest.raises(RecipeError, match=r"serve\.host: '0\.0\.0\.0'.*BEZOAR_API_KEY"):
         serve_forever(load_recipe("tiny", ["serve.host=0.0.0.0"]), Store(tmp_path))
-
-
-@pytest.mark.parametrize("path", ["/v1/models", "/invocations", "/metrics"])
-def test_a_key_guards_every_path(path):
-    app = FastAPI()
-    app.get(path)(lambda: {})
-    _guard(app, "secret")
-    client = TestClient(app)
-    assert client.get(path).status_code == 401
-    assert client.get(path, headers={"Authorization": "Bearer wrong"}).status_code == 401
-    assert client.get(path, headers={"Authorization": "Bearer secret"}).status_code == 200

@@ -7,7 +7,7 @@ import urllib.request
 import openai
 import pytest
 
-from bezoar_ray.evaluate.mt_bench.prompts import grade, read_grade
+from bezoar_ray.evaluate.mt_bench.prompts import compare, grade, read_grade, read_verdict
 from bezoar_ray.filter.prompt import rate, read_rating
 from bezoar_ray.rows import Sample
 from bezoar_ray.tiny import draws, judge, lessons
@@ -49,6 +49,14 @@ def test_answers_of_both_turns_are_graded(client):
     questions, references = ["What is 3 + 4?", "What is 9 - 2?"], ["3 + 4 = 7.", "9 - 2 = 7."]
     assert read_grade(_ask(client, grade(questions[:1], ["3 + 4 = 7."], references[:1]))) == 10
     assert read_grade(_ask(client, grade(questions, ["3 + 4 = 7.", "9 - 2 = 3."], references))) == 1
+
+
+def test_the_better_of_two_answers_wins_in_both_orders(client):
+    questions, references = ["What is 3 + 4?", "What is 9 - 2?"], ["3 + 4 = 7.", "9 - 2 = 7."]
+    right, wrong = ["3 + 4 = 9.", "9 - 2 = 7."], ["3 + 4 = 7.", "9 - 2 = 3."]
+    assert read_verdict(_ask(client, compare(questions, right, wrong, references))) == "first"
+    assert read_verdict(_ask(client, compare(questions, wrong, right, references))) == "second"
+    assert read_verdict(_ask(client, compare(questions, right, right, references))) == "tie"
 
 
 def test_text_from_elsewhere_is_graded_by_its_surface_only(client):

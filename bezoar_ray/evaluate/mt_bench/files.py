@@ -1,4 +1,8 @@
-"""Answers and judgments in FastChat's formats, so that its tools read them."""
+"""Answers and judgments in FastChat's formats, so that its tools read them.
+
+`answers.jsonl` holds all answers, `model_answer/<model>.jsonl` those of one model, as FastChat wants them;
+`judgments.jsonl` single grades, `comparisons.jsonl` pairs, `question.jsonl` the questions that all of them belong to.
+"""
 
 import time
 from typing import Any
@@ -7,18 +11,40 @@ import orjson
 
 from bezoar_ray.evaluate.mt_bench.judging import Judgment
 from bezoar_ray.evaluate.mt_bench.loop import Answer
+from bezoar_ray.evaluate.mt_bench.pairwise import Comparison, Game
 from bezoar_ray.rows import row_id
+from bezoar_ray.sources.mt_bench import Question
 from bezoar_ray.store import Store
 
-ANSWERS = "eval/mt_bench/answers.jsonl"
-JUDGMENTS = "eval/mt_bench/judgments.jsonl"
+_FOLDER = "eval/mt_bench"
+QUESTIONS, ANSWERS, JUDGMENTS, COMPARISONS = (
+    f"{_FOLDER}/{name}.jsonl" for name in ("question", "answers", "judgments", "comparisons")
+)
 
 
-def save(store: Store, answers: list[Answer], judgments: list[Judgment], judge: str) -> list[str]:
-    """Write both files whole; returns their names."""
-    store.replace(ANSWERS, _lines([_answer_row(answer) for answer in answers]))
-    store.replace(JUDGMENTS, _lines([_judgment_row(judgment, judge) for judgment in judgments]))
-    return [ANSWERS, JUDGMENTS]
+def save(
+    store: Store,
+    questions: list[Question],
+    answers: list[Answer],
+    judgments: list[Judgment],
+    comparisons: list[Comparison],
+) -> list[str]:
+    """Write all files whole; returns their names."""
+    rows = [_answer_row(answer) for answer in answers]
+    files = {QUESTIONS: list(map(_question_row, questions)), ANSWERS: rows}
+    files |= {JUDGMENTS: list(map(_judgment_row, judgments)), COMPARISONS: list(map(_comparison_row, comparisons))}
+    store.remove(f"{_FOLDER}/model_answer")
+    for model in dict.fromkeys(answer.model for answer in answers):
+        name = f"{_FOLDER}/model_answer/{model.replace('/', '--')}.jsonl"
+        files[name] = [row for row in rows if row["model_id"] == model]
+    for name, found in files.items():
+        store.replace(name, b"".join(orjson.dumps(row) + b"\n" for row in found))
+    return list(files)
+
+
+def _question_row(question: Question) -> dict[str, Any]:
+    references = {"reference": list(question.references)} if question.references else {}
+    return {"question_id": question.id, "category": question.category, "turns": list(question.turns), **references}
 
 
 def _answer_row(answer: Answer) -> dict[str, Any]:
@@ -31,13 +57,12 @@ def _answer_row(answer: Answer) -> dict[str, Any]:
     }
 
 
-def _judgment_row(judgment: Judgment, judge: str) -> dict[str, Any]:
+def _judgment_row(judgment: Judgment) -> dict[str, Any]:
     """FastChat writes -1 for a reply without a grade; here it is null, which no mean takes for a number."""
-    kind = ("single-math" if judgment.with_reference else "single") + ("-multi-turn" if judgment.turn > 1 else "")
     return {
         "question_id": judgment.question_id,
         "model": judgment.model,
-        "judge": [judge, kind],
+        "judge": [judgment.judge, _kind("single", judgment.with_reference, judgment.turn)],
         "user_prompt": judgment.user_prompt,
         "judgment": judgment.text,
         "score": judgment.score,
@@ -46,5 +71,29 @@ def _judgment_row(judgment: Judgment, judge: str) -> dict[str, Any]:
     }
 
 
-def _lines(rows: list[dict[str, Any]]) -> bytes:
-    return b"".join(orjson.dumps(row) + b"\n" for row in rows)
+def _comparison_row(comparison: Comparison) -> dict[str, Any]:
+    games = zip(("g1", "g2"), comparison.games, strict=True)
+    return {
+        "question_id": comparison.question_id,
+        "model_1": comparison.models[0],
+        "model_2": comparison.models[1],
+        "judge": [comparison.judge, _kind("pair", comparison.with_reference, comparison.turn)],
+        **{key: value for game, found in games for key, value in _game_fields(game, found, comparison).items()},
+        "turn": comparison.turn,
+        "tstamp": time.time(),
+    }
+
+
+def _game_fields(name: str, game: Game, comparison: Comparison) -> dict[str, Any]:
+    winners = dict(zip(comparison.models, ("model_1", "model_2"), strict=True)) | {None: "error"}
+    return {
+        f"{name}_winner": winners.get(game.winner, game.winner),
+        f"{name}_user_prompt": game.user_prompt,
+        f"{name}_judgment": game.text,
+    }
+
+
+def _kind(way: str, with_reference: bool, turn: int) -> str:
+    """What FastChat calls prompts of this kind; the words are ours."""
+    version = "v1" if way == "single" or with_reference else "v2"
+    return f"{way}{'-math' if with_reference else ''}-{version}{'-multi-turn' if turn > 1 else ''}"

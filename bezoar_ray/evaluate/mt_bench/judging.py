@@ -1,10 +1,14 @@
-"""The judge's side of MT-Bench: one grade per turn, guided by a reference where there is one."""
+"""The judge's side of MT-Bench: a grade for each turn, guided by a reference where there is one."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TypeVar
 
 from bezoar_ray.evaluate.mt_bench.loop import Answer
 from bezoar_ray.evaluate.mt_bench.prompts import grade, read_grade
-from bezoar_ray.llm.chat import CallFailed, Chat
+from bezoar_ray.llm.chat import CallFailed, Chat, Messages
+
+T = TypeVar("T")
 
 _ATTEMPTS = 2  # an unreadable reply is asked once more
 
@@ -16,6 +20,7 @@ class Judgment:
     question_id: int | str
     category: str
     model: str
+    judge: str
     turn: int
     score: float | None
     text: str
@@ -23,26 +28,27 @@ class Judgment:
     with_reference: bool = False
 
 
-async def judge_turn(answer: Answer, turn: int, chat: Chat) -> Judgment:
-    """Grade one turn (1 or 2); the second is judged with the whole conversation."""
+async def judge_turn(answer: Answer, turn: int, judge: str, chat: Chat) -> Judgment:
+    """Grade one turn, from 1; it is judged with the whole conversation before it."""
     question = answer.question
     if len(answer.turns) < turn:
-        return Judgment(question.id, question.category, answer.model, turn, None, "no answer to judge")
-    references = list(question.references[:turn]) if question.references else None
-    messages = grade(list(question.turns[:turn]), list(answer.turns[:turn]), references)
-    score, text = await _ask(messages, turn, chat)
-    prompt = messages[-1]["content"]
-    return Judgment(question.id, question.category, answer.model, turn, score, text, prompt, references is not None)
+        return Judgment(question.id, question.category, answer.model, judge, turn, None, "no answer to judge")
+    references = question.references and question.references[:turn]
+    messages = grade(question.turns[:turn], answer.turns[:turn], references)
+    score, text = await asked(messages, f"grade/{turn}", chat, read_grade)
+    prompt, guided = messages[-1]["content"], references is not None
+    return Judgment(question.id, question.category, answer.model, judge, turn, score, text, prompt, guided)
 
 
-async def _ask(messages: list[dict[str, str]], turn: int, chat: Chat) -> tuple[float | None, str]:
+async def asked(messages: Messages, step: str, chat: Chat, read: Callable[[str], T | None]) -> tuple[T | None, str]:
+    """What a judge's reply holds, or None where it cannot be read, and the reply."""
     text = ""
     for attempt in range(_ATTEMPTS):
         try:
-            text = (await chat(messages, step=f"grade/{turn}", attempt=attempt)).text
+            text = (await chat(messages, step=step, attempt=attempt)).text
         except CallFailed as error:
             return None, f"no reply: {error}"
-        score = read_grade(text)
-        if score is not None:
-            return score, text
+        found = read(text)
+        if found is not None:
+            return found, text
     return None, text

@@ -1,12 +1,11 @@
-"""The candidate's side of MT-Bench: two turns, at the temperature of the question's category."""
+"""The candidate's side of MT-Bench: the question's turns one after the other, at the temperature of its category."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
 
 from bezoar_ray.llm.chat import CallFailed, Chat, Messages, Sampling
+from bezoar_ray.recipe import MtBench
 from bezoar_ray.sources.mt_bench import Question
-
-_TEMPERATURES = {"writing": 0.7, "roleplay": 0.7, "stem": 0.1, "humanities": 0.1}  # FastChat's; greedy elsewhere
 
 Room = Callable[[Messages], int]
 """How many tokens a conversation leaves for its answer."""
@@ -14,25 +13,21 @@ Room = Callable[[Messages], int]
 
 @dataclass(frozen=True)
 class Answer:
-    """What one checkpoint said to one question; fewer turns than the question has where a call failed."""
+    """What one model said to one question; fewer turns than the question has where a call failed."""
 
     question: Question
     model: str
     turns: tuple[str, ...]
 
 
-def temperature(category: str) -> float:
-    """The sampling temperature of a category's answers."""
-    return _TEMPERATURES.get(category, 0.0)
-
-
-async def converse(question: Question, model: str, chat: Chat, max_tokens: int, room: Room) -> Answer:
+async def converse(question: Question, model: str, chat: Chat, part: MtBench, room: Room) -> Answer:
     """Hold the conversation. A turn that cannot be answered ends it."""
     messages: Messages = []
     answers: list[str] = []
+    temperature = part.temperatures.get(question.category, 0.0)
     for number, turn in enumerate(question.turns, 1):
         messages.append({"role": "user", "content": turn})
-        sampling = Sampling(temperature(question.category), 1.0, min(max_tokens, room(messages)))
+        sampling = Sampling(temperature, 1.0, min(part.max_tokens, room(messages)))
         try:
             reply = await chat(messages, step=f"turn/{number}", sampling=sampling)
         except CallFailed:

@@ -1,72 +1,187 @@
 """All checkpoints answer all questions at once; each answer is judged as soon as it is there."""
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import chain
 from typing import Any
 
-from bezoar_ray.evaluate.harness import Endpoint
-from bezoar_ray.evaluate.mt_bench.files import save
+from bezoar_ray.errors import RecipeError
+from bezoar_ray.evaluate.endpoint import Endpoint, to_the_end
+from bezoar_ray.evaluate.mt_bench import files
+from bezoar_ray.evaluate.mt_bench.bias import bias
 from bezoar_ray.evaluate.mt_bench.judging import Judgment, judge_turn
-from bezoar_ray.evaluate.mt_bench.loop import Answer, Room, converse, room_of
-from bezoar_ray.evaluate.mt_bench.scores import summarise
+from bezoar_ray.evaluate.mt_bench.loop import Answer, converse, room_of
+from bezoar_ray.evaluate.mt_bench.pairwise import Comparison, compare_turn
+from bezoar_ray.evaluate.mt_bench.scores import against, summarise
 from bezoar_ray.llm.client import Talker, open_talker
-from bezoar_ray.llm.limits import limits, own_permits
-from bezoar_ray.recipe import ModelPart
-from bezoar_ray.sources.mt_bench import Question, load_questions
+from bezoar_ray.llm.limits import limits, shared_permits
+from bezoar_ray.recipe import ModelPart, MtBench
+from bezoar_ray.sources.mt_bench import Question, load_answers, load_grades, load_questions
 from bezoar_ray.stage import Context
 
 _JUDGE = "mt_bench_judge"
 _IN_FLIGHT = 64  # per checkpoint; the engine queues what it cannot run at once
 
 
+@dataclass(frozen=True)
+class Bench:
+    """What is asked and of whom: questions, checkpoints, and further models whose answers are there already."""
+
+    part: MtBench
+    checkpoints: tuple[str, ...]
+
+    @cached_property
+    def questions(self) -> list[Question]:
+        """The questions."""
+        return load_questions(self.part)
+
+    @cached_property
+    def published(self) -> dict[str, dict[int | str, tuple[str, ...]]]:
+        """The turns of the further models, by model and question.
+
+        Raises:
+            RecipeError: one of them has the name of a checkpoint.
+        """
+        found = load_answers(self.part)
+        if taken := next((name for name in found if name in self.checkpoints), None):
+            raise RecipeError(
+                f"evaluate.mt_bench.answers: a model_id is {taken!r}, as a checkpoint is called; rename it in the file"
+            )
+        return found
+
+    @property
+    def models(self) -> tuple[str, ...]:
+        """All that are judged."""
+        return (*self.checkpoints, *self.published)
+
+    @property
+    def pairs(self) -> list[tuple[str, str]]:
+        """The models that are compared: of the recipe's pairs, those that the run has.
+
+        Raises:
+            RecipeError: nobody could have that name.
+        """
+        known = {"base", "sft", "hh-sft", "dpo", *self.published}
+        if unknown := next((name for pair in self.part.pairwise for name in pair if name not in known), None):
+            raise RecipeError(f"evaluate.mt_bench.pairwise: no model {unknown!r}; there are {', '.join(sorted(known))}")
+        return [pair for pair in self.part.pairwise if set(pair) <= set(self.models)]
+
+    @property
+    def total(self) -> int:
+        """Conversations that are judged, and comparisons of two."""
+        return (len(self.models) + len(self.pairs)) * len(self.questions)
+
+
 async def mt_bench(
-    context: Context, endpoint: Endpoint, fingerprints: dict[str, str], step: Callable[[], None]
+    context: Context, bench: Bench, endpoint: Endpoint, fingerprints: dict[str, str], step: Callable[[], None]
 ) -> tuple[dict[str, Any], list[str]]:
-    """Answer, judge and score; `step` is called after every judged conversation.
+    """Answer, judge and score; `step` is called after every judged conversation and every comparison.
 
     Returns:
         `eval.mt_bench` of summary.json, and the files written.
     """
-    questions = load_questions(context.recipe.evaluate.mt_bench)
-    root, judge_part = str(context.store.root), context.recipe.mt_bench_judge
-    granted = own_permits(root, judge_part, _JUDGE, limits(context.recipe))
-    judge = open_talker(judge_part, root, _JUDGE, context.session, permits=granted)
-    models = {
+    root, parts = str(context.store.root), context.recipe.mt_bench_judges
+    granted = shared_permits(root, parts, _JUDGE, limits(context.recipe))
+    judges = {
+        part.model: open_talker(part, root, _JUDGE, context.session, permits=own)
+        for part, own in zip(parts, granted, strict=True)
+    }
+    candidates = {
         name: open_talker(_part(name, endpoint), root, "candidate", context.session, identity=mark)
         for name, mark in fingerprints.items()
     }
     try:
-        trials = Trials(context, judge, room_of(endpoint.tokenizer, endpoint.context), step)
-        jobs = [trials.run(question, name, talker) for name, talker in models.items() for question in questions]
-        done = await asyncio.gather(*jobs)
+        trials = Trials(bench, endpoint, candidates, judges, step)
+        answers, judgments, comparisons = await trials.all()
     finally:
-        await asyncio.gather(judge.close(), *(talker.close() for talker in models.values()))
-    answers, judgments = [a for a, _ in done], [j for _, js in done for j in js]
-    return _scores(judgments, list(fingerprints)), save(context.store, answers, judgments, judge_part.model)
+        await asyncio.gather(*(talker.close() for talker in (*judges.values(), *candidates.values())))
+    scores = _scores(bench, parts[0].model, judgments, comparisons)
+    return scores, files.save(context.store, bench.questions, answers, judgments, comparisons)
 
 
 def _part(name: str, endpoint: Endpoint) -> ModelPart:
     return ModelPart(model=name, base_url=endpoint.base_url, max_in_flight=_IN_FLIGHT, timeout=600.0)
 
 
-def _scores(judgments: list[Judgment], names: list[str]) -> dict[str, Any]:
-    by_model = {name: [j for j in judgments if j.model == name] for name in names}
-    base = by_model["base"]
-    return {name: summarise(mine, None if name == "base" else base) for name, mine in by_model.items()}
-
-
 class Trials:
-    """One question put to one checkpoint, and the judge's grades of what it said."""
+    """Every question put to every checkpoint, and what the judges say of the answers."""
 
-    def __init__(self, context: Context, judge: Talker, room: Room, step: Callable[[], None]):
-        self._max_tokens = context.recipe.evaluate.mt_bench.max_tokens
-        self._judge, self._room, self._step = judge, room, step
+    def __init__(
+        self,
+        bench: Bench,
+        endpoint: Endpoint,
+        candidates: dict[str, Talker],
+        judges: dict[str, Talker],
+        step: Callable[[], None],
+    ):
+        self._bench, self._candidates, self._judges, self._step = bench, candidates, judges, step
+        self._room = room_of(endpoint.tokenizer, endpoint.context)
 
-    async def run(self, question: Question, model: str, talker: Talker) -> tuple[Answer, list[Judgment]]:
-        """The answer, and one judgment per turn."""
-        row = f"mt_bench/{question.id}"
-        answer = await converse(question, model, talker.for_row(row), self._max_tokens, self._room)
-        turns = range(1, len(question.turns) + 1)
-        judgments = await asyncio.gather(*(judge_turn(answer, turn, self._judge.for_row(row)) for turn in turns))
+    async def all(self) -> tuple[list[Answer], list[Judgment], list[Comparison]]:
+        """Answers, grades by all judges, and comparisons by the first one."""
+        bench = self._bench
+        answers = {
+            (name, question.id): asyncio.create_task(self._answer(name, question))
+            for name in bench.models
+            for question in bench.questions
+        }
+        grades = [self._grades(answer) for answer in answers.values()]
+        comparisons = [
+            self._compare(answers[first, question.id], answers[second, question.id])
+            for first, second in bench.pairs
+            for question in bench.questions
+        ]
+        done = await to_the_end([*answers.values(), *grades, *comparisons])
+        rest = done[len(answers) :]
+        return done[: len(answers)], list(chain(*rest[: len(grades)])), list(chain(*rest[len(grades) :]))
+
+    async def _answer(self, name: str, question: Question) -> Answer:
+        if name in self._candidates:
+            chat = self._candidates[name].for_row(_row(question))
+            return await converse(question, name, chat, self._bench.part, self._room)
+        return Answer(question, name, self._bench.published[name].get(question.id, ()))
+
+    async def _grades(self, answered: "asyncio.Task[Answer]") -> list[Judgment]:
+        answer = await answered
+        row, turns = _row(answer.question), range(1, len(answer.question.turns) + 1)
+        found = await asyncio.gather(
+            *(
+                judge_turn(answer, turn, name, judge.for_row(row))
+                for name, judge in self._judges.items()
+                for turn in turns
+            )
+        )
         self._step()
-        return answer, list(judgments)
+        return found
+
+    async def _compare(self, first: "asyncio.Task[Answer]", second: "asyncio.Task[Answer]") -> list[Comparison]:
+        one, other = await first, await second
+        name, judge = next(iter(self._judges.items()))
+        chat, turns = judge.for_row(_row(one.question)), range(1, len(one.question.turns) + 1)
+        found = await asyncio.gather(*(compare_turn(one, other, turn, name, chat) for turn in turns))
+        self._step()
+        return found
+
+
+def _row(question: Question) -> str:
+    return f"mt_bench/{question.id}"
+
+
+def _scores(
+    bench: Bench, judge: str, judgments: list[Judgment], comparisons: list[Comparison]
+) -> dict[str, dict[str, Any]]:
+    elsewhere = [Judgment(category="", text="", **grade) for grade in load_grades(bench.part)]
+
+    def of(name: str, found: Iterable[Judgment]) -> list[Judgment]:
+        return [judgment for judgment in found if judgment.model == name]
+
+    first = [judgment for judgment in judgments if judgment.judge == judge]
+    others = [judgment for judgment in judgments if judgment.judge != judge] + elsewhere
+    base, scores = of("base", first), {}
+    for name in bench.models:
+        mine, games = of(name, first), [game for game in comparisons if name in game.models]
+        scores[name] = summarise(mine, None if name == "base" else base)
+        scores[name] |= {"judge": judge, "pairwise": against(name, games), "bias": bias(mine, of(name, others), games)}
+    return scores

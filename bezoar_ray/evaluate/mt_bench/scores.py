@@ -1,18 +1,21 @@
-"""MT-Bench scores: means over the scored judgments, with bootstrap intervals over questions."""
+"""MT-Bench scores: means over the scored judgments and shares of wins, with bootstrap intervals over questions."""
 
-from collections import defaultdict
+from collections import Counter, defaultdict
+from collections.abc import Sequence
 from typing import Any
 
 from bezoar_ray.evaluate.mt_bench.judging import Judgment
+from bezoar_ray.evaluate.mt_bench.pairwise import Comparison
+from bezoar_ray.evaluate.mt_bench.prompts import TIE
 
 _RESAMPLES = 10_000
 
 
 def summarise(judgments: list[Judgment], base: list[Judgment] | None = None) -> dict[str, Any]:
-    """One checkpoint's part of summary.json; with `base`, also the paired difference to base's judgments."""
+    """One model's part of summary.json, by one judge's grades; with `base`, also the paired difference to base's."""
     scored = [j for j in judgments if j.score is not None]
     summary = {
-        "score": _mean([j.score for j in scored]),
+        "score": mean([j.score for j in scored]),
         "ci95": _interval(_by_question([(j.question_id, j.score) for j in scored])),
         "by_category": _by_category(scored),
         "scored": len(scored),
@@ -21,19 +24,50 @@ def summarise(judgments: list[Judgment], base: list[Judgment] | None = None) -> 
     return summary | ({"versus_base": _versus(scored, base)} if base is not None else {})
 
 
+def against(name: str, comparisons: Sequence[Comparison]) -> dict[str, Any]:
+    """How one model fares against each that it was compared with; a tie counts half in `win_rate`."""
+    return {other: _record(name, found) for other, found in _by_other(name, comparisons).items()}
+
+
+def mean(values: list[float]) -> float | None:
+    """The mean, or None of nothing."""
+    return sum(values) / len(values) if values else None
+
+
+def _by_other(name: str, comparisons: Sequence[Comparison]) -> dict[str, list[Comparison]]:
+    groups = defaultdict(list)
+    for comparison in comparisons:
+        if name in comparison.models:
+            groups[next(other for other in comparison.models if other != name)].append(comparison)
+    return groups
+
+
+def _record(name: str, comparisons: list[Comparison]) -> dict[str, Any]:
+    ends = Counter(comparison.winner for comparison in comparisons)
+    points = [(c.question_id, {name: 1.0, TIE: 0.5}.get(c.winner, 0.0)) for c in comparisons if c.winner]
+    return {
+        "wins": ends[name],
+        "ties": ends[TIE],
+        "losses": ends.total() - ends[name] - ends[TIE] - ends[None],
+        "unscored": ends[None],
+        "win_rate": mean([share for _, share in points]),
+        "ci95": _interval(_by_question(points)),
+    }
+
+
 def _versus(scored: list[Judgment], base: list[Judgment]) -> dict[str, Any]:
     """Score minus base's over the turns that both have a score for."""
     theirs = {(j.question_id, j.turn): j.score for j in base if j.score is not None}
     pairs = [(j, (j.question_id, j.turn)) for j in scored]
     differences = [(j.question_id, j.score - theirs[turn]) for j, turn in pairs if turn in theirs]
-    return {"difference": _mean([d for _, d in differences]), "ci95": _interval(_by_question(differences))}
+    return {"difference": mean([d for _, d in differences]), "ci95": _interval(_by_question(differences))}
 
 
 def _by_category(scored: list[Judgment]) -> dict[str, float]:
     groups = defaultdict(list)
     for judgment in scored:
         groups[judgment.category].append(judgment.score)
-    return {category: _mean(values) for category, values in sorted(groups.items())}
+    return {category: mean(values) for category, values in sorted(groups.items())}
 
 
 def _by_question(values: list[tuple[int | str, float]]) -> list[list[float]]:
@@ -41,10 +75,6 @@ def _by_question(values: list[tuple[int | str, float]]) -> list[list[float]]:
     for question, value in values:
         groups[question].append(value)
     return list(groups.values())
-
-
-def _mean(values: list[float]) -> float | None:
-    return sum(values) / len(values) if values else None
 
 
 def _interval(questions: list[list[float]]) -> list[float] | None:

@@ -1,0 +1,66 @@
+"""Two models compared by a judge, turn by turn, in both orders: a win counts only if both agree (arXiv 2306.05685)."""
+
+import asyncio
+from dataclasses import dataclass
+
+from bezoar_ray.evaluate.mt_bench.judging import asked
+from bezoar_ray.evaluate.mt_bench.loop import Answer
+from bezoar_ray.evaluate.mt_bench.prompts import TIE, compare, read_verdict
+from bezoar_ray.llm.chat import Chat
+
+
+@dataclass(frozen=True)
+class Game:
+    """One comparison in one order. `winner` is a model's name, `tie`, or None where no verdict could be read."""
+
+    winner: str | None
+    text: str
+    user_prompt: str = ""
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Two models' answers to one turn. In the first game they stand in the order of `models`, in the second swapped."""
+
+    question_id: int | str
+    category: str
+    models: tuple[str, str]
+    judge: str
+    turn: int
+    games: tuple[Game, Game]
+    words: tuple[int, int] = (0, 0)
+    with_reference: bool = False
+
+    @property
+    def winner(self) -> str | None:
+        """Who wins in both orders, else `tie`; None where a verdict is missing."""
+        first, second = (game.winner for game in self.games)
+        if first is None or second is None:
+            return None
+        return first if first == second else TIE
+
+    @property
+    def flipped(self) -> bool:
+        """Whether the judge names one model in one order and the other in the other."""
+        return {game.winner for game in self.games} == set(self.models)
+
+
+async def compare_turn(first: Answer, second: Answer, turn: int, judge: str, chat: Chat) -> Comparison:
+    """Both games of one turn, from 1."""
+    question, models = first.question, (first.model, second.model)
+    if min(len(first.turns), len(second.turns)) < turn:
+        games = (Game(None, "no answer to judge"),) * 2
+        return Comparison(question.id, question.category, models, judge, turn, games)
+    games = await asyncio.gather(_game(first, second, turn, chat), _game(second, first, turn, chat))
+    words = tuple(len(answer.turns[turn - 1].split()) for answer in (first, second))
+    guided = question.references is not None
+    return Comparison(question.id, question.category, models, judge, turn, tuple(games), words, guided)
+
+
+async def _game(first: Answer, second: Answer, turn: int, chat: Chat) -> Game:
+    question = first.question
+    references = question.references and question.references[:turn]
+    messages = compare(question.turns[:turn], first.turns[:turn], second.turns[:turn], references)
+    verdict, text = await asked(messages, f"compare/{first.model}/{second.model}/{turn}", chat, read_verdict)
+    names = {"first": first.model, "second": second.model, TIE: TIE, None: None}
+    return Game(names[verdict], text, messages[-1]["content"])

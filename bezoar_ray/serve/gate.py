@@ -1,0 +1,73 @@
+"""What a request passes before an engine sees it: the key that the endpoint asks for, and the size that it takes."""
+
+import secrets
+from typing import Any
+
+from bezoar_ray.errors import RecipeError
+
+
+class Gate:
+    """ASGI middleware, on every path: vLLM's own `--api-key` leaves paths outside /v1 open.
+
+    `key` is what clients have to send as a bearer token, if any; `most` is the longest body in bytes.
+    """
+
+    def __init__(self, app: Any, key: str | None, most: int):
+        self._app, self._key, self._most = app, key, most
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] != "http":
+            return await self._app(scope, receive, send)
+        headers = dict(scope["headers"])
+        if self._key and not self._opens(headers.get(b"authorization", b"")):
+            return await refusal(401, "wrong or missing API key")(scope, receive, send)
+        too_long = refusal(413, f"the request is longer than {self._most} bytes (serve.max_request_bytes)")
+        if int(headers.get(b"content-length", 0)) > self._most:
+            return await too_long(scope, receive, send)
+        try:
+            await self._app(scope, self._counted(receive), send)
+        except _TooLong:
+            await too_long(scope, receive, send)
+
+    def _opens(self, given: bytes) -> bool:
+        return secrets.compare_digest(given, f"Bearer {self._key}".encode())
+
+    def _counted(self, receive: Any) -> Any:
+        """For bodies that come in chunks and do not say how long they will be."""
+        seen = 0
+
+        async def counted() -> Any:
+            nonlocal seen
+            message = await receive()
+            seen += len(message.get("body", b""))
+            if seen > self._most:
+                raise _TooLong
+            return message
+
+        return counted
+
+
+class _TooLong(Exception):
+    """A body that has outgrown the limit."""
+
+
+def refusal(status: int, message: str) -> Any:
+    """An answer in the shape of OpenAI's errors."""
+    from fastapi.responses import JSONResponse
+
+    error = {"message": message, "type": "invalid_request_error", "param": None, "code": status}
+    return JSONResponse({"error": error}, status_code=status)
+
+
+def key_for(host: str, given: str | None) -> str | None:
+    """The key that an endpoint at this address asks for.
+
+    Raises:
+        RecipeError: others can reach it, and there is none.
+    """
+    if host not in ("127.0.0.1", "localhost", "::1") and not given:
+        raise RecipeError(
+            f"serve.host: {host!r} can be reached by others. Set the environment variable BEZOAR_API_KEY to the key "
+            "that clients must send, or use 127.0.0.1."
+        )
+    return given or None

@@ -1,0 +1,54 @@
+"""lm-eval through our endpoint and through its own `hf` backend, on the same weights."""
+
+import pytest
+
+from bezoar_ray.evaluate import harness
+from bezoar_ray.evaluate.endpoint import Endpoint
+from bezoar_ray.recipe import load_recipe
+from bezoar_ray.store import Store
+from tests.family import write_merged
+
+pytestmark = pytest.mark.slow
+ITEMS = 40
+
+
+@pytest.fixture(scope="module")
+def both(family, tiny_world, tmp_path_factory) -> tuple[dict, dict]:
+    """What lm-eval says of `sft` through the endpoint, and through transformers."""
+    from transformers import AutoTokenizer
+
+    store = Store(tmp_path_factory.mktemp("merged"))
+    write_merged(store, tiny_world, "sft", family.store)
+    merged = str(store.path("checkpoints/sft/merged"))
+    AutoTokenizer.from_pretrained(family.store.path("checkpoints/base")).save_pretrained(merged)
+    part = load_recipe("tiny").evaluate.harness
+    settings = harness._settings(part, store)
+    endpoint = Endpoint.at(family.base_url, family.store)
+    ours = evaluated(settings, "local-completions", harness._model_arguments(settings, "sft", endpoint))
+    bos = harness._begins_with_bos(merged)
+    theirs = {"pretrained": merged, "dtype": "float32", "device": "cpu", "add_bos_token": bos, "max_length": 2048}
+    return ours, evaluated(settings, "hf", theirs)
+
+
+def evaluated(settings: dict, model: str, arguments: dict) -> dict:
+    from lm_eval import simple_evaluate
+    from lm_eval.tasks import TaskManager
+
+    manager = TaskManager(include_path=settings["include_path"])
+    return simple_evaluate(model=model, model_args=arguments, tasks=["tiny_choice", "tiny_answer"], limit=ITEMS,
+                           batch_size=8, task_manager=manager, log_samples=True, bootstrap_iters=0)  # fmt: skip
+
+
+def test_log_probabilities_of_all_choices_agree(both):
+    ours, theirs = ([sample["filtered_resps"] for sample in found["samples"]["tiny_choice"]] for found in both)
+    assert len(ours) == len(theirs) == ITEMS
+    apart = [abs(float(a[0]) - float(b[0])) for one, other in zip(ours, theirs, strict=True)
+             for a, b in zip(one, other, strict=True)]  # fmt: skip
+    print(f"\nlog-probabilities differ by {max(apart):.1e} at most, over {len(apart)} choices")
+    assert max(apart) < 1e-3
+
+
+def test_scores_are_equal(both):
+    ours, theirs = (found["results"] for found in both)
+    assert ours["tiny_choice"]["acc,none"] == theirs["tiny_choice"]["acc,none"]
+    assert ours["tiny_answer"] == theirs["tiny_answer"]
