@@ -25,15 +25,15 @@ _MARK = "BEZOAR_TEST_MARK"
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
-class Command:
-    """`bezoar run` in a process of its own; every process that it starts carries a mark."""
+class Module:
+    """A Python module in a process of its own; every process that it starts carries a mark."""
 
-    def __init__(self, run_dir: Path, *extra: str, recipe: str = "tiny", sets: list[str] = SMALL):
+    def __init__(self, name: str, *arguments: str):
         self.mark = uuid.uuid4().hex
         self._seen: set[psutil.Process] = set()
-        settings = [part for setting in sets for part in ("--set", setting)]
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "bezoar_ray.cli", "run", recipe, "--run-dir", str(run_dir), *settings, *extra],
+            [sys.executable, "-m", name, *arguments],
+            cwd=Path(__file__).parents[1],
             env=os.environ | {_MARK: self.mark},
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -81,6 +81,14 @@ class Command:
     def interrupt(self) -> None:
         """Ctrl-C."""
         self._process.send_signal(signal.SIGINT)
+
+
+class Command(Module):
+    """`bezoar run`."""
+
+    def __init__(self, run_dir: Path, *extra: str, recipe: str = "tiny", sets: list[str] = SMALL):
+        settings = [part for setting in sets for part in ("--set", setting)]
+        super().__init__("bezoar_ray.cli", "run", recipe, "--run-dir", str(run_dir), *settings, *extra)
 
 
 def _carries(process: psutil.Process, mark: str) -> bool:

@@ -1,16 +1,10 @@
 """Evaluation through the real endpoint: real lm-eval, real conversations, the embedded judge over HTTP."""
 
-import asyncio
-
 import pytest
 
 from bezoar_ray.errors import BezoarError
-from bezoar_ray.evaluate.endpoint import Endpoint
-from bezoar_ray.evaluate.mt_bench.run import Bench
-from bezoar_ray.evaluate.stage import _counter, _measure, identities
 from bezoar_ray.llm.ledger import accounts
-from bezoar_ray.progress import Progress
-from bezoar_ray.stage import Context
+from tests.evaluate.measure import measure
 from tests.family import family_recipe, read_lines
 
 NAMES = ["base", "sft", "dpo"]
@@ -20,15 +14,7 @@ NAMES = ["base", "sft", "dpo"]
 def measured(family, judge_url):
     """The stage's work on the family, twice: what it left, and what the second time sent."""
     recipe = family_recipe(f"judges.0.base_url={judge_url}")
-    return [measure(family, recipe, session) for session in ("first", "second")]
-
-
-def measure(family, recipe, session):
-    context = Context(recipe, family.store, session, Progress())
-    marks = identities(recipe, family.store)
-    bench = recipe.evaluate.mt_bench and Bench(recipe.evaluate.mt_bench, tuple(marks))
-    step = _counter(context, len(marks), bench)
-    return asyncio.run(_measure(context, marks, Endpoint.at(family.base_url, family.store), bench, step))
+    return [measure(recipe, family.store, family.base_url, session) for session in ("first", "second")]
 
 
 @pytest.mark.slow
@@ -63,4 +49,4 @@ def test_a_second_time_nothing_is_asked_again_and_the_figures_are_the_same(measu
 def test_an_unknown_task_is_named(family):
     recipe = family_recipe("evaluate.harness.tasks.0.task=no_such_task", "evaluate.mt_bench=null")
     with pytest.raises(BezoarError, match="no_such_task"):
-        measure(family, recipe, "third")
+        measure(recipe, family.store, family.base_url, "third")

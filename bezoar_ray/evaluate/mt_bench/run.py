@@ -121,7 +121,7 @@ class Trials:
 
     async def all(self) -> tuple[list[Answer], list[Judgment], list[Comparison]]:
         """Answers, grades by all judges, and comparisons by the first one."""
-        bench = self._bench
+        bench, pairs = self._bench, self._bench.pairs
         answers = {
             (name, question.id): asyncio.create_task(self._answer(name, question))
             for name in bench.models
@@ -130,7 +130,7 @@ class Trials:
         grades = [self._grades(answer) for answer in answers.values()]
         comparisons = [
             self._compare(answers[first, question.id], answers[second, question.id])
-            for first, second in bench.pairs
+            for first, second in pairs
             for question in bench.questions
         ]
         done = await to_the_end([*answers.values(), *grades, *comparisons])

@@ -1,0 +1,34 @@
+"""The evaluate stage's work against an endpoint that is there already.
+
+`python -m tests.evaluate.measure RUN_DIR CANDIDATES JUDGE` leaves what it found in RUN_DIR/outcome.json.
+"""
+
+import asyncio
+import sys
+import uuid
+
+from bezoar_ray.cluster import ray_session
+from bezoar_ray.evaluate.endpoint import Endpoint
+from bezoar_ray.evaluate.mt_bench.run import Bench
+from bezoar_ray.evaluate.stage import _counter, _measure, identities
+from bezoar_ray.progress import Progress
+from bezoar_ray.recipe import Recipe, load_recipe
+from bezoar_ray.stage import Context, Outcome
+from bezoar_ray.store import Store
+
+
+def measure(recipe: Recipe, store: Store, base_url: str, session: str) -> Outcome:
+    """What the stage leaves, once its endpoint stands."""
+    context = Context(recipe, store, session, Progress())
+    marks = identities(recipe, store)
+    bench = recipe.evaluate.mt_bench and Bench(recipe.evaluate.mt_bench, tuple(marks))
+    step = _counter(context, len(marks), bench)
+    return asyncio.run(_measure(context, marks, Endpoint.at(base_url, store), bench, step))
+
+
+if __name__ == "__main__":
+    folder, candidates, judge = sys.argv[1:]
+    items = [f"evaluate.harness.tasks.{n}.limit=40" for n in range(2)]
+    found, place = load_recipe("tiny", [f"judges.0.base_url={judge}", *items]), Store(folder)
+    with place.lock(), ray_session():
+        place.replace_json("outcome.json", measure(found, place, candidates, uuid.uuid4().hex).summary)
