@@ -14,7 +14,7 @@ from bezoar_ray.llm.chat import Messages
 from bezoar_ray.tiny import draws, facts, seeds, tasks
 from bezoar_ray.tiny.tasks import Asked, Request, Task
 
-WEAK = {"legs": 0.65, "last": 0.65}
+WEAK = {"legs": 0.8, "last": 0.65}
 SLIPS = 0.06
 TOPICS = {
     "animals": ("food", "home", "colour", "sound", "legs", "note"),
