@@ -19,7 +19,6 @@ from bezoar_ray.sources.harness import include_path
 from bezoar_ray.store import Store, digest
 
 LOG = "logs/evaluate.log"
-_CPUS = 0.5  # of a process that scores: it mostly waits for the endpoint
 _PROMPTS_PER_REQUEST = 8  # one prompt a request costs more in HTTP than in a small model
 
 
@@ -31,10 +30,8 @@ async def score_all(
     Returns:
         `eval.harness` of summary.json, and the files written.
     """
-    import ray
-
     shelf, slots = Shelf(part, store, fingerprints), asyncio.Semaphore(part.at_once)
-    run, settings = ray.remote(num_cpus=_CPUS)(score), _settings(part, store)
+    run, settings = _remote(score), _settings(part, store)
 
     async def score_one(name: str, task: HarnessTask) -> dict[str, Any]:
         result = shelf.find(name, task)
@@ -54,13 +51,22 @@ async def score_all(
     return tables, [file_of(name) for name in fingerprints if asked]
 
 
-def warm_up(part: Harness, store: Store) -> None:
-    """Have the processes that will score import lm-eval while the endpoint starts."""
-    import ray
+def warm_up(part: Harness, store: Store) -> list[Any]:
+    """Have the processes that will score import lm-eval while the endpoint starts; nobody need wait for them."""
+    return [_remote(_import).remote(_settings(part, store)) for _ in range(part.at_once)]
 
-    settings = _settings(part, store)
-    for _ in range(part.at_once):
-        ray.remote(num_cpus=_CPUS)(_task_manager).remote(**settings)
+
+def _remote(function: Callable[..., Any]) -> Any:
+    """A Ray task beside the driver, where the endpoint answers on localhost; it mostly waits for it."""
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    return ray.remote(num_cpus=0, scheduling_strategy=here)(function)
+
+
+def _import(settings: dict[str, Any]) -> None:
+    _task_manager(**settings)
 
 
 class Shelf:

@@ -3,6 +3,7 @@
 import pytest
 
 from bezoar_ray.errors import BezoarError
+from bezoar_ray.evaluate import harness
 from bezoar_ray.llm.ledger import accounts
 from tests.evaluate.measure import measure
 from tests.family import family_recipe, read_lines
@@ -50,3 +51,10 @@ def test_an_unknown_task_is_named(family):
     recipe = family_recipe("evaluate.harness.tasks.0.task=no_such_task", "evaluate.mt_bench=null")
     with pytest.raises(BezoarError, match="no_such_task"):
         measure(recipe, family.store, family.base_url, "third")
+
+
+@pytest.mark.slow
+def test_processes_that_will_score_can_be_had_beforehand(family):
+    import ray
+
+    assert ray.get(harness.warm_up(family_recipe().evaluate.harness, family.store)) == [None, None]
