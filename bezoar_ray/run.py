@@ -153,11 +153,13 @@ class Run:
         return BezoarError(f"{type(error).__name__}: {''.join(last)}. The traceback is in {where}")
 
     def _end(self, status: str, machinery: "Machinery") -> None:
-        """A run that fails still says what came out: its summary and its report."""
+        """A run that fails still says what came out: its summary and, if it can be written, its report."""
         self._summarise(status)
         self._progress.start("report")
-        with contextlib.suppress(BezoarError):
+        try:
             _call("report", self._context(machinery.recipe_for("report")))
+        except Exception as error:  # the first fault is the one to tell
+            self._wrapped(error)
 
     def _summarise(self, status: str) -> dict[str, Any]:
         summary: dict[str, Any] = {

@@ -13,14 +13,16 @@ from bezoar_ray.store import Store
 
 ATTACK = "<script>document.title = 'owned'</script>"
 QUESTION = Question(81, "math", ("What is 2+2?", ATTACK), ("4", "8"))
+PLAIN = Question(82, "writing", ("Write.",))
 
 
 @pytest.fixture
 def page(tmp_path) -> str:
     answers = [Answer(QUESTION, "base", ("5", ATTACK)), Answer(QUESTION, "sft", ("four",))]
+    answers += [Answer(PLAIN, name, ("Once.",)) for name in ("base", "sft")]
     judgments = [Judgment(81, "math", "base", "j", 1, 2.0, "wrong"), Judgment(81, "math", "sft", "j", 1, None, ATTACK)]
     comparisons = [Comparison(81, "math", ("sft", "base"), "j", 1, (Game("sft", "a"), Game("tie", "b")))]
-    save(Store(tmp_path), [QUESTION], answers, judgments, comparisons)
+    save(Store(tmp_path), [QUESTION, PLAIN], answers, judgments, comparisons)
     assert write_conversations(Store(tmp_path)) == [CONVERSATIONS]
     return Store(tmp_path).read(CONVERSATIONS).decode()
 
