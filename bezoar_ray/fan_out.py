@@ -27,6 +27,7 @@ from bezoar_ray.llm.limits import Limit, RunMeter, limits, permits, terms
 from bezoar_ray.logs import redirect
 from bezoar_ray.recipe import ModelPart
 from bezoar_ray.stage import Context
+from bezoar_ray.store import Store
 
 Function = Callable[[bytes, Any], AsyncIterator[bytes]]  # an item and the actor's Talker, to rows
 
@@ -50,6 +51,10 @@ class Place:
     root: str  # the run directory, whose ledger keeps the calls
     session: str
     limits: tuple[Limit, ...] = ()
+
+    def log(self, role: str) -> Path:
+        """Where this node's actors of a role write their output."""
+        return Store(self.root).log(f"{role}.log")
 
 
 def place(context: Context) -> Place:
@@ -111,7 +116,7 @@ class _Actor:
     def __init__(self, work: Pass, place: Place, meter: tuple[Any, str], items: Items | None = None):
         import uvloop
 
-        redirect(Path(place.root) / "logs" / f"{work.role}.log")
+        redirect(place.log(work.role))
         uvloop.install()  # before Ray makes the loop in which the calls run
         self._work, self._place, self._meter, self._items = work, place, meter, items
         self._talker: Any = None
@@ -147,7 +152,7 @@ class _Actor:
             return error
         traceback.print_exception(error)
         role = self._work.role
-        return BezoarError(f"{role}: {type(error).__name__}: {error}. More in {self._place.root}/logs/{role}.log")
+        return BezoarError(f"{role}: {type(error).__name__}: {error}. More in {self._place.log(role)}")
 
 
 def _mapped(rows: Any, work: Pass, size: int, arguments: tuple[Any, ...]) -> Any:

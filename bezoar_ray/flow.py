@@ -13,7 +13,7 @@ from bezoar_ray.llm.chat import Deferred
 from bezoar_ray.llm.limits import own_permits
 
 
-def flow(heads: list[tuple[Items, Pass]], tail: list[Pass], place: Place, scratch: Path) -> Iterator[bytes]:
+def flow(heads: list[tuple[Items, Pass]], tail: list[Pass], place: Place, scratch: str) -> Iterator[bytes]:
     """The rows of all items after all passes, as they are done: each head works on its own items, the tail on all.
 
     `scratch` is a folder that the whole cluster sees. Raises as `fan_out` does.
@@ -24,18 +24,16 @@ def flow(heads: list[tuple[Items, Pass]], tail: list[Pass], place: Place, scratc
         yield from _onward(fan_out(heads, live, place), tail[len(live) :], place, scratch)
         return
     live_rows = fan_out([(items, work) for items, work in heads if _is_live(work)], [], place)
-    rows = chain(live_rows, *(in_batches(items, work, place, scratch) for items, work in batched))
+    rows = chain(live_rows, *(in_batches(items, work, place) for items, work in batched))
     yield from _onward(rows, tail, place, scratch)
 
 
-def in_batches(items: Iterable[bytes], work: Pass, place: Place, scratch: Path) -> Iterator[bytes]:
+def in_batches(items: Iterable[bytes], work: Pass, place: Place) -> Iterator[bytes]:
     """The rows that a pass makes of items, in this process: in each round every chain gets one call further."""
-    scratch.mkdir(parents=True, exist_ok=True)
-    folder = Path(tempfile.mkdtemp(dir=scratch))  # several passes may be under way, each reading what the other yields
-    waiting, left = folder / "waiting.jsonl", folder / "left.jsonl"
-    with open(waiting, "wb") as file:
-        file.writelines(item + b"\n" for item in items)
-    with asyncio.Runner() as runner:
+    with tempfile.TemporaryDirectory(prefix="bezoar_ray-") as folder, asyncio.Runner() as runner:
+        waiting, left = Path(folder, "waiting.jsonl"), Path(folder, "left.jsonl")
+        with open(waiting, "wb") as file:
+            file.writelines(item + b"\n" for item in items)
         batches = runner.run(_opened(work, place))
         try:
             while waiting.stat().st_size:
@@ -67,14 +65,14 @@ async def _rows(item: bytes, function: Function, batches: Batches) -> list[bytes
         return None
 
 
-def _onward(rows: Iterator[bytes], tail: list[Pass], place: Place, scratch: Path) -> Iterator[bytes]:
+def _onward(rows: Iterator[bytes], tail: list[Pass], place: Place, scratch: str) -> Iterator[bytes]:
     if not tail:
         yield from rows
     elif not _is_live(tail[0]):
-        yield from _onward(in_batches(rows, tail[0], place, scratch), tail[1:], place, scratch)
+        yield from _onward(in_batches(rows, tail[0], place), tail[1:], place, scratch)
     else:
         live = list(takewhile(_is_live, tail))
-        heads = [(spool(rows, scratch / f"rows-{len(tail)}.arrow"), live[0])]
+        heads = [(spool(rows, f"{scratch}/rows-{len(tail)}.arrow"), live[0])]
         yield from _onward(fan_out(heads, live[1:], place), tail[len(live) :], place, scratch)
 
 

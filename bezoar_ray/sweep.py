@@ -3,12 +3,10 @@
 import itertools
 import logging
 import os
-import shutil
 import subprocess
 import sys
 import time
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import yaml
@@ -53,7 +51,7 @@ def trials(recipe: str, overrides: list[str], parameters: list[str], store: Stor
     """
     points = itertools.product(*map(_values, parameters))
     return [
-        Trial(name := ",".join(point), load_recipe(recipe, [*overrides, *point]), Store(store.path(f"sweep/{name}")))
+        Trial(name := ",".join(point), load_recipe(recipe, [*overrides, *point]), Store(f"{store.root}/sweep/{name}"))
         for point in points
     ]
 
@@ -114,7 +112,7 @@ def _tuned(found: list[Trial], store: Store) -> list[str]:
         ),
         param_space={"trial": tune.grid_search(list(left))},
         tune_config=tune.TuneConfig(scheduler=behind, max_concurrent_trials=_room(list(left.values()))),
-        run_config=tune.RunConfig(storage_path=str(store.path("sweep/tune")), verbose=0),
+        run_config=tune.RunConfig(storage_path=f"{store.root}/sweep/tune", verbose=0),
     )
     return [str(error).strip().splitlines()[-1] for error in tuner.fit().errors]
 
@@ -142,10 +140,11 @@ def _trainable() -> type:
             self._base, self._trial, self._seen = Store(root), trials[config["trial"]], -1
             share(self._base, self._trial)
             store = self._trial.store
-            store.replace("sweep.yaml", yaml.safe_dump(self._trial.recipe.model_dump(mode="json"), sort_keys=False))
-            command = [sys.executable, "-m", "bezoar_ray.cli", "run", str(store.path("sweep.yaml"))]
+            recipe = store.here("sweep.yaml")
+            recipe.write_text(yaml.safe_dump(self._trial.recipe.model_dump(mode="json"), sort_keys=False))
+            command = [sys.executable, "-m", "bezoar_ray.cli", "run", str(recipe)]
             command += ["--run-dir", str(store.root), "--stages", ",".join(_STAGES)]
-            with open(store.path("sweep.log"), "w") as log:
+            with open(store.log("sweep.log"), "w") as log:
                 environment = os.environ | {"RAY_ADDRESS": address}
                 self._process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=environment)
 
@@ -154,7 +153,7 @@ def _trainable() -> type:
             while True:
                 ended, at = self._process.poll(), self._trial.store.read_json(f"train/{_LAST}/progress.json")
                 if ended:
-                    lines = self._trial.store.read("sweep.log").decode().strip().splitlines()
+                    lines = self._trial.store.log("sweep.log").read_text().strip().splitlines()
                     raise BezoarError(f"{self._trial.name}: {lines[-1] if lines else f'exit code {ended}'}")
                 if ended == 0:
                     return {"percent": 100, "accuracy": self._trial.result(), "done": True}
@@ -176,7 +175,7 @@ def _trainable() -> type:
             self._process.wait()
             for name in self._trial.store.list("train/data"):
                 if not self._base.exists(name):
-                    _link(self._trial.store.path(name), self._base.path(name))
+                    self._base.adopt(self._trial.store, name)
 
     return Run
 
@@ -189,16 +188,7 @@ def share(store: Store, trial: Trial) -> None:
         if is_done(trial.store, stage, fingerprint(trial.recipe, stage)):
             continue
         for name in [*load(store, stage).files, f"manifests/{stage}.json"]:
-            _link(store.path(name), trial.store.path(name))
+            trial.store.adopt(store, name)
     for folder in _SHARED:
         for name in store.list(folder):
-            _link(store.path(name), trial.store.path(name))
-
-
-def _link(source: Path, target: Path) -> None:
-    target.parent.mkdir(parents=True, exist_ok=True)
-    target.unlink(missing_ok=True)
-    try:
-        os.link(source, target)
-    except OSError:
-        shutil.copyfile(source, target)
+            trial.store.adopt(store, name)

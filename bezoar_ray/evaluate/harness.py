@@ -18,7 +18,7 @@ from bezoar_ray.recipe import Harness, HarnessTask
 from bezoar_ray.sources.harness import include_path
 from bezoar_ray.store import Store, digest
 
-LOG = "logs/evaluate.log"
+LOG = "evaluate.log"
 _PROMPTS_PER_REQUEST = 8  # one prompt a request costs more in HTTP than in a small model
 
 
@@ -155,7 +155,7 @@ def _settings(part: Harness, store: Store) -> dict[str, Any]:
         "offline": part.include_path == "tiny",
         "concurrency": part.concurrency,
         "chat": part.apply_chat_template,
-        "log": str(store.path(LOG)),
+        "log": str(store.log(LOG)),
     }
 
 

@@ -43,7 +43,7 @@ def identities(recipe: Recipe, store: Store) -> dict[str, str]:
     """
     lineages = {name: store.read_json(f"checkpoints/{name}/lineage.json") for name in CHECKPOINTS}
     if lineages["base"] is None:
-        raise BezoarError(f"{store.path('checkpoints/base/lineage.json')}: missing. Run the sft stage first.")
+        raise BezoarError(f"{store.root}/checkpoints/base/lineage.json: missing. Run the sft stage first.")
     how = hashlib.sha256(orjson.dumps([recipe.serve.what(), recipe.template])).hexdigest()[:8]
     return {name: f"{lineage['fingerprint']}:{how}" for name, lineage in lineages.items() if lineage}
 

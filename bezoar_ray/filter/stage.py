@@ -99,7 +99,7 @@ def _judged(context: Context) -> Iterator[bytes]:
         yield from rows
         return
     with context.store.scratch() as scratch:
-        heads = [(spool(rows, scratch / "generated.arrow"), passes[0])]
+        heads = [(spool(rows, f"{scratch}/generated.arrow"), passes[0])]
         yield from flow(heads, passes[1:], place(context), scratch)
 
 

@@ -1,6 +1,7 @@
 """The generate stage: seeds in, one Ray Data graph over the works of all schemes, samples out in the order of ids."""
 
 import random
+import tempfile
 from collections import Counter
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -24,7 +25,7 @@ from bezoar_ray.samples import SampleFiles, Spill
 from bezoar_ray.sources.table import write_seeds
 from bezoar_ray.stage import Context, Outcome
 
-_FAILED_SEEDS = "logs/seeds-failed.txt"
+_FAILED_SEEDS = "seeds-failed.txt"  # a log
 _SEEDS = {"lamini": "dolly", "evol_instruct": "dolly", "orca": "flan"}  # what each scheme starts from
 _ROWS = {"lamini": "per_call", "evol_instruct": "epochs"}  # the field that says how many rows a work gives
 _PLANS = {"lamini": lamini.plan, "evol_instruct": evol_instruct.plan, "orca": orca.plan}
@@ -61,22 +62,24 @@ def written(spill: Spill, planned: Planned, context: Context) -> Outcome:
     return Outcome(files.names, {"data": counts})
 
 
-def prepare(context: Context, scratch: Path) -> Planned:
+def prepare(context: Context, scratch: str) -> Planned:
     """Read the seeds, and write down the works: neither is ever in memory as a whole."""
     recipe, failed = context.recipe, _FailedSeeds(context)
-    seeds = {
-        kind: write_seeds(
-            sources.stream(getattr(recipe.seeds, kind), kind, partial(failed.add, kind)), scratch / f"{kind}.arrow"
-        )
-        for kind in sorted({seeds_of(recipe, scheme) for scheme in recipe.schemes})
-    }
-    failed.tell()
     rows, used = 0, {scheme: set[int]() for scheme in recipe.schemes}
-    writers = [ItemWriter(scratch / f"works-{n}.arrow") for n in range(len(recipe.teachers))]
-    for work in plan(recipe, seeds):
-        rows += expected(recipe, work.scheme)
-        used[work.scheme].update(int(seed.id, 16) for seed in work.seeds)
-        writers[_whose(work, recipe.teachers)].add(work.to_json())
+    writers = [ItemWriter(f"{scratch}/works-{n}.arrow") for n in range(len(recipe.teachers))]
+    with tempfile.TemporaryDirectory(prefix="bezoar_ray-") as folder:
+        seeds = {
+            kind: write_seeds(
+                sources.stream(getattr(recipe.seeds, kind), kind, partial(failed.add, kind)),
+                Path(folder, f"{kind}.arrow"),
+            )
+            for kind in sorted({seeds_of(recipe, scheme) for scheme in recipe.schemes})
+        }
+        failed.tell()
+        for work in plan(recipe, seeds):
+            rows += expected(recipe, work.scheme)
+            used[work.scheme].update(int(seed.id, 16) for seed in work.seeds)
+            writers[_whose(work, recipe.teachers)].add(work.to_json())
     heads = [(writer.close(), _teaching(recipe, part)) for writer, part in zip(writers, recipe.teachers, strict=True)]
     counts = {
         scheme: {"seeds": len(used[scheme]), "seeds_failed": failed.counts[seeds_of(recipe, scheme)]}
@@ -125,23 +128,21 @@ class _FailedSeeds:
     def __init__(self, context: Context):
         self._context = context
         self.counts: Counter[str] = Counter()
-        self._first = ""
-        context.store.remove(_FAILED_SEEDS)
+        self._first, self._log = "", context.store.log(_FAILED_SEEDS)
+        self._log.unlink(missing_ok=True)
 
     def add(self, kind: str, message: str) -> None:
         """One more."""
         self._first = self._first or message
         self.counts[kind] += 1
-        path = self._context.store.path(_FAILED_SEEDS)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with open(path, "a") as log:
+        with open(self._log, "a") as log:
             log.write(message + "\n")
 
     def tell(self) -> None:
         """Say how many there were."""
         if self._first:
             self._context.progress.say(
-                f"{self.counts.total()} malformed seed rows are left out: see {_FAILED_SEEDS}; first: {self._first}"
+                f"{self.counts.total()} malformed seed rows are left out: see {self._log}; first: {self._first}"
             )
 
 

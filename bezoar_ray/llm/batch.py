@@ -124,7 +124,7 @@ class Batches(Caller):
             raise reached
 
     async def _sent(self, name: str, data: bytes, bounds: dict[str, float]) -> dict[str, Need]:
-        self._ledger.check_held()
+        await self._ledger.check_held()
         self._record(name, bounds, over=False)
         upload = partial(self._client.files.create, file=(f"{name}.jsonl", data), purpose="batch")
         file = await self._patiently(upload)
@@ -132,7 +132,7 @@ class Batches(Caller):
 
     async def _created(self, name: str, file: str) -> str:
         """The id of a batch: of the one that an attempt whose answer was lost has made, where there is one."""
-        self._ledger.check_held()
+        await self._ledger.check_held()
         if name in self._attempted and (id := (await self._found()).get(name)):
             return id
         self._attempted.add(name)

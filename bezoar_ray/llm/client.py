@@ -13,6 +13,7 @@ from bezoar_ray.llm.ledger import Ledger, call_key
 from bezoar_ray.llm.meter import Need, Permits
 from bezoar_ray.llm.pace import Pace
 from bezoar_ray.recipe import ModelPart
+from bezoar_ray.store import Store
 
 _LONGEST_WAIT = 60.0  # seconds between two attempts
 _DEADLY = 3  # engines that died with a call in flight: the call is not made again
@@ -139,7 +140,7 @@ class Talker(Caller):
 
     async def _sent(self, key: str, messages: Messages, sampling: Sampling, most: Need) -> Reply:
         turn = await self._pace.turn()
-        self._ledger.check_held()
+        await self._ledger.check_held()
         if most.usd or not self._part.base_url:
             await self._ledger.intend(key, most.usd)
         try:
@@ -174,8 +175,9 @@ def open_talker(
     endpoint = OpenAIEndpoint(part) if part.base_url else None  # first: without its key nothing is written
     ledger = Ledger(root, role, session)
     if ledger.fruitless > _HOPELESS * part.most_actors:
+        log = Store(root).log(f"{role}.log")
         raise BezoarError(
-            f"{part.model}: {ledger.fruitless} actors died before they answered anything; see {root}/logs/{role}.log. "
+            f"{part.model}: {ledger.fruitless} actors died before they answered anything; see {log}. "
             "Give it more memory, or fewer calls at a time (max_in_flight), and run the same command again"
         )
     model = endpoint or VllmEngine(part)

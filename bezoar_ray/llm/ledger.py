@@ -1,16 +1,14 @@
 """The ledger: every model call of a run directory, durable before it is used, and the account of what was spent.
 
-`ledger/<role>/<session>-<writer>.jsonl` holds one append-only segment per writer. Lines are `intent` (before an attempt
-that is paid for or runs in an engine here), `reply` (an answer and what it cost), `failed` (an attempt that ended
-without one) and `hit` (an answer taken from the ledger). A torn last line is dropped. An intent that nothing settles
-counts as spent, and as in flight when its writer died. The file `session` names the command that holds the run
+`ledger/<role>/<session>-<writer>.jsonl` is one append-only segment per writer (segments.py). Lines are `intent` (before
+an attempt that is paid for or runs in an engine here), `reply` (an answer and what it cost), `failed` (an attempt that
+ended without one) and `hit` (an answer taken from the ledger). A torn last line is dropped. An intent that nothing
+settles counts as spent, and as in flight when its writer died. The file `session` names the command that holds the run
 directory: what an earlier one left running, on a node that lost its driver, writes nothing more and makes no call.
 """
 
 import asyncio
-import contextlib
 import hashlib
-import os
 import time
 import uuid
 from collections import Counter
@@ -23,7 +21,9 @@ from typing import Any, BinaryIO
 import orjson
 
 from bezoar_ray.errors import BezoarError
+from bezoar_ray.llm import segments
 from bezoar_ray.llm.chat import Messages, Reply, Sampling
+from bezoar_ray.store import Store
 
 ROLES = ("teacher", "judge", "candidate", "mt_bench_judge")
 SESSION = "session"  # the file that names the command which holds the run directory
@@ -52,19 +52,17 @@ class Ledger:
     """
 
     def __init__(self, root: str | Path, role: str, session: str):
-        folder = Path(root) / "ledger" / role
-        folder.mkdir(parents=True, exist_ok=True)
-        self._session, self._holder, self._looked = session, Path(root) / SESSION, 0.0
-        self._segments = [open(path, "rb") for path in sorted(folder.glob("*.jsonl"))]
+        self._store, folder = Store(root), f"ledger/{role}"
+        self._session, self._looked = session, 0.0
+        self._segments: list[BinaryIO] = []
         self._places: dict[bytes, int] = {}
         self._deaths: Counter[bytes] = Counter()
         self._fruitless = 0
-        for number, segment in enumerate(self._segments):
-            same_session = Path(segment.name).name.startswith(session)
-            self._index(number, segment, count_deaths=same_session)
-        own = folder / f"{session}-{uuid.uuid4().hex[:8]}.jsonl"
-        self._own = open(own, "ab", buffering=0)
-        self._segments.append(open(own, "rb"))
+        for writer, segment in segments.earlier(self._store, folder):
+            self._index(len(self._segments), segment, count_deaths=writer.startswith(session))
+            self._segments.append(segment)
+        self._own = segments.own(self._store, f"{folder}/{session}-{uuid.uuid4().hex[:8]}")
+        self._segments.append(self._own.reader)
         self._waiting: list[tuple[bytes, asyncio.Future[int]]] = []
         self._committing: asyncio.Task[None] | None = None
 
@@ -90,14 +88,14 @@ class Ledger:
         """How many writers of this session had calls in flight when they died, or have now, and no answer to any."""
         return self._fruitless
 
-    def check_held(self) -> None:
+    async def check_held(self) -> None:
         """See that the run directory is still this session's, or was a second ago.
 
         Raises:
             BezoarError: another command has taken it over.
         """
         if time.monotonic() - self._looked > _LOOK:
-            self._look()
+            await asyncio.to_thread(self._look)
 
     async def intend(self, key: str, usd: float) -> None:
         """Record, durably, that an attempt which may cost `usd` is about to go out."""
@@ -161,43 +159,34 @@ class Ledger:
                 offset += len(line)
 
     def _look(self) -> None:
-        holder = self._holder.read_text() if self._holder.exists() else self._session
+        try:
+            holder = self._store.read(SESSION).decode()
+        except FileNotFoundError:
+            holder = self._session
         if holder != self._session:
-            raise BezoarError(f"{self._holder.parent} is held by another command by now ({holder}); this one ends")
+            raise BezoarError(f"{self._store.root} is held by another command by now ({holder}); this one ends")
         self._looked = time.monotonic()
 
     def _append(self, data: bytes) -> int:
-        """Write all of it, or nothing, as half a line would join with the next one; the offset of what was written."""
-        file, left, size = self._own.fileno(), memoryview(data), None
-        try:
-            self._look()
-            size = os.fstat(file).st_size
-            while left:
-                left = left[self._own.write(left) :]
-            os.fsync(file)
-            return size
-        except OSError as error:
-            if size is not None:
-                with contextlib.suppress(OSError):  # the first fault is the one to tell; nobody may wait for ever
-                    os.ftruncate(file, size)
-            raise BezoarError(
-                f"cannot write {self._own.name}: {error.strerror}. Free space; run the same command again to go on"
-            ) from error
+        self._look()
+        return self._own.append(data)
 
 
 def accounts(root: str | Path, session: str) -> dict[str, dict[str, Any]]:
     """`calls` of summary.json: totals of the directory by role, and of one session in `last_run`."""
-    return {role: _account(Path(root) / "ledger" / role, session) for role in ROLES}
+    return {role: _account(Store(root), f"ledger/{role}", session) for role in ROLES}
 
 
-def _account(folder: Path, session: str) -> dict[str, Any]:
+def _account(store: Store, folder: str, session: str) -> dict[str, Any]:
     total = _Account()
     last = _Account()
-    for segment in sorted(folder.glob("*.jsonl")):
-        for account in (total, last) if segment.name.startswith(session) else (total,):
-            account.add(_read(segment))
-    for batch in sorted(folder.glob("batches/*.json")):
-        total.add_batch(orjson.loads(batch.read_bytes())["calls"])
+    for writer, segment in segments.earlier(store, folder):
+        with segment:
+            for account in (total, last) if writer.startswith(session) else (total,):
+                segment.seek(0)
+                account.add(entry for _, entry in _entries(segment))
+    for batch in store.list(f"{folder}/batches", ".json"):
+        total.add_batch(store.read_json(batch)["calls"])
     return total.summary() | {"by_model": total.by_model, "last_run": last.summary()}
 
 
@@ -240,12 +229,6 @@ class _Account:
 
     def summary(self) -> dict[str, Any]:
         return self.numbers | {"usd": round(self.usd, 6)}
-
-
-def _read(segment: Path) -> Iterator[dict[str, Any]]:
-    with open(segment, "rb") as file:
-        for _, entry in _entries(file):
-            yield entry
 
 
 def _entries(file: BinaryIO) -> Iterator[tuple[bytes, dict[str, Any]]]:

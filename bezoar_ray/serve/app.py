@@ -13,12 +13,11 @@ from typing import Any
 
 from bezoar_ray.errors import BezoarError
 from bezoar_ray.recipe import CHECKPOINTS, Recipe
-from bezoar_ray.serve.arguments import engine_arguments, modes
+from bezoar_ray.serve.arguments import hosted, modes
 from bezoar_ray.serve.gate import key_for
-from bezoar_ray.serve.replica import engine, router
+from bezoar_ray.serve.replica import LOG, engine, router
 from bezoar_ray.store import Store
 
-LOG = "logs/serve.log"
 _ROUTER = "router"
 _LOOK_SECONDS = 5.0  # between two looks at whether a checkpoint was trained anew
 _QUIET = {"log_level": "WARNING", "enable_access_log": False}
@@ -84,8 +83,7 @@ class Family:
         from ray import serve
 
         wanted = self._wanted()
-        log = self._store.path(LOG)
-        log.parent.mkdir(parents=True, exist_ok=True)
+        log = self._store.log(LOG)
         log.write_text("")
         changed = [name for name in wanted if wanted[name] != self._deployed.get(name)]
         try:
@@ -123,19 +121,18 @@ class Family:
         return {name: lineage and lineage["fingerprint"] for name, lineage in found.items()}
 
     def _wanted(self) -> dict[str, Any]:
-        """Each application by its name: what the engine is told, with the weights that it hosts, or the router's hosts.
+        """Each application by its name: the checkpoints that an engine hosts, with their weights; the router's hosts.
 
         Raises:
             BezoarError: there is no base checkpoint.
         """
-        marks, served = self._marks(), modes(self._recipe, self._store)
-        engines = engine_arguments(self._recipe, self._store)
-        hosts = {name: name if name in engines else CHECKPOINTS[0] for name in served}
-        wanted: dict[str, Any] = {
-            name: (arguments, [marks[hosted] for hosted, host in hosts.items() if host == name])
-            for name, arguments in engines.items()
+        marks, hosts = self._marks(), hosted(modes(self._recipe, self._store))
+        if marks[CHECKPOINTS[0]] is None:
+            raise BezoarError(f"{self._store.root} holds no checkpoints. Run the sft stage first")
+        engines = {
+            engine: {name: marks[name] for name, host in hosts.items() if host == engine} for engine in hosts.values()
         }
-        return wanted | ({_ROUTER: hosts} if len(engines) > 1 else {})
+        return engines | ({_ROUTER: hosts} if len(engines) > 1 else {})
 
     def _target(self, name: str, wanted: dict[str, Any]) -> Any:
         from ray import serve
@@ -144,7 +141,7 @@ class Family:
         if name == _ROUTER:
             application = router(wanted[name], part, self._key)
         else:
-            application = engine(wanted[name][0], part, self._key, str(self._store.path(LOG)))
+            application = engine(name, self._recipe, str(self._store.root), self._key)
         route = "/" if name == _ROUTER or len(wanted) == 1 else None
         return serve.RunTarget(application, name, route, _QUIET)
 

@@ -29,6 +29,11 @@ def modes(recipe: Recipe, store: Store) -> dict[str, str]:
     return found
 
 
+def hosted(served: dict[str, str]) -> dict[str, str]:
+    """The engine that hosts each checkpoint: base's, or its own where it is served merged."""
+    return {name: name if mode == "merged" else CHECKPOINTS[0] for name, mode in served.items()}
+
+
 def engine_arguments(recipe: Recipe, store: Store) -> dict[str, list[str]]:
     """The command lines of vLLM's server: of base with all joined checkpoints, and of each merged one, by their names.
 

@@ -3,15 +3,19 @@
 import contextlib
 import os
 from collections.abc import AsyncIterator
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 from bezoar_ray.logs import redirect
-from bezoar_ray.recipe import Serve
+from bezoar_ray.recipe import Recipe, Serve
+from bezoar_ray.serve.arguments import engine_arguments
 from bezoar_ray.serve.gate import Gate
 from bezoar_ray.serve.router import Request, answer
 from bezoar_ray.serve.router import router as routed
+from bezoar_ray.store import Store
 
+LOG = "serve.log"
 _DRAIN_SECONDS = 120.0  # for what a replica still answers when it is replaced or stopped
 _BUSY = 64  # requests under way at which a replica is given company
 _MOST = 4096  # requests that a replica takes: vLLM has a queue of its own
@@ -19,9 +23,11 @@ _engines: list[Any] = []  # the replica's one engine, and
 _apps: list[Any] = []  # vLLM's app around it
 
 
-def engine(arguments: list[str], part: Serve, key: str | None, log: str) -> Any:
-    """The application of one engine, by the command line of vLLM's server."""
+def engine(name: str, recipe: Recipe, root: str, key: str | None) -> Any:
+    """The application of one engine of a run directory: base's, with all joined checkpoints, or a merged one's."""
     from ray import serve
+
+    part = recipe.serve
 
     @serve.deployment(
         name="engine",
@@ -31,7 +37,7 @@ def engine(arguments: list[str], part: Serve, key: str | None, log: str) -> Any:
         graceful_shutdown_timeout_s=_DRAIN_SECONDS,
         **scaling(part),
     )
-    @serve.ingress(lambda: _engine_app(arguments, part, key, log))
+    @serve.ingress(lambda: _engine_app(name, recipe, root, key))
     class Engine:
         async def check_health(self) -> None:
             """Raises where the engine of this replica has died, so that Serve replaces the replica."""
@@ -76,20 +82,21 @@ def inner_answer(request: Request) -> AsyncIterator[dict[str, Any]]:
     return answer(_apps[0], request)
 
 
-def _engine_app(arguments: list[str], part: Serve, key: str | None, log: str) -> Any:
+def _engine_app(name: str, recipe: Recipe, root: str, key: str | None) -> Any:
     """The replica's ASGI app: its lifespan owns the engine and mounts vLLM's own OpenAI app."""
     from fastapi import FastAPI
 
     @contextlib.asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        _settle(log)
-        async with _openai_app(arguments) as inner:
+        store = Store(root)
+        _settle(store.log(LOG))
+        async with _openai_app(engine_arguments(recipe, store)[name]) as inner:
             _apps.append(inner)
             app.mount("/", inner)
             yield
 
     app = FastAPI(lifespan=lifespan, openapi_url=None)
-    app.add_middleware(Gate, key=key, most=part.max_request_bytes)
+    app.add_middleware(Gate, key=key, most=recipe.serve.max_request_bytes)
     return app
 
 
@@ -139,7 +146,7 @@ async def _openai_app(arguments: list[str]) -> AsyncIterator[Any]:
         found.shutdown()
 
 
-def _settle(log: str) -> None:
+def _settle(log: Path) -> None:
     """Make this process and the engine's core, its child, write to the run's log and end together."""
     from bezoar_ray.llm.engine import set_up_cpu
     from bezoar_ray.llm.fate import bind_children

@@ -34,13 +34,13 @@ def merge(model: Any) -> Any:
     return model.merge_and_unload(safe_merge=True)
 
 
-def save(model: Any, tokenizer: Any, folder: str) -> None:
+def save(model: Any, tokenizer: Any, folder: Path) -> None:
     """Write a model with its tokenizer and chat template, as Hugging Face lays them out."""
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
+    model.save_pretrained(str(folder))
+    tokenizer.save_pretrained(str(folder))
 
 
-def join(adapters: list[str], folder: str, base: str) -> int:
+def join(adapters: list[Path], folder: Path, base: str) -> int:
     """Write a chain of LoRAs, each trained on the merge of those before it, as one LoRA on the untouched base.
 
     The updates of a chain add up, sum_i s_i B_i A_i, which is one product of the factors side by side:
@@ -55,21 +55,21 @@ def join(adapters: list[str], folder: str, base: str) -> int:
     """
     from safetensors.torch import save_file
 
-    parts = [_factors(Path(adapter)) for adapter in adapters]
+    parts = [_factors(adapter) for adapter in adapters]
     rank = served_rank(sum(_rank(part) for part in parts))
     layers = sorted({layer for part in parts for layer in part})
     tensors = {}
     for layer in layers:
         down, up = _side_by_side(layer, parts, rank)
         tensors |= {f"{_PREFIX}{layer}.lora_A.weight": down, f"{_PREFIX}{layer}.lora_B.weight": up}
-    Path(folder).mkdir(parents=True, exist_ok=True)
-    save_file(tensors, Path(folder) / _WEIGHTS, metadata={"format": "pt"})
-    config = _config(Path(adapters[-1])) | {
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file(tensors, folder / _WEIGHTS, metadata={"format": "pt"})
+    config = _config(adapters[-1]) | {
         "base_model_name_or_path": base, "r": rank, "lora_alpha": rank, "lora_dropout": 0.0,
         "target_modules": sorted({layer.rsplit(".", 1)[-1] for layer in layers}), "inference_mode": True,
         "use_rslora": False,
     }  # fmt: skip
-    (Path(folder) / _CONFIG).write_bytes(orjson.dumps(config, option=orjson.OPT_INDENT_2))
+    (folder / _CONFIG).write_bytes(orjson.dumps(config, option=orjson.OPT_INDENT_2))
     return rank
 
 

@@ -30,16 +30,18 @@ def finish(job: Job, tokenizer: Any, lora: Lora) -> dict[str, float | None]:
     folder = f"checkpoints/{name}"
     model = adapters.merge(models.with_adapter(model, str(store.path(f"{folder}/adapter"))))
     scores[name] = _score(job, model, tokenizer)
-    adapters.save(model, tokenizer, str(store.path(f"{folder}/merged")))
-    chain = [str(store.path(f"checkpoints/{part}/adapter")) for part in CHAIN[name]]
-    joined = _join(chain, str(store.path(f"{folder}/joined")), job.recipe.base.model)
+    with store.writing(f"{folder}/merged") as path:
+        adapters.save(model, tokenizer, path)
+    chain = [store.path(f"checkpoints/{part}/adapter") for part in CHAIN[name]]
+    with store.writing(f"{folder}/joined") as path:
+        joined = _join(chain, path, job.recipe.base.model)
     mark = adapters.weights_mark(store, name)
     sum_of = [f"../{part}/adapter" for part in CHAIN[name]]
     adapters.record(store, job.recipe, name, PARENT[name], mark, adapter=lora.model_dump(), sum_of=sum_of, **joined)
     return scores
 
 
-def _join(chain: list[str], folder: str, base: str) -> dict[str, Any]:
+def _join(chain: list[Path], folder: Path, base: str) -> dict[str, Any]:
     """What the lineage says of the joined adapter: its rank, or why there is none. The merged weights are there."""
     try:
         return {"joined_rank": adapters.join(chain, folder, base)}
@@ -49,7 +51,8 @@ def _join(chain: list[str], folder: str, base: str) -> dict[str, Any]:
 
 def _base(job: Job, tokenizer: Any) -> None:
     """`checkpoints/base`: the tokenizer with the recipe's template, and who the base is."""
-    tokenizer.save_pretrained(str(job.store.path("checkpoints/base")))
+    with job.store.writing("checkpoints/base") as path:
+        tokenizer.save_pretrained(str(path))
     adapters.record(job.store, job.recipe, "base", None, _base_mark(job))
 
 

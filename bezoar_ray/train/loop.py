@@ -61,7 +61,8 @@ def _last() -> tuple[Account, str | None]:
     checkpoint = get_checkpoint()
     if checkpoint is None:
         return Account(), None
-    folder = Path(checkpoint.path)
+    remote = checkpoint.filesystem.type_name != "local"
+    folder = Path(checkpoint.to_directory() if remote else checkpoint.path)
     return Account(**orjson.loads((folder / STATE).read_bytes())), str(folder)
 
 
@@ -91,7 +92,7 @@ def arguments(job: Job, data: Prepared) -> dict[str, Any]:
     micro, accumulation = micro_batch(data.batch(part), part)
     length = _length(data, part)
     return {
-        "output_dir": str(job.store.path(f"{job.folder}/work-{data.name}")),
+        "output_dir": str(job.store.here(f"{job.folder}/work-{data.name}")),
         "num_train_epochs": part.epochs,
         "per_device_train_batch_size": micro,
         "gradient_accumulation_steps": accumulation,
@@ -145,8 +146,8 @@ def _save_adapter(job: Job, model: Any) -> None:
 
     with _whole(job, model):
         if get_context().get_world_rank() == 0:
-            folder = str(job.store.path(f"checkpoints/{job.stage}/adapter"))
-            model.save_pretrained(folder, selected_adapters=["default"])
+            with job.store.writing(f"checkpoints/{job.stage}/adapter") as folder:
+                model.save_pretrained(str(folder), selected_adapters=["default"])
 
 
 def _whole(job: Job, model: Any) -> contextlib.AbstractContextManager[Any]:

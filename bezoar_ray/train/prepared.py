@@ -75,17 +75,18 @@ def prepare(context: Context, stage: str, name: str, folder: str, encode: Encode
     """
     part, store = context.recipe.training(stage), context.store
     packed = getattr(part, "packing", False)
-    mark = _mark(context, [part.max_length, part.limit, packed, sorted(columns), digest(store.path(folder))])
+    mark = _mark(context, [part.max_length, part.limit, packed, sorted(columns), store.digest(folder)])
     start = f"{FOLDER}/{stage}-{name}"
     file, record = f"{start}-{mark}.arrow", f"{start}-{mark}.json"
     if found := store.read_json(record):
         return Prepared(**found)
-    for old in store.path(FOLDER).glob(f"{stage}-{name}-*"):
-        old.unlink()
+    for old in (file for file in store.list(FOLDER) if file.startswith(f"{start}-")):
+        store.remove(old)
     context.progress.say(f"tokenising {name}")
     files = [str(store.path(file)) for file in store.list(folder, ".parquet")]
     items = _encoded(_Work(context.recipe, encode, columns, part.max_length, packed), files, part.limit)
-    prepared = Prepared(name, file, **_write(items, columns, store.path(file)))
+    with store.writing(file) as path:
+        prepared = Prepared(name, file, **_write(items, columns, path))
     store.replace_json(record, asdict(prepared))
     return prepared
 
@@ -177,7 +178,6 @@ def _write(items: Iterator[pa.Table], columns: dict[str, int], path: Path) -> di
     rows = count = tokens = longest = 0
     sequences = max(columns.values())
     left_out: Counter[str] = Counter()
-    path.parent.mkdir(parents=True, exist_ok=True)
     with contextlib.ExitStack() as stack:
         writer: Any = None
         for table in items:

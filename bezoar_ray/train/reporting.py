@@ -70,18 +70,19 @@ def reporter(job: Job, account: Account, data: Prepared, total: int) -> Any:
         def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
             folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
             account.finished = state.global_step >= state.max_steps
-            _report(folder, account, state.is_world_process_zero)
+            _report(job, folder, account, state.is_world_process_zero)
 
     return Reporter()
 
 
-def _report(folder: Path, account: Account, main: bool) -> None:
-    """Hand a saved folder to Ray Train once all ranks have written their share of it."""
+def _report(job: Job, folder: Path, account: Account, main: bool) -> None:
+    """Hand a saved folder to Ray Train once all ranks have written their share of it; with a bucket, each node's."""
     import torch.distributed
-    from ray.train import Checkpoint, report
+    from ray.train import Checkpoint, get_context, report
 
     if torch.distributed.is_initialized():
         torch.distributed.barrier()
     if main:
         (folder / STATE).write_bytes(orjson.dumps(asdict(account)))
-    report({"step": account.offset}, checkpoint=Checkpoint.from_directory(str(folder)) if main else None)
+    keeps = get_context().get_local_rank() == 0 if job.store.remote else main
+    report({"step": account.offset}, checkpoint=Checkpoint.from_directory(str(folder)) if keeps else None)

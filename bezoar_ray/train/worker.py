@@ -4,7 +4,6 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as StillRunning
 from dataclasses import dataclass
-from pathlib import Path
 from threading import Thread
 from typing import Any
 
@@ -14,7 +13,7 @@ from bezoar_ray.errors import BezoarError, RecipeError
 from bezoar_ray.recipe import Recipe, Training
 from bezoar_ray.rows import row_id
 from bezoar_ray.stage import Context
-from bezoar_ray.store import Store, digest
+from bezoar_ray.store import Store
 from bezoar_ray.train.prepared import Prepared
 
 POLL_SECONDS = 0.5
@@ -76,14 +75,14 @@ def _name(context: Context, stage: str, data: list[Prepared], inputs: list[str])
     sets = [(found.file, found.batch(part)) for found in data]
     what = [part.what(), part.zero_stage, recipe.base.what(), recipe.seed, sets]
     text = orjson.dumps(what, option=orjson.OPT_SORT_KEYS).decode()
-    return row_id(text, digest(*(context.store.path(name) for name in inputs)))
+    return row_id(text, context.store.digest(*inputs))
 
 
 def _tidy(job: Job) -> None:
     """Remove what other runs of the stage left, and the last attempt's progress."""
-    for entry in job.store.path(job.folder).glob("*"):
-        if entry.name != job.name:
-            job.store.remove(f"{job.folder}/{entry.name}")
+    names = {file.removeprefix(f"{job.folder}/").split("/")[0] for file in job.store.list(job.folder)}
+    for name in names - {job.name}:
+        job.store.remove(f"{job.folder}/{name}")
 
 
 def _settle(ended: "Future[None]", job: Job, loop: Loop) -> None:
@@ -110,7 +109,7 @@ def _run(job: Job, loop: Loop) -> None:
         ),
         run_config=RunConfig(
             name=job.name,
-            storage_path=str(job.store.path(job.folder)),
+            storage_path=f"{job.store.root}/{job.folder}",
             failure_config=FailureConfig(max_failures=part.max_failures),
             checkpoint_config=CheckpointConfig(num_to_keep=1),
         ),
@@ -130,7 +129,7 @@ def _enter(config: dict[str, Any]) -> None:
     from bezoar_ray.logs import redirect
 
     job: Job = config["job"]
-    redirect(Path(job.root) / "logs" / f"{job.stage}.log")
+    redirect(job.store.log(f"{job.stage}.log"))
     try:
         result = config["loop"](job)
     except BezoarError as error:  # ours, and no retry would mend it
@@ -149,7 +148,7 @@ def _watch(context: Context, job: Job, ended: "Future[None]") -> None:
             if at := context.store.read_json(name):
                 context.progress.update(at["step"], at["total"], at["note"])
         except Exception as error:
-            log = context.store.path(f"logs/{job.stage}.log")
+            log = context.store.log(f"{job.stage}.log")
             raise BezoarError(f"{job.stage}: training failed: {_cause(error)}. More in {log}") from error
 
 

@@ -43,7 +43,7 @@ def part(url, **more) -> ModelPart:
 
 def go(tmp_path, url, session="one", limits=(), **more):
     work = Pass(judged, part(url, **more), "judge")
-    return sorted(in_batches(ROWS, work, Place(str(tmp_path), session, limits), tmp_path / "scratch"))
+    return sorted(in_batches(ROWS, work, Place(str(tmp_path), session, limits)))
 
 
 def mark(messages):
@@ -76,10 +76,10 @@ def test_several_judges_take_their_batches_one_after_the_other(tmp_path):
         ).text.encode()
 
     def go(session):
-        place, scratch = Place(str(tmp_path), session), tmp_path / "scratch"
+        place = Place(str(tmp_path), session)
         passes = [Pass(judge, part(url, model=name), "judge") for name in ("one", "two")]
-        rows = in_batches(ROWS, passes[0], place, scratch)
-        return sorted(in_batches(rows, passes[1], place, scratch))
+        rows = in_batches(ROWS, passes[0], place)
+        return sorted(in_batches(rows, passes[1], place))
 
     with providing(mark) as (provider, url):
         assert go("a") == go("b") == [row + b"!!" for row in ROWS]

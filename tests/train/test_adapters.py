@@ -47,7 +47,7 @@ def test_merged_is_base_plus_adapter(recipe: Recipe, chain: Path) -> None:
 
 def test_joined_is_the_merged_chain(recipe: Recipe, chain: Path) -> None:
     """Adapters of different ranks, scales and targets, one of them rank-stabilised, in float32."""
-    rank = adapters.join([str(chain / "first"), str(chain / "second")], str(chain / "joined"), "base")
+    rank = adapters.join([chain / "first", chain / "second"], chain / "joined", "base")
     joined = models.with_adapter(models.load(recipe.base), str(chain / "joined"))
     twice = adapters.merge(models.with_adapter(models.load(recipe.base, str(chain / "merged")), str(chain / "second")))
     assert rank == 16
@@ -60,7 +60,7 @@ def test_joined_is_what_peft_joins(recipe: Recipe, chain: Path) -> None:
     model.load_adapter(str(chain / "second"), adapter_name="second")
     model.add_weighted_adapter(["default", "second"], [1.0, 1.0], "both", combination_type="cat")
     model.set_adapter("both")
-    adapters.join([str(chain / "first"), str(chain / "second")], str(chain / "joined"), "base")
+    adapters.join([chain / "first", chain / "second"], chain / "joined", "base")
     ours = models.with_adapter(models.load(recipe.base), str(chain / "joined"))
     assert torch.allclose(logits(ours), logits(model), atol=1e-5)
 
@@ -76,4 +76,4 @@ def test_what_cannot_be_served_is_refused_with_the_reason(recipe: Recipe, chain:
     config = chain / "second" / "adapter_config.json"
     config.write_text(config.read_text().replace('"use_dora": false', '"use_dora": true'))
     with pytest.raises(adapters.NotJoinable, match="only a plain LoRA without bias can be joined .found use_dora"):
-        adapters.join([str(chain / "first"), str(chain / "second")], str(chain / "joined"), "base")
+        adapters.join([chain / "first", chain / "second"], chain / "joined", "base")

@@ -1,0 +1,105 @@
+"""A run directory that is a folder."""
+
+import contextlib
+import fcntl
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pyarrow as pa
+
+from bezoar_ray.errors import BezoarError, RecipeError, RunLocked
+from bezoar_ray.store.holder import in_use, me
+
+
+class Folder:
+    """Files below a folder."""
+
+    def __init__(self, root: Path):
+        self.root = root
+
+    def path(self, name: str) -> Path:
+        """The path of a file or folder. Names cannot leave the directory."""
+        path = (self.root / name).resolve()
+        if not path.is_relative_to(self.root.resolve()):
+            raise RecipeError(f"{name!r} lies outside the run directory {self.root}")
+        return path
+
+    here = path
+
+    @contextlib.contextmanager
+    def writing(self, name: str) -> Iterator[Path]:
+        """Written in place: what counts is said by manifests."""
+        yield self.path(name)
+
+    def exists(self, name: str) -> bool:
+        """Whether there is such a file or folder."""
+        return self.path(name).exists()
+
+    def list(self, prefix: str) -> Iterator[str]:
+        """All files below a folder."""
+        top, root = self.path(prefix), self.root.resolve()
+        found = top.rglob("*") if top.is_dir() else ()
+        return (str(p.relative_to(root)) for p in found if p.is_file() and not p.name.startswith("."))
+
+    def read(self, name: str) -> bytes:
+        """The bytes of a file. Raises `FileNotFoundError` where there is none."""
+        path = self.path(name)
+        try:
+            return path.read_bytes()
+        except (FileNotFoundError, NotADirectoryError) as error:
+            raise FileNotFoundError(name) from error
+        except OSError as error:
+            raise BezoarError(f"cannot read {path}: {error.strerror}") from error
+
+    def replace(self, name: str, data: bytes) -> None:
+        """Durable, and visible at once."""
+        path = self.path(name)
+        partial = path.with_name(f".{path.name}.{os.getpid()}")
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with open(partial, "wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(partial, path)
+        except OSError as error:
+            with contextlib.suppress(OSError):
+                partial.unlink()
+            raise BezoarError(
+                f"cannot write {path}: {error.strerror}. Free space, or choose another --run-dir."
+            ) from error
+
+    def remove(self, prefix: str) -> None:
+        """A file or folder."""
+        path = self.path(prefix)
+        shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
+
+    def adopt(self, other: "Folder", name: str) -> None:
+        """By a link, or a copy where they lie on different disks."""
+        mine, theirs = self.path(name), other.path(name)
+        mine.parent.mkdir(parents=True, exist_ok=True)
+        mine.unlink(missing_ok=True)
+        try:
+            os.link(theirs, mine)
+        except OSError:
+            shutil.copyfile(theirs, mine)
+
+    def open(self, name: str) -> pa.NativeFile:
+        """Memory-mapped."""
+        return pa.memory_map(str(self.path(name)))
+
+    @contextlib.contextmanager
+    def lock(self) -> Iterator[None]:
+        """Held until the process ends, at the latest."""
+        with open(self.path("lock"), "a+") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                file.seek(0)
+                raise RunLocked(in_use(self.root, file.read().strip())) from None
+            file.truncate(0)
+            file.write(me())
+            file.flush()
+            yield
