@@ -2,7 +2,7 @@
 
 import argparse
 import sys
-from pathlib import Path
+from pathlib import Path, PurePath
 
 from bezoar_ray.errors import BezoarError
 
@@ -13,6 +13,7 @@ examples:
   bezoar run openbezoar-3b --pilot 20               20 seeds per scheme: look at them before the bill
   bezoar plan openbezoar-3b --from runs/openbezoar-3b-pilot
   bezoar run mine.yaml --set align.beta=0.2 --stages dpo,evaluate,report
+  bezoar submit modern --address http://127.0.0.1:8265 --run-dir s3://bucket/runs/modern --follow
 
 exit codes: 0 done, 2 bad recipe or usage or a run directory in use, 3 a stage failed (what is done stays),
 4 budget reached, 130 interrupted. Run the same command again to go on.
@@ -44,24 +45,58 @@ def _run(options: argparse.Namespace) -> None:
     if options.pilot:
         recipe, stages, name = pilot(recipe, options.pilot), ["generate", "filter", "report"], f"{name}-pilot"
     store = Store(options.run_dir or Path("runs") / name)
-    run(recipe, store, stages, Progress())
+    run(recipe, store, stages, Progress(run=PurePath(store.root).name))
     if options.pilot:
         print(show(store, recipe.schemes))
     print(f"\n{store.root}/summary.json" + (f"\n{store.root}/report.html" if "report" in stages else ""))
 
 
 def _plan(options: argparse.Namespace) -> None:
-    from bezoar_ray.plan import plan, plan_from, render
+    from bezoar_ray.plan import Assumed, assumed_from, plan, render, render_scaling, scaling
 
     recipe = _recipe(options)
-    print(render(plan_from(recipe, options.measured) if options.measured else plan(recipe)))
+    assumed = assumed_from(recipe, options.measured) if options.measured else Assumed()
+    if options.cluster:
+        print(render_scaling(scaling(recipe, options.cluster, assumed)))
+    else:
+        print(render(plan(recipe, assumed)))
+
+
+def _submit(options: argparse.Namespace) -> None:
+    from bezoar_ray.submit import Jobs
+
+    arguments = [part for name in ("stages", "pilot") if (value := getattr(options, name))
+                 for part in (f"--{name}", str(value))]  # fmt: skip
+    jobs = Jobs(options.address)
+    job = jobs.submit(_recipe(options), options.run_dir, arguments, options.requirements)
+    print(f"{job.id}: {'works on it already' if job.found else 'submitted'}")
+    print(f"to attach: bezoar status {options.run_dir} --address {options.address} --follow")
+    if options.follow:
+        _follow(jobs, job.id)
+
+
+def _follow(jobs, id: str) -> None:
+    try:
+        jobs.follow(id)
+    except KeyboardInterrupt:
+        print(f"\n{id} goes on; `ray job stop {id}` would end it")
 
 
 def _status(options: argparse.Namespace) -> None:
     from bezoar_ray.status import render
     from bezoar_ray.store import Store
 
-    print(render(Store(options.dir)))
+    if not options.address:
+        return print(render(Store(options.dir)))
+    from bezoar_ray.submit import Jobs
+
+    jobs = Jobs(options.address)
+    job = jobs.last(options.dir)
+    print(f"{job.id}: {job.status.lower()}" if job else f"no job has worked on {options.dir}")
+    if "://" in options.dir or Path(options.dir).is_dir():
+        print(render(Store(options.dir)))
+    if job and options.follow:
+        _follow(jobs, job.id)
 
 
 def _report(options: argparse.Namespace) -> None:
@@ -181,9 +216,29 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument(
         "--from", dest="measured", metavar="DIR", help="estimate from what the run (a pilot) in DIR measured"
     )
+    command.add_argument(
+        "--cluster", metavar="GPU", help="hours and dollars on 1, 8 and 64 of them: H100, H200, A100, L40S or L4"
+    )
 
+    command = _command(commands, "submit", _submit, "carry out a recipe as a job on a Ray cluster")
+    _add_recipe(command)
+    command.add_argument("--address", required=True, metavar="URL", help="the cluster's dashboard: http://head:8265")
+    command.add_argument(
+        "--run-dir",
+        required=True,
+        metavar="DIR",
+        help="s3://…, gs://…, or the whole path of a folder that all nodes see",
+    )
+    command.add_argument("--stages", metavar="A,B", help="as for `run`")
+    command.add_argument("--pilot", type=_positive, metavar="N", help="as for `run`")
+    command.add_argument(
+        "--requirements", metavar="FILE", help="pinned packages for nodes whose image has no bezoar_ray"
+    )
+    command.add_argument("--follow", action="store_true", help="print its lines until it ends; Ctrl-C lets it go on")
     command = _command(commands, "status", _status, "how far a run is")
     command.add_argument("dir", metavar="DIR")
+    command.add_argument("--address", metavar="URL", help="of the cluster whose job works on it")
+    command.add_argument("--follow", action="store_true", help="print that job's lines until it ends")
     command = _command(commands, "report", _report, "write a run's report again")
     command.add_argument("dir", metavar="DIR")
     command = _command(

@@ -3,14 +3,16 @@
 import contextlib
 import logging
 import os
+import uuid
 from collections.abc import Iterator
 from typing import Any
 
-from bezoar_ray.errors import BezoarError
+from bezoar_ray.errors import BezoarError, RecipeError
 from bezoar_ray.guardian import guarded
+from bezoar_ray.store import Store
 
 _PROXY_PATIENCE = "120"  # seconds; Serve kills a proxy that a busy laptop starts more slowly than in 5
-_SETTINGS = {  # not a runtime_env: workers that Ray starts beforehand could not be used with one
+SETTINGS = {  # on this machine not a runtime_env: workers that Ray starts beforehand could not be used with one
     "HF_HUB_DISABLE_PROGRESS_BARS": "1",
     "VLLM_LOGGING_LEVEL": "WARNING",
     "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": _PROXY_PATIENCE,
@@ -42,10 +44,53 @@ def ray_session() -> Iterator[None]:
             ray.shutdown()
 
 
+def check_shared(store: Store) -> None:
+    """See that every node of the cluster has the run directory before it.
+
+    Raises:
+        RecipeError: it is a folder, and some nodes do not see it; names them.
+    """
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    nodes = [node for node in ray.nodes() if node["Alive"]]
+    if store.remote or len(nodes) == 1:
+        return
+    token = uuid.uuid4().hex
+    store.replace(".seen-by-all", token)
+    looks = {
+        node["NodeManagerHostname"]: ray.remote(
+            num_cpus=0, scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
+        )(_sees).remote(str(store.root), token)
+        for node in nodes
+    }
+    blind = [host for host, look in looks.items() if not ray.get(look)]
+    store.remove(".seen-by-all")
+    if blind:
+        raise RecipeError(
+            f"--run-dir {store.root}: {', '.join(blind)} of the cluster's {len(nodes)} nodes do not see it. "
+            "Use a folder that is mounted on all of them (NFS), or a bucket: s3://…, gs://…"
+        )
+
+
+def _sees(root: str, token: str) -> bool:
+    try:
+        return Store(root).read(".seen-by-all") == token.encode()
+    except (OSError, BezoarError):
+        return False
+
+
+def own_address() -> str:
+    """The address under which the cluster's other nodes reach this process; localhost where there are none."""
+    import ray
+
+    return ray.util.get_node_ip_address() if os.environ.get("RAY_ADDRESS") else "127.0.0.1"
+
+
 def _start_local() -> None:
     import ray
 
-    for name, value in _SETTINGS.items():
+    for name, value in SETTINGS.items():
         os.environ.setdefault(name, value)
     for left in reversed(range(_STARTS)):
         try:

@@ -7,6 +7,7 @@ answered before. The items of the first cells lie on disk; Ray is given their nu
 """
 
 import asyncio
+import logging
 import os
 import pickle
 import threading
@@ -15,17 +16,18 @@ from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass
 from itertools import chain, islice
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 from bezoar_ray.cluster import quieten
-from bezoar_ray.errors import BezoarError, RecipeError
+from bezoar_ray.errors import BezoarError
 from bezoar_ray.items import FEW, Items
 from bezoar_ray.llm.chat import ModelDied
 from bezoar_ray.llm.client import open_talker
 from bezoar_ray.llm.limits import Limit, RunMeter, limits, permits, terms
-from bezoar_ray.logs import redirect
+from bezoar_ray.logs import event, keep_events, redirect
 from bezoar_ray.recipe import ModelPart
+from bezoar_ray.room import Ask, check_room
 from bezoar_ray.stage import Context
 from bezoar_ray.store import Store
 
@@ -52,9 +54,9 @@ class Place:
     session: str
     limits: tuple[Limit, ...] = ()
 
-    def log(self, role: str) -> Path:
-        """Where this node's actors of a role write their output."""
-        return Store(self.root).log(f"{role}.log")
+    def log(self, name: str) -> Path:
+        """The file of a log on this node."""
+        return Store(self.root).log(name)
 
 
 def place(context: Context) -> Place:
@@ -77,7 +79,7 @@ def fan_out(heads: list[tuple[Items, Pass]], tail: list[Pass], place: Place) -> 
     import ray
 
     passes = [work for _, work in heads] + tail
-    _check_room(passes)
+    check_room([Ask.of(work.part, work.part.actors, work.part.model) for work in passes])
     quieten(ray.data.DataContext.get_current())
     cells = [items.cells(work.part.max_in_flight) for items, work in heads]
     sizes = [FEW * len(of_head[0]) for of_head in cells]
@@ -116,7 +118,8 @@ class _Actor:
     def __init__(self, work: Pass, place: Place, meter: tuple[Any, str], items: Items | None = None):
         import uvloop
 
-        redirect(place.log(work.role))
+        redirect(place.log(f"{work.role}.log"))
+        keep_events(place.log("events.jsonl"), run=PurePath(place.root).name, role=work.role)
         uvloop.install()  # before Ray makes the loop in which the calls run
         self._work, self._place, self._meter, self._items = work, place, meter, items
         self._talker: Any = None
@@ -127,9 +130,11 @@ class _Actor:
         try:
             if self._talker is None:  # here and not in __init__: an engine wants the running loop
                 self._talker = self._opened()
+                event("model opened", model=self._work.part.model)
             rows = await asyncio.gather(*map(self._rows, self._read(batch)))
             return {"cell": [b"\n".join(chain.from_iterable(rows))], "error": [b""]}
         except ModelDied as error:
+            event("engine died", logging.ERROR, model=self._work.part.model, why=str(error))
             traceback.print_exception(error)
             os._exit(1)  # Ray Data starts another actor, which does this one's cells again
         except Exception as error:  # sent as ours: Ray would wrap it and add advice of its own to its message
@@ -152,7 +157,7 @@ class _Actor:
             return error
         traceback.print_exception(error)
         role = self._work.role
-        return BezoarError(f"{role}: {type(error).__name__}: {error}. More in {self._place.log(role)}")
+        return BezoarError(f"{role}: {type(error).__name__}: {error}. More in {self._place.log(f'{role}.log')}")
 
 
 def _mapped(rows: Any, work: Pass, size: int, arguments: tuple[Any, ...]) -> Any:
@@ -172,6 +177,7 @@ def _mapped(rows: Any, work: Pass, size: int, arguments: tuple[Any, ...]) -> Any
         ),
         num_cpus=part.num_cpus,
         num_gpus=part.num_gpus,
+        **part.placement,
     )
 
 
@@ -190,26 +196,6 @@ def _meter(passes: list[Pass], place: Place) -> Any:
     # Never restarted: another one would not know what the first has granted and nobody has written down yet.
     actor = ray.remote(num_cpus=0, max_concurrency=1000)(RunMeter)
     return actor.remote(place.root, of_lines, place.limits)
-
-
-def _check_room(passes: list[Pass]) -> None:
-    """On this machine alone, whose resources nobody adds to, actors that can never all start are refused at once."""
-    import ray
-
-    if os.environ.get("RAY_ADDRESS"):
-        return
-    there = ray.cluster_resources()
-    asked = {"CPU": 0.0, "GPU": 0.0}
-    for work in passes:
-        asked["CPU"] += work.part.actors * work.part.num_cpus
-        asked["GPU"] += work.part.actors * work.part.num_gpus
-    for kind, count in asked.items():
-        if count > there.get(kind, 0.0):
-            models = ", ".join(f"{work.part.model} ({work.part.actors} actors)" for work in passes)
-            raise RecipeError(
-                f"{models} ask for {count:g} {kind}s at the same time, and Ray has {there.get(kind, 0):g} here. "
-                f"Lower num_{kind.lower()}s or actors of one of them, or run one stage alone: --stages generate"
-            )
 
 
 def _drain(cells: Iterator[Any], under_way: int) -> None:

@@ -1,9 +1,19 @@
-"""Where library output goes: to DIR/logs, so that the terminal keeps one line per stage."""
+"""Where library output goes: to DIR/logs, so that the terminal keeps one line per stage; and events of ours."""
 
 import contextlib
+import logging
 import os
+import time
 from collections.abc import Iterator
+from contextvars import ContextVar
 from pathlib import Path
+from typing import Any
+
+import orjson
+
+EVENTS = "bezoar_ray"  # the logger of ours
+current_row: ContextVar[str] = ContextVar("row", default="")
+"""The row whose chain of calls runs at the moment; events name it."""
 
 
 def redirect(path: str | Path, streams: tuple[int, ...] = (1, 2)) -> None:
@@ -25,3 +35,33 @@ def stderr_to(path: str | Path) -> Iterator[None]:
     finally:
         os.dup2(terminal, 2)
         os.close(terminal)
+
+
+def keep_events(path: Path, **fields: str) -> None:
+    """From now on, this process appends its events to a file, a line of JSON each, with these fields in every one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handler = logging.FileHandler(path, delay=True)
+    handler.setFormatter(_Json(fields))
+    logger = logging.getLogger(EVENTS)
+    logger.handlers, logger.propagate = [handler], False
+    logger.setLevel(logging.INFO)
+
+
+def event(what: str, level: int = logging.INFO, **fields: Any) -> None:
+    """Something that happened; without `keep_events` before, nobody keeps it."""
+    logging.getLogger(EVENTS).log(level, what, extra={"fields": fields})
+
+
+class _Json(logging.Formatter):
+    """One event as a line of JSON: when, how grave, where, which row, what."""
+
+    def __init__(self, fields: dict[str, str]):
+        super().__init__()
+        self._fields = fields
+
+    def format(self, record: logging.LogRecord) -> str:
+        at = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created)) + f".{int(record.msecs):03}Z"
+        row = {"row": current_row.get()} if current_row.get() else {}
+        entry = {"at": at, "level": record.levelname, **self._fields, "process": record.process, **row}
+        entry |= {"event": record.getMessage(), **getattr(record, "fields", {})}
+        return orjson.dumps(entry, default=str).decode()

@@ -3,23 +3,31 @@
 import sys
 import time
 
+from bezoar_ray.metrics import set_stage
+
+_TELL_EVERY = 1.0  # seconds
+
 
 class Progress:
     """Prints how far the current stage is; a terminal sees one line that changes, a log file a line now and then."""
 
-    def __init__(self, every: float = 15.0):
+    def __init__(self, every: float = 15.0, run: str = ""):
+        self._run = run
         self._live = sys.stdout.isatty()
         self._every = 0.2 if self._live else every
         self.start("")
 
     def start(self, stage: str) -> None:
         """A new stage begins."""
-        self.stage, self._began, self._shown = stage, time.monotonic(), 0.0
+        self.stage, self._began, self._shown, self._told = stage, time.monotonic(), 0.0, 0.0
         self._first: tuple[float, int] | None = None  # start-up is no part of the rate
 
     def update(self, done: int, total: int | None = None, note: str = "") -> None:
         """So many of `total` units are done; `note` says what else is worth seeing."""
         now = time.monotonic()
+        if now - self._told > _TELL_EVERY:
+            self._told = now
+            set_stage(self._run, self.stage, done, total or 0)
         if now - self._shown < self._every:
             return
         self._shown = now

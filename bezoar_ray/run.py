@@ -3,6 +3,7 @@
 import contextlib
 import importlib
 import itertools
+import logging
 import os
 import platform
 import signal
@@ -12,15 +13,16 @@ import traceback
 import uuid
 from collections.abc import Iterator
 from importlib import metadata
+from pathlib import PurePath
 from typing import Any
 
 import yaml
 
-from bezoar_ray.cluster import ray_session
+from bezoar_ray.cluster import check_shared, own_address, ray_session
 from bezoar_ray.errors import BezoarError, BudgetReached, RecipeError
 from bezoar_ray.licences import commercial_use
 from bezoar_ray.llm.ledger import SESSION, accounts
-from bezoar_ray.logs import stderr_to
+from bezoar_ray.logs import event, keep_events, stderr_to
 from bezoar_ray.manifest import Done, fingerprint, forget, is_done, load, save
 from bezoar_ray.progress import Progress
 from bezoar_ray.recipe import ModelPart, Recipe
@@ -85,6 +87,7 @@ class Run:
         self._store.replace("recipe.yaml", yaml.safe_dump(self._recipe.model_dump(mode="json"), sort_keys=False))
         with contextlib.ExitStack() as stack:
             stack.enter_context(stderr_to(self._store.log(_LOG)))
+            keep_events(self._store.log("events.jsonl"), run=PurePath(self._store.root).name, session=self._session)
             signal.signal(signal.SIGTERM, _interrupt)
             machinery = Machinery(self._recipe, self._store, stack)
             try:
@@ -108,6 +111,7 @@ class Run:
             mark = fingerprint(self._recipe, name)
             self._stages[name] = {"status": "running", "seconds": 0.0, "fingerprint": mark, "skipped": False}
         self._summarise("running")
+        event("stage begins", stage="+".join(names))
         began = time.monotonic()
         try:
             recipe = [machinery.recipe_for(name) for name in names][-1]
@@ -117,12 +121,14 @@ class Run:
                 save(self._store, current, Done(entry["fingerprint"], seconds, outcome.files, outcome.summary))
                 entry |= {"status": "done", "seconds": seconds}
                 self._summarise("running")
+                event("stage done", stage=current, seconds=seconds)
                 self._progress.finish(_headline(outcome))
                 if current != names[-1]:
                     self._progress.start(names[names.index(current) + 1])
         except BaseException as error:
             self._left = getattr(error, "outcome", Outcome([])).summary
             status = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
+            event(f"stage {status}", logging.ERROR, stage="+".join(names), why=str(error))
             for name in names:
                 if self._stages[name]["status"] == "running":
                     self._stages[name] |= {"status": status, "seconds": round(time.monotonic() - began, 1)}
@@ -199,6 +205,7 @@ class Machinery:
         if stage != "report" and not self._ray:
             self._ray = True
             self._stack.enter_context(ray_session())
+            check_shared(self._store)
         if stage in _JUDGING and not self._judge:
             self._judge = True
             self._recipe = self._with_judge()
@@ -210,7 +217,7 @@ class Machinery:
         parts = [*self._recipe.judges, *self._recipe.mt_bench_judges]
         if not any(map(_is_ours, parts)):
             return self._recipe
-        url = self._stack.enter_context(judge.running())
+        url = self._stack.enter_context(judge.running(own_address()))
         return _at(self._recipe, url)
 
 

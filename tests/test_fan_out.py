@@ -86,7 +86,7 @@ def test_an_error_of_an_early_pass_is_not_lost_in_the_later_ones(ray_session, tm
 
 
 def test_actors_that_can_never_all_start_are_refused_at_once(ray_session, tmp_path):
-    with serving(mark) as server, pytest.raises(RecipeError, match=r"ask for 100 CPUs at the same time"):
+    with serving(mark) as server, pytest.raises(RecipeError, match=r"1 actors with 100 CPU each.: no node"):
         rows(server, tmp_path, ITEMS, once, num_cpus=100.0)
 
 

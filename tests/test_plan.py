@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from bezoar_ray.errors import RecipeError
-from bezoar_ray.plan import Assumed, plan, plan_from, render
+from bezoar_ray.plan import Assumed, plan, plan_from, render, render_scaling, scaling
 from bezoar_ray.plan.steps import billions
 from bezoar_ray.recipe import load_recipe, parse_recipe
 
@@ -152,3 +152,51 @@ def test_a_plan_imports_nothing_heavy():
     code = "import sys, bezoar_ray.plan; print([m for m in ('ray', 'torch', 'vllm', 'pyarrow') if m in sys.modules])"
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert found.stdout.strip() == "[]"
+
+
+ON_GPUS = {
+    "teacher": {"model": "org/teacher-36b", "num_gpus": 2},
+    "judges": [{"model": "j", "base_url": "http://x/v1", "requests_per_minute": 60}],
+    "sft": {"gpus_per_worker": 1, "batch": 16},
+    "serve": {"num_gpus": 1},
+}
+
+
+def test_hours_on_more_gpus_follow_from_the_assumptions():
+    """Nothing but work that all GPUs share: starts, latencies and chains take no time."""
+    shared = Assumed(start=0, step=0, one_sequence=1e9, judge_latency=1e-9)
+    found = scaling(parse_recipe(TREE | ON_GPUS, "test"), "H100", shared)
+    stages = {stage.name: stage for stage in found.stages}
+    work = sum(step.gpu_hours for step in plan(parse_recipe(TREE | ON_GPUS, "test")).steps if step.stage == "generate")
+    assert stages["generate"].hours(8) == pytest.approx(work / 8)
+    assert stages["filter"].hours(64) == pytest.approx(420 / 3600)  # a call a second, whatever the GPUs
+    assert stages["sft"].hours(64) == stages["sft"].hours(16) == pytest.approx(stages["sft"].hours(1) / 16)
+    assert found.first.name == "filter" and found.fewest == 2
+
+
+def test_another_gpu_trains_by_its_operations():
+    recipe = parse_recipe(TREE | ON_GPUS, "test")
+    h100, l4 = (scaling(recipe, kind, Assumed(start=0, step=0, one_sequence=1e9)) for kind in ("H100", "L4"))
+    assert l4.stages[2].hours(1) / h100.stages[2].hours(1) == pytest.approx(989 / 121)
+    paid = sum(stage.hours(8) * stage.used(8) for stage in h100.stages)
+    assert h100.usd(8) == pytest.approx(h100.api_usd + 3 * paid)
+
+
+def test_a_cluster_on_paper_names_its_assumptions_and_what_stops_gaining():
+    text = render_scaling(scaling(load_recipe("openbezoar-3b"), "H100"))
+    for said in ("generate      –", "filter stops gaining first, at 1 GPU", "H100 has 989 TFLOPS", "needs 2 GPUs"):
+        assert said in text
+
+
+@pytest.mark.parametrize(("name", "kind", "said"), [("modern", "V100", "H100, H200"), ("tiny", "L4", "uses no GPU")])
+def test_a_cluster_that_cannot_be_is_refused(name, kind, said):
+    with pytest.raises(RecipeError, match=said):
+        scaling(load_recipe(name), kind)
+
+
+def test_code_that_is_not_ours_is_named_before_it_runs():
+    own = {"generate": TREE["generate"] | {"own": {"riddles": {"function": "mine.py:riddles"}}}}
+    trusted = {"base": {"model": "org/base-2b", "revision": "abc", "trust_remote_code": True}}
+    text = render(plan(parse_recipe(TREE | own | trusted, "test")))
+    assert "- mine.py:riddles (generate.own.riddles)" in text and "- code of org/base-2b at abc (base" in text
+    assert "not ours" not in render(plan(RECIPE))

@@ -18,7 +18,8 @@ def same_meaning(tasks: list[str], part: Meaning) -> list[bool]:
 def _found(tasks: list[str], part: Meaning) -> list[bool]:
     from sentence_transformers import SentenceTransformer
 
-    model = SentenceTransformer(model_path(part.model), revision=part.revision, device="cpu")
+    safe = {"use_safetensors": True}
+    model = SentenceTransformer(model_path(part.model), revision=part.revision, device="cpu", model_kwargs=safe)
     if model.tokenizer.pad_token is None:
         model.tokenizer.pad_token = model.tokenizer.eos_token
     vectors = model.encode(tasks, normalize_embeddings=True, show_progress_bar=False)

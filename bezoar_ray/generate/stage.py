@@ -1,5 +1,6 @@
 """The generate stage: seeds in, one Ray Data graph over the works of all schemes, samples out in the order of ids."""
 
+import logging
 import random
 import tempfile
 from collections import Counter
@@ -19,6 +20,7 @@ from bezoar_ray.generate import evol_instruct, lamini, orca, own
 from bezoar_ray.generate.candidates import Remembering
 from bezoar_ray.generate.work import Work, one_for_each
 from bezoar_ray.items import Items, ItemWriter
+from bezoar_ray.logs import event
 from bezoar_ray.recipe import SCHEMES, Recipe, Teacher
 from bezoar_ray.rows import Sample, Seed, normal, row_id
 from bezoar_ray.samples import SampleFiles, Spill
@@ -171,5 +173,7 @@ async def _answer(
         if sample.status == "generated" and asks in known:
             sample = sample.ended("rejected", "duplicate")
         known.add(asks)
+        if sample.status == "failed":
+            event("row failed", logging.WARNING, row=sample.id, scheme=sample.scheme, why=sample.reason)
         for row in [sample, *await chat.others(sample, candidates)]:
             yield orjson.dumps(replace(row, teacher=teacher.model, teacher_license=teacher.license).to_row())

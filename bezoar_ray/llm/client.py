@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import logging
 import random
 from abc import ABC, abstractmethod
 from functools import partial
@@ -12,6 +13,7 @@ from bezoar_ray.llm.chat import CallFailed, Chat, Messages, Model, Reply, Sampli
 from bezoar_ray.llm.ledger import Ledger, call_key
 from bezoar_ray.llm.meter import Need, Permits
 from bezoar_ray.llm.pace import Pace
+from bezoar_ray.logs import current_row, event
 from bezoar_ray.recipe import ModelPart
 from bezoar_ray.store import Store
 
@@ -48,6 +50,7 @@ class Caller(ABC):
         attempt: int = 0,
         sampling: Sampling | None = None,
     ) -> Reply:
+        current_row.set(row)
         sampling = sampling or self._sampling
         key = call_key(self._identity, messages, sampling, row, step, sample, attempt)
         return self._ledger.find(key) or await self._ask(key, messages, sampling)
@@ -71,6 +74,9 @@ class Talker(Caller):
         self._alone = asyncio.Lock()
         self._pace, self._breaker = Pace(), Breaker(f"{part.model} at {part.base_url}")
         self._over: Exception | None = None
+        self._waiting = self._under_way = 0
+        ledger.figures.watch("bezoar_calls_waiting", lambda: self._waiting, model=part.model)
+        ledger.figures.watch("bezoar_calls_in_flight", lambda: self._under_way, model=part.model)
 
     async def close(self) -> None:
         """Free the model and end the ledger's segment."""
@@ -86,12 +92,16 @@ class Talker(Caller):
                 if fault.limited:  # its pace waits
                     continue
                 tries += not self._breaker.is_open  # then it is the endpoint's fault, not this call's
+                wait = _wait(tries, fault.after)
+                event("attempt failed", logging.WARNING, model=self._part.model, tries=tries, why=str(fault))
                 if tries > self._part.retries:
                     raise CallFailed(f"no answer after {tries} attempts: {fault}") from fault
-                wait = _wait(tries, fault.after)
-            except CallFailed:
+            except CallFailed as fault:
+                event("call failed", logging.WARNING, model=self._part.model, why=str(fault))
                 raise
             except Exception as fault:
+                if not self._over:
+                    event("no further call is made", logging.ERROR, model=self._part.model, why=str(fault))
                 self._over = self._over or fault
                 raise
             await asyncio.sleep(wait)
@@ -100,7 +110,7 @@ class Talker(Caller):
         """The reply to one attempt, durable. Its slot is free as soon as the reply is there."""
         most = need(messages, sampling, self._part)
         try:
-            async with self._suspects(key), self._slots:
+            async with self._suspects(key), self._slot():
                 reply = await self._breaker.run(partial(self._attempt, key, messages, sampling, most), first)
         except (TryAgain, CallFailed, BezoarError):
             await self._ledger.flushed()
@@ -111,6 +121,21 @@ class Talker(Caller):
         finally:
             self._settle(most, used)
         return reply
+
+    @contextlib.asynccontextmanager
+    async def _slot(self):
+        """One of the calls that may be under way at a time."""
+        self._waiting += 1
+        try:
+            await self._slots.acquire()
+        finally:
+            self._waiting -= 1
+        self._under_way += 1
+        try:
+            yield
+        finally:
+            self._under_way -= 1
+            self._slots.release()
 
     @contextlib.asynccontextmanager
     async def _suspects(self, key: str):

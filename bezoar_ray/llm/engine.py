@@ -7,7 +7,7 @@ from typing import Any
 from bezoar_ray.llm.chat import Messages, ModelDied, PromptTooLong, Reply, Sampling
 from bezoar_ray.llm.fate import bind_children
 from bezoar_ray.llm.models import identity, model_path
-from bezoar_ray.recipe import ModelPart
+from bezoar_ray.recipe import ModelPart, Weights
 
 _LEAST_ROOM = 64  # tokens for an answer: with fewer it would be cut off
 
@@ -34,6 +34,11 @@ def on_this_machine(engine: dict[str, Any]) -> dict[str, Any]:
     return on_cpu(engine)
 
 
+def trusted(part: Weights) -> dict[str, Any]:
+    """The engine's argument for what weights it may load."""
+    return {} if part.pickled_weights else {"load_format": "safetensors"}
+
+
 def set_up_cpu() -> None:
     """A KV cache of 1 GiB for vLLM's CPU build, which would take most of the memory. Ray sets the threads."""
     os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
@@ -57,7 +62,7 @@ class VllmEngine:
             trust_remote_code=part.trust_remote_code,
             enable_log_requests=False,
             disable_log_stats=True,
-            **on_this_machine(part.engine),
+            **on_this_machine(trusted(part) | part.engine),
         )
         # Batches as large as those of vLLM's offline class: its default for others is 128 sequences, even on an H100.
         self._engine = AsyncLLM.from_engine_args(arguments, usage_context=UsageContext.LLM_CLASS)

@@ -15,7 +15,7 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import asdict
 from functools import cache
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any, BinaryIO
 
 import orjson
@@ -23,6 +23,7 @@ import orjson
 from bezoar_ray.errors import BezoarError
 from bezoar_ray.llm import segments
 from bezoar_ray.llm.chat import Messages, Reply, Sampling
+from bezoar_ray.metrics import Figures
 from bezoar_ray.store import Store
 
 ROLES = ("teacher", "judge", "candidate", "mt_bench_judge")
@@ -63,6 +64,7 @@ class Ledger:
             self._segments.append(segment)
         self._own = segments.own(self._store, f"{folder}/{session}-{uuid.uuid4().hex[:8]}")
         self._segments.append(self._own.reader)
+        self.figures = Figures(run=PurePath(root).name, role=role)
         self._waiting: list[tuple[bytes, asyncio.Future[int]]] = []
         self._committing: asyncio.Task[None] | None = None
 
@@ -77,7 +79,9 @@ class Ledger:
         self._queue({"hit": key})
         segment = self._segments[place >> _OFFSET_BITS]
         segment.seek(place & _OFFSET_MASK)
-        return Reply(**orjson.loads(segment.readline())["answer"])
+        entry = orjson.loads(segment.readline())
+        self.figures.add("bezoar_calls", model=entry["model"], outcome="found")
+        return Reply(**entry["answer"])
 
     def deaths(self, key: str) -> int:
         """How many writers of this session have died with this attempt in flight."""
@@ -105,9 +109,15 @@ class Ledger:
         """Record an answer, durably; only then may it be used."""
         offset = await self._queue({"reply": key, "model": model, "answer": reply, "usd": usd})
         self._places[bytes.fromhex(key)] = (len(self._segments) - 1) << _OFFSET_BITS | offset
+        self.figures.add("bezoar_calls", model=model, outcome="answered")
+        self.figures.add("bezoar_tokens", reply.tokens_in, model=model, direction="in")
+        self.figures.add("bezoar_tokens", reply.tokens_out, model=model, direction="out")
+        self.figures.add("bezoar_dollars", usd, model=model)
 
     def fail(self, key: str, model: str, error: str, usd: float) -> None:
         """Record an attempt that ended without an answer, and what it may have cost. Durable after `flushed`."""
+        self.figures.add("bezoar_calls", model=model, outcome="failed")
+        self.figures.add("bezoar_dollars", usd, model=model)
         self._queue({"failed": key, "model": model, "error": error, "usd": usd})
 
     async def flushed(self) -> None:
@@ -117,6 +127,7 @@ class Ledger:
 
     async def close(self) -> None:
         """Wait for what is being written, and end the segment."""
+        self.figures.tell()
         await self.flushed()
         for segment in (self._own, *self._segments):
             segment.close()

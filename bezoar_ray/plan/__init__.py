@@ -4,8 +4,12 @@ Everything that the recipe does not say is an assumption with a name, and is pri
 """
 
 from bezoar_ray.plan.assumed import Assumed, Tokens
-from bezoar_ray.plan.measured import plan_from
+from bezoar_ray.plan.measured import assumed_from, plan_from
+from bezoar_ray.plan.scaling import Scaling, scaling
 from bezoar_ray.plan.steps import Plan, Step, plan
-from bezoar_ray.plan.text import render
+from bezoar_ray.plan.text import render, render_scaling
 
-__all__ = ["Assumed", "Plan", "Step", "Tokens", "plan", "plan_from", "render"]
+__all__ = [
+    "Assumed", "Plan", "Scaling", "Step", "Tokens", "assumed_from", "plan", "plan_from", "render", "render_scaling",
+    "scaling",
+]  # fmt: skip

@@ -53,6 +53,14 @@ class Assumed:
     """Prompt tokens that it reads in a second, likewise."""
     train_speed: float = 10_000
     """Tokens that QLoRA trains on in a second on one 80 GB GPU, times the billions of weights."""
+    one_sequence: float = 30
+    """Tokens that vLLM writes in a second of one sequence, while its batch is full."""
+    start: float = 120
+    """Seconds until an engine or a training worker has loaded its model."""
+    step: float = 0.1
+    """Seconds of an optimiser step that more GPUs do not share."""
+    judge_latency: float = 3
+    """Seconds until a judge at an endpoint has answered."""
     billions: float = 7
     """Billions of weights of a model whose name does not say."""
     measured: str = ""

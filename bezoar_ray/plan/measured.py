@@ -12,7 +12,12 @@ from bezoar_ray.recipe import SCHEMES, Recipe
 
 
 def plan_from(recipe: Recipe, folder: str | Path) -> Plan:
-    """The plan of a recipe with what a run, most often a pilot, measured in place of the assumptions.
+    """The plan of a recipe with what a run measured in place of the assumptions. Raises as `assumed_from` does."""
+    return plan(recipe, assumed_from(recipe, folder))
+
+
+def assumed_from(recipe: Recipe, folder: str | Path) -> Assumed:
+    """What a run, most often a pilot, measured in place of the assumptions.
 
     Raises:
         RecipeError: the folder holds no run.
@@ -22,7 +27,7 @@ def plan_from(recipe: Recipe, folder: str | Path) -> Plan:
         summary = json.loads(path.read_text())
     except OSError as error:
         raise RecipeError(f"--from {folder}: cannot read {path}: {error.strerror}. Name a run directory") from error
-    return plan(recipe, measured(recipe, summary, str(folder)))
+    return measured(recipe, summary, str(folder))
 
 
 def measured(recipe: Recipe, summary: dict[str, Any], name: str) -> Assumed:

@@ -30,6 +30,7 @@ class Plan:
     steps: tuple[Step, ...]
     rows: dict[str, float]
     assumed: Assumed
+    code: tuple[str, ...] = ()  # what of others the recipe runs
 
     def total(self, name: str) -> float:
         """The sum of one column."""
@@ -42,7 +43,18 @@ def plan(recipe: Recipe, assumed: Assumed | None = None) -> Plan:
     rows = generated(recipe, assumed)
     steps = (*generation(recipe, rows, assumed), *_judging(recipe, rows, assumed),
              *_training(recipe, rows, assumed), *_evaluation(recipe, assumed))  # fmt: skip
-    return Plan(recipe.name, steps, rows, assumed)
+    return Plan(recipe.name, steps, rows, assumed, tuple(_code(recipe)))
+
+
+def _code(recipe: Recipe) -> Iterator[str]:
+    """The code that a recipe runs, besides ours."""
+    yield from (f"{part.function} (generate.own.{name})" for name, part in recipe.generate.own.items())
+    models = [("teacher", part) for part in recipe.teachers] + [("judge", part) for part in recipe.judges]
+    for role, part in [*models, ("base", recipe.base)]:
+        if part.trust_remote_code:
+            yield f"code of {part.model} at {part.revision} ({role}: trust_remote_code)"
+        if part.pickled_weights:
+            yield f"pickled weights of {part.model} ({role}: pickled_weights), which can hold code"
 
 
 # Generation and filter.

@@ -1,6 +1,9 @@
 """A plan as text for a terminal."""
 
+from collections.abc import Callable
+
 from bezoar_ray.plan.assumed import Assumed
+from bezoar_ray.plan.scaling import COUNTS, GAIN, Scaling
 from bezoar_ray.plan.steps import Plan, Step
 
 _COLUMNS = ("calls", "tokens_in", "tokens_out", "usd", "gpu_hours")
@@ -17,8 +20,46 @@ def render(found: Plan) -> str:
     rows = ", ".join(f"{scheme} {count:,.0f}" for scheme, count in found.rows.items())
     return "\n".join([
         f"Plan of {found.recipe}: nothing has run. Rows to generate, at most: {rows}.", "",
-        text[0], rule, *text[1:-1], rule, text[-1], "", *_assumptions(found.assumed),
+        text[0], rule, *text[1:-1], rule, text[-1], "", *_code(found), *_assumptions(found.assumed),
     ])  # fmt: skip
+
+
+def render_scaling(found: Scaling) -> str:
+    """Hours and dollars on more and more GPUs, and what bounds each stage."""
+    head = ("stage", *map(_gpus, COUNTS), "gains up to", "then")
+    counts = [count if count >= found.fewest else None for count in COUNTS]
+
+    def line(name: str, value: Callable[[int], str], full: str = "", then: str = "") -> tuple[str, ...]:
+        return (name, *(value(count) if count else "–" for count in counts), full, then)
+
+    lines = [line(stage.name, lambda n, stage=stage: _hours(stage.hours(n)), _gpus(stage.full), stage.bound)
+             for stage in found.stages]  # fmt: skip
+    lines += [line("hours in all", lambda n: _hours(found.hours(n))), line("dollars", lambda n: f"{found.usd(n):,.0f}")]
+    table = [head, *lines]
+    widths = [max(len(line[column]) for line in table) for column in range(len(head))]
+    text = ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in table]
+    rule, gpu, assumed, first = "-" * len(text[0]), found.gpu, found.assumed, found.first
+    return "\n".join([
+        f"{found.recipe} on {found.kind}s, on paper: hours of each stage.", "",
+        text[0], rule, *text[1:-2], rule, *text[-2:], "",
+        f"{first.name} stops gaining first, at {_gpus(first.full)}: {first.bound}.", "",
+        "Assumptions, beside those of `bezoar plan`:",
+        f"- a {found.kind} has {gpu.tflops:g} TFLOPS in bfloat16 and {gpu.bandwidth:g} TB/s, by its maker, and costs "
+        f"{gpu.usd:g} dollars an hour, by ourselves; speeds follow the first in training, the second in writing",
+        "- actors, workers and replicas fill all GPUs, whatever the recipe says; a stage's GPUs are paid while it runs",
+        f"- an engine or worker starts in {assumed.start:g} s; one sequence is written at {assumed.one_sequence:g} "
+        f"tokens/s; a judge answers in {assumed.judge_latency:g} s",
+        f"- a stage gains as long as twice the GPUs take less than {GAIN:.0%} of the time; "
+        f"the recipe needs {_gpus(found.fewest)} at least",
+    ])  # fmt: skip
+
+
+def _gpus(count: float) -> str:
+    return f"{count:g} GPU" + ("s" if count > 1 else "")
+
+
+def _hours(hours: float) -> str:
+    return f"{hours:,.2f}" if hours < 10 else f"{hours:,.1f}"
 
 
 def _cells(stage: str, what: str, model: str, step: Step) -> tuple[str, ...]:
@@ -33,6 +74,10 @@ def _count(number: float) -> str:
 def _line(cells: tuple[str, ...], widths: list[int]) -> str:
     left = [cell.ljust(width) for cell, width in zip(cells[:3], widths[:3], strict=True)]
     return "  ".join(left + [cell.rjust(width) for cell, width in zip(cells[3:], widths[3:], strict=True)])
+
+
+def _code(found: Plan) -> list[str]:
+    return ["It will run what is not ours:", *(f"- {line}" for line in found.code), ""] if found.code else []
 
 
 def _assumptions(assumed: Assumed) -> list[str]:

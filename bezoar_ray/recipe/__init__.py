@@ -17,13 +17,13 @@ from bezoar_ray.recipe.generation import (
     OwnScheme,
 )
 from bezoar_ray.recipe.load import Recipe, load_recipe, parse_recipe, recipe_names
-from bezoar_ray.recipe.models import ModelPart, Prices, Seeds, SourcePart, Teacher
-from bezoar_ray.recipe.part import Part
+from bezoar_ray.recipe.models import ModelPart, Prices, Seeds, SourcePart, Teacher, Weights
+from bezoar_ray.recipe.part import Part, Placed
 from bezoar_ray.recipe.training import Align, Base, HhSft, Lora, Sft, Training
 
 __all__ = [
     "CHECKPOINTS", "SCHEMES", "Align", "Base", "Evaluate", "EvolInstruct", "Filter", "Generate", "Harness",
     "HarnessTask", "HhSft", "Lamini", "Lora", "Meaning", "Mixture", "ModelPart", "MtBench", "Orca", "OwnScheme",
-    "Part", "Prices", "Recipe", "Seeds", "Serve", "Sft", "SourcePart", "Teacher", "Training", "load_recipe",
-    "parse_recipe", "recipe_names",
+    "Part", "Placed", "Prices", "Recipe", "Seeds", "Serve", "Sft", "SourcePart", "Teacher", "Training", "Weights",
+    "load_recipe", "parse_recipe", "recipe_names",
 ]  # fmt: skip

@@ -6,12 +6,12 @@ import yaml
 from pydantic import AliasChoices, Field, field_validator, model_validator
 
 from bezoar_ray.recipe.models import ModelPart, told_apart
-from bezoar_ray.recipe.part import FILES, HOW, Money, OneOrMore, Part, Positive, decisive, packaged_text
+from bezoar_ray.recipe.part import FILES, HOW, Money, OneOrMore, Part, Placed, Positive, decisive, packaged_text
 
 CHECKPOINTS = ("base", "sft", "hh-sft", "dpo")
 
 
-class Serve(Part):
+class Serve(Placed):
     """The endpoint that hosts the checkpoints."""
 
     mode: Literal["joined", "merged"] = "joined"

@@ -1,5 +1,6 @@
 """Generation and filtering: the schemes and what is accepted of their rows."""
 
+from collections.abc import Iterator
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
@@ -23,7 +24,7 @@ class Lamini(Part):
     """Topics named in a topic-guided call."""
     topic_guided: Share = 0.5
     """Share of the calls that are topic-guided; the others are example-guided."""
-    topics: str | None = None
+    topics: Annotated[str | None, FILES] = None
     """File with one topic a line, in place of the packaged list."""
 
     @property
@@ -96,6 +97,10 @@ class OwnScheme(Part):
         """The file that holds the function."""
         return self.function.rpartition(":")[0]
 
+    def files(self) -> Iterator[str]:
+        """The file that holds the function."""
+        yield self.path
+
     def what(self) -> dict[str, Any]:
         """With the code itself."""
         return super().what() | {"source": self.source}
@@ -140,7 +145,7 @@ class Filter(Part):
     """Lowest rating, from 1 to 5, that a judge accepts."""
     combine: Literal["first", "all", "majority", "mean"] = "first"
     """Who decides: the first judge, all of them, more than half, or their mean rating."""
-    rubrics: dict[str, str] = {}
+    rubrics: Annotated[dict[str, str], FILES] = {}
     """A text file by scheme in place of the packaged rubric."""
     cap: dict[str, Positive] = {}
     """At most so many accepted rows, by scheme: the best rated of instructions that are as diverse as can be."""

@@ -12,7 +12,7 @@ from bezoar_ray.errors import RecipeError
 from bezoar_ray.recipe.evaluation import Evaluate, Serve
 from bezoar_ray.recipe.generation import SCHEMES, Filter, Generate
 from bezoar_ray.recipe.models import ModelPart, Seeds, Teacher, told_apart
-from bezoar_ray.recipe.part import HOW, Money, OneOrMore, Part
+from bezoar_ray.recipe.part import FILES, HOW, Money, OneOrMore, Part
 from bezoar_ray.recipe.training import Align, Base, HhSft, Sft, Training
 
 _ALIASES = {"teacher": "teachers", "judge": "judges"}  # what a single section may stand under
@@ -25,7 +25,7 @@ class Recipe(Part):
     """Name of the run: it goes to `runs/<name>` by default."""
     seed: int = 0
     """Seed of every draw; part of each row's id."""
-    chat_template: str = "alpaca"
+    chat_template: Annotated[str, FILES] = "alpaca"
     """Jinja file with generation marks, or the packaged `alpaca`; used alike by training, serving and evaluation."""
     teachers: Annotated[
         tuple[Teacher, ...],

@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import model_validator
 
-from bezoar_ray.recipe.part import FILES, HOW, Part, Positive, PositiveRate, decisive
+from bezoar_ray.recipe.part import FILES, HOW, Part, Placed, Positive, PositiveRate, decisive
 
 _BATCH_SHARE = 0.5  # of a live call's price, as OpenAI and those who copy its interface have it
 
@@ -19,13 +19,30 @@ class Prices(Part):
     """Dollars per million completion tokens."""
 
 
-class ModelPart(Part):
+class Weights(Part):
+    """Which of a model's weights are loaded, and how far they are trusted."""
+
+    revision: str | None = None
+    """Commit of a Hugging Face model; pinned, so that it stays the same model."""
+    trust_remote_code: bool = False
+    """Run code that comes with the model. Only with a pinned revision."""
+    pickled_weights: Annotated[bool, HOW] = False
+    """Load weights from .bin and .pt files, too: they are pickled, and can run code. Without it, safetensors alone."""
+
+    @model_validator(mode="after")
+    def _pinned_code(self) -> "Weights":
+        if self.trust_remote_code and not self.revision:
+            raise ValueError(
+                f"trust_remote_code of {self.model!r} needs `revision`: pin the commit whose code you read"
+            )
+        return self
+
+
+class ModelPart(Weights, Placed):
     """A model that is talked to: teacher or judge."""
 
     model: Annotated[str, FILES]
     """Hugging Face name, local folder, name at the endpoint, or one of the embedded `tiny-*` models."""
-    revision: str | None = None
-    """Commit of a Hugging Face model; pinned, so that the ledger's answers stay the model's own."""
     license: str = "unknown"
     """Licence or terms of use that bind what the model writes; decides whether the result may be sold."""
     temperature: float = 1.0
@@ -40,8 +57,6 @@ class ModelPart(Part):
     """Weights' type in vLLM."""
     chat_template: Annotated[str | None, FILES] = None
     """Jinja text or file that wraps messages for this model; the tokenizer's own where empty."""
-    trust_remote_code: bool = False
-    """Run code that comes with the model. Only with a pinned revision."""
     base_url: Annotated[str | None, HOW] = None
     """OpenAI-compatible endpoint. Without one, vLLM runs the model inside Ray actors."""
     api_key_env: Annotated[str | None, HOW] = None
@@ -98,14 +113,6 @@ class ModelPart(Part):
         if self.mode == "batch" and not self.base_url:
             raise ValueError(
                 f"mode batch of {self.model!r} needs a `base_url`: an endpoint with OpenAI's batch interface"
-            )
-        return self
-
-    @model_validator(mode="after")
-    def _pinned_code(self) -> "ModelPart":
-        if self.trust_remote_code and not self.revision:
-            raise ValueError(
-                f"trust_remote_code of {self.model!r} needs `revision`: pin the commit whose code you read"
             )
         return self
 

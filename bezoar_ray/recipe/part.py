@@ -2,6 +2,7 @@
 
 import glob
 import hashlib
+from collections.abc import Iterator
 from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any
@@ -32,10 +33,40 @@ class Part(BaseModel):
         frozen=True, extra="forbid", use_attribute_docstrings=True, protected_namespaces=(), validate_default=True
     )
 
+    def files(self) -> Iterator[str]:
+        """What may name files or folders of this machine, as the recipe has it: paths, globs, or other names."""
+        for name, field in type(self).model_fields.items():
+            yield from _files_in(getattr(self, name), FILES in field.metadata)
+
     def what(self) -> dict[str, Any]:
         """The fields that decide what comes out, with the content of named files in place of their paths."""
         fields = {name: field.metadata for name, field in type(self).model_fields.items() if HOW not in field.metadata}
         return {name: _what(getattr(self, name), FILES in marks) for name, marks in fields.items()}
+
+
+def _files_in(value: Any, files: bool) -> Iterator[str]:
+    if isinstance(value, Part):
+        yield from value.files()
+    elif isinstance(value, dict | list | tuple):
+        for item in value.values() if isinstance(value, dict) else value:
+            yield from _files_in(item, files)
+    elif files and isinstance(value, str) and "\n" not in value:
+        yield value
+
+
+class Placed(Part):
+    """A section whose work runs in Ray actors that ask for a kind of node."""
+
+    accelerator_type: Annotated[str | None, HOW] = None
+    """Kind of GPU, by Ray's name (H100, A100, L4); any where empty."""
+    node_labels: Annotated[dict[str, str], HOW] = {}
+    """Labels of the nodes that may be used (Ray's label selectors), as the files in `cluster/` give them."""
+
+    @property
+    def placement(self) -> dict[str, Any]:
+        """Ray's options for it."""
+        found = {"accelerator_type": self.accelerator_type, "label_selector": self.node_labels}
+        return {name: value for name, value in found.items() if value}
 
 
 def decisive(engine: dict[str, Any]) -> dict[str, Any]:

@@ -4,8 +4,8 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from bezoar_ray.recipe.models import SourcePart
-from bezoar_ray.recipe.part import FILES, HOW, Part, Positive, Share
+from bezoar_ray.recipe.models import SourcePart, Weights
+from bezoar_ray.recipe.part import FILES, HOW, Part, Placed, Positive, Share
 
 LossType = Literal[
     "sigmoid", "hinge", "ipo", "exo_pair", "nca_pair", "robust", "bco_pair", "sppo_hard", "aot", "aot_unpaired",
@@ -13,19 +13,15 @@ LossType = Literal[
 ]  # fmt: skip
 
 
-class Base(Part):
+class Base(Weights):
     """The model that is trained."""
 
     model: Annotated[str, FILES]
     """Hugging Face name, local folder, or `tiny-base`."""
-    revision: str | None = None
-    """Commit of a Hugging Face model."""
     license: str = "unknown"
     """Licence of the weights."""
     dtype: Literal["bfloat16", "float32"] = "bfloat16"
     """Type of the unquantised weights: compute, merge and the saved model."""
-    trust_remote_code: bool = False
-    """Run code that comes with the model. Only with a pinned revision."""
 
 
 class Lora(Part):
@@ -45,7 +41,7 @@ class Lora(Part):
     """Names of the linear layers that get an adapter."""
 
 
-class Training(Part):
+class Training(Placed):
     """One training stage."""
 
     learning_rate: float

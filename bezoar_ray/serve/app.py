@@ -13,6 +13,7 @@ from typing import Any
 
 from bezoar_ray.errors import BezoarError
 from bezoar_ray.recipe import CHECKPOINTS, Recipe
+from bezoar_ray.room import Ask, check_room
 from bezoar_ray.serve.arguments import hosted, modes
 from bezoar_ray.serve.gate import key_for
 from bezoar_ray.serve.replica import LOG, engine, router
@@ -78,11 +79,14 @@ class Family:
         """Start what is not yet running as the run directory has it; Serve replaces what has changed.
 
         Raises:
+            RecipeError: the cluster never has room for the engines.
             BezoarError: an engine did not start.
         """
         from ray import serve
 
-        wanted = self._wanted()
+        wanted, part = self._wanted(), self._recipe.serve
+        engines = len(wanted) - (_ROUTER in wanted)
+        check_room([Ask.of(part, engines * part.replicas, "the endpoint's engines")])
         log = self._store.log(LOG)
         log.write_text("")
         changed = [name for name in wanted if wanted[name] != self._deployed.get(name)]

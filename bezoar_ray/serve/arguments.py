@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from bezoar_ray.errors import BezoarError
-from bezoar_ray.llm.engine import on_cpu
+from bezoar_ray.llm.engine import on_cpu, trusted
 from bezoar_ray.llm.models import model_path
 from bezoar_ray.recipe import CHECKPOINTS, Recipe, Serve
 from bezoar_ray.store import Store
@@ -48,7 +48,7 @@ def engine_arguments(recipe: Recipe, store: Store) -> dict[str, list[str]]:
     shared += ["--chat-template", str(template), "--chat-template-content-format", "string"]
     shared += ["--generation-config", "vllm"]  # else the base's own sampling defaults enter every answer
     shared += ["--trust-remote-code"] if model.trust_remote_code else []
-    shared += _flags(_engine(recipe.serve))
+    shared += _flags(trusted(model) | _engine(recipe.serve))
     base = ["--model", model_path(model.model), "--served-model-name", CHECKPOINTS[0]]
     base += ["--revision", model.revision] if model.revision else []
     base += _lora_flags({name: store.path(_joined(name)) for name, mode in served.items() if mode == "joined"})

@@ -31,7 +31,7 @@ def engine(name: str, recipe: Recipe, root: str, key: str | None) -> Any:
 
     @serve.deployment(
         name="engine",
-        ray_actor_options={"num_cpus": part.num_cpus, "num_gpus": part.num_gpus},
+        ray_actor_options={"num_cpus": part.num_cpus, "num_gpus": part.num_gpus, **part.placement},
         max_ongoing_requests=_MOST,
         max_constructor_retry_count=1,
         graceful_shutdown_timeout_s=_DRAIN_SECONDS,

@@ -1,6 +1,6 @@
 """tiny-judge: a program behind an OpenAI-compatible server on this machine. It is no model and never named like one.
 
-`python -m bezoar_ray.tiny.judge --port N` serves until its parent ends, and prints its port when it is ready.
+`python -m bezoar_ray.tiny.judge --host H --port N` serves until its parent ends, and prints its port when it is ready.
 """
 
 import argparse
@@ -117,19 +117,21 @@ def _completion(prompt: str, said: str) -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def running() -> Iterator[str]:
+def running(host: str = "127.0.0.1") -> Iterator[str]:
     """The judge in a process of its own, on a free port; yields its base_url and ends it.
+
+    It asks for no key, as it knows nothing but the embedded world: any address but localhost is for a cluster's nodes.
 
     Raises:
         BezoarError: it did not start; the message holds what it printed.
     """
-    command = [sys.executable, "-m", "bezoar_ray.tiny.judge", "--port", "0"]
+    command = [sys.executable, "-m", "bezoar_ray.tiny.judge", "--host", host, "--port", "0"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         try:
             port = process.stdout.readline().strip()
             if not port.isdigit():
                 raise BezoarError(f"tiny-judge did not start: {port or 'no output'} (exit code {process.poll()})")
-            yield f"http://127.0.0.1:{port}/v1"
+            yield f"http://{host}:{port}/v1"
         finally:
             process.kill()
 
@@ -141,15 +143,15 @@ def _end_with_parent() -> None:
         ctypes.CDLL(None).prctl(_PARENT_DEATH, _SIGKILL)
 
 
-def serve(port: int) -> None:
-    """Serve on 127.0.0.1; port 0 takes a free one. Prints the port."""
+def serve(host: str, port: int) -> None:
+    """Serve there; port 0 takes a free one. Prints the port."""
     import socket
 
     import uvicorn
 
     with socket.socket() as listener:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind(("127.0.0.1", port))
+        listener.bind((host, port))
         listener.listen(1024)
         print(listener.getsockname()[1], flush=True)
         uvicorn.Server(uvicorn.Config(app(), log_level="warning", access_log=False)).run(sockets=[listener])
@@ -157,6 +159,8 @@ def serve(port: int) -> None:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(prog="python -m bezoar_ray.tiny.judge", description=__doc__)
+    parser.add_argument("--host", default="127.0.0.1")
     parser.add_argument("--port", type=int, default=0)
     _end_with_parent()
-    serve(parser.parse_args().port)
+    options = parser.parse_args()
+    serve(options.host, options.port)

@@ -3,12 +3,14 @@
 import contextlib
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import orjson
 
+from bezoar_ray.errors import BezoarError
 from bezoar_ray.recipe import Lora, Training
 from bezoar_ray.train import models
 from bezoar_ray.train.checkpoints import finish
@@ -42,6 +44,8 @@ def train(job: Job, adapt: Callable[..., Any], build: Build) -> Account:
             trainer.add_callback(stopping(trainer, job, data, account.offset))
             trainer.add_callback(reporter(job, account, data, total))
             trainer.train(resume_from_checkpoint=saved)
+            if account.stopped:
+                raise BezoarError("stopped, with a last checkpoint; the same command goes on from there")
         saved = None
         account.offset += _length(data, job.part)
         account.step, account.finished = account.step + 1, False
@@ -63,7 +67,7 @@ def _last() -> tuple[Account, str | None]:
         return Account(), None
     remote = checkpoint.filesystem.type_name != "local"
     folder = Path(checkpoint.to_directory() if remote else checkpoint.path)
-    return Account(**orjson.loads((folder / STATE).read_bytes())), str(folder)
+    return replace(Account(**orjson.loads((folder / STATE).read_bytes())), stopped=False), str(folder)
 
 
 def _load_adapter(model: Any, folder: str) -> None:

@@ -28,6 +28,7 @@ def load(base: Base, folder: str | None = None, **settings: Any) -> Any:
         folder or model_path(base.model),
         dtype=base.dtype,
         trust_remote_code=base.trust_remote_code,
+        use_safetensors=None if base.pickled_weights else True,
         **{"device_map": {"": device()}, **hub, **settings},
     )
 

@@ -7,11 +7,13 @@ from typing import Any
 
 import orjson
 
+from bezoar_ray.train.models import device
 from bezoar_ray.train.prepared import Prepared
-from bezoar_ray.train.worker import Job, report_progress
+from bezoar_ray.train.worker import STOP, Job, report_progress
 
 STATE = "bezoar.json"
 EVERY_SECONDS = 0.5
+_LOOK_SECONDS = 1.0
 
 
 @dataclass
@@ -20,6 +22,7 @@ class Account:
 
     step: int = 0  # index of the current training step (a data set)
     finished: bool = False  # whether that one is at its end
+    stopped: bool = False  # whether the driver asked to stop
     offset: int = 0  # optimiser steps of those before it
     tokens: float = 0.0
     seconds: float = 0.0
@@ -36,13 +39,15 @@ def reporter(job: Job, account: Account, data: Prepared, total: int) -> Any:
 
     Ray's own callback copies the whole checkpoint from every rank.
     """
+    from ray.train import get_context
     from transformers import TrainerCallback
 
     class Reporter(TrainerCallback):
         """One data set's training."""
 
         def __init__(self) -> None:
-            self._seen = self._shown = 0.0
+            self._seen = self._shown = self._looked = 0.0
+            self._stop = False
 
         def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
             self._seen = time.monotonic()
@@ -51,6 +56,8 @@ def reporter(job: Job, account: Account, data: Prepared, total: int) -> Any:
             now = time.monotonic()
             account.seconds, self._seen = account.seconds + now - self._seen, now
             account.tokens += data.tokens * args.num_train_epochs / state.max_steps
+            if self._asked_to_stop(now):
+                control.should_save = control.should_training_stop = account.stopped = True
             if state.is_world_process_zero and now - self._shown > EVERY_SECONDS:
                 self._shown = now
                 last = account.history[-1] if account.history else {}
@@ -58,6 +65,19 @@ def reporter(job: Job, account: Account, data: Prepared, total: int) -> Any:
                 note = f"{data.name}  {loss}{account.tokens_per_s:.0f} tokens/s"
                 step = account.offset + state.global_step
                 report_progress(job, step, total, note, last.get("reward_accuracy"))
+
+        def _asked_to_stop(self, now: float) -> bool:
+            """Whether the driver is being stopped: rank 0 looks now and then, all ranks learn it at the same step."""
+            import torch
+            import torch.distributed as dist
+
+            if get_context().get_world_rank() == 0 and now - self._looked > _LOOK_SECONDS:
+                self._looked, self._stop = now, job.store.exists(f"{job.folder}/{STOP}")
+            if not dist.is_initialized():
+                return self._stop
+            told = torch.tensor([int(self._stop)], device=device())
+            dist.broadcast(told, 0)
+            return bool(told.item())
 
         def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
             if not logs or "loss" not in logs:

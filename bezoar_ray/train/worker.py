@@ -1,9 +1,11 @@
 """Ray Train: the stage's loop on its workers, with progress on the driver's line and logs out of sight."""
 
+import contextlib
 from collections.abc import Callable
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as StillRunning
 from dataclasses import dataclass
+from pathlib import PurePath
 from threading import Thread
 from typing import Any
 
@@ -11,12 +13,14 @@ import orjson
 
 from bezoar_ray.errors import BezoarError, RecipeError
 from bezoar_ray.recipe import Recipe, Training
+from bezoar_ray.room import Ask, check_room
 from bezoar_ray.rows import row_id
 from bezoar_ray.stage import Context
 from bezoar_ray.store import Store
 from bezoar_ray.train.prepared import Prepared
 
 POLL_SECONDS = 0.5
+_STOP_SECONDS = 28.0  # for a last checkpoint: a preempted node is given 30
 
 
 @dataclass(frozen=True)
@@ -45,6 +49,8 @@ class Job:
         return f"train/{self.stage}"
 
 
+STOP = "stop"  # the file by which a driver that is being stopped asks its workers to stop
+
 Loop = Callable[[Job], dict[str, Any]]
 """What runs on every worker. Rank 0's return value is the stage's result."""
 
@@ -56,8 +62,11 @@ def fit(context: Context, stage: str, loop: Loop, data: list[Prepared], inputs: 
     last checkpoint, after a worker's death or the whole job's; any other starts afresh.
 
     Raises:
+        RecipeError: the cluster never has room for the workers.
         BezoarError: what the loop itself raised, or that it failed more often than `max_failures`; names the log.
     """
+    part = context.recipe.training(stage)
+    check_room([Ask.each(part, part.cpus_per_worker, part.gpus_per_worker, part.workers, f"{stage}'s workers")])
     job = Job(str(context.store.root), context.recipe, stage, _name(context, stage, data, inputs), tuple(data))
     _tidy(job)
     ended: Future[None] = Future()
@@ -106,6 +115,7 @@ def _run(job: Job, loop: Loop) -> None:
             num_workers=part.workers,
             use_gpu=part.gpus_per_worker > 0,
             resources_per_worker=_resources(part),
+            **part.placement,
         ),
         run_config=RunConfig(
             name=job.name,
@@ -126,10 +136,13 @@ def _enter(config: dict[str, Any]) -> None:
     """A worker's way in: its output goes to the stage's log, rank 0's result to a file."""
     from ray.train import get_context
 
-    from bezoar_ray.logs import redirect
+    from bezoar_ray.logs import event, keep_events, redirect
 
     job: Job = config["job"]
     redirect(job.store.log(f"{job.stage}.log"))
+    rank = str(get_context().get_world_rank())
+    keep_events(job.store.log("events.jsonl"), run=PurePath(job.root).name, stage=job.stage, rank=rank)
+    event("training begins or goes on")
     try:
         result = config["loop"](job)
     except BezoarError as error:  # ours, and no retry would mend it
@@ -147,9 +160,20 @@ def _watch(context: Context, job: Job, ended: "Future[None]") -> None:
         except StillRunning:
             if at := context.store.read_json(name):
                 context.progress.update(at["step"], at["total"], at["note"])
+        except KeyboardInterrupt:
+            _stop(context, job, ended)
+            raise
         except Exception as error:
             log = context.store.log(f"{job.stage}.log")
             raise BezoarError(f"{job.stage}: training failed: {_cause(error)}. More in {log}") from error
+
+
+def _stop(context: Context, job: Job, ended: "Future[None]") -> None:
+    """Have the workers write a last checkpoint, from which the next command goes on."""
+    context.progress.say("stopping: a last checkpoint is being written")
+    context.store.replace(f"{job.folder}/{STOP}", b"")
+    with contextlib.suppress(Exception):  # whatever it is, the last checkpoint that is whole counts
+        ended.result(timeout=_STOP_SECONDS)
 
 
 def _cause(error: Exception) -> str:

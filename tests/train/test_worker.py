@@ -26,7 +26,7 @@ from bezoar_ray.train import pairs, preference, sft, worker
 from tests.train.conftest import write_rows
 
 RUN_SFT = """
-import sys
+import signal, sys
 from bezoar_ray.cluster import ray_session
 from bezoar_ray.progress import Progress
 from bezoar_ray.recipe import Recipe
@@ -34,6 +34,7 @@ from bezoar_ray.stage import Context
 from bezoar_ray.store import Store
 from bezoar_ray.train import sft
 
+signal.signal(signal.SIGTERM, signal.default_int_handler)  # as `bezoar run` has it
 with ray_session():
     sft.run(Context(Recipe.model_validate_json(open(sys.argv[1]).read()), Store(sys.argv[2]), "test", Progress()))
 """
@@ -106,7 +107,7 @@ def adapter(store: Store) -> dict[str, torch.Tensor]:
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
-@pytest.mark.parametrize("whom", ["worker", "everything"])
+@pytest.mark.parametrize("whom", ["worker", "everything", "nobody: it is asked to stop"])
 def test_training_that_was_killed_ends_with_the_adapter_of_one_that_was_not(
     context: Context, undisturbed: dict[str, torch.Tensor], whom: str
 ) -> None:
@@ -119,7 +120,12 @@ def test_training_that_was_killed_ends_with_the_adapter_of_one_that_was_not(
         next(process for process in started if "RayTrainWorker" in "".join(process.cmdline())).kill()
         assert first.wait(timeout=800) == 0
     else:
-        kill(first)
+        if whom == "everything":
+            kill(first)
+        else:
+            began = time.monotonic()
+            first.terminate()
+            assert first.wait(timeout=100) != 0 and time.monotonic() - began < 30
         log = context.store.path("logs/sft.log")
         log.unlink()
         again = subprocess.run(command(context.recipe, context.store), stdout=subprocess.DEVNULL, timeout=800)

@@ -1,0 +1,164 @@
+"""What a recipe takes on more GPUs: hours and dollars of each stage, and which one stops gaining first."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+from bezoar_ray.errors import RecipeError
+from bezoar_ray.plan.assumed import Assumed
+from bezoar_ray.plan.steps import Plan, plan
+from bezoar_ray.recipe import ModelPart, Recipe, Training
+
+COUNTS = (1, 8, 64)
+GAIN = 0.9  # twice the GPUs have to take less than this share of the time
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """A kind of GPU: makers' data sheets for its speed, a rough price of a rented one."""
+
+    tflops: float  # bfloat16, dense
+    bandwidth: float  # TB/s
+    usd: float  # an hour
+
+
+GPUS = {
+    "H100": Gpu(989, 3.35, 3.0), "H200": Gpu(989, 4.8, 3.8), "A100": Gpu(312, 2.04, 1.8), "L40S": Gpu(362, 0.86, 1.5),
+    "L4": Gpu(121, 0.3, 0.7),
+}  # fmt: skip
+_BASELINE = GPUS["H100"]  # the assumed speeds are meant for it
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One stage as a function of GPUs: hours with so many, how many of them it can use, and what bounds it then."""
+
+    name: str
+    hours: Callable[[int], float]
+    most: float  # GPUs that it can use
+    bound: str
+
+    def used(self, gpus: int) -> float:
+        """GPUs that it takes."""
+        return min(gpus, self.most)
+
+    @property
+    def full(self) -> int:
+        """The number of GPUs, a power of two, from which on twice as many hardly gain."""
+        count = 1
+        while count < 2**14 and self.hours(2 * count) < GAIN * self.hours(count):
+            count *= 2
+        return count
+
+
+@dataclass(frozen=True)
+class Scaling:
+    """A recipe's stages on a kind of GPU."""
+
+    recipe: str
+    kind: str
+    gpu: Gpu
+    stages: tuple[Stage, ...]
+    api_usd: float
+    fewest: float  # GPUs without which it cannot run
+    assumed: Assumed
+
+    def hours(self, gpus: int) -> float:
+        """Of all stages, one after the other; generate and filter run at the same time."""
+        found = {stage.name: stage.hours(gpus) for stage in self.stages}
+        together = max(found.pop("generate", 0.0), found.pop("filter", 0.0))
+        return together + sum(found.values())
+
+    def usd(self, gpus: int) -> float:
+        """GPUs while a stage uses them, and the endpoints' bills."""
+        return self.api_usd + self.gpu.usd * sum(stage.hours(gpus) * stage.used(gpus) for stage in self.stages)
+
+    @property
+    def first(self) -> Stage:
+        """The stage that stops gaining first, of those that take long enough to matter."""
+        whole = self.hours(1)
+        return min((stage for stage in self.stages if stage.hours(1) > 0.02 * whole), key=lambda stage: stage.full)
+
+
+def scaling(recipe: Recipe, kind: str, assumed: Assumed | None = None) -> Scaling:
+    """A recipe on GPUs of a kind.
+
+    Raises:
+        RecipeError: no such kind, or a recipe that uses no GPU.
+    """
+    if kind not in GPUS:
+        raise RecipeError(f"--cluster {kind}: no such kind of GPU; there are {', '.join(GPUS)}")
+    gpu, assumed = GPUS[kind], assumed or Assumed()
+    writing, training = gpu.bandwidth / _BASELINE.bandwidth, gpu.tflops / _BASELINE.tflops
+    assumed = replace(
+        assumed, write_speed=assumed.write_speed * writing, read_speed=assumed.read_speed * training,
+        train_speed=assumed.train_speed * training,
+    )  # fmt: skip
+    found = plan(recipe, assumed)
+    if not found.total("gpu_hours"):
+        raise RecipeError(f"--cluster {kind}: {recipe.name} uses no GPU")
+    teachers = [teacher for teacher in recipe.teachers if not teacher.base_url]
+    fewest = max([teacher.num_gpus for teacher in teachers] + [recipe.serve.num_gpus, 1.0])
+    stages = (_generate(recipe, found, assumed), _filter(recipe, found, assumed),
+              *(_train(recipe, found, name, assumed) for name in ("sft", "hh-sft", "dpo")),
+              _evaluate(recipe, found, assumed))  # fmt: skip
+    return Scaling(recipe.name, kind, gpu, tuple(filter(None, stages)), found.total("usd"), fewest, assumed)
+
+
+def _gpu_hours(found: Plan, stage: str) -> float:
+    return sum(step.gpu_hours for step in found.steps if step.stage == stage)
+
+
+def _generate(recipe: Recipe, found: Plan, assumed: Assumed) -> Stage | None:
+    """Engines share out the works; a chain of calls cannot be shared."""
+    evol = recipe.generate.evol_instruct
+    tokens = sum(assumed.call[f"evol_instruct {kind}"].out for kind in ("rewrite", "comparison", "answer"))
+    chain = (evol.epochs * tokens if evol else assumed.call["lamini instructions"].out) / assumed.one_sequence
+    work, start = _gpu_hours(found, "generate"), assumed.start
+    bound = f"an engine starts in {start:.0f} s, the longest chain of calls takes {chain:.0f} s"
+    return Stage("generate", lambda gpus: work / gpus + (start + chain) / 3600, float("inf"), bound)
+
+
+def _filter(recipe: Recipe, found: Plan, assumed: Assumed) -> Stage | None:
+    """Judges at an endpoint answer as fast as it lets us, whatever the GPUs; our own are shared out like teachers."""
+    judges = recipe.judges if recipe.filter.judge else ()
+    calls = sum(step.calls for step in found.steps if step.stage == "filter") / max(1, len(judges))
+    asked = [judge for judge in judges if judge.base_url]
+    remote = max((calls / _rate(judge, assumed) / 3600 for judge in asked), default=0.0)
+    work, start = _gpu_hours(found, "filter"), assumed.start / 3600 if len(asked) < len(judges) else 0.0
+    slowest = min(asked, key=lambda judge: _rate(judge, assumed), default=None)
+    bound = f"{slowest.model} takes {_rate(slowest, assumed):,.0f} calls a second" if slowest else "an engine's start"
+    if not calls:
+        return None
+    return Stage("filter", lambda gpus: max(remote, work / gpus + start), float("inf") if work else 0, bound)
+
+
+def _rate(judge: ModelPart, assumed: Assumed) -> float:
+    """Calls a second: by its own limit, or by how many may be under way."""
+    limit = judge.requests_per_minute / 60 if judge.requests_per_minute else float("inf")
+    return min(limit, judge.most_actors * judge.max_in_flight / assumed.judge_latency)
+
+
+def _train(recipe: Recipe, found: Plan, stage: str, assumed: Assumed) -> Stage | None:
+    """Workers share out a batch, row by row at most; steps come one after the other."""
+    part: Training = recipe.training(stage)
+    work = _gpu_hours(found, stage)
+    if not work:
+        return None
+    tokens = sum(step.tokens_in for step in found.steps if step.stage == stage)
+    row = assumed.hh_row * (2 if stage == "dpo" else 1)  # a pair has two sides
+    steps = tokens / row / part.batch
+    idle = (assumed.start + steps * assumed.step) / 3600
+    bound = (
+        f"a batch has {part.batch} rows, and no GPU shares {assumed.step * 1000:.0f} ms of each of {steps:,.0f} steps"
+    )
+    return Stage(stage, lambda gpus: work / min(gpus, part.batch) + idle, part.batch, bound)
+
+
+def _evaluate(recipe: Recipe, found: Plan, assumed: Assumed) -> Stage | None:
+    """Replicas share out the requests; the judge of MT-Bench answers as fast as it lets us."""
+    judge = recipe.mt_bench_judges[0] if recipe.evaluate.mt_bench else None
+    calls = sum(step.calls for step in found.steps if step.what.startswith("mt_bench") and step.what[9:] != "answer")
+    judged = calls / _rate(judge, assumed) / 3600 if judge else 0.0
+    work, start = _gpu_hours(found, "evaluate"), assumed.start / 3600
+    bound = f"an engine starts in {assumed.start:.0f} s, and {calls:,.0f} verdicts are waited for"
+    return Stage("evaluate", lambda gpus: max(judged, work / gpus) + start, float("inf"), bound)

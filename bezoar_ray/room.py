@@ -1,0 +1,95 @@
+"""Whether a cluster can ever give what a stage asks for: if it cannot, that is said at once, and not waited for."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from bezoar_ray.errors import RecipeError
+from bezoar_ray.recipe import Placed
+
+_REMEDY = "Lower what the recipe asks for, or start nodes that have it; stages can also run one by one (--stages)"
+
+
+@dataclass(frozen=True)
+class Ask:
+    """So many actors, each of which needs these resources on one node."""
+
+    who: str
+    count: int
+    needs: dict[str, float]
+    labels: dict[str, str] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, part: Placed, count: int, who: str) -> "Ask":
+        """What the actors of a recipe's section ask for."""
+        return cls.each(part, part.num_cpus, part.num_gpus, count, who)
+
+    @classmethod
+    def each(cls, part: Placed, cpus: float, gpus: float, count: int, who: str) -> "Ask":
+        """The same, where the section says CPUs and GPUs by other names."""
+        kind = {f"accelerator_type:{part.accelerator_type}": 0.001} if part.accelerator_type else {}
+        return cls(
+            who, count, {name: n for name, n in {"CPU": cpus, "GPU": gpus, **kind}.items() if n}, part.node_labels
+        )
+
+    def __str__(self) -> str:
+        needs = ", ".join(f"{number:g} {name}" for name, number in self.needs.items() if number >= 0.01)
+        kind = "".join(f" of kind {name.partition(':')[2]}" for name in self.needs if ":" in name)
+        labels = f" on nodes labelled {self.labels}" if self.labels else ""
+        return f"{self.who} ({self.count} actors with {needs or 'nothing'}{kind} each{labels})"
+
+
+@dataclass
+class Node:
+    """A node that is there, or of which an autoscaler may start `count`."""
+
+    offers: dict[str, float]
+    labels: dict[str, str] | None = None  # None: nobody knows
+    count: float = 1
+
+    def suits(self, ask: Ask) -> bool:
+        """Whether one such actor fits on it while it is empty."""
+        labelled = self.labels is None or ask.labels.items() <= self.labels.items()
+        return labelled and all(self.offers.get(name, 0.0) >= number for name, number in ask.needs.items())
+
+
+def check_room(asks: list[Ask]) -> None:
+    """See that all of these can run at the same time on the nodes that Ray has, or that its autoscaler may start.
+
+    Raises:
+        RecipeError: they never could; the message says what is missing.
+    """
+    nodes = [*_autoscaled()] or [*_alive()]
+    for ask in asks:
+        if not any(node.suits(ask) for node in nodes):
+            largest = ", ".join(f"{most(nodes, name):g} {name}" for name in ask.needs if ":" not in name)
+            raise RecipeError(f"{ask}: no node of the cluster has that. The largest has {largest}. {_REMEDY}")
+    for name in ("CPU", "GPU"):
+        wanted = sum(ask.count * ask.needs.get(name, 0.0) for ask in asks)
+        there = sum(node.count * node.offers.get(name, 0.0) for node in nodes)
+        if wanted > there:
+            who = "; ".join(map(str, asks))
+            raise RecipeError(f"{who}: together {wanted:g} {name}, and the cluster has {there:g} at most. {_REMEDY}")
+
+
+def most(nodes: list[Node], name: str) -> float:
+    """The most of a resource that a node has."""
+    return max((node.offers.get(name, 0.0) for node in nodes), default=0.0)
+
+
+def _alive() -> Iterator[Node]:
+    import ray
+
+    for node in ray.nodes():
+        if node["Alive"]:
+            yield Node(node["Resources"], node.get("Labels") or {})
+
+
+def _autoscaled() -> Iterator[Node]:
+    """What the cluster's autoscaler may start, by its own configuration; nothing where there is none."""
+    from ray._private.state import state
+
+    config: Any = state.get_cluster_config()
+    for group in config.node_group_configs if config else ():
+        limit = group.max_count if group.max_count >= 0 else float("inf")
+        yield Node(dict(group.resources), None, limit)

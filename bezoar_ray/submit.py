@@ -1,0 +1,165 @@
+"""`bezoar submit`: a run as a Ray job on a cluster, followed from here, safe to submit again.
+
+The job runs `bezoar run` on the cluster's head, without a GPU and without data: all that lasts is in the run directory.
+One run directory has one job at a time; submitting it again while it runs attaches to that job.
+"""
+
+import asyncio
+import contextlib
+import hashlib
+import shlex
+import shutil
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from bezoar_ray.cluster import SETTINGS
+from bezoar_ray.errors import BezoarError, RecipeError
+from bezoar_ray.recipe import Recipe
+from bezoar_ray.recipe.part import matches
+
+_RUN_DIR, _RECIPE = "bezoar_run_dir", "recipe.yaml"
+
+
+@dataclass(frozen=True)
+class Job:
+    """A job on a cluster: its submission id, Ray's word for its state, and whether it was there before."""
+
+    id: str
+    status: str
+    found: bool
+
+
+class JobFailed(BezoarError):
+    """The job ended without success; its exit code is ours."""
+
+    def __init__(self, message: str, code: int):
+        super().__init__(message)
+        self.exit_code = code
+
+
+class Jobs:
+    """The jobs of a cluster, by the address of its dashboard (http://head:8265).
+
+    Raises:
+        RecipeError: nothing answers there, or not to this token.
+    """
+
+    def __init__(self, address: str):
+        from ray.job_submission import JobSubmissionClient
+
+        self._address = address
+        try:
+            self._client = JobSubmissionClient(address)
+        except (ConnectionError, RuntimeError) as error:
+            raise RecipeError(
+                f"--address {address}: {str(error).strip().splitlines()[0]}. It is the dashboard's address (port 8265, "
+                "by a tunnel or `kubectl port-forward`); RAY_AUTH_MODE=token and RAY_AUTH_TOKEN open a guarded cluster"
+            ) from error
+
+    def submit(self, recipe: Recipe, run_dir: str, arguments: list[str], requirements: str | None = None) -> Job:
+        """Submit `bezoar run`, or find the job that works on this run directory already.
+
+        Args:
+            recipe: goes along, with the files that it names.
+            run_dir: a URL, or an absolute path that all nodes see.
+            arguments: further ones of `bezoar run`.
+            requirements: a file of pinned packages for nodes whose image has no bezoar_ray.
+
+        Raises:
+            RecipeError: a run directory or a file that the cluster could not find.
+        """
+        if "://" not in run_dir and not Path(run_dir).is_absolute():
+            raise RecipeError(
+                f"--run-dir {run_dir}: a cluster's nodes know no folder by a relative path. "
+                "Give s3://…, gs://…, or the absolute path of a folder that all nodes see"
+            )
+        if there := self.working_on(run_dir):
+            return there
+        command = ["python", "-m", "bezoar_ray.cli", "run", _RECIPE, "--run-dir", run_dir, *arguments]
+        with packed(recipe) as folder:
+            id = self._client.submit_job(
+                entrypoint=shlex.join(command),
+                submission_id=self._next_id(recipe.name, run_dir),
+                runtime_env=runtime_env(folder, requirements),
+                metadata={_RUN_DIR: run_dir},
+            )
+        return Job(id, "PENDING", found=False)
+
+    def working_on(self, run_dir: str) -> Job | None:
+        """The job that works on a run directory at the moment."""
+        jobs = [job for job in self._of(run_dir) if not job.status.is_terminal()]
+        return Job(jobs[0].submission_id, jobs[0].status.value, found=True) if jobs else None
+
+    def last(self, run_dir: str) -> Job | None:
+        """The latest job of a run directory."""
+        jobs = sorted(self._of(run_dir), key=lambda job: job.start_time or 0)
+        return Job(jobs[-1].submission_id, jobs[-1].status.value, found=True) if jobs else None
+
+    def follow(self, id: str) -> None:
+        """Print a job's lines until it ends. Ctrl-C ends the following, and not the job.
+
+        Raises:
+            JobFailed: it ended without success.
+        """
+
+        async def lines() -> None:
+            async for text in self._client.tail_job_logs(id):
+                print(text, end="", flush=True)
+
+        asyncio.run(lines())
+        details = self._client.get_job_info(id)
+        if details.status.value != "SUCCEEDED":
+            said = (details.message or "").strip().splitlines()[-1:] or [""]
+            code = details.driver_exit_code
+            raise JobFailed(f"job {id} {details.status.value.lower()}: {said[0]}", 3 if code in (None, 0, 1) else code)
+
+    def _of(self, run_dir: str) -> list[Any]:
+        return [job for job in self._client.list_jobs() if (job.metadata or {}).get(_RUN_DIR) == run_dir]
+
+    def _next_id(self, name: str, run_dir: str) -> str:
+        mark = hashlib.sha256(run_dir.encode()).hexdigest()[:8]
+        return f"bezoar-{name}-{mark}-{len(self._of(run_dir)) + 1}"
+
+
+def runtime_env(folder: Path, requirements: str | None) -> dict[str, Any]:
+    """What Ray sets up for the job: the packed files, and, where the nodes' image has no bezoar_ray, that and its pins.
+
+    No key is in it: they come from the environment of the cluster's nodes.
+    """
+    found: dict[str, Any] = {"working_dir": str(folder), "env_vars": SETTINGS}
+    if requirements:
+        import bezoar_ray
+
+        lines = [line for line in Path(requirements).read_text().splitlines() if line.strip()]
+        found["uv"] = {"packages": lines, "uv_pip_install_options": ["--no-deps"]}
+        found["py_modules"] = [str(Path(bezoar_ray.__file__).parent)]
+    return found
+
+
+@contextlib.contextmanager
+def packed(recipe: Recipe) -> Iterator[Path]:
+    """A folder with the recipe and the files of this machine that it names by relative paths.
+
+    Raises:
+        RecipeError: one that lies outside the current folder, or a whole folder (a model's weights).
+    """
+    with tempfile.TemporaryDirectory(prefix="bezoar_ray-") as name:
+        folder = Path(name)
+        for pattern in recipe.files():
+            for path in matches(pattern):
+                if path.is_absolute():
+                    continue  # the nodes have it, or the job says that they have not
+                if ".." in path.parts or path.is_dir():
+                    raise RecipeError(
+                        f"{pattern!r} cannot go along with the job: put it where all nodes see it, and name it by its "
+                        "absolute path" + (", or give the model's name on the hub" if path.is_dir() else "")
+                    )
+                (folder / path).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(path, folder / path)
+        (folder / _RECIPE).write_text(yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False))
+        yield folder

@@ -1,0 +1,70 @@
+"""What a cluster can never give is refused at once."""
+
+import pytest
+
+from bezoar_ray import room
+from bezoar_ray.errors import RecipeError
+from bezoar_ray.recipe import ModelPart, Serve, Training
+from bezoar_ray.room import Ask, Node, check_room
+
+GPU_NODE = {"CPU": 32.0, "GPU": 8.0, "accelerator_type:H100": 1.0}
+
+
+@pytest.fixture
+def cluster(monkeypatch):
+    """Nodes that are there, and what an autoscaler may start."""
+
+    def set_up(*alive: Node, autoscaled: tuple[Node, ...] = ()) -> None:
+        monkeypatch.setattr(room, "_alive", lambda: iter(alive))
+        monkeypatch.setattr(room, "_autoscaled", lambda: iter(autoscaled))
+
+    return set_up
+
+
+def ask(count: int = 1, **part) -> Ask:
+    return Ask.of(ModelPart(model="m", **part), count, "m")
+
+
+def test_what_fits_passes(cluster):
+    cluster(Node({"CPU": 4.0}, {}), Node(GPU_NODE, {"pool": "gpu"}))
+    check_room([ask(8, num_gpus=1, accelerator_type="H100", node_labels={"pool": "gpu"}), ask(4)])
+
+
+@pytest.mark.parametrize(
+    ("part", "said"),
+    [
+        ({"num_gpus": 16}, r"m \(1 actors with 1 CPU, 16 GPU each\): no node .* The largest has 32 CPU, 8 GPU"),
+        ({"num_gpus": 1, "accelerator_type": "A100"}, r"1 GPU of kind A100 each\): no node of the cluster has that"),
+        ({"node_labels": {"pool": "spot"}}, r"on nodes labelled \{'pool': 'spot'\}\): no node of the cluster has that"),
+    ],
+)
+def test_an_actor_that_fits_on_no_node_is_refused_with_what_is_missing(cluster, part, said):
+    cluster(Node({"CPU": 4.0}, {}), Node(GPU_NODE, {"pool": "gpu"}))
+    with pytest.raises(RecipeError, match=said):
+        check_room([ask(**part)])
+
+
+def test_more_actors_than_all_nodes_take_are_refused(cluster):
+    cluster(Node(GPU_NODE, {}))
+    with pytest.raises(RecipeError, match=r"together 9 GPU, and the cluster has 8 at most.*--stages"):
+        check_room([ask(8, num_gpus=1), ask(1, num_gpus=1)])
+
+
+def test_nodes_that_an_autoscaler_may_start_count(cluster):
+    cluster(Node({"CPU": 1.0}, {}), autoscaled=(Node({"CPU": 1.0}), Node(GPU_NODE, None, count=4)))
+    check_room([ask(32, num_gpus=1, node_labels={"pool": "gpu"})])  # its labels are not known
+    with pytest.raises(RecipeError, match="together 33 GPU, and the cluster has 32 at most"):
+        check_room([ask(33, num_gpus=1)])
+
+
+def test_every_section_says_where_its_actors_belong():
+    where = {"accelerator_type": "L4", "node_labels": {"bezoar": "train"}}
+    wanted = {"accelerator_type": "L4", "label_selector": {"bezoar": "train"}}
+    assert ModelPart(model="m", **where).placement == Serve(**where).placement == wanted
+    assert Training(learning_rate=1e-4, **where).placement == wanted and Serve().placement == {}
+
+
+def test_on_this_machine_a_training_that_can_never_start_is_refused(ray_session):
+    part = Training(learning_rate=1e-4, workers=16, batch=16, cpus_per_worker=4)
+    with pytest.raises(RecipeError, match=r"sft's workers \(16 actors with 4 CPU each\).*together 64 CPU"):
+        check_room([Ask.each(part, part.cpus_per_worker, part.gpus_per_worker, part.workers, "sft's workers")])

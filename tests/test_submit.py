@@ -1,0 +1,51 @@
+"""What goes along with a job."""
+
+import pytest
+import yaml
+
+from bezoar_ray.errors import RecipeError
+from bezoar_ray.recipe import load_recipe, parse_recipe
+from bezoar_ray.submit import Jobs, packed, runtime_env
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """The current folder, with files that a recipe names."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("seeds/a.jsonl", "seeds/b.jsonl", "mine.py", "rubric.txt", "topics.txt", "chat.jinja", "other.txt"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(f"content of {name}")
+    return tmp_path
+
+
+def test_the_files_that_a_recipe_names_go_along_and_no_others(folder):
+    recipe = load_recipe("tiny", [
+        "seeds.dolly=[{source: seeds/*.jsonl}]", "generate.own={riddles: {function: mine.py:riddles}}",
+        "filter.rubrics={lamini: rubric.txt}", "generate.lamini.topics=topics.txt", "chat_template=chat.jinja",
+    ])  # fmt: skip
+    with packed(recipe) as sent:
+        names = sorted(str(path.relative_to(sent)) for path in sent.rglob("*") if path.is_file())
+        assert names == ["chat.jinja", "mine.py", "recipe.yaml", "rubric.txt", "seeds/a.jsonl", "seeds/b.jsonl",
+                         "topics.txt"]  # fmt: skip
+        assert parse_recipe(yaml.safe_load((sent / "recipe.yaml").read_text()), "sent") == recipe
+    assert not sent.exists()
+
+
+@pytest.mark.parametrize("setting", ["base.model=seeds", "seeds.dolly=[{source: ../outside.jsonl}]"])
+def test_what_cannot_go_along_is_named_with_the_remedy(folder, setting):
+    (folder.parent / "outside.jsonl").write_text("")
+    with pytest.raises(RecipeError, match="cannot go along with the job: put it where all nodes see it"):
+        packed(load_recipe("tiny", [setting])).__enter__()
+
+
+def test_no_key_is_in_what_ray_sets_up(folder, monkeypatch):
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-secret")
+    (folder / "pins.txt").write_text("ray==2.60.0 \\\n    --hash=sha256:abc\n")
+    found = runtime_env(folder, "pins.txt")
+    assert "sk-secret" not in str(found) and found["uv"]["packages"][0].startswith("ray==2.60.0")
+    assert found["py_modules"][0].endswith("bezoar_ray") and "uv" not in runtime_env(folder, None)
+
+
+def test_an_address_where_nothing_answers_is_named():
+    with pytest.raises(RecipeError, match="--address http://127.0.0.1:9: .*dashboard's address"):
+        Jobs("http://127.0.0.1:9")
