@@ -21,6 +21,7 @@ SMALL = [
       for field in ("workers=1", "gpus_per_worker=0", "batch=8", "epochs=1")),
     "hh_sft.limit=32", "align.limit=32", "serve.num_gpus=0", "serve.engine={max_model_len: 2048}",
     "evaluate.harness.tasks=[{task: tiny_choice, metric: acc, limit: 8}]", "evaluate.harness.include_path=tiny",
+    "evaluate.harness.groups=[]",
     "evaluate.mt_bench={limit: 2, max_tokens: 64}", "evaluate.heldout_pairs=10",
 ]  # fmt: skip
 MODELS = {
