@@ -6,7 +6,7 @@ export UV_FIND_LINKS ?= $(PIP_FIND_LINKS)
 TORCH := $(if $(UV_FIND_LINKS),,--torch-backend cpu)
 export HF_HUB_OFFLINE ?= 1
 SHELL := /bin/bash
-.PHONY: demo test test-slow test-all soak pins lint wheel clean
+.PHONY: demo test test-slow test-all soak pins lint audit wheel clean
 
 demo: .venv/ready  ## the whole recipe on this machine, into runs/demo
 	$(BIN)/bezoar run tiny --run-dir runs/demo
@@ -32,11 +32,15 @@ soak: .venv/ready  ## many seeds, by hand; keep the table in tests/soak/README.m
 
 COMPILE = $(BIN)/uv pip compile -q --generate-hashes --no-header --no-annotate --no-emit-find-links --no-emit-index-url
 pins: .venv/ready  ## compile both pin files from pyproject.toml
-	$(COMPILE) $(TORCH) --python-version 3.11 --extra cpu --extra dev pyproject.toml -o cluster/requirements-cpu.txt
-	UV_FIND_LINKS= $(COMPILE) --python-version 3.11 --python-platform x86_64-manylinux_2_28 --extra gpu pyproject.toml -o cluster/requirements-gpu.txt
+	$(COMPILE) $(TORCH) --python-version 3.11 --extra cpu --extra launcher --extra dev pyproject.toml -o cluster/requirements-cpu.txt
+	UV_FIND_LINKS= $(COMPILE) --python-version 3.11 --python-platform x86_64-manylinux_2_28 --extra gpu --extra launcher pyproject.toml -o cluster/requirements-gpu.txt
 
 lint: .venv/ready
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .
+
+audit: .venv/ready  ## the pinned packages against the advisory database; fails where it cannot be reached
+	for stack in cpu gpu; do $(BIN)/uvx pip-audit==2.10.1 --strict --disable-pip --require-hashes \
+	  -r <(sed s/+cpu// cluster/requirements-$$stack.txt) || exit; done
 
 wheel: .venv/ready
 	$(BIN)/uv build --wheel -q

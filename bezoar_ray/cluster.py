@@ -80,6 +80,14 @@ def _sees(root: str, token: str) -> bool:
         return False
 
 
+def beside_driver() -> Any:
+    """Ray's scheduling strategy for what must not be lost with another node, or talks to the driver's localhost."""
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    return NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+
+
 def own_address() -> str:
     """The address under which the cluster's other nodes reach this process; localhost where there are none."""
     import ray

@@ -13,8 +13,8 @@ from bezoar_ray.recipe import ModelPart, Recipe, SourcePart, load_recipe, recipe
 
 _WHEELS = {("Linux", "x86_64"), ("Linux", "aarch64")}  # what the pinned CPU stack has wheels for
 _NEEDED = ("ray", "torch", "vllm", "transformers", "trl", "peft", "bitsandbytes", "lm_eval", "openai")
-_DOCKER = """docker build -f cluster/Dockerfile -t bezoar-ray .
-    docker run --rm -v "$PWD/runs:/bezoar/runs" bezoar-ray run tiny"""
+_DOCKER = """docker build -f cluster/Dockerfile -t bezoar-ray:cpu .
+    docker run --rm -v "$PWD/runs:/bezoar/runs" bezoar-ray:cpu run tiny"""
 
 
 def report() -> str:

@@ -19,7 +19,7 @@ from itertools import chain, islice
 from pathlib import Path, PurePath
 from typing import Any
 
-from bezoar_ray.cluster import quieten
+from bezoar_ray.cluster import beside_driver, quieten
 from bezoar_ray.errors import BezoarError
 from bezoar_ray.items import FEW, Items
 from bezoar_ray.llm.chat import ModelDied
@@ -194,7 +194,7 @@ def _meter(passes: list[Pass], place: Place) -> Any:
     if not any(of_lines.values()):
         return None
     # Never restarted: another one would not know what the first has granted and nobody has written down yet.
-    actor = ray.remote(num_cpus=0, max_concurrency=1000)(RunMeter)
+    actor = ray.remote(num_cpus=0, max_concurrency=1000, scheduling_strategy=beside_driver())(RunMeter)
     return actor.remote(place.root, of_lines, place.limits)
 
 

@@ -10,7 +10,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from bezoar_ray.cluster import errors_as_raised
+from bezoar_ray.cluster import beside_driver, errors_as_raised
 from bezoar_ray.errors import BezoarError, RecipeError
 from bezoar_ray.evaluate.endpoint import Endpoint, to_the_end
 from bezoar_ray.logs import redirect
@@ -59,10 +59,8 @@ def warm_up(part: Harness, store: Store) -> list[Any]:
 def _remote(function: Callable[..., Any]) -> Any:
     """A Ray task beside the driver, where the endpoint answers on localhost; it mostly waits for it."""
     import ray
-    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    return ray.remote(num_cpus=0, scheduling_strategy=here)(function)
+    return ray.remote(num_cpus=0, scheduling_strategy=beside_driver())(function)
 
 
 def _import(settings: dict[str, Any]) -> None:

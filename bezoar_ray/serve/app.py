@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from bezoar_ray.errors import BezoarError
-from bezoar_ray.recipe import CHECKPOINTS, Recipe
+from bezoar_ray.recipe import CHECKPOINTS, Recipe, load_recipe
 from bezoar_ray.room import Ask, check_room
 from bezoar_ray.serve.arguments import hosted, modes
 from bezoar_ray.serve.gate import key_for
@@ -53,6 +53,21 @@ def serve_forever(recipe: Recipe, store: Store) -> None:
             while True:
                 time.sleep(_LOOK_SECONDS)
                 family.follow()
+
+
+def family(args: dict[str, str]) -> Any:
+    """The application of a Serve config file (`import_path: bezoar_ray.serve.app:family`, `args: {run_dir: s3://…}`).
+
+    Raises:
+        RecipeError: there is no key in BEZOAR_API_KEY; such a file's endpoint is there for others.
+        BezoarError: the run directory holds no checkpoints, or such as need several engines.
+    """
+    store = Store(args["run_dir"])
+    recipe = load_recipe(str(store.path("recipe.yaml")))
+    hosts = hosted(modes(recipe, store))
+    if len(set(hosts.values())) > 1:
+        raise BezoarError(f"{store.root}: {', '.join(hosts)} need several engines; `bezoar serve` puts them together")
+    return engine(CHECKPOINTS[0], recipe, str(store.root), key_for("0.0.0.0", os.environ.get("BEZOAR_API_KEY")))
 
 
 def _greeting(base_url: str, names: list[str], guarded: bool) -> str:

@@ -1,0 +1,66 @@
+"""Runs that are submitted to a cluster of nodes, looked at from outside."""
+
+import os
+import subprocess
+from collections import Counter
+
+import orjson
+import psutil
+
+from bezoar_ray.store import Store
+from tests.cluster.nodes import Nodes
+from tests.end_to_end import SMALL, Module
+
+# What runs on the node of which a stage has most to lose, by a word of the process's title.
+WORK = {
+    "generate": "EngineCore", "filter": "_Actor", "sft": "RayTrainWorker", "dpo": "RayTrainWorker",
+    "evaluate": "EngineCore",
+}  # fmt: skip
+
+
+def submitted(nodes: Nodes, run_dir: str, *extra: str, sets: list[str] = SMALL) -> Module:
+    """`bezoar submit --follow`, as its own process."""
+    os.environ |= nodes.access
+    settings = [part for setting in sets for part in ("--set", setting)]
+    where = ["--address", nodes.address, "--run-dir", run_dir]
+    return Module("bezoar_ray.cli", "submit", "tiny", *where, "--follow", *settings, *extra)
+
+
+def under_way(run_dir: str, stage: str) -> bool:
+    """Whether a stage has begun and not ended."""
+    found = Store(run_dir).read_json("summary.json") or {}
+    return found.get("stages", {}).get(stage, {}).get("status") == "running"
+
+
+def answered(run_dir: str, role: str = "") -> Counter:
+    """How often each call has a durable answer in the ledger, by its key."""
+    store = Store(run_dir)
+    lines = [line for name in store.list(f"ledger/{role}".rstrip("/")) for line in store.read(name).splitlines(True)]
+    entries = [orjson.loads(line) for line in lines if line.endswith(b"\n")]
+    return Counter(entry["reply"] for entry in entries if "reply" in entry)
+
+
+def rows(run_dir: str, scheme: str, status: str = "generated") -> list[str]:
+    """The ids of a scheme's rows, sorted."""
+    from bezoar_ray.samples import read_samples
+
+    return sorted(sample.id for sample in read_samples(Store(run_dir), scheme, status))
+
+
+def host(nodes: Nodes, title: str) -> subprocess.Popen | None:
+    """The worker node on which a process of that title runs."""
+    for node in nodes.workers:
+        for process in _below(node):
+            if title in process:
+                return node
+    return None
+
+
+def _below(node: subprocess.Popen) -> list[str]:
+    found = []
+    for process in psutil.Process(node.pid).children(recursive=True):
+        try:
+            found.append(" ".join(process.cmdline()))
+        except psutil.Error:
+            continue
+    return found

@@ -1,0 +1,116 @@
+"""A Ray cluster of several nodes on this machine: `ray start` for each, with a token, on loopback alone."""
+
+import contextlib
+import json
+import os
+import secrets
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+
+from bezoar_ray.cluster import SETTINGS
+
+_RAY = str(Path(sys.executable).with_name("ray"))
+_CPUS = 3  # logical, of each worker node
+
+
+class Nodes:
+    """A head without CPUs, and worker nodes that can be added and lost."""
+
+    def __init__(self, environment: dict[str, str]):
+        gcs, dashboard = free_port(), free_port()
+        self.gcs, self.address = f"127.0.0.1:{gcs}", f"http://127.0.0.1:{dashboard}"
+        path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"  # the job's `python` is that of the tests
+        self.access = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(16)}
+        self._environment = os.environ | SETTINGS | {"PATH": path} | self.access | environment
+        self._started: list[subprocess.Popen] = []
+        self._head_ports = [f"--port={gcs}", f"--dashboard-port={dashboard}"]
+        self.head = self.start_head()
+        self.workers: list[subprocess.Popen] = []
+
+    def start_head(self) -> subprocess.Popen:
+        """Start the head, or, after it was lost, another one at the same addresses."""
+        head = self._start(
+            "--head", *self._head_ports, "--dashboard-host=127.0.0.1", f"--ray-client-server-port={free_port()}",
+            "--num-cpus=0", "--disable-usage-stats",
+        )  # fmt: skip
+        self._wait(lambda: self._alive() == 1)
+        return head
+
+    def add_worker(self) -> subprocess.Popen:
+        """Start a node and wait until it has joined."""
+        before = self._alive()
+        node = self._start(f"--address={self.gcs}", f"--num-cpus={_CPUS}")
+        self._wait(lambda: self._alive() > before)
+        return node
+
+    def lose(self, node: subprocess.Popen) -> None:
+        """SIGKILL to all processes of a node at once, as when its machine is taken away."""
+        with contextlib.suppress(psutil.NoSuchProcess):
+            parent = psutil.Process(node.pid)
+            for process in [parent, *parent.children(recursive=True)]:
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    process.kill()
+        node.wait()
+
+    def preempt(self, node: subprocess.Popen) -> None:
+        """SIGTERM, as a cloud's notice has it."""
+        node.send_signal(signal.SIGTERM)
+
+    def stop(self) -> None:
+        """End every node."""
+        for node in reversed(self._started):
+            self.lose(node)
+
+    def _start(self, *arguments: str) -> subprocess.Popen:
+        ports = (f"--{name}={free_port()}" for name in (
+            "dashboard-agent-listen-port", "dashboard-agent-grpc-port", "metrics-export-port", "runtime-env-agent-port",
+        ))  # fmt: skip
+        node = subprocess.Popen(
+            [_RAY, "start", "--block", "--node-ip-address=127.0.0.1", f"--object-store-memory={2**28}", *ports]
+            + list(arguments),
+            env=self._environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True,
+        )  # fmt: skip
+        self._started.append(node)
+        return node
+
+    def _alive(self) -> int:
+        """Nodes that the head knows."""
+        headers = {"Authorization": f"Bearer {self.access['RAY_AUTH_TOKEN']}"}
+        asked = urllib.request.Request(f"{self.address}/api/v0/nodes", headers=headers)
+        try:
+            with urllib.request.urlopen(asked) as answer:
+                return sum(node["state"] == "ALIVE" for node in json.load(answer)["data"]["result"]["result"])
+        except OSError:  # the head is still starting
+            return 0
+
+    def _wait(self, ready, timeout: float = 120) -> None:
+        end = time.monotonic() + timeout
+        while not ready():
+            assert time.monotonic() < end, "the node does not come up"
+            time.sleep(0.5)
+
+
+@contextlib.contextmanager
+def cluster(workers: int, environment: dict[str, str] | None = None) -> Iterator[Nodes]:
+    """A head and so many workers, while the block runs."""
+    nodes = Nodes(environment or {})
+    try:
+        nodes.workers = [nodes.add_worker() for _ in range(workers)]
+        yield nodes
+    finally:
+        nodes.stop()
+
+
+def free_port() -> int:
+    """A port that nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]

@@ -1,0 +1,131 @@
+"""Three real nodes: a submitted run outlives the loss of any of them, of its driver, and of the whole cluster."""
+
+import random
+import time
+
+import psutil
+import pytest
+
+from bezoar_ray.recipe import SCHEMES
+from bezoar_ray.store import Store
+from tests.cluster.jobs import WORK, answered, host, rows, submitted, under_way
+from tests.cluster.nodes import cluster
+from tests.end_to_end import SMALL, Command
+from tests.endpoint import serving
+from tests.s3 import environment, new_bucket, s3
+from tests.scripted import says
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(2400)]
+IN_FLIGHT = 192  # calls that may be under way on a node
+
+
+def lose_the_node_at_work(nodes, command, run_dir: str, stage: str) -> None:
+    """Wait until a stage is well under way, take the node away that does its work, and put another in its place."""
+    command.wait_until(lambda: under_way(run_dir, stage) and host(nodes, WORK[stage]) is not None)
+    if stage in ("generate", "filter"):
+        role = "teacher" if stage == "generate" else "judge"
+        command.wait_until(lambda: len(answered(run_dir, role)) > 20)
+    else:
+        time.sleep(random.Random(stage).uniform(5, 15))
+    lost = host(nodes, WORK[stage]) or nodes.workers[0]
+    nodes.lose(lost)
+    nodes.workers.remove(lost)
+    nodes.workers.append(nodes.add_worker())
+
+
+def ids_of_an_undisturbed_run(tmp_path) -> dict[str, list[str]]:
+    """Row ids do not depend on what a teacher says: a scripted one gives them in seconds."""
+    with serving(says) as server:
+        sets = [*SMALL, f'teacher={{"model": "scripted", "base_url": "{server.url}"}}']
+        code, output = Command(tmp_path / "calm", "--stages", "generate", sets=sets).wait()
+    assert code == 0, output
+    return {scheme: rows(str(tmp_path / "calm"), scheme) for scheme in SCHEMES}
+
+
+@pytest.mark.soak
+def test_a_run_outlives_a_node_lost_in_every_stage(tiny_world, tmp_path):
+    run_dir = str(tmp_path / "run")
+    with cluster(workers=2) as nodes:
+        command = submitted(nodes, run_dir)
+        for stage in WORK:
+            lose_the_node_at_work(nodes, command, run_dir, stage)
+        code, output = command.wait()
+    assert code == 0, output
+    found = Store(run_dir).read_json("summary.json")
+    assert {stage["status"] for stage in found["stages"].values()} == {"done"}
+    assert {scheme: rows(run_dir, scheme) for scheme in SCHEMES} == ids_of_an_undisturbed_run(tmp_path)
+    times = answered(run_dir)
+    assert times.total() - len(times) <= IN_FLIGHT * len(WORK)
+
+
+@pytest.mark.soak
+def test_the_same_command_ends_a_run_whose_driver_and_then_whose_whole_cluster_was_lost(tiny_world, tmp_path):
+    run_dir = str(tmp_path / "run")
+    only = ("--stages", "generate,filter")
+    with cluster(workers=2) as nodes:
+        command = submitted(nodes, run_dir, *only)
+        command.wait_until(lambda: len(answered(run_dir, "teacher")) > 20)
+        driver = next(p for p in psutil.Process(nodes.head.pid).children(recursive=True) if _is_driver(p, run_dir))
+        driver.kill()
+        code, output = command.wait()
+        assert code == 3, output
+        kept = answered(run_dir)
+
+        command = submitted(nodes, run_dir, *only)
+        command.wait_until(lambda: len(answered(run_dir, "teacher")) > max(50, len(kept)))
+        for node in (nodes.head, *nodes.workers):
+            nodes.lose(node)
+        assert command.wait()[0] != 0
+        kept_later = answered(run_dir)
+        assert kept.items() <= kept_later.items()
+
+        nodes.head = nodes.start_head()
+        nodes.workers = [nodes.add_worker() for _ in range(2)]
+        code, output = submitted(nodes, run_dir, *only).wait()
+    assert code == 0, output
+    assert {scheme: rows(run_dir, scheme) for scheme in SCHEMES} == ids_of_an_undisturbed_run(tmp_path)
+    times = answered(run_dir)
+    assert times.total() - len(times) <= 2 * IN_FLIGHT
+
+
+def _is_driver(process: psutil.Process, run_dir: str) -> bool:
+    try:
+        words = process.cmdline()
+    except psutil.Error:
+        return False
+    return "bezoar_ray.cli" in words and run_dir in words and "python" in words[0]
+
+
+@pytest.mark.soak
+def test_the_pool_grows_onto_a_node_that_joins(tiny_world, tmp_path):
+    run_dir = str(tmp_path / "run")
+    # The first node has room for one engine beside the judge; the second engine needs the second node.
+    wide = ["teacher.num_cpus=2", "teacher.max_actors=2", "teacher.max_in_flight=4", "generate.orca.rows=400"]
+    with cluster(workers=1) as nodes:
+        command = submitted(nodes, run_dir, "--stages", "generate", sets=[*SMALL, *wide])
+        command.wait_until(lambda: len(answered(run_dir, "teacher")) > 10)
+        joined = nodes.add_worker()
+        command.wait_until(lambda: _engines_of(joined) == 1)
+        code, output = command.wait()
+    assert code == 0, output
+
+
+def _engines_of(node) -> int:
+    return sum("EngineCore" in " ".join(p.cmdline()) for p in psutil.Process(node.pid).children(recursive=True))
+
+
+def test_the_demo_as_a_job_on_three_nodes_with_a_bucket_and_one_node_lost(tiny_world):
+    with s3() as server, cluster(workers=2, environment=environment(server)) as nodes:
+        run_dir = new_bucket(server)
+        command = submitted(nodes, run_dir)
+        with pytest.MonkeyPatch.context() as patch:
+            for name, value in environment(server).items():
+                patch.setenv(name, value)
+            lose_the_node_at_work(nodes, command, run_dir, "generate")
+            code, output = command.wait(timeout=1800)
+            assert code == 0, output
+            found = Store(run_dir).read_json("summary.json")
+            assert {stage["status"] for stage in found["stages"].values()} == {"done"}
+            assert b"<html" in Store(run_dir).read("report.html")
+            times = answered(run_dir)
+            assert times.total() - len(times) <= IN_FLIGHT
