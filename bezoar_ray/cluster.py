@@ -58,13 +58,13 @@ def check_shared(store: Store) -> None:
         return
     token = uuid.uuid4().hex
     store.replace(".seen-by-all", token)
-    looks = {
-        node["NodeManagerHostname"]: ray.remote(
-            num_cpus=0, scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
-        )(_sees).remote(str(store.root), token)
+    looks = [
+        ray.remote(num_cpus=0, scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False))(
+            _sees
+        ).remote(str(store.root), token)
         for node in nodes
-    }
-    blind = [host for host, look in looks.items() if not ray.get(look)]
+    ]
+    blind = [node["NodeManagerHostname"] for node, seen in zip(nodes, ray.get(looks), strict=True) if not seen]
     store.remove(".seen-by-all")
     if blind:
         raise RecipeError(

@@ -22,6 +22,7 @@ from bezoar_ray.errors import BezoarError, RecipeError
 from bezoar_ray.recipe import Recipe
 from bezoar_ray.recipe.part import matches
 
+_OURS = (2, 3, 4, 130)  # exit codes of `bezoar run`
 _RUN_DIR, _RECIPE = "bezoar_run_dir", "recipe.yaml"
 
 
@@ -50,12 +51,13 @@ class Jobs:
     """
 
     def __init__(self, address: str):
+        from ray.exceptions import AuthenticationError
         from ray.job_submission import JobSubmissionClient
 
         self._address = address
         try:
             self._client = JobSubmissionClient(address)
-        except (ConnectionError, RuntimeError) as error:
+        except (ConnectionError, RuntimeError, AuthenticationError) as error:
             raise RecipeError(
                 f"--address {address}: {str(error).strip().splitlines()[0]}. It is the dashboard's address (port 8265, "
                 "by a tunnel or `kubectl port-forward`); RAY_AUTH_MODE=token and RAY_AUTH_TOKEN open a guarded cluster"
@@ -115,8 +117,8 @@ class Jobs:
         details = self._client.get_job_info(id)
         if details.status.value != "SUCCEEDED":
             said = (details.message or "").strip().splitlines()[-1:] or [""]
-            code = details.driver_exit_code
-            raise JobFailed(f"job {id} {details.status.value.lower()}: {said[0]}", 3 if code in (None, 0, 1) else code)
+            code = details.driver_exit_code  # None or a signal's where the driver did not end by itself
+            raise JobFailed(f"job {id} {details.status.value.lower()}: {said[0]}", code if code in _OURS else 3)
 
     def _of(self, run_dir: str) -> list[Any]:
         return [job for job in self._client.list_jobs() if (job.metadata or {}).get(_RUN_DIR) == run_dir]

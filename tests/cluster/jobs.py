@@ -1,6 +1,5 @@
 """Runs that are submitted to a cluster of nodes, looked at from outside."""
 
-import os
 import subprocess
 from collections import Counter
 
@@ -20,10 +19,15 @@ WORK = {
 
 def submitted(nodes: Nodes, run_dir: str, *extra: str, sets: list[str] = SMALL) -> Module:
     """`bezoar submit --follow`, as its own process."""
-    os.environ |= nodes.access
     settings = [part for setting in sets for part in ("--set", setting)]
-    where = ["--address", nodes.address, "--run-dir", run_dir]
-    return Module("bezoar_ray.cli", "submit", "tiny", *where, "--follow", *settings, *extra)
+    where = ["--address", nodes.address, "--run-dir", run_dir, "--follow"]
+    return Module("bezoar_ray.cli", "submit", "tiny", *where, *settings, *extra, environment=nodes.access)
+
+
+def attached(nodes: Nodes, run_dir: str) -> Module:
+    """`bezoar status --follow`, as its own process."""
+    where = ["--address", nodes.address, "--follow"]
+    return Module("bezoar_ray.cli", "status", run_dir, *where, environment=nodes.access)
 
 
 def under_way(run_dir: str, stage: str) -> bool:

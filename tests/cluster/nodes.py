@@ -4,10 +4,12 @@ import contextlib
 import json
 import os
 import secrets
+import shutil
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 import urllib.request
 from collections.abc import Iterator
@@ -31,6 +33,7 @@ class Nodes:
         self.access = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(16)}
         self._environment = os.environ | SETTINGS | {"PATH": path} | self.access | environment
         self._started: list[subprocess.Popen] = []
+        self._folders: list[str] = []
         self._head_ports = [f"--port={gcs}", f"--dashboard-port={dashboard}"]
         self.head = self.start_head()
         self.workers: list[subprocess.Popen] = []
@@ -44,10 +47,11 @@ class Nodes:
         self._wait(lambda: self._alive() == 1)
         return head
 
-    def add_worker(self) -> subprocess.Popen:
-        """Start a node and wait until it has joined."""
+    def add_worker(self, blind_to: Path | None = None) -> subprocess.Popen:
+        """Start a node and wait until it has joined. It sees a folder that it is `blind_to` as empty (needs root)."""
         before = self._alive()
-        node = self._start(f"--address={self.gcs}", f"--num-cpus={_CPUS}")
+        hidden = ("unshare", "--mount", "sh", "-c", f'mount -t tmpfs none {blind_to} && exec "$@"', "sh")
+        node = self._start(f"--address={self.gcs}", f"--num-cpus={_CPUS}", within=hidden if blind_to else ())
         self._wait(lambda: self._alive() > before)
         return node
 
@@ -68,13 +72,17 @@ class Nodes:
         """End every node."""
         for node in reversed(self._started):
             self.lose(node)
+        for folder in self._folders:
+            shutil.rmtree(folder, ignore_errors=True)
 
-    def _start(self, *arguments: str) -> subprocess.Popen:
+    def _start(self, *arguments: str, within: tuple[str, ...] = ()) -> subprocess.Popen:
         ports = (f"--{name}={free_port()}" for name in (
             "dashboard-agent-listen-port", "dashboard-agent-grpc-port", "metrics-export-port", "runtime-env-agent-port",
         ))  # fmt: skip
+        folder = tempfile.mkdtemp(prefix="node-", dir="/tmp")  # nodes share no disk; sockets want short paths
+        self._folders.append(folder)
         node = subprocess.Popen(
-            [_RAY, "start", "--block", "--node-ip-address=127.0.0.1", f"--object-store-memory={2**28}", *ports]
+            [*within, _RAY, "start", "--block", f"--temp-dir={folder}", f"--object-store-memory={2**28}", *ports]
             + list(arguments),
             env=self._environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True,
         )  # fmt: skip

@@ -8,7 +8,7 @@ import pytest
 
 from bezoar_ray.recipe import SCHEMES
 from bezoar_ray.store import Store
-from tests.cluster.jobs import WORK, answered, host, rows, submitted, under_way
+from tests.cluster.jobs import WORK, answered, attached, host, rows, submitted, under_way
 from tests.cluster.nodes import cluster
 from tests.end_to_end import SMALL, Command
 from tests.endpoint import serving
@@ -65,10 +65,15 @@ def test_the_same_command_ends_a_run_whose_driver_and_then_whose_whole_cluster_w
     with cluster(workers=2) as nodes:
         command = submitted(nodes, run_dir, *only)
         command.wait_until(lambda: len(answered(run_dir, "teacher")) > 20)
+        command.interrupt()  # ends the following alone; others take it up
+        command.wait()
+        command, second = attached(nodes, run_dir), submitted(nodes, run_dir, *only)
         driver = next(p for p in psutil.Process(nodes.head.pid).children(recursive=True) if _is_driver(p, run_dir))
+        time.sleep(5)
         driver.kill()
-        code, output = command.wait()
-        assert code == 3, output
+        code, output = second.wait()
+        assert code == 3 and "works on it already" in output, output
+        assert command.wait()[0] == 3
         kept = answered(run_dir)
 
         command = submitted(nodes, run_dir, *only)

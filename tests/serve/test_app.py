@@ -16,7 +16,7 @@ import yaml
 
 from bezoar_ray.errors import RecipeError
 from bezoar_ray.recipe import load_recipe
-from bezoar_ray.serve.app import _free_port, serve_forever
+from bezoar_ray.serve.app import _free_port, running, serve_forever
 from bezoar_ray.store import Store
 from tests.family import family_recipe, log_probabilities, write_family, write_merged
 
@@ -45,6 +45,13 @@ def echoed(base_url: str, name: str) -> list[list[float]]:
     body = {"model": name, "prompt": PROMPTS, "echo": True, "logprobs": 1, "max_tokens": 1, "temperature": 0}
     choices = sorted(post(base_url, "/completions", **body)["choices"], key=lambda choice: choice["index"])
     return [choice["logprobs"]["token_logprobs"][1:-1] for choice in choices]
+
+
+@pytest.mark.slow
+def test_a_cluster_that_serves_something_else_is_left_as_it_is(family, tmp_path):
+    with pytest.raises(RecipeError, match="Serve hosts base-[0-9a-f]{8} already"):
+        running(family_recipe(), Store(tmp_path)).__enter__()
+    assert post(family.base_url, "/completions", model="base", prompt=[1, 2], max_tokens=1)["choices"]
 
 
 @pytest.mark.slow
