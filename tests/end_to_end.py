@@ -122,3 +122,9 @@ def replies(run_dir: Path, role: str = "") -> list[tuple[str, str]]:
     lines = [line for path in segments for line in path.read_bytes().splitlines(True)]
     entries = [orjson.loads(line) for line in lines if line.endswith(b"\n")]
     return [(entry["reply"], entry["answer"]["text"]) for entry in entries if "reply" in entry]
+
+
+def harness_scores(run_dir: Path) -> dict[tuple[str, str], dict]:
+    """lm-eval's results that are there, by checkpoint and task."""
+    files = [orjson.loads(path.read_bytes()) for path in run_dir.glob("eval/harness/*.json")]
+    return {(found["checkpoint"], task): entry for found in files for task, entry in found["tasks"].items()}

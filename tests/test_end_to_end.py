@@ -13,7 +13,7 @@ from bezoar_ray.recipe import CHECKPOINTS, SCHEMES
 from bezoar_ray.samples import read_samples
 from bezoar_ray.store import Store
 from bezoar_ray.tiny import World, build
-from tests.end_to_end import SMALL, Command, in_stage, replies, summary
+from tests.end_to_end import SMALL, Command, harness_scores, in_stage, replies, summary
 from tests.endpoint import serving
 from tests.scripted import says
 
@@ -33,6 +33,9 @@ def killed(tiny_world, tmp_path_factory) -> SimpleNamespace:
         if stage == "generate":  # and filter, which goes on beside it
             command.wait_until(lambda: len(replies(run_dir, "teacher")) > 20 and len(replies(run_dir, "judge")) > 5)
             assert in_stage(run_dir, "filter")
+        elif stage == "evaluate":
+            several = rng.randrange(1, 12)
+            command.wait_until(lambda several=several: len(replies(run_dir, "candidate")) > several)
         else:
             time.sleep(rng.uniform(1, 25))
         kept.append(dict(replies(run_dir)))
@@ -45,9 +48,10 @@ def killed(tiny_world, tmp_path_factory) -> SimpleNamespace:
             time.sleep(0.2)
         left += [process.cmdline() for process in command.processes()]
         kept.append(dict(replies(run_dir)))
+    scores = harness_scores(run_dir)
     code, output = Command(run_dir).wait()
     assert code == 0, output
-    return SimpleNamespace(run_dir=run_dir, kept=kept, left=left)
+    return SimpleNamespace(run_dir=run_dir, kept=kept, left=left, scores=scores)
 
 
 @pytest.fixture
@@ -127,6 +131,7 @@ def test_a_killed_run_leaves_no_process_and_loses_and_repeats_no_answer(killed):
         assert kept.items() <= later.items()
     times = Counter(key for key, _ in answers)
     assert times.total() - len(times) <= IN_FLIGHT
+    assert killed.scores.items() <= harness_scores(killed.run_dir).items()
 
 
 def test_a_killed_run_has_the_rows_of_an_undisturbed_one_whatever_the_teacher_says(small_run, tmp_path):

@@ -16,46 +16,53 @@ from bezoar_ray.llm.chat import Messages, Reply, Sampling
 from bezoar_ray.llm.client import Talker
 from bezoar_ray.llm.ledger import Ledger
 from bezoar_ray.llm.limits import Limit, RunMeter, permits, terms
+from bezoar_ray.llm.meter import Need
 from bezoar_ray.recipe import ModelPart, Prices
 
 ROWS, REPLICAS, PROCESSES, SECONDS = 1_000_000, 1_000, 4, 0.1
 THIRDS = 3
 LIMIT = Limit("budget_usd", 1e9, ("judge",))
+PART = ModelPart(
+    model="virtual", base_url="http://virtual/v1", max_in_flight=REPLICAS // PROCESSES, max_tokens=512,
+    prices=Prices(input=1.0, output=4.0), requests_per_minute=1e9, tokens_per_minute=1e12,
+)  # fmt: skip
 REPLY = Reply("x" * 400, "stop", 300, 100)
+NEED, USED = Need(800, 0.003), Need(400, 0.001)
+PERMIT_SECONDS, SLOTS = 20, 8
 
 
 def figures() -> Iterator[tuple[str, list[float]]]:
-    """Calls a second in each third of the rows; seconds to open the ledger that they have left; calls a second where
-    every replica has a client and a ledger of its own, on a tenth of the rows."""
+    """Calls a second in each third of the rows; seconds to open the ledger that they have left; permits a second where
+    every replica is a client of the meter by itself, with eight calls under way."""
     with tempfile.TemporaryDirectory() as folder, ray_session():
-        shared = [[folder]] * PROCESSES
-        yield "scale.calls_per_s", [_rate(shared, ROWS // THIRDS) for _ in range(THIRDS)]
+        yield "scale.calls_per_s", [_calls(folder, ROWS // THIRDS) for _ in range(THIRDS)]
         yield "scale.open_s_per_million", [_opening(folder) for _ in range(3)]
-    with tempfile.TemporaryDirectory() as folder, ray_session():
-        own = [[f"{folder}/{p}-{n}" for n in range(REPLICAS // PROCESSES)] for p in range(PROCESSES)]
-        yield "scale.calls_per_s_own_clients", [_rate(own, ROWS // 10 // THIRDS) for _ in range(THIRDS)]
+        yield "scale.permits_per_s_1000_clients", [_permits(folder) for _ in range(3)]
 
 
-def _rate(roots: list[list[str]], rows: int) -> float:
-    """Calls a second; `roots` are the run directories of each process's clients."""
+def _calls(root: str, rows: int) -> float:
     import ray
 
-    part = _part(REPLICAS // sum(map(len, roots)))
-    remote = ray.remote(num_cpus=0, max_concurrency=1000, scheduling_strategy=beside_driver())(RunMeter)
-    meter = remote.remote(roots[0][0], {"0": terms(part, "judge", (LIMIT,))}, (LIMIT,))
-    actor = ray.remote(num_cpus=0)(Process)
-    processes = [actor.remote(of_process, part, meter) for of_process in roots]
-    ray.get([process.ready.remote() for process in processes])
+    processes = _processes(root)
+    ray.get([process.open.remote() for process in processes])
     began = time.monotonic()
-    ray.get([process.work.remote(f"{began}-{n}", rows // PROCESSES) for n, process in enumerate(processes)])
+    ray.get([process.call.remote(f"{began}-{n}", rows // PROCESSES) for n, process in enumerate(processes)])
     return round(rows / (time.monotonic() - began), 1)
 
 
-def _part(slots: int) -> ModelPart:
-    return ModelPart(
-        model="virtual", base_url="http://virtual/v1", max_in_flight=slots, max_tokens=512,
-        prices=Prices(input=1.0, output=4.0), requests_per_minute=1e9, tokens_per_minute=1e12,
-    )  # fmt: skip
+def _permits(root: str) -> float:
+    import ray
+
+    return round(sum(ray.get([process.permit.remote() for process in _processes(root)])) / PERMIT_SECONDS, 1)
+
+
+def _processes(root: str) -> list[Any]:
+    """Four processes and the meter that they share."""
+    import ray
+
+    meter = ray.remote(num_cpus=0, max_concurrency=1000, scheduling_strategy=beside_driver())(RunMeter)
+    meter = meter.remote(root, {"0": terms(PART, "judge", (LIMIT,))}, (LIMIT,))
+    return [ray.remote(num_cpus=0)(Process).remote(root, meter) for _ in range(PROCESSES)]
 
 
 def _opening(root: str) -> float:
@@ -82,26 +89,39 @@ class Virtual:
 
 
 class Process:
-    """One process with some clients, each of which has its share of the replicas."""
+    """A quarter of the replicas."""
 
-    def __init__(self, roots: list[str], part: ModelPart, meter: Any):
-        self._roots, self._part, self._meter = roots, part, meter
+    def __init__(self, root: str, meter: Any):
+        self._root, self._meter = root, meter
 
-    async def ready(self) -> None:
-        """The clients are open."""
-        self._talkers = [
-            Talker(Virtual(), Ledger(root, "judge", "s"), self._part, permits(self._meter, "0")) for root in self._roots
-        ]
+    async def open(self) -> None:
+        """Open one client for all, with its own segment of the ledger."""
+        self._talker = Talker(Virtual(), Ledger(self._root, "judge", "s"), PART, permits(self._meter, "0"))
 
-    async def work(self, name: str, rows: int) -> None:
+    async def call(self, name: str, rows: int) -> None:
         """Make so many calls, as many at a time as there are replicas."""
         numbers = iter(range(rows))
 
-        async def replica(talker: Talker) -> None:
+        async def replica() -> None:
             for n in numbers:
-                await talker.for_row(f"{name}-{n}")([{"role": "user", "content": f"Is {n} odd? " * 50}], step="judge")
+                question = [{"role": "user", "content": f"Is {n} odd? " * 50}]
+                await self._talker.for_row(f"{name}-{n}")(question, step="judge")
 
-        slots = self._part.max_in_flight
-        await asyncio.gather(*(replica(talker) for talker in self._talkers for _ in range(slots)))
-        for talker in self._talkers:
-            await talker.close()
+        await asyncio.gather(*(replica() for _ in range(REPLICAS // PROCESSES)))
+        await self._talker.close()
+
+    async def permit(self) -> int:
+        """How many permits the replicas had, each of which asks for its own."""
+        clients = [permits(self._meter, "0") for _ in range(REPLICAS // PROCESSES)]
+        end, granted = time.monotonic() + PERMIT_SECONDS, 0
+
+        async def slot(client: Any) -> None:
+            nonlocal granted
+            while time.monotonic() < end:
+                await client.take(NEED)
+                await asyncio.sleep(SECONDS)
+                client.settle(NEED, USED)
+                granted += 1
+
+        await asyncio.gather(*(slot(client) for client in clients for _ in range(SLOTS)))
+        return granted
