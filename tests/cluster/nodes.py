@@ -44,15 +44,15 @@ class Nodes:
             "--head", *self._head_ports, "--dashboard-host=127.0.0.1", f"--ray-client-server-port={free_port()}",
             "--num-cpus=0", "--disable-usage-stats",
         )  # fmt: skip
-        self._wait(lambda: self._alive() == 1)
+        self._wait(lambda: len(self._alive()) == 1)
         return head
 
     def add_worker(self, blind_to: Path | None = None) -> subprocess.Popen:
         """Start a node and wait until it has joined. It sees a folder that it is `blind_to` as empty (needs root)."""
-        before = self._alive()
+        known = self._alive()
         hidden = ("unshare", "--mount", "sh", "-c", f'mount -t tmpfs none {blind_to} && exec "$@"', "sh")
         node = self._start(f"--address={self.gcs}", f"--num-cpus={_CPUS}", within=hidden if blind_to else ())
-        self._wait(lambda: self._alive() > before)
+        self._wait(lambda: bool(self._alive() - known))
         return node
 
     def lose(self, node: subprocess.Popen) -> None:
@@ -89,15 +89,16 @@ class Nodes:
         self._started.append(node)
         return node
 
-    def _alive(self) -> int:
-        """Nodes that the head knows."""
+    def _alive(self) -> set[str]:
+        """The nodes that the head takes for alive, by their ids; a lost one may be among them for a while."""
         headers = {"Authorization": f"Bearer {self.access['RAY_AUTH_TOKEN']}"}
         asked = urllib.request.Request(f"{self.address}/api/v0/nodes", headers=headers)
         try:
             with urllib.request.urlopen(asked) as answer:
-                return sum(node["state"] == "ALIVE" for node in json.load(answer)["data"]["result"]["result"])
+                found = json.load(answer)["data"]["result"]["result"]
+                return {node["node_id"] for node in found if node["state"] == "ALIVE"}
         except OSError:  # the head is still starting
-            return 0
+            return set()
 
     def _wait(self, ready, timeout: float = 120) -> None:
         end = time.monotonic() + timeout

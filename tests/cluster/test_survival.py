@@ -17,6 +17,7 @@ from tests.scripted import says
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(2400)]
 IN_FLIGHT = 192  # calls that may be under way on a node
+LONG = [*SMALL, "generate.orca.rows=400", "teacher.max_in_flight=4"]  # there is time to do something to it
 
 
 def lose_the_node_at_work(nodes, command, run_dir: str, stage: str) -> None:
@@ -33,10 +34,10 @@ def lose_the_node_at_work(nodes, command, run_dir: str, stage: str) -> None:
     nodes.workers.append(nodes.add_worker())
 
 
-def ids_of_an_undisturbed_run(tmp_path) -> dict[str, list[str]]:
+def ids_of_an_undisturbed_run(tmp_path, sets: list[str] = SMALL) -> dict[str, list[str]]:
     """Row ids do not depend on what a teacher says: a scripted one gives them in seconds."""
     with serving(says) as server:
-        sets = [*SMALL, f'teacher={{"model": "scripted", "base_url": "{server.url}"}}']
+        sets = [*sets, f'teacher={{"model": "scripted", "base_url": "{server.url}"}}']
         code, output = Command(tmp_path / "calm", "--stages", "generate", sets=sets).wait()
     assert code == 0, output
     return {scheme: rows(str(tmp_path / "calm"), scheme) for scheme in SCHEMES}
@@ -63,11 +64,11 @@ def test_the_same_command_ends_a_run_whose_driver_and_then_whose_whole_cluster_w
     run_dir = str(tmp_path / "run")
     only = ("--stages", "generate,filter")
     with cluster(workers=2) as nodes:
-        command = submitted(nodes, run_dir, *only)
+        command = submitted(nodes, run_dir, *only, sets=LONG)
         command.wait_until(lambda: len(answered(run_dir, "teacher")) > 20)
         command.interrupt()  # ends the following alone; others take it up
         command.wait()
-        command, second = attached(nodes, run_dir), submitted(nodes, run_dir, *only)
+        command, second = attached(nodes, run_dir), submitted(nodes, run_dir, *only, sets=LONG)
         driver = next(p for p in psutil.Process(nodes.head.pid).children(recursive=True) if _is_driver(p, run_dir))
         time.sleep(5)
         driver.kill()
@@ -76,8 +77,8 @@ def test_the_same_command_ends_a_run_whose_driver_and_then_whose_whole_cluster_w
         assert command.wait()[0] == 3
         kept = answered(run_dir)
 
-        command = submitted(nodes, run_dir, *only)
-        command.wait_until(lambda: len(answered(run_dir, "teacher")) > max(50, len(kept)))
+        command = submitted(nodes, run_dir, *only, sets=LONG)
+        command.wait_until(lambda: len(answered(run_dir, "teacher")) > len(kept) + 20)
         for node in (nodes.head, *nodes.workers):
             nodes.lose(node)
         assert command.wait()[0] != 0
@@ -86,9 +87,9 @@ def test_the_same_command_ends_a_run_whose_driver_and_then_whose_whole_cluster_w
 
         nodes.head = nodes.start_head()
         nodes.workers = [nodes.add_worker() for _ in range(2)]
-        code, output = submitted(nodes, run_dir, *only).wait()
+        code, output = submitted(nodes, run_dir, *only, sets=LONG).wait()
     assert code == 0, output
-    assert {scheme: rows(run_dir, scheme) for scheme in SCHEMES} == ids_of_an_undisturbed_run(tmp_path)
+    assert {scheme: rows(run_dir, scheme) for scheme in SCHEMES} == ids_of_an_undisturbed_run(tmp_path, LONG)
     times = answered(run_dir)
     assert times.total() - len(times) <= 2 * IN_FLIGHT
 
@@ -105,9 +106,9 @@ def _is_driver(process: psutil.Process, run_dir: str) -> bool:
 def test_the_pool_grows_onto_a_node_that_joins(tiny_world, tmp_path):
     run_dir = str(tmp_path / "run")
     # The first node has room for one engine beside the judge; the second engine needs the second node.
-    wide = ["teacher.num_cpus=2", "teacher.max_actors=2", "teacher.max_in_flight=4", "generate.orca.rows=400"]
+    wide = ["teacher.num_cpus=2", "teacher.max_actors=2"]
     with cluster(workers=1) as nodes:
-        command = submitted(nodes, run_dir, "--stages", "generate", sets=[*SMALL, *wide])
+        command = submitted(nodes, run_dir, "--stages", "generate", sets=[*LONG, *wide])
         command.wait_until(lambda: len(answered(run_dir, "teacher")) > 10)
         joined = nodes.add_worker()
         command.wait_until(lambda: _engines_of(joined) == 1)
