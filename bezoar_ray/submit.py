@@ -22,6 +22,7 @@ from bezoar_ray.errors import BezoarError, RecipeError
 from bezoar_ray.recipe import Recipe
 from bezoar_ray.recipe.part import matches
 
+_PATIENCE = {"RAY_JOB_STOP_WAIT_TIME_S": "30"}  # for training's last checkpoint; Ray's own is 3
 _OURS = (2, 3, 4, 130)  # exit codes of `bezoar run`
 _RUN_DIR, _RECIPE = "bezoar_run_dir", "recipe.yaml"
 
@@ -133,7 +134,7 @@ def runtime_env(folder: Path, requirements: str | None) -> dict[str, Any]:
 
     No key is in it: they come from the environment of the cluster's nodes.
     """
-    found: dict[str, Any] = {"working_dir": str(folder), "env_vars": SETTINGS}
+    found: dict[str, Any] = {"working_dir": str(folder), "env_vars": SETTINGS | _PATIENCE}
     if requirements:
         import bezoar_ray
 

@@ -43,6 +43,7 @@ def test_no_key_is_in_what_ray_sets_up(folder, monkeypatch):
     (folder / "pins.txt").write_text("ray==2.60.0 \\\n    --hash=sha256:abc\n")
     found = runtime_env(folder, "pins.txt")
     assert "sk-secret" not in str(found) and found["uv"]["packages"][0].startswith("ray==2.60.0")
+    assert found["env_vars"]["RAY_JOB_STOP_WAIT_TIME_S"] == "30"  # for training's last checkpoint
     assert found["py_modules"][0].endswith("bezoar_ray") and "uv" not in runtime_env(folder, None)
 
 

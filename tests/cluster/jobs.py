@@ -30,6 +30,11 @@ def attached(nodes: Nodes, run_dir: str) -> Module:
     return Module("bezoar_ray.cli", "status", run_dir, *where, environment=nodes.access)
 
 
+def stopped(nodes: Nodes, id: str) -> Module:
+    """`ray job stop`, as its own process."""
+    return Module("ray.scripts.scripts", "job", "stop", id, "--address", nodes.address, environment=nodes.access)
+
+
 def under_way(run_dir: str, stage: str) -> bool:
     """Whether a stage has begun and not ended."""
     found = Store(run_dir).read_json("summary.json") or {}

@@ -5,7 +5,6 @@ import json
 import os
 import secrets
 import shutil
-import signal
 import socket
 import subprocess
 import sys
@@ -63,10 +62,6 @@ class Nodes:
                 with contextlib.suppress(psutil.NoSuchProcess):
                     process.kill()
         node.wait()
-
-    def preempt(self, node: subprocess.Popen) -> None:
-        """SIGTERM, as a cloud's notice has it."""
-        node.send_signal(signal.SIGTERM)
 
     def stop(self) -> None:
         """End every node."""

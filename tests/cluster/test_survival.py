@@ -1,5 +1,6 @@
 """Three real nodes: a submitted run outlives the loss of any of them, of its driver, and of the whole cluster."""
 
+import hashlib
 import random
 import time
 
@@ -8,7 +9,7 @@ import pytest
 
 from bezoar_ray.recipe import SCHEMES
 from bezoar_ray.store import Store
-from tests.cluster.jobs import WORK, answered, attached, host, rows, submitted, under_way
+from tests.cluster.jobs import WORK, answered, attached, host, rows, stopped, submitted, under_way
 from tests.cluster.nodes import cluster
 from tests.end_to_end import SMALL, Command
 from tests.endpoint import serving
@@ -92,6 +93,24 @@ def test_the_same_command_ends_a_run_whose_driver_and_then_whose_whole_cluster_w
     assert {scheme: rows(run_dir, scheme) for scheme in SCHEMES} == ids_of_an_undisturbed_run(tmp_path, LONG)
     times = answered(run_dir)
     assert times.total() - len(times) <= 2 * IN_FLIGHT
+
+
+@pytest.mark.soak
+def test_a_job_that_is_stopped_leaves_a_checkpoint_and_goes_on_from_it(tiny_world, tmp_path):
+    run_dir, store = str(tmp_path / "run"), Store(tmp_path / "run")
+    only = ("--stages", "generate,filter,sft")
+    sets = [*SMALL, "sft.epochs=20", "sft.checkpoint_every=1000"]
+    with cluster(workers=2) as nodes:
+        command = submitted(nodes, run_dir, *only, sets=sets)
+        command.wait_until(lambda: (store.read_json("train/sft/progress.json") or {"step": 0})["step"] > 5)
+        before, began = store.read_json("train/sft/progress.json"), time.monotonic()
+        stopped(nodes, f"bezoar-tiny-{hashlib.sha256(run_dir.encode()).hexdigest()[:8]}-1").wait()
+        assert command.wait()[0] == 130 and time.monotonic() - began < 35
+        assert store.read_json("summary.json")["stages"]["sft"]["status"] == "interrupted"
+        states = [name for name in store.list("train/sft") if name.endswith("trainer_state.json")]
+        assert states and all(store.read_json(name)["global_step"] >= before["step"] for name in states)
+        code, output = submitted(nodes, run_dir, *only, sets=sets).wait()
+    assert code == 0, output
 
 
 def _is_driver(process: psutil.Process, run_dir: str) -> bool:
