@@ -3,6 +3,8 @@
 import contextlib
 import logging
 import os
+import signal
+import threading
 import uuid
 from collections.abc import Iterator
 from typing import Any
@@ -34,14 +36,22 @@ def ray_session() -> Iterator[None]:
         return
     if os.environ.get("RAY_ADDRESS"):
         ray.init(log_to_driver=False, logging_level=logging.ERROR)
+        stop_on_sigterm()
         yield
         return
     with guarded():
         _start_local()
+        stop_on_sigterm()
         try:
             yield
         finally:
             ray.shutdown()
+
+
+def stop_on_sigterm() -> None:
+    """From now on SIGTERM (a preempted node, a stopped job) is as Ctrl-C. `ray.init` sets a handler of its own."""
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
 
 
 def check_shared(store: Store) -> None:

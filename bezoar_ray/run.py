@@ -6,7 +6,6 @@ import itertools
 import logging
 import os
 import platform
-import signal
 import subprocess
 import time
 import traceback
@@ -18,7 +17,7 @@ from typing import Any
 
 import yaml
 
-from bezoar_ray.cluster import check_shared, own_address, ray_session
+from bezoar_ray.cluster import check_shared, own_address, ray_session, stop_on_sigterm
 from bezoar_ray.errors import BezoarError, BudgetReached, RecipeError
 from bezoar_ray.licences import commercial_use
 from bezoar_ray.llm.ledger import SESSION, accounts
@@ -88,7 +87,7 @@ class Run:
         with contextlib.ExitStack() as stack:
             stack.enter_context(stderr_to(self._store.log(_LOG)))
             keep_events(self._store.log("events.jsonl"), run=PurePath(self._store.root).name, session=self._session)
-            signal.signal(signal.SIGTERM, _interrupt)
+            stop_on_sigterm()
             machinery = Machinery(self._recipe, self._store, stack)
             try:
                 for names in self._not_done(stages):
@@ -341,10 +340,6 @@ def _merge(into: dict[str, Any], more: dict[str, Any]) -> None:
             _merge(into[key], value)
         else:
             into[key] = value
-
-
-def _interrupt(*_: Any) -> None:
-    raise KeyboardInterrupt
 
 
 def _versions() -> dict[str, str]:

@@ -118,7 +118,8 @@ class Jobs:
         details = self._client.get_job_info(id)
         if details.status.value != "SUCCEEDED":
             said = (details.message or "").strip().splitlines()[-1:] or [""]
-            code = details.driver_exit_code  # None or a signal's where the driver did not end by itself
+            # The driver's own is None, or a signal's, where it did not end by itself.
+            code = 130 if details.status.value == "STOPPED" else details.driver_exit_code
             raise JobFailed(f"job {id} {details.status.value.lower()}: {said[0]}", code if code in _OURS else 3)
 
     def _of(self, run_dir: str) -> list[Any]:

@@ -78,9 +78,9 @@ class Module:
         self._process.kill()
         self._process.wait()
 
-    def interrupt(self) -> None:
-        """Ctrl-C."""
-        self._process.send_signal(signal.SIGINT)
+    def interrupt(self, by: signal.Signals = signal.SIGINT) -> None:
+        """Ctrl-C, or another signal that asks it to stop."""
+        self._process.send_signal(by)
 
 
 class Command(Module):

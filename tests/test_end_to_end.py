@@ -1,4 +1,5 @@
 import random
+import signal
 import time
 from collections import Counter
 from itertools import pairwise
@@ -142,12 +143,14 @@ def test_a_killed_run_has_the_rows_of_an_undisturbed_one_whatever_the_teacher_sa
     assert ids(tmp_path, "generated") == ids(small_run, "generated")
 
 
-def test_an_interrupted_run_says_so_and_a_second_command_meets_the_lock(tmp_path):
+@pytest.mark.parametrize("by", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_run_says_so_and_a_second_command_meets_the_lock(by, tmp_path):
     run_dir = tmp_path / "run"
     command = Command(run_dir)
     command.wait_until(lambda: in_stage(run_dir, "generate"))
     code, output = Command(run_dir).wait()
     assert code == 2 and "is in use by process" in output
-    command.interrupt()
+    command.wait_until(lambda: len(replies(run_dir, "teacher")) > 0)  # Ray is there, which has a handler of its own
+    command.interrupt(by)
     assert command.wait()[0] == 130
     assert summary(run_dir)["run"]["status"] == summary(run_dir)["stages"]["generate"]["status"] == "interrupted"

@@ -28,12 +28,12 @@ PART = ModelPart(
 )  # fmt: skip
 REPLY = Reply("x" * 400, "stop", 300, 100)
 NEED, USED = Need(800, 0.003), Need(400, 0.001)
-PERMIT_SECONDS, SLOTS = 20, 8
+PERMIT_SECONDS, SLOTS = 20, 64  # as many calls as an actor has under way
 
 
 def figures() -> Iterator[tuple[str, list[float]]]:
     """Calls a second in each third of the rows; seconds to open the ledger that they have left; permits a second where
-    every replica is a client of the meter by itself, with eight calls under way."""
+    every replica is a client of the meter by itself, with as many calls under way as an actor has."""
     with tempfile.TemporaryDirectory() as folder, ray_session():
         yield "scale.calls_per_s", [_calls(folder, ROWS // THIRDS) for _ in range(THIRDS)]
         yield "scale.open_s_per_million", [_opening(folder) for _ in range(3)]
