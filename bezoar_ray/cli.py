@@ -181,16 +181,11 @@ def _recipe(options: argparse.Namespace):
 
 def _existing(folder: str):
     """The run directory and its recipe."""
-    from bezoar_ray.errors import RecipeError
-    from bezoar_ray.recipe import load_recipe
+    from bezoar_ray.recipe import recipe_of
     from bezoar_ray.store import Store
 
     store = Store(folder)
-    if not store.exists("recipe.yaml"):
-        raise RecipeError(
-            f"{folder} is no run directory: it holds no recipe.yaml. `bezoar run RECIPE --run-dir {folder}` makes one"
-        )
-    return store, load_recipe(str(store.path("recipe.yaml")))
+    return store, recipe_of(store)
 
 
 def _parser() -> argparse.ArgumentParser:

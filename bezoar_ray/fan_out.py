@@ -16,7 +16,7 @@ from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass
 from itertools import chain, islice
-from pathlib import Path, PurePath
+from pathlib import Path
 from typing import Any
 
 from bezoar_ray.cluster import beside_driver, quieten
@@ -119,7 +119,7 @@ class _Actor:
         import uvloop
 
         redirect(place.log(f"{work.role}.log"))
-        keep_events(place.log("events.jsonl"), run=PurePath(place.root).name, role=work.role)
+        keep_events(Store(place.root), role=work.role)
         uvloop.install()  # before Ray makes the loop in which the calls run
         self._work, self._place, self._meter, self._items = work, place, meter, items
         self._talker: Any = None

@@ -6,10 +6,12 @@ import os
 import time
 from collections.abc import Iterator
 from contextvars import ContextVar
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 import orjson
+
+from bezoar_ray.store import Store
 
 EVENTS = "bezoar_ray"  # the logger of ours
 current_row: ContextVar[str] = ContextVar("row", default="")
@@ -37,11 +39,11 @@ def stderr_to(path: str | Path) -> Iterator[None]:
         os.close(terminal)
 
 
-def keep_events(path: Path, **fields: str) -> None:
-    """From now on, this process appends its events to a file, a line of JSON each, with these fields in every one."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handler = logging.FileHandler(path, delay=True)
-    handler.setFormatter(_Json(fields))
+def keep_events(store: Store, **fields: str) -> None:
+    """From now on, this process appends its events to logs/events.jsonl of a run directory, a line of JSON each, with
+    the run's name and these fields in every one."""
+    handler = logging.FileHandler(store.log("events.jsonl"), delay=True)
+    handler.setFormatter(_Json({"run": PurePath(store.root).name} | fields))
     logger = logging.getLogger(EVENTS)
     logger.handlers, logger.propagate = [handler], False
     logger.setLevel(logging.INFO)

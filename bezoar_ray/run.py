@@ -12,7 +12,6 @@ import traceback
 import uuid
 from collections.abc import Iterator
 from importlib import metadata
-from pathlib import PurePath
 from typing import Any
 
 import yaml
@@ -86,7 +85,7 @@ class Run:
         self._store.replace("recipe.yaml", yaml.safe_dump(self._recipe.model_dump(mode="json"), sort_keys=False))
         with contextlib.ExitStack() as stack:
             stack.enter_context(stderr_to(self._store.log(_LOG)))
-            keep_events(self._store.log("events.jsonl"), run=PurePath(self._store.root).name, session=self._session)
+            keep_events(self._store, session=self._session)
             stop_on_sigterm()
             machinery = Machinery(self._recipe, self._store, stack)
             try:

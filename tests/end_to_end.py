@@ -13,6 +13,8 @@ from pathlib import Path
 import orjson
 import psutil
 
+from bezoar_ray.store import Store
+
 # A tenth of the rows: every stage, every scheme, in a few minutes.
 SMALL = [
     "generate.lamini.calls=12", "generate.evol_instruct.seeds=12", "generate.evol_instruct.epochs=2",
@@ -105,21 +107,20 @@ def _lives(process: psutil.Process) -> bool:
         return False
 
 
-def summary(run_dir: Path) -> dict:
+def summary(run_dir: Path | str) -> dict:
     """summary.json, which must be whole at any moment; empty before there is one."""
-    path = run_dir / "summary.json"
-    return orjson.loads(path.read_bytes()) if path.exists() else {}
+    return Store(run_dir).read_json("summary.json") or {}
 
 
-def in_stage(run_dir: Path, stage: str) -> bool:
+def in_stage(run_dir: Path | str, stage: str) -> bool:
     """Whether a stage has begun and not ended."""
     return summary(run_dir).get("stages", {}).get(stage, {}).get("status") == "running"
 
 
-def replies(run_dir: Path, role: str = "") -> list[tuple[str, str]]:
+def replies(run_dir: Path | str, role: str = "") -> list[tuple[str, str]]:
     """Key and text of each durable answer in the ledger, of one role or of all."""
-    segments = (run_dir / "ledger" / role).rglob("*.jsonl")
-    lines = [line for path in segments for line in path.read_bytes().splitlines(True)]
+    store = Store(run_dir)
+    lines = [line for name in store.list(f"ledger/{role}".rstrip("/")) for line in store.read(name).splitlines(True)]
     entries = [orjson.loads(line) for line in lines if line.endswith(b"\n")]
     return [(entry["reply"], entry["answer"]["text"]) for entry in entries if "reply" in entry]
 

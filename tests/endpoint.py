@@ -19,6 +19,7 @@ class Server(ThreadingHTTPServer):
     def __init__(self, answer: Answer):
         super().__init__(("127.0.0.1", 0), _Handler)
         self.answer, self.requests, self.most_at_once, self._open = answer, [], 0, 0
+        self.keys: set[str | None] = set()
         self._lock = threading.Lock()
 
     @property
@@ -33,7 +34,7 @@ class Server(ThreadingHTTPServer):
 
 @contextlib.contextmanager
 def serving(answer: Answer) -> Iterator[Server]:
-    """The server, while the block runs; `requests` holds the messages of each call."""
+    """The server, while the block runs; `requests` holds the messages of each call, `keys` who they came from."""
     server = Server(answer)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     try:
@@ -50,6 +51,7 @@ class _Handler(BaseHTTPRequestHandler):
     def do_POST(self):
         messages = orjson.loads(self.rfile.read(int(self.headers["content-length"])))["messages"]
         self.server.requests.append(messages)
+        self.server.keys.add(self.headers["authorization"])
         self.server.count(1)
         threading.Event().wait(0.02)
         status, body = _body(self.server.answer(messages))

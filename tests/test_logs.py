@@ -11,13 +11,14 @@ from bezoar_ray.llm.chat import CallFailed, TryAgain
 from bezoar_ray.llm.client import Talker
 from bezoar_ray.llm.ledger import Ledger
 from bezoar_ray.recipe import ModelPart
+from bezoar_ray.store import Store
 
 
 @pytest.fixture
 def events(tmp_path):
     """What is kept of the test's events."""
-    logs.keep_events(tmp_path / "events.jsonl", run="r", role="judge")
-    yield lambda: [orjson.loads(line) for line in (tmp_path / "events.jsonl").read_bytes().splitlines()]
+    logs.keep_events(Store(tmp_path / "r"), role="judge")
+    yield lambda: [orjson.loads(line) for line in (tmp_path / "r/logs/events.jsonl").read_bytes().splitlines()]
     logging.getLogger(logs.EVENTS).handlers = []
 
 

@@ -14,6 +14,7 @@ from bezoar_ray.recipe.generation import SCHEMES, Filter, Generate
 from bezoar_ray.recipe.models import ModelPart, Seeds, Teacher, told_apart
 from bezoar_ray.recipe.part import FILES, HOW, Money, OneOrMore, Part
 from bezoar_ray.recipe.training import Align, Base, HhSft, Sft, Training
+from bezoar_ray.store import Store
 
 _ALIASES = {"teacher": "teachers", "judge": "judges"}  # what a single section may stand under
 
@@ -121,6 +122,20 @@ def load_recipe(name: str, overrides: list[str] | tuple[str, ...] = ()) -> Recip
     for override in overrides:
         _set(tree, override)
     return parse_recipe(tree, name)
+
+
+def recipe_of(store: Store) -> Recipe:
+    """The recipe that a run directory was made by.
+
+    Raises:
+        RecipeError: the folder is no run directory.
+    """
+    if not store.exists("recipe.yaml"):
+        raise RecipeError(
+            f"{store.root} is no run directory: it holds no recipe.yaml. "
+            f"`bezoar run RECIPE --run-dir {store.root}` makes one"
+        )
+    return load_recipe(str(store.path("recipe.yaml")))
 
 
 def parse_recipe(tree: Any, origin: str) -> Recipe:

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from bezoar_ray.errors import BezoarError, RecipeError
-from bezoar_ray.recipe import CHECKPOINTS, Recipe, load_recipe
+from bezoar_ray.recipe import CHECKPOINTS, Recipe, recipe_of
 from bezoar_ray.room import Ask, check_room
 from bezoar_ray.serve.arguments import hosted, modes
 from bezoar_ray.serve.gate import key_for
@@ -62,10 +62,10 @@ def family(args: dict[str, str]) -> Any:
 
     Raises:
         RecipeError: there is no key in BEZOAR_API_KEY; such a file's endpoint is there for others.
-        BezoarError: the run directory holds no checkpoints, or such as need several engines.
+        BezoarError: the folder is no run directory, or holds no checkpoints, or such as need several engines.
     """
     store = Store(args["run_dir"])
-    recipe = load_recipe(str(store.path("recipe.yaml")))
+    recipe = recipe_of(store)
     hosts = hosted(modes(recipe, store))
     if len(set(hosts.values())) > 1:
         raise BezoarError(f"{store.root}: {', '.join(hosts)} need several engines; `bezoar serve` puts them together")

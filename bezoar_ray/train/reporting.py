@@ -39,7 +39,7 @@ def reporter(job: Job, account: Account, data: Prepared, total: int) -> Any:
 
     Ray's own callback copies the whole checkpoint from every rank.
     """
-    from ray.train import get_context
+    from ray.train import get_context, get_preemption_info
     from transformers import TrainerCallback
 
     class Reporter(TrainerCallback):
@@ -47,7 +47,7 @@ def reporter(job: Job, account: Account, data: Prepared, total: int) -> Any:
 
         def __init__(self) -> None:
             self._seen = self._shown = self._looked = 0.0
-            self._stop = False
+            self._stop = self._noticed = False
 
         def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
             self._seen = time.monotonic()
@@ -56,8 +56,11 @@ def reporter(job: Job, account: Account, data: Prepared, total: int) -> Any:
             now = time.monotonic()
             account.seconds, self._seen = account.seconds + now - self._seen, now
             account.tokens += data.tokens * args.num_train_epochs / state.max_steps
-            if self._asked_to_stop(now):
+            stop, notice = self._told(now)
+            if stop:
                 control.should_save = control.should_training_stop = account.stopped = True
+            elif notice and not self._noticed:
+                control.should_save = self._noticed = True
             if state.is_world_process_zero and now - self._shown > EVERY_SECONDS:
                 self._shown = now
                 last = account.history[-1] if account.history else {}
@@ -66,18 +69,20 @@ def reporter(job: Job, account: Account, data: Prepared, total: int) -> Any:
                 step = account.offset + state.global_step
                 report_progress(job, step, total, note, last.get("reward_accuracy"))
 
-        def _asked_to_stop(self, now: float) -> bool:
-            """Whether the driver is being stopped: rank 0 looks now and then, all ranks learn it at the same step."""
+        def _told(self, now: float) -> tuple[bool, bool]:
+            """Whether the driver is being stopped, and whether a worker's node is about to be taken away (on SIGTERM,
+            Ray drains a node for half a minute): rank 0 looks now and then, all ranks learn it at the same step."""
             import torch
             import torch.distributed as dist
 
-            if get_context().get_world_rank() == 0 and now - self._looked > _LOOK_SECONDS:
+            looks = get_context().get_world_rank() == 0 and now - self._looked > _LOOK_SECONDS
+            if looks:
                 self._looked, self._stop = now, job.store.exists(f"{job.folder}/{STOP}")
-            if not dist.is_initialized():
-                return self._stop
-            told = torch.tensor([int(self._stop)], device=device())
-            dist.broadcast(told, 0)
-            return bool(told.item())
+            if dist.is_initialized():
+                told = torch.tensor([looks, self._stop], dtype=torch.int, device=device())
+                dist.broadcast(told, 0)
+                looks, self._stop = map(bool, told.tolist())
+            return self._stop, looks and get_preemption_info() is not None
 
         def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
             if not logs or "loss" not in logs:

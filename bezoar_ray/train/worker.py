@@ -5,7 +5,6 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as StillRunning
 from dataclasses import dataclass
-from pathlib import PurePath
 from threading import Thread
 from typing import Any
 
@@ -141,7 +140,7 @@ def _enter(config: dict[str, Any]) -> None:
     job: Job = config["job"]
     redirect(job.store.log(f"{job.stage}.log"))
     rank = str(get_context().get_world_rank())
-    keep_events(job.store.log("events.jsonl"), run=PurePath(job.root).name, stage=job.stage, rank=rank)
+    keep_events(job.store, stage=job.stage, rank=rank)
     event("training begins or goes on")
     try:
         result = config["loop"](job)

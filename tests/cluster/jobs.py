@@ -3,12 +3,11 @@
 import subprocess
 from collections import Counter
 
-import orjson
 import psutil
 
 from bezoar_ray.store import Store
 from tests.cluster.nodes import Nodes
-from tests.end_to_end import SMALL, Module
+from tests.end_to_end import SMALL, Module, replies
 
 # What runs on the node of which a stage has most to lose, by a word of the process's title.
 WORK = {
@@ -35,18 +34,9 @@ def stopped(nodes: Nodes, id: str) -> Module:
     return Module("ray.scripts.scripts", "job", "stop", id, "--address", nodes.address, environment=nodes.access)
 
 
-def under_way(run_dir: str, stage: str) -> bool:
-    """Whether a stage has begun and not ended."""
-    found = Store(run_dir).read_json("summary.json") or {}
-    return found.get("stages", {}).get(stage, {}).get("status") == "running"
-
-
 def answered(run_dir: str, role: str = "") -> Counter:
     """How often each call has a durable answer in the ledger, by its key."""
-    store = Store(run_dir)
-    lines = [line for name in store.list(f"ledger/{role}".rstrip("/")) for line in store.read(name).splitlines(True)]
-    entries = [orjson.loads(line) for line in lines if line.endswith(b"\n")]
-    return Counter(entry["reply"] for entry in entries if "reply" in entry)
+    return Counter(key for key, _ in replies(run_dir, role))
 
 
 def rows(run_dir: str, scheme: str, status: str = "generated") -> list[str]:

@@ -32,7 +32,8 @@ class Nodes:
         self.access = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(16)}
         self._environment = os.environ | SETTINGS | {"PATH": path} | self.access | environment
         self._started: list[subprocess.Popen] = []
-        self._folders: list[str] = []
+        self.folders: list[str] = []
+        """Of each node, with all that Ray writes."""
         self._head_ports = [f"--port={gcs}", f"--dashboard-port={dashboard}"]
         self.head = self.start_head()
         self.workers: list[subprocess.Popen] = []
@@ -67,7 +68,7 @@ class Nodes:
         """End every node."""
         for node in reversed(self._started):
             self.lose(node)
-        for folder in self._folders:
+        for folder in self.folders:
             shutil.rmtree(folder, ignore_errors=True)
 
     def _start(self, *arguments: str, within: tuple[str, ...] = ()) -> subprocess.Popen:
@@ -75,7 +76,7 @@ class Nodes:
             "dashboard-agent-listen-port", "dashboard-agent-grpc-port", "metrics-export-port", "runtime-env-agent-port",
         ))  # fmt: skip
         folder = tempfile.mkdtemp(prefix="node-", dir="/tmp")  # nodes share no disk; sockets want short paths
-        self._folders.append(folder)
+        self.folders.append(folder)
         node = subprocess.Popen(
             [*within, _RAY, "start", "--block", f"--temp-dir={folder}", f"--object-store-memory={2**28}", *ports]
             + list(arguments),
@@ -84,16 +85,19 @@ class Nodes:
         self._started.append(node)
         return node
 
+    def told(self, path: str) -> bytes:
+        """What the dashboard answers to those who have the token."""
+        headers = {"Authorization": f"Bearer {self.access['RAY_AUTH_TOKEN']}"}
+        with urllib.request.urlopen(urllib.request.Request(self.address + path, headers=headers)) as answer:
+            return answer.read()
+
     def _alive(self) -> set[str]:
         """The nodes that the head takes for alive, by their ids; a lost one may be among them for a while."""
-        headers = {"Authorization": f"Bearer {self.access['RAY_AUTH_TOKEN']}"}
-        asked = urllib.request.Request(f"{self.address}/api/v0/nodes", headers=headers)
         try:
-            with urllib.request.urlopen(asked) as answer:
-                found = json.load(answer)["data"]["result"]["result"]
-                return {node["node_id"] for node in found if node["state"] == "ALIVE"}
+            found = json.loads(self.told("/api/v0/nodes"))["data"]["result"]["result"]
         except OSError:  # the head is still starting
             return set()
+        return {node["node_id"] for node in found if node["state"] == "ALIVE"}
 
     def _wait(self, ready, timeout: float = 120) -> None:
         end = time.monotonic() + timeout
@@ -114,7 +118,9 @@ def cluster(workers: int, environment: dict[str, str] | None = None) -> Iterator
 
 
 def free_port() -> int:
-    """A port that nobody listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
+    """A port that nobody listens on, below those that Linux and Ray give out before it is used."""
+    while True:
+        port = 20_000 + secrets.randbelow(12_000)
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port

@@ -4,14 +4,15 @@ import hashlib
 import random
 import time
 
+import orjson
 import psutil
 import pytest
 
 from bezoar_ray.recipe import SCHEMES
 from bezoar_ray.store import Store
-from tests.cluster.jobs import WORK, answered, attached, host, rows, stopped, submitted, under_way
+from tests.cluster.jobs import WORK, answered, attached, host, rows, stopped, submitted
 from tests.cluster.nodes import cluster
-from tests.end_to_end import SMALL, Command
+from tests.end_to_end import SMALL, Command, in_stage
 from tests.endpoint import serving
 from tests.s3 import environment, new_bucket, s3
 from tests.scripted import says
@@ -23,7 +24,7 @@ LONG = [*SMALL, "generate.orca.rows=400", "teacher.max_in_flight=4"]  # there is
 
 def lose_the_node_at_work(nodes, command, run_dir: str, stage: str) -> None:
     """Wait until a stage is well under way, take the node away that does its work, and put another in its place."""
-    command.wait_until(lambda: under_way(run_dir, stage) and host(nodes, WORK[stage]) is not None)
+    command.wait_until(lambda: in_stage(run_dir, stage) and host(nodes, WORK[stage]) is not None)
     if stage in ("generate", "filter"):
         role = "teacher" if stage == "generate" else "judge"
         command.wait_until(lambda: len(answered(run_dir, role)) > 20)
@@ -107,10 +108,38 @@ def test_a_job_that_is_stopped_leaves_a_checkpoint_and_goes_on_from_it(tiny_worl
         stopped(nodes, f"bezoar-tiny-{hashlib.sha256(run_dir.encode()).hexdigest()[:8]}-1").wait()
         assert command.wait()[0] == 130 and time.monotonic() - began < 35
         assert store.read_json("summary.json")["stages"]["sft"]["status"] == "interrupted"
-        states = [name for name in store.list("train/sft") if name.endswith("trainer_state.json")]
-        assert states and all(store.read_json(name)["global_step"] >= before["step"] for name in states)
+        assert _saved(store) >= before["step"]
         code, output = submitted(nodes, run_dir, *only, sets=sets).wait()
     assert code == 0, output
+
+
+@pytest.mark.soak
+def test_a_node_that_is_asked_to_go_leaves_a_checkpoint_from_which_another_goes_on(tiny_world, tmp_path):
+    run_dir, store = str(tmp_path / "run"), Store(tmp_path / "run")
+    sets = [*SMALL, "sft.epochs=40", "sft.checkpoint_every=1000"]
+    with cluster(workers=2) as nodes:
+        command = submitted(nodes, run_dir, "--stages", "generate,filter,sft", sets=sets)
+        command.wait_until(lambda: (store.read_json("train/sft/progress.json") or {"step": 0})["step"] > 5)
+        before, node = store.read_json("train/sft/progress.json"), host(nodes, WORK["sft"])
+        node.terminate()
+        began = time.monotonic()
+        command.wait_until(lambda: _saved(store) >= before["step"], timeout=30)
+        node.wait(timeout=45)
+        left = time.monotonic() - began
+        code, output = command.wait()
+    assert code == 0 and left < 40, (left, output)
+    begun = [event for event in _events(store) if event["event"] == "training begins or goes on"]
+    assert len(begun) == 2
+
+
+def _saved(store: Store) -> int:
+    """The step of sft's checkpoints, of the earliest where there are several."""
+    states = [store.read_json(name) for name in store.list("train/sft") if name.endswith("trainer_state.json")]
+    return min((state["global_step"] for state in states), default=0)
+
+
+def _events(store: Store) -> list[dict]:
+    return [orjson.loads(line) for line in store.log("events.jsonl").read_bytes().splitlines()]
 
 
 def _is_driver(process: psutil.Process, run_dir: str) -> bool:
