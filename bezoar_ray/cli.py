@@ -94,7 +94,10 @@ def _status(options: argparse.Namespace) -> None:
     job = jobs.last(options.dir)
     print(f"{job.id}: {job.status.lower()}" if job else f"no job has worked on {options.dir}")
     if "://" in options.dir or Path(options.dir).is_dir():
-        print(render(Store(options.dir)))
+        try:
+            print(render(Store(options.dir)))
+        except BezoarError as error:  # it has not begun, or this machine has no key of the bucket
+            print(error)
     if job and options.follow:
         _follow(jobs, job.id)
 

@@ -1,12 +1,17 @@
 """Whether a cluster can ever give what a stage asks for: if it cannot, that is said at once, and not waited for."""
 
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from pathlib import Path
+
+import yaml
 
 from bezoar_ray.errors import RecipeError
 from bezoar_ray.recipe import Placed
 
+_LAUNCHED = "~/ray_bootstrap_config.yaml"  # the cluster's file, as Ray's launcher leaves it on the head, with drivers
+_ON_KUBERAY = "KUBERAY_GEN_RAY_START_CMD"  # a variable of its pods
 _REMEDY = "Lower what the recipe asks for, or start nodes that have it; stages can also run one by one (--stages)"
 
 
@@ -44,12 +49,12 @@ class Node:
     """A node that is there, or of which an autoscaler may start `count`."""
 
     offers: dict[str, float]
-    labels: dict[str, str] | None = None  # None: nobody knows
+    labels: dict[str, str] = field(default_factory=dict)
     count: float = 1
 
     def suits(self, ask: Ask) -> bool:
         """Whether one such actor fits on it while it is empty."""
-        labelled = self.labels is None or ask.labels.items() <= self.labels.items()
+        labelled = ask.labels.items() <= self.labels.items()
         return labelled and all(self.offers.get(name, 0.0) >= number for name, number in ask.needs.items())
 
 
@@ -59,6 +64,8 @@ def check_room(asks: list[Ask]) -> None:
     Raises:
         RecipeError: they never could; the message says what is missing.
     """
+    if _ON_KUBERAY in os.environ:
+        return  # its autoscaler alone knows what it may start
     nodes = [*_autoscaled()] or [*_alive()]
     for ask in asks:
         if not any(node.suits(ask) for node in nodes):
@@ -86,10 +93,11 @@ def _alive() -> Iterator[Node]:
 
 
 def _autoscaled() -> Iterator[Node]:
-    """What the cluster's autoscaler may start, by its own configuration; nothing where there is none."""
-    from ray._private.state import state
-
-    config: Any = state.get_cluster_config()
-    for group in config.node_group_configs if config else ():
-        limit = group.max_count if group.max_count >= 0 else float("inf")
-        yield Node(dict(group.resources), None, limit)
+    """The head, and what the autoscaler of Ray's launcher may start beside it; nothing where there is none."""
+    path = Path(_LAUNCHED).expanduser()
+    if not path.is_file():
+        return
+    config = yaml.safe_load(path.read_text())
+    for name, kind in config["available_node_types"].items():
+        count = 1 if name == config["head_node_type"] else kind.get("max_workers", config["max_workers"])
+        yield Node(kind.get("resources", {}), kind.get("labels", {}), count)

@@ -16,6 +16,7 @@ from typing import Any
 
 import yaml
 
+from bezoar_ray import __version__
 from bezoar_ray.cluster import check_shared, own_address, ray_session, stop_on_sigterm
 from bezoar_ray.errors import BezoarError, BudgetReached, RecipeError
 from bezoar_ray.licences import commercial_use
@@ -342,7 +343,7 @@ def _merge(into: dict[str, Any], more: dict[str, Any]) -> None:
 
 
 def _versions() -> dict[str, str]:
-    found = {"python": platform.python_version(), "bezoar-ray": metadata.version("bezoar-ray")}
+    found = {"python": platform.python_version(), "bezoar-ray": __version__}
     for name in _PACKAGES:
         with contextlib.suppress(metadata.PackageNotFoundError):
             found[name] = metadata.version(name)

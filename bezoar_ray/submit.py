@@ -24,6 +24,7 @@ from bezoar_ray.recipe.part import matches
 
 _PATIENCE = {"RAY_JOB_STOP_WAIT_TIME_S": "30"}  # for training's last checkpoint; Ray's own is 3
 _OURS = (2, 3, 4, 130)  # exit codes of `bezoar run`
+_UV = "==0.13.8"  # of cluster/Dockerfile
 _RUN_DIR, _RECIPE = "bezoar_run_dir", "recipe.yaml"
 
 
@@ -140,7 +141,7 @@ def runtime_env(folder: Path, requirements: str | None) -> dict[str, Any]:
         import bezoar_ray
 
         lines = [line for line in Path(requirements).read_text().splitlines() if line.strip()]
-        found["uv"] = {"packages": lines, "uv_pip_install_options": ["--no-deps"]}
+        found["uv"] = {"packages": lines, "uv_pip_install_options": ["--no-deps"], "uv_version": _UV}
         found["py_modules"] = [str(Path(bezoar_ray.__file__).parent)]
     return found
 

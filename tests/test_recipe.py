@@ -28,6 +28,11 @@ def test_4bit_with_zero_3_is_refused_with_the_reason():
     assert parse_recipe(SMALL | {"sft": {"zero_stage": 3, "load_in_4bit": False}}, "x").sft.zero_stage == 3
 
 
+def test_a_name_cannot_lead_out_of_the_folder_of_runs():
+    with pytest.raises(RecipeError, match="name: .*'../x'"):
+        load_recipe("tiny", ["name=../x"])
+
+
 def test_remote_code_needs_a_pinned_revision():
     assert "pin the commit" in refusal(teacher={"model": "t", "trust_remote_code": True})
 

@@ -1,10 +1,14 @@
 """What a cluster can never give is refused at once."""
 
+import shutil
+from pathlib import Path
+
 import pytest
+import yaml
 
 from bezoar_ray import room
 from bezoar_ray.errors import RecipeError
-from bezoar_ray.recipe import ModelPart, Serve, Training
+from bezoar_ray.recipe import ModelPart, Serve, Training, load_recipe
 from bezoar_ray.room import Ask, Node, check_room
 
 GPU_NODE = {"CPU": 32.0, "GPU": 8.0, "accelerator_type:H100": 1.0}
@@ -14,9 +18,8 @@ GPU_NODE = {"CPU": 32.0, "GPU": 8.0, "accelerator_type:H100": 1.0}
 def cluster(monkeypatch):
     """Nodes that are there, and what an autoscaler may start."""
 
-    def set_up(*alive: Node, autoscaled: tuple[Node, ...] = ()) -> None:
+    def set_up(*alive: Node) -> None:
         monkeypatch.setattr(room, "_alive", lambda: iter(alive))
-        monkeypatch.setattr(room, "_autoscaled", lambda: iter(autoscaled))
 
     return set_up
 
@@ -50,11 +53,34 @@ def test_more_actors_than_all_nodes_take_are_refused(cluster):
         check_room([ask(8, num_gpus=1), ask(1, num_gpus=1)])
 
 
-def test_nodes_that_an_autoscaler_may_start_count(cluster):
-    cluster(Node({"CPU": 1.0}, {}), autoscaled=(Node({"CPU": 1.0}), Node(GPU_NODE, None, count=4)))
-    check_room([ask(32, num_gpus=1, node_labels={"pool": "gpu"})])  # its labels are not known
+def test_nodes_that_the_launchers_autoscaler_may_start_count(cluster, monkeypatch, tmp_path):
+    cluster(Node({"CPU": 0.0}))
+    kinds = {"head": {"resources": {"CPU": 0}},
+             "gpu": {"resources": GPU_NODE, "labels": {"pool": "gpu"}, "max_workers": 4}}  # fmt: skip
+    launched = {"max_workers": 9, "head_node_type": "head", "available_node_types": kinds}
+    (tmp_path / "ray_bootstrap_config.yaml").write_text(yaml.safe_dump(launched))
+    monkeypatch.setenv("HOME", str(tmp_path))
+    check_room([ask(32, num_gpus=1, node_labels={"pool": "gpu"})])
     with pytest.raises(RecipeError, match="together 33 GPU, and the cluster has 32 at most"):
         check_room([ask(33, num_gpus=1)])
+    with pytest.raises(RecipeError, match="no node of the cluster has that"):
+        check_room([ask(1, num_gpus=1, node_labels={"pool": "serve"})])
+
+
+@pytest.mark.parametrize("name", ["aws", "gcp"])
+def test_a_shipped_cluster_whose_head_is_alone_has_room_for_the_shipped_recipes(cluster, monkeypatch, tmp_path, name):
+    cluster(Node({"CPU": 0.0}))
+    shipped = Path(__file__).parents[1] / f"cluster/{name}.yaml"
+    shutil.copy(shipped, tmp_path / "ray_bootstrap_config.yaml")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    recipe = load_recipe("openbezoar-3b")
+    check_room([Ask.of(part, part.actors, part.model) for part in (*recipe.teachers, *recipe.judges)])
+
+
+def test_what_kubernetes_may_start_is_not_known_and_nothing_is_refused(cluster, monkeypatch):
+    cluster(Node({"CPU": 0.0}))
+    monkeypatch.setenv("KUBERAY_GEN_RAY_START_CMD", "ray start")
+    check_room([ask(8, num_gpus=8)])
 
 
 def test_every_section_says_where_its_actors_belong():

@@ -47,7 +47,7 @@ async def score_all(
     scores = await to_the_end(score_one(name, task) for name, task in asked)
     tables: dict[str, Any] = {name: {} for name in fingerprints}
     for (name, task), found in zip(asked, scores, strict=True):
-        tables[name][task.task] = found
+        tables[name][part.name_of(task)] = found
     return tables, [file_of(name) for name in fingerprints if asked]
 
 
@@ -77,12 +77,12 @@ class Shelf:
 
     def find(self, name: str, task: HarnessTask) -> dict[str, Any] | None:
         """lm-eval's whole result, or None where there is none with an equal key."""
-        entry = self._load(name).get(task.task)
+        entry = self._load(name).get(self._part.name_of(task))
         return entry["result"] if entry and entry["key"] == self._key(name, task) else None
 
     def put(self, name: str, task: HarnessTask, result: dict[str, Any]) -> None:
         """Keep a result, beside those of the other tasks."""
-        tasks = self._load(name) | {task.task: {"key": self._key(name, task), "result": result}}
+        tasks = self._load(name) | {self._part.name_of(task): {"key": self._key(name, task), "result": result}}
         self._store.replace_json(file_of(name), {"checkpoint": name, "tasks": tasks})
 
     def _load(self, name: str) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """Serving and evaluation."""
 
+from functools import cached_property
 from typing import Annotated, Any, Literal
 
 import yaml
@@ -72,14 +73,27 @@ class Harness(Part):
     at_once: Annotated[Positive, HOW] = 2
     """Tasks under way at a time, each in a process of its own."""
 
-    @property
+    @model_validator(mode="after")
+    def _tells_its_tasks_apart(self) -> "Harness":
+        names = [self.name_of(task) for task in self.all_tasks]
+        if twice := next((name for n, name in enumerate(names) if name in names[:n]), None):
+            raise ValueError(f"{twice} stands twice, with another metric or limit; leave one out")
+        return self
+
+    @cached_property
     def all_tasks(self) -> tuple[HarnessTask, ...]:
-        """The tasks of the groups, then the others."""
+        """The tasks of the groups, then the others, each once."""
         listed = {
             group: yaml.safe_load(packaged_text(f"harness/{group}.yaml", None, "groups")) for group in self.groups
         }
         grouped = [HarnessTask(**task, limit=self.limit) for tasks in listed.values() for task in tasks]
-        return (*grouped, *self.tasks)
+        return tuple(dict.fromkeys((*grouped, *self.tasks)))
+
+    def name_of(self, task: HarnessTask) -> str:
+        """What a task's results stand under: its name, and its number of examples if it is asked with several."""
+        if sum(other.task == task.task for other in self.all_tasks) < 2:
+            return task.task
+        return f"{task.task}, {'default' if task.num_fewshot is None else task.num_fewshot}-shot"
 
     def what(self) -> dict[str, Any]:
         """With the tasks in place of the groups' names."""

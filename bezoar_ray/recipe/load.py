@@ -3,7 +3,7 @@
 import difflib
 from importlib import resources
 from pathlib import Path
-from typing import Annotated, Any, get_args
+from typing import TYPE_CHECKING, Annotated, Any, get_args
 
 import yaml
 from pydantic import AliasChoices, BaseModel, Field, ValidationError, field_validator, model_validator
@@ -14,7 +14,9 @@ from bezoar_ray.recipe.generation import SCHEMES, Filter, Generate
 from bezoar_ray.recipe.models import ModelPart, Seeds, Teacher, told_apart
 from bezoar_ray.recipe.part import FILES, HOW, Money, OneOrMore, Part
 from bezoar_ray.recipe.training import Align, Base, HhSft, Sft, Training
-from bezoar_ray.store import Store
+
+if TYPE_CHECKING:
+    from bezoar_ray.store import Store  # a plan does without it
 
 _ALIASES = {"teacher": "teachers", "judge": "judges"}  # what a single section may stand under
 
@@ -22,7 +24,7 @@ _ALIASES = {"teacher": "teachers", "judge": "judges"}  # what a single section m
 class Recipe(Part):
     """One whole recipe."""
 
-    name: str
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
     """Name of the run: it goes to `runs/<name>` by default."""
     seed: int = 0
     """Seed of every draw; part of each row's id."""
@@ -124,7 +126,7 @@ def load_recipe(name: str, overrides: list[str] | tuple[str, ...] = ()) -> Recip
     return parse_recipe(tree, name)
 
 
-def recipe_of(store: Store) -> Recipe:
+def recipe_of(store: "Store") -> Recipe:
     """The recipe that a run directory was made by.
 
     Raises:

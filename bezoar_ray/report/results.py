@@ -25,9 +25,10 @@ class Harness:
 
 def harness(recipe: Recipe, found: dict[str, Any]) -> Harness:
     """The table of `eval.harness` of summary.json, one metric per task: the one that the recipe names."""
-    tasks = recipe.evaluate.harness.all_tasks if recipe.evaluate.harness else ()
+    part = recipe.evaluate.harness
+    tasks = [(part.name_of(task), task.metric) for task in part.all_tasks] if part else []
     names = [name for name in CHECKPOINTS if found.get(name)]
-    rows = [(task.task, task.metric, _scores(found, names, task.task, task.metric)) for task in tasks]
+    rows = [(task, metric, _scores(found, names, task, metric)) for task, metric in tasks]
     rows = [row for row in rows if row[2]]
     return Harness(names, rows, {name: mean for name in names if (mean := _mean(rows, name))})
 

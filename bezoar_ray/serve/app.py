@@ -116,9 +116,9 @@ class Family:
 
     def follow(self) -> None:
         """Put checkpoints that were trained anew in place of the old ones, once all that are served are whole again."""
-        marks = self._marks()
-        if not all(marks[name] for name in modes(self._recipe, self._store)):
-            return  # training is at it: a lineage is written last
+        marks, served = self._marks(), {model for models in self._deployed.values() for model in models}
+        if not all(marks[name] for name in served | modes(self._recipe, self._store).keys()):
+            return  # training is at it: it begins by removing a checkpoint, and writes the lineage last
         wanted = self._wanted()
         if wanted == self._deployed:
             return

@@ -1,6 +1,6 @@
 """The run directory: whole files replaced at once, listed, locked; manifests say which of them count.
 
-It is a folder (local, or mounted on every node, as NFS is), or lies in a bucket (`s3://`, `gs://`, `az://`). A bucket
+It is a folder (local, or mounted on every node, as NFS is), or lies in a bucket (`s3://`, `gs://`). A bucket
 knows neither rename nor append: all that is written there is whole objects.
 """
 

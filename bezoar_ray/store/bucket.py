@@ -50,9 +50,7 @@ class Bucket:
         try:
             self._store = from_url(self.root, client_options=_CLIENT, retry_config=_RETRIES)
         except (BaseError, ValueError) as error:
-            raise RecipeError(
-                f"--run-dir {url}: not a folder, s3://, gs:// or az:// address: {_first_line(error)}"
-            ) from error
+            raise RecipeError(f"--run-dir {url}: not a folder, s3:// or gs:// address: {_first_line(error)}") from error
         self._here = Path(tempfile.gettempdir()) / f"bezoar_ray-{os.getuid()}" / _mark(self.root)
 
     def here(self, name: str) -> Path:

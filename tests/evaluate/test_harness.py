@@ -27,6 +27,19 @@ def test_an_unknown_metric_is_answered_with_the_known_ones():
         compact(RESULT, HarnessTask(task="t", metric="bleu"))
 
 
+def test_tasks_of_both_groups_stand_once_for_each_number_of_examples():
+    part = Harness(groups=("openllama", "leaderboard-v1"))
+    names = [part.name_of(task) for task in part.all_tasks]
+    assert len(set(names)) == len(names)
+    assert {"truthfulqa_mc2", "arc_challenge, 0-shot", "arc_challenge, 25-shot", "mmlu"} <= set(names)
+    assert not {"arc_challenge", "truthfulqa_mc2, 0-shot"} & set(names)
+
+
+def test_one_task_with_two_metrics_is_refused():
+    with pytest.raises(ValueError, match="t, default-shot stands twice"):
+        Harness(tasks=(HarnessTask(task="t"), HarnessTask(task="t", metric="f1")))
+
+
 @pytest.fixture
 def task_folder(tmp_path):
     folder = tmp_path / "tasks"

@@ -152,9 +152,9 @@ def test_a_retrained_checkpoint_takes_the_old_ones_place_and_no_request_is_dropp
             base_url = f"http://127.0.0.1:{port}/v1"
             assert server.stdout.readline().startswith(f"ready: base, sft, dpo at {base_url}")
             before, asked = greedy(base_url, "sft"), AskedOn(base_url)
-            shutil.copytree(
-                store.path("checkpoints/dpo/joined"), store.path("checkpoints/sft/joined"), dirs_exist_ok=True
-            )
+            store.remove("checkpoints/sft")  # as training begins
+            time.sleep(6)  # it looks every 5 s
+            shutil.copytree(store.path("checkpoints/dpo/joined"), store.path("checkpoints/sft/joined"))
             store.replace_json("checkpoints/sft/lineage.json", {"name": "sft", "fingerprint": "trained anew"})
             said = list(iter(server.stdout.readline, "replaced\n"))
             time.sleep(1)
