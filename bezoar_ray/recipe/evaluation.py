@@ -134,6 +134,10 @@ class MtBench(Part):
     def _compares_two(self) -> "MtBench":
         if same := next((pair for pair in self.pairwise if pair[0] == pair[1]), None):
             raise ValueError(f"pairwise: {list(same)} names one model twice")
+        if twice := next(
+            (pair for n, pair in enumerate(self.pairwise) if {*pair} in map(set, self.pairwise[:n])), None
+        ):
+            raise ValueError(f"pairwise: {list(twice)} stands twice; both orders are shown in any case")
         return self
 
 

@@ -113,6 +113,20 @@ def test_published_answers_are_judged_beside_ours_and_their_grades_read(engine, 
         judged(tmp_path, engine, tokenizer, *files, "evaluate.mt_bench.pairwise=[[dpo, gpt-5]]", judges=[judge])
 
 
+def test_checkpoints_that_say_the_same_have_grades_of_their_own(engine, tokenizer, tmp_path):
+    """One grade for both would be asked for by both at once, and the later one would replace the earlier."""
+    published = tmp_path / "published.jsonl"
+    with serving(says) as judge:
+        judged(tmp_path, engine, tokenizer, judges=[judge])
+        rows = read_lines(Store(tmp_path / "run"), "eval/mt_bench/answers.jsonl")
+        mine = [row | {"model_id": "twin"} for row in rows if row["model_id"] == "dpo"]
+        published.write_bytes(b"\n".join(map(orjson.dumps, mine)))
+        asked = len(judge.requests)
+        twins = f"evaluate.mt_bench.answers=[{published}]"
+        scores = judged(tmp_path, engine, tokenizer, twins, judges=[judge])
+    assert len(judge.requests) == asked + 32 and scores["twin"]["score"] == scores["dpo"]["score"]
+
+
 def test_a_retrained_checkpoint_is_asked_anew_and_the_others_are_not(engine, tokenizer, tmp_path):
     with serving(says) as judge:
         judged(tmp_path, engine, tokenizer, judges=[judge])

@@ -35,7 +35,7 @@ async def judge_turn(answer: Answer, turn: int, judge: str, chat: Chat) -> Judgm
         return Judgment(question.id, question.category, answer.model, judge, turn, None, "no answer to judge")
     references = question.references and question.references[:turn]
     messages = grade(question.turns[:turn], answer.turns[:turn], references)
-    score, text = await asked(messages, f"grade/{turn}", chat, read_grade)
+    score, text = await asked(messages, f"grade/{answer.model}/{turn}", chat, read_grade)
     prompt, guided = messages[-1]["content"], references is not None
     return Judgment(question.id, question.category, answer.model, judge, turn, score, text, prompt, guided)
 
