@@ -43,6 +43,8 @@ def train(job: Job, adapt: Callable[..., Any], build: Build) -> Account:
             trainer.add_callback(checking(trainer, job, data, micro_batch(data.batch(job.part), job.part)[0]))
             trainer.add_callback(stopping(trainer, job, data, account.offset))
             trainer.add_callback(reporter(job, account, data, total))
+            if saved and not job.part.zero_stage:
+                _load_adapter(model, saved)  # transformers would load the frozen reference beside it alone
             trainer.train(resume_from_checkpoint=saved)
             if account.stopped:
                 raise BezoarError("stopped, with a last checkpoint; the same command goes on from there")

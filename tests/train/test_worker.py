@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -151,6 +152,37 @@ def test_workers_share_one_reference_that_was_asked_ahead(
     pairs.ensure(context)
     found = preference.run(context).summary["train"]["dpo"]
     assert found["steps"] == 10 and found["loss_last"] < found["loss_first"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["dpo", "kto"])
+def test_a_preference_stage_that_was_stopped_ends_with_the_adapter_of_one_that_was_not(
+    ray_session: None, trained: tuple[Store, dict[str, Any]], recipe: Recipe, tmp_path: Path, method: str
+) -> None:
+    """Their checkpoints hold the frozen reference, too; what goes on is the trained adapter."""
+    part = recipe.align.model_copy(update={"method": method, "epochs": 30, "checkpoint_every": 1000})
+    contexts = []
+    for name in ("calm", "stopped"):
+        shutil.copytree(trained[0].root, tmp_path / name, ignore=shutil.ignore_patterns("dpo"))
+        store = Store(tmp_path / name)
+        contexts.append(Context(recipe.model_copy(update={"align": part}), store, "test", Progress()))
+        pairs.ensure(contexts[-1])
+    calm, stopped = contexts
+    preference.run(calm)
+    threading.Thread(target=stop_under_way, args=(stopped.store,), daemon=True).start()
+    with pytest.raises(BezoarError, match="stopped, with a last checkpoint"):
+        preference.run(stopped)
+    at_stop = Store(stopped.store.root).read_json("train/dpo/progress.json")
+    stopped.store.remove("train/dpo/stop")
+    assert preference.run(stopped).summary["train"]["dpo"]["steps"] > at_stop["step"]
+    weights = [load_file(found.store.path("checkpoints/dpo/adapter/adapter_model.safetensors")) for found in contexts]
+    assert all(torch.equal(tensor, weights[1][name]) for name, tensor in weights[0].items())
+
+
+def stop_under_way(store: Store) -> None:
+    """As a driver does that is being stopped."""
+    until(lambda: (store.read_json("train/dpo/progress.json") or {"step": 0})["step"] > 3)
+    store.replace("train/dpo/stop", b"")
 
 
 def at(context: Context) -> int:
