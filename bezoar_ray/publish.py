@@ -69,7 +69,8 @@ def _uploads(recipe: Recipe, store: Store, repository: str, part: str) -> Iterat
         if files:
             yield Upload(repository, "dataset", files | _card(store, part))
         return
-    for kind, suffix in (("merged", ""), ("adapter", "-adapter")):
+    # What was trained lies on other checkpoints' weights, in this run directory; the joined one fits the base itself.
+    for kind, suffix in (("merged", ""), ("joined", "-adapter")):
         folder = f"checkpoints/{part}/{kind}"
         files = {str(Path(name).relative_to(folder)): store.path(name) for name in store.list(folder)}
         if files:

@@ -157,9 +157,9 @@ def _trainable() -> type:
                     raise BezoarError(f"{self._trial.name}: {lines[-1] if lines else f'exit code {ended}'}")
                 if ended == 0:
                     return {"percent": 100, "accuracy": self._trial.result(), "done": True}
-                if at and at["step"] > self._seen:
+                if at and at["step"] > self._seen and at["accuracy"] is not None:  # kto knows none on its way
                     self._seen = at["step"]
-                    return {"percent": int(100 * at["step"] / at["total"]), "accuracy": at["accuracy"] or 0.0}
+                    return {"percent": int(100 * at["step"] / at["total"]), "accuracy": at["accuracy"]}
                 time.sleep(_LOOK_SECONDS)
 
         def save_checkpoint(self, checkpoint_dir: str) -> dict[str, Any]:

@@ -11,10 +11,10 @@ from tests.rows_on_disk import write_samples
 
 @pytest.fixture
 def run(tmp_path):
-    """A run directory with one checkpoint, its adapter, accepted rows and their cards."""
+    """A run directory with one checkpoint, its adapters, accepted rows and their cards."""
     store = Store(tmp_path / "run")
     store.replace("recipe.yaml", load_recipe("tiny").model_dump_json())
-    for kind in ("merged", "adapter"):
+    for kind in ("merged", "adapter", "joined"):
         store.replace(f"checkpoints/dpo/{kind}/model.safetensors", kind)
     store.replace("checkpoints/dpo/merged/config.json", "{}")
     write_samples(store, "lamini", "accepted", [Sample("1", "lamini", "x", status="accepted")])
@@ -35,9 +35,10 @@ def test_a_dry_run_names_every_repository_and_touches_none(run, capsys):
 def test_the_card_is_the_readme(run):
     from bezoar_ray.publish import uploads
 
-    merged, _, rows = uploads(load_recipe("tiny"), run, "me")
+    merged, adapter, rows = uploads(load_recipe("tiny"), run, "me")
     assert merged.files["README.md"].read_text() == "# dpo"
     assert set(merged.files) == {"model.safetensors", "config.json", "README.md"}
+    assert adapter.files["model.safetensors"].read_text() == "joined"  # it fits the base that the card names
     assert "README.md" in rows.files and any(name.startswith("lamini/") for name in rows.files)
 
 

@@ -1,5 +1,6 @@
-"""Training stops where a loss is no number: step and rows are named, and the last good checkpoint stays."""
+"""Training stops where a loss or its gradient is no number: step and rows are named, the last good checkpoint stays."""
 
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -11,7 +12,8 @@ _SHOWN = 8  # rows that are named
 
 
 def watched(kind: type) -> type:
-    """A trainer class whose objects keep the last pass with a loss that is no number, as `unsound` (its input ids)."""
+    """A trainer class whose objects keep the last pass with a loss or gradients that are no numbers, as `unsound` (its
+    input ids)."""
 
     class Watched(kind):
         """As its parent."""
@@ -19,11 +21,17 @@ def watched(kind: type) -> type:
         unsound: Any = None
 
         def training_step(self, model: Any, inputs: Any, *more: Any) -> Any:
-            ids = inputs["input_ids"]
+            self._ids = inputs["input_ids"]
             loss = super().training_step(model, inputs, *more)
             if not loss.isfinite():
-                self.unsound = ids
+                self.unsound = self._ids
             return loss
+
+        def _get_grad_norm(self, *given: Any, **named: Any) -> Any:
+            norm = super()._get_grad_norm(*given, **named)
+            if norm is not None and not math.isfinite(norm):
+                self.unsound = self._ids
+            return norm
 
     return Watched
 
@@ -44,9 +52,9 @@ def stopping(trainer: Any, job: Job, data: Prepared, done: int) -> Any:
             rows = _gathered(list(_rows(trainer.unsound, data, job)))
             named = ", ".join(rows[:_SHOWN]) + (f" and {len(rows) - _SHOWN} more" if rows[_SHOWN:] else "")
             raise BezoarError(
-                f"{job.stage}: the loss is not a number in step {done + state.global_step + 1}, in rows {named} of "
-                f"{data.name}. The last checkpoint before it is kept. Look at these rows, or lower learning_rate "
-                f"(it is {job.part.learning_rate:g})"
+                f"{job.stage}: the loss or its gradient is no number in step {done + state.global_step + 1}, in rows "
+                f"{named} of {data.name}. The last checkpoint before it is kept. Look at these rows, or lower "
+                f"learning_rate (it is {job.part.learning_rate:g})"
             )
 
     return Stopping()

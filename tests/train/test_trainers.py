@@ -13,6 +13,7 @@ from bezoar_ray.stage import Context
 from bezoar_ray.store import Store
 from bezoar_ray.train import data, models, packing, pairs, preference, trainers
 from bezoar_ray.train.tokenizer import load_tokenizer
+from bezoar_ray.train.unsound import watched
 from bezoar_ray.train.worker import Job
 from tests.train.conftest import in_process, samples
 
@@ -126,8 +127,24 @@ def test_a_precomputed_reference_is_the_live_one(hh: Store, recipe: Recipe, tmp_
     assert ahead == pytest.approx(live, abs=1e-5) and len(set(live)) == len(live)
 
 
+def test_a_gradient_that_is_no_number_counts_though_the_loss_is_one() -> None:
+    class Overflows:
+        def training_step(self, *_: Any) -> torch.Tensor:
+            return torch.tensor(1.0)
+
+        def _get_grad_norm(self, *_: Any) -> float:
+            return float("nan")
+
+    trainer = watched(Overflows)()
+    trainer.training_step(None, {"input_ids": "the pass"})
+    assert trainer.unsound is None
+    trainer._get_grad_norm(None)
+    assert trainer.unsound == "the pass"
+
+
 def test_a_loss_that_is_no_number_stops_with_step_and_rows(hh: Store, recipe: Recipe, tmp_path: Path) -> None:
     with pytest.raises(
-        Exception, match=r"dpo: the loss is not a number in step [23], in rows \w+.* lower learning_rate"
+        Exception,
+        match=r"dpo: the loss or its gradient is no number in step [23], in rows \w+.* lower learning_rate",
     ):
         aligned(hh, recipe, tmp_path / "run", learning_rate=1e30, max_grad_norm=1e30)
