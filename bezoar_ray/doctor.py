@@ -78,7 +78,8 @@ def _instructions() -> str:
         return ""
     known = {"avx2": "AVX2", "avx512f": "AVX-512", "amx_tile": "AMX", "asimd": "NEON"}
     found = [name for flag, name in known.items() if flag in flags]
-    return f" ({', '.join(found)})" if found else ""
+    slow = "; bfloat16 is trained in float32" if "AVX2" in found and "AVX-512" not in found else ""
+    return f" ({', '.join(found)}{slow})" if found else ""
 
 
 def _key_names() -> list[str]:
@@ -93,7 +94,7 @@ def _tiny_world() -> str:
     return (
         f"built, in {folder}"
         if folder.exists()
-        else "not built: the first `bezoar run tiny` builds it in about 5 minutes"
+        else "not built: the first `bezoar run tiny` builds it in 5 to 15 minutes"
     )
 
 

@@ -10,6 +10,7 @@ import asyncio
 import logging
 import os
 import pickle
+import socket
 import threading
 import traceback
 from collections import deque
@@ -24,6 +25,7 @@ from bezoar_ray.errors import BezoarError
 from bezoar_ray.items import FEW, Items
 from bezoar_ray.llm.chat import ModelDied
 from bezoar_ray.llm.client import open_talker
+from bezoar_ray.llm.ledger import SESSION
 from bezoar_ray.llm.limits import Limit, RunMeter, limits, permits, terms
 from bezoar_ray.logs import event, keep_events, redirect
 from bezoar_ray.recipe import ModelPart
@@ -53,6 +55,7 @@ class Place:
     root: str  # the run directory, whose ledger keeps the calls
     session: str
     limits: tuple[Limit, ...] = ()
+    held: bool = False  # by a command, whose name stands in it for all who see it
 
     def log(self, name: str) -> Path:
         """The file of a log on this node."""
@@ -61,7 +64,8 @@ class Place:
 
 def place(context: Context) -> Place:
     """The run that a stage belongs to."""
-    return Place(str(context.store.root), context.session, limits(context.recipe))
+    held = context.store.exists(SESSION)
+    return Place(str(context.store.root), context.session, limits(context.recipe), held)
 
 
 def fan_out(heads: list[tuple[Items, Pass]], tail: list[Pass], place: Place) -> Iterator[bytes]:
@@ -150,6 +154,11 @@ class _Actor:
 
     def _opened(self) -> Any:
         work, place, (meter, line) = self._work, self._place, self._meter
+        if place.held and not Store(place.root).exists(SESSION):  # what is paid for here would be lost
+            raise BezoarError(
+                f"{place.root}: node {socket.gethostname()}, which joined after the start, does not see this folder. "
+                "Mount the same disk on every node, or use a bucket (s3://, gs://) as run directory"
+            )
         return open_talker(work.part, place.root, work.role, place.session, permits=meter and permits(meter, line))
 
     def _ours(self, error: Exception) -> BezoarError:

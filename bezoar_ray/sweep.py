@@ -65,21 +65,32 @@ def _values(parameter: str) -> list[str]:
 
 
 def report(found: list[Trial], store: Store) -> str:
-    """The trials that have a result side by side, the best first: as text, and in sweep.html."""
+    """The trials that have a result side by side, the best first, and how far the others came: as text, and in
+    sweep.html."""
     ended = sorted((trial for trial in found if trial.result() is not None), key=lambda trial: -trial.result())
+    without = [_how_far(trial) for trial in found if trial.result() is None]
     if not ended:
-        return "no trial has a result yet"
+        return "\n".join(["no trial has a result yet", *without])
     table = compare([(trial.name, trial.recipe, trial.store) for trial in ended])
     chart = ranked("Held-out pairs right", {trial.name: trial.result() for trial in ended})
-    store.replace("sweep.html", as_page(table, chart))
-    return f"{as_text(table)}\n\n{store.root}/sweep.html"
+    store.replace("sweep.html", as_page(table, chart, without))
+    return "\n".join([as_text(table), *without, "", f"{store.root}/sweep.html"])
+
+
+def _how_far(trial: Trial) -> str:
+    at = trial.store.read_json(f"train/{_LAST}/progress.json")
+    if not at:
+        return f"{trial.name}: not trained yet"
+    right = "an unknown share" if at["accuracy"] is None else f"{100 * at['accuracy']:.0f} %"
+    return f"{trial.name}: stopped at step {at['step']} of {at['total']}, with {right} of its pairs right"
 
 
 def sweep(found: list[Trial], store: Store, progress: Progress) -> None:
     """Train all trials up to dpo, through Ray Tune: what they share first, then each from there on.
 
-    A trial that is behind the others in the share of pairs it gets right is stopped early; the same command goes on
-    with it where it was stopped only once all others are done.
+    A trial that is behind the others in the share of pairs it gets right is stopped early, where all have one method:
+    with a reference, right is who has gained on it, without one, who is the likelier. The same command goes on with a
+    trial where it was stopped only once all others are done.
 
     Raises:
         BezoarError: a trial failed; the others are done all the same.
@@ -105,13 +116,16 @@ def _tuned(found: list[Trial], store: Store) -> list[str]:
     if not left:
         return []
     behind = MedianStoppingRule(time_attr="percent", metric="accuracy", mode="max", grace_period=_GRACE)
+    alike = len({trial.recipe.align.method for trial in found}) == 1
     address = ray.get_runtime_context().gcs_address
     tuner = tune.Tuner(
         tune.with_resources(
             tune.with_parameters(_trainable(), trials=left, root=str(store.root), address=address), {"CPU": 0.01}
         ),
         param_space={"trial": tune.grid_search(list(left))},
-        tune_config=tune.TuneConfig(scheduler=behind, max_concurrent_trials=_room(list(left.values()))),
+        tune_config=tune.TuneConfig(
+            scheduler=behind if alike else None, max_concurrent_trials=_room(list(left.values()))
+        ),
         run_config=tune.RunConfig(storage_path=f"{store.root}/sweep/tune", verbose=0),
     )
     return [str(error).strip().splitlines()[-1] for error in tuner.fit().errors]

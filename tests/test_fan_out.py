@@ -6,7 +6,7 @@ import threading
 
 import pytest
 
-from bezoar_ray.errors import BudgetReached, RecipeError
+from bezoar_ray.errors import BezoarError, BudgetReached, RecipeError
 from bezoar_ray.fan_out import Pass, Place, fan_out
 from bezoar_ray.items import Items, spool
 from bezoar_ray.llm.ledger import accounts
@@ -88,6 +88,16 @@ def test_an_error_of_an_early_pass_is_not_lost_in_the_later_ones(ray_session, tm
 def test_actors_that_can_never_all_start_are_refused_at_once(ray_session, tmp_path):
     with serving(mark) as server, pytest.raises(RecipeError, match=r"1 actors with 100 CPU each.: no node"):
         rows(server, tmp_path, ITEMS, once, num_cpus=100.0)
+
+
+def test_a_node_that_does_not_see_the_run_directory_makes_no_call(ray_session, tmp_path):
+    """It joined after the start: what it paid for would lie on its own disk."""
+    with serving(mark) as server:
+        work = Pass(once, part(server), "teacher")
+        head, place = spool(ITEMS, tmp_path / "scratch/items.arrow"), Place(str(tmp_path), "s1", held=True)
+        with pytest.raises(BezoarError, match="does not see this folder. Mount the same disk on every node"):
+            list(fan_out([(head, work)], [], place))
+        assert not server.requests
 
 
 def test_without_items_nothing_is_started(tmp_path):

@@ -8,7 +8,7 @@ from bezoar_ray.cli import main
 from bezoar_ray.errors import RecipeError
 from bezoar_ray.manifest import Done, fingerprint, save
 from bezoar_ray.store import Store
-from bezoar_ray.sweep import share, trials
+from bezoar_ray.sweep import report, share, trials
 
 PARAMETERS = ["align.beta=0.1,0.5", "align.learning_rate=1e-4,1e-5"]
 
@@ -43,6 +43,16 @@ def test_a_trial_has_the_files_of_the_stages_that_its_parameter_leaves_alone(sto
     assert {"generate.bin", "hh-sft.bin", "manifests/hh-sft.json", "train/data/pairs.arrow"} <= set(there)
     assert "dpo.bin" not in there
     assert os.path.samefile(store.path("sft.bin"), trial.store.path("sft.bin"))
+
+
+def test_trials_without_a_result_are_told_with_how_far_they_came(store):
+    found = trials("tiny", [], ["align.beta=0.1,0.5,1.0"], store)
+    found[0].store.replace_json("summary.json", {"train": {"dpo": {"heldout_accuracy": 0.9}}})
+    found[1].store.replace_json("train/dpo/progress.json", {"step": 12, "total": 30, "accuracy": 0.5})
+    told = report(found, store)
+    assert "90.0 %" in told and "align.beta=1.0: not trained yet" in told
+    stopped = "align.beta=0.5: stopped at step 12 of 30, with 50 % of its pairs right"
+    assert stopped in told and stopped in store.path("sweep.html").read_text()
 
 
 def test_a_parameter_that_no_stage_reads_is_refused_before_anything_runs(tmp_path, capsys):

@@ -12,6 +12,7 @@ from bezoar_ray.evaluate.endpoint import Endpoint, to_the_end
 from bezoar_ray.evaluate.mt_bench.run import Bench, mt_bench
 from bezoar_ray.recipe import CHECKPOINTS, Recipe
 from bezoar_ray.serve.app import running
+from bezoar_ray.serve.arguments import modes
 from bezoar_ray.stage import Context, Outcome
 from bezoar_ray.store import Store
 
@@ -44,8 +45,12 @@ def identities(recipe: Recipe, store: Store) -> dict[str, str]:
     lineages = {name: store.read_json(f"checkpoints/{name}/lineage.json") for name in CHECKPOINTS}
     if lineages["base"] is None:
         raise BezoarError(f"{store.root}/checkpoints/base/lineage.json: missing. Run the sft stage first.")
-    how = hashlib.sha256(orjson.dumps([recipe.serve.what(), recipe.template])).hexdigest()[:8]
-    return {name: f"{lineage['fingerprint']}:{how}" for name, lineage in lineages.items() if lineage}
+    served = modes(recipe, store)
+    how = {
+        name: hashlib.sha256(orjson.dumps([recipe.serve.what() | {"mode": mode}, recipe.template])).hexdigest()[:8]
+        for name, mode in served.items()
+    }
+    return {name: f"{lineages[name]['fingerprint']}:{how[name]}" for name in served if lineages[name]}
 
 
 async def _measure(
@@ -59,7 +64,8 @@ async def _measure(
         jobs["mt_bench"] = mt_bench(context, bench, endpoint, marks, step)
     results = dict(zip(jobs, await to_the_end(jobs.values()), strict=True))
     files = [name for _, written in results.values() for name in written]
-    return Outcome(files, {"eval": {kind: scores for kind, (scores, _) in results.items()}})
+    served = {name: mode for name, mode in modes(context.recipe, context.store).items() if name in marks}
+    return Outcome(files, {"eval": {"served": served} | {kind: scores for kind, (scores, _) in results.items()}})
 
 
 def _counter(context: Context, checkpoints: int, bench: Bench | None) -> Callable[[], None]:

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import AliasChoices, Field, field_validator, model_validator
 
-from bezoar_ray.recipe.models import ModelPart, told_apart
+from bezoar_ray.recipe.models import Judge, told_apart
 from bezoar_ray.recipe.part import FILES, HOW, Money, OneOrMore, Part, Placed, Positive, decisive, packaged_text
 
 CHECKPOINTS = ("base", "sft", "hh-sft", "dpo")
@@ -106,8 +106,8 @@ class MtBench(Part):
     questions: Annotated[str, FILES] = "tiny"
     """FastChat's question.jsonl, questions of your own in its shape, or `tiny` for the embedded ones."""
     references: Annotated[str | None, FILES] = None
-    """FastChat's reference answers (.jsonl), for math, reasoning and coding."""
-    judges: Annotated[tuple[ModelPart, ...], OneOrMore, Field(validation_alias=AliasChoices("judges", "judge"))] = ()
+    """Reference answers in FastChat's shape (.jsonl): shown for math, reasoning, coding and categories of your own."""
+    judges: Annotated[tuple[Judge, ...], OneOrMore, Field(validation_alias=AliasChoices("judges", "judge"))] = ()
     """The first one's grades are the score; those of others tell how far judges agree. A single one may stand under
     `judge`; the recipe's first judge where empty."""
     pairwise: tuple[tuple[str, str], ...] = (("sft", "base"), ("hh-sft", "sft"), ("dpo", "hh-sft"))
@@ -123,11 +123,11 @@ class MtBench(Part):
     answers: Annotated[tuple[str, ...], FILES] = ()
     """FastChat's answer files (model_answer/*.jsonl) of further models, judged beside the checkpoints."""
     judgments: Annotated[tuple[str, ...], FILES] = ()
-    """FastChat's files of single grades (model_judgment/*_single.jsonl): what other judges said of these answers."""
+    """FastChat's files (model_judgment/*_single.jsonl, *_pair.jsonl): what other judges said of these answers."""
 
     @field_validator("judges")
     @classmethod
-    def _tells_its_judges_apart(cls, judges: tuple[ModelPart, ...]) -> tuple[ModelPart, ...]:
+    def _tells_its_judges_apart(cls, judges: tuple[Judge, ...]) -> tuple[Judge, ...]:
         return told_apart(judges)
 
     @model_validator(mode="after")

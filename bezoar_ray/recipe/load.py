@@ -11,7 +11,7 @@ from pydantic import AliasChoices, BaseModel, Field, ValidationError, field_vali
 from bezoar_ray.errors import RecipeError
 from bezoar_ray.recipe.evaluation import Evaluate, Serve
 from bezoar_ray.recipe.generation import SCHEMES, Filter, Generate
-from bezoar_ray.recipe.models import ModelPart, Seeds, Teacher, told_apart
+from bezoar_ray.recipe.models import Judge, Seeds, Teacher, told_apart
 from bezoar_ray.recipe.part import FILES, HOW, Money, OneOrMore, Part
 from bezoar_ray.recipe.training import Align, Base, HhSft, Sft, Training
 
@@ -36,7 +36,7 @@ class Recipe(Part):
         Field(min_length=1, validation_alias=AliasChoices("teachers", "teacher")),
     ]
     """Write the synthetic rows, each a share by its weight; a single one may stand under `teacher`."""
-    judges: Annotated[tuple[ModelPart, ...], Field(min_length=1)]
+    judges: Annotated[tuple[Judge, ...], Field(min_length=1)]
     """Rate the rows in place of people; `filter.combine` says who decides."""
     base: Base
     """The model that is trained."""
@@ -79,7 +79,7 @@ class Recipe(Part):
 
     @field_validator("judges")
     @classmethod
-    def _tells_its_judges_apart(cls, judges: tuple[ModelPart, ...]) -> tuple[ModelPart, ...]:
+    def _tells_its_judges_apart(cls, judges: tuple[Judge, ...]) -> tuple[Judge, ...]:
         return told_apart(judges)
 
     def training(self, stage: str) -> Training:
@@ -87,7 +87,7 @@ class Recipe(Part):
         return {"sft": self.sft, "hh-sft": self.hh_sft, "dpo": self.align}[stage]
 
     @property
-    def mt_bench_judges(self) -> tuple[ModelPart, ...]:
+    def mt_bench_judges(self) -> tuple[Judge, ...]:
         """The judges of MT-Bench answers: asked live, as an answer is judged as soon as it is there."""
         judges = (self.evaluate.mt_bench and self.evaluate.mt_bench.judges) or self.judges[:1]
         return tuple(judge.model_copy(update={"mode": "live"}) for judge in judges)

@@ -132,6 +132,15 @@ def told_apart(judges: tuple[ModelPart, ...]) -> tuple[ModelPart, ...]:
     return judges
 
 
+class Judge(ModelPart):
+    """A model that rates; unless told otherwise as FastChat asks it: greedily, with room for an explanation."""
+
+    temperature: float = 0.0
+    """Sampling temperature; 0 is greedy."""
+    max_tokens: Positive = 2048
+    """Longest answer, in tokens."""
+
+
 class Teacher(ModelPart):
     """A model that writes rows."""
 

@@ -100,8 +100,8 @@ class Training(Placed):
 class Supervised(Training):
     """Training on conversations."""
 
-    packing: bool = True
-    """Fill items of `max_length` with whole rows that do not see each other, in place of padding each row."""
+    packing: Annotated[bool, HOW] = True
+    """Put the rows of a forward pass side by side, where they do not see each other, in place of padding each."""
 
 
 class Sft(Supervised):

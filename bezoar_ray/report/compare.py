@@ -1,6 +1,6 @@
 """Runs side by side: what differs in their recipes, and what came of it."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -57,9 +57,9 @@ def as_text(found: Comparison) -> str:
     return "\n".join(text)
 
 
-def as_page(found: Comparison, chart: str = "") -> str:
-    """One HTML file that opens offline, with a chart of ours (SVG) on top if there is one."""
-    return environment().get_template("compare.html").render(found=found, chart=Markup(chart))
+def as_page(found: Comparison, chart: str = "", notes: Sequence[str] = ()) -> str:
+    """One HTML file that opens offline, with a chart of ours (SVG) on top if there is one, and notes below it."""
+    return environment().get_template("compare.html").render(found=found, chart=Markup(chart), notes=notes)
 
 
 def _differences(contents: list[Content]) -> list[Line]:

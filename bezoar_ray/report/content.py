@@ -61,6 +61,7 @@ class Content:
     train: dict[str, Any]
     harness: Harness
     mt_bench: dict[str, Any]
+    served: dict[str, str]  # how each checkpoint was served while it was measured
     conversations: str | None  # the page to read MT-Bench's, if there is one
     checkpoints: list[str]
     commercial_use: dict[str, Any]
@@ -90,6 +91,7 @@ def gather(recipe: Recipe, store: Store) -> Content:
         train={name: part for name in CHECKPOINTS if (part := summary.get("train", {}).get(name))},
         harness=harness(recipe, results.get("harness", {})),
         mt_bench=_checkpoints_first(results.get("mt_bench", {})),
+        served=results.get("served", {}),
         conversations=CONVERSATIONS if store.exists(CONVERSATIONS) else None,
         checkpoints=[name for name in CHECKPOINTS if store.exists(f"checkpoints/{name}/lineage.json")],
         commercial_use=commercial_use(recipe),

@@ -1,5 +1,6 @@
 """What a request passes before an engine sees it: the key that the endpoint asks for, and the size that it takes."""
 
+import contextlib
 import secrets
 from typing import Any
 
@@ -24,27 +25,44 @@ class Gate:
         too_long = refusal(413, f"the request is longer than {self._most} bytes (serve.max_request_bytes)")
         if int(headers.get(b"content-length", 0)) > self._most:
             return await too_long(scope, receive, send)
-        try:
-            await self._app(scope, self._counted(receive), send)
-        except _TooLong:
+        body = _Counted(receive, self._most)
+        with contextlib.suppress(_TooLong):
+            await self._app(scope, body.receive, body.held(send))
+        if body.outgrown:
             await too_long(scope, receive, send)
 
     def _opens(self, given: bytes) -> bool:
         return secrets.compare_digest(given, f"Bearer {self._key}".encode())
 
-    def _counted(self, receive: Any) -> Any:
-        """For bodies that come in chunks and do not say how long they will be."""
-        seen = 0
 
-        async def counted() -> Any:
-            nonlocal seen
-            message = await receive()
-            seen += len(message.get("body", b""))
-            if seen > self._most:
-                raise _TooLong
-            return message
+class _Counted:
+    """For bodies that come in chunks and do not say how long they will be. FastAPI takes an error while it reads for
+    broken JSON: what it answers then is held back."""
 
-        return counted
+    def __init__(self, receive: Any, most: int):
+        self._receive, self._most, self._seen = receive, most, 0
+
+    @property
+    def outgrown(self) -> bool:
+        """Whether the body is too long."""
+        return self._seen > self._most
+
+    async def receive(self) -> Any:
+        """The next part of the body."""
+        message = await self._receive()
+        self._seen += len(message.get("body", b""))
+        if self.outgrown:
+            raise _TooLong
+        return message
+
+    def held(self, send: Any) -> Any:
+        """`send`, unless the body is too long."""
+
+        async def answer(message: Any) -> None:
+            if not self.outgrown:
+                await send(message)
+
+        return answer
 
 
 class _TooLong(Exception):

@@ -11,7 +11,8 @@ from bezoar_ray.errors import RecipeError
 from bezoar_ray.recipe import MtBench
 from bezoar_ray.recipe.part import matches
 
-WITH_REFERENCE = ("math", "reasoning", "coding")
+WITHOUT_REFERENCE = ("writing", "roleplay", "extraction", "stem", "humanities")
+"""MT-Bench's categories whose judge sees no reference, also where a question brings one."""
 
 
 @dataclass(frozen=True)
@@ -25,7 +26,7 @@ class Question:
 
 
 def load_questions(part: MtBench) -> list[Question]:
-    """The questions, with references for math, reasoning and coding.
+    """The questions, with references for math, reasoning, coding and categories that MT-Bench does not know.
 
     Raises:
         RecipeError: a file that cannot be read, or a row that is no question; the message names file and line.
@@ -50,6 +51,8 @@ def load_answers(part: MtBench) -> dict[str, dict[int | str, tuple[str, ...]]]:
 def load_grades(part: MtBench) -> Iterator[dict[str, Any]]:
     """Single grades by other judges: rows with model, question_id, turn, score and judge; -1 is no score."""
     for where, row in _all_rows(part.judgments, "evaluate.mt_bench.judgments"):
+        if "g1_winner" in row:
+            continue
         try:
             score = row["score"] if row["score"] is not None and row["score"] >= 1 else None
             fields = {name: row[name] for name in ("model", "question_id", "turn")}
@@ -57,6 +60,25 @@ def load_grades(part: MtBench) -> Iterator[dict[str, Any]]:
         except (KeyError, IndexError, TypeError) as error:
             raise RecipeError(
                 f"{where}: not a single grade (needs question_id, model, judge, turn, score): {error!r}"
+            ) from error
+
+
+def load_verdicts(part: MtBench) -> Iterator[dict[str, Any]]:
+    """Comparisons by other judges: rows with models, question_id, turn, judge and the winners of both games, by name;
+    None is no verdict."""
+    for where, row in _all_rows(part.judgments, "evaluate.mt_bench.judgments"):
+        if "g1_winner" not in row:
+            continue
+        try:
+            models = row["model_1"], row["model_2"]
+            names = {"model_1": models[0], "model_2": models[1], "tie": "tie", "error": None}
+            winners = tuple(names[row[game]] for game in ("g1_winner", "g2_winner"))
+            fields = {name: row[name] for name in ("question_id", "turn")}
+            yield fields | {"models": models, "judge": row["judge"][0], "winners": winners}
+        except (KeyError, IndexError, TypeError) as error:
+            raise RecipeError(
+                f"{where}: not a comparison (needs question_id, model_1, model_2, judge, turn, g1_winner, g2_winner): "
+                f"{error!r}"
             ) from error
 
 
@@ -81,8 +103,9 @@ def _question(where: str, row: dict[str, Any], answers: dict[int | str, tuple[st
     try:
         turns, category = tuple(row["turns"]), row["category"]
         own = tuple(row.get("reference") or ()) or None
-        references = answers.get(row["question_id"], own) if category in WITH_REFERENCE else None
-        complete = references if references and len(references) >= len(turns) else None
+        references = None if category in WITHOUT_REFERENCE else answers.get(row["question_id"], own)
+        said = references and [text for text in references[: len(turns)] if text.strip()]
+        complete = references if said and len(said) == len(turns) else None
         return Question(row["question_id"], category, turns, complete)
     except (KeyError, TypeError) as error:
         raise RecipeError(f"{where}: not a question (needs question_id, category, turns): {error!r}") from error

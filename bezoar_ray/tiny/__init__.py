@@ -42,7 +42,7 @@ class World:
 
 
 def world(say: Callable[[str], None] = print) -> World:
-    """The embedded world, built first where this code's version of it is not in the cache (about 5 minutes).
+    """The embedded world, built first where this code's version of it is not in the cache (5 to 15 minutes).
 
     The cache is the folder that BEZOAR_CACHE names, or ~/.cache/bezoar_ray.
 
@@ -67,7 +67,7 @@ def fingerprint() -> str:
     top = resources.files("bezoar_ray")
     made_by = sorted((p for p in top.joinpath("tiny").iterdir() if p.name.endswith(".py")), key=lambda p: p.name)
     total = hashlib.sha256()
-    others = ("generate/prompts.py", "recipes/alpaca.jinja", "train/packing.py")
+    others = ("generate/prompts.py", "recipes/alpaca.jinja")
     for path in (*made_by, *map(top.joinpath, others)):
         if path.name not in _JUDGE_ONLY:
             total.update(path.name.encode() + path.read_bytes())
@@ -90,7 +90,7 @@ def _build(folder: Path, say: Callable[[str], None]) -> None:
     partial = folder.with_name(f"{folder.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
-    say("building the embedded world (once; about 5 minutes)")
+    say("building the embedded world (once; 5 to 15 minutes)")
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={_PROCESSES}"]
     command = [*torchrun, "-m", "bezoar_ray.tiny.build", str(partial), str(folder)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}

@@ -1,11 +1,12 @@
-"""Training of the embedded models from scratch, on CPU in bf16: blocks of tokens in, a Hugging Face Llama out."""
+"""Training of the embedded models from scratch, on CPU: blocks of tokens in, a Hugging Face Llama out."""
 
 import math
 from collections.abc import Callable, Iterable, Iterator
+from functools import cache
 from itertools import islice
 from typing import Any
 
-from bezoar_ray.train.packing import pack
+from bezoar_ray.precision import compute_dtype
 
 Say = Callable[[str], None]
 IGNORED = -100
@@ -33,9 +34,12 @@ def new_model(vocabulary: int) -> Any:
 
 def blocks(examples: Iterable[tuple[list[int], list[int]]], length: int) -> Iterator[tuple[list[int], list[int]]]:
     """Examples (ids, labels) packed whole into blocks of `length` tokens; a longer one is left out."""
+    from datasets import Dataset
+    from trl import pack_dataset
+
     rows = ({"input_ids": ids, "labels": labels} for ids, labels in examples if len(ids) <= length)
     while some := list(islice(rows, _PACKED_TOGETHER)):
-        for item in pack(some, length):
+        for item in pack_dataset(Dataset.from_list(some), length, "bfd"):
             yield _padded(item["input_ids"], 0, length), _padded(item["labels"], IGNORED, length)
 
 
@@ -56,7 +60,8 @@ def _padded(values: list[int], filler: int, length: int) -> list[int]:
 def fit(model: Any, data: Iterator, *, steps: int, batch: int, peak: float, say: Say) -> Any:
     """Train for `steps` of `batch` blocks each, which the processes of the group share out among themselves.
 
-    Weights compute in bf16; the optimisers keep them in float32. The group must stand (`torch.distributed`).
+    Weights compute in bfloat16 where the CPU knows it; the optimisers keep them in float32, and what comes out is
+    bfloat16. The group must stand (`torch.distributed`).
     """
     import torch
     import torch.distributed as dist
@@ -64,7 +69,10 @@ def fit(model: Any, data: Iterator, *, steps: int, batch: int, peak: float, say:
 
     torch.manual_seed(0)
     masters = [parameter.detach().float().clone() for parameter in model.parameters()]
-    parallel = DistributedDataParallel(model.bfloat16().train())
+    dtype = getattr(torch, compute_dtype("bfloat16"))
+    parallel = DistributedDataParallel(model.to(dtype).train())
+    if dtype is torch.float32:
+        _orthogonalise_in_float32()
     optimisers = _optimisers(model, masters, peak)
     share, data = batch // dist.get_world_size(), islice(data, dist.get_rank(), None, dist.get_world_size())
     total, seen = 0.0, 0
@@ -75,7 +83,7 @@ def fit(model: Any, data: Iterator, *, steps: int, batch: int, peak: float, say:
         if (step + 1) % 100 == 0 or step + 1 == steps:
             say(f"step {step + 1}/{steps}  loss {total / seen:.3f}")
             total, seen = 0.0, 0
-    return model.eval()
+    return model.bfloat16().eval()
 
 
 def _optimisers(model: Any, masters: list, peak: float) -> list:
@@ -101,6 +109,22 @@ def _optimisers(model: Any, masters: list, peak: float) -> list:
         [{"params": others, "initial_lr": peak}], lr=peak, betas=(0.9, 0.98), weight_decay=0.0, fused=True
     )
     return [muon, adam]
+
+
+@cache
+def _orthogonalise_in_float32() -> None:
+    """Muon's own iteration in the gradient's type: torch's has it in bfloat16, whatever the CPU."""
+    import torch
+    from torch.optim import _muon
+
+    class Gradient(torch.Tensor):
+        """What asks for bfloat16 gets a copy as it is."""
+
+        def bfloat16(self) -> Any:
+            return self.as_subclass(torch.Tensor).clone()
+
+    iterate = _muon._zeropower_via_newtonschulz
+    _muon._zeropower_via_newtonschulz = lambda grad, *how: iterate(grad.as_subclass(Gradient), *how)
 
 
 def _step(model: Any, masters: list, optimisers: list, rows: list[tuple[list[int], list[int]]]) -> float:

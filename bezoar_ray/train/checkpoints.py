@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+from bezoar_ray.precision import compute_dtype
 from bezoar_ray.recipe import Lora
 from bezoar_ray.stage import Context
 from bezoar_ray.store import Store, digest
@@ -65,8 +66,13 @@ def _base_mark(job: Job) -> str:
 
 
 def _score(job: Job, model: Any, tokenizer: Any) -> float | None:
-    part = job.recipe.align
-    return heldout.accuracy(model, tokenizer, pairs.read(job.store, "heldout"), part.max_length, part.micro_batch)
+    import torch
+
+    part, stored = job.recipe.align, model.dtype
+    model.to(getattr(torch, compute_dtype(job.recipe.base.dtype)))
+    score = heldout.accuracy(model, tokenizer, pairs.read(job.store, "heldout"), part.max_length, part.micro_batch)
+    model.to(stored)
+    return score
 
 
 def clear(context: Context, name: str) -> None:

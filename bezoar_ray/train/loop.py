@@ -11,12 +11,14 @@ from typing import Any
 import orjson
 
 from bezoar_ray.errors import BezoarError
+from bezoar_ray.precision import compute_dtype
 from bezoar_ray.recipe import Lora, Training
 from bezoar_ray.train import models
 from bezoar_ray.train.checkpoints import finish
 from bezoar_ray.train.memory import checking
 from bezoar_ray.train.prepared import Prepared, left_out
 from bezoar_ray.train.reporting import STATE, Account, reporter
+from bezoar_ray.train.shares import each_once, passes
 from bezoar_ray.train.trainers import Build
 from bezoar_ray.train.unsound import stopping
 from bezoar_ray.train.worker import Job
@@ -40,7 +42,8 @@ def train(job: Job, adapt: Callable[..., Any], build: Build) -> Account:
             _load_adapter(model, saved)
         else:
             trainer = keep_precision(model, partial(build, model, data.open(job.store), arguments(job, data)))
-            trainer.add_callback(checking(trainer, job, data, micro_batch(data.batch(job.part), job.part)[0]))
+            each_once(trainer)
+            trainer.add_callback(checking(trainer, job, data, micro_batch(job.part)[0]))
             trainer.add_callback(stopping(trainer, job, data, account.offset))
             trainer.add_callback(reporter(job, account, data, total))
             if saved and not job.part.zero_stage:
@@ -57,7 +60,8 @@ def train(job: Job, adapt: Callable[..., Any], build: Build) -> Account:
 
 def _length(data: Prepared, part: Training) -> int:
     """Optimiser steps on a data set."""
-    return max(1, math.ceil(math.ceil(data.items / data.batch(part)) * part.epochs))
+    micro, accumulation = micro_batch(part)
+    return max(1, math.ceil(math.ceil(passes(data.rows, part.workers, micro) / accumulation) * part.epochs))
 
 
 def _last() -> tuple[Account, str | None]:
@@ -95,7 +99,7 @@ def keep_precision(model: Any, make: Callable[[], Any]) -> Any:
 def arguments(job: Job, data: Prepared) -> dict[str, Any]:
     """Keyword arguments that TRL's configurations share, from the recipe."""
     part, recipe = job.part, job.recipe
-    micro, accumulation = micro_batch(data.batch(part), part)
+    micro, accumulation = micro_batch(part)
     length = _length(data, part)
     return {
         "output_dir": str(job.store.here(f"{job.folder}/work-{data.name}")),
@@ -107,7 +111,7 @@ def arguments(job: Job, data: Prepared) -> dict[str, Any]:
         "warmup_steps": int(part.warmup_ratio * length),  # rounded up, a single step would be all warm-up
         "max_grad_norm": part.max_grad_norm,
         "max_length": None,  # rows that are too long have been left out, not cut
-        "bf16": recipe.base.dtype == "bfloat16",
+        "bf16": compute_dtype(recipe.base.dtype) == "bfloat16",
         "use_cpu": part.gpus_per_worker == 0,
         "gradient_checkpointing": part.gradient_checkpointing,
         "ddp_find_unused_parameters": False,
@@ -126,9 +130,9 @@ def arguments(job: Job, data: Prepared) -> dict[str, Any]:
     }
 
 
-def micro_batch(batch: int, part: Training) -> tuple[int, int]:
-    """Items in one forward pass of a worker, and passes in an optimiser step, so that `batch` comes out exactly."""
-    share = batch // part.workers
+def micro_batch(part: Training) -> tuple[int, int]:
+    """Rows in one forward pass of a worker, and passes in an optimiser step, so that `batch` comes out exactly."""
+    share = part.batch // part.workers
     micro = max(size for size in range(1, min(part.micro_batch, share) + 1) if share % size == 0)
     return micro, share // micro
 

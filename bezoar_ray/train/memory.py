@@ -17,7 +17,7 @@ Needs = Callable[[int, int], float]
 
 
 def checking(trainer: Any, job: Job, data: Prepared, micro: int) -> Any:
-    """A callback that refuses a data set whose longest items would not fit, `micro` in a pass, by what short ones take.
+    """A callback that refuses a data set whose longest rows would not fit, `micro` in a pass, by what short ones take.
 
     Under ZeRO-3 nothing is asked: a pass outside of the trainer would find no weights.
     """
@@ -124,7 +124,7 @@ def _refusal(micro: int, data: Prepared, needs: Needs, free: float) -> str:
     shorter = [length for length in range(_MULTIPLE, longest, _MULTIPLE) if needs(micro * sides, length) <= free]
     fits = [f"{name} {found[-1]}" for name, found in (("micro_batch", fewer), ("max_length", shorter)) if found]
     return (
-        f"a pass of {micro} items of {data.name} takes about {needs(micro * sides, longest) / 2**30:.2f} GiB beside "
+        f"a pass of {micro} rows of {data.name} takes about {needs(micro * sides, longest) / 2**30:.2f} GiB beside "
         f"the model, as the longest has {longest} tokens; a worker has {free / 2**30:.2f} GiB. "
         f"What fits: {' or '.join(fits) or 'nothing'}. gradient_checkpointing: true takes less"
     )

@@ -4,6 +4,7 @@ from typing import Any
 
 from bezoar_ray.errors import RecipeError
 from bezoar_ray.llm.models import model_path
+from bezoar_ray.precision import compute_dtype
 from bezoar_ray.recipe import Base, Lora
 from bezoar_ray.train.worker import Job
 
@@ -20,25 +21,25 @@ def device() -> Any:
 
 
 def load(base: Base, folder: str | None = None, **settings: Any) -> Any:
-    """The base model, or the one in `folder`, in the base's dtype; `settings` go to `from_pretrained`."""
+    """The base model, or the one in `folder`, in the base's dtype unless `settings`, for `from_pretrained`, say so."""
     from transformers import AutoModelForCausalLM
 
     hub = {"revision": base.revision} if folder is None else {}
     return AutoModelForCausalLM.from_pretrained(
         folder or model_path(base.model),
-        dtype=base.dtype,
         trust_remote_code=base.trust_remote_code,
         use_safetensors=None if base.pickled_weights else True,
-        **{"device_map": {"": device()}, **hub, **settings},
+        **{"dtype": base.dtype, "device_map": {"": device()}, **hub, **settings},
     )
 
 
 def for_training(job: Job) -> Any:
-    """The stage's frozen model: the base for sft, merged sft for what comes after; in NF4 where the recipe says so."""
+    """The stage's frozen model: the base for sft, merged sft for what comes after; in NF4 where the recipe says so, and
+    in the type that this machine computes in."""
     folder = None if job.stage == "sft" else str(job.store.path("checkpoints/sft/merged"))
-    settings: dict[str, Any] = {}
+    settings: dict[str, Any] = {"dtype": compute_dtype(job.recipe.base.dtype)}
     if job.part.load_in_4bit:
-        settings["quantization_config"] = nf4(job.recipe.base.dtype)
+        settings["quantization_config"] = nf4(settings["dtype"])
     if job.part.zero_stage == 3:
         settings["device_map"] = None  # DeepSpeed places the shards
     if device().type == "cpu":

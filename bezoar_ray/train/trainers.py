@@ -13,13 +13,13 @@ Build = Callable[[Any, Any, dict[str, Any]], Any]
 """Makes a trainer from (model, items, settings)."""
 
 
-def supervised(tokenizer: Any) -> Build:
-    """Trainers on conversations: the loss of the labelled tokens, all of one weight."""
+def supervised(tokenizer: Any, packed: bool) -> Build:
+    """Trainers on conversations: the loss of the labelled tokens, all of one weight; rows side by side if `packed`."""
 
     def build(model: Any, items: Any, settings: dict[str, Any]) -> Any:
         from trl import SFTConfig, SFTTrainer
 
-        collate = packing.collator(tokenizer.pad_token_id) if "seq_lengths" in items.column_names else None
+        collate = packing.collator(tokenizer.pad_token_id) if packed else None
         config = SFTConfig(dataset_kwargs={"skip_prepare_dataset": True}, **settings)
         return watched(SFTTrainer)(
             model, config, data_collator=collate, train_dataset=items, processing_class=tokenizer

@@ -83,9 +83,13 @@ def _gathered(rows: list[str]) -> list[str]:
 
 
 def _rows(ids: Any, data: Prepared, job: Job) -> Iterator[str]:
-    """The rows whose tokens are in a pass."""
-    passed = [] if ids is None else ids.tolist()
-    for item in data.open(job.store) if passed else ():
-        tokens = item["input_ids"] if "input_ids" in item else item["prompt_ids"] + item["chosen_ids"]
-        if any(row[: len(tokens)] == tokens for row in passed):
-            yield from item["ids"]
+    """The rows whose tokens are in a pass, padded or side by side."""
+    passed = [] if ids is None else [_spelled(sequence) for sequence in ids.tolist()]
+    for row in data.open(job.store) if passed else ():
+        tokens = _spelled(row["input_ids"] if "input_ids" in row else row["prompt_ids"] + row["chosen_ids"])
+        if any(tokens in sequence for sequence in passed):
+            yield row["id"]
+
+
+def _spelled(tokens: list[int]) -> str:
+    return f" {' '.join(map(str, tokens))} "

@@ -58,7 +58,8 @@ def fit(context: Context, stage: str, loop: Loop, data: list[Prepared], inputs: 
     """Run a loop to its end on the workers that the recipe names.
 
     A run of the same recipe part on the same data and inputs (files or folders of the run directory) goes on from its
-    last checkpoint, after a worker's death or the whole job's; any other starts afresh.
+    last checkpoint, after a worker's death or the whole job's; any other starts afresh and says what differs. The
+    checkpoint of the one before is kept until it ends: with the old recipe back, that one goes on.
 
     Raises:
         RecipeError: the cluster never has room for the workers.
@@ -66,30 +67,66 @@ def fit(context: Context, stage: str, loop: Loop, data: list[Prepared], inputs: 
     """
     part = context.recipe.training(stage)
     check_room([Ask.each(part, part.cpus_per_worker, part.gpus_per_worker, part.workers, f"{stage}'s workers")])
-    job = Job(str(context.store.root), context.recipe, stage, _name(context, stage, data, inputs), tuple(data))
-    _tidy(job)
+    what = _what(context, stage, data, inputs)
+    name = row_id(orjson.dumps(what, option=orjson.OPT_SORT_KEYS).decode())
+    job = Job(str(context.store.root), context.recipe, stage, name, tuple(data))
+    _begin(context, job, what)
     ended: Future[None] = Future()
     Thread(target=_settle, args=(ended, job, loop), daemon=True).start()
     _watch(context, job, ended)
     result = context.store.read_json(f"{job.folder}/result.json")
     if "error" in result:
         raise (RecipeError if result["recipe"] else BezoarError)(result["error"])
+    for other in _runs(job) - {job.name}:
+        _remove(job, {other, f"{other}.json"})
     return result
 
 
-def _name(context: Context, stage: str, data: list[Prepared], inputs: list[str]) -> str:
-    """A name for the run that changes with whatever a checkpoint depends on."""
+def _what(context: Context, stage: str, data: list[Prepared], inputs: list[str]) -> dict[str, Any]:
+    """Whatever a checkpoint depends on. Under ZeRO each worker keeps a share of it."""
     recipe, part = context.recipe, context.recipe.training(stage)
-    sets = [(found.file, found.batch(part)) for found in data]
-    what = [part.what(), part.zero_stage, recipe.base.what(), recipe.seed, sets]
-    text = orjson.dumps(what, option=orjson.OPT_SORT_KEYS).decode()
-    return row_id(text, context.store.digest(*inputs))
+    shares = {"zero_stage": part.zero_stage, "workers": part.workers} if part.zero_stage else {}
+    base = {f"base.{name}": value for name, value in recipe.base.what().items()}
+    rows, digest = [found.file for found in data], context.store.digest(*inputs)
+    return {**part.what(), **shares, **base, "seed": recipe.seed, "rows": rows, "what it starts from": digest}
 
 
-def _tidy(job: Job) -> None:
-    """Remove what other runs of the stage left, and the last attempt's progress."""
-    names = {file.removeprefix(f"{job.folder}/").split("/")[0] for file in job.store.list(job.folder)}
-    for name in names - {job.name}:
+def _begin(context: Context, job: Job, what: dict[str, Any]) -> None:
+    """Remove the last attempt's progress; say why a run starts afresh beside one that was under way."""
+    runs = _runs(job)
+    _remove(job, _names(job) - runs - {f"{run}.json" for run in runs})
+    if job.name not in runs:
+        for run in runs:
+            context.progress.say(f"warning: {_afresh(job, context.store.read_json(f'{job.folder}/{run}.json'), what)}")
+    context.store.replace_json(f"{job.folder}/{job.name}.json", what)
+
+
+def _afresh(job: Job, before: dict[str, Any], now: dict[str, Any]) -> str:
+    differ = [_change(name, before.get(name), now.get(name)) for name in {**before, **now}
+              if before.get(name) != now.get(name)]  # fmt: skip
+    return (
+        f"{job.stage} trains afresh. A training of it was under way, and differs: {', '.join(differ)}. Its last "
+        "checkpoint is kept until this one ends: with the old recipe and data it goes on"
+    )
+
+
+def _change(name: str, before: Any, now: Any) -> str:
+    plain = not isinstance(before, dict | list) and name != "what it starts from"
+    return f"{name} was {before}, is {now}" if plain else name
+
+
+def _runs(job: Job) -> set[str]:
+    """Trainings of the stage that have begun: each has a folder, and beside it what it depends on."""
+    names = _names(job)
+    return {name for name in names if f"{name}.json" in names}
+
+
+def _names(job: Job) -> set[str]:
+    return {file.removeprefix(f"{job.folder}/").split("/")[0] for file in job.store.list(job.folder)}
+
+
+def _remove(job: Job, names: set[str]) -> None:
+    for name in names:
         job.store.remove(f"{job.folder}/{name}")
 
 

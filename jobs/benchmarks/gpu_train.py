@@ -31,7 +31,7 @@ from transformers import (
 from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
-from bezoar_ray.train.packing import collator, pack
+from bezoar_ray.train.packing import collator
 
 SHAPES = {  # vocabulary, width, width within, layers, heads, heads of keys and values
     "openllama-3b": (32_000, 3_200, 8_640, 26, 32, 32),
@@ -61,12 +61,9 @@ def main() -> None:
 
 def _measured(folder: str, weights: int, peak: float | None, longest: int) -> Iterator[dict[str, Any]]:
     rows = list(_rows((WARM + STEPS) * BATCH, longest))
-    items = pack([{"input_ids": row, "labels": _labels(row)} for row in rows], longest)
-    share = max(1, round(BATCH * len(items) / len(rows)))  # items that hold a batch of rows on average
-    plain = [{"input_ids": row, "labels": _labels(row)} for row in rows]
-    for way, data, batch in (("trl, padded", plain, BATCH), ("ours, packed", items, share)):
-        collate = collator(PAD) if way.startswith("ours") else None
-        yield {"method": "sft", "way": way} | _timed(folder, weights, peak, data, batch, longest, collate)
+    labelled = [{"input_ids": row, "labels": _labels(row)} for row in rows]
+    for way, collate in (("trl, padded", None), ("ours, packed", collator(PAD))):
+        yield {"method": "sft", "way": way} | _timed(folder, weights, peak, labelled, BATCH, longest, collate)
     pairs = [{"prompt_ids": row[: len(row) // 2], "chosen_ids": row[len(row) // 2 :],
               "rejected_ids": row[len(row) // 2 :][::-1]} for row in rows[: len(rows) // 2]]  # fmt: skip
     for way, ahead in (("live reference", False), ("reference ahead", True)):

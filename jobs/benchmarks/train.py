@@ -71,29 +71,30 @@ def _trl() -> float:
 
 
 def _plain(file: str, tokens: str) -> float:
-    import torch
     from datasets import Dataset
     from peft import LoraConfig, get_peft_model
     from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, TrainerCallback
     from trl import SFTConfig, SFTTrainer
 
     from bezoar_ray.llm.models import model_path
+    from bezoar_ray.precision import compute_dtype
 
+    dtype = compute_dtype("bfloat16")
     base, times = model_path("tiny-base"), []
     four_bit = BitsAndBytesConfig(
         load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True,
-        bnb_4bit_compute_dtype=torch.bfloat16,
+        bnb_4bit_compute_dtype=dtype,
     )  # fmt: skip
     model = AutoModelForCausalLM.from_pretrained(
-        base, quantization_config=four_bit, dtype=torch.bfloat16, attn_implementation="eager"
+        base, quantization_config=four_bit, dtype=dtype, attn_implementation="eager"
     )
     lora = LoraConfig(r=16, lora_alpha=16, lora_dropout=0.0, target_modules=LORA["targets"], task_type="CAUSAL_LM")
     epochs = 3
     config = SFTConfig(
-        output_dir=tempfile.mkdtemp(), per_device_train_batch_size=8, gradient_accumulation_steps=2, max_length=512,
-        num_train_epochs=epochs, learning_rate=1e-4, bf16=True, use_cpu=True, gradient_checkpointing=False,
-        lr_scheduler_type="constant_with_warmup", max_grad_norm=0.3, logging_steps=1, save_strategy="no",
-        report_to="none", disable_tqdm=True,
+        output_dir=tempfile.mkdtemp(), per_device_train_batch_size=8, gradient_accumulation_steps=2,
+        max_length=512, num_train_epochs=epochs, learning_rate=1e-4, bf16=dtype == "bfloat16", use_cpu=True,
+        gradient_checkpointing=False, lr_scheduler_type="constant_with_warmup", max_grad_norm=0.3, logging_steps=1,
+        save_strategy="no", report_to="none", disable_tqdm=True,
     )  # fmt: skip
 
     class Clock(TrainerCallback):

@@ -11,13 +11,15 @@ from bezoar_ray.evaluate.mt_bench.judging import Judgment
 from bezoar_ray.evaluate.mt_bench.loop import Answer
 from bezoar_ray.evaluate.mt_bench.pairwise import Comparison, Game
 from bezoar_ray.recipe import MtBench
-from bezoar_ray.sources.mt_bench import load_answers, load_grades, load_questions
+from bezoar_ray.sources.mt_bench import load_answers, load_grades, load_questions, load_verdicts
 from bezoar_ray.store import Store
 
 ROWS = [
     {"question_id": 1, "category": "writing", "turns": ["Write.", "Again."], "reference": ["never", "shown"]},
     {"question_id": 2, "category": "math", "turns": ["2+2?", "Doubled?"]},
     {"question_id": 3, "category": "coding", "turns": ["Sort.", "Faster."], "reference": ["own 1", "own 2"]},
+    {"question_id": 4, "category": "coding", "turns": ["Sort.", "Faster."], "reference": ["own 1", " "]},
+    {"question_id": 5, "category": "puns", "turns": ["A pun.", "More."], "reference": ["own 3", "own 4"]},
 ]
 REFERENCES = [{"question_id": 2, "model_id": "gpt-4", "choices": [{"index": 0, "turns": ["4", "8"]}], "tstamp": 1.0}]
 
@@ -29,7 +31,8 @@ def write(path, rows):
 
 def test_references_come_from_the_file_or_the_question_and_only_where_judging_uses_them(tmp_path):
     part = MtBench(questions=write(tmp_path / "q.jsonl", ROWS), references=write(tmp_path / "r.jsonl", REFERENCES))
-    assert [question.references for question in load_questions(part)] == [None, ("4", "8"), ("own 1", "own 2")]
+    shown = [question.references for question in load_questions(part)]
+    assert shown == [None, ("4", "8"), ("own 1", "own 2"), None, ("own 3", "own 4")]
 
 
 def test_limit_keeps_the_first_questions(tmp_path):
@@ -106,11 +109,22 @@ def test_grades_of_others_are_read_and_minus_one_is_none(tmp_path):
     assert [(grade["judge"], grade["turn"], grade["score"]) for grade in found] == [("gpt-4", 1, 8), ("gpt-4", 2, None)]
 
 
+def test_comparisons_are_read_again_beside_grades(saved):
+    folder = saved / "eval/mt_bench"
+    part = MtBench(judgments=(str(folder / "judgments.jsonl"), str(folder / "comparisons.jsonl")))
+    assert len(list(load_grades(part))) == 2
+    assert list(load_verdicts(part)) == [
+        {"question_id": 1, "turn": 2, "models": ("sft", "org/other"), "judge": "tiny-judge", "winners": ("sft", None)}
+    ]
+
+
 def test_a_damaged_answer_or_grade_is_named_by_file_and_line(tmp_path):
     path = write(tmp_path / "x.jsonl", [{"question_id": 1}])
     with pytest.raises(RecipeError, match=r"x\.jsonl:1: not an answer"):
         load_answers(MtBench(answers=(path,)))
     with pytest.raises(RecipeError, match=r"x\.jsonl:1: not a single grade"):
         list(load_grades(MtBench(judgments=(path,))))
+    with pytest.raises(RecipeError, match=r"y\.jsonl:1: not a comparison"):
+        list(load_verdicts(MtBench(judgments=(write(tmp_path / "y.jsonl", [{"g1_winner": "model_1"}]),))))
     with pytest.raises(RecipeError, match=r"evaluate\.mt_bench\.answers: no file"):
         load_answers(MtBench(answers=(str(tmp_path / "absent*.jsonl"),)))

@@ -1,5 +1,7 @@
 """MT-Bench scores and what is known of the judge, checked by hand."""
 
+from dataclasses import replace
+
 import pytest
 
 from bezoar_ray.evaluate.mt_bench.bias import bias
@@ -109,8 +111,15 @@ def test_other_judges_stand_beside_the_first_where_both_gave_a_grade():
     mine = judged({1: (2, 4), 2: (9, None)})
     alike = judged({1: (2, 4), 2: (9, 9)}, judge="k")
     found = bias(mine, [*alike, *judged({1: (9, 1)}, judge="l")], [])["judges"]
-    assert found["k"] == {"score": 6.0, "rating_kappa": 1.0, "beside": 3}
+    assert found["k"] == {"score": 6.0, "rating_kappa": 1.0, "beside": 3, "same_winner": None, "games": 0}
     assert found["l"]["rating_kappa"] < 0 and found["l"]["beside"] == 2
+
+
+def test_comparisons_of_other_judges_stand_beside_the_first_ones():
+    theirs = [replace(game, judge="k", games=GAMES[0].games) for game in GAMES]
+    found = bias([], [], GAMES, theirs)["judges"]["k"]
+    alike = sum(game.winner == GAMES[0].winner for game in GAMES)
+    assert (found["same_winner"], found["games"], found["score"]) == (alike / 5, 5, None)
 
 
 def test_where_nothing_was_compared_nothing_is_claimed():

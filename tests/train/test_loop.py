@@ -17,7 +17,7 @@ from bezoar_ray.train.worker import Job
     [(16, 1, 16, (16, 1)), (16, 2, 4, (4, 2)), (12, 2, 4, (3, 2)), (16, 1, 64, (16, 1))],
 )
 def test_the_batch_is_shared_exactly(batch: int, workers: int, micro_batch: int, expected: tuple[int, int]) -> None:
-    assert loop.micro_batch(batch, Sft(batch=batch, workers=workers, micro_batch=micro_batch)) == expected
+    assert loop.micro_batch(Sft(batch=batch, workers=workers, micro_batch=micro_batch)) == expected
 
 
 def test_a_batch_that_cannot_be_shared_is_refused() -> None:
@@ -27,16 +27,8 @@ def test_a_batch_that_cannot_be_shared_is_refused() -> None:
 
 @pytest.mark.parametrize(("rows", "epochs", "steps"), [(1, 1, 1), (16, 1, 1), (17, 1, 2), (40, 2, 6), (40, 0.5, 2)])
 def test_steps_are_counted_as_the_trainer_counts_them(rows: int, epochs: float, steps: int) -> None:
-    data = Prepared("x", "x.arrow", rows, rows, 0, 1, 1, {})
+    data = Prepared("x", "x.arrow", rows, 0, 1, 1, {})
     assert loop._length(data, Sft(batch=16, epochs=epochs)) == steps
-
-
-@pytest.mark.parametrize(
-    ("items", "workers", "batch"),
-    [(230, 1, 16), (230, 2, 16), (29, 1, 2), (29, 2, 2), (36, 2, 2), (46, 2, 4), (3, 2, 2), (3, 1, 1)],
-)
-def test_a_batch_of_packed_items_holds_the_recipes_rows_on_average(items: int, workers: int, batch: int) -> None:
-    assert Prepared("x", "x.arrow", 230, items, 0, 1, 1, {}).batch(Sft(batch=16, workers=workers)) == batch
 
 
 def test_what_is_trained_on_is_nf4(recipe: Recipe, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Rows are tokenised and packed once, in their order, and every worker opens the same file."""
+"""Rows are tokenised once, in their order, and every worker opens the same file."""
 
 from dataclasses import replace
 from typing import Any
@@ -28,31 +28,19 @@ def encoded(context: Context, count: int = 8) -> list[data.Tokens]:
     return [data.sample_tokens(tokenizer, row, 10_000) for row in rows[:count]]
 
 
-def test_unpacked_rows_stay_in_order(ray_session: None, context: Context) -> None:
-    found = of(changed(context, packing=False))
-    items = found.open(context.store)
-    assert items["ids"][:] == [[f"lamini{n}"] for n in range(8)]
-    assert [{"input_ids": i["input_ids"], "labels": i["labels"]} for i in items] == encoded(context)
-    assert (found.rows, found.items, found.left_out) == (8, 8, {})
-    assert found.tokens == sum(len(row["input_ids"]) for row in encoded(context))
-
-
-def test_packed_rows_are_whole_and_fill_few_items(ray_session: None, context: Context) -> None:
+def test_rows_stay_in_order(ray_session: None, context: Context) -> None:
     found = of(context)
-    items = found.open(context.store)
-    assert (found.rows, found.items) == (8, len(items)) and len(items) < 8
-    by_id = dict(zip([f"lamini{n}" for n in range(8)], encoded(context), strict=True))
-    for item in items:
-        assert len(item["input_ids"]) == sum(item["seq_lengths"]) <= context.recipe.sft.max_length
-        for name in ("input_ids", "labels"):
-            assert item[name] == [token for row in item["ids"] for token in by_id[row][name]]
-    assert sorted(row for item in items for row in item["ids"]) == sorted(by_id)
+    rows = found.open(context.store)
+    assert rows["id"][:] == [f"lamini{n}" for n in range(8)]
+    assert [{"input_ids": row["input_ids"], "labels": row["labels"]} for row in rows] == encoded(context)
+    assert (found.rows, found.left_out) == (8, {})
+    assert found.tokens == sum(len(row["input_ids"]) for row in encoded(context))
 
 
 def test_the_file_is_kept_until_something_in_it_would_change(ray_session: None, context: Context) -> None:
     found = of(context)
     written = context.store.path(found.file).stat().st_mtime_ns
-    assert of(changed(context, learning_rate=1.0, batch=8)) == found
+    assert of(changed(context, learning_rate=1.0, batch=8, packing=False)) == found
     assert context.store.path(found.file).stat().st_mtime_ns == written
     other = of(changed(context, limit=3))
     assert other.rows == 3 and other.file != found.file
@@ -72,9 +60,14 @@ def test_nothing_left_is_an_error_that_says_why(ray_session: None, context: Cont
         sft.prepared(changed(context, max_length=4))
 
 
+def test_more_workers_than_rows_are_refused(ray_session: None, context: Context) -> None:
+    with pytest.raises(BezoarError, match="sft: lamini has 8 rows for 16 workers.* Set workers to 8 at most"):
+        sft.prepared(changed(context, workers=16, batch=16))
+
+
 def test_pairs_keep_what_goes_through_the_model(ray_session: None, context: Context) -> None:
     pairs.ensure(context)
     found = preference.prepared(context)
-    items = found.open(context.store)
-    sides = sum(2 * len(i["prompt_ids"]) + len(i["chosen_ids"]) + len(i["rejected_ids"]) for i in items)
-    assert (found.rows, found.items, found.tokens) == (20, 20, sides)
+    rows = found.open(context.store)
+    sides = sum(2 * len(i["prompt_ids"]) + len(i["chosen_ids"]) + len(i["rejected_ids"]) for i in rows)
+    assert (found.rows, found.tokens) == (20, sides)

@@ -12,6 +12,7 @@ from bezoar_ray.recipe import Recipe
 from bezoar_ray.stage import Context
 from bezoar_ray.store import Store
 from bezoar_ray.train import data, models, packing, pairs, preference, trainers
+from bezoar_ray.train.odds import mean_log_probability
 from bezoar_ray.train.tokenizer import load_tokenizer
 from bezoar_ray.train.unsound import watched
 from bezoar_ray.train.worker import Job
@@ -24,39 +25,53 @@ def rows(recipe: Recipe) -> list[dict[str, list[int]]]:
     return [data.sample_tokens(tokenizer, sample.to_row(), 1000) for sample in samples("lamini")]
 
 
-def side_by_side(rows: list[dict[str, list[int]]]) -> dict[str, list[int]]:
-    joined = {name: [token for row in rows for token in row[name]] for name in ("input_ids", "labels")}
-    return {**joined, "seq_lengths": [len(row["input_ids"]) for row in rows]}
+@pytest.mark.parametrize(
+    ("lengths", "sequences"),
+    [
+        ([5], [[0]]),
+        ([3, 3, 3], [[0], [1], [2]]),  # nothing fits beside another
+        ([2, 9, 4, 3, 5], [[1], [4, 2], [3, 0]]),  # the longest first, each where least is left
+    ],
+)
+def test_rows_fill_few_sequences_none_longer_than_the_longest(lengths: list[int], sequences: list[list[int]]) -> None:
+    assert packing.fill(lengths) == sequences
+
+
+def uneven(row: dict[str, list[int]], share: float) -> dict[str, list[int]]:
+    """The last tokens of a row, the answer among them."""
+    kept = round(share * len(row["input_ids"]))
+    return {name: tokens[-kept:] for name, tokens in row.items()}
 
 
 @pytest.mark.parametrize("attention", ["eager", "sdpa"])
 def test_packed_rows_do_not_see_each_other(recipe: Recipe, rows: list[dict[str, Any]], attention: str) -> None:
     tokenizer = load_tokenizer(recipe)
     model = models.load(recipe.base, attn_implementation=attention).eval()
-    batch = packing.collator(tokenizer.pad_token_id)([side_by_side(rows[:3]), side_by_side(rows[3:5])])
-    assert "attention_mask" not in batch
+    rows = [uneven(row, share) for row, share in zip(rows[1:6], (1.0, 0.5, 0.35, 0.6, 0.3), strict=True)]
+    batch = packing.collator(tokenizer.pad_token_id)(rows)
+    assert batch["input_ids"].shape == (3, len(rows[0]["input_ids"])) and "attention_mask" not in batch
     with torch.inference_mode():
         packed = model(**batch, use_cache=False).logits
-        alone = [model(input_ids=torch.tensor([row["input_ids"]])).logits[0] for row in rows[:5]]
-    first, second = torch.cat(alone[:3]), torch.cat(alone[3:])
-    assert torch.allclose(packed[0, : len(first)], first, atol=1e-5)
-    assert torch.allclose(packed[1, : len(second)], second, atol=1e-5)
+        alone = [model(input_ids=torch.tensor([row["input_ids"]])).logits[0] for row in rows]
+    for sequence, together in zip(packed, packing.fill([len(row["input_ids"]) for row in rows]), strict=True):
+        expected = torch.cat([alone[n] for n in together])
+        assert torch.allclose(sequence[: len(expected)], expected, atol=1e-5)
 
 
 def test_a_step_on_packed_rows_is_the_step_on_the_rows(recipe: Recipe, rows: list[dict[str, Any]], tmp_path) -> None:
-    """The same eight rows in one step: loss and adapter agree, packed into two items or padded."""
+    """The same eight rows in one step: loss and adapter agree, side by side or padded."""
     from datasets import Dataset
 
     tokenizer, found = load_tokenizer(recipe), {}
-    packed = [side_by_side(rows[:3]), side_by_side(rows[3:])]
-    for name, items in (("packed", packed), ("padded", rows)):
+    rows = [uneven(row, 1 - n / 10) for n, row in enumerate(rows)]
+    for name in ("packed", "padded"):
         model = models.with_new_adapter(models.load(recipe.base), recipe.sft.lora, 0)
         settings = {
-            "output_dir": str(tmp_path), "per_device_train_batch_size": len(items), "max_length": None, "bf16": False,
+            "output_dir": str(tmp_path), "per_device_train_batch_size": len(rows), "max_length": None, "bf16": False,
             "use_cpu": True, "gradient_checkpointing": False, "max_steps": 3, "learning_rate": 0.01,
             "report_to": "none", "logging_steps": 1, "save_strategy": "no", "lr_scheduler_type": "constant",
         }  # fmt: skip
-        trainer = trainers.supervised(tokenizer)(model, Dataset.from_list(items), settings)
+        trainer = trainers.supervised(tokenizer, name == "packed")(model, Dataset.from_list(rows), settings)
         trainer.train()
         losses = [point["loss"] for point in trainer.state.log_history if "loss" in point]
         found[name] = losses, {n: p.detach() for n, p in model.named_parameters() if p.requires_grad}
@@ -117,6 +132,33 @@ def test_trls_losses_begin_where_policy_and_reference_are_one(
 ) -> None:
     found = aligned(hh, recipe, tmp_path / "run", loss_type=(loss,))
     assert found["loss_first"] == pytest.approx(first, abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("loss", "smoothing", "beta", "value"),
+    [
+        ("sigmoid", 0.0, 0.1, 0.620957), ("sigmoid", 0.0, 0.05, 0.656350), ("sigmoid", 0.0, 0.5, 0.386871),
+        ("robust", 0.1, 0.1, 0.602207), ("apo_zero", 0.0, 0.1, 0.962523), ("bco_pair", 0.0, 0.1, 1.312856),
+        ("nca_pair", 0.0, 0.1, 1.350825),
+    ],
+)  # fmt: skip
+def test_trls_losses_by_hand(
+    hh: Store, recipe: Recipe, tmp_path: Path, loss: str, smoothing: float, beta: float, value: float
+) -> None:
+    """The chosen answer has gained 1 on the reference, the rejected one has lost 0.5: log-probabilities of -10 and -12
+    beside -11 and -11.5."""
+    context = Context(recipe, hh, "test", Progress())
+    align = recipe.align.model_copy(update={"loss_type": (loss,), "label_smoothing": smoothing, "beta": beta})
+    model = models.with_adapter(models.load(recipe.base), str(hh.path("checkpoints/hh-sft/adapter")), trainable=True)
+    settings = {"output_dir": str(tmp_path), "per_device_train_batch_size": 1, "max_length": None, "bf16": False,
+                "use_cpu": True, "gradient_checkpointing": False, "report_to": "none"}  # fmt: skip
+    pair = preference.prepared(context).open(hh).select([0])
+    trainer = trainers.preference(load_tokenizer(recipe), align)(model, pair, settings)
+    (batch,) = trainer.get_train_dataloader()
+    with torch.no_grad():
+        now = mean_log_probability(trainer.model, batch) * batch["completion_mask"].sum(dim=1)
+    batch |= {"ref_chosen_logps": now[:1] - 1, "ref_rejected_logps": now[1:] + 0.5}
+    assert trainer.compute_loss(trainer.model, batch).item() == pytest.approx(value, abs=1e-5)
 
 
 def test_a_precomputed_reference_is_the_live_one(hh: Store, recipe: Recipe, tmp_path: Path) -> None:

@@ -86,6 +86,24 @@ def test_two_workers_train_one_adapter(ray_session: None, context: Context, zero
     assert all(tensor.any() for tensor in tensors.values())
 
 
+@pytest.mark.slow
+def test_another_recipe_trains_afresh_and_says_what_differs(ray_session: None, context: Context, capfd: Any) -> None:
+    """What was under way is kept until the other ends, and goes on with its own recipe."""
+    slow = replace(context, recipe=changed(context.recipe, epochs=100))
+    threading.Thread(target=stop_under_way, args=(slow.store, "sft"), daemon=True).start()
+    with pytest.raises(BezoarError, match="stopped, with a last checkpoint"):
+        sft.run(slow)
+    (begun,) = worker._runs(job := worker.Job(str(slow.store.root), slow.recipe, "sft", "", ()))
+    other = changed(context.recipe, learning_rate=-1.0)
+    with pytest.raises(BezoarError):
+        sft.run(replace(context, recipe=other))
+    assert "sft trains afresh" in (said := capfd.readouterr().out)
+    assert "learning_rate was 0.01, is -1.0" in said and "epochs was 100, is 1" in said and "seed" not in said
+    assert begun in worker._runs(job)
+    assert sft.run(context).summary["train"]["sft"]["steps"] == 4
+    assert begun not in worker._runs(job)
+
+
 def command(recipe: Recipe, store: Store) -> list[str]:
     """sft of a recipe in a run directory, on a Ray of its own: 400 steps, half of them on each data set."""
     path = store.path("recipe.json")
@@ -179,10 +197,10 @@ def test_a_preference_stage_that_was_stopped_ends_with_the_adapter_of_one_that_w
     assert all(torch.equal(tensor, weights[1][name]) for name, tensor in weights[0].items())
 
 
-def stop_under_way(store: Store) -> None:
+def stop_under_way(store: Store, stage: str = "dpo") -> None:
     """As a driver does that is being stopped."""
-    until(lambda: (store.read_json("train/dpo/progress.json") or {"step": 0})["step"] > 3)
-    store.replace("train/dpo/stop", b"")
+    until(lambda: (store.read_json(f"train/{stage}/progress.json") or {"step": 0})["step"] > 3)
+    store.replace(f"train/{stage}/stop", b"")
 
 
 def at(context: Context) -> int:

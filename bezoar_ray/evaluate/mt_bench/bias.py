@@ -1,7 +1,7 @@
 """What to know of a judge before its scores are believed: it stands beside each of them."""
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from bezoar_ray.agreement import rating_kappa, share
@@ -12,15 +12,19 @@ from bezoar_ray.evaluate.mt_bench.scores import mean
 
 
 def bias(
-    judgments: Sequence[Judgment], others: Sequence[Judgment], comparisons: Sequence[Comparison]
+    judgments: Sequence[Judgment],
+    others: Sequence[Judgment],
+    comparisons: Sequence[Comparison],
+    other_comparisons: Sequence[Comparison] = (),
 ) -> dict[str, Any]:
     """The part `bias` of one model's scores.
 
     `judgments` are the first judge's grades of the model, `others` those of further judges, `comparisons` those that
-    the model took part in. `flip_rate`: share of the comparisons that name one model in one order and the other in the
+    the model took part in, `other_comparisons` those of further judges.
+    `flip_rate`: share of the comparisons that name one model in one order and the other in the
     other (the paper's position bias). `longer_wins`: share of the decided ones that the longer answer has won, where
     lengths differ. `by_turn`: mean grade. `judges`: by further judge, its mean, and kappa of the grades (weighted by
-    the square of their distance) with the first one's.
+    the square of their distance) with the first one's; and the share of comparisons whose winner is the first one's.
     """
     read = [c for c in comparisons if c.winner]
     decided = [c for c in read if c.winner != TIE and c.words[0] != c.words[1]]
@@ -31,7 +35,7 @@ def bias(
         "longer_wins": share(longer, len(decided)),
         "decided": len(decided),
         "by_turn": _by_turn(judgments),
-        "judges": _judges(judgments, others),
+        "judges": _judges(judgments, others, comparisons, other_comparisons),
     }
 
 
@@ -43,13 +47,43 @@ def _by_turn(judgments: Sequence[Judgment]) -> dict[int, float]:
     return {turn: mean(scores) for turn, scores in sorted(turns.items())}
 
 
-def _judges(judgments: Sequence[Judgment], others: Sequence[Judgment]) -> dict[str, Any]:
-    first = {(j.question_id, j.turn): j.score for j in judgments if j.score is not None}
-    by_judge = defaultdict(dict)
-    for other in others:
-        if other.score is not None:
-            by_judge[other.judge][other.question_id, other.turn] = other.score
-    return {judge: _beside(first, scores) for judge, scores in by_judge.items()}
+def _judges(
+    judgments: Sequence[Judgment],
+    others: Sequence[Judgment],
+    comparisons: Sequence[Comparison],
+    other_comparisons: Sequence[Comparison],
+) -> dict[str, Any]:
+    grades, theirs = _by_judge(judgments, _graded), _by_judge(others, _graded)
+    won, their_won = _by_judge(comparisons, _decided), _by_judge(other_comparisons, _decided)
+    (first,) = grades.values() or [{}]
+    (first_won,) = won.values() or [{}]
+    return {
+        judge: _beside(first, theirs.get(judge, {})) | _alike(first_won, their_won.get(judge, {}))
+        for judge in dict.fromkeys((*theirs, *their_won))
+    }
+
+
+def _by_judge(found: Sequence[Any], said: Callable[[Any], tuple[Any, Any]]) -> dict[str, dict[Any, Any]]:
+    """What each judge said of what, where it could be read."""
+    by_judge: dict[str, dict[Any, Any]] = defaultdict(dict)
+    for one in found:
+        of, what = said(one)
+        if what is not None:
+            by_judge[one.judge][of] = what
+    return by_judge
+
+
+def _graded(judgment: Judgment) -> tuple[Any, float | None]:
+    return (judgment.question_id, judgment.turn), judgment.score
+
+
+def _decided(comparison: Comparison) -> tuple[Any, str | None]:
+    return (comparison.question_id, comparison.turn, frozenset(comparison.models)), comparison.winner
+
+
+def _alike(first: dict[Any, str], winners: dict[Any, str]) -> dict[str, Any]:
+    both = [game for game in winners if game in first]
+    return {"same_winner": share(sum(winners[game] == first[game] for game in both), len(both)), "games": len(both)}
 
 
 def _beside(first: dict[Any, float], scores: dict[Any, float]) -> dict[str, Any]:

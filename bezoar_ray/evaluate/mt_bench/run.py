@@ -13,12 +13,12 @@ from bezoar_ray.evaluate.mt_bench import files
 from bezoar_ray.evaluate.mt_bench.bias import bias
 from bezoar_ray.evaluate.mt_bench.judging import Judgment, judge_turn
 from bezoar_ray.evaluate.mt_bench.loop import Answer, converse, room_of
-from bezoar_ray.evaluate.mt_bench.pairwise import Comparison, compare_turn
+from bezoar_ray.evaluate.mt_bench.pairwise import Comparison, Game, compare_turn
 from bezoar_ray.evaluate.mt_bench.scores import against, summarise
 from bezoar_ray.llm.client import Talker, open_talker
 from bezoar_ray.llm.limits import limits, shared_permits
 from bezoar_ray.recipe import ModelPart, MtBench
-from bezoar_ray.sources.mt_bench import Question, load_answers, load_grades, load_questions
+from bezoar_ray.sources.mt_bench import Question, load_answers, load_grades, load_questions, load_verdicts
 from bezoar_ray.stage import Context
 
 _JUDGE = "mt_bench_judge"
@@ -51,6 +51,15 @@ class Bench:
             )
         return found
 
+    @cached_property
+    def elsewhere(self) -> tuple[list[Judgment], list[Comparison]]:
+        """What further judges have said of these answers: grades and comparisons."""
+        verdicts = [(found, found.pop("winners")) for found in load_verdicts(self.part)]
+        return (
+            [Judgment(category="", text="", **grade) for grade in load_grades(self.part)],
+            [Comparison(category="", games=tuple(Game(w, "") for w in won), **found) for found, won in verdicts],
+        )
+
     @property
     def models(self) -> tuple[str, ...]:
         """All that are judged."""
@@ -82,6 +91,7 @@ async def mt_bench(
     Returns:
         `eval.mt_bench` of summary.json, and the files written.
     """
+    further = bench.elsewhere  # read before a call is paid for
     root, parts = str(context.store.root), context.recipe.mt_bench_judges
     granted = shared_permits(root, parts, _JUDGE, limits(context.recipe))
     judges = {
@@ -97,7 +107,7 @@ async def mt_bench(
         answers, judgments, comparisons = await trials.all()
     finally:
         await asyncio.gather(*(talker.close() for talker in (*judges.values(), *candidates.values())))
-    scores = _scores(bench, parts[0].model, judgments, comparisons)
+    scores = _scores(bench, parts[0].model, judgments, comparisons, *further)
     return scores, files.save(context.store, bench.questions, answers, judgments, comparisons)
 
 
@@ -170,18 +180,23 @@ def _row(question: Question) -> str:
 
 
 def _scores(
-    bench: Bench, judge: str, judgments: list[Judgment], comparisons: list[Comparison]
+    bench: Bench,
+    judge: str,
+    judgments: list[Judgment],
+    comparisons: list[Comparison],
+    grades: list[Judgment],
+    verdicts: list[Comparison],
 ) -> dict[str, dict[str, Any]]:
-    elsewhere = [Judgment(category="", text="", **grade) for grade in load_grades(bench.part)]
-
     def of(name: str, found: Iterable[Judgment]) -> list[Judgment]:
         return [judgment for judgment in found if judgment.model == name]
 
     first = [judgment for judgment in judgments if judgment.judge == judge]
-    others = [judgment for judgment in judgments if judgment.judge != judge] + elsewhere
+    others = [judgment for judgment in judgments if judgment.judge != judge] + grades
     base, scores = of("base", first), {}
     for name in bench.models:
         mine, games = of(name, first), [game for game in comparisons if name in game.models]
+        theirs = [game for game in verdicts if name in game.models]
         scores[name] = summarise(mine, None if name == "base" else base)
-        scores[name] |= {"judge": judge, "pairwise": against(name, games), "bias": bias(mine, of(name, others), games)}
+        shown = bias(mine, of(name, others), games, theirs)
+        scores[name] |= {"judge": judge, "pairwise": against(name, games), "bias": shown}
     return scores
