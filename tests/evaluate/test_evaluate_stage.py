@@ -4,7 +4,10 @@ import pytest
 
 from bezoar_ray.errors import BezoarError
 from bezoar_ray.evaluate import harness
+from bezoar_ray.evaluate.stage import identities
 from bezoar_ray.llm.ledger import accounts
+from bezoar_ray.recipe import load_recipe
+from bezoar_ray.store import Store
 from tests.evaluate.measure import measure
 from tests.family import family_recipe, read_lines
 
@@ -18,9 +21,22 @@ def measured(family, judge_url):
     return [measure(recipe, family.store, family.base_url, session) for session in ("first", "second")]
 
 
+def test_scores_belong_to_how_each_checkpoint_was_served(tmp_path):
+    """dpo could not be joined: it is served merged in either mode, and its scores are kept."""
+    store = Store(tmp_path)
+    for name, folder in (("base", ""), ("sft", "joined/x"), ("sft", "merged/x"), ("dpo", "merged/x")):
+        store.replace_json(f"checkpoints/{name}/lineage.json", {"fingerprint": name})
+        if folder:
+            store.replace(f"checkpoints/{name}/{folder}", "")
+    joined, merged = (identities(load_recipe("tiny", [f"serve.mode={mode}"]), store) for mode in ("joined", "merged"))
+    assert list(joined) == NAMES
+    assert [joined[name] == merged[name] for name in NAMES] == [True, False, True]
+
+
 @pytest.mark.slow
 def test_every_checkpoint_has_every_tasks_metric_with_its_error(measured):
     tables = measured[0].summary["eval"]["harness"]
+    assert measured[0].summary["eval"]["served"] == {"base": "base", "sft": "joined", "dpo": "joined"}
     assert list(tables) == NAMES
     for table in tables.values():
         assert 0 <= table["tiny_choice"]["acc"]["value"] <= 1 and table["tiny_choice"]["acc"]["stderr"] > 0
