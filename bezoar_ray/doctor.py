@@ -33,7 +33,8 @@ def _machine(gpus: list[str]) -> Iterator[tuple[str, str]]:
     memory = psutil.virtual_memory()
     disk = shutil.disk_usage(".")
     yield "system", f"{platform.system()} {platform.machine()}, Python {platform.python_version()}"
-    yield "cores", f"{os.cpu_count()}{_instructions()}"
+    slow = "" if gpus else "; bfloat16 is trained in float32"
+    yield "cores", f"{os.cpu_count()}{_instructions(slow)}"
     yield "memory", f"{memory.total / 2**30:.1f} GiB, {memory.available / 2**30:.1f} GiB free"
     yield "disk", f"{disk.free / 2**30:.1f} GiB free here"
     yield "GPU", "; ".join(gpus) or "none"
@@ -70,16 +71,16 @@ def missing_packages() -> list[str]:
     return [name for name in _NEEDED if importlib.util.find_spec(name) is None]
 
 
-def _instructions() -> str:
-    """The vector instructions that decide how fast, and whether, a CPU runs vLLM."""
+def _instructions(without_avx512: str) -> str:
+    """The vector instructions that decide how fast, and whether, a CPU runs vLLM and trains."""
     try:
         flags = set(Path("/proc/cpuinfo").read_text().split())
     except OSError:
         return ""
     known = {"avx2": "AVX2", "avx512f": "AVX-512", "amx_tile": "AMX", "asimd": "NEON"}
     found = [name for flag, name in known.items() if flag in flags]
-    slow = "; bfloat16 is trained in float32" if "AVX2" in found and "AVX-512" not in found else ""
-    return f" ({', '.join(found)}{slow})" if found else ""
+    note = without_avx512 if "AVX2" in found and "AVX-512" not in found else ""
+    return f" ({', '.join(found)}{note})" if found else ""
 
 
 def _key_names() -> list[str]:

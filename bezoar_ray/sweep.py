@@ -82,7 +82,7 @@ def _how_far(trial: Trial) -> str:
     if not at:
         return f"{trial.name}: not trained yet"
     right = "an unknown share" if at["accuracy"] is None else f"{100 * at['accuracy']:.0f} %"
-    return f"{trial.name}: stopped at step {at['step']} of {at['total']}, with {right} of its pairs right"
+    return f"{trial.name}: without a result, came to step {at['step']} of {at['total']}, {right} of its pairs right"
 
 
 def sweep(found: list[Trial], store: Store, progress: Progress) -> None:

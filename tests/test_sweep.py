@@ -51,7 +51,7 @@ def test_trials_without_a_result_are_told_with_how_far_they_came(store):
     found[1].store.replace_json("train/dpo/progress.json", {"step": 12, "total": 30, "accuracy": 0.5})
     told = report(found, store)
     assert "90.0 %" in told and "align.beta=1.0: not trained yet" in told
-    stopped = "align.beta=0.5: stopped at step 12 of 30, with 50 % of its pairs right"
+    stopped = "align.beta=0.5: without a result, came to step 12 of 30, 50 % of its pairs right"
     assert stopped in told and stopped in store.path("sweep.html").read_text()
 
 

@@ -136,7 +136,7 @@ class Judge(ModelPart):
     """A model that rates; unless told otherwise as FastChat asks it: greedily, with room for an explanation."""
 
     temperature: float = 0.0
-    """Sampling temperature; 0 is greedy."""
+    """Sampling temperature; 0 is greedy. Models that reason take 1 alone."""
     max_tokens: Positive = 2048
     """Longest answer, in tokens."""
 

@@ -28,7 +28,7 @@ class Gate:
         body = _Counted(receive, self._most)
         with contextlib.suppress(_TooLong):
             await self._app(scope, body.receive, body.held(send))
-        if body.outgrown:
+        if body.outgrown and not body.answered:
             await too_long(scope, receive, send)
 
     def _opens(self, given: bytes) -> bool:
@@ -40,7 +40,7 @@ class _Counted:
     broken JSON: what it answers then is held back."""
 
     def __init__(self, receive: Any, most: int):
-        self._receive, self._most, self._seen = receive, most, 0
+        self._receive, self._most, self._seen, self.answered = receive, most, 0, False
 
     @property
     def outgrown(self) -> bool:
@@ -60,6 +60,7 @@ class _Counted:
 
         async def answer(message: Any) -> None:
             if not self.outgrown:
+                self.answered = True
                 await send(message)
 
         return answer

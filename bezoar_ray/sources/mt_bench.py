@@ -107,7 +107,7 @@ def _question(where: str, row: dict[str, Any], answers: dict[int | str, tuple[st
         said = references and [text for text in references[: len(turns)] if text.strip()]
         complete = references if said and len(said) == len(turns) else None
         return Question(row["question_id"], category, turns, complete)
-    except (KeyError, TypeError) as error:
+    except (KeyError, TypeError, AttributeError) as error:
         raise RecipeError(f"{where}: not a question (needs question_id, category, turns): {error!r}") from error
 
 

@@ -1,5 +1,7 @@
 """From a trained adapter to a checkpoint: adapter, merged and joined weights, lineage, and its held-out score."""
 
+import contextlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -66,13 +68,26 @@ def _base_mark(job: Job) -> str:
 
 
 def _score(job: Job, model: Any, tokenizer: Any) -> float | None:
+    part = job.recipe.align
+    with _computing(model, compute_dtype(job.recipe.base.dtype)):
+        found = pairs.read(job.store, "heldout")
+        return heldout.accuracy(model, tokenizer, found, part.max_length, part.micro_batch)
+
+
+@contextlib.contextmanager
+def _computing(model: Any, dtype: str) -> Iterator[None]:
+    """The weights in another type for a while. Buffers, such as the frequencies of positions, stay as exact as they
+    are."""
     import torch
 
-    part, stored = job.recipe.align, model.dtype
-    model.to(getattr(torch, compute_dtype(job.recipe.base.dtype)))
-    score = heldout.accuracy(model, tokenizer, pairs.read(job.store, "heldout"), part.max_length, part.micro_batch)
-    model.to(stored)
-    return score
+    stored = [(weight, weight.dtype) for weight in model.parameters() if weight.dtype is torch.bfloat16]
+    for weight, _ in stored:
+        weight.data = weight.data.to(getattr(torch, dtype))
+    try:
+        yield
+    finally:
+        for weight, before in stored:
+            weight.data = weight.data.to(before)
 
 
 def clear(context: Context, name: str) -> None:

@@ -27,5 +27,5 @@ def _train(job: worker.Job) -> dict[str, Any]:
     """On every worker: the chosen conversations; rank 0 then makes the checkpoint."""
     part, tokenizer = job.recipe.hh_sft, load_tokenizer(job.recipe)
     model = partial(models.with_new_adapter, lora=part.lora, seed=job.recipe.seed)
-    account = loop.train(job, model, trainers.supervised(tokenizer, part.packing))
+    account = loop.train(job, model, trainers.supervised(tokenizer, part))
     return loop.close(job, tokenizer, part.lora, loop.figures(job, account))

@@ -18,7 +18,6 @@ from bezoar_ray.train.checkpoints import finish
 from bezoar_ray.train.memory import checking
 from bezoar_ray.train.prepared import Prepared, left_out
 from bezoar_ray.train.reporting import STATE, Account, reporter
-from bezoar_ray.train.shares import each_once, passes
 from bezoar_ray.train.trainers import Build
 from bezoar_ray.train.unsound import stopping
 from bezoar_ray.train.worker import Job
@@ -42,7 +41,6 @@ def train(job: Job, adapt: Callable[..., Any], build: Build) -> Account:
             _load_adapter(model, saved)
         else:
             trainer = keep_precision(model, partial(build, model, data.open(job.store), arguments(job, data)))
-            each_once(trainer)
             trainer.add_callback(checking(trainer, job, data, micro_batch(job.part)[0]))
             trainer.add_callback(stopping(trainer, job, data, account.offset))
             trainer.add_callback(reporter(job, account, data, total))
@@ -60,8 +58,7 @@ def train(job: Job, adapt: Callable[..., Any], build: Build) -> Account:
 
 def _length(data: Prepared, part: Training) -> int:
     """Optimiser steps on a data set."""
-    micro, accumulation = micro_batch(part)
-    return max(1, math.ceil(math.ceil(passes(data.rows, part.workers, micro) / accumulation) * part.epochs))
+    return max(1, math.ceil(math.ceil(data.rows / part.batch) * part.epochs))
 
 
 def _last() -> tuple[Account, str | None]:

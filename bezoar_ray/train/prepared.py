@@ -91,14 +91,8 @@ def checked(context: Context, stage: str, found: list[Prepared]) -> list[Prepare
     """The data sets of a stage, of which one at least has rows.
 
     Raises:
-        BezoarError: nothing is left to train on, and why; or a data set has fewer rows than there are workers.
+        BezoarError: nothing is left to train on; it says why.
     """
-    workers = context.recipe.training(stage).workers
-    if few := next((data for data in found if 0 < data.rows < workers), None):
-        raise BezoarError(
-            f"{stage}: {few.name} has {few.rows} rows for {workers} workers, and a worker without a row could not take "
-            f"part in a step. Set workers to {few.rows} at most"
-        )
     if any(data.rows for data in found):
         return found
     because = ", ".join(f"{count} {why}" for why, count in left_out(found).items()) or "there were none"

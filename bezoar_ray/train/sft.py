@@ -58,5 +58,5 @@ def _train(job: worker.Job) -> dict[str, Any]:
     model = partial(models.with_new_adapter, lora=part.lora, seed=job.recipe.seed)
     if part.adapter:
         model = partial(models.with_own_adapter, folder=part.adapter, lora=part.lora)
-    account = loop.train(job, model, trainers.supervised(tokenizer, part.packing))
+    account = loop.train(job, model, trainers.supervised(tokenizer, part))
     return loop.close(job, tokenizer, part.lora, loop.figures(job, account))

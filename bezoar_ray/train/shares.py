@@ -1,54 +1,46 @@
-"""Each row once an epoch, whatever the number of workers: how an epoch's rows are shared out."""
+"""Each row once an epoch, whatever the number of workers."""
 
-from collections.abc import Iterator
+import math
+from collections.abc import Callable, Iterator
 from typing import Any
 
+from torch.utils.data import Sampler
 
-def passes(rows: int, workers: int, micro: int) -> int:
-    """Forward passes of each worker in an epoch, of up to `micro` rows; rows that are fewer than workers make none."""
-    whole, rest = divmod(rows, workers * micro)
-    return whole + (rest >= workers)
+from bezoar_ray.train.data import IGNORED
 
 
-def each_once(trainer: Any) -> None:
-    """Have a trainer's workers share the last rows of an epoch.
+def filled(rows: Any, worker_passes: int) -> Any:
+    """Rows (of type `datasets.Dataset`) up to a multiple of `worker_passes`: those that a pass of all workers takes.
 
-    accelerate gives every worker full passes: where rows are no multiple of them, it repeats the first ones. Here
-    the last pass is smaller; where there is no row for every worker, some take one more in the pass before.
+    accelerate would repeat the first rows there. What is added has one token and no label: nothing is learned of it.
     """
-    make = trainer.get_train_dataloader
+    from datasets import Dataset, concatenate_datasets
 
-    def shared() -> Any:
-        loader = make()
-        shard = loader.batch_sampler
-        if getattr(shard, "num_processes", 1) > 1:
-            shard.batch_sampler, shard.batch_size = Shares(shard.batch_sampler, shard.num_processes), None
-        return loader
-
-    trainer.get_train_dataloader = shared
+    missing = -len(rows) % worker_passes
+    if not missing:
+        return rows
+    silent = {"id": "", "input_ids": [0], "labels": [IGNORED]}
+    added = {name: [silent[name]] * missing for name in rows.column_names}
+    return concatenate_datasets([rows, Dataset.from_dict(added, features=rows.features)])
 
 
-class Shares:
-    """Batches of rows' indices, in turn one for each worker; `given` is torch's BatchSampler."""
+def once_each(trainer: Any, rows: int, seed: int) -> None:
+    """Have a trainer on filled rows take the first `rows` in an order of its own each epoch, then what was added."""
+    trainer._get_train_sampler = lambda given: Once(rows, len(given), seed, lambda: trainer.state.epoch or 0.0)
 
-    drop_last = False
 
-    def __init__(self, given: Any, workers: int):
-        self.sampler, self._micro, self._workers = given.sampler, given.batch_size, workers
+class Once(Sampler):
+    """Indices of an epoch, which is the one that training is in: also after it was resumed on several workers."""
+
+    def __init__(self, rows: int, filled: int, seed: int, epoch: Callable[[], float]):
+        self._rows, self._filled, self._seed, self._epoch = rows, filled, seed, epoch
 
     def __len__(self) -> int:
-        return self._workers * passes(len(self.sampler), self._workers, self._micro)
+        return self._filled
 
-    def __iter__(self) -> Iterator[list[int]]:
-        rows, step = list(self.sampler), self._workers * self._micro
-        last = passes(len(rows), self._workers, self._micro) - 1
-        for n in range(last):
-            yield from _split(rows[n * step : (n + 1) * step], self._workers)
-        yield from _split(rows[last * step :], self._workers)
+    def __iter__(self) -> Iterator[int]:
+        import torch
 
-
-def _split(rows: list[int], workers: int) -> list[list[int]]:
-    """Parts of a pass, one after the other; their lengths differ by one at most."""
-    each, more = divmod(len(rows), workers)
-    ends = [(n + 1) * each + min(n + 1, more) for n in range(workers)]
-    return [rows[begin:end] for begin, end in zip([0, *ends], ends, strict=False)]
+        drawn = torch.Generator().manual_seed(self._seed + math.floor(self._epoch() + 1e-6))
+        yield from torch.randperm(self._rows, generator=drawn).tolist()
+        yield from range(self._rows, self._filled)

@@ -5,25 +5,28 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from bezoar_ray.recipe import Align
-from bezoar_ray.train import packing
+from bezoar_ray.recipe import Align, Supervised
+from bezoar_ray.train import packing, shares
 from bezoar_ray.train.unsound import watched
 
 Build = Callable[[Any, Any, dict[str, Any]], Any]
-"""Makes a trainer from (model, items, settings)."""
+"""Makes a trainer from (model, rows, settings)."""
 
 
-def supervised(tokenizer: Any, packed: bool) -> Build:
-    """Trainers on conversations: the loss of the labelled tokens, all of one weight; rows side by side if `packed`."""
+def supervised(tokenizer: Any, part: Supervised) -> Build:
+    """Trainers on conversations: the loss of the labelled tokens, all of one weight, each row once an epoch."""
 
-    def build(model: Any, items: Any, settings: dict[str, Any]) -> Any:
+    def build(model: Any, rows: Any, settings: dict[str, Any]) -> Any:
         from trl import SFTConfig, SFTTrainer
 
-        collate = packing.collator(tokenizer.pad_token_id) if packed else None
+        collate = packing.collator(tokenizer.pad_token_id) if part.packing else None
         config = SFTConfig(dataset_kwargs={"skip_prepare_dataset": True}, **settings)
-        return watched(SFTTrainer)(
-            model, config, data_collator=collate, train_dataset=items, processing_class=tokenizer
+        filled = shares.filled(rows, part.workers * config.per_device_train_batch_size)
+        trainer = watched(SFTTrainer)(
+            model, config, data_collator=collate, train_dataset=filled, processing_class=tokenizer
         )
+        shares.once_each(trainer, len(rows), config.seed)
+        return trainer
 
     return build
 
@@ -48,14 +51,14 @@ def _on_tokens(kind: type) -> type:
 def _dpo(tokenizer: Any, align: Align) -> Build:
     """DPO (arXiv 2305.18290) and TRL's other losses; the adapter as it is becomes the frozen reference."""
 
-    def build(model: Any, items: Any, settings: dict[str, Any]) -> Any:
+    def build(model: Any, rows: Any, settings: dict[str, Any]) -> Any:
         from trl import DPOConfig, DPOTrainer
 
         config = DPOConfig(
             beta=align.beta, loss_type=list(align.loss_type), label_smoothing=align.label_smoothing,
             precompute_ref_log_probs=align.precompute_reference, **settings,
         )  # fmt: skip
-        return _on_tokens(DPOTrainer)(model, args=config, train_dataset=items, processing_class=tokenizer)
+        return _on_tokens(DPOTrainer)(model, args=config, train_dataset=rows, processing_class=tokenizer)
 
     return build
 
@@ -63,7 +66,7 @@ def _dpo(tokenizer: Any, align: Align) -> Build:
 def _kto(tokenizer: Any, align: Align) -> Build:
     """KTO (arXiv 2402.01306): each side of a pair by itself, as desirable or not."""
 
-    def build(model: Any, items: Any, settings: dict[str, Any]) -> Any:
+    def build(model: Any, rows: Any, settings: dict[str, Any]) -> Any:
         from trl import KTOConfig, KTOTrainer
 
         pairs = settings["per_device_train_batch_size"]
@@ -71,11 +74,11 @@ def _kto(tokenizer: Any, align: Align) -> Build:
             beta=align.beta, precompute_ref_log_probs=align.precompute_reference,
             **settings | {"per_device_train_batch_size": 2 * pairs, "train_sampling_strategy": "sequential"},
         )  # fmt: skip
-        shuffled, file = items.shuffle(settings["seed"]), Path(items.cache_files[0]["filename"])
-        mark = f"{items._fingerprint}-{settings['seed']}-{pairs}"
+        shuffled, file = rows.shuffle(settings["seed"]), Path(rows.cache_files[0]["filename"])
+        mark = f"{rows._fingerprint}-{settings['seed']}-{pairs}"
         sides = shuffled.map(  # in a file: beside it TRL keeps the reference's answers, where all workers find them
             partial(_sides, all_pairs=shuffled), with_indices=True, batched=True, batch_size=pairs,
-            remove_columns=items.column_names, new_fingerprint=mark,
+            remove_columns=rows.column_names, new_fingerprint=mark,
             cache_file_name=str(file.with_name(f"{file.stem}-sides-{mark}.arrow")),
         )  # fmt: skip
         return _on_tokens(KTOTrainer)(model, args=config, train_dataset=sides, processing_class=tokenizer)
@@ -101,7 +104,7 @@ def _sides(pairs: dict[str, list[list[int]]], indices: list[int], all_pairs: Any
 def _reference_free(tokenizer: Any, align: Align) -> Build:
     """ORPO and ASFT, whose losses ask for no reference."""
 
-    def build(model: Any, items: Any, settings: dict[str, Any]) -> Any:
+    def build(model: Any, rows: Any, settings: dict[str, Any]) -> Any:
         from transformers import Trainer, TrainingArguments
         from trl.trainer.dpo_trainer import DataCollatorForPreference
 
@@ -124,7 +127,7 @@ def _reference_free(tokenizer: Any, align: Align) -> Build:
         settings = {name: value for name, value in settings.items() if name != "max_length"}
         config = TrainingArguments(remove_unused_columns=False, **settings)
         collator = DataCollatorForPreference(pad_token_id=tokenizer.pad_token_id)
-        trainer = OddsTrainer(model, config, data_collator=collator, train_dataset=items, processing_class=tokenizer)
+        trainer = OddsTrainer(model, config, data_collator=collator, train_dataset=rows, processing_class=tokenizer)
         trainer.higher = []
         return trainer
 

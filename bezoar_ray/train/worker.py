@@ -19,6 +19,7 @@ from bezoar_ray.store import Store
 from bezoar_ray.train.prepared import Prepared
 
 POLL_SECONDS = 0.5
+_ENDED = "ended"  # of a run, beside what it depends on
 _STOP_SECONDS = 28.0  # for a last checkpoint: a preempted node is given 30
 
 
@@ -79,6 +80,7 @@ def fit(context: Context, stage: str, loop: Loop, data: list[Prepared], inputs: 
         raise (RecipeError if result["recipe"] else BezoarError)(result["error"])
     for other in _runs(job) - {job.name}:
         _remove(job, {other, f"{other}.json"})
+    job.store.replace_json(f"{job.folder}/{job.name}.json", what | {_ENDED: True})
     return result
 
 
@@ -95,9 +97,11 @@ def _begin(context: Context, job: Job, what: dict[str, Any]) -> None:
     """Remove the last attempt's progress; say why a run starts afresh beside one that was under way."""
     runs = _runs(job)
     _remove(job, _names(job) - runs - {f"{run}.json" for run in runs})
-    if job.name not in runs:
-        for run in runs:
-            context.progress.say(f"warning: {_afresh(job, context.store.read_json(f'{job.folder}/{run}.json'), what)}")
+    if job.name in runs:
+        return
+    for before in (context.store.read_json(f"{job.folder}/{run}.json") for run in runs):
+        if _ENDED not in before:
+            context.progress.say(f"warning: {_afresh(job, before, what)}")
     context.store.replace_json(f"{job.folder}/{job.name}.json", what)
 
 

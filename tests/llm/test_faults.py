@@ -76,7 +76,7 @@ def test_whatever_comes_every_row_ends_every_attempt_is_counted_and_the_key_is_n
     fates = {str(n): [rng.choice([*FAULTS, *["good"] * 25]) for _ in range(20)] for n in range(120)}
     prices = Prices(input=1.0, output=1.0)
     fate = lambda row, times: fates[row][times % 20]  # noqa: E731
-    answers, asked = ask_all(tmp_path, fate, list(fates), monkeypatch, prices=prices, timeout=1.0)
+    answers, asked = ask_all(tmp_path, fate, list(fates), monkeypatch, prices=prices, timeout=3.0)
     assert all(isinstance(reply, CallFailed) or reply.text == "four" for reply in answers.values())
     calls = accounts(tmp_path, "s")["judge"]
     assert calls["attempts"] == sum(asked.values())

@@ -60,11 +60,6 @@ def test_nothing_left_is_an_error_that_says_why(ray_session: None, context: Cont
         sft.prepared(changed(context, max_length=4))
 
 
-def test_more_workers_than_rows_are_refused(ray_session: None, context: Context) -> None:
-    with pytest.raises(BezoarError, match="sft: lamini has 8 rows for 16 workers.* Set workers to 8 at most"):
-        sft.prepared(changed(context, workers=16, batch=16))
-
-
 def test_pairs_keep_what_goes_through_the_model(ray_session: None, context: Context) -> None:
     pairs.ensure(context)
     found = preference.prepared(context)

@@ -71,7 +71,8 @@ def test_a_step_on_packed_rows_is_the_step_on_the_rows(recipe: Recipe, rows: lis
             "use_cpu": True, "gradient_checkpointing": False, "max_steps": 3, "learning_rate": 0.01,
             "report_to": "none", "logging_steps": 1, "save_strategy": "no", "lr_scheduler_type": "constant",
         }  # fmt: skip
-        trainer = trainers.supervised(tokenizer, name == "packed")(model, Dataset.from_list(rows), settings)
+        part = recipe.sft.model_copy(update={"packing": name == "packed"})
+        trainer = trainers.supervised(tokenizer, part)(model, Dataset.from_list(rows), settings)
         trainer.train()
         losses = [point["loss"] for point in trainer.state.log_history if "loss" in point]
         found[name] = losses, {n: p.detach() for n, p in model.named_parameters() if p.requires_grad}

@@ -88,7 +88,7 @@ def test_two_workers_train_one_adapter(ray_session: None, context: Context, zero
 
 @pytest.mark.slow
 def test_another_recipe_trains_afresh_and_says_what_differs(ray_session: None, context: Context, capfd: Any) -> None:
-    """What was under way is kept until the other ends, and goes on with its own recipe."""
+    """What was under way is kept until another ends."""
     slow = replace(context, recipe=changed(context.recipe, epochs=100))
     threading.Thread(target=stop_under_way, args=(slow.store, "sft"), daemon=True).start()
     with pytest.raises(BezoarError, match="stopped, with a last checkpoint"):
@@ -102,6 +102,10 @@ def test_another_recipe_trains_afresh_and_says_what_differs(ray_session: None, c
     assert begun in worker._runs(job)
     assert sft.run(context).summary["train"]["sft"]["steps"] == 4
     assert begun not in worker._runs(job)
+    capfd.readouterr()
+    with pytest.raises(BezoarError):
+        sft.run(replace(context, recipe=other))
+    assert "afresh" not in capfd.readouterr().out  # the one before had ended
 
 
 def command(recipe: Recipe, store: Store) -> list[str]:
