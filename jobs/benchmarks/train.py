@@ -76,6 +76,7 @@ def _trl() -> float:
 
 
 def _plain(file: str, tokens: str) -> float:
+    """With the adapter in float32, as ours is: TRL rounds that of a 4-bit model to bfloat16."""
     from datasets import Dataset
     from peft import LoraConfig, get_peft_model
     from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, TrainerCallback
@@ -114,6 +115,8 @@ def _plain(file: str, tokens: str) -> float:
         get_peft_model(model, lora), config, train_dataset=rows, callbacks=[Clock()],
         processing_class=AutoTokenizer.from_pretrained(base),
     )  # fmt: skip
+    for weight in trainer.model.parameters():
+        weight.data = weight.data.float() if weight.requires_grad else weight.data
     trainer.train()
     return int(tokens) * epochs / (times[-1] - times[0])
 
