@@ -86,26 +86,33 @@ def test_two_workers_train_one_adapter(ray_session: None, context: Context, zero
     assert all(tensor.any() for tensor in tensors.values())
 
 
-@pytest.mark.slow
-def test_another_recipe_trains_afresh_and_says_what_differs(ray_session: None, context: Context, capfd: Any) -> None:
-    """What was under way is kept until another ends."""
-    slow = replace(context, recipe=changed(context.recipe, epochs=100))
-    threading.Thread(target=stop_under_way, args=(slow.store, "sft"), daemon=True).start()
-    with pytest.raises(BezoarError, match="stopped, with a last checkpoint"):
-        sft.run(slow)
-    (begun,) = worker._runs(job := worker.Job(str(slow.store.root), slow.recipe, "sft", "", ()))
-    other = changed(context.recipe, learning_rate=-1.0)
-    with pytest.raises(BezoarError):
-        sft.run(replace(context, recipe=other))
-    assert "sft trains afresh" in (said := capfd.readouterr().out)
-    assert "learning_rate was 0.01, is -1.0" in said and "epochs was 100, is 1" in said and "seed" not in said
-    assert begun in worker._runs(job)
-    assert sft.run(context).summary["train"]["sft"]["steps"] == 4
-    assert begun not in worker._runs(job)
-    capfd.readouterr()
-    with pytest.raises(BezoarError):
-        sft.run(replace(context, recipe=other))
-    assert "afresh" not in capfd.readouterr().out  # the one before had ended
+def begun(context: Context, **values: Any) -> worker.Job:
+    """As `fit` begins an sft of a changed recipe, and Ray Train after it."""
+    changed_recipe = replace(context, recipe=changed(context.recipe, **values))
+    job = worker.Job(str(context.store.root), changed_recipe.recipe, "sft", f"run-{len(values)}", ())
+    worker._begin(changed_recipe, job, worker._what(changed_recipe, "sft", [], []))
+    context.store.replace(f"train/sft/{job.name}/checkpoint/weights", b"")
+    return job
+
+
+def test_another_recipe_trains_afresh_and_says_what_differs(context: Context, capsys: Any) -> None:
+    """What was under way is kept beside it: with its own recipe it goes on."""
+    first, other = begun(context), begun(context, epochs=5.0, learning_rate=0.5)
+    said = capsys.readouterr().out
+    assert "sft trains afresh" in said and "epochs was 1.0, is 5.0" in said and "learning_rate was 0.01, is 0.5" in said
+    assert "seed" not in said and "micro_batch" not in said
+    context.store.replace_json("train/sft/progress.json", {})
+    begun(context)
+    assert worker._runs(first) == {first.name, other.name} and not context.store.exists("train/sft/progress.json")
+    assert capsys.readouterr().out == ""
+
+
+def test_a_training_that_has_ended_is_not_spoken_of(context: Context, capsys: Any) -> None:
+    first = begun(context)
+    record = f"train/sft/{first.name}.json"
+    context.store.replace_json(record, context.store.read_json(record) | {worker._ENDED: True})
+    begun(context, epochs=5.0)
+    assert capsys.readouterr().out == ""
 
 
 def command(recipe: Recipe, store: Store) -> list[str]:
@@ -201,10 +208,10 @@ def test_a_preference_stage_that_was_stopped_ends_with_the_adapter_of_one_that_w
     assert all(torch.equal(tensor, weights[1][name]) for name, tensor in weights[0].items())
 
 
-def stop_under_way(store: Store, stage: str = "dpo") -> None:
+def stop_under_way(store: Store) -> None:
     """As a driver does that is being stopped."""
-    until(lambda: (store.read_json(f"train/{stage}/progress.json") or {"step": 0})["step"] > 3)
-    store.replace(f"train/{stage}/stop", b"")
+    until(lambda: (store.read_json("train/dpo/progress.json") or {"step": 0})["step"] > 3)
+    store.replace("train/dpo/stop", b"")
 
 
 def at(context: Context) -> int:
