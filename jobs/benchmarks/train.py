@@ -13,6 +13,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -31,13 +32,17 @@ PAIRS = {"limit": ROWS}
 PART = {"batch": 16, "micro_batch": 8, "max_length": 512, "workers": 1, "learning_rate": 1e-4}
 
 
+WHOLE = {"batch": 64, "packing": False}  # as many rows in a step as openbezoar-3b has with eight workers
+
+
 def figures() -> Iterator[tuple[str, list[float]]]:
     """Each three times, both sides in turn."""
     with ray_session():
         yield "train.sft_vs_trl", [round(_speed(packing=False) / _trl(), 4) for _ in range(3)]
         for name, mixed in (("train.packing", True), ("train.packing_even", False)):
             yield name, [round(_speed(mixed, packing=True) / _speed(mixed, packing=False), 4) for _ in range(3)]
-        yield "train.two_workers", [round(_speed(workers=2) / _speed(workers=1), 4) for _ in range(3)]
+        yield "train.two_workers", [round(_speed(workers=2, **WHOLE) / _speed(**WHOLE), 4) for _ in range(3)]
+        yield "train.two_alone", [round(_trl(2) / _trl(), 4) for _ in range(3)]
         with tempfile.TemporaryDirectory() as folder:
             run = _context(folder)
             sft.run(run)
@@ -67,12 +72,14 @@ def _speed(mixed: bool = False, **part: Any) -> float:
         return sft.run(_context(folder, mixed, **part)).summary["train"]["sft"]["tokens_per_s"]
 
 
-def _trl() -> float:
-    """Tokens a second of plain TRL on the same rows, in a process of its own with as many threads as our worker."""
-    with tempfile.TemporaryDirectory() as folder:
+def _trl(processes: int = 1) -> float:
+    """Tokens a second of plain TRL on the same rows, in a process of its own with as many threads as our worker; of
+    several that know nothing of each other, their sum: what the machine has for two."""
+    with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(processes) as threads:
         run = _context(folder, packing=False)
         (data,) = sft.prepared(run)
-        return _alone("_plain", str(run.store.path(data.file)), str(data.tokens))
+        asked = "_plain", str(run.store.path(data.file)), str(data.tokens)
+        return sum(threads.map(lambda _: _alone(*asked), range(processes)))
 
 
 def _plain(file: str, tokens: str) -> float:
