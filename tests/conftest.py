@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,6 +15,23 @@ import pytest
 
 from bezoar_ray.llm.chat import Messages, Reply, Sampling
 from bezoar_ray.store import Store
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """`--within`: what has not begun by then is skipped and named, for a run that has to end in time."""
+    parser.addoption("--within", type=float, metavar="MINUTES", help="skip what has not begun so many minutes on")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """The clock starts."""
+    config.began = time.monotonic()
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Past the time, the test is left to a faster machine or to `make test-all`."""
+    within = item.config.getoption("within")
+    if within is not None and time.monotonic() - item.config.began > 60 * within:
+        pytest.skip(f"not begun within {within:g} minutes: run `make test-all`")
 
 
 @pytest.fixture(scope="session")

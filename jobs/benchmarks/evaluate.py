@@ -5,6 +5,7 @@ one pair of starts each: four checkpoints against one.
 """
 
 import asyncio
+import contextlib
 import json
 import os
 import subprocess
@@ -35,7 +36,6 @@ from jobs.benchmarks.family import write_family
 RANKS = {"sft": 16, "hh-sft": 32, "dpo": 32}
 QUESTIONS = 80
 BENCH = MtBench(max_tokens=64)
-_SERVING = ("ServeReplica", "ServeController", "ProxyActor", "EngineCore")
 _THREADS = {"OMP_NUM_THREADS": "2"}
 
 
@@ -71,28 +71,29 @@ def _run(*arguments: str) -> list[float]:
 
 
 def _started(store: Store) -> list[float]:
-    """Seconds until every checkpoint has answered, and the memory of all serving processes then (PSS, bytes)."""
+    """Seconds until every checkpoint has answered, and by how much the memory of all processes has grown (PSS, bytes)."""
     return _run("start", str(store.root))
 
 
 def _start(folder: str) -> list[float]:
     with ray_session():
-        began = time.monotonic()
+        before, began = _memory(), time.monotonic()
         with running(load_recipe("tiny"), Store(folder)) as base_url:
             with urllib.request.urlopen(f"{base_url}/models") as answer:
                 names = [model["id"] for model in json.load(answer)["data"]]
             for name in names:
                 _post(f"{base_url}/completions", model=name, prompt="The", max_tokens=1)
             ready = time.monotonic() - began
-            return [ready, float(sum(map(_memory, psutil.process_iter())))]
+            return [ready, _memory() - before]
 
 
-def _memory(process: psutil.Process) -> int:
-    try:
-        serves = any(part in " ".join(process.cmdline()) for part in _SERVING)
-        return process.memory_full_info().pss if serves else 0
-    except psutil.Error:
-        return 0
+def _memory() -> float:
+    """Of this process and all that it has started: Ray's, and once they serve, the engines'."""
+    total = 0.0
+    for process in (psutil.Process(), *psutil.Process().children(recursive=True)):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            total += process.memory_full_info().pss
+    return total
 
 
 def _post(url: str, **body: Any) -> None:
@@ -185,12 +186,15 @@ def _requests_a_second(family: Store, base_url: str) -> list[float]:
     command = ["vllm", "serve", model_path("tiny-base"), "--served-model-name", "base", *alone, "--port", str(port)]
     command[0] = str(Path(sys.executable).with_name("vllm"))
     environment = os.environ | _THREADS | {"VLLM_CPU_KVCACHE_SPACE": "1"}
-    with subprocess.Popen(
-        [*command, "--host", "127.0.0.1"], env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    ) as server:
+    with (
+        tempfile.NamedTemporaryFile() as log,
+        subprocess.Popen(
+            [*command, "--host", "127.0.0.1"], env=environment, stdout=log, stderr=subprocess.STDOUT
+        ) as server,
+    ):
         try:
             theirs = f"http://127.0.0.1:{port}/v1"
-            _wait_for(theirs, server)
+            _wait_for(theirs, server, Path(log.name))
             for url in (base_url, theirs):
                 _lm_eval(family, url)  # warm
             for _ in range(3):
@@ -200,14 +204,14 @@ def _requests_a_second(family: Store, base_url: str) -> list[float]:
     return ratios
 
 
-def _wait_for(url: str, server: subprocess.Popen) -> None:
+def _wait_for(url: str, server: subprocess.Popen, log: Path) -> None:
     while server.poll() is None:
         try:
             urllib.request.urlopen(f"{url}/models", timeout=5).close()
             return
         except OSError:
             time.sleep(1)
-    raise RuntimeError("vllm serve did not start")
+    raise RuntimeError(f"vllm serve did not start:\n{log.read_text()[-2000:]}")
 
 
 def _lm_eval(family: Store, base_url: str) -> float:
