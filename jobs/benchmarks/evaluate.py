@@ -71,7 +71,7 @@ def _run(*arguments: str) -> list[float]:
 
 
 def _started(store: Store) -> list[float]:
-    """Seconds until every checkpoint has answered, and by how much the memory of all processes has grown (PSS, bytes)."""
+    """Seconds until every checkpoint has answered, and how much memory all processes have grown by (PSS, bytes)."""
     return _run("start", str(store.root))
 
 
