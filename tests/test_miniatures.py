@@ -14,6 +14,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(1300)]
 SMALL = [
     "teacher.revision=null", "teacher.actors=1", "teacher.num_gpus=0", "teacher.engine={max_model_len: 2048}",
     "teacher.max_tokens=256", "judges=[{model: tiny-judge, temperature: 0.0}]", "base.revision=null",
+    "teacher.dtype=float32", "serve.dtype=float32",  # CPUs without AVX-512 are slow at bfloat16
     "seeds={dolly: [{source: tiny}], flan: [{source: tiny}], hh_rlhf: [{source: tiny, limit: 120}]}",
     "generate.lamini={calls: 2, per_call: 3}", "generate.evol_instruct={seeds: 8, epochs: 2}",
     "generate.orca={rows: 24}", "filter.accept_rating=1",  # a random model's rows are as bad as rows can be
