@@ -31,7 +31,7 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
     """Past the time, the test is left to a faster machine or to `make test-all`."""
     within = item.config.getoption("within")
     if within is not None and time.monotonic() - item.config.began > 60 * within:
-        pytest.skip(f"not begun within {within:g} minutes: run `make test-all`")
+        pytest.skip(f"{item.nodeid} was not begun within {within:g} minutes: run `make test-all`")
 
 
 @pytest.fixture(scope="session")
