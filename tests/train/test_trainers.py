@@ -82,6 +82,26 @@ def test_a_step_on_packed_rows_is_the_step_on_the_rows(recipe: Recipe, rows: lis
         assert torch.allclose(weight, found["padded"][1][name], atol=1e-4)
 
 
+@pytest.mark.parametrize("packed", [True, False])
+def test_a_pass_of_what_was_added_teaches_nothing(
+    recipe: Recipe, rows: list[dict[str, Any]], tmp_path: Path, packed: bool
+) -> None:
+    """One row for two workers of four rows each: a worker gets a pass without a row."""
+    from datasets import Dataset
+
+    part = recipe.sft.model_copy(update={"packing": packed, "workers": 2})
+    model = models.with_new_adapter(models.load(recipe.base), recipe.sft.lora, 0)
+    settings = {"output_dir": str(tmp_path), "per_device_train_batch_size": 4, "max_length": None, "bf16": False,
+                "use_cpu": True, "gradient_checkpointing": False, "report_to": "none"}  # fmt: skip
+    trainer = trainers.supervised(load_tokenizer(recipe), part)(model, Dataset.from_list(rows[:1]), settings)
+    with_row, without = trainer.get_train_dataloader()
+    assert trainer.compute_loss(model, with_row).item() > 0
+    loss = trainer.compute_loss(model, without)
+    loss.backward()
+    gradients = [p.grad for p in model.parameters() if p.grad is not None]
+    assert loss.item() == 0 and not any(gradient.any() for gradient in gradients)
+
+
 @pytest.fixture(scope="module")
 def hh(trained: tuple[Store, dict[str, Any]]) -> Store:
     """A run directory with hh-sft done."""
