@@ -6,7 +6,6 @@ the items: where an actor dies, Ray Data starts another, which does its cells ag
 answered before. The items of the first cells lie on disk; Ray is given their numbers.
 """
 
-import asyncio
 import logging
 import os
 import pickle
@@ -27,6 +26,7 @@ from bezoar_ray.llm.chat import ModelDied
 from bezoar_ray.llm.client import open_talker
 from bezoar_ray.llm.ledger import SESSION
 from bezoar_ray.llm.limits import Limit, RunMeter, limits, permits, terms
+from bezoar_ray.llm.together import to_the_end
 from bezoar_ray.logs import event, keep_events, redirect
 from bezoar_ray.recipe import ModelPart
 from bezoar_ray.room import Ask, check_room
@@ -135,7 +135,7 @@ class _Actor:
             if self._talker is None:  # here and not in __init__: an engine wants the running loop
                 self._talker = self._opened()
                 event("model opened", model=self._work.part.model)
-            rows = await asyncio.gather(*map(self._rows, self._read(batch)))
+            rows = await to_the_end(map(self._rows, self._read(batch)))
             return {"cell": [b"\n".join(chain.from_iterable(rows))], "error": [b""]}
         except ModelDied as error:
             event("engine died", logging.ERROR, model=self._work.part.model, why=str(error))

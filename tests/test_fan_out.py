@@ -3,6 +3,8 @@
 import os
 import signal
 import threading
+import time
+from collections import Counter
 
 import pytest
 
@@ -74,6 +76,26 @@ def test_rows_go_on_to_the_next_model_while_others_are_still_being_made(ray_sess
 def test_an_error_of_ours_arrives_as_it_was_raised(ray_session, tmp_path):
     with serving(lambda _: 401) as server, pytest.raises(RecipeError, match="answers 401: the key is wrong or missing"):
         rows(server, tmp_path, ITEMS)
+
+
+def test_what_is_being_answered_when_another_call_is_refused_is_kept(ray_session, tmp_path):
+    under_way, refuses = threading.Event(), True
+
+    def answer(messages):
+        if refuses and messages[-1]["content"] == "7":
+            under_way.wait(60)
+            return 401
+        under_way.set()
+        time.sleep((2 if messages[-1]["content"] == "6" else 0.2) * refuses)
+        return "fine!"
+
+    with serving(answer) as server:
+        with pytest.raises(RecipeError, match="answers 401"):
+            rows(server, tmp_path, ITEMS, once)
+        refuses = False
+        assert rows(server, tmp_path, ITEMS, once) == [b"fine!"] * len(ITEMS)
+    times = Counter(messages[-1]["content"] for messages in server.requests)
+    assert times.pop("7") == 2 and set(times.values()) == {1}
 
 
 @pytest.mark.parametrize("tail", [[once], [once, once]])

@@ -12,7 +12,8 @@ from typing import Any
 
 from bezoar_ray.cluster import beside_driver, errors_as_raised
 from bezoar_ray.errors import BezoarError, RecipeError
-from bezoar_ray.evaluate.endpoint import Endpoint, to_the_end
+from bezoar_ray.evaluate.endpoint import Endpoint
+from bezoar_ray.llm.together import to_the_end
 from bezoar_ray.logs import redirect
 from bezoar_ray.recipe import Harness, HarnessTask
 from bezoar_ray.sources.harness import include_path

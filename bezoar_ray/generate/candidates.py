@@ -3,12 +3,12 @@
 A scheme knows nothing of it: what its answer was asked for with is asked again, as further samples of the same call.
 """
 
-import asyncio
 from dataclasses import replace
 from typing import Any
 
 from bezoar_ray.generate.work import answered, call_failed, prompt_hash
 from bezoar_ray.llm.chat import CallFailed, Chat, Messages, Reply
+from bezoar_ray.llm.together import to_the_end
 from bezoar_ray.rows import Sample, row_id
 
 
@@ -28,7 +28,7 @@ class Remembering:
         if sample.status != "generated" or sample.prompt_hash not in self._calls:
             return []
         messages, how = self._calls[sample.prompt_hash]
-        return await asyncio.gather(*(self._candidate(sample, n, messages, how) for n in range(1, candidates)))
+        return await to_the_end(self._candidate(sample, n, messages, how) for n in range(1, candidates))
 
     async def _candidate(self, sample: Sample, number: int, messages: Messages, how: dict[str, Any]) -> Sample:
         other = replace(sample, id=row_id(sample.id, "candidate", number))

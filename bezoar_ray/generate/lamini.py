@@ -3,7 +3,6 @@
 *Example-guided* calls show three seed instructions; *topic-guided* ones name three topics besides.
 """
 
-import asyncio
 import random
 import re
 from collections.abc import AsyncIterator, Iterator, Sequence
@@ -13,6 +12,7 @@ from bezoar_ray.errors import RecipeError
 from bezoar_ray.generate.prompts import concise_answer, new_instructions
 from bezoar_ray.generate.work import Work, answered, call_failed
 from bezoar_ray.llm.chat import CallFailed, Chat, PromptTooLong, Reply
+from bezoar_ray.llm.together import to_the_end
 from bezoar_ray.recipe import Lamini
 from bezoar_ray.rows import Sample, Seed, row_id
 
@@ -55,7 +55,7 @@ async def lamini(work: Work, chat: Chat, part: Lamini) -> AsyncIterator[Sample]:
     for sample in slots[len(found) :]:
         yield sample.ended("failed", "missing")
     filled = zip(slots, found, strict=False)
-    for sample in await asyncio.gather(*(_answer(*one, slot, chat) for slot, one in enumerate(filled))):
+    for sample in await to_the_end(_answer(*one, slot, chat) for slot, one in enumerate(filled)):
         yield sample
 
 

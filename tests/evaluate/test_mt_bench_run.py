@@ -2,6 +2,8 @@
 
 import asyncio
 import hashlib
+import threading
+import time
 from collections import Counter
 from statistics import fmean
 
@@ -149,3 +151,26 @@ def test_judges_share_a_budget_and_what_they_said_is_kept(engine, tokenizer, tmp
     assert engine.chats.total() == 4 * 32
     times = Counter(map(orjson.dumps, [*judge.requests, *other.requests]))
     assert max(times.values()) <= 2  # by each judge once
+
+
+def test_what_a_judge_is_answering_when_it_refuses_another_call_is_kept(engine, tokenizer, tmp_path):
+    under_way, refuses = threading.Event(), True
+
+    def of_second_turn(messages) -> bool:
+        return "<question_2>" in messages[-1]["content"]
+
+    def judges(messages):
+        if refuses and of_second_turn(messages):
+            under_way.wait(60)
+            return 401
+        under_way.set()
+        time.sleep(0.5 * refuses)
+        return says(messages)
+
+    with serving(judges) as judge:
+        with pytest.raises(RecipeError, match="answers 401"):
+            judged(tmp_path, engine, tokenizer, judges=[judge])
+        refuses = False
+        judged(tmp_path, engine, tokenizer, judges=[judge])
+    times = Counter(orjson.dumps(messages) for messages in judge.requests if not of_second_turn(messages))
+    assert max(times.values()) == 1

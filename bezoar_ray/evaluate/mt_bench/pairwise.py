@@ -1,12 +1,12 @@
 """Two models compared by a judge, turn by turn, in both orders: a win counts only if both agree (arXiv 2306.05685)."""
 
-import asyncio
 from dataclasses import dataclass
 
 from bezoar_ray.evaluate.mt_bench.judging import asked
 from bezoar_ray.evaluate.mt_bench.loop import Answer
 from bezoar_ray.evaluate.mt_bench.prompts import TIE, compare, read_verdict
 from bezoar_ray.llm.chat import Chat
+from bezoar_ray.llm.together import to_the_end
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ async def compare_turn(first: Answer, second: Answer, turn: int, judge: str, cha
     if min(len(first.turns), len(second.turns)) < turn:
         games = (Game(None, "no answer to judge"),) * 2
         return Comparison(question.id, question.category, models, judge, turn, games)
-    games = await asyncio.gather(_game(first, second, turn, chat), _game(second, first, turn, chat))
+    games = await to_the_end([_game(first, second, turn, chat), _game(second, first, turn, chat)])
     words = tuple(len(answer.turns[turn - 1].split()) for answer in (first, second))
     guided = question.references is not None
     return Comparison(question.id, question.category, models, judge, turn, tuple(games), words, guided)

@@ -8,7 +8,7 @@ from itertools import chain
 from typing import Any
 
 from bezoar_ray.errors import RecipeError
-from bezoar_ray.evaluate.endpoint import Endpoint, to_the_end
+from bezoar_ray.evaluate.endpoint import Endpoint
 from bezoar_ray.evaluate.mt_bench import files
 from bezoar_ray.evaluate.mt_bench.bias import bias
 from bezoar_ray.evaluate.mt_bench.judging import Judgment, judge_turn
@@ -17,6 +17,7 @@ from bezoar_ray.evaluate.mt_bench.pairwise import Comparison, Game, compare_turn
 from bezoar_ray.evaluate.mt_bench.scores import against, summarise
 from bezoar_ray.llm.client import Talker, open_talker
 from bezoar_ray.llm.limits import limits, shared_permits
+from bezoar_ray.llm.together import to_the_end
 from bezoar_ray.recipe import ModelPart, MtBench
 from bezoar_ray.sources.mt_bench import Question, load_answers, load_grades, load_questions, load_verdicts
 from bezoar_ray.stage import Context
@@ -156,12 +157,8 @@ class Trials:
     async def _grades(self, answered: "asyncio.Task[Answer]") -> list[Judgment]:
         answer = await answered
         row, turns = _row(answer.question), range(1, len(answer.question.turns) + 1)
-        found = await asyncio.gather(
-            *(
-                judge_turn(answer, turn, name, judge.for_row(row))
-                for name, judge in self._judges.items()
-                for turn in turns
-            )
+        found = await to_the_end(
+            judge_turn(answer, turn, name, judge.for_row(row)) for name, judge in self._judges.items() for turn in turns
         )
         self._step()
         return found
@@ -170,7 +167,7 @@ class Trials:
         one, other = await first, await second
         name, judge = next(iter(self._judges.items()))
         chat, turns = judge.for_row(_row(one.question)), range(1, len(one.question.turns) + 1)
-        found = await asyncio.gather(*(compare_turn(one, other, turn, name, chat) for turn in turns))
+        found = await to_the_end(compare_turn(one, other, turn, name, chat) for turn in turns)
         self._step()
         return found
 
