@@ -137,6 +137,9 @@ def _aligned(run: Context, betas: tuple[float, ...], ahead: bool) -> float:
 
 
 def _align(folder: str, ahead: str, *betas: str) -> float:
+    import bitsandbytes  # noqa: F401  # their imports take as long as a beta's training, and belong to neither side
+    from trl import DPOTrainer  # noqa: F401
+
     seconds = 0.0
     for beta in betas:
         align = PART | PAIRS | {"beta": float(beta), "precompute_reference": bool(int(ahead))}
