@@ -1,5 +1,6 @@
 """Whether a cluster can ever give what a stage asks for: if it cannot, that is said at once, and not waited for."""
 
+import math
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -54,8 +55,14 @@ class Node:
 
     def suits(self, ask: Ask) -> bool:
         """Whether one such actor fits on it while it is empty."""
-        labelled = ask.labels.items() <= self.labels.items()
-        return labelled and all(self.offers.get(name, 0.0) >= number for name, number in ask.needs.items())
+        return self.holds(ask) > 0
+
+    def holds(self, ask: Ask) -> float:
+        """How many such actors fit on all `count` while they are empty."""
+        if not ask.labels.items() <= self.labels.items():
+            return 0.0
+        shares = [self.offers.get(name, 0.0) / number for name, number in ask.needs.items() if number]
+        return self.count * min((math.floor(share + 1e-6) for share in shares), default=math.inf)
 
 
 def check_room(asks: list[Ask]) -> None:
@@ -77,6 +84,9 @@ def check_room(asks: list[Ask]) -> None:
         if wanted > there:
             who = "; ".join(map(str, asks))
             raise RecipeError(f"{who}: together {wanted:g} {name}, and the cluster has {there:g} at most. {_REMEDY}")
+    for ask in asks:
+        if (room := sum(node.holds(ask) for node in nodes)) < ask.count:
+            raise RecipeError(f"{ask}: its nodes have room for {room:g} of them at most. {_REMEDY}")
 
 
 def most(nodes: list[Node], name: str) -> float:

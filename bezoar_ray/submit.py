@@ -109,14 +109,22 @@ class Jobs:
 
         Raises:
             JobFailed: it ended without success.
+            BezoarError: the cluster cannot be reached any more.
         """
+        from aiohttp import ClientError
 
         async def lines() -> None:
             async for text in self._client.tail_job_logs(id):
                 print(text, end="", flush=True)
 
-        asyncio.run(lines())
-        details = self._client.get_job_info(id)
+        try:
+            asyncio.run(lines())
+            details = self._client.get_job_info(id)
+        except (RuntimeError, OSError, ClientError) as error:  # requests' are OSErrors
+            raise BezoarError(
+                f"lost the connection to the cluster, which may go on with job {id}: {type(error).__name__} {error}. "
+                "`bezoar status` with the same --address and --follow takes it up again"
+            ) from error
         if details.status.value != "SUCCEEDED":
             said = (details.message or "").strip().splitlines()[-1:] or [""]
             # The driver's own is None, or a signal's, where it did not end by itself.

@@ -52,11 +52,12 @@ class Module:
         return self._process.poll() is None
 
     def wait_until(self, ready: Callable[[], bool], timeout: float = 600) -> None:
-        """Until something has happened, or the command has ended."""
+        """Until something has happened; the command must not have ended by then."""
         end = time.monotonic() + timeout
-        while not ready() and self.runs() and time.monotonic() < end:
+        while not (there := ready()) and self.runs() and time.monotonic() < end:
             time.sleep(0.05)
         assert self.runs(), f"the run ended first:\n{self.wait()[1]}"
+        assert there, f"it did not happen within {timeout:g} s"
 
     def processes(self) -> list[psutil.Process]:
         """Every living process of this command: what has been seen below it, and what carries its mark, which a

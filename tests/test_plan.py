@@ -196,7 +196,9 @@ def test_a_cluster_that_cannot_be_is_refused(name, kind, said):
 
 def test_code_that_is_not_ours_is_named_before_it_runs():
     own = {"generate": TREE["generate"] | {"own": {"riddles": {"function": "mine.py:riddles"}}}}
-    trusted = {"base": {"model": "org/base-2b", "revision": "abc", "trust_remote_code": True}}
-    text = render(plan(parse_recipe(TREE | own | trusted, "test")))
-    assert "- mine.py:riddles (generate.own.riddles)" in text and "- code of org/base-2b at abc (base" in text
+    trusted = {"base": {"model": "org/base-2b", "revision": "abc1234", "trust_remote_code": True}}
+    tasks = {"evaluate": {"harness": {"tasks": [{"task": "mine"}], "include_path": "my-tasks"}}}
+    text = render(plan(parse_recipe(TREE | own | trusted | tasks, "test")))
+    assert "- functions that the tasks in my-tasks name (evaluate.harness.include_path)" in text
+    assert "- mine.py:riddles (generate.own.riddles)" in text and "- code of org/base-2b at abc1234 (base" in text
     assert "not ours" not in render(plan(RECIPE))

@@ -34,7 +34,15 @@ def test_a_name_cannot_lead_out_of_the_folder_of_runs():
 
 
 def test_remote_code_needs_a_pinned_revision():
-    assert "pin the commit" in refusal(teacher={"model": "t", "trust_remote_code": True})
+    for pin in ({}, {"revision": "main"}):
+        assert "pin the commit" in refusal(teacher={"model": "t", "trust_remote_code": True} | pin)
+
+
+@pytest.mark.parametrize("name", ["trust_remote_code", "trust-remote-code", "load_format", "worker_cls", "middleware"])
+def test_an_engine_argument_that_could_load_or_run_anything_is_refused(name):
+    said = refusal(teacher={"model": "t", "engine": {name: "x", "max_model_len": 9}})
+    assert said.startswith(f"mine.yaml: teacher.engine: {name!r} would load or run what `bezoar plan` does not name")
+    assert "serve.engine" in refusal(serve={"engine": {name: "x"}})
 
 
 def test_set_overrides_values_in_sections_and_lists():

@@ -53,6 +53,17 @@ def test_more_actors_than_all_nodes_take_are_refused(cluster):
         check_room([ask(8, num_gpus=1), ask(1, num_gpus=1)])
 
 
+@pytest.mark.parametrize(
+    "asked", [ask(9, num_gpus=1, node_labels={"pool": "a"}), ask(3, num_gpus=5)], ids=["by labels", "by what is left"]
+)
+def test_actors_for_which_only_the_sum_would_do_are_refused(cluster, asked):
+    cluster(Node(GPU_NODE, {"pool": "a"}), Node(GPU_NODE, {"pool": "b"}))
+    with pytest.raises(
+        RecipeError, match=rf"m \({asked.count} actors .*have room for {asked.count - 1} of them at most"
+    ):
+        check_room([asked])
+
+
 def test_nodes_that_the_launchers_autoscaler_may_start_count(cluster, monkeypatch, tmp_path):
     cluster(Node({"CPU": 0.0}))
     kinds = {"head": {"resources": {"CPU": 0}},

@@ -55,6 +55,9 @@ def _code(recipe: Recipe) -> Iterator[str]:
             yield f"code of {part.model} at {part.revision} ({role}: trust_remote_code)"
         if part.pickled_weights:
             yield f"pickled weights of {part.model} ({role}: pickled_weights), which can hold code"
+    harness = recipe.evaluate.harness
+    if harness and harness.include_path not in (None, "tiny"):
+        yield f"functions that the tasks in {harness.include_path} name (evaluate.harness.include_path)"
 
 
 # Generation and filter.

@@ -7,7 +7,7 @@ import yaml
 from pydantic import AliasChoices, Field, field_validator, model_validator
 
 from bezoar_ray.recipe.models import Judge, told_apart
-from bezoar_ray.recipe.part import FILES, HOW, Money, OneOrMore, Part, Placed, Positive, decisive, packaged_text
+from bezoar_ray.recipe.part import FILES, HOW, Engine, Money, OneOrMore, Part, Placed, Positive, decisive, packaged_text
 
 CHECKPOINTS = ("base", "sft", "hh-sft", "dpo")
 
@@ -24,7 +24,7 @@ class Serve(Placed):
     """Address that the endpoint binds to."""
     port: Annotated[int, HOW] = 8000
     """Port of `bezoar serve`; evaluate takes a free one."""
-    engine: Annotated[dict[str, Any], HOW] = {}
+    engine: Engine = {}
     """Further vLLM engine arguments."""
     num_cpus: Annotated[float, HOW] = 1.0
     """Ray CPUs per replica; without a GPU, its model computes with as many threads."""

@@ -1,12 +1,14 @@
 """The models and the rows that a recipe starts from."""
 
+import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import model_validator
 
-from bezoar_ray.recipe.part import FILES, HOW, Part, Placed, Positive, PositiveRate, decisive
+from bezoar_ray.recipe.part import FILES, HOW, Engine, Part, Placed, Positive, PositiveRate, decisive
 
+_COMMIT = re.compile("[0-9a-f]{7,64}")
 _BATCH_SHARE = 0.5  # of a live call's price, as OpenAI and those who copy its interface have it
 
 
@@ -31,7 +33,7 @@ class Weights(Part):
 
     @model_validator(mode="after")
     def _pinned_code(self) -> "Weights":
-        if self.trust_remote_code and not self.revision:
+        if self.trust_remote_code and not _COMMIT.fullmatch(self.revision or ""):
             raise ValueError(
                 f"trust_remote_code of {self.model!r} needs `revision`: pin the commit whose code you read"
             )
@@ -75,7 +77,7 @@ class ModelPart(Weights, Placed):
     """Seconds until a call over HTTP is given up and sent again."""
     retries: Annotated[int, HOW] = 5
     """Further attempts after 429, 5xx, a timeout or a lost connection."""
-    engine: Annotated[dict[str, Any], HOW] = {}
+    engine: Engine = {}
     """Further vLLM engine arguments (tensor_parallel_size, gpu_memory_utilization, max_model_len)."""
     actors: Annotated[Positive, HOW] = 1
     """Ray actors that talk to this model; at least so many."""

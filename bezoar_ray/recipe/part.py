@@ -7,7 +7,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
 from bezoar_ray.errors import RecipeError
 
@@ -18,12 +18,32 @@ _PLACEMENT = {
     "max_num_batched_tokens", "enforce_eager", "enable_prefix_caching", "enable_chunked_prefill", "async_scheduling",
     "distributed_executor_backend", "swap_space", "cpu_offload_gb", "max_parallel_loading_workers", "download_dir",
 }  # fmt: skip
+_ELSEWHERE = {  # of vLLM: what is loaded and which code runs
+    "model", "revision", "tokenizer", "tokenizer_revision", "code_revision", "hf_config_path", "config",
+    "trust_remote_code", "load_format", "model_loader_extra_config", "worker_cls", "worker_extension_cls",
+    "scheduler_cls", "logits_processors", "io_processor_plugin", "middleware", "tool_parser_plugin",
+    "reasoning_parser_plugin", "lora_modules", "api_key",
+}  # fmt: skip
 Positive = Annotated[int, Field(gt=0)]
 PositiveRate = Annotated[float, Field(gt=0)]
 Money = Annotated[float, Field(ge=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
 OneOrMore = BeforeValidator(lambda value: [value] if isinstance(value, dict) else value)
 """A list that may be written without its brackets where it holds one section."""
+
+
+def _harmless(engine: dict[str, Any]) -> dict[str, Any]:
+    plain = {key.replace("-", "_"): key for key in engine}
+    if found := sorted(plain[name] for name in _ELSEWHERE & plain.keys()):
+        raise ValueError(
+            f"{found[0]!r} would load or run what `bezoar plan` does not name. Weights and their code have fields of "
+            "their own: model, revision, trust_remote_code, pickled_weights"
+        )
+    return engine
+
+
+Engine = Annotated[dict[str, Any], HOW, AfterValidator(_harmless)]
+"""vLLM engine arguments, but for those that say what is loaded and which code runs."""
 
 
 class Part(BaseModel):

@@ -54,7 +54,10 @@ def serve_forever(recipe: Recipe, store: Store) -> None:
         with contextlib.suppress(KeyboardInterrupt):
             while True:
                 time.sleep(_LOOK_SECONDS)
-                family.follow()
+                try:
+                    family.follow()
+                except BezoarError as error:
+                    print(error, flush=True)
 
 
 def family(args: dict[str, str]) -> Any:
@@ -115,7 +118,11 @@ class Family:
         self._deployed = wanted
 
     def follow(self) -> None:
-        """Put checkpoints that were trained anew in place of the old ones, once all that are served are whole again."""
+        """Put checkpoints that were trained anew in place of the old ones, once all that are served are whole again.
+
+        Raises:
+            BezoarError: the run directory cannot be read, or a new engine did not start; the old ones serve on.
+        """
         marks, served = self._marks(), {model for models in self._deployed.values() for model in models}
         if not all(marks[name] for name in served | modes(self._recipe, self._store).keys()):
             return  # training is at it: it begins by removing a checkpoint, and writes the lineage last
@@ -129,12 +136,8 @@ class Family:
             self._deployed = wanted
             return
         print("a checkpoint was trained anew; it is being replaced", flush=True)
-        try:
-            self.deploy()
-        except BezoarError as error:
-            print(error, flush=True)
-        else:
-            print("replaced", flush=True)
+        self.deploy()
+        print("replaced", flush=True)
 
     def _marks(self) -> dict[str, str | None]:
         """The weights of each checkpoint, by their fingerprints."""

@@ -55,7 +55,12 @@ def router(hosts: dict[str, str], part: Serve, key: str | None) -> Any:
     """An application that hands requests on to the engines' applications: `hosts` by model."""
     from ray import serve
 
-    @serve.deployment(name="router", ray_actor_options={"num_cpus": 0}, max_ongoing_requests=_MOST)
+    @serve.deployment(
+        name="router",
+        ray_actor_options={"num_cpus": 0},
+        max_ongoing_requests=_MOST,
+        graceful_shutdown_timeout_s=_DRAIN_SECONDS,
+    )
     @serve.ingress(lambda: _router_app(hosts, part, key))
     class Router:
         pass

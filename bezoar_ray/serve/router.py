@@ -67,7 +67,7 @@ def router(engines: dict[str, Callable[[Request], AsyncIterator[dict[str, Any]]]
     async def route(scope: Any, receive: Any, send: Any) -> None:
         body = await requests.Request(scope, receive).body()
         request = Request(scope["method"], scope["path"], scope["query_string"], list(scope["headers"]), body)
-        if request.path.rstrip("/") == _MODELS:
+        if request.method == "GET" and request.path.rstrip("/") == _MODELS:
             return await responses.JSONResponse(await _all_models(request))(scope, receive, send)
         chosen = engines.get(request.model or "", next(iter(engines.values())))
         async for message in chosen(request):

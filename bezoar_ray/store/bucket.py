@@ -139,7 +139,8 @@ class Bucket:
         finally:
             over.set()
             renewing.join()
-            self.remove(lock.NAME)
+            if lock.is_held():  # else it is another's by now
+                self.remove(lock.NAME)
 
     def put(self, name: str, data: bytes, replaces: dict[str, Any] | None) -> dict[str, Any]:
         """A conditional PUT: only where there is none yet, or in place of just this version. Returns its own.
@@ -299,15 +300,24 @@ class _Lock:
     def renew_until(self, over: threading.Event) -> None:
         """Show signs of life. Where another process has taken the lock over meanwhile, this one ends."""
         while not over.wait(_RENEWED):
-            try:
-                self._version = self._bucket.put(self.NAME, self._sign, self._version)
-            except BezoarError:  # an outage; until it ends, the lock may be lost
-                continue
-            except FileExistsError:
-                if self._bucket.read(self.NAME) != self._sign:
-                    print(f"bezoar: {self._bucket.root} was taken over by another command; this one ends", flush=True)
-                    os._exit(3)
-                self._version = self._now()
+            with contextlib.suppress(BezoarError):  # an outage; until it ends, the lock may be lost
+                self._renew()
+
+    def is_held(self) -> bool:
+        """Whether it is this process's."""
+        try:
+            return self._bucket.read(self.NAME) == self._sign
+        except FileNotFoundError:
+            return False
+
+    def _renew(self) -> None:
+        try:
+            self._version = self._bucket.put(self.NAME, self._sign, self._version)
+        except FileExistsError:
+            if not self.is_held():
+                print(f"bezoar: {self._bucket.root} was taken over by another command; this one ends", flush=True)
+                os._exit(3)
+            self._version = self._now()
 
     def _now(self) -> dict[str, Any]:
         found = self._bucket.head(self.NAME)

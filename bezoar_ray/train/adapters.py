@@ -94,8 +94,11 @@ def _factors(folder: Path) -> dict[str, tuple[Any, Any]]:
     if found or config.get("bias", "none") != "none":
         raise NotJoinable(f"{folder}: only a plain LoRA without bias can be joined (found {' '.join(found) or 'bias'})")
     scale = config["lora_alpha"] / (math.sqrt(config["r"]) if config.get("use_rslora") else config["r"])
+    ours = (".lora_A.weight", ".lora_B.weight")
+    if other := next((name for name in tensors if not name.endswith(ours)), None):
+        raise NotJoinable(f"{folder}: only a plain LoRA without bias can be joined (found {other})")
     factors = {}
-    for name in (name for name in tensors if name.endswith(".lora_A.weight")):
+    for name in (name for name in tensors if name.endswith(ours[0])):
         up = tensors[name.replace(".lora_A.", ".lora_B.")].float() * scale
         factors[name.removeprefix(_PREFIX).removesuffix(".lora_A.weight")] = tensors[name].float(), up
     return factors

@@ -115,7 +115,7 @@ def _reference_free(tokenizer: Any, align: Align) -> Build:
 
             def compute_loss(self, model: Any, inputs: Any, return_outputs: bool = False, **_: Any) -> Any:
                 chosen, rejected = mean_log_probability(model, inputs).chunk(2)
-                self.higher += (chosen > rejected).tolist()
+                self.higher += self.accelerator.gather_for_metrics(chosen > rejected).tolist()
                 return LOSSES[align.method](chosen, rejected, align.beta).mean()
 
             def log(self, logs: dict[str, float], *more: Any) -> None:

@@ -162,9 +162,14 @@ def _looped(run: Context, data: Any) -> float:
         tokenizer = load_tokenizer(run.recipe)
         adapter = str(run.store.path("checkpoints/hh-sft/adapter"))
         build = trainers.preference(tokenizer, run.recipe.align)
-        began = time.monotonic()
-        loop.train(job, lambda model, **more: models.with_adapter(model, adapter, trainable=True, **more), build)
-        seconds.append(time.monotonic() - began)
+        began: list[float] = []
+
+        def adapted(model: Any, **more: Any) -> Any:
+            began.append(time.monotonic())
+            return models.with_adapter(model, adapter, trainable=True, **more)
+
+        loop.train(job, adapted, build)
+        seconds.append(time.monotonic() - began[0])
 
     here = ScalingConfig(num_workers=0)
     TorchTrainer(

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from bezoar_ray.recipe import Lora, Recipe
 from bezoar_ray.train import adapters, models
@@ -73,6 +74,12 @@ def test_ranks_are_rounded_up_to_what_vllm_serves(rank: int, served: int) -> Non
 def test_what_cannot_be_served_is_refused_with_the_reason(recipe: Recipe, chain: Path) -> None:
     with pytest.raises(adapters.NotJoinable, match="rank 513; vLLM serves 512 at most"):
         adapters.served_rank(513)
+    weights = chain / "first" / "adapter_model.safetensors"
+    plain = weights.read_bytes()
+    save_file(load_file(weights) | {"base_model.model.model.embed_tokens.weight": torch.zeros(1)}, weights)
+    with pytest.raises(adapters.NotJoinable, match="found base_model.model.model.embed_tokens.weight"):
+        adapters.join([chain / "first", chain / "second"], chain / "joined", "base")
+    weights.write_bytes(plain)
     config = chain / "second" / "adapter_config.json"
     config.write_text(config.read_text().replace('"use_dora": false', '"use_dora": true'))
     with pytest.raises(adapters.NotJoinable, match="only a plain LoRA without bias can be joined .found use_dora"):

@@ -147,7 +147,9 @@ def test_kto_estimates_its_reference_point_from_answers_to_other_prompts(
         assert tuple(side["completion_ids"]) in own and tuple(side["KL_completion_ids"]) not in own
 
 
-@pytest.mark.parametrize(("loss", "first"), [("sigmoid", math.log(2)), ("bco_pair", 2 * math.log(2)), ("apo_zero", 1)])
+@pytest.mark.parametrize(
+    ("loss", "first"), [("sigmoid", math.log(2)), ("bco_pair", 2 * math.log(2)), ("apo_zero", 1), ("hinge", 1)]
+)
 def test_trls_losses_begin_where_policy_and_reference_are_one(
     hh: Store, recipe: Recipe, tmp_path: Path, loss: str, first: float
 ) -> None:
