@@ -9,6 +9,10 @@ import urllib.request
 import openai
 import pytest
 
+from bezoar_ray.train.data import IGNORED, encode
+from bezoar_ray.train.tokenizer import load_tokenizer
+from tests.family import family_recipe
+
 pytestmark = pytest.mark.slow
 ASKED = {"messages": [{"role": "user", "content": "What is 2 plus 3?"}], "max_tokens": 12, "temperature": 0}
 
@@ -37,6 +41,30 @@ def test_an_answer_is_the_same_whole_streamed_and_asked_for_asynchronously(clien
             return [reply.choices[0].message.content for reply in await asyncio.gather(*calls)]
 
     assert set(asyncio.run(all_at_once())) == {whole}
+
+
+ASKED_FOR = [
+    [{"role": "user", "content": "What is 2 plus 3?"}],
+    [{"role": "system", "content": "Answer  briefly."}, {"role": "user", "content": " Ünïcode 🙂,\n\ttabs "}],
+    [
+        {"role": "user", "content": "One?"},
+        {"role": "assistant", "content": "Two."},
+        {"role": "user", "content": "### Response:\n</s> "},
+    ],
+]
+
+
+@pytest.mark.parametrize("model", ["base", "sft"])
+@pytest.mark.parametrize("messages", ASKED_FOR, ids=["one turn", "a system message", "several turns"])
+def test_an_engine_sees_the_tokens_that_training_saw(family, messages, model):
+    tokenizer = load_tokenizer(family_recipe())
+    trained = encode(tokenizer, [*messages, {"role": "assistant", "content": "Five."}])
+    begins = max(n + 1 for n, label in enumerate(trained["labels"][:-3]) if label == IGNORED)
+    body = json.dumps({"model": model, "messages": messages, "add_generation_prompt": True}).encode()
+    url = f"{family.base_url.removesuffix('/v1')}/tokenize"
+    asked = urllib.request.Request(url, body, headers={"Content-Type": "application/json"})
+    with urllib.request.urlopen(asked, timeout=60) as answer:
+        assert json.load(answer)["tokens"] == trained["input_ids"][:begins]
 
 
 def test_curl_gets_an_answer(family):
