@@ -75,7 +75,10 @@ def summary() -> dict:
             "harness": {name: {"tiny_facts": {"acc": {"value": 0.3 + place / 10, "stderr": 0.03}},
                                "tiny_answers": {"exact_match": {"value": 0.1 + place / 5, "stderr": 0.04}}}
                         for place, name in enumerate(CHECKPOINTS)},
+            "served": {name: "joined" if place else "base" for place, name in enumerate(CHECKPOINTS)},
             "mt_bench": {name: {"score": 2.0 + place, "ci95": [1.5 + place, 2.5 + place], "scored": 31, "unscored": 1,
+                                "bias": {"flip_rate": 0.129, "compared": 31, "longer_wins": 0.68, "decided": 25,
+                                         "by_turn": {"1": 2.5 + place, "2": 1.5 + place}, "judges": {}},
                                 "by_category": dict.fromkeys(("coding", "math", "roleplay", "writing"), 2.0 + place)}
                          for place, name in enumerate(CHECKPOINTS)},
         },
@@ -126,6 +129,13 @@ def test_the_four_checkpoints_stand_side_by_side_with_their_errors_and_mean(cont
     assert "tiny_facts acc 30.0 ± 3.0 40.0 ± 3.0 50.0 ± 3.0 60.0 ± 3.0" in text
     assert "mean 20.0 ± 2.5 35.0 ± 2.5 50.0 ± 2.5 65.0 ± 2.5" in text
     assert "dpo 5.00 4.50 to 5.50" in text
+
+
+def test_every_score_stands_beside_its_bias_and_how_it_was_served(context):
+    text, card = text_of(page_of(context)), context.store.read("cards/dpo.md").decode()
+    assert "dpo 12.9 % of 31 68.0 % of 25 5.50 / 4.50" in text
+    assert "| dpo | 5.00 | 4.50 to 5.50 | 31 | 1 | 5.50 / 4.50 | 12.9 % | 68.0 % |" in card
+    assert "dpo joined" in text and "served joined" in card
 
 
 def test_the_page_says_what_was_called_paid_judged_and_allowed(context):
