@@ -1,9 +1,12 @@
 """What goes along with a job."""
 
+import runpy
+from pathlib import Path
+
 import pytest
 import yaml
 
-from bezoar_ray.errors import RecipeError
+from bezoar_ray.errors import BezoarError, RecipeError
 from bezoar_ray.recipe import load_recipe, parse_recipe
 from bezoar_ray.submit import Jobs, packed, runtime_env
 
@@ -45,6 +48,38 @@ def test_no_key_is_in_what_ray_sets_up(folder, monkeypatch):
     assert "sk-secret" not in str(found) and found["uv"]["packages"][0].startswith("ray==2.60.0")
     assert found["env_vars"]["RAY_JOB_STOP_WAIT_TIME_S"] == "30"  # for training's last checkpoint
     assert found["py_modules"][0].endswith("bezoar_ray") and "uv" not in runtime_env(folder, None)
+
+
+def test_a_connection_that_is_lost_while_a_job_is_followed_is_told_with_the_remedy():
+    class Lost:
+        async def tail_job_logs(self, id):
+            yield "generate 1/2\n"
+            raise RuntimeError("WebSocket closed")
+
+    jobs = Jobs.__new__(Jobs)
+    jobs._client = Lost()
+    with pytest.raises(
+        BezoarError, match=r"lost the connection .* with job one: RuntimeError WebSocket closed.*--follow"
+    ):
+        jobs.follow("one")
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments"),
+    [
+        ("run", ["run", "tiny"]), ("generate", ["run", "tiny", "--stages", "generate,filter"]),
+        ("train", ["run", "tiny", "--stages", "sft,hh-sft,dpo"]),
+        ("evaluate", ["run", "tiny", "--stages", "evaluate,report"]),
+        ("serve", ["serve", "tiny"]),
+    ],
+)  # fmt: skip
+def test_the_jobs_are_commands_of_ours(monkeypatch, name, arguments):
+    called = []
+    monkeypatch.setattr("bezoar_ray.cli.main", lambda given: called.append(given) or 0)
+    monkeypatch.setattr("sys.argv", [f"{name}.py", "tiny"])
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_path(str(Path(__file__).parents[1] / f"jobs/{name}.py"), run_name="__main__")
+    assert ended.value.code == 0 and called == [arguments]
 
 
 def test_an_address_where_nothing_answers_is_named():

@@ -83,6 +83,11 @@ def test_engine_arguments_of_the_recipe_become_flags(tmp_path):
     assert value(arguments, "--override-generation-config") == '{"a": 1}'
 
 
+def test_safetensors_alone_are_loaded_and_no_code(tmp_path):
+    arguments = base_arguments(recipe(), run_directory(tmp_path))
+    assert value(arguments, "--load-format") == "safetensors" and "--trust-remote-code" not in arguments
+
+
 def test_a_gpu_keeps_its_graphs(tmp_path):
     store = run_directory(tmp_path)
     assert "--enforce-eager" in base_arguments(recipe(), store)

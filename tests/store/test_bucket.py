@@ -67,6 +67,28 @@ def test_a_living_holder_shows_it_and_one_that_lost_the_lock_ends(url, monkeypat
         assert process.wait(10) == 3
 
 
+def test_a_lock_that_another_command_took_over_is_left_to_it(url):
+    store = Store(url)
+    with store.lock():
+        store.replace("lock", '{"id": "another"}')
+    assert store.read("lock") == b'{"id": "another"}'
+
+
+def test_a_holder_outlives_an_outage(address, url, monkeypatch):
+    monkeypatch.setattr("bezoar_ray.store.bucket._RENEWED", 0.1)
+    monkeypatch.setattr("bezoar_ray.store.bucket._RETRIES", {"max_retries": 0})
+    with s3.failing(address, faulty=0.0) as proxy:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.address)
+        store = Store(url)
+        with store.lock():
+            proxy.faulty = 1.0
+            time.sleep(1)
+            proxy.faulty = 0.0
+            before = store._files.head("lock")["last_modified"]
+            time.sleep(2.5)
+            assert store._files.head("lock")["last_modified"] > before
+
+
 def test_faults_of_the_provider_are_outlived(address, url, monkeypatch):
     with s3.failing(address, faulty=0.3) as proxy:
         monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.address)

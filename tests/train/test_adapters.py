@@ -1,5 +1,6 @@
 """Merged weights answer as base and adapter do; the joined LoRA on the base answers as the merged chain does."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -71,16 +72,26 @@ def test_ranks_are_rounded_up_to_what_vllm_serves(rank: int, served: int) -> Non
     assert adapters.served_rank(rank) == served
 
 
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"use_dora": True}, {"modules_to_save": ["lm_head"]}, {"trainable_token_indices": [3]},
+        {"rank_pattern": {"q_proj": 2}}, {"alpha_pattern": {"q_proj": 2}}, {"peft_type": "LOHA"}, {"bias": "all"},
+    ],
+    ids=lambda more: next(iter(more)),
+)  # fmt: skip
+def test_what_is_no_plain_lora_is_not_joined(chain: Path, more: dict[str, Any]) -> None:
+    config = chain / "second" / "adapter_config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | more))
+    name = "LOHA" if "peft_type" in more else next(iter(more))
+    with pytest.raises(adapters.NotJoinable, match=f"only a plain LoRA without bias can be joined .found {name}"):
+        adapters.join([chain / "first", chain / "second"], chain / "joined", "base")
+
+
 def test_what_cannot_be_served_is_refused_with_the_reason(recipe: Recipe, chain: Path) -> None:
     with pytest.raises(adapters.NotJoinable, match="rank 513; vLLM serves 512 at most"):
         adapters.served_rank(513)
     weights = chain / "first" / "adapter_model.safetensors"
-    plain = weights.read_bytes()
     save_file(load_file(weights) | {"base_model.model.model.embed_tokens.weight": torch.zeros(1)}, weights)
     with pytest.raises(adapters.NotJoinable, match="found base_model.model.model.embed_tokens.weight"):
-        adapters.join([chain / "first", chain / "second"], chain / "joined", "base")
-    weights.write_bytes(plain)
-    config = chain / "second" / "adapter_config.json"
-    config.write_text(config.read_text().replace('"use_dora": false', '"use_dora": true'))
-    with pytest.raises(adapters.NotJoinable, match="only a plain LoRA without bias can be joined .found use_dora"):
         adapters.join([chain / "first", chain / "second"], chain / "joined", "base")

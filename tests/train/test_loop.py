@@ -1,12 +1,14 @@
 """Batches come out as the recipe says, and the adapter keeps its precision."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 from pydantic import ValidationError
 
 from bezoar_ray.errors import RecipeError
 from bezoar_ray.recipe import Recipe, Sft
+from bezoar_ray.store import Store
 from bezoar_ray.train import loop, models
 from bezoar_ray.train.prepared import Prepared
 from bezoar_ray.train.worker import Job
@@ -31,13 +33,25 @@ def test_steps_are_counted_as_the_trainer_counts_them(rows: int, epochs: float, 
     assert loop._length(data, Sft(batch=16, epochs=epochs)) == steps
 
 
-def test_what_is_trained_on_is_nf4(recipe: Recipe, tmp_path: Path) -> None:
+@pytest.mark.parametrize("stage", ["sft", "dpo"])
+def test_what_is_trained_on_is_nf4(trained: tuple[Store, dict[str, Any]], recipe: Recipe, stage: str) -> None:
     from bitsandbytes.nn import Linear4bit
 
-    model = models.for_training(Job(str(tmp_path), recipe, "sft", "test", ()))
+    model = models.for_training(Job(str(trained[0].root), recipe, stage, "test", ()))
     quantised = [layer for layer in model.modules() if isinstance(layer, Linear4bit)]
     assert len(quantised) == 14 and {layer.weight.quant_type for layer in quantised} == {"nf4"}
     assert all(layer.weight.quant_state.nested for layer in quantised)
+
+
+def test_pickled_weights_are_not_loaded_unless_the_recipe_says_so(recipe: Recipe, tmp_path: Path) -> None:
+    import torch
+
+    model = models.load(recipe.base)
+    model.config.save_pretrained(tmp_path)
+    torch.save(model.state_dict(), tmp_path / "pytorch_model.bin")
+    with pytest.raises(OSError, match="safetensors"):
+        models.load(recipe.base, str(tmp_path))
+    models.load(recipe.base.model_copy(update={"pickled_weights": True}), str(tmp_path))
 
 
 def test_the_adapter_of_a_four_bit_model_stays_in_float32(recipe: Recipe) -> None:

@@ -148,7 +148,8 @@ def test_kto_estimates_its_reference_point_from_answers_to_other_prompts(
 
 
 @pytest.mark.parametrize(
-    ("loss", "first"), [("sigmoid", math.log(2)), ("bco_pair", 2 * math.log(2)), ("apo_zero", 1), ("hinge", 1)]
+    ("loss", "first"),
+    [("sigmoid", math.log(2)), ("bco_pair", 2 * math.log(2)), ("apo_zero", 1), ("hinge", 1), ("ipo", 25)],
 )
 def test_trls_losses_begin_where_policy_and_reference_are_one(
     hh: Store, recipe: Recipe, tmp_path: Path, loss: str, first: float
@@ -184,9 +185,11 @@ def test_trls_losses_by_hand(
     assert trainer.compute_loss(trainer.model, batch).item() == pytest.approx(value, abs=1e-5)
 
 
-def test_a_precomputed_reference_is_the_live_one(hh: Store, recipe: Recipe, tmp_path: Path) -> None:
+@pytest.mark.parametrize("method", ["dpo", "kto"])
+def test_a_precomputed_reference_is_the_live_one(hh: Store, recipe: Recipe, tmp_path: Path, method: str) -> None:
     found = [
-        aligned(hh, recipe, tmp_path / str(ahead), precompute_reference=ahead)["by_step"] for ahead in (True, False)
+        aligned(hh, recipe, tmp_path / str(ahead), method=method, precompute_reference=ahead)["by_step"]
+        for ahead in (True, False)
     ]
     ahead, live = ([point["loss"] for point in points] for points in found)
     assert ahead == pytest.approx(live, abs=1e-5) and len(set(live)) == len(live)
