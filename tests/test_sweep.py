@@ -8,7 +8,7 @@ from bezoar_ray.cli import main
 from bezoar_ray.errors import RecipeError
 from bezoar_ray.manifest import Done, fingerprint, save
 from bezoar_ray.store import Store
-from bezoar_ray.sweep import report, share, trials
+from bezoar_ray.sweep import _room, report, share, trials
 
 PARAMETERS = ["align.beta=0.1,0.5", "align.learning_rate=1e-4,1e-5"]
 
@@ -43,6 +43,18 @@ def test_a_trial_has_the_files_of_the_stages_that_its_parameter_leaves_alone(sto
     assert {"generate.bin", "hh-sft.bin", "manifests/hh-sft.json", "train/data/pairs.arrow"} <= set(there)
     assert "dpo.bin" not in there
     assert os.path.samefile(store.path("sft.bin"), trial.store.path("sft.bin"))
+
+
+@pytest.mark.parametrize(
+    ("offers", "gpus", "room"),
+    [({"CPU": 2}, 0, 1), ({"CPU": 9}, 0, 4), ({"CPU": 64, "GPU": 4}, 1, 2), ({"CPU": 1}, 0, 1)],
+)
+def test_as_many_trials_at_a_time_as_the_cluster_has_room_for(store, monkeypatch, offers, gpus, room):
+    """Each trains with two workers of one CPU."""
+    monkeypatch.setenv("RAY_ADDRESS", "a cluster's")
+    monkeypatch.setattr("ray.cluster_resources", lambda: offers)
+    found = trials("tiny", [f"align.gpus_per_worker={gpus}"], ["align.beta=0.1,0.5"], store)
+    assert _room(found) == room
 
 
 def test_trials_without_a_result_are_told_with_how_far_they_came(store):
