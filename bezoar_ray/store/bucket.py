@@ -287,7 +287,10 @@ class _Lock:
             self._version = self._bucket.put(self.NAME, self._sign, None)
             return
         except FileExistsError:
-            there, version = self._bucket.read(self.NAME), self._now()
+            try:
+                there, version = self._bucket.read(self.NAME), self._now()
+            except FileNotFoundError:  # its holder has just ended
+                return self.take()
         if there != self._sign:  # else an attempt whose answer was lost has made it
             holder = orjson.loads(there)
             if not self._silent() and not died(holder):

@@ -10,6 +10,7 @@ import pytest
 
 from bezoar_ray.errors import BezoarError, RecipeError, RunLocked
 from bezoar_ray.store import Store
+from bezoar_ray.store.bucket import Bucket
 from tests import s3
 
 HOLD = """
@@ -65,6 +66,20 @@ def test_a_living_holder_shows_it_and_one_that_lost_the_lock_ends(url, monkeypat
         store.replace("lock", '{"id": "thief"}')
         assert "was taken over by another command" in process.stdout.readline()
         assert process.wait(10) == 3
+
+
+def test_a_lock_whose_holder_ends_while_one_looks_at_it_is_free(url, monkeypatch):
+    store, read = Store(url), Bucket.read
+
+    def ended(bucket, name):
+        monkeypatch.setattr(Bucket, "read", read)
+        bucket.remove(name)
+        return read(bucket, name)
+
+    store.replace("lock", "{}")
+    monkeypatch.setattr(Bucket, "read", ended)
+    with store.lock():
+        assert store.exists("lock")
 
 
 def test_a_lock_that_another_command_took_over_is_left_to_it(url):
