@@ -97,6 +97,8 @@ def test_a_trained_model_stops_by_itself(chain: Context, prompts: list[list[int]
 def test_joined_on_the_base_is_the_merged_chain_within_bfloat16s_rounding(
     chain: Context, prompts: list[list[int]], name: str
 ) -> None:
+    config = chain.store.read_json(f"checkpoints/{name}/merged/config.json")
+    assert "quantization_config" not in config and config["dtype"] == "bfloat16"
     merged = load(chain, f"{name}/merged")
     joined = models.with_adapter(models.load(chain.recipe.base), str(chain.store.path(f"checkpoints/{name}/joined")))
     said, other = answers(merged, prompts), answers(joined.eval(), prompts)

@@ -98,6 +98,12 @@ def test_every_checkpoint_has_its_lineage_and_the_recipes_template(trained: Trai
         assert saved.get_vocab() == load_tokenizer(recipe).get_vocab()
 
 
+def test_what_is_merged_is_whole_in_the_bases_type(trained: Trained) -> None:
+    for name in ("sft", "hh-sft", "dpo"):
+        config = trained[0].read_json(f"checkpoints/{name}/merged/config.json")
+        assert "quantization_config" not in config and config["dtype"] == "float32"
+
+
 def test_no_accepted_row_at_all_is_an_error_that_says_where_to_look(context: Context) -> None:
     context.store.remove("data/lamini")
     context.store.remove("data/evol_instruct")

@@ -102,6 +102,23 @@ def test_a_pass_of_what_was_added_teaches_nothing(
     assert loss.item() == 0 and not any(gradient.any() for gradient in gradients)
 
 
+@pytest.mark.parametrize("packed", [True, False])
+def test_each_end_is_trained_where_padding_is_the_same_token(recipe: Recipe, tmp_path: Path, packed: bool) -> None:
+    from datasets import Dataset
+
+    tokenizer = load_tokenizer(recipe)
+    tokenizer.pad_token = tokenizer.eos_token
+    rows = [data.sample_tokens(tokenizer, sample.to_row(), 1000) for sample in samples("lamini")]
+    rows = [uneven(row, 1 - n / 10) for n, row in enumerate(rows)]
+    part = recipe.sft.model_copy(update={"packing": packed})
+    settings = {"output_dir": str(tmp_path), "per_device_train_batch_size": len(rows), "max_length": None,
+                "bf16": False, "use_cpu": True, "gradient_checkpointing": False, "report_to": "none"}  # fmt: skip
+    model = models.with_new_adapter(models.load(recipe.base), recipe.sft.lora, 0)
+    (batch,) = trainers.supervised(tokenizer, part)(model, Dataset.from_list(rows), settings).get_train_dataloader()
+    ends = batch["labels"] == tokenizer.eos_token_id
+    assert ends.sum() == len(rows) and (batch["input_ids"] == tokenizer.eos_token_id).sum() > len(rows)
+
+
 @pytest.fixture(scope="module")
 def hh(trained: tuple[Store, dict[str, Any]]) -> Store:
     """A run directory with hh-sft done."""
