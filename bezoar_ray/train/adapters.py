@@ -12,6 +12,7 @@ from bezoar_ray.store import Store, digest
 
 _RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # vllm.config.lora.MaxLoRARanks; importing vLLM takes 18 s
 _WEIGHTS, _CONFIG, _PREFIX = "adapter_model.safetensors", "adapter_config.json", "base_model.model."
+_FACTORS = (".lora_A.weight", ".lora_B.weight")
 _NOT_PLAIN = (
     "use_dora",
     "modules_to_save",
@@ -91,14 +92,12 @@ def _factors(folder: Path) -> dict[str, tuple[Any, Any]]:
 
     config, tensors = _config(folder), load_file(folder / _WEIGHTS)
     found = [config["peft_type"]] * (config["peft_type"] != "LORA") + [key for key in _NOT_PLAIN if config.get(key)]
+    found += [name for name in tensors if not name.endswith(_FACTORS)]
     if found or config.get("bias", "none") != "none":
         raise NotJoinable(f"{folder}: only a plain LoRA without bias can be joined (found {' '.join(found) or 'bias'})")
     scale = config["lora_alpha"] / (math.sqrt(config["r"]) if config.get("use_rslora") else config["r"])
-    ours = (".lora_A.weight", ".lora_B.weight")
-    if other := next((name for name in tensors if not name.endswith(ours)), None):
-        raise NotJoinable(f"{folder}: only a plain LoRA without bias can be joined (found {other})")
     factors = {}
-    for name in (name for name in tensors if name.endswith(ours[0])):
+    for name in (name for name in tensors if name.endswith(_FACTORS[0])):
         up = tensors[name.replace(".lora_A.", ".lora_B.")].float() * scale
         factors[name.removeprefix(_PREFIX).removesuffix(".lora_A.weight")] = tensors[name].float(), up
     return factors
