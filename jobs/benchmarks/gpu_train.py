@@ -8,6 +8,7 @@ same GPU, both measured here. `--tiny` runs a small shape on a CPU, to see that 
 """
 
 import argparse
+import gc
 import json
 import random
 import sys
@@ -77,6 +78,7 @@ def _timed(
     """Tokens a second after the first steps, padding left out, and the most memory; DPO where `ahead` is given."""
     gpu = torch.cuda.is_available()
     if gpu:
+        gc.collect()  # of the way before, whose trainer and model refer to each other
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
     micro = next(size for size in range(min(MICRO, batch), 0, -1) if batch % size == 0)

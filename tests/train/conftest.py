@@ -98,7 +98,7 @@ def trained(
 ) -> tuple[Store, dict[str, Any]]:
     """A run directory after all three stages, and their summaries; the loops ran in this process."""
     store = Store(tmp_path_factory.mktemp("trained"))
-    write_rows(store, "lamini", "evol_instruct")
+    write_rows(store, "lamini", "orca", "evol_instruct")
     context = Context(recipe, store, "test", Progress())
     pairs.ensure(context)
     summary: dict[str, Any] = {}

@@ -1,14 +1,17 @@
 """Rows are tokenised once, in their order, and every worker opens the same file."""
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pytest
 
 from bezoar_ray.errors import BezoarError
+from bezoar_ray.recipe import SourcePart
 from bezoar_ray.rows import Sample, sample_table
 from bezoar_ray.stage import Context
-from bezoar_ray.train import data, pairs, preference, sft
+from bezoar_ray.train import data, hh_sft, pairs, preference, sft
 from bezoar_ray.train.prepared import Prepared, prepare
 from bezoar_ray.train.tokenizer import load_tokenizer
 
@@ -35,6 +38,14 @@ def test_rows_stay_in_order(ray_session: None, context: Context) -> None:
     assert [{"input_ids": row["input_ids"], "labels": row["labels"]} for row in rows] == encoded(context)
     assert (found.rows, found.left_out) == (8, {})
     assert found.tokens == sum(len(row["input_ids"]) for row in encoded(context))
+
+
+def test_every_worker_maps_the_same_file_into_its_memory(ray_session: None, context: Context) -> None:
+    found = of(context)
+    allocated = pa.total_allocated_bytes()
+    rows = found.open(context.store)
+    assert str(context.store.path(found.file)) in Path("/proc/self/maps").read_text()
+    assert pa.total_allocated_bytes() == allocated and len(rows) == 8
 
 
 def test_the_file_is_kept_until_something_in_it_would_change(ray_session: None, context: Context) -> None:
@@ -66,3 +77,12 @@ def test_pairs_keep_what_goes_through_the_model(ray_session: None, context: Cont
     rows = found.open(context.store)
     sides = sum(2 * len(i["prompt_ids"]) + len(i["chosen_ids"]) + len(i["rejected_ids"]) for i in rows)
     assert (found.rows, found.tokens) == (20, sides)
+
+
+@pytest.mark.parametrize("stage", [hh_sft, preference])
+def test_a_source_without_a_pair_is_an_error_that_names_it(context: Context, tmp_path: Path, stage: Any) -> None:
+    (tmp_path / "hh.jsonl").write_text("")
+    seeds = context.recipe.seeds.model_copy(update={"hh_rlhf": (SourcePart(source=str(tmp_path / "hh.jsonl")),)})
+    empty = replace(context, recipe=context.recipe.model_copy(update={"seeds": seeds}))
+    with pytest.raises(BezoarError, match="seeds.hh_rlhf gave no pairs to train on"):
+        stage.run(empty)

@@ -38,12 +38,13 @@ def last_checkpoint(store: Store, stage: str, step: str) -> Path:
 
 def test_sft_carries_one_adapter_through_the_schemes(trained: Trained) -> None:
     store, summary = trained
-    after_lamini = weights(last_checkpoint(store, "sft", "lamini"))
-    after_evol = weights(store.path("checkpoints/sft/adapter"))
-    assert all(tensor.any() for name, tensor in after_lamini.items() if "lora_B" in name)
-    assert moved(after_lamini, after_evol) == {True}
-    assert [point["dataset"] for point in summary["sft"]["by_step"]] == ["lamini"] * 2 + ["evol_instruct"] * 2
-    assert [point["step"] for point in summary["sft"]["by_step"]] == [1, 2, 3, 4]
+    order = ["lamini", "orca", "evol_instruct"]
+    lamini, orca, evol = (weights(last_checkpoint(store, "sft", scheme)) for scheme in order)
+    assert all(tensor.any() for name, tensor in lamini.items() if "lora_B" in name)
+    assert moved(lamini, orca) == moved(orca, evol) == {True}
+    assert moved(evol, weights(store.path("checkpoints/sft/adapter"))) == {False}
+    assert [point["dataset"] for point in summary["sft"]["by_step"]] == [scheme for scheme in order for _ in range(2)]
+    assert [point["step"] for point in summary["sft"]["by_step"]] == [1, 2, 3, 4, 5, 6]
 
 
 def test_the_base_itself_never_moves(trained: Trained, base_folder: Path) -> None:
@@ -77,7 +78,7 @@ def test_joined_on_the_base_answers_as_merged(trained: Trained, recipe: Recipe, 
 def test_the_summary_has_the_contracts_fields(trained: Trained) -> None:
     _, summary = trained
     assert set(summary) == {"base", "sft", "hh-sft", "dpo"}
-    for stage, rows, steps in (("sft", 16, 4), ("hh-sft", 20, 5), ("dpo", 20, 5)):
+    for stage, rows, steps in (("sft", 24, 6), ("hh-sft", 20, 5), ("dpo", 20, 5)):
         part = summary[stage]
         assert (part["rows"], part["steps"], part["left_out"]) == (rows, steps, 0)
         assert part["tokens_per_s"] > 0 and part["loss_first"] == part["by_step"][0]["loss"]

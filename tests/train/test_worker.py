@@ -3,13 +3,16 @@
 import contextlib
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +24,12 @@ from safetensors.torch import load_file
 from bezoar_ray.errors import BezoarError, RecipeError
 from bezoar_ray.progress import Progress
 from bezoar_ray.recipe import Recipe
+from bezoar_ray.rows import Sample, sample_table
 from bezoar_ray.stage import Context
 from bezoar_ray.store import Store
-from bezoar_ray.train import pairs, preference, sft, worker
+from bezoar_ray.train import models, pairs, preference, sft, worker
+from bezoar_ray.train.reporting import STATE
+from bezoar_ray.train.tokenizer import load_tokenizer
 from tests.train.conftest import write_rows
 
 RUN_SFT = """
@@ -115,20 +121,26 @@ def test_a_training_that_has_ended_is_not_spoken_of(context: Context, capsys: An
     assert capsys.readouterr().out == ""
 
 
-def command(recipe: Recipe, store: Store) -> list[str]:
+def command(recipe: Recipe, store: Store, workers: int) -> list[str]:
     """sft of a recipe in a run directory, on a Ray of its own: 400 steps, half of them on each data set."""
     path = store.path("recipe.json")
-    path.write_text(changed(recipe, epochs=100, learning_rate=1e-3, checkpoint_every=50).model_dump_json())
+    long = changed(recipe, epochs=100, learning_rate=1e-3, checkpoint_every=50, workers=workers)
+    path.write_text(long.model_dump_json())
     return [sys.executable, "-c", RUN_SFT, str(path), str(store.root)]
 
 
 @pytest.fixture(scope="module")
-def undisturbed(recipe: Recipe, tmp_path_factory: pytest.TempPathFactory) -> dict[str, torch.Tensor]:
-    """The adapter of a run that nothing happens to."""
-    store = Store(tmp_path_factory.mktemp("undisturbed"))
-    write_rows(store, "lamini", "evol_instruct")
-    assert subprocess.run(command(recipe, store), stdout=subprocess.DEVNULL, timeout=800).returncode == 0
-    return adapter(store)
+def undisturbed(recipe: Recipe, tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], dict[str, torch.Tensor]]:
+    """The adapter that so many workers train if nothing happens to them."""
+
+    @cache
+    def trained_by(workers: int) -> dict[str, torch.Tensor]:
+        store = Store(tmp_path_factory.mktemp("undisturbed"))
+        write_rows(store, "lamini", "evol_instruct")
+        assert subprocess.run(command(recipe, store, workers), stdout=subprocess.DEVNULL, timeout=800).returncode == 0
+        return adapter(store)
+
+    return trained_by
 
 
 def adapter(store: Store) -> dict[str, torch.Tensor]:
@@ -137,29 +149,35 @@ def adapter(store: Store) -> dict[str, torch.Tensor]:
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
-@pytest.mark.parametrize("whom", ["worker", "everything", "nobody: it is asked to stop"])
+@pytest.mark.parametrize(
+    ("whom", "workers"),
+    [("worker", 1), ("worker", 2), ("driver", 1), ("everything", 1), ("nobody: it is asked to stop", 1)],
+)
 def test_training_that_was_killed_ends_with_the_adapter_of_one_that_was_not(
-    context: Context, undisturbed: dict[str, torch.Tensor], whom: str
+    context: Context, undisturbed: Callable[[int], dict[str, torch.Tensor]], whom: str, workers: int
 ) -> None:
     """Killed in the second data set. The same to the bit: every step has seen its own rows, once, in their order."""
-    first = subprocess.Popen(command(context.recipe, context.store), stdout=subprocess.DEVNULL)
+    asked = command(context.recipe, context.store, workers)
+    first = subprocess.Popen(asked, stdout=subprocess.DEVNULL)
     until(lambda: at(context) >= 250 or first.poll() is not None)
     assert first.poll() is None
-    if whom == "worker":  # Ray Train starts another
+    if whom == "worker":  # one of them: Ray Train starts all again
         started = psutil.Process(first.pid).children(recursive=True)
         next(process for process in started if "RayTrainWorker" in "".join(process.cmdline())).kill()
         assert first.wait(timeout=800) == 0
     else:
         if whom == "everything":
             kill(first)
+        elif whom == "driver":  # Ray ends what it had started
+            first.kill()
+            first.wait()
         else:
             began = time.monotonic()
             first.terminate()
             assert first.wait(timeout=100) != 0 and time.monotonic() - began < 30
         log = context.store.path("logs/sft.log")
         log.unlink()
-        again = subprocess.run(command(context.recipe, context.store), stdout=subprocess.DEVNULL, timeout=800)
-        assert again.returncode == 0
+        assert subprocess.run(asked, stdout=subprocess.DEVNULL, timeout=800).returncode == 0
         losses = {line for line in log.read_text().splitlines() if line.startswith("{'loss'")}  # some are printed twice
         assert 0 < len(losses) <= 200  # the first data set was not trained on again
     by_step = context.store.read_json("train/sft/result.json")["sft"]["by_step"]
@@ -167,7 +185,30 @@ def test_training_that_was_killed_ends_with_the_adapter_of_one_that_was_not(
     assert steps == sorted(set(steps)) and steps[-1] == 400
     assert {point["dataset"] for point in by_step} == {"lamini", "evol_instruct"}
     found = adapter(context.store)
-    assert all(torch.equal(tensor, found[name]) for name, tensor in undisturbed.items())
+    assert all(torch.equal(tensor, found[name]) for name, tensor in undisturbed(workers).items())
+
+
+@pytest.mark.slow
+def test_a_loss_that_is_no_number_stops_at_the_last_good_checkpoint(
+    ray_session: None, context: Context, tmp_path: Path
+) -> None:
+    """A base whose embedding of a rare character is broken, and one row that has it."""
+    model, tokenizer = models.load(context.recipe.base), load_tokenizer(context.recipe)
+    with torch.no_grad():
+        model.get_input_embeddings().weight[tokenizer("¥", add_special_tokens=False)["input_ids"][-1]] = torch.nan
+    model.save_pretrained(tmp_path / "broken")
+    tokenizer.save_pretrained(tmp_path / "broken")
+    rare = Sample("rare", "evol_instruct", "op", instruction="What is ¥?", response="A coin.")
+    context.store.replace_table("data/evol_instruct/accepted/part-1.parquet", sample_table([rare]))
+    base = context.recipe.base.model_copy(update={"model": str(tmp_path / "broken")})
+    recipe = changed(context.recipe, checkpoint_every=1).model_copy(update={"base": base})
+    with pytest.raises(BezoarError, match=r"no number in step \d, in rows .*rare.* of evol_instruct") as stopped:
+        sft.run(replace(context, recipe=recipe))
+    step = int(re.search(r"in step (\d)", str(stopped.value))[1])
+    (kept,) = (file for file in context.store.list("train/sft") if file.endswith(f"/{STATE}") and "work" not in file)
+    assert [point["step"] for point in context.store.read_json(kept)["history"]] == list(range(1, step)) and step > 2
+    weights = load_file(context.store.path(kept).parent / "adapter_model.safetensors")
+    assert all(tensor.isfinite().all() for tensor in weights.values())
 
 
 @pytest.mark.slow
