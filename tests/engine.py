@@ -19,7 +19,8 @@ CONTEXT = 2048
 
 
 class Engine(ThreadingHTTPServer):
-    """`chats` and `scored` count requests: by model and messages, and by model and kind of lm-eval's request."""
+    """`chats` and `scored` count requests: by model and messages, and by model and kind of lm-eval's request; `most` is
+    how many were under way at once."""
 
     daemon_threads = True
     request_queue_size = 256
@@ -28,6 +29,7 @@ class Engine(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), _Handler)
         self.models, self.slowest = models, slowest
         self.chats, self.scored = Counter[bytes](), Counter[tuple[str, str]]()
+        self.under_way = self.most = 0
         self.lock = threading.Lock()
 
     @property
@@ -65,7 +67,11 @@ class _Handler(BaseHTTPRequestHandler):
                 self.server.chats[orjson.dumps([body["model"], body["messages"]])] += 1
             else:
                 self.server.scored[body["model"], "scored" if body.get("echo") else "generated"] += 1
+            self.server.under_way += 1
+            self.server.most = max(self.server.most, self.server.under_way)
         time.sleep(random.uniform(0, self.server.slowest))
+        with self.server.lock:
+            self.server.under_way -= 1
         if "messages" in body:
             self._send(orjson.loads(completion(" ".join(words([body["model"], body["messages"]])[:9]) + ".")))
         else:

@@ -67,6 +67,7 @@ def saved(tmp_path) -> Path:
     judgments = [
         Judgment(1, "writing", "sft", "tiny-judge", 1, 7.0, "[[7]]", "p"),
         Judgment(1, "writing", "sft", "tiny-judge", 2, None, "?"),
+        Judgment(1, "writing", "sft", "org/judge", 1, 3.0, "[[3]]"),
     ]
     games = Game("sft", "[[A]]", "p"), Game(None, "?", "p")
     comparisons = [Comparison(1, "writing", ("sft", "org/other"), "tiny-judge", 2, games)]
@@ -82,7 +83,7 @@ def test_answers_and_grades_are_in_fastchats_formats(saved):
     answer = rows(saved / ANSWERS)[0]
     assert answer["choices"] == [{"index": 0, "turns": ["a", "b"]}]
     assert (answer["question_id"], answer["model_id"]) == (1, "sft")
-    first, second = rows(saved / JUDGMENTS)
+    first, second, _ = rows(saved / JUDGMENTS)
     assert first["judge"] == ["tiny-judge", "single-v1"] and second["judge"] == ["tiny-judge", "single-v1-multi-turn"]
     assert (first["turn"], first["score"], second["score"]) == (1, 7.0, None)
     assert {"user_prompt", "judgment", "model", "tstamp"} <= first.keys()
@@ -93,6 +94,16 @@ def test_comparisons_are_in_fastchats_format(saved):
     assert (found["model_1"], found["model_2"]) == ("sft", "org/other")
     assert (found["g1_winner"], found["g2_winner"]) == ("model_1", "error")
     assert found["judge"] == ["tiny-judge", "pair-v2-multi-turn"] and found["g1_judgment"] == "[[A]]"
+
+
+def test_fastchats_tools_find_a_file_of_each_judge_with_minus_one_where_there_is_no_grade(saved):
+    """They take the mean of all that is in a file, but for -1."""
+    folder = saved / "eval/mt_bench/model_judgment"
+    assert sorted(path.name for path in folder.iterdir()) == [
+        "org--judge_single.jsonl", "tiny-judge_pair.jsonl", "tiny-judge_single.jsonl",
+    ]  # fmt: skip
+    assert [row["score"] for row in rows(folder / "tiny-judge_single.jsonl")] == [7.0, -1]
+    assert [row["score"] for row in rows(folder / "org--judge_single.jsonl")] == [3.0]
 
 
 def test_questions_and_answers_can_be_read_again(saved):
@@ -112,7 +123,7 @@ def test_grades_of_others_are_read_and_minus_one_is_none(tmp_path):
 def test_comparisons_are_read_again_beside_grades(saved):
     folder = saved / "eval/mt_bench"
     part = MtBench(judgments=(str(folder / "judgments.jsonl"), str(folder / "comparisons.jsonl")))
-    assert len(list(load_grades(part))) == 2
+    assert len(list(load_grades(part))) == 3
     assert list(load_verdicts(part)) == [
         {"question_id": 1, "turn": 2, "models": ("sft", "org/other"), "judge": "tiny-judge", "winners": ("sft", None)}
     ]

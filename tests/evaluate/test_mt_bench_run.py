@@ -96,6 +96,29 @@ def test_each_checkpoint_is_compared_with_its_parent_and_knows_its_judges(engine
         assert 0 < part["bias"]["flip_rate"] < 1  # this judge draws: it knows no order
 
 
+def test_all_conversations_are_under_way_at_once(tokenizer, tmp_path):
+    with hosting(list(NAMES), slowest=1.0) as engine, serving(says) as judge:
+        judged(tmp_path, engine, tokenizer, judges=[judge])
+    assert engine.most > 48  # of 4 x 16, each of which waits for its own first turn
+
+
+def test_questions_and_categories_of_your_own_are_asked_graded_and_told_apart(engine, tokenizer, tmp_path):
+    own = [
+        {"question_id": "one", "category": "puns", "turns": ["A pun on bees?", "And on wasps?", "And on ants?"]},
+        {"question_id": "two", "category": "law", "turns": ["Is it legal?"], "reference": ["Only on Sundays."]},
+    ]
+    (tmp_path / "own.jsonl").write_bytes(b"\n".join(map(orjson.dumps, own)))
+    sets = [f"evaluate.mt_bench.questions={tmp_path}/own.jsonl", "evaluate.mt_bench.temperatures={puns: 1.0}"]
+    with serving(says) as judge:
+        scores = judged(tmp_path, engine, tokenizer, *sets, judges=[judge])
+    for part in scores.values():
+        assert part["scored"] == 4 and set(part["by_category"]) == {"puns", "law"}
+        assert set(part["bias"]["by_turn"]) == {1, 2, 3}
+    shown = [messages[-1]["content"] for messages in judge.requests]
+    assert {"Is it legal?" in text for text in shown if "Only on Sundays." in text} == {True}
+    assert engine.chats.total() == 4 * 4
+
+
 def test_published_answers_are_judged_beside_ours_and_their_grades_read(engine, tokenizer, tmp_path):
     questions = Bench(load_recipe("tiny").evaluate.mt_bench, NAMES).questions
     answers = [{"question_id": q.id, "model_id": "gpt-3.5", "choices": [{"index": 0, "turns": ["a", "b"]}]}

@@ -1,4 +1,4 @@
-"""lm-eval through our endpoint and through its own `hf` backend, on the same weights."""
+"""lm-eval through our endpoint and through its own `hf` backend, on the same weights, after two examples."""
 
 import pytest
 
@@ -36,7 +36,8 @@ def evaluated(settings: dict, model: str, arguments: dict) -> dict:
 
     manager = TaskManager(include_path=settings["include_path"])
     return simple_evaluate(model=model, model_args=arguments, tasks=["tiny_choice", "tiny_answer"], limit=ITEMS,
-                           batch_size=8, task_manager=manager, log_samples=True, bootstrap_iters=0)  # fmt: skip
+                           batch_size=8, num_fewshot=2, task_manager=manager, log_samples=True,
+                           bootstrap_iters=0)  # fmt: skip
 
 
 def test_log_probabilities_of_all_choices_agree(both):

@@ -2,21 +2,16 @@
 
 import concurrent.futures
 import json
-import shutil
-import signal
 import subprocess
 import sys
-import threading
-import time
 import urllib.request
 from pathlib import Path
 
 import pytest
-import yaml
 
 from bezoar_ray.errors import RecipeError
 from bezoar_ray.recipe import load_recipe
-from bezoar_ray.serve.app import _free_port, running, serve_forever
+from bezoar_ray.serve.app import running, serve_forever
 from bezoar_ray.store import Store
 from tests.family import family_recipe, log_probabilities, write_family, write_merged
 
@@ -138,56 +133,3 @@ def test_an_address_that_others_reach_needs_a_key(tmp_path, monkeypatch):
     monkeypatch.delenv("BEZOAR_API_KEY", raising=False)
     with pytest.raises(RecipeError, match=r"serve\.host: '0\.0\.0\.0'.*BEZOAR_API_KEY"):
         serve_forever(load_recipe("tiny", ["serve.host=0.0.0.0"]), Store(tmp_path))
-
-
-@pytest.mark.slow
-def test_a_retrained_checkpoint_takes_the_old_ones_place_and_no_request_is_dropped(tiny_world, tmp_path):
-    """`bezoar serve` in a process of its own, asked without a pause while the weights of sft change."""
-    store, port = Store(tmp_path), _free_port()
-    write_family(store, tiny_world)
-    store.replace("recipe.yaml", yaml.safe_dump(family_recipe(f"serve.port={port}").model_dump(mode="json")))
-    command = [sys.executable, "-m", "bezoar_ray.cli", "serve", str(tmp_path)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
-        try:
-            base_url = f"http://127.0.0.1:{port}/v1"
-            assert server.stdout.readline().startswith(f"ready: base, sft, dpo at {base_url}")
-            before, asked = greedy(base_url, "sft"), AskedOn(base_url)
-            store.remove("checkpoints/sft")  # as training begins
-            time.sleep(6)  # it looks every 5 s
-            shutil.copytree(store.path("checkpoints/dpo/joined"), store.path("checkpoints/sft/joined"))
-            store.replace_json("checkpoints/sft/lineage.json", {"name": "sft", "fingerprint": "trained anew"})
-            said = list(iter(server.stdout.readline, "replaced\n"))
-            time.sleep(1)
-            failed, answers = asked.end()
-            assert failed == [] and "a checkpoint was trained anew" in said[-1]
-            assert len(answers) == 2  # of the old weights, then of the new ones
-            after = greedy(base_url, "sft")
-            assert after == greedy(base_url, "dpo") != before
-        finally:
-            server.send_signal(signal.SIGINT)
-    assert server.returncode == 0
-
-
-class AskedOn:
-    """Threads that ask the endpoint for the same greedy answer again and again."""
-
-    def __init__(self, base_url: str, threads: int = 4):
-        self._url, self._over = base_url, threading.Event()
-        self._pool = concurrent.futures.ThreadPoolExecutor(threads)
-        self._jobs = [self._pool.submit(self._ask) for _ in range(threads)]
-
-    def end(self) -> tuple[list[str], set[str]]:
-        """What failed, and the different answers."""
-        self._over.set()
-        found = [job.result() for job in self._jobs]
-        return [fault for faults, _ in found for fault in faults], set().union(*(answers for _, answers in found))
-
-    def _ask(self) -> tuple[list[str], set[str]]:
-        failed, answers = [], set()
-        while not self._over.is_set():
-            try:
-                found = post(self._url, "/completions", model="sft", prompt=[[5, 6, 7]], max_tokens=8, temperature=0)
-                answers.add(found["choices"][0]["text"])
-            except OSError as error:
-                failed.append(str(error))
-        return failed, answers

@@ -1,10 +1,12 @@
 """Answers and judgments in FastChat's formats, so that its tools read them.
 
-`answers.jsonl` holds all answers, `model_answer/<model>.jsonl` those of one model, as FastChat wants them;
-`judgments.jsonl` single grades, `comparisons.jsonl` pairs, `question.jsonl` the questions that all of them belong to.
+`answers.jsonl` holds all answers, `judgments.jsonl` single grades, `comparisons.jsonl` pairs, `question.jsonl` the
+questions that all of them belong to. FastChat wants a file for each: `model_answer/<model>.jsonl`,
+`model_judgment/<judge>_{single,pair}.jsonl`.
 """
 
 import time
+from collections.abc import Callable
 from typing import Any
 
 import orjson
@@ -15,6 +17,8 @@ from bezoar_ray.evaluate.mt_bench.pairwise import Comparison, Game
 from bezoar_ray.rows import row_id
 from bezoar_ray.sources.mt_bench import Question
 from bezoar_ray.store import Store
+
+Row = dict[str, Any]
 
 _FOLDER = "eval/mt_bench"
 QUESTIONS, ANSWERS, JUDGMENTS, COMPARISONS = (
@@ -30,16 +34,29 @@ def save(
     comparisons: list[Comparison],
 ) -> list[str]:
     """Write all files whole; returns their names."""
-    rows = [_answer_row(answer) for answer in answers]
-    files = {QUESTIONS: list(map(_question_row, questions)), ANSWERS: rows}
-    files |= {JUDGMENTS: list(map(_judgment_row, judgments)), COMPARISONS: list(map(_comparison_row, comparisons))}
+    files = {
+        QUESTIONS: list(map(_question_row, questions)),
+        ANSWERS: list(map(_answer_row, answers)),
+        JUDGMENTS: list(map(_judgment_row, judgments)),
+        COMPARISONS: list(map(_comparison_row, comparisons)),
+    }
     store.remove(f"{_FOLDER}/model_answer")
-    for model in dict.fromkeys(answer.model for answer in answers):
-        name = f"{_FOLDER}/model_answer/{model.replace('/', '--')}.jsonl"
-        files[name] = [row for row in rows if row["model_id"] == model]
+    store.remove(f"{_FOLDER}/model_judgment")
+    files |= _apart("model_answer/{}.jsonl", files[ANSWERS], lambda row: row["model_id"])
+    grades = [row | {"score": -1 if row["score"] is None else row["score"]} for row in files[JUDGMENTS]]
+    files |= _apart("model_judgment/{}_single.jsonl", grades, lambda row: row["judge"][0])
+    files |= _apart("model_judgment/{}_pair.jsonl", files[COMPARISONS], lambda row: row["judge"][0])
     for name, found in files.items():
         store.replace(name, b"".join(orjson.dumps(row) + b"\n" for row in found))
     return list(files)
+
+
+def _apart(name: str, rows: list[Row], whose: Callable[[Row], str]) -> dict[str, list[Row]]:
+    """A file for each model or judge."""
+    files: dict[str, list[Row]] = {}
+    for row in rows:
+        files.setdefault(f"{_FOLDER}/{name.format(whose(row).replace('/', '--'))}", []).append(row)
+    return files
 
 
 def _question_row(question: Question) -> dict[str, Any]:
@@ -58,7 +75,7 @@ def _answer_row(answer: Answer) -> dict[str, Any]:
 
 
 def _judgment_row(judgment: Judgment) -> dict[str, Any]:
-    """FastChat writes -1 for a reply without a grade; here it is null, which no mean takes for a number."""
+    """FastChat's files have -1 for a reply without a grade; here it is null, which no mean takes for a number."""
     return {
         "question_id": judgment.question_id,
         "model": judgment.model,
