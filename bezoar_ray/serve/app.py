@@ -17,7 +17,7 @@ from bezoar_ray.recipe import CHECKPOINTS, Recipe, recipe_of
 from bezoar_ray.room import Ask, check_room
 from bezoar_ray.serve.arguments import hosted, modes
 from bezoar_ray.serve.gate import key_for
-from bezoar_ray.serve.replica import LOG, engine, router
+from bezoar_ray.serve.replica import DRAIN_SECONDS, LOG, engine, router
 from bezoar_ray.store import Store
 
 _ROUTER = "router"
@@ -51,13 +51,15 @@ def serve_forever(recipe: Recipe, store: Store) -> None:
     with _serving(store, recipe.serve.host, recipe.serve.port) as base_url:
         family.deploy()
         print(_greeting(base_url, list(modes(recipe, store)), guarded=key is not None), flush=True)
-        with contextlib.suppress(KeyboardInterrupt):
+        try:
             while True:
                 time.sleep(_LOOK_SECONDS)
                 try:
                     family.follow()
                 except BezoarError as error:
                     print(error, flush=True)
+        except KeyboardInterrupt:
+            print(f"stopping, once what was asked is answered, or in {DRAIN_SECONDS:.0f} s", flush=True)
 
 
 def family(args: dict[str, str]) -> Any:
@@ -214,14 +216,20 @@ def _clear(store: Store) -> None:
 
 
 def _stop() -> None:
-    """End the app and Serve itself; `serve.shutdown` would do it with a call that Ray reports to the user as failed."""
+    """End the applications once they have answered what they were asked, and Serve itself.
+
+    `serve.shutdown` would do it with a call that Ray reports to the user as failed; a `delete` that waits does so for a
+    minute, less than the replicas are given.
+    """
     import ray
     from ray import serve
     from ray.serve.context import _get_global_client
 
     controller = _get_global_client()._controller
     for name in serve.status().applications:
-        serve.delete(name)
+        serve.delete(name, _blocking=False)
+    while serve.status().applications:  # Serve ends a replica that takes longer than it was given
+        time.sleep(0.2)
     ray.get(controller.graceful_shutdown.remote(wait=False))
     while any(actor["namespace"] == "serve" for actor in ray.util.list_named_actors(all_namespaces=True)):
         time.sleep(0.2)

@@ -16,7 +16,7 @@ from bezoar_ray.serve.router import router as routed
 from bezoar_ray.store import Store
 
 LOG = "serve.log"
-_DRAIN_SECONDS = 120.0  # for what a replica still answers when it is replaced or stopped
+DRAIN_SECONDS = 120.0  # for what a replica still answers when it is replaced or stopped
 _BUSY = 64  # requests under way at which a replica is given company
 _MOST = 4096  # requests that a replica takes: vLLM has a queue of its own
 _engines: list[Any] = []  # the replica's one engine, and
@@ -34,7 +34,7 @@ def engine(name: str, recipe: Recipe, root: str, key: str | None) -> Any:
         ray_actor_options={"num_cpus": part.num_cpus, "num_gpus": part.num_gpus, **part.placement},
         max_ongoing_requests=_MOST,
         max_constructor_retry_count=1,
-        graceful_shutdown_timeout_s=_DRAIN_SECONDS,
+        graceful_shutdown_timeout_s=DRAIN_SECONDS,
         **scaling(part),
     )
     @serve.ingress(lambda: _engine_app(name, recipe, root, key))
@@ -59,7 +59,7 @@ def router(hosts: dict[str, str], part: Serve, key: str | None) -> Any:
         name="router",
         ray_actor_options={"num_cpus": 0},
         max_ongoing_requests=_MOST,
-        graceful_shutdown_timeout_s=_DRAIN_SECONDS,
+        graceful_shutdown_timeout_s=DRAIN_SECONDS,
     )
     @serve.ingress(lambda: _router_app(hosts, part, key))
     class Router:
