@@ -11,6 +11,7 @@ from typing import Any
 import orjson
 
 from bezoar_ray.errors import BezoarError
+from bezoar_ray.logs import event
 from bezoar_ray.precision import compute_dtype
 from bezoar_ray.recipe import Lora, Training
 from bezoar_ray.train import models
@@ -34,6 +35,7 @@ def train(job: Job, adapt: Callable[..., Any], build: Build) -> Account:
     # ZeRO-3 gathers all weights into one buffer: they must be of one type.
     model = adapt(models.for_training(job), autocast_adapter_dtype=job.part.zero_stage != 3)
     account, saved = _last()
+    event("training goes on" if saved else "training begins", after_step=account.at)
     sets = [data for data in job.data if data.rows]
     total = sum(_length(data, job.part) for data in sets)
     for data in sets[account.step :]:

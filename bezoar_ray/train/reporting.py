@@ -24,6 +24,7 @@ class Account:
     finished: bool = False  # whether that one is at its end
     stopped: bool = False  # whether the driver asked to stop
     offset: int = 0  # optimiser steps of those before it
+    at: int = 0  # optimiser steps in all, when it was last saved
     tokens: float = 0.0
     seconds: float = 0.0
     history: list[dict[str, Any]] = field(default_factory=list)
@@ -94,7 +95,7 @@ def reporter(job: Job, account: Account, data: Prepared, total: int) -> Any:
 
         def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
             folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
-            account.finished = state.global_step >= state.max_steps
+            account.at, account.finished = account.offset + state.global_step, state.global_step >= state.max_steps
             _report(job, folder, account, state.is_world_process_zero)
 
     return Reporter()

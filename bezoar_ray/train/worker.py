@@ -176,13 +176,12 @@ def _enter(config: dict[str, Any]) -> None:
     """A worker's way in: its output goes to the stage's log, rank 0's result to a file."""
     from ray.train import get_context
 
-    from bezoar_ray.logs import event, keep_events, redirect
+    from bezoar_ray.logs import keep_events, redirect
 
     job: Job = config["job"]
     redirect(job.store.log(f"{job.stage}.log"))
     rank = str(get_context().get_world_rank())
     keep_events(job.store, stage=job.stage, rank=rank)
-    event("training begins or goes on")
     try:
         result = config["loop"](job)
     except BezoarError as error:  # ours, and no retry would mend it
