@@ -135,8 +135,10 @@ class Jobs:
         return [job for job in self._client.list_jobs() if (job.metadata or {}).get(_RUN_DIR) == run_dir]
 
     def _next_id(self, name: str, run_dir: str) -> str:
-        mark = hashlib.sha256(run_dir.encode()).hexdigest()[:8]
-        return f"bezoar-{name}-{mark}-{len(self._of(run_dir)) + 1}"
+        """Numbered on from the last one: earlier ones may have been deleted."""
+        start = f"bezoar-{name}-{hashlib.sha256(run_dir.encode()).hexdigest()[:8]}-"
+        ids = [job.submission_id for job in self._of(run_dir)]
+        return f"{start}{1 + max((int(id.removeprefix(start)) for id in ids if id.startswith(start)), default=0)}"
 
 
 def runtime_env(folder: Path, requirements: str | None) -> dict[str, Any]:

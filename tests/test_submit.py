@@ -2,6 +2,7 @@
 
 import runpy
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import yaml
@@ -62,6 +63,17 @@ def test_a_connection_that_is_lost_while_a_job_is_followed_is_told_with_the_reme
         BezoarError, match=r"lost the connection .* with job one: RuntimeError WebSocket closed.*--follow"
     ):
         jobs.follow("one")
+
+
+def test_a_jobs_number_follows_the_last_ones_although_an_earlier_one_was_deleted():
+    found = []
+    jobs = Jobs.__new__(Jobs)
+    jobs._client = SimpleNamespace(list_jobs=lambda: found)
+    for wanted in ("-1", "-2", "-3", "-4"):
+        id = jobs._next_id("tiny", "d")
+        assert id.endswith(wanted)
+        found.append(SimpleNamespace(submission_id=id, metadata={"bezoar_run_dir": "d"}))
+        del found[:-1]
 
 
 @pytest.mark.parametrize(

@@ -47,11 +47,13 @@ class Nodes:
         self._wait(lambda: len(self._alive()) == 1)
         return head
 
-    def add_worker(self, blind_to: Path | None = None) -> subprocess.Popen:
+    def add_worker(self, blind_to: Path | None = None, labels: str = "") -> subprocess.Popen:
         """Start a node and wait until it has joined. It sees a folder that it is `blind_to` as empty (needs root)."""
         known = self._alive()
         hidden = ("unshare", "--mount", "sh", "-c", f'mount -t tmpfs none {blind_to} && exec "$@"', "sh")
-        node = self._start(f"--address={self.gcs}", f"--num-cpus={_CPUS}", within=hidden if blind_to else ())
+        node = self._start(
+            f"--address={self.gcs}", f"--num-cpus={_CPUS}", f"--labels={labels}", within=hidden if blind_to else ()
+        )
         self._wait(lambda: bool(self._alive() - known))
         return node
 

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import psutil
 import pytest
 
-from tests.cluster.jobs import submitted
+from tests.cluster.jobs import WORK, host, submitted
 from tests.cluster.nodes import Nodes, cluster
 from tests.end_to_end import SMALL
 from tests.endpoint import serving
@@ -47,6 +47,17 @@ def test_somebody_with_another_token(nodes, tmp_path):
     stranger = SimpleNamespace(address=nodes.address, access=nodes.access | {"RAY_AUTH_TOKEN": "another"})
     code, output = submitted(stranger, str(tmp_path / "run")).wait(timeout=200)
     assert code == 2 and "Invalid authentication token" in output and "RAY_AUTH_TOKEN open a guarded" in output
+
+
+def test_a_stage_works_on_the_nodes_that_its_labels_name(nodes, tiny_world, tmp_path):
+    labelled = nodes.add_worker(labels="bezoar=generate")
+    nodes.workers.append(labelled)
+    sets = [*SMALL, "teacher.node_labels.bezoar=generate"]
+    command = submitted(nodes, str(tmp_path / "run"), "--stages", "generate", sets=sets)
+    command.wait_until(lambda: host(nodes, WORK["generate"]) is not None)
+    assert host(nodes, WORK["generate"]) is labelled
+    code, output = command.wait()
+    assert code == 0, output
 
 
 def test_a_key_and_the_clusters_token_stand_nowhere(nodes, tiny_world, tmp_path):
