@@ -47,6 +47,10 @@ class Module:
         output, _ = self._process.communicate(timeout=timeout)
         return self._process.returncode, output
 
+    def read_until(self, text: str) -> None:
+        """Read what is printed, up to a line with a text in it."""
+        assert any(text in line for line in self._process.stdout), f"ended without saying {text!r}"
+
     def runs(self) -> bool:
         """Whether it has not ended yet."""
         return self._process.poll() is None

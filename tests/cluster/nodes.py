@@ -101,7 +101,7 @@ class Nodes:
             return set()
         return {node["node_id"] for node in found if node["state"] == "ALIVE"}
 
-    def _wait(self, ready, timeout: float = 120) -> None:
+    def _wait(self, ready, timeout: float = 400) -> None:
         end = time.monotonic() + timeout
         while not ready():
             assert time.monotonic() < end, "the node does not come up"

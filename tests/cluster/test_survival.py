@@ -75,10 +75,9 @@ def test_the_same_command_ends_a_run_whose_driver_and_then_whose_whole_cluster_w
         command.wait()
         command, second = attached(nodes, run_dir), submitted(nodes, run_dir, *only, sets=LONG)
         driver = next(p for p in psutil.Process(nodes.head.pid).children(recursive=True) if _is_driver(p, run_dir))
-        time.sleep(5)
+        second.read_until("works on it already")
         driver.kill()
-        code, output = second.wait()
-        assert code == 3 and "works on it already" in output, output
+        assert second.wait()[0] == 3
         assert command.wait()[0] == 3
         kept = answered(run_dir)
 
