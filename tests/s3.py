@@ -83,7 +83,8 @@ class _Handler(BaseHTTPRequestHandler):
         if fault == "late":
             time.sleep(self.server.rng.uniform(0.2, 1.5))
         connection = http.client.HTTPConnection(self.server.behind, timeout=60)
-        connection.request(self.command, self.path, body, dict(self.headers))
+        headers = {name: value for name, value in self.headers.items() if name.lower() not in _HOP}
+        connection.request(self.command, self.path, body, headers)
         found = connection.getresponse()
         data = found.read()
         connection.close()
