@@ -28,7 +28,7 @@ def lose_the_node_at_work(nodes, command, run_dir: str, stage: str) -> None:
     if stage in roles:
         command.wait_until(lambda: in_stage(run_dir, stage) and len(answered(run_dir, roles[stage])) > 5)
     else:
-        command.wait_until(lambda: in_stage(run_dir, stage) and _saved(Store(run_dir), stage) > 2)
+        command.wait_until(lambda: in_stage(run_dir, stage) and _committed(Store(run_dir), stage))
     lost = host(nodes, WORK[stage])
     assert lost is not None and in_stage(run_dir, stage)
     nodes.lose(lost)
@@ -140,6 +140,11 @@ def _saved(store: Store, stage: str) -> int:
     """Up to which step of a stage Ray Train has a checkpoint."""
     names = [name for name in store.list(f"train/{stage}") if name.endswith(f"/{STATE}") and "/work-" not in name]
     return max((state["at"] for state in map(store.read_json, names) if state), default=0)
+
+
+def _committed(store: Store, stage: str) -> bool:
+    """Whether Ray Train goes on from a checkpoint: it looks for new ones every two seconds, and notes them here."""
+    return any(name.endswith("/checkpoint_manager_snapshot.json") for name in store.list(f"train/{stage}"))
 
 
 def _events(store: Store, stage: str) -> list[dict]:
