@@ -122,6 +122,15 @@ def in_stage(run_dir: Path | str, stage: str) -> bool:
     return summary(run_dir).get("stages", {}).get(stage, {}).get("status") == "running"
 
 
+def begun(run_dir: Path | str, stage: str) -> dict[str, list[tuple[str, int]]]:
+    """How a stage's training began and went on, and after which step, by the workers' ranks."""
+    found: dict[str, list[tuple[str, int]]] = {}
+    for event in map(orjson.loads, Store(run_dir).log("events.jsonl").read_bytes().splitlines()):
+        if event.get("stage") == stage and "after_step" in event:
+            found.setdefault(event["rank"], []).append((event["event"], event["after_step"]))
+    return found
+
+
 def replies(run_dir: Path | str, role: str = "") -> list[tuple[str, str]]:
     """Key and text of each durable answer in the ledger, of one role or of all."""
     store = Store(run_dir)

@@ -3,7 +3,6 @@
 import hashlib
 import time
 
-import orjson
 import psutil
 import pytest
 
@@ -12,7 +11,7 @@ from bezoar_ray.store import Store
 from bezoar_ray.train.reporting import STATE
 from tests.cluster.jobs import WORK, answered, attached, host, rows, stopped, submitted
 from tests.cluster.nodes import cluster
-from tests.end_to_end import SMALL, Command, in_stage
+from tests.end_to_end import SMALL, Command, begun, in_stage
 from tests.endpoint import serving
 from tests.s3 import environment, failing, new_bucket, s3
 from tests.scripted import says
@@ -59,9 +58,7 @@ def test_a_run_outlives_a_node_lost_in_every_stage(tiny_world, tmp_path):
     assert {scheme: rows(run_dir, scheme) for scheme in SCHEMES} == ids_of_an_undisturbed_run(tmp_path)
     assert set(answered(run_dir).values()) == {1}  # what was answered was not asked again
     for stage in ("sft", "dpo"):
-        begun = [event for event in _events(Store(run_dir), stage) if event["rank"] == "0" and "after_step" in event]
-        assert [event["event"] for event in begun] == ["training begins", "training goes on"]
-        assert begun[1]["after_step"] > 0
+        _went_on(run_dir, stage, after=1)
 
 
 @pytest.mark.soak
@@ -112,9 +109,7 @@ def test_a_job_that_is_stopped_leaves_a_checkpoint_and_goes_on_from_it(tiny_worl
         assert _saved(store, "sft") >= before["step"]
         code, output = submitted(nodes, run_dir, *only, sets=sets).wait()
     assert code == 0, output
-    assert [event["event"] for event in _events(store, "sft") if "after_step" in event] == [
-        "training begins", "training goes on",
-    ]  # fmt: skip
+    _went_on(run_dir, "sft", after=before["step"])
 
 
 @pytest.mark.soak
@@ -132,8 +127,7 @@ def test_a_node_that_is_asked_to_go_leaves_a_checkpoint_from_which_another_goes_
         left = time.monotonic() - began
         code, output = command.wait()
     assert code == 0 and left < 40, (left, output)
-    begun = [event["after_step"] for event in _events(store, "sft") if "after_step" in event and event["rank"] == "0"]
-    assert len(begun) == 2 and begun[0] == 0 and begun[1] >= before["step"]
+    _went_on(run_dir, "sft", after=before["step"])
 
 
 def _saved(store: Store, stage: str) -> int:
@@ -147,9 +141,10 @@ def _committed(store: Store, stage: str) -> bool:
     return any(name.endswith("/checkpoint_manager_snapshot.json") for name in store.list(f"train/{stage}"))
 
 
-def _events(store: Store, stage: str) -> list[dict]:
-    found = [orjson.loads(line) for line in store.log("events.jsonl").read_bytes().splitlines()]
-    return [event for event in found if event.get("stage") == stage]
+def _went_on(run_dir: str, stage: str, after: int) -> None:
+    """Every worker began once, and once went on from a checkpoint of this step or a later one."""
+    for first, (what, step) in begun(run_dir, stage).values():
+        assert first == ("training begins", 0) and what == "training goes on" and step >= after
 
 
 def _is_driver(process: psutil.Process, run_dir: str) -> bool:

@@ -30,6 +30,7 @@ from bezoar_ray.store import Store
 from bezoar_ray.train import models, pairs, preference, sft, worker
 from bezoar_ray.train.reporting import STATE
 from bezoar_ray.train.tokenizer import load_tokenizer
+from tests import end_to_end
 from tests.train.conftest import write_rows
 
 RUN_SFT = """
@@ -176,10 +177,11 @@ def test_training_that_was_killed_ends_with_the_adapter_of_one_that_was_not(
             first.terminate()
             assert first.wait(timeout=100) != 0 and time.monotonic() - began < 30
         assert subprocess.run(asked, stdout=subprocess.DEVNULL, timeout=800).returncode == 0
-    events = map(json.loads, context.store.log("events.jsonl").read_text().splitlines())
-    begun = [(found["event"], found["after_step"]) for found in events if "after_step" in found]
-    assert begun[0] == ("training begins", 0) and {what for what, _ in begun[workers:]} == {"training goes on"}
-    assert all(step >= 250 - 50 for _, step in begun[workers:])
+    starts = end_to_end.begun(context.store.root, "sft")
+    assert len(starts) == workers
+    for first, *later in starts.values():
+        assert first == ("training begins", 0) and {what for what, _ in later} == {"training goes on"}
+        assert all(step >= 250 - 50 for _, step in later)
     by_step = context.store.read_json("train/sft/result.json")["sft"]["by_step"]
     steps = [point["step"] for point in by_step]
     assert steps == sorted(set(steps)) and steps[-1] == 400
