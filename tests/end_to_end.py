@@ -23,14 +23,14 @@ SMALL = [
     "evaluate.harness.tasks.0.limit=20", "evaluate.harness.tasks.1.limit=20", "evaluate.mt_bench.limit=4",
 ]  # fmt: skip
 _MARK = "BEZOAR_TEST_MARK"
-# A shell that runs the tests in its background has them ignore Ctrl-C, and what they start would ignore it, too.
-signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 class Module:
     """A Python module in a process of its own; every process that it starts carries a mark."""
 
     def __init__(self, name: str, *arguments: str, environment: dict[str, str] | None = None):
+        # A shell that runs tests in its background has them ignore Ctrl-C, and what they start would ignore it, too.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
         self.mark = uuid.uuid4().hex
         self._seen: set[psutil.Process] = set()
         self._process = subprocess.Popen(

@@ -5,7 +5,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from bezoar_ray.precision import compute_dtype
 from bezoar_ray.recipe import Lora
 from bezoar_ray.stage import Context
 from bezoar_ray.store import Store, digest
@@ -25,7 +24,7 @@ def finish(job: Job, tokenizer: Any, lora: Lora) -> dict[str, float | None]:
     """
     store, name = job.store, job.stage
     below = None if name == "sft" else str(store.path("checkpoints/sft/merged"))
-    model = models.load(job.recipe.base, below)
+    model = models.load(job.recipe.base, below, device_map={"": models.device(job)})
     scores = {}
     if name == "sft":
         scores["base"] = _score(job, model, tokenizer)
@@ -69,7 +68,7 @@ def _base_mark(job: Job) -> str:
 
 def _score(job: Job, model: Any, tokenizer: Any) -> float | None:
     part = job.recipe.align
-    with _computing(model, compute_dtype(job.recipe.base.dtype)):
+    with _computing(model, job.dtype):
         found = pairs.read(job.store, "heldout")
         return heldout.accuracy(model, tokenizer, found, part.max_length, part.micro_batch)
 

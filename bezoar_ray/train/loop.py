@@ -12,7 +12,6 @@ import orjson
 
 from bezoar_ray.errors import BezoarError
 from bezoar_ray.logs import event
-from bezoar_ray.precision import compute_dtype
 from bezoar_ray.recipe import Lora, Training
 from bezoar_ray.train import models
 from bezoar_ray.train.checkpoints import finish
@@ -110,7 +109,7 @@ def arguments(job: Job, data: Prepared) -> dict[str, Any]:
         "warmup_steps": int(part.warmup_ratio * length),  # rounded up, a single step would be all warm-up
         "max_grad_norm": part.max_grad_norm,
         "max_length": None,  # rows that are too long have been left out, not cut
-        "bf16": compute_dtype(recipe.base.dtype) == "bfloat16",
+        "bf16": job.dtype == "bfloat16",
         "use_cpu": part.gpus_per_worker == 0,
         "gradient_checkpointing": part.gradient_checkpointing,
         "ddp_find_unused_parameters": False,

@@ -4,16 +4,15 @@ from typing import Any
 
 from bezoar_ray.errors import RecipeError
 from bezoar_ray.llm.models import model_path
-from bezoar_ray.precision import compute_dtype
 from bezoar_ray.recipe import Base, Lora
 from bezoar_ray.train.worker import Job
 
 
-def device() -> Any:
-    """This worker's GPU, or the CPU."""
+def device(job: Job) -> Any:
+    """This worker's GPU where the recipe gives it one, or the CPU: Ray hides no GPU from those that asked for none."""
     import torch
 
-    if not torch.cuda.is_available():
+    if not job.part.gpus_per_worker:
         return torch.device("cpu")
     from ray.train.torch import get_device
 
@@ -29,7 +28,7 @@ def load(base: Base, folder: str | None = None, **settings: Any) -> Any:
         folder or model_path(base.model),
         trust_remote_code=base.trust_remote_code,
         use_safetensors=None if base.pickled_weights else True,
-        **{"dtype": base.dtype, "device_map": {"": device()}, **hub, **settings},
+        **{"dtype": base.dtype, **hub, **settings},
     )
 
 
@@ -37,12 +36,12 @@ def for_training(job: Job) -> Any:
     """The stage's frozen model: the base for sft, merged sft for what comes after; in NF4 where the recipe says so, and
     in the type that this machine computes in."""
     folder = None if job.stage == "sft" else str(job.store.path("checkpoints/sft/merged"))
-    settings: dict[str, Any] = {"dtype": compute_dtype(job.recipe.base.dtype)}
+    settings: dict[str, Any] = {"dtype": job.dtype, "device_map": {"": device(job)}}
     if job.part.load_in_4bit:
         settings["quantization_config"] = nf4(settings["dtype"])
     if job.part.zero_stage == 3:
         settings["device_map"] = None  # DeepSpeed places the shards
-    if device().type == "cpu":
+    if device(job).type == "cpu":
         settings["attn_implementation"] = "eager"  # torch's fused attention takes 3 times as long here: bf16, backward
     model = load(job.recipe.base, folder, **settings)
     _keep_backward(model)

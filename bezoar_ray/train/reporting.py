@@ -80,7 +80,7 @@ def reporter(job: Job, account: Account, data: Prepared, total: int) -> Any:
             if looks:
                 self._looked, self._stop = now, job.store.exists(f"{job.folder}/{STOP}")
             if dist.is_initialized():
-                told = torch.tensor([looks, self._stop], dtype=torch.int, device=device())
+                told = torch.tensor([looks, self._stop], dtype=torch.int, device=device(job))
                 dist.broadcast(told, 0)
                 looks, self._stop = map(bool, told.tolist())
             return self._stop, looks and get_preemption_info() is not None

@@ -11,6 +11,7 @@ from typing import Any
 import orjson
 
 from bezoar_ray.errors import BezoarError, RecipeError
+from bezoar_ray.precision import compute_dtype
 from bezoar_ray.recipe import Recipe, Training
 from bezoar_ray.room import Ask, check_room
 from bezoar_ray.rows import row_id
@@ -42,6 +43,11 @@ class Job:
     def part(self) -> Training:
         """The stage's part of the recipe."""
         return self.recipe.training(self.stage)
+
+    @property
+    def dtype(self) -> str:
+        """In which type a worker computes."""
+        return compute_dtype(self.recipe.base.dtype, gpu=self.part.gpus_per_worker > 0)
 
     @property
     def folder(self) -> str:

@@ -51,11 +51,15 @@ class Nodes:
         """Start a node and wait until it has joined. It sees a folder that it is `blind_to` as empty (needs root)."""
         known = self._alive()
         hidden = ("unshare", "--mount", "sh", "-c", f'mount -t tmpfs none {blind_to} && exec "$@"', "sh")
-        node = self._start(
-            f"--address={self.gcs}", f"--num-cpus={_CPUS}", f"--labels={labels}", within=hidden if blind_to else ()
-        )
-        self._wait(lambda: bool(self._alive() - known))
-        return node
+        started = [self._start_worker(labels, hidden if blind_to else ())]
+
+        def joined() -> bool:
+            if started[-1].poll() is not None:  # Ray gives a node's agent 15 s to start, which a busy machine may miss
+                started.append(self._start_worker(labels, hidden if blind_to else ()))
+            return bool(self._alive() - known)
+
+        self._wait(joined)
+        return started[-1]
 
     def lose(self, node: subprocess.Popen) -> None:
         """SIGKILL to all processes of a node at once, as when its machine is taken away."""
@@ -72,6 +76,9 @@ class Nodes:
             self.lose(node)
         for folder in self.folders:
             shutil.rmtree(folder, ignore_errors=True)
+
+    def _start_worker(self, labels: str, within: tuple[str, ...]) -> subprocess.Popen:
+        return self._start(f"--address={self.gcs}", f"--num-cpus={_CPUS}", f"--labels={labels}", within=within)
 
     def _start(self, *arguments: str, within: tuple[str, ...] = ()) -> subprocess.Popen:
         ports = (f"--{name}={free_port()}" for name in (
