@@ -13,7 +13,7 @@ class Tokens:
 
 @dataclass(frozen=True)
 class Assumed:
-    """Rough means of public data of each kind, as defaults; none of them is a measurement of ours."""
+    """Rough means of public data of each kind, as defaults; but for `train_speed` none was measured by us."""
 
     call: dict[str, Tokens] = field(
         default_factory=lambda: {
@@ -52,7 +52,8 @@ class Assumed:
     read_speed: float = 120_000
     """Prompt tokens that it reads in a second, likewise."""
     train_speed: float = 10_000
-    """Tokens that QLoRA trains on in a second on one 80 GB GPU, times the billions of weights."""
+    """Tokens that QLoRA trains on in a second on one 80 GB GPU, times the billions of weights; on an H200 we measured
+    8,600 with 3.4 of them and 16,000 with 8, four rows in a pass (jobs/benchmarks/README.md)."""
     one_sequence: float = 30
     """Tokens that vLLM writes in a second of one sequence, while its batch is full."""
     start: float = 120
