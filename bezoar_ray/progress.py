@@ -22,9 +22,11 @@ class Progress:
         self.stage, self._began, self._shown, self._told = stage, time.monotonic(), 0.0, 0.0
         self._first: tuple[float, int] | None = None  # start-up is no part of the rate
 
+        self._last: tuple[int, int] | None = None
+
     def update(self, done: int, total: int | None = None, note: str = "") -> None:
         """So many of `total` units are done; `note` says what else is worth seeing."""
-        now = time.monotonic()
+        now, self._last = time.monotonic(), (done, total or 0)
         if now - self._told > _TELL_EVERY:
             self._told = now
             set_stage(self._run, self.stage, done, total or 0)
@@ -44,6 +46,8 @@ class Progress:
 
     def finish(self, note: str) -> None:
         """The stage's last line."""
+        if self._last:
+            set_stage(self._run, self.stage, *self._last)
         self._print(f"{note}  ({duration(time.monotonic() - self._began)})", end="\n")
 
     def _print(self, text: str, end: str) -> None:

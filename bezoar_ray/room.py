@@ -2,14 +2,14 @@
 
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import yaml
 
 from bezoar_ray.errors import RecipeError
-from bezoar_ray.recipe import Placed
+from bezoar_ray.recipe import Placed, Recipe
 
 _LAUNCHED = "~/ray_bootstrap_config.yaml"  # the cluster's file, as Ray's launcher leaves it on the head, with drivers
 _ON_KUBERAY = "KUBERAY_GEN_RAY_START_CMD"  # a variable of its pods
@@ -89,6 +89,38 @@ def check_room(asks: list[Ask]) -> None:
             raise RecipeError(f"{ask}: its nodes have room for {room:g} of them at most. {_REMEDY}")
 
 
+def check_stages(recipe: Recipe, stages: Iterable[str]) -> None:
+    """See, before the first stage is paid for, that each will find room by itself.
+
+    Raises:
+        RecipeError: as `check_room`.
+    """
+    for stage in stages:
+        for ask in _asks(recipe, stage):
+            check_room([ask])
+
+
+def _asks(recipe: Recipe, stage: str) -> Iterator[Ask]:
+    if stage in ("generate", "filter"):
+        for part in recipe.teachers if stage == "generate" else recipe.judges:
+            yield Ask.of(part, part.actors, part.model)
+    elif stage in ("sft", "hh-sft", "dpo"):
+        yield of_workers(recipe, stage)
+    elif stage == "evaluate":
+        yield of_engines(recipe, 1)
+
+
+def of_workers(recipe: Recipe, stage: str) -> Ask:
+    """What a stage's training asks for."""
+    part = recipe.training(stage)
+    return Ask.each(part, part.cpus_per_worker, part.gpus_per_worker, part.workers, f"{stage}'s workers")
+
+
+def of_engines(recipe: Recipe, engines: int) -> Ask:
+    """What the endpoint asks for, of so many engines."""
+    return Ask.of(recipe.serve, engines * recipe.serve.replicas, "the endpoint's engines")
+
+
 def most(nodes: list[Node], name: str) -> float:
     """The most of a resource that a node has."""
     return max((node.offers.get(name, 0.0) for node in nodes), default=0.0)
@@ -109,5 +141,6 @@ def _autoscaled() -> Iterator[Node]:
         return
     config = yaml.safe_load(path.read_text())
     for name, kind in config["available_node_types"].items():
-        count = 1 if name == config["head_node_type"] else kind.get("max_workers", config["max_workers"])
+        most = config["max_workers"]  # of all kinds together
+        count = 1 if name == config["head_node_type"] else min(kind.get("max_workers", most), most)
         yield Node(kind.get("resources", {}), kind.get("labels", {}), count)

@@ -25,6 +25,7 @@ from bezoar_ray.logs import event, keep_events, stderr_to
 from bezoar_ray.manifest import Done, fingerprint, forget, is_done, load, save
 from bezoar_ray.progress import Progress
 from bezoar_ray.recipe import ModelPart, Recipe
+from bezoar_ray.room import check_stages
 from bezoar_ray.stage import Context, Outcome
 from bezoar_ray.store import Store
 
@@ -88,7 +89,8 @@ class Run:
             stack.enter_context(stderr_to(self._store.log(_LOG)))
             keep_events(self._store, session=self._session)
             stop_on_sigterm()
-            machinery = Machinery(self._recipe, self._store, stack)
+            left = [stage for stage in stages if not is_done(self._store, stage, fingerprint(self._recipe, stage))]
+            machinery = Machinery(self._recipe, self._store, left, stack)
             try:
                 for names in self._not_done(stages):
                     self._carry_out(names, machinery)
@@ -195,8 +197,8 @@ class Run:
 class Machinery:
     """What stages run on, started when the first of them needs it: a run with nothing to do starts nothing."""
 
-    def __init__(self, recipe: Recipe, store: Store, stack: contextlib.ExitStack):
-        self._recipe, self._store, self._stack = recipe, store, stack
+    def __init__(self, recipe: Recipe, store: Store, stages: list[str], stack: contextlib.ExitStack):
+        self._recipe, self._store, self._stages, self._stack = recipe, store, stages, stack
         self._ray = self._judge = False
 
     def recipe_for(self, stage: str) -> Recipe:
@@ -205,6 +207,7 @@ class Machinery:
             self._ray = True
             self._stack.enter_context(ray_session())
             check_shared(self._store)
+            check_stages(self._recipe, self._stages)
         if stage in _JUDGING and not self._judge:
             self._judge = True
             self._recipe = self._with_judge()

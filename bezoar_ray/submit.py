@@ -23,6 +23,7 @@ from bezoar_ray.recipe import Recipe
 from bezoar_ray.recipe.part import matches
 
 _PATIENCE = {"RAY_JOB_STOP_WAIT_TIME_S": "30"}  # for training's last checkpoint; Ray's own is 3
+_SET_UP = {"setup_timeout_seconds": 3600}  # the CUDA stack has several GB; Ray's own is 600
 _OURS = (2, 3, 4, 130)  # exit codes of `bezoar run`
 _UV = "==0.13.8"  # of cluster/Dockerfile
 _RUN_DIR, _RECIPE = "bezoar_run_dir", "recipe.yaml"
@@ -82,16 +83,23 @@ class Jobs:
                 f"--run-dir {run_dir}: a cluster's nodes know no folder by a relative path. "
                 "Give s3://…, gs://…, or the absolute path of a folder that all nodes see"
             )
+        run_dir = run_dir.rstrip("/")
         if there := self.working_on(run_dir):
             return there
         command = ["python", "-m", "bezoar_ray.cli", "run", _RECIPE, "--run-dir", run_dir, *arguments]
         with packed(recipe) as folder:
-            id = self._client.submit_job(
-                entrypoint=shlex.join(command),
-                submission_id=self._next_id(recipe.name, run_dir),
-                runtime_env=runtime_env(folder, requirements),
-                metadata={_RUN_DIR: run_dir},
-            )
+            try:
+                id = self._client.submit_job(
+                    entrypoint=shlex.join(command),
+                    submission_id=self._next_id(recipe.name, run_dir),
+                    runtime_env=runtime_env(folder, requirements),
+                    metadata={_RUN_DIR: run_dir},
+                )
+            except (RuntimeError, OSError) as error:
+                raise BezoarError(
+                    f"--address {self._address}: the cluster does not take the job: {str(error).strip()[:500]}. "
+                    "Submit again; if another command has submitted this run meanwhile, that attaches to it"
+                ) from error
         return Job(id, "PENDING", found=False)
 
     def working_on(self, run_dir: str) -> Job | None:
@@ -120,6 +128,8 @@ class Jobs:
         try:
             asyncio.run(lines())
             details = self._client.get_job_info(id)
+            if not details.status.is_terminal():
+                raise ConnectionError("its lines end, but not the job")
         except (RuntimeError, OSError, ClientError) as error:  # requests' are OSErrors
             raise BezoarError(
                 f"lost the connection to the cluster, which may go on with job {id}: {type(error).__name__} {error}. "
@@ -132,7 +142,7 @@ class Jobs:
             raise JobFailed(f"job {id} {details.status.value.lower()}: {said[0]}", code if code in _OURS else 3)
 
     def _of(self, run_dir: str) -> list[Any]:
-        return [job for job in self._client.list_jobs() if (job.metadata or {}).get(_RUN_DIR) == run_dir]
+        return [job for job in self._client.list_jobs() if (job.metadata or {}).get(_RUN_DIR) == run_dir.rstrip("/")]
 
     def _next_id(self, name: str, run_dir: str) -> str:
         """Numbered on from the last one: earlier ones may have been deleted."""
@@ -146,12 +156,13 @@ def runtime_env(folder: Path, requirements: str | None) -> dict[str, Any]:
 
     No key is in it: they come from the environment of the cluster's nodes.
     """
-    found: dict[str, Any] = {"working_dir": str(folder), "env_vars": SETTINGS | _PATIENCE}
+    found: dict[str, Any] = {"working_dir": str(folder), "env_vars": SETTINGS | _PATIENCE, "config": _SET_UP}
     if requirements:
         import bezoar_ray
 
         lines = [line for line in Path(requirements).read_text().splitlines() if line.strip()]
-        found["uv"] = {"packages": lines, "uv_pip_install_options": ["--no-deps"], "uv_version": _UV}
+        options = ["--no-deps", "--require-hashes"]
+        found["uv"] = {"packages": lines, "uv_pip_install_options": options, "uv_version": _UV}
         found["py_modules"] = [str(Path(bezoar_ray.__file__).parent)]
     return found
 

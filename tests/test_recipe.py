@@ -186,3 +186,17 @@ def test_a_loss_that_needs_smoothing_says_so():
         parse_recipe(SMALL | align, "test")
     align["align"]["label_smoothing"] = 0.001
     assert parse_recipe(SMALL | align, "test").align.loss_type == ("exo_pair",)
+
+
+@pytest.mark.parametrize("part", ["teacher", "serve"])
+def test_an_engine_over_more_gpus_than_its_actor_has_is_refused(part):
+    two = f"{part}.engine.tensor_parallel_size=2"
+    with pytest.raises(RecipeError, match="it spreads over 2 GPUs, and num_gpus is 1"):
+        load_recipe("tiny", [two, f"{part}.num_gpus=1"])
+    load_recipe("tiny", [two, f"{part}.num_gpus=2"])
+    load_recipe("tiny", [two, f"{part}.num_gpus=1", f"{part}.engine.distributed_executor_backend=ray"])
+
+
+def test_fewer_replicas_at_most_than_at_least_are_refused():
+    with pytest.raises(RecipeError, match="max_replicas is 2, less than replicas, 3"):
+        load_recipe("tiny", ["serve.replicas=3", "serve.max_replicas=2"])

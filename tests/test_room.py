@@ -9,7 +9,8 @@ import yaml
 from bezoar_ray import room
 from bezoar_ray.errors import RecipeError
 from bezoar_ray.recipe import ModelPart, Serve, Training, load_recipe
-from bezoar_ray.room import Ask, Node, check_room
+from bezoar_ray.room import Ask, Node, check_room, check_stages
+from bezoar_ray.run import STEPS
 
 GPU_NODE = {"CPU": 32.0, "GPU": 8.0, "accelerator_type:H100": 1.0}
 
@@ -86,6 +87,30 @@ def test_a_shipped_cluster_whose_head_is_alone_has_room_for_the_shipped_recipes(
     monkeypatch.setenv("HOME", str(tmp_path))
     recipe = load_recipe("openbezoar-3b")
     check_room([Ask.of(part, part.actors, part.model) for part in (*recipe.teachers, *recipe.judges)])
+
+
+def test_the_launchers_most_workers_are_those_of_all_kinds_together(cluster, monkeypatch, tmp_path):
+    cluster(Node({"CPU": 0.0}))
+    kinds = {"head": {"resources": {"CPU": 0}}, "gpu": {"resources": GPU_NODE, "max_workers": 4}}
+    launched = {"max_workers": 2, "head_node_type": "head", "available_node_types": kinds}
+    (tmp_path / "ray_bootstrap_config.yaml").write_text(yaml.safe_dump(launched))
+    monkeypatch.setenv("HOME", str(tmp_path))
+    with pytest.raises(RecipeError, match="together 17 GPU, and the cluster has 16 at most"):
+        check_room([ask(17, num_gpus=1)])
+
+
+@pytest.mark.parametrize(
+    ("change", "who"),
+    [("teacher.num_gpus=9", "tiny-teacher"), ("align.gpus_per_worker=9", "dpo's workers"),
+     ("serve.num_gpus=9", "the endpoint's engines")],
+)  # fmt: skip
+def test_a_later_stage_that_never_fits_is_refused_before_the_first(cluster, change, who):
+    cluster(Node(GPU_NODE))
+    recipe = load_recipe("tiny", [change])
+    check_stages(load_recipe("tiny"), STEPS)
+    with pytest.raises(RecipeError, match=rf"{who} .*no node of the cluster has that"):
+        check_stages(recipe, STEPS)
+    check_stages(recipe, ["report"])
 
 
 def test_what_kubernetes_may_start_is_not_known_and_nothing_is_refused(cluster, monkeypatch):

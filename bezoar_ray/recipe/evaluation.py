@@ -7,7 +7,19 @@ import yaml
 from pydantic import AliasChoices, Field, field_validator, model_validator
 
 from bezoar_ray.recipe.models import Judge, told_apart
-from bezoar_ray.recipe.part import FILES, HOW, Engine, Money, OneOrMore, Part, Placed, Positive, decisive, packaged_text
+from bezoar_ray.recipe.part import (
+    FILES,
+    HOW,
+    Engine,
+    Money,
+    OneOrMore,
+    Part,
+    Placed,
+    Positive,
+    check_parallel,
+    decisive,
+    packaged_text,
+)  # fmt: skip
 
 CHECKPOINTS = ("base", "sft", "hh-sft", "dpo")
 
@@ -36,6 +48,13 @@ class Serve(Placed):
     """At most so many, as requests come and go; as many as `replicas` where empty."""
     max_request_bytes: Annotated[Positive, HOW] = 4 * 2**20
     """A request with a longer body is refused."""
+
+    @model_validator(mode="after")
+    def _can_be_given(self) -> "Serve":
+        check_parallel(self.engine, self.num_gpus)
+        if (self.max_replicas or self.replicas) < self.replicas:
+            raise ValueError(f"max_replicas is {self.max_replicas}, less than replicas, {self.replicas}")
+        return self
 
     def what(self) -> dict[str, Any]:
         """With the engine's arguments that change what the checkpoints say."""

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import model_validator
 
-from bezoar_ray.recipe.part import FILES, HOW, Engine, Part, Placed, Positive, PositiveRate, decisive
+from bezoar_ray.recipe.part import FILES, HOW, Engine, Part, Placed, Positive, PositiveRate, check_parallel, decisive
 
 _COMMIT = re.compile("[0-9a-f]{7,64}")
 _BATCH_SHARE = 0.5  # of a live call's price, as OpenAI and those who copy its interface have it
@@ -109,6 +109,11 @@ class ModelPart(Weights, Placed):
             return 0.0
         dollars = (tokens_in * self.prices.input + tokens_out * self.prices.output) / 1e6
         return dollars * _BATCH_SHARE if self.mode == "batch" else dollars
+
+    @model_validator(mode="after")
+    def _has_the_gpus(self) -> "ModelPart":
+        check_parallel(self.engine, self.num_gpus)
+        return self
 
     @model_validator(mode="after")
     def _batch_has_an_endpoint(self) -> "ModelPart":

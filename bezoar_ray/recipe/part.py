@@ -2,6 +2,7 @@
 
 import glob
 import hashlib
+import math
 from collections.abc import Iterator
 from importlib import resources
 from pathlib import Path
@@ -44,6 +45,19 @@ def _harmless(engine: dict[str, Any]) -> dict[str, Any]:
 
 Engine = Annotated[dict[str, Any], HOW, AfterValidator(_harmless)]
 """vLLM engine arguments, but for those that say what is loaded and which code runs."""
+
+
+def check_parallel(engine: dict[str, Any], num_gpus: float) -> None:
+    """Whether an engine that spreads over GPUs is given as many; through Ray it takes them beside its actor's.
+
+    Raises:
+        ValueError: it is not, and would not start.
+    """
+    sizes = [engine.get(f"{kind}_parallel_size", 1) for kind in ("tensor", "pipeline", "data")]
+    if 0 < num_gpus < math.prod(sizes) and engine.get("distributed_executor_backend") != "ray":
+        raise ValueError(
+            f"engine: it spreads over {math.prod(sizes)} GPUs, and num_gpus is {num_gpus:g}. Make them equal"
+        )
 
 
 class Part(BaseModel):

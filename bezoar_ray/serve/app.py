@@ -14,7 +14,7 @@ from typing import Any
 
 from bezoar_ray.errors import BezoarError, RecipeError
 from bezoar_ray.recipe import CHECKPOINTS, Recipe, recipe_of
-from bezoar_ray.room import Ask, check_room
+from bezoar_ray.room import check_room, of_engines
 from bezoar_ray.serve.arguments import hosted, modes
 from bezoar_ray.serve.gate import key_for
 from bezoar_ray.serve.replica import DRAIN_SECONDS, LOG, engine, router
@@ -106,9 +106,9 @@ class Family:
         """
         from ray import serve
 
-        wanted, part = self._wanted(), self._recipe.serve
+        wanted = self._wanted()
         engines = len(wanted) - (_ROUTER in wanted)
-        check_room([Ask.of(part, engines * part.replicas, "the endpoint's engines")])
+        check_room([of_engines(self._recipe, engines)])
         log = self._store.log(LOG)
         log.write_text("")
         changed = [name for name in wanted if wanted[name] != self._deployed.get(name)]
@@ -116,7 +116,8 @@ class Family:
             serve.run_many([self._target(name, wanted) for name in changed])
         except RuntimeError as error:
             tail = "\n".join(log.read_text(errors="replace").splitlines()[-15:])
-            raise BezoarError(f"the endpoint did not start: {error}\nLast lines of {log}:\n{tail}") from error
+            where = self._store.where(LOG)
+            raise BezoarError(f"the endpoint did not start: {error}\nLast lines of {where}:\n{tail}") from error
         self._deployed = wanted
 
     def follow(self) -> None:

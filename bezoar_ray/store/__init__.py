@@ -58,6 +58,10 @@ class Store:
         """The local file of a log."""
         return self.here(f"logs/{name}")
 
+    def where(self, name: str) -> str:
+        """Where to look for a log: its file, which, of a run directory in a bucket, each node has one of."""
+        return f"{self.log(name)}{' of the node that it was on' if self.remote else ''}"
+
     def exists(self, name: str) -> bool:
         """Whether there is such a file or folder."""
         return self._files.exists(name)

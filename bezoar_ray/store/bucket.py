@@ -48,10 +48,12 @@ class Bucket:
 
         self.root = url.rstrip("/")
         try:
+            if url.partition("://")[0] not in ("s3", "gs"):
+                raise ValueError("no other kind of address is known")
             self._store = from_url(self.root, client_options=_CLIENT, retry_config=_RETRIES)
         except (BaseError, ValueError) as error:
             raise RecipeError(f"--run-dir {url}: not a folder, s3:// or gs:// address: {_first_line(error)}") from error
-        self._here = Path(tempfile.gettempdir()) / f"bezoar_ray-{os.getuid()}" / _mark(self.root)
+        self._here = _own_folder() / _mark(self.root)
 
     def here(self, name: str) -> Path:
         """The place of a file of this node's own."""
@@ -303,7 +305,7 @@ class _Lock:
     def renew_until(self, over: threading.Event) -> None:
         """Show signs of life. Where another process has taken the lock over meanwhile, this one ends."""
         while not over.wait(_RENEWED):
-            with contextlib.suppress(BezoarError):  # an outage; until it ends, the lock may be lost
+            with contextlib.suppress(BezoarError, FileNotFoundError):  # an outage; until it ends, the lock may be lost
                 self._renew()
 
     def is_held(self) -> bool:
@@ -333,6 +335,15 @@ class _Lock:
         now = self._bucket.head(probe)["last_modified"]
         self._bucket.remove(probe)
         return (now - self._bucket.head(self.NAME)["last_modified"]).total_seconds() > _STALE
+
+
+def _own_folder() -> Path:
+    """Of this user, on this node's disk: nobody else may read rows there, or put weights in their place."""
+    folder = Path(tempfile.gettempdir()) / f"bezoar_ray-{os.getuid()}"
+    folder.mkdir(mode=0o700, exist_ok=True)
+    if folder.is_symlink() or folder.stat().st_uid != os.getuid():
+        raise RecipeError(f"{folder} is another user's. Remove it, or name a folder of your own in TMPDIR")
+    return folder
 
 
 def _patiently(action: Callable[[], T]) -> T:

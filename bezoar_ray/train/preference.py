@@ -3,6 +3,8 @@
 from functools import partial
 from typing import Any
 
+from bezoar_ray.logs import event
+from bezoar_ray.recipe import Align
 from bezoar_ray.stage import Context, Outcome
 from bezoar_ray.train import checkpoints, data, loop, models, on_pairs, trainers, worker
 from bezoar_ray.train.prepared import Prepared, prepare
@@ -33,9 +35,22 @@ def _train(job: worker.Job) -> dict[str, Any]:
     tokenizer = load_tokenizer(job.recipe)
     adapter = str(job.store.path("checkpoints/hh-sft/adapter"))
     model = partial(models.with_adapter, folder=adapter, trainable=True)
-    account = loop.train(job, model, trainers.preference(tokenizer, job.recipe.align))
+    account = loop.train(job, model, trainers.preference(tokenizer, _align(job)))
     figures = loop.figures(job, account) | {"reward_accuracy": reward_accuracy(account.history)}
     return loop.close(job, tokenizer, job.recipe.hh_sft.lora, figures)
+
+
+def _align(job: worker.Job) -> Align:
+    """As the recipe has it; but the reference's answers lie on a disk, which workers on several nodes share only where
+    the run directory does: with a bucket they ask it in every step."""
+    from ray.train import get_context
+
+    context = get_context()
+    apart = job.store.remote and context.get_local_world_size() < context.get_world_size()
+    if apart and job.recipe.align.precompute_reference:
+        event("the reference is asked in every step: the run directory is a bucket, the workers are on several nodes")
+        return job.recipe.align.model_copy(update={"precompute_reference": False})
+    return job.recipe.align
 
 
 def reward_accuracy(history: list[dict[str, Any]]) -> float | None:

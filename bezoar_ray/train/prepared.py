@@ -10,6 +10,7 @@ from typing import Any
 
 import orjson
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from bezoar_ray.cluster import quieten
 from bezoar_ray.errors import BezoarError
@@ -74,8 +75,7 @@ def prepare(context: Context, stage: str, name: str, folder: str, encode: Encode
     for old in (file for file in store.list(FOLDER) if file.startswith(f"{start}-")):
         store.remove(old)
     context.progress.say(f"tokenising {name}")
-    files = [str(store.path(file)) for file in store.list(folder, ".parquet")]
-    tables = _encoded(_Work(context.recipe, encode, columns, part.max_length), files, part.limit)
+    tables = _encoded(_Work(context.recipe, encode, columns, part.max_length), store, folder, part.limit)
     with store.writing(file) as path:
         prepared = Prepared(name, file, **_write(tables, columns, path))
     store.replace_json(record, asdict(prepared))
@@ -130,18 +130,29 @@ def _tokenizer(recipe: str) -> Any:
     return load_tokenizer(Recipe.model_validate_json(recipe))
 
 
-def _encoded(work: _Work, files: list[str], limit: int | None) -> Iterator[pa.Table]:
-    """The rows as tokens, in their order."""
+def _encoded(work: _Work, store: Store, folder: str, limit: int | None) -> Iterator[pa.Table]:
+    """The rows as tokens, in their order; every file is read by the node that takes it."""
     import ray
+
+    root, names = str(store.root), store.list(folder, ".parquet")
+    if not names:
+        return
 
     settings = ray.data.DataContext.get_current().copy()
     settings.execution_options.preserve_order = True
     quieten(settings)
     with ray.data.DataContext.current(settings):
-        rows = ray.data.read_parquet(files, partitioning=None)  # a folder called a=b would add a column a
+        files = ray.data.from_items([{"file": name} for name in names], override_num_blocks=len(names))
+        rows = files.map_batches(lambda batch: _rows(root, batch["file"][0]), batch_size=1)
         rows = rows.limit(limit) if limit else rows
         tokens = rows.map_batches(lambda table: work(table), batch_size=_ROWS, batch_format="pyarrow")
         yield from tokens.iter_batches(batch_size=None, batch_format="pyarrow")
+
+
+def _rows(root: str, file: str) -> Iterator[pa.Table]:
+    with pq.ParquetFile(Store(root).open(file)) as found:
+        for batch in found.iter_batches(_ROWS):
+            yield pa.Table.from_batches([batch])
 
 
 def _write(tables: Iterator[pa.Table], columns: dict[str, int], path: Path) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """Ray Train: the stage's loop on its workers, with progress on the driver's line and logs out of sight."""
 
 import contextlib
+import socket
 from collections.abc import Callable
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as StillRunning
@@ -13,7 +14,7 @@ import orjson
 from bezoar_ray.errors import BezoarError, RecipeError
 from bezoar_ray.precision import compute_dtype
 from bezoar_ray.recipe import Recipe, Training
-from bezoar_ray.room import Ask, check_room
+from bezoar_ray.room import check_room, of_workers
 from bezoar_ray.rows import row_id
 from bezoar_ray.stage import Context
 from bezoar_ray.store import Store
@@ -72,8 +73,7 @@ def fit(context: Context, stage: str, loop: Loop, data: list[Prepared], inputs: 
         RecipeError: the cluster never has room for the workers.
         BezoarError: what the loop itself raised, or that it failed more often than `max_failures`; names the log.
     """
-    part = context.recipe.training(stage)
-    check_room([Ask.each(part, part.cpus_per_worker, part.gpus_per_worker, part.workers, f"{stage}'s workers")])
+    check_room([of_workers(context.recipe, stage)])
     what = _what(context, stage, data, inputs)
     name = row_id(orjson.dumps(what, option=orjson.OPT_SORT_KEYS).decode())
     job = Job(str(context.store.root), context.recipe, stage, name, tuple(data))
@@ -188,12 +188,22 @@ def _enter(config: dict[str, Any]) -> None:
     redirect(job.store.log(f"{job.stage}.log"))
     rank = str(get_context().get_world_rank())
     keep_events(job.store, stage=job.stage, rank=rank)
+    _check_seen(job)
     try:
         result = config["loop"](job)
     except BezoarError as error:  # ours, and no retry would mend it
         result = {"error": str(error), "recipe": isinstance(error, RecipeError)}
     if get_context().get_world_rank() == 0:
         job.store.replace_json(f"{job.folder}/result.json", result)
+
+
+def _check_seen(job: Job) -> None:
+    """A node may have joined after the start, when the nodes were looked at."""
+    if not job.store.exists(f"{job.folder}/{job.name}.json"):
+        raise RecipeError(
+            f"{job.root}: node {socket.gethostname()}, where {job.stage} is to be trained, does not see this folder. "
+            "Mount the same disk on every node, or use a bucket (s3://, gs://) as run directory"
+        )
 
 
 def _watch(context: Context, job: Job, ended: "Future[None]") -> None:
@@ -209,7 +219,7 @@ def _watch(context: Context, job: Job, ended: "Future[None]") -> None:
             _stop(context, job, ended)
             raise
         except Exception as error:
-            log = context.store.log(f"{job.stage}.log")
+            log = context.store.where(f"{job.stage}.log")
             raise BezoarError(f"{job.stage}: training failed: {_cause(error)}. More in {log}") from error
 
 

@@ -86,10 +86,12 @@ class Nodes:
         ))  # fmt: skip
         folder = tempfile.mkdtemp(prefix="node-", dir="/tmp")  # nodes share no disk; sockets want short paths
         self.folders.append(folder)
+        (own := Path(folder) / "tmp").mkdir()
+        environment = self._environment | {"TMPDIR": str(own)}
         node = subprocess.Popen(
             [*within, _RAY, "start", "--block", f"--temp-dir={folder}", f"--object-store-memory={2**28}", *ports]
             + list(arguments),
-            env=self._environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True,
+            env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True,
         )  # fmt: skip
         self._started.append(node)
         return node

@@ -27,12 +27,20 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 class Server:
     """The command, and the run directory that it serves."""
 
-    def __init__(self, store: Store, port: int):
+    def __init__(self, store: Store, *settings: str):
+        port = _free_port()
         self.store, self.base_url = store, f"http://127.0.0.1:{port}/v1"
-        store.replace("recipe.yaml", yaml.safe_dump(family_recipe(f"serve.port={port}").model_dump(mode="json")))
+        recipe = family_recipe(f"serve.port={port}", *settings)
+        store.replace("recipe.yaml", yaml.safe_dump(recipe.model_dump(mode="json")))
         command = [sys.executable, "-m", "bezoar_ray.cli", "serve", str(store.root)]
         self.process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
         assert self.process.stdout.readline().startswith(f"ready: base, sft, dpo at {self.base_url}")
+        self.metrics = self.process.stdout.readline().rsplit(" ", 1)[1].strip()
+
+    def engines(self) -> list[psutil.Process]:
+        """vLLM's core processes, one of each replica."""
+        below = psutil.Process(self.process.pid).children(recursive=True)
+        return [process for process in below if "EngineCore" in _title(process)]
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +48,7 @@ def server(tiny_world, tmp_path_factory) -> Iterator[Server]:
     """One for all tests, of which the last ends it."""
     store = Store(tmp_path_factory.mktemp("served"))
     write_family(store, tiny_world)
-    found = Server(store, _free_port())
+    found = Server(store)
     yield found
     found.process.terminate()
     found.process.wait(200)
@@ -66,7 +74,7 @@ def test_a_retrained_checkpoint_takes_the_old_ones_place_and_no_request_is_dropp
 def test_an_engine_that_has_died_is_replaced(server):
     """Serve's health checks find it, and start another replica."""
     before = greedy(server.base_url, "dpo")
-    (core,) = (p for p in psutil.Process(server.process.pid).children(recursive=True) if "EngineCore" in _title(p))
+    (core,) = server.engines()
     core.kill()
     began = time.monotonic()
     while (found := _answered(server.base_url)) is None and time.monotonic() - began < 400:
@@ -110,8 +118,8 @@ def _title(process: psutil.Process) -> str:
 class AskedOn:
     """Threads that ask the endpoint for the same greedy answer again and again."""
 
-    def __init__(self, base_url: str, threads: int = 4):
-        self._url, self._over = base_url, threading.Event()
+    def __init__(self, base_url: str, threads: int = 4, tokens: int = 8):
+        self._url, self._tokens, self._over = base_url, tokens, threading.Event()
         self._pool = concurrent.futures.ThreadPoolExecutor(threads)
         self._jobs = [self._pool.submit(self._ask) for _ in range(threads)]
 
@@ -123,9 +131,10 @@ class AskedOn:
 
     def _ask(self) -> tuple[list[str], set[str]]:
         failed, answers = [], set()
+        asked = {"model": "sft", "prompt": [[5, 6, 7]], "max_tokens": self._tokens, "temperature": 0}
         while not self._over.is_set():
             try:
-                found = post(self._url, "/completions", model="sft", prompt=[[5, 6, 7]], max_tokens=8, temperature=0)
+                found = post(self._url, "/completions", **asked)
                 answers.add(found["choices"][0]["text"])
             except OSError as error:
                 failed.append(str(error))

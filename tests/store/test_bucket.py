@@ -121,8 +121,9 @@ def test_no_bucket_and_no_key_are_named_with_the_remedy(url, monkeypatch):
     said = "cannot write s3://no-such-bucket/run/.probe.*Check credentials"
     with pytest.raises(RecipeError, match=said), Store("s3://no-such-bucket/run").lock():
         pass
-    with pytest.raises(RecipeError, match="not a folder, s3:// or gs:// address"):
-        Store("ftp://host/run")
+    for other in ("ftp://host/run", "file:///run", "memory:///run"):
+        with pytest.raises(RecipeError, match="not a folder, s3:// or gs:// address"):
+            Store(other)
 
 
 def test_an_outage_is_told_in_our_words(url, monkeypatch):
