@@ -10,6 +10,7 @@ from importlib import metadata
 from pathlib import Path
 
 from bezoar_ray.recipe import ModelPart, Recipe, SourcePart, load_recipe, recipe_names
+from bezoar_ray.recipe.part import matches
 
 _WHEELS = {("Linux", "x86_64"), ("Linux", "aarch64")}  # what the pinned CPU stack has wheels for
 _NEEDED = ("ray", "torch", "vllm", "transformers", "trl", "peft", "bitsandbytes", "lm_eval", "openai")
@@ -189,6 +190,13 @@ def missing_files(recipe: Recipe) -> Iterator[tuple[str, str]]:
             yield "evaluate", f"evaluate.mt_bench.{field}: no file {name!r}. {where}"
             if field == "questions" and recipe.filter.decontaminate:
                 yield "filter", f"evaluate.mt_bench.{field}: no file {name!r}, to keep out of the data. {where}"
+    for field in ("answers", "judgments") if bench else ():
+        for pattern in getattr(bench, field):
+            if not matches(pattern):
+                yield "evaluate", f"evaluate.mt_bench.{field}: no file {pattern!r}"
+    folder = recipe.evaluate.harness and recipe.evaluate.harness.include_path
+    if folder and folder != "tiny" and not Path(folder).is_dir():
+        yield "evaluate", f"evaluate.harness.include_path: no folder {folder!r}"
 
 
 def _advice() -> Iterator[str]:

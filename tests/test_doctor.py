@@ -36,6 +36,14 @@ def test_the_papers_recipe_misses_gpus_keys_hub_and_files(bare, monkeypatch):
     assert "question.jsonl" in text
 
 
+def test_files_of_answers_verdicts_and_tasks_are_missed(bare):
+    sets = ["evaluate.mt_bench.answers=['no/*.jsonl']", "evaluate.mt_bench.judgments=['none.jsonl']",
+            "evaluate.harness.include_path=tasks"]  # fmt: skip
+    text = "\n".join(doctor.misses(load_recipe("tiny", sets), []))
+    assert "mt_bench.answers: no file 'no/*.jsonl'" in text and "judgments: no file 'none.jsonl'" in text
+    assert "include_path: no folder 'tasks'" in text
+
+
 def test_what_is_there_is_not_missed(bare, monkeypatch):
     monkeypatch.setenv("OPENROUTER_API_KEY", "a-secret")
     monkeypatch.setattr(doctor, "vllm_build", lambda: "CUDA build, vllm 0.29.0")

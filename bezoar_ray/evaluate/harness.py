@@ -3,6 +3,7 @@
 import asyncio
 import hashlib
 import json
+import math
 import os
 from collections.abc import Callable
 from functools import lru_cache
@@ -78,12 +79,15 @@ class Shelf:
 
     def find(self, name: str, task: HarnessTask) -> dict[str, Any] | None:
         """lm-eval's whole result, or None where there is none with an equal key."""
-        entry = self._load(name).get(self._part.name_of(task))
-        return entry["result"] if entry and entry["key"] == self._key(name, task) else None
+        key = self._key(name, task)
+        return next((entry["result"] for entry in self._load(name).values() if entry["key"] == key), None)
 
     def put(self, name: str, task: HarnessTask, result: dict[str, Any]) -> None:
-        """Keep a result, beside those of the other tasks."""
-        tasks = self._load(name) | {self._part.name_of(task): {"key": self._key(name, task), "result": result}}
+        """Keep a result, beside those of the other tasks, and of the same one with other settings or weights."""
+        tasks, title = self._load(name), self._part.name_of(task)
+        if before := tasks.get(title):
+            tasks[f"{title} ({before['key']})"] = before
+        tasks[title] = {"key": self._key(name, task), "result": result}
         self._store.replace_json(file_of(name), {"checkpoint": name, "tasks": tasks})
 
     def _load(self, name: str) -> dict[str, Any]:
@@ -111,10 +115,14 @@ def compact(result: dict[str, Any], task: HarnessTask) -> dict[str, dict[str, fl
         name, _, rule = key.partition(",")
         if task.metric in (key, name):
             stderr = values.get(f"{name}_stderr,{rule}")
-            number = float(stderr) if isinstance(stderr, int | float) else None
-            return {task.metric: {"value": float(values[key]), "stderr": number}}
+            return {task.metric: {"value": _finite(values[key]), "stderr": _finite(stderr)}}
     known = ", ".join(key.partition(",")[0] for key in values if "," in key and "_stderr" not in key)
     raise RecipeError(f"evaluate.harness.tasks: {task.task} has no metric {task.metric!r}. It has: {known}")
+
+
+def _finite(number: Any) -> float | None:
+    """None where it is no number, or one that JSON cannot hold."""
+    return float(number) if isinstance(number, int | float) and math.isfinite(number) else None
 
 
 def score(settings: dict[str, Any], name: str, task: HarnessTask, endpoint: Endpoint) -> dict[str, Any]:

@@ -35,7 +35,11 @@ def harness(recipe: Recipe, found: dict[str, Any]) -> Harness:
 
 def _scores(found: dict[str, Any], names: list[str], task: str, metric: str) -> dict[str, Score]:
     parts = {name: found[name].get(task, {}).get(metric) for name in names}
-    return {name: Score(part["value"], _number(part.get("stderr"))) for name, part in parts.items() if part}
+    return {
+        name: Score(part["value"], _number(part.get("stderr")))
+        for name, part in parts.items()
+        if part and part["value"] is not None
+    }
 
 
 def _mean(rows: list[tuple[str, str, dict[str, Score]]], name: str) -> Score | None:

@@ -96,6 +96,7 @@ class Family:
     def __init__(self, recipe: Recipe, store: Store, key: str | None):
         self._recipe, self._store, self._key = recipe, store, key
         self._deployed: dict[str, Any] = {}
+        self._refused: dict[str, Any] = {}  # what cannot be put in its place, as was said
 
     def deploy(self) -> None:
         """Start what is not yet running as the run directory has it; Serve replaces what has changed.
@@ -124,22 +125,28 @@ class Family:
         """Put checkpoints that were trained anew in place of the old ones, once all that are served are whole again.
 
         Raises:
-            BezoarError: the run directory cannot be read, or a new engine did not start; the old ones serve on.
+            BezoarError: the run directory cannot be read, or a new engine did not start; of several replicas the old
+                ones serve on, a single one has ended by then. It is not tried again until another checkpoint comes.
         """
         marks, served = self._marks(), {model for models in self._deployed.values() for model in models}
         if not all(marks[name] for name in served | modes(self._recipe, self._store).keys()):
             return  # training is at it: it begins by removing a checkpoint, and writes the lineage last
         wanted = self._wanted()
-        if wanted == self._deployed:
+        if wanted in (self._deployed, self._refused):
             return
         if len(wanted) != len(self._deployed) and 1 in (len(wanted), len(self._deployed)):
             print(
                 "the checkpoints need another number of engines by now: stop and start again to serve them", flush=True
             )
-            self._deployed = wanted
+            self._refused = wanted
             return
         print("a checkpoint was trained anew; it is being replaced", flush=True)
-        self.deploy()
+        self._recipe = self._recipe.model_copy(update={"base": recipe_of(self._store).base})
+        try:
+            self.deploy()
+        except Exception as error:
+            self._refused = wanted
+            raise BezoarError(f"not replaced: {error}") from error
         print("replaced", flush=True)
 
     def _marks(self) -> dict[str, str | None]:
@@ -188,12 +195,32 @@ def _serving(store: Store, host: str, port: int) -> Iterator[str]:
 
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
     _clear(store)
+    _check_free(host, port)
     serve.start(proxy_location="HeadOnly", http_options={"host": host, "port": port}, logging_config=_QUIET)
     try:
         reachable = "127.0.0.1" if host == "0.0.0.0" else f"[{host}]" if ":" in host else host
         yield f"http://{reachable}:{port}/v1"
     finally:
         _stop()
+
+
+def _check_free(host: str, port: int) -> None:
+    """Serve shares its port with whoever else is on it, and each would get some of the requests.
+
+    Raises:
+        RecipeError: there is somebody.
+    """
+    if os.environ.get("RAY_ADDRESS"):  # the proxy is on the cluster's head
+        return
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            raise RecipeError(
+                f"serve.host {host}, serve.port {port}: {error.strerror}. End what is there, or take another: "
+                f"--set serve.port={port + 1}"
+            ) from error
 
 
 def _clear(store: Store) -> None:

@@ -68,7 +68,7 @@ def _lora_flags(paths: dict[str, Path]) -> list[str]:
     configs = [json.loads((path / "adapter_config.json").read_text()) for path in paths.values()]
     rank = max(config["r"] for config in configs)  # one that vLLM allows: training has filled it up
     limits = ["--max-lora-rank", str(rank), "--max-loras", str(len(paths))]
-    modules = [f"{name}={path}" for name, path in paths.items()]
+    modules = [json.dumps({"name": name, "path": str(path)}) for name, path in paths.items()]  # a path may have a "="
     return ["--enable-lora", *limits, *_targets(configs), "--lora-modules", *modules]
 
 

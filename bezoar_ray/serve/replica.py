@@ -3,6 +3,7 @@
 import contextlib
 import os
 from collections.abc import AsyncIterator
+from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -110,8 +111,12 @@ def _router_app(hosts: dict[str, str], part: Serve, key: str | None) -> Any:
     from ray import serve
 
     def handed_to(name: str) -> Any:
+        @cache  # at the first request: the application may still be starting
+        def handle() -> Any:
+            return serve.get_app_handle(name).options(stream=True)
+
         def hand(request: Request) -> AsyncIterator[dict[str, Any]]:
-            return serve.get_app_handle(name).options(stream=True).answer.remote(request)
+            return handle().answer.remote(request)
 
         return hand
 

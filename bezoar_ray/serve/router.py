@@ -78,6 +78,6 @@ def router(engines: dict[str, Callable[[Request], AsyncIterator[dict[str, Any]]]
         for engine in dict.fromkeys(engines.values()):
             body = b"".join([message.get("body", b"") async for message in engine(request)])
             found |= {model["id"]: model for model in json.loads(body)["data"]}
-        return {"object": "list", "data": [found[name] for name in engines]}
+        return {"object": "list", "data": [found[name] for name in engines if name in found]}
 
     return route

@@ -33,8 +33,13 @@ def load_questions(part: MtBench) -> list[Question]:
     """
     questions, references = _files(part)
     answers = dict(_references(references)) if references else {}
-    rows = [_question(where, row, answers) for where, row in _rows(questions, "evaluate.mt_bench.questions")]
-    return rows[: part.limit]
+    found: dict[int | str, Question] = {}
+    for where, row in _rows(questions, "evaluate.mt_bench.questions"):
+        question = _question(where, row, answers)
+        if question.id in found:
+            raise RecipeError(f"{where}: question_id {question.id!r} stands twice; verdicts are kept by it")
+        found[question.id] = question
+    return list(found.values())[: part.limit]
 
 
 def load_answers(part: MtBench) -> dict[str, dict[int | str, tuple[str, ...]]]:
@@ -42,7 +47,7 @@ def load_answers(part: MtBench) -> dict[str, dict[int | str, tuple[str, ...]]]:
     found: dict[str, dict[int | str, tuple[str, ...]]] = {}
     for where, row in _all_rows(part.answers, "evaluate.mt_bench.answers"):
         try:
-            found.setdefault(row["model_id"], {})[row["question_id"]] = tuple(row["choices"][0]["turns"])
+            found.setdefault(row["model_id"], {})[row["question_id"]] = _texts(row["choices"][0]["turns"])
         except (KeyError, IndexError, TypeError) as error:
             raise RecipeError(f"{where}: not an answer (needs question_id, model_id, choices): {error!r}") from error
     return found
@@ -101,8 +106,10 @@ def _files(part: MtBench) -> tuple[Path, Path | None]:
 
 def _question(where: str, row: dict[str, Any], answers: dict[int | str, tuple[str, ...]]) -> Question:
     try:
-        turns, category = tuple(row["turns"]), row["category"]
-        own = tuple(row.get("reference") or ()) or None
+        turns, category = _texts(row["turns"]), row["category"]
+        own = _texts(row.get("reference") or []) or None
+        if not turns:
+            raise TypeError("turns is empty")
         references = None if category in WITHOUT_REFERENCE else answers.get(row["question_id"], own)
         said = references and [text for text in references[: len(turns)] if text.strip()]
         complete = references if said and len(said) == len(turns) else None
@@ -111,10 +118,17 @@ def _question(where: str, row: dict[str, Any], answers: dict[int | str, tuple[st
         raise RecipeError(f"{where}: not a question (needs question_id, category, turns): {error!r}") from error
 
 
+def _texts(found: Any) -> tuple[str, ...]:
+    """Raises TypeError where it is no list of texts; a text alone would pass for a list of its letters."""
+    if not isinstance(found, list) or not all(isinstance(text, str) for text in found):
+        raise TypeError(f"a list of texts is wanted, not {found!r:.60}")
+    return tuple(found)
+
+
 def _references(path: Path) -> Iterator[tuple[int | str, tuple[str, ...]]]:
     for where, row in _rows(path, "evaluate.mt_bench.references"):
         try:
-            yield row["question_id"], tuple(row["choices"][0]["turns"])
+            yield row["question_id"], _texts(row["choices"][0]["turns"])
         except (KeyError, IndexError, TypeError) as error:
             raise RecipeError(f"{where}: not a reference answer (needs question_id, choices): {error!r}") from error
 

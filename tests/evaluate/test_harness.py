@@ -22,6 +22,12 @@ def test_a_metric_may_be_named_with_its_filter_and_may_have_no_error():
     assert compact(RESULT, HarnessTask(task="t", metric="f1,strict")) == {"f1,strict": {"value": 0.5, "stderr": None}}
 
 
+def test_what_is_no_number_is_none_the_first_time_and_when_it_is_read_again():
+    for number in (float("inf"), float("nan"), None):
+        found = {"results": {"t": {"acc,none": number, "acc_stderr,none": number}}}
+        assert compact(found, HarnessTask(task="t")) == {"acc": {"value": None, "stderr": None}}
+
+
 def test_an_unknown_metric_is_answered_with_the_known_ones():
     with pytest.raises(RecipeError, match="no metric 'bleu'. It has: acc, f1"):
         compact(RESULT, HarnessTask(task="t", metric="bleu"))
@@ -62,5 +68,7 @@ def test_a_result_is_found_again_for_the_same_weights_and_settings_only(tmp_path
     assert not found(tmp_path, task_folder, limit=5)
     assert not found(tmp_path, task_folder, num_fewshot=3)
     assert not found(tmp_path, task_folder, chat=True)
+    Shelf(part, Store(tmp_path), {"sft": "a"}).put("sft", HarnessTask(task="t", limit=5), RESULT)
+    assert found(tmp_path, task_folder, limit=5) and found(tmp_path, task_folder)  # both are kept
     (task_folder / "t.yaml").write_text("task: t\nchanged: true")
     assert not found(tmp_path, task_folder)

@@ -139,3 +139,29 @@ def test_a_damaged_answer_or_grade_is_named_by_file_and_line(tmp_path):
         list(load_verdicts(MtBench(judgments=(write(tmp_path / "y.jsonl", [{"g1_winner": "model_1"}]),))))
     with pytest.raises(RecipeError, match=r"evaluate\.mt_bench\.answers: no file"):
         load_answers(MtBench(answers=(str(tmp_path / "absent*.jsonl"),)))
+
+
+@pytest.mark.parametrize(
+    ("row", "said"),
+    [
+        ({"turns": "Is it legal?"}, "a list of texts is wanted, not 'Is it legal"),
+        ({"turns": []}, "turns is empty"),
+        ({"turns": ["Is it legal?", 2]}, "a list of texts is wanted"),
+        (
+            {"turns": ["Is it legal?"], "reference": "Only on Sundays."},
+            "a list of texts is wanted, not 'Only on Sundays",
+        ),
+    ],
+)
+def test_a_question_whose_turns_are_no_list_of_texts_is_named(tmp_path, row, said):
+    path = tmp_path / "own.jsonl"
+    path.write_text(json.dumps({"question_id": 1, "category": "law"} | row))
+    with pytest.raises(RecipeError, match=f"own.jsonl:1: not a question.*{said}"):
+        load_questions(MtBench(questions=str(path)))
+
+
+def test_a_question_id_that_stands_twice_is_named(tmp_path):
+    path = tmp_path / "own.jsonl"
+    path.write_text("\n".join([json.dumps({"question_id": 1, "category": "law", "turns": ["Is it legal?"]})] * 2))
+    with pytest.raises(RecipeError, match="own.jsonl:2: question_id 1 stands twice"):
+        load_questions(MtBench(questions=str(path)))

@@ -23,6 +23,7 @@ from tests.engine import CONTEXT, hosting
 from tests.family import family_recipe, read_lines
 from tests.scripted import says
 
+REFUSED = "I would rather not say."
 NAMES = ("base", "sft", "hh-sft", "dpo")
 
 
@@ -59,13 +60,14 @@ def judged(folder, engine, tokenizer, *sets, marks=None, judges):
 def garbles(messages) -> str:
     """A judge of whose replies about a third cannot be read, each time they are asked for."""
     digest = hashlib.sha256(orjson.dumps(messages)).digest()
-    return "I would rather not say." if digest[0] % 3 == 0 else says(messages)
+    return REFUSED if digest[0] % 3 == 0 else says(messages)
 
 
 def test_unreadable_verdicts_are_counted_and_enter_no_score(engine, tokenizer, tmp_path):
     with serving(garbles) as judge:
         scores = judged(tmp_path, engine, tokenizer, judges=[judge])
     grades = read_lines(Store(tmp_path / "run"), "eval/mt_bench/judgments.jsonl")
+    assert all((grade["score"] is None) == (grade["judgment"] == REFUSED) for grade in grades)
     for name, part in scores.items():
         mine = [grade["score"] for grade in grades if grade["model"] == name]
         assert part["unscored"] == mine.count(None) and part["scored"] + part["unscored"] == len(mine) == 32
@@ -94,6 +96,15 @@ def test_each_checkpoint_is_compared_with_its_parent_and_knows_its_judges(engine
         assert record["wins"] + record["ties"] + record["losses"] == 32
         assert part["judge"] == "judge-0" and part["bias"]["judges"]["judge-1"]["score"] == 5.0
         assert 0 < part["bias"]["flip_rate"] < 1  # this judge draws: it knows no order
+
+
+def test_two_revisions_of_one_model_are_two_judges(engine, tokenizer, tmp_path):
+    with serving(says) as one, serving(lambda messages: "Rating: [[5]] [[C]]") as other:
+        parts = [{"model": "m", "revision": name, "base_url": judge.url} for name, judge in (("a", one), ("b", other))]
+        sets = f"evaluate.mt_bench.judges={orjson.dumps(parts).decode()}"
+        scores = judged(tmp_path, engine, tokenizer, sets, judges=[])
+    assert {part["judge"] for part in scores.values()} == {"m@a"}
+    assert {part["bias"]["judges"]["m@b"]["score"] for part in scores.values()} == {5.0}
 
 
 def test_all_conversations_are_under_way_at_once(tokenizer, tmp_path):

@@ -110,9 +110,11 @@ def test_turns_are_averaged_apart():
 def test_other_judges_stand_beside_the_first_where_both_gave_a_grade():
     mine = judged({1: (2, 4), 2: (9, None)})
     alike = judged({1: (2, 4), 2: (9, 9)}, judge="k")
-    found = bias(mine, [*alike, *judged({1: (9, 1)}, judge="l")], [])["judges"]
-    assert found["k"] == {"score": 6.0, "rating_kappa": 1.0, "beside": 3, "same_winner": None, "games": 0}
+    found = bias(mine, [*alike, *judged({1: (9, 1)}, judge="l"), *judged({1: (None, None)}, judge="m")], [])["judges"]
+    none = {"same_winner": None, "games": 0}
+    assert found["k"] == {"score": 6.0, "rating_kappa": 1.0, "beside": 3, "unscored": 0, **none}
     assert found["l"]["rating_kappa"] < 0 and found["l"]["beside"] == 2
+    assert found["m"] == {"score": None, "rating_kappa": None, "beside": 0, "unscored": 2, **none}
 
 
 def test_comparisons_of_other_judges_stand_beside_the_first_ones():

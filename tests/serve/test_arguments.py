@@ -40,7 +40,18 @@ def test_every_checkpoint_that_exists_is_served_in_the_order_of_training(tmp_pat
     assert modes(recipe(), store) == {"base": "base", "sft": "joined", "dpo": "joined"}
     (arguments,) = engine_arguments(recipe(), store).values()
     modules = arguments[arguments.index("--lora-modules") + 1 :][:2]
-    assert modules == [f"{name}={tmp_path}/checkpoints/{name}/joined" for name in ("sft", "dpo")]
+    paths = {name: f"{tmp_path}/checkpoints/{name}/joined" for name in ("sft", "dpo")}
+    assert list(map(json.loads, modules)) == [{"name": name, "path": path} for name, path in paths.items()]
+
+
+def test_vllm_finds_the_loras_of_a_trial_whose_folder_names_its_values(tmp_path):
+    from vllm.entrypoints.launchers.cli_args import make_arg_parser
+    from vllm.utils.argparse_utils import FlexibleArgumentParser
+
+    trial = tmp_path / "align.beta=0.1,align.epochs=2"
+    arguments = base_arguments(recipe(), run_directory(trial, dpo=16))
+    (found,) = make_arg_parser(FlexibleArgumentParser()).parse_args(arguments).lora_modules
+    assert (found.name, found.path) == ("dpo", f"{trial}/checkpoints/dpo/joined")
 
 
 def test_room_is_made_for_the_largest_rank(tmp_path):

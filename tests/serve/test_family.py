@@ -1,10 +1,13 @@
 """What a Serve config file deploys."""
 
+import socket
+
 import pytest
 import yaml
 
 from bezoar_ray.errors import BezoarError, RecipeError
 from bezoar_ray.recipe import load_recipe
+from bezoar_ray.serve import app
 from bezoar_ray.serve.app import family
 from bezoar_ray.store import Store
 
@@ -45,3 +48,59 @@ def test_checkpoints_that_need_engines_of_their_own_are_named(run_dir, monkeypat
     run_dir.replace("checkpoints/dpo/merged/config.json", b"{}")
     with pytest.raises(BezoarError, match="base, sft, dpo need several engines"):
         family({"run_dir": str(run_dir.root)})
+
+
+def test_a_port_that_somebody_listens_on_is_refused(monkeypatch):
+    """Serve would share it, and each of the two would get some of the requests."""
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    with socket.socket() as other:
+        other.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)  # as Serve's proxy has it
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        port = other.getsockname()[1]
+        with pytest.raises(RecipeError, match=f"serve.port {port}: Address already in use.*serve.port={port + 1}"):
+            app._check_free("127.0.0.1", port)
+    app._check_free("127.0.0.1", port)
+
+
+@pytest.fixture
+def served(run_dir, monkeypatch) -> app.Family:
+    """Base and a joined sft, deployed as far as anybody looks."""
+    for name in ("base", "sft"):
+        run_dir.replace_json(f"checkpoints/{name}/lineage.json", {"fingerprint": "first"})
+    found = app.Family(load_recipe("tiny"), run_dir, None)
+    found._deployed = found._wanted()
+    return found
+
+
+def trained_anew(store: Store, name: str) -> None:
+    store.replace_json(f"checkpoints/{name}/lineage.json", {"fingerprint": "second"})
+
+
+def test_what_needs_another_number_of_engines_is_said_once_and_what_runs_stays_known(served, run_dir, capsys):
+    before = served._deployed
+    run_dir.replace("checkpoints/dpo/merged/config.json", b"{}")
+    run_dir.replace_json("checkpoints/dpo/lineage.json", {"fingerprint": "first"})
+    served.follow()
+    served.follow()
+    assert capsys.readouterr().out.count("another number of engines") == 1
+    trained_anew(run_dir, "sft")
+    served.follow()  # still: what is deployed is one engine
+    assert capsys.readouterr().out.count("another number of engines") == 1 and served._deployed == before
+
+
+def test_a_replacement_that_does_not_start_is_tried_once(served, run_dir, monkeypatch, capsys):
+    tried = []
+
+    def fail(self) -> None:
+        tried.append(self._recipe.base.model)
+        raise TimeoutError("it does not start")
+
+    monkeypatch.setattr(app.Family, "deploy", fail)
+    other = load_recipe("tiny", ["base.model=another"]).model_dump(mode="json")
+    run_dir.replace("recipe.yaml", yaml.safe_dump(other).encode())
+    trained_anew(run_dir, "sft")
+    with pytest.raises(BezoarError, match="not replaced: it does not start"):
+        served.follow()
+    served.follow()
+    assert tried == ["another"]  # on the base that it was trained on

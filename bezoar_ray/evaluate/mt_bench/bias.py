@@ -24,7 +24,8 @@ def bias(
     `flip_rate`: share of the comparisons that name one model in one order and the other in the
     other (the paper's position bias). `longer_wins`: share of the decided ones that the longer answer has won, where
     lengths differ. `by_turn`: mean grade. `judges`: by further judge, its mean, and kappa of the grades (weighted by
-    the square of their distance) with the first one's; and the share of comparisons whose winner is the first one's.
+    the square of their distance) with the first one's, and how many of its verdicts could not be read; and the share of
+    comparisons whose winner is the first one's.
     """
     read = [c for c in comparisons if c.winner]
     decided = [c for c in read if c.winner != TIE and c.words[0] != c.words[1]]
@@ -58,8 +59,10 @@ def _judges(
     (first,) = grades.values() or [{}]
     (first_won,) = won.values() or [{}]
     return {
-        judge: _beside(first, theirs.get(judge, {})) | _alike(first_won, their_won.get(judge, {}))
-        for judge in dict.fromkeys((*theirs, *their_won))
+        judge: _beside(first, theirs.get(judge, {}))
+        | {"unscored": sum(one.judge == judge and one.score is None for one in others)}
+        | _alike(first_won, their_won.get(judge, {}))
+        for judge in dict.fromkeys(one.judge for one in (*others, *other_comparisons))
     }
 
 

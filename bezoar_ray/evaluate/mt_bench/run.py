@@ -95,9 +95,10 @@ async def mt_bench(
     further = bench.elsewhere  # read before a call is paid for
     root, parts = str(context.store.root), context.recipe.mt_bench_judges
     granted = shared_permits(root, parts, _JUDGE, limits(context.recipe))
+    names = judges_names(parts)
     judges = {
-        part.model: open_talker(part, root, _JUDGE, context.session, permits=own)
-        for part, own in zip(parts, granted, strict=True)
+        name: open_talker(part, root, _JUDGE, context.session, permits=own)
+        for name, part, own in zip(names, parts, granted, strict=True)
     }
     candidates = {
         name: open_talker(_part(name, endpoint), root, "candidate", context.session, identity=mark)
@@ -108,8 +109,17 @@ async def mt_bench(
         answers, judgments, comparisons = await trials.all()
     finally:
         await asyncio.gather(*(talker.close() for talker in (*judges.values(), *candidates.values())))
-    scores = _scores(bench, parts[0].model, judgments, comparisons, *further)
+    scores = _scores(bench, names[0], judgments, comparisons, *further)
     return scores, files.save(context.store, bench.questions, answers, judgments, comparisons)
+
+
+def judges_names(parts: tuple[ModelPart, ...]) -> list[str]:
+    """What each judge is called: by its model, and its revision where that judges twice."""
+    models = [part.model for part in parts]
+    return [
+        f"{part.model}@{part.revision}" if part.revision and models.count(part.model) > 1 else part.model
+        for part in parts
+    ]
 
 
 def _part(name: str, endpoint: Endpoint) -> ModelPart:
