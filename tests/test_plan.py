@@ -53,6 +53,15 @@ def test_calls_follow_from_the_recipe():
     assert calls(found, "harness request") == [100 * 3.5 * 4]
 
 
+def test_published_models_are_judged_too(tmp_path):
+    answer = {"question_id": 81, "choices": [{"turns": ["a", "b"]}]}
+    for name in ("gpt-4", "llama"):
+        (tmp_path / f"{name}.jsonl").write_text(json.dumps(answer | {"model_id": name}))
+    bench = TREE["evaluate"]["mt_bench"] | {"answers": [f"{tmp_path}/*.jsonl", f"{tmp_path}/not-yet.jsonl"]}
+    found = plan(parse_recipe(TREE | {"evaluate": TREE["evaluate"] | {"mt_bench": bench}}, "test"))
+    assert calls(found, "mt_bench answer") == [10 * 2 * 4] and calls(found, "mt_bench judge") == [10 * 2 * 6]
+
+
 def test_candidates_teachers_and_batches_are_counted():
     several = TREE | {"generate": TREE["generate"] | {"candidates": 3}}
     several["teachers"] = [several.pop("teacher") | {"weight": 3}, {"model": "other"}]

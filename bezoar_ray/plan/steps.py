@@ -5,7 +5,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from bezoar_ray.plan.assumed import Assumed
-from bezoar_ray.recipe import CHECKPOINTS, ModelPart, Recipe, SourcePart, Training
+from bezoar_ray.recipe import CHECKPOINTS, ModelPart, MtBench, Recipe, SourcePart, Training
+from bezoar_ray.recipe.part import matches
 
 
 @dataclass(frozen=True)
@@ -179,12 +180,23 @@ def _evaluation(recipe: Recipe, assumed: Assumed) -> Iterator[Step]:
 
 def verdicts(recipe: Recipe, turns: float, assumed: Assumed) -> Iterator[Step]:
     """The calls of MT-Bench's judges for so many turns of each model."""
+    models = _checkpoints(recipe) + _published(recipe.evaluate.mt_bench)
     for judge in recipe.mt_bench_judges:
-        yield _calls("evaluate", "mt_bench judge", judge, turns * _checkpoints(recipe), assumed)
+        yield _calls("evaluate", "mt_bench judge", judge, turns * models, assumed)
     left_out = "dpo" if recipe.align.method == "none" else ""
     if pairs := sum(left_out not in pair for pair in recipe.evaluate.mt_bench.pairwise):
         both_orders = 2 * turns * pairs
         yield _calls("evaluate", "mt_bench comparison", recipe.mt_bench_judges[0], both_orders, assumed)
+
+
+def _published(bench: MtBench) -> int:
+    """Further models whose answers are judged, as far as their files are there."""
+    there = tuple(pattern for pattern in bench.answers if matches(pattern))
+    if not there:
+        return 0
+    from bezoar_ray.sources.mt_bench import load_answers
+
+    return len(load_answers(bench.model_copy(update={"answers": there})))
 
 
 def _checkpoints(recipe: Recipe) -> int:

@@ -69,6 +69,6 @@ def killed_and_resumed(seed: int, run_directory: Store, undisturbed, folder: Pat
     return f"| {seed} | {at} | {len(kept)} | {repeated} | {len(on_shelf)} of {len(NAMES) * len(KINDS)} | {len(again)} |"
 
 
-@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("seed", [*range(7), 9, 10])
 def test_a_killed_evaluation_ends_as_if_nothing_had_happened(seed, run_directory, undisturbed, tmp_path):
     print("\n" + killed_and_resumed(seed, run_directory, undisturbed, tmp_path))
