@@ -30,6 +30,7 @@ def compare(runs: list[tuple[str, Recipe, Store]]) -> Comparison:
     return Comparison([name for name, _, _ in runs], _differences(contents), {
         "rows accepted": _lines(contents, _accepted),
         "held-out pairs right": _lines(contents, _heldout),
+        "served": _lines(contents, lambda content: content.served),
         "harness mean": _lines(contents, _harness),
         "MT-Bench, 95 %": _lines(contents, _mt_bench),
         "dollars": _lines(contents, lambda content: {
@@ -101,7 +102,14 @@ def _harness(content: Content) -> dict[str, str]:
 
 def _mt_bench(content: Content) -> dict[str, str]:
     scores = {name: part for name in CHECKPOINTS if (part := content.mt_bench.get(name)) and part["score"] is not None}
-    return {name: f"{part['score']:.2f} ({_interval(part['ci95'])})" for name, part in scores.items()}
+    return {name: f"{part['score']:.2f} ({_interval(part['ci95'])}{_bias(part)})" for name, part in scores.items()}
+
+
+def _bias(part: dict[str, Any]) -> str:
+    """What to know of the judge beside its score."""
+    shares = {"flips": "flip_rate", "longer wins": "longer_wins"}
+    known = {said: part.get("bias", {}).get(name) for said, name in shares.items()}
+    return "".join(f"; {said} {100 * share:.0f} %" for said, share in known.items() if share is not None)
 
 
 def _interval(ci95: list[float] | None) -> str:

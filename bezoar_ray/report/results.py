@@ -14,12 +14,17 @@ class Score:
     stderr: float | None
 
 
+Row = tuple[str, str, dict[str, Score]]
+
+
 @dataclass(frozen=True)
 class Harness:
-    """`rows`: (task, metric, score by checkpoint); `mean`: over the tasks that the checkpoint has all of."""
+    """`rows`: (task, metric, score by checkpoint); `mean`: over the tasks that the checkpoint has all of; `others`: of
+    metrics that are no shares of a whole (perplexity), and enter no mean."""
 
     checkpoints: list[str]
-    rows: list[tuple[str, str, dict[str, Score]]]
+    rows: list[Row]
+    others: list[Row]
     mean: dict[str, Score]
 
 
@@ -29,8 +34,9 @@ def harness(recipe: Recipe, found: dict[str, Any]) -> Harness:
     tasks = [(part.name_of(task), task.metric) for task in part.all_tasks] if part else []
     names = [name for name in CHECKPOINTS if found.get(name)]
     rows = [(task, metric, _scores(found, names, task, metric)) for task, metric in tasks]
-    rows = [row for row in rows if row[2]]
-    return Harness(names, rows, {name: mean for name in names if (mean := _mean(rows, name))})
+    others = [row for row in rows if any(not 0 <= score.value <= 1 for score in row[2].values())]
+    rows = [row for row in rows if row[2] and row not in others]
+    return Harness(names, rows, others, {name: mean for name in names if (mean := _mean(rows, name))})
 
 
 def _scores(found: dict[str, Any], names: list[str], task: str, metric: str) -> dict[str, Score]:
@@ -42,7 +48,7 @@ def _scores(found: dict[str, Any], names: list[str], task: str, metric: str) -> 
     }
 
 
-def _mean(rows: list[tuple[str, str, dict[str, Score]]], name: str) -> Score | None:
+def _mean(rows: list[Row], name: str) -> Score | None:
     """Mean over the tasks, and its standard error with the tasks taken as independent."""
     scores = [row[2][name] for row in rows if name in row[2]]
     if not scores or len(scores) < len(rows):

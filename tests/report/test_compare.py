@@ -40,6 +40,8 @@ def test_results_stand_side_by_side_and_what_is_missing_is_a_dash(runs):
     assert dict(results["held-out pairs right"])["sft"][1] == "–"
     assert dict(results["rows accepted"])["lamini"] == ["12 of 29", "12 of 29"]
     assert dict(results["dollars"])["teacher"] == ["1.25", "1.25"]
+    assert dict(results["MT-Bench, 95 %"])["dpo"][0] == "5.00 (4.50 to 5.50; flips 13 %; longer wins 68 %)"
+    assert dict(results["served"])["dpo"] == ["joined", "joined"]
 
 
 def test_the_command_prints_a_table_and_writes_a_page(runs, tmp_path, capsys):

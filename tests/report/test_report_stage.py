@@ -236,3 +236,13 @@ def test_the_mean_is_left_out_for_a_checkpoint_that_lacks_a_task(context):
     context.store.replace_json("summary.json", found)
     table = gather(context.recipe, context.store).harness
     assert list(table.mean) == ["base", "sft", "hh-sft"]
+
+
+def test_what_is_no_share_stands_apart_and_enters_no_mean(context):
+    found = summary()
+    for name in CHECKPOINTS:
+        found["eval"]["harness"][name]["tiny_answers"]["exact_match"]["value"] = 12.5  # as a perplexity is
+    context.store.replace_json("summary.json", found)
+    text = text_of(page_of(context))
+    assert "tiny_answers, exact_match: base 12.50, sft 12.50" in text and "mean 30.0 ± 3.0 40.0" in text
+    assert "tiny_answers, exact_match: base 12.50" in context.store.read("cards/dpo.md").decode()
