@@ -1,6 +1,6 @@
 """`evaluate.*`: a family of checkpoints served, and MT-Bench and lm-eval through the endpoint, against vLLM alone.
 
-All on the embedded base with random adapters, two threads on both sides. `family_memory` and `family_ready` come from
+All on the embedded base with random adapters, as many threads on both sides as the recipe gives. `family_memory` and `family_ready` come from
 one pair of starts each: four checkpoints against one.
 """
 
@@ -36,7 +36,7 @@ from jobs.benchmarks.family import write_family
 RANKS = {"sft": 16, "hh-sft": 32, "dpo": 32}
 QUESTIONS = 80
 BENCH = MtBench(max_tokens=64)
-_THREADS = {"OMP_NUM_THREADS": "2"}
+_THREADS = {"OMP_NUM_THREADS": f"{load_recipe('tiny').serve.num_cpus:g}"}
 
 
 def figures() -> Iterator[tuple[str, list[float]]]:
