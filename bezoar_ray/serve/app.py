@@ -26,14 +26,14 @@ _QUIET = {"log_level": "WARNING", "enable_access_log": False}
 
 
 @contextlib.contextmanager
-def running(recipe: Recipe, store: Store, port: int | None = None) -> Iterator[str]:
+def running(recipe: Recipe, store: Store) -> Iterator[str]:
     """Serve every checkpoint of the run directory on the initialised Ray; yields `http://127.0.0.1:PORT/v1`.
 
     Raises:
         RecipeError: the cluster's Ray Serve hosts something else already.
         BezoarError: an engine did not start; the message ends with the last lines of its log.
     """
-    with _serving(store, "127.0.0.1", port or _free_port()) as base_url:
+    with _serving(store, "127.0.0.1", _free_port()) as base_url:
         Family(recipe, store, key=None).deploy()
         yield base_url
 
@@ -82,7 +82,7 @@ def _greeting(base_url: str, names: list[str], guarded: bool) -> str:
 
     header = ' -H "Authorization: Bearer $BEZOAR_API_KEY"' if guarded else ""
     body = f'{{"model": "{names[-1]}", "messages": [{{"role": "user", "content": "Hello"}}]}}'
-    node = ray.nodes()[0]
+    node = next(node for node in ray.nodes() if node["Alive"])
     return (
         f"ready: {', '.join(names)} at {base_url}\n"
         f"metrics for Prometheus: http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics\n"

@@ -1,7 +1,7 @@
 """`evaluate.*`: a family of checkpoints served, and MT-Bench and lm-eval through the endpoint, against vLLM alone.
 
-All on the embedded base with random adapters, as many threads on both sides as the recipe gives. `family_memory` and `family_ready` come from
-one pair of starts each: four checkpoints against one.
+All on the embedded base with random adapters, as many threads on both sides as the recipe gives. `family_memory` and
+`family_ready` come from one pair of starts each: four checkpoints against one.
 """
 
 import asyncio
