@@ -101,12 +101,13 @@ def check_stages(recipe: Recipe, stages: Iterable[str]) -> None:
 
 
 def _asks(recipe: Recipe, stage: str) -> Iterator[Ask]:
-    if stage in ("generate", "filter"):
-        for part in recipe.teachers if stage == "generate" else recipe.judges:
-            yield Ask.of(part, part.actors, part.model)
-    elif stage in ("sft", "hh-sft", "dpo"):
+    evaluate = recipe.evaluate
+    talked_to = {"generate": recipe.teachers, "filter": recipe.judges if recipe.filter.judge else ()}
+    for part in talked_to.get(stage, ()):
+        yield Ask.of(part, part.actors, part.model)
+    if stage in ("sft", "hh-sft") or (stage == "dpo" and recipe.align.method != "none"):
         yield of_workers(recipe, stage)
-    elif stage == "evaluate":
+    if stage == "evaluate" and (evaluate.harness or evaluate.mt_bench):
         yield of_engines(recipe, 1)
 
 

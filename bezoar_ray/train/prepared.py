@@ -135,9 +135,6 @@ def _encoded(work: _Work, store: Store, folder: str, limit: int | None) -> Itera
     import ray
 
     root, names = str(store.root), store.list(folder, ".parquet")
-    if not names:
-        return
-
     settings = ray.data.DataContext.get_current().copy()
     settings.execution_options.preserve_order = True
     quieten(settings)
