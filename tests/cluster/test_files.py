@@ -68,6 +68,20 @@ def test_a_launched_cluster_is_closed_to_others_and_installs_nothing_unpinned(na
     assert not any(secret in json.dumps(found["docker"]) for secret in ("API_KEY", "HF_TOKEN"))
 
 
+@pytest.mark.parametrize("name", LAUNCHER)
+def test_workers_have_no_right_to_start_instances(name):
+    """They run recipes' own schemes."""
+    types = launcher_file(name)["available_node_types"]
+    field = {"aws": "IamInstanceProfile", "gcp": "serviceAccounts"}[name]
+    assert ["-head" in json.dumps(kind["node_config"][field]) for kind in types.values()].count(True) == 1
+
+
+@pytest.mark.parametrize("name", ["job", "service"])
+def test_worker_pods_have_an_account_without_the_heads_rights(name):
+    head, *workers = (pod["serviceAccountName"] for pod in pods(name))
+    assert workers and head not in workers
+
+
 def strict(schema):
     """The schema with unknown fields refused, as the API server drops them without a word."""
     if isinstance(schema, list):
