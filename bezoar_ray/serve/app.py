@@ -12,6 +12,7 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
+from bezoar_ray.cluster import beside_driver
 from bezoar_ray.errors import BezoarError, RecipeError
 from bezoar_ray.recipe import CHECKPOINTS, Recipe, recipe_of
 from bezoar_ray.room import check_room, of_engines
@@ -194,14 +195,42 @@ def _serving(store: Store, host: str, port: int) -> Iterator[str]:
     from ray import serve
 
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
-    _clear(store)
-    _check_free(host, port)
-    serve.start(proxy_location="HeadOnly", http_options={"host": host, "port": port}, logging_config=_QUIET)
+    with _claimed(store):
+        _clear(store)
+        _check_free(host, port)
+        serve.start(proxy_location="HeadOnly", http_options={"host": host, "port": port}, logging_config=_QUIET)
+        try:
+            reachable = "127.0.0.1" if host == "0.0.0.0" else f"[{host}]" if ":" in host else host
+            yield f"http://{reachable}:{port}/v1"
+        finally:
+            _stop()
+
+
+class _Claim:
+    """An actor whose name is taken while the command that made it lives."""
+
+
+@contextlib.contextmanager
+def _claimed(store: Store) -> Iterator[None]:
+    """No other command serves this run directory on this cluster meanwhile.
+
+    Raises:
+        RecipeError: one does, and what it serves is not ours to end.
+    """
+    import ray
+
+    options = {"num_cpus": 0, "name": _named(store, "claim"), "namespace": "bezoar_ray"}
     try:
-        reachable = "127.0.0.1" if host == "0.0.0.0" else f"[{host}]" if ":" in host else host
-        yield f"http://{reachable}:{port}/v1"
+        claim = ray.remote(_Claim).options(scheduling_strategy=beside_driver(), **options).remote()
+    except ValueError as error:
+        raise RecipeError(
+            f"{store.root} is served on this cluster already, by `bezoar serve` or by a run that evaluates. "
+            "End that first, or use another cluster"
+        ) from error
+    try:
+        yield
     finally:
-        _stop()
+        ray.kill(claim)
 
 
 def _check_free(host: str, port: int) -> None:

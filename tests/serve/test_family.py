@@ -63,6 +63,17 @@ def test_a_port_that_somebody_listens_on_is_refused(monkeypatch):
     app._check_free("127.0.0.1", port)
 
 
+def test_what_another_command_serves_is_not_ended(ray_session, run_dir, tmp_path_factory):
+    """On a cluster: evaluate would take the endpoint of `bezoar serve` for a leftover of its own."""
+    with app._claimed(run_dir):
+        with pytest.raises(RecipeError, match="is served on this cluster already"), app._claimed(run_dir):
+            pass
+        with app._claimed(Store(tmp_path_factory.mktemp("other"))):
+            pass
+    with app._claimed(run_dir):
+        pass
+
+
 @pytest.fixture
 def served(run_dir, monkeypatch) -> app.Family:
     """Base and a joined sft, deployed as far as anybody looks."""
