@@ -4,6 +4,7 @@ import contextlib
 import fcntl
 import os
 import shutil
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -56,7 +57,7 @@ class Folder:
     def replace(self, name: str, data: bytes) -> None:
         """Durable, and visible at once."""
         path = self.path(name)
-        partial = path.with_name(f".{path.name}.{os.getpid()}")
+        partial = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")  # on NFS, other hosts write, too
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             with open(partial, "wb") as file:
