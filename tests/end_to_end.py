@@ -47,9 +47,11 @@ class Module:
         output, _ = self._process.communicate(timeout=timeout)
         return self._process.returncode, output
 
-    def read_until(self, text: str) -> None:
-        """Read what is printed, up to a line with a text in it."""
-        assert any(text in line for line in self._process.stdout), f"ended without saying {text!r}"
+    def read_until(self, text: str) -> str:
+        """Read what is printed, up to the line with a text in it, which is returned."""
+        said = next((line for line in self._process.stdout if text in line), None)
+        assert said is not None, f"ended without saying {text!r}"
+        return said
 
     def runs(self) -> bool:
         """Whether it has not ended yet."""

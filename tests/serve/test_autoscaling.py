@@ -30,8 +30,8 @@ def test_a_second_replica_comes_with_many_requests_and_goes_after_them(tiny_worl
         )
         assert failed == [] and len(answers) == 1
     finally:
-        server.process.terminate()
-        server.process.wait(200)
+        server.interrupt()
+        server.wait(200)
 
 
 def replicas_that_wrote(metrics: str) -> set[str]:

@@ -4,9 +4,6 @@ import concurrent.futures
 import contextlib
 import json
 import shutil
-import signal
-import subprocess
-import sys
 import threading
 import time
 import urllib.request
@@ -18,13 +15,14 @@ import yaml
 
 from bezoar_ray.serve.app import _free_port
 from bezoar_ray.store import Store
+from tests.end_to_end import Module
 from tests.family import family_recipe, write_family
 from tests.serve.test_app import greedy, post
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 
 
-class Server:
+class Server(Module):
     """The command, and the run directory that it serves."""
 
     def __init__(self, store: Store, *settings: str):
@@ -32,15 +30,13 @@ class Server:
         self.store, self.base_url = store, f"http://127.0.0.1:{port}/v1"
         recipe = family_recipe(f"serve.port={port}", *settings)
         store.replace("recipe.yaml", yaml.safe_dump(recipe.model_dump(mode="json")))
-        command = [sys.executable, "-m", "bezoar_ray.cli", "serve", str(store.root)]
-        self.process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-        assert self.process.stdout.readline().startswith(f"ready: base, sft, dpo at {self.base_url}")
-        self.metrics = self.process.stdout.readline().rsplit(" ", 1)[1].strip()
+        super().__init__("bezoar_ray.cli", "serve", str(store.root))
+        self.read_until(f"ready: base, sft, dpo at {self.base_url}")
+        self.metrics = self.read_until("metrics for Prometheus").rsplit(" ", 1)[1].strip()
 
     def engines(self) -> list[psutil.Process]:
         """vLLM's core processes, one of each replica."""
-        below = psutil.Process(self.process.pid).children(recursive=True)
-        return [process for process in below if "EngineCore" in _title(process)]
+        return [process for process in self.processes() if "EngineCore" in _title(process)]
 
 
 @pytest.fixture(scope="module")
@@ -50,8 +46,9 @@ def server(tiny_world, tmp_path_factory) -> Iterator[Server]:
     write_family(store, tiny_world)
     found = Server(store)
     yield found
-    found.process.terminate()
-    found.process.wait(200)
+    if found.runs():
+        found.interrupt()
+        found.wait(200)
 
 
 def test_a_retrained_checkpoint_takes_the_old_ones_place_and_no_request_is_dropped(server):
@@ -62,10 +59,11 @@ def test_a_retrained_checkpoint_takes_the_old_ones_place_and_no_request_is_dropp
     time.sleep(6)  # it looks every 5 s
     shutil.copytree(store.path("checkpoints/dpo/joined"), store.path("checkpoints/sft/joined"))
     store.replace_json("checkpoints/sft/lineage.json", {"name": "sft", "fingerprint": "trained anew"})
-    said = list(iter(server.process.stdout.readline, "replaced\n"))
+    server.read_until("a checkpoint was trained anew")
+    server.read_until("replaced")
     time.sleep(1)
     failed, answers = asked.end()
-    assert failed == [] and "a checkpoint was trained anew" in said[-1]
+    assert failed == []
     assert len(answers) == 2  # of the old weights, then of the new ones
     after = greedy(base_url, "sft")
     assert after == greedy(base_url, "dpo") != before
@@ -88,10 +86,10 @@ def test_an_answer_that_is_under_way_ends_before_the_endpoint_does(server):
     asked = {"model": "dpo", "prompt": [5, 6, 7], "max_tokens": 300, "ignore_eos": True, "temperature": 0}
     chunks = streamed(server.base_url, stream=True, **asked)
     first = next(chunks)
-    server.process.send_signal(signal.SIGINT)
+    server.interrupt()
     rest = list(chunks)
     assert first and rest[-1] == "[DONE]" and json.loads(rest[-2])["choices"][0]["finish_reason"] == "length"
-    assert server.process.wait(200) == 0
+    assert server.wait(200)[0] == 0
 
 
 def streamed(base_url: str, **body) -> Iterator[str]:
