@@ -4,6 +4,7 @@ import contextlib
 import logging
 import os
 import signal
+import socket
 import threading
 import uuid
 from collections.abc import Iterator
@@ -81,6 +82,14 @@ def check_shared(store: Store) -> None:
             f"--run-dir {store.root}: {', '.join(blind)} of the cluster's {len(nodes)} nodes do not see it. "
             "Use a folder that is mounted on all of them (NFS), or a bucket: s3://…, gs://…"
         )
+
+
+def unseen(root: str, which: str) -> str:
+    """What to say of this node, where it does not see the run directory; `which` says what it is to the run."""
+    return (
+        f"{root}: node {socket.gethostname()}, {which}, does not see this folder. "
+        "Mount the same disk on every node, or use a bucket (s3://, gs://) as run directory"
+    )
 
 
 def _sees(root: str, token: str) -> bool:

@@ -9,7 +9,6 @@ answered before. The items of the first cells lie on disk; Ray is given their nu
 import logging
 import os
 import pickle
-import socket
 import threading
 import traceback
 from collections import deque
@@ -19,7 +18,7 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
-from bezoar_ray.cluster import beside_driver, quieten
+from bezoar_ray.cluster import beside_driver, quieten, unseen
 from bezoar_ray.errors import BezoarError
 from bezoar_ray.items import FEW, Items
 from bezoar_ray.llm.chat import ModelDied
@@ -155,10 +154,7 @@ class _Actor:
     def _opened(self) -> Any:
         work, place, (meter, line) = self._work, self._place, self._meter
         if place.held and not Store(place.root).exists(SESSION):  # what is paid for here would be lost
-            raise BezoarError(
-                f"{place.root}: node {socket.gethostname()}, which joined after the start, does not see this folder. "
-                "Mount the same disk on every node, or use a bucket (s3://, gs://) as run directory"
-            )
+            raise BezoarError(unseen(place.root, "which joined after the start"))
         return open_talker(work.part, place.root, work.role, place.session, permits=meter and permits(meter, line))
 
     def _ours(self, error: Exception) -> BezoarError:

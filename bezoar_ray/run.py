@@ -89,8 +89,7 @@ class Run:
             stack.enter_context(stderr_to(self._store.log(_LOG)))
             keep_events(self._store, session=self._session)
             stop_on_sigterm()
-            left = [stage for stage in stages if not is_done(self._store, stage, fingerprint(self._recipe, stage))]
-            machinery = Machinery(self._recipe, self._store, left, stack)
+            machinery = Machinery(self._recipe, self._store, stages, stack)
             try:
                 for names in self._not_done(stages):
                     self._carry_out(names, machinery)
@@ -207,7 +206,7 @@ class Machinery:
             self._ray = True
             self._stack.enter_context(ray_session())
             check_shared(self._store)
-            check_stages(self._recipe, self._stages)
+            check_stages(self._recipe, self._stages[self._stages.index(stage) :])  # those before it are done
         if stage in _JUDGING and not self._judge:
             self._judge = True
             self._recipe = self._with_judge()

@@ -19,7 +19,7 @@ from bezoar_ray.recipe.part import (
     check_parallel,
     decisive,
     packaged_text,
-)  # fmt: skip
+)
 
 CHECKPOINTS = ("base", "sft", "hh-sft", "dpo")
 

@@ -1,7 +1,6 @@
 """Ray Train: the stage's loop on its workers, with progress on the driver's line and logs out of sight."""
 
 import contextlib
-import socket
 from collections.abc import Callable
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as StillRunning
@@ -11,6 +10,7 @@ from typing import Any
 
 import orjson
 
+from bezoar_ray.cluster import unseen
 from bezoar_ray.errors import BezoarError, RecipeError
 from bezoar_ray.precision import compute_dtype
 from bezoar_ray.recipe import Recipe, Training
@@ -200,10 +200,7 @@ def _enter(config: dict[str, Any]) -> None:
 def _check_seen(job: Job) -> None:
     """A node may have joined after the start, when the nodes were looked at."""
     if not job.store.exists(f"{job.folder}/{job.name}.json"):
-        raise RecipeError(
-            f"{job.root}: node {socket.gethostname()}, where {job.stage} is to be trained, does not see this folder. "
-            "Mount the same disk on every node, or use a bucket (s3://, gs://) as run directory"
-        )
+        raise RecipeError(unseen(job.root, f"where {job.stage} is to be trained"))
 
 
 def _watch(context: Context, job: Job, ended: "Future[None]") -> None:

@@ -95,7 +95,7 @@ async def mt_bench(
     further = bench.elsewhere  # read before a call is paid for
     root, parts = str(context.store.root), context.recipe.mt_bench_judges
     granted = shared_permits(root, parts, _JUDGE, limits(context.recipe))
-    names = judges_names(parts)
+    names = _names(parts)
     judges = {
         name: open_talker(part, root, _JUDGE, context.session, permits=own)
         for name, part, own in zip(names, parts, granted, strict=True)
@@ -113,7 +113,7 @@ async def mt_bench(
     return scores, files.save(context.store, bench.questions, answers, judgments, comparisons)
 
 
-def judges_names(parts: tuple[ModelPart, ...]) -> list[str]:
+def _names(parts: tuple[ModelPart, ...]) -> list[str]:
     """What each judge is called: by its model, and its revision where that judges twice."""
     models = [part.model for part in parts]
     return [
