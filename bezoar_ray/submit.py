@@ -26,7 +26,7 @@ _PATIENCE = {"RAY_JOB_STOP_WAIT_TIME_S": "30"}  # for training's last checkpoint
 _SET_UP = {"setup_timeout_seconds": 3600}  # the CUDA stack has several GB; Ray's own is 600
 _OURS = (2, 3, 4, 130)  # exit codes of `bezoar run`
 _UV = "==0.13.8"  # of cluster/Dockerfile
-_RUN_DIR, _RECIPE = "bezoar_run_dir", "recipe.yaml"
+_RUN_DIR, _RECIPE, _PINS = "bezoar_run_dir", "recipe.yaml", "bezoar-requirements.txt"
 
 
 @dataclass(frozen=True)
@@ -87,12 +87,12 @@ class Jobs:
         if there := self.working_on(run_dir):
             return there
         command = ["python", "-m", "bezoar_ray.cli", "run", _RECIPE, "--run-dir", run_dir, *arguments]
-        with packed(recipe) as folder:
+        with packed(recipe, requirements) as folder:
             try:
                 id = self._client.submit_job(
                     entrypoint=shlex.join(command),
                     submission_id=self._next_id(recipe.name, run_dir),
-                    runtime_env=runtime_env(folder, requirements),
+                    runtime_env=runtime_env(folder),
                     metadata={_RUN_DIR: run_dir},
                 )
             except (RuntimeError, OSError) as error:
@@ -151,25 +151,26 @@ class Jobs:
         return f"{start}{1 + max((int(id.removeprefix(start)) for id in ids if id.startswith(start)), default=0)}"
 
 
-def runtime_env(folder: Path, requirements: str | None) -> dict[str, Any]:
-    """What Ray sets up for the job: the packed files, and, where the nodes' image has no bezoar_ray, that and its pins.
+def runtime_env(folder: Path) -> dict[str, Any]:
+    """What Ray sets up for the job: the packed files, and, where pins are among them, those and bezoar_ray.
 
     No key is in it: they come from the environment of the cluster's nodes.
     """
     found: dict[str, Any] = {"working_dir": str(folder), "env_vars": SETTINGS | _PATIENCE, "config": _SET_UP}
-    if requirements:
+    if (folder / _PINS).exists():
         import bezoar_ray
 
-        lines = [line for line in Path(requirements).read_text().splitlines() if line.strip()]
+        # By its name: Ray hands a runtime_env on in one environment variable, and all pins are longer than that may be.
+        pins = f"-r ${{RAY_RUNTIME_ENV_CREATE_WORKING_DIR}}/{_PINS}"
         options = ["--no-deps", "--require-hashes"]
-        found["uv"] = {"packages": lines, "uv_pip_install_options": options, "uv_version": _UV}
+        found["uv"] = {"packages": [pins], "uv_pip_install_options": options, "uv_version": _UV}
         found["py_modules"] = [str(Path(bezoar_ray.__file__).parent)]
     return found
 
 
 @contextlib.contextmanager
-def packed(recipe: Recipe) -> Iterator[Path]:
-    """A folder with the recipe and the files of this machine that it names by relative paths.
+def packed(recipe: Recipe, requirements: str | None = None) -> Iterator[Path]:
+    """A folder with the recipe and the files of this machine that it names by relative paths, and the pins.
 
     Raises:
         RecipeError: one that lies outside the current folder, or a whole folder (a model's weights).
@@ -188,4 +189,6 @@ def packed(recipe: Recipe) -> Iterator[Path]:
                 (folder / path).parent.mkdir(parents=True, exist_ok=True)
                 shutil.copyfile(path, folder / path)
         (folder / _RECIPE).write_text(yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False))
+        if requirements:
+            shutil.copyfile(requirements, folder / _PINS)
         yield folder

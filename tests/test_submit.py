@@ -11,6 +11,8 @@ from bezoar_ray.errors import BezoarError, RecipeError
 from bezoar_ray.recipe import load_recipe, parse_recipe
 from bezoar_ray.submit import Jobs, packed, runtime_env
 
+PINS = Path(__file__).parents[1] / "cluster/requirements-gpu.txt"
+
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
@@ -44,11 +46,14 @@ def test_what_cannot_go_along_is_named_with_the_remedy(folder, setting):
 
 def test_no_key_is_in_what_ray_sets_up(folder, monkeypatch):
     monkeypatch.setenv("OPENAI_API_KEY", "sk-secret")
-    (folder / "pins.txt").write_text("ray==2.60.0 \\\n    --hash=sha256:abc\n")
-    found = runtime_env(folder, "pins.txt")
-    assert "sk-secret" not in str(found) and found["uv"]["packages"][0].startswith("ray==2.60.0")
+    with packed(load_recipe("tiny"), str(PINS)) as sent:
+        found = runtime_env(sent)
+        assert "sk-secret" not in str(found) and (sent / "bezoar-requirements.txt").read_bytes() == PINS.read_bytes()
     assert found["env_vars"]["RAY_JOB_STOP_WAIT_TIME_S"] == "30"  # for training's last checkpoint
-    assert found["py_modules"][0].endswith("bezoar_ray") and "uv" not in runtime_env(folder, None)
+    assert found["py_modules"][0].endswith("bezoar_ray") and "uv" in found
+    assert len(str(found)) < 10_000  # one environment variable, of at most 128 KiB, hands it on
+    with packed(load_recipe("tiny")) as sent:
+        assert "uv" not in runtime_env(sent)
 
 
 def test_a_connection_that_is_lost_while_a_job_is_followed_is_told_with_the_remedy():
