@@ -4,7 +4,9 @@ import math
 import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from itertools import chain, combinations
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -12,7 +14,7 @@ from bezoar_ray.errors import RecipeError
 from bezoar_ray.recipe import Placed, Recipe
 
 _LAUNCHED = "~/ray_bootstrap_config.yaml"  # the cluster's file, as Ray's launcher leaves it on the head, with drivers
-_ON_KUBERAY = "KUBERAY_GEN_RAY_START_CMD"  # a variable of its pods
+_ON_KUBERAY = ("RAY_CLUSTER_NAME", "RAY_CLUSTER_NAMESPACE")  # variables of its pods
 _REMEDY = "Lower what the recipe asks for, or start nodes that have it; stages can also run one by one (--stages)"
 
 
@@ -71,22 +73,7 @@ def check_room(asks: list[Ask]) -> None:
     Raises:
         RecipeError: they never could; the message says what is missing.
     """
-    if _ON_KUBERAY in os.environ:
-        return  # its autoscaler alone knows what it may start
-    nodes = [*_autoscaled()] or [*_alive()]
-    for ask in asks:
-        if not any(node.suits(ask) for node in nodes):
-            largest = ", ".join(f"{most(nodes, name):g} {name}" for name in ask.needs if ":" not in name)
-            raise RecipeError(f"{ask}: no node of the cluster has that. The largest has {largest}. {_REMEDY}")
-    for name in ("CPU", "GPU"):
-        wanted = sum(ask.count * ask.needs.get(name, 0.0) for ask in asks)
-        there = sum(node.count * node.offers.get(name, 0.0) for node in nodes)
-        if wanted > there:
-            who = "; ".join(map(str, asks))
-            raise RecipeError(f"{who}: together {wanted:g} {name}, and the cluster has {there:g} at most. {_REMEDY}")
-    for ask in asks:
-        if (room := sum(node.holds(ask) for node in nodes)) < ask.count:
-            raise RecipeError(f"{ask}: its nodes have room for {room:g} of them at most. {_REMEDY}")
+    _check([asks])
 
 
 def check_stages(recipe: Recipe, stages: Iterable[str]) -> None:
@@ -95,9 +82,38 @@ def check_stages(recipe: Recipe, stages: Iterable[str]) -> None:
     Raises:
         RecipeError: as `check_room`.
     """
-    for stage in stages:
-        for ask in _asks(recipe, stage):
-            check_room([ask])
+    _check([[ask] for stage in stages for ask in _asks(recipe, stage)])
+
+
+def _check(together: list[list[Ask]]) -> None:
+    try:
+        kinds = [*_autoscaled()]
+    except OSError:  # an autoscaler that does not tell us what it may start
+        return
+    alive = [*_alive()]
+    for asks in together:
+        beside = alive if not kinds else [node for node in alive if _only_there(node, kinds, asks)]
+        _check_on(kinds + beside, asks)
+
+
+def _check_on(nodes: list[Node], asks: list[Ask]) -> None:
+    for ask in asks:
+        if not any(node.suits(ask) for node in nodes):
+            largest = ", ".join(f"{most(nodes, name):g} {name}" for name in ask.needs if ":" not in name)
+            raise RecipeError(f"{ask}: no node of the cluster has that. The largest has {largest}. {_REMEDY}")
+    for some in chain.from_iterable(combinations(asks, size + 1) for size in range(len(asks))):
+        theirs = [node for node in nodes if any(node.suits(ask) for ask in some)]
+        for name in ("CPU", "GPU"):
+            wanted = sum(ask.count * ask.needs.get(name, 0.0) for ask in some)
+            there = sum(node.count * node.offers.get(name, 0.0) for node in theirs)
+            if wanted > there:
+                who = "; ".join(map(str, some))
+                raise RecipeError(
+                    f"{who}: together {wanted:g} {name}, and such nodes have {there:g} at most. {_REMEDY}"
+                )
+    for ask in asks:
+        if (room := sum(node.holds(ask) for node in nodes)) < ask.count:
+            raise RecipeError(f"{ask}: its nodes have room for {room:g} of them at most. {_REMEDY}")
 
 
 def _asks(recipe: Recipe, stage: str) -> Iterator[Ask]:
@@ -135,13 +151,38 @@ def _alive() -> Iterator[Node]:
             yield Node(node["Resources"], node.get("Labels") or {})
 
 
+def _only_there(node: Node, kinds: list[Node], asks: list[Ask]) -> bool:
+    """Whether one of these fits on this node, but on none of the kinds: what a node finds by itself when it starts,
+    such as its accelerator's type, a kind need not say."""
+    return any(node.suits(ask) and not any(kind.suits(ask) for kind in kinds) for ask in asks)
+
+
 def _autoscaled() -> Iterator[Node]:
-    """The head, and what the autoscaler of Ray's launcher may start beside it; nothing where there is none."""
-    path = Path(_LAUNCHED).expanduser()
-    if not path.is_file():
-        return
-    config = yaml.safe_load(path.read_text())
-    for name, kind in config["available_node_types"].items():
+    """The head, and what an autoscaler may start beside it; nothing where there is none."""
+    config = _of_launcher() or _of_kuberay()
+    for name, kind in config.get("available_node_types", {}).items():
         most = config["max_workers"]  # of all kinds together
         count = 1 if name == config["head_node_type"] else min(kind.get("max_workers", most), most)
         yield Node(kind.get("resources", {}), kind.get("labels", {}), count)
+
+
+def _of_launcher() -> dict[str, Any]:
+    path = Path(_LAUNCHED).expanduser()
+    return yaml.safe_load(path.read_text()) if path.is_file() else {}
+
+
+def _of_kuberay() -> dict[str, Any]:
+    """The RayCluster of this pod, in the words of Ray's launcher, as Ray's own autoscaler reads it.
+
+    With `enableInTreeAutoscaling`, KubeRay lets the account of the head's pod, on which drivers run, read it.
+
+    Raises:
+        OSError: this pod has no token, or Kubernetes does not answer, or refuses.
+    """
+    if not all(name in os.environ for name in _ON_KUBERAY):
+        return {}
+    from ray.autoscaler._private.kuberay import autoscaling_config, node_provider
+
+    name, namespace = (os.environ[name] for name in _ON_KUBERAY)
+    found = node_provider.KubernetesHttpApiClient(namespace).get(f"rayclusters/{name}")
+    return autoscaling_config._derive_autoscaling_config_from_ray_cr(found)

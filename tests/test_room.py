@@ -4,6 +4,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+import requests
 import yaml
 
 from bezoar_ray import room
@@ -12,6 +13,8 @@ from bezoar_ray.recipe import ModelPart, Serve, Training, load_recipe
 from bezoar_ray.room import Ask, Node, check_room, check_stages
 from bezoar_ray.run import STEPS
 
+ROOT = Path(__file__).parents[1]
+KUBERNETES = "ray.autoscaler._private.kuberay.node_provider.KubernetesHttpApiClient"
 GPU_NODE = {"CPU": 32.0, "GPU": 8.0, "accelerator_type:H100": 1.0}
 
 
@@ -23,6 +26,16 @@ def cluster(monkeypatch):
         monkeypatch.setattr(room, "_alive", lambda: iter(alive))
 
     return set_up
+
+
+def launch(monkeypatch, tmp_path, kinds: dict, max_workers: int = 9) -> None:
+    """Be on the head of a cluster of Ray's launcher."""
+    launched = {
+        "max_workers": max_workers, "head_node_type": "head",
+        "available_node_types": {"head": {"resources": {"CPU": 0}}} | kinds,
+    }  # fmt: skip
+    (tmp_path / "ray_bootstrap_config.yaml").write_text(yaml.safe_dump(launched))
+    monkeypatch.setenv("HOME", str(tmp_path))
 
 
 def ask(count: int = 1, **part) -> Ask:
@@ -50,30 +63,41 @@ def test_an_actor_that_fits_on_no_node_is_refused_with_what_is_missing(cluster, 
 
 def test_more_actors_than_all_nodes_take_are_refused(cluster):
     cluster(Node(GPU_NODE, {}))
-    with pytest.raises(RecipeError, match=r"together 9 GPU, and the cluster has 8 at most.*--stages"):
+    with pytest.raises(RecipeError, match=r"together 9 GPU, and such nodes have 8.*--stages"):
         check_room([ask(8, num_gpus=1), ask(1, num_gpus=1)])
 
 
-@pytest.mark.parametrize(
-    "asked", [ask(9, num_gpus=1, node_labels={"pool": "a"}), ask(3, num_gpus=5)], ids=["by labels", "by what is left"]
-)
-def test_actors_for_which_only_the_sum_would_do_are_refused(cluster, asked):
+def test_actors_that_would_have_to_share_the_nodes_of_their_labels_are_refused(cluster):
     cluster(Node(GPU_NODE, {"pool": "a"}), Node(GPU_NODE, {"pool": "b"}))
-    with pytest.raises(
-        RecipeError, match=rf"m \({asked.count} actors .*have room for {asked.count - 1} of them at most"
-    ):
-        check_room([asked])
+    here = {"num_gpus": 1, "node_labels": {"pool": "a"}}
+    check_room([ask(4, **here), ask(4, **here), ask(8, num_gpus=1)])
+    with pytest.raises(RecipeError, match="together 9 GPU, and such nodes have 8"):
+        check_room([ask(5, **here), ask(4, **here)])
+    with pytest.raises(RecipeError, match="together 17 GPU, and such nodes have 16"):
+        check_room([ask(4, **here), ask(4, **here), ask(9, num_gpus=1)])
+
+
+def test_actors_for_which_only_the_sum_would_do_are_refused(cluster):
+    cluster(Node(GPU_NODE), Node(GPU_NODE))
+    with pytest.raises(RecipeError, match=r"m \(3 actors .*have room for 2 of them at most"):
+        check_room([ask(3, num_gpus=5)])
+
+
+def test_what_a_living_node_alone_has_counts_beside_the_autoscalers_kinds(cluster, monkeypatch, tmp_path):
+    launch(monkeypatch, tmp_path, {"gpu": {"resources": {"CPU": 32, "GPU": 8}, "max_workers": 1}})
+    cluster(Node(GPU_NODE))  # what kind of GPU it has it found by itself
+    check_room([ask(8, num_gpus=1, accelerator_type="H100")])
+    check_room([ask(8, num_gpus=1)])
+    with pytest.raises(RecipeError, match="together 9 GPU, and such nodes have 8"):
+        check_room([ask(9, num_gpus=1)])
 
 
 def test_nodes_that_the_launchers_autoscaler_may_start_count(cluster, monkeypatch, tmp_path):
     cluster(Node({"CPU": 0.0}))
-    kinds = {"head": {"resources": {"CPU": 0}},
-             "gpu": {"resources": GPU_NODE, "labels": {"pool": "gpu"}, "max_workers": 4}}  # fmt: skip
-    launched = {"max_workers": 9, "head_node_type": "head", "available_node_types": kinds}
-    (tmp_path / "ray_bootstrap_config.yaml").write_text(yaml.safe_dump(launched))
-    monkeypatch.setenv("HOME", str(tmp_path))
+    kinds = {"gpu": {"resources": GPU_NODE, "labels": {"pool": "gpu"}, "max_workers": 4}}
+    launch(monkeypatch, tmp_path, kinds)
     check_room([ask(32, num_gpus=1, node_labels={"pool": "gpu"})])
-    with pytest.raises(RecipeError, match="together 33 GPU, and the cluster has 32 at most"):
+    with pytest.raises(RecipeError, match="together 33 GPU, and such nodes have 32"):
         check_room([ask(33, num_gpus=1)])
     with pytest.raises(RecipeError, match="no node of the cluster has that"):
         check_room([ask(1, num_gpus=1, node_labels={"pool": "serve"})])
@@ -82,7 +106,7 @@ def test_nodes_that_the_launchers_autoscaler_may_start_count(cluster, monkeypatc
 @pytest.mark.parametrize("name", ["aws", "gcp"])
 def test_a_shipped_cluster_whose_head_is_alone_has_room_for_the_shipped_recipes(cluster, monkeypatch, tmp_path, name):
     cluster(Node({"CPU": 0.0}))
-    shipped = Path(__file__).parents[1] / f"cluster/{name}.yaml"
+    shipped = ROOT / f"cluster/{name}.yaml"
     shutil.copy(shipped, tmp_path / "ray_bootstrap_config.yaml")
     monkeypatch.setenv("HOME", str(tmp_path))
     recipe = load_recipe("openbezoar-3b")
@@ -91,11 +115,8 @@ def test_a_shipped_cluster_whose_head_is_alone_has_room_for_the_shipped_recipes(
 
 def test_the_launchers_most_workers_are_those_of_all_kinds_together(cluster, monkeypatch, tmp_path):
     cluster(Node({"CPU": 0.0}))
-    kinds = {"head": {"resources": {"CPU": 0}}, "gpu": {"resources": GPU_NODE, "max_workers": 4}}
-    launched = {"max_workers": 2, "head_node_type": "head", "available_node_types": kinds}
-    (tmp_path / "ray_bootstrap_config.yaml").write_text(yaml.safe_dump(launched))
-    monkeypatch.setenv("HOME", str(tmp_path))
-    with pytest.raises(RecipeError, match="together 17 GPU, and the cluster has 16 at most"):
+    launch(monkeypatch, tmp_path, {"gpu": {"resources": GPU_NODE, "max_workers": 4}}, max_workers=2)
+    with pytest.raises(RecipeError, match="together 17 GPU, and such nodes have 16"):
         check_room([ask(17, num_gpus=1)])
 
 
@@ -113,10 +134,40 @@ def test_a_later_stage_that_never_fits_is_refused_before_the_first(cluster, chan
     check_stages(recipe, ["report"])
 
 
-def test_what_kubernetes_may_start_is_not_known_and_nothing_is_refused(cluster, monkeypatch):
+@pytest.fixture
+def kubernetes(cluster, monkeypatch) -> None:
+    """Be the head's pod of cluster/kuberay/job.yaml, all that runs of it, and be allowed to read its RayCluster."""
+    job = yaml.safe_load((ROOT / "cluster/kuberay/job.yaml").read_text())
+
+    def get(client, path):
+        assert (client._namespace, path) == ("team", "rayclusters/bezoar-x7")
+        return {"metadata": {"name": "bezoar-x7", "namespace": "team"}, "spec": job["spec"]["rayClusterSpec"]}
+
     cluster(Node({"CPU": 0.0}))
-    monkeypatch.setenv("KUBERAY_GEN_RAY_START_CMD", "ray start")
-    check_room([ask(8, num_gpus=8)])
+    monkeypatch.setenv("RAY_CLUSTER_NAME", "bezoar-x7")
+    monkeypatch.setenv("RAY_CLUSTER_NAMESPACE", "team")
+    monkeypatch.setattr(f"{KUBERNETES}.get", get)
+
+
+def test_on_kubernetes_what_the_raycluster_may_grow_to_counts(kubernetes):
+    generate = {"num_gpus": 1, "node_labels": {"bezoar": "generate"}}
+    check_room([ask(128, **generate), ask(16, num_gpus=1, node_labels={"bezoar": "train"}), ask(8)])
+    with pytest.raises(RecipeError, match="together 129 GPU, and such nodes have 128"):
+        check_room([ask(129, **generate)])
+    with pytest.raises(RecipeError, match="no node of the cluster has that. The largest has 90 CPU, 8 GPU"):
+        check_room([ask(1, num_gpus=16)])
+
+
+def test_where_kubernetes_does_not_tell_nothing_is_refused(kubernetes, monkeypatch):
+    def refused(client, path):
+        raise requests.HTTPError("403 Client Error: Forbidden")
+
+    monkeypatch.setattr(f"{KUBERNETES}.get", refused)
+    check_room([ask(8, num_gpus=16)])
+    monkeypatch.undo()
+    monkeypatch.setenv("RAY_CLUSTER_NAME", "bezoar-x7")
+    monkeypatch.setenv("RAY_CLUSTER_NAMESPACE", "team")  # no token is mounted here
+    check_room([ask(8, num_gpus=16)])
 
 
 def test_every_section_says_where_its_actors_belong():
