@@ -2,7 +2,7 @@
 
 import argparse
 import sys
-from pathlib import Path, PurePath
+from pathlib import Path
 
 from bezoar_ray.errors import BezoarError
 
@@ -45,7 +45,7 @@ def _run(options: argparse.Namespace) -> None:
     if options.pilot:
         recipe, stages, name = pilot(recipe, options.pilot), ["generate", "filter", "report"], f"{name}-pilot"
     store = Store(options.run_dir or Path("runs") / name)
-    run(recipe, store, stages, Progress(run=PurePath(store.root).name))
+    run(recipe, store, stages, Progress(run=store.name))
     if options.pilot:
         print(show(store, recipe.schemes))
     print(f"\n{store.root}/summary.json" + (f"\n{store.root}/report.html" if "report" in stages else ""))

@@ -23,10 +23,11 @@ from bezoar_ray.errors import BezoarError
 from bezoar_ray.items import FEW, Items
 from bezoar_ray.llm.chat import ModelDied
 from bezoar_ray.llm.client import open_talker
-from bezoar_ray.llm.ledger import SESSION
+from bezoar_ray.llm.ledger import ROLES, SESSION
 from bezoar_ray.llm.limits import Limit, RunMeter, limits, permits, terms
 from bezoar_ray.llm.together import to_the_end
 from bezoar_ray.logs import event, keep_events, redirect
+from bezoar_ray.metrics import hold_gpus
 from bezoar_ray.recipe import ModelPart
 from bezoar_ray.room import Ask, check_room
 from bezoar_ray.stage import Context
@@ -122,7 +123,9 @@ class _Actor:
         import uvloop
 
         redirect(place.log(f"{work.role}.log"))
-        keep_events(Store(place.root), role=work.role)
+        store, stage = Store(place.root), ROLES[work.role]
+        keep_events(store, stage=stage, role=work.role)
+        hold_gpus(store.name, stage)
         uvloop.install()  # before Ray makes the loop in which the calls run
         self._work, self._place, self._meter, self._items = work, place, meter, items
         self._talker: Any = None

@@ -6,7 +6,7 @@ import os
 import time
 from collections.abc import Iterator
 from contextvars import ContextVar
-from pathlib import Path, PurePath
+from pathlib import Path
 from typing import Any
 
 import orjson
@@ -43,7 +43,7 @@ def keep_events(store: Store, **fields: str) -> None:
     """From now on, this process appends its events to logs/events.jsonl of a run directory, a line of JSON each, with
     the run's name and these fields in every one."""
     handler = logging.FileHandler(store.log("events.jsonl"), delay=True)
-    handler.setFormatter(_Json({"run": PurePath(store.root).name} | fields))
+    handler.setFormatter(_Json({"run": store.name} | fields))
     logger = logging.getLogger(EVENTS)
     logger.handlers, logger.propagate = [handler], False
     logger.setLevel(logging.INFO)

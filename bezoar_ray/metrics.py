@@ -12,7 +12,7 @@ from collections.abc import Callable
 from functools import cache
 from typing import Any
 
-CALLS = ("run", "role", "model")
+CALLS = ("run", "stage", "role", "model")
 METRICS: dict[str, tuple[str, str, tuple[str, ...]]] = {
     "bezoar_calls": (
         "Counter",
@@ -25,6 +25,7 @@ METRICS: dict[str, tuple[str, str, tuple[str, ...]]] = {
     "bezoar_calls_waiting": ("Gauge", "Calls that wait for a slot in one process", CALLS),
     "bezoar_stage_done": ("Gauge", "Rows, steps or verdicts that the current stage has done", ("run", "stage")),
     "bezoar_stage_total": ("Gauge", "Rows, steps or verdicts that it has to do", ("run", "stage")),
+    "bezoar_gpu": ("Gauge", "1 for each GPU of the node on which a stage has a process", ("run", "stage", "GpuIndex")),
 }
 """Kind, description and tags of each; Ray puts `ray_` before a name, and `_total` after a counter's."""
 
@@ -76,6 +77,15 @@ def set_stage(run: str, stage: str, done: float, total: float) -> None:
     if _ray_runs():
         _metric("bezoar_stage_done").set(done, {"run": run, "stage": stage})
         _metric("bezoar_stage_total").set(total, {"run": run, "stage": stage})
+
+
+def hold_gpus(run: str, stage: str) -> None:
+    """Tell on which of its node's GPUs this process works, by the label that Ray's own figures of a GPU have; for
+    Ray's actors."""
+    import ray
+
+    for index in ray.get_gpu_ids():
+        _metric("bezoar_gpu").set(1, {"run": run, "stage": stage, "GpuIndex": str(index)})
 
 
 def _ray_runs() -> bool:

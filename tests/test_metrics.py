@@ -9,7 +9,7 @@ import pytest
 
 from bezoar_ray.llm.chat import Reply
 from bezoar_ray.llm.ledger import Ledger
-from bezoar_ray.metrics import METRICS, Figures, set_stage
+from bezoar_ray.metrics import METRICS, Figures, hold_gpus, set_stage
 
 
 def exported(*names: str) -> dict[str, list[str]]:
@@ -33,7 +33,7 @@ def value(lines: list[str], *tags: str) -> float:
 
 
 @pytest.mark.slow
-def test_calls_tokens_dollars_and_stages_are_exported(ray_session, tmp_path):
+def test_calls_tokens_dollars_and_stages_are_exported(ray_session, tmp_path, monkeypatch):
     async def go() -> None:
         ledger = Ledger(tmp_path / "metered", "judge", "one")
         ledger.figures.watch("bezoar_calls_waiting", lambda: 7, model="m")
@@ -44,15 +44,19 @@ def test_calls_tokens_dollars_and_stages_are_exported(ray_session, tmp_path):
 
     asyncio.run(go())
     set_stage("metered", "filter", 6, 10)
+    monkeypatch.setattr("ray.get_gpu_ids", lambda: [0, 3])  # this machine may have none
+    hold_gpus("metered", "sft")
     found = exported("ray_bezoar_calls_total", "ray_bezoar_tokens_total", "ray_bezoar_dollars_total",
-                     "ray_bezoar_calls_waiting", "ray_bezoar_stage_done")  # fmt: skip
+                     "ray_bezoar_calls_waiting", "ray_bezoar_stage_done", "ray_bezoar_gpu")  # fmt: skip
     mine = 'run="metered"'
     calls = found["ray_bezoar_calls_total"]
     assert [value(calls, mine, f'outcome="{how}"') for how in ("answered", "failed", "found")] == [6, 1, 1]
-    assert value(found["ray_bezoar_tokens_total"], mine, 'direction="in"') == 60
+    assert value(found["ray_bezoar_tokens_total"], mine, 'stage="filter"', 'direction="in"') == 60
     assert value(found["ray_bezoar_dollars_total"], mine, 'model="m"') == pytest.approx(3.25)
     assert value(found["ray_bezoar_calls_waiting"], mine) == 7
     assert value(found["ray_bezoar_stage_done"], mine, 'stage="filter"') == 6
+    on = [value(found["ray_bezoar_gpu"], mine, 'stage="sft"', f'GpuIndex="{index}"') for index in (0, 3)]
+    assert on == [1, 1] and len(found["ray_bezoar_gpu"]) == 2
 
 
 def test_without_ray_figures_go_nowhere(monkeypatch):

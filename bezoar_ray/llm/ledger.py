@@ -15,7 +15,7 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import asdict
 from functools import cache
-from pathlib import Path, PurePath
+from pathlib import Path
 from typing import Any, BinaryIO
 
 import orjson
@@ -26,7 +26,8 @@ from bezoar_ray.llm.chat import Messages, Reply, Sampling
 from bezoar_ray.metrics import Figures
 from bezoar_ray.store import Store
 
-ROLES = ("teacher", "judge", "candidate", "mt_bench_judge")
+ROLES = {"teacher": "generate", "judge": "filter", "candidate": "evaluate", "mt_bench_judge": "evaluate"}
+"""Who is called, and in which stage."""
 SESSION = "session"  # the file that names the command which holds the run directory
 _LOOK = 1.0  # seconds for which its content is believed
 _OFFSET_BITS = 44  # a place is a segment's number and an offset in it, in one integer
@@ -64,7 +65,7 @@ class Ledger:
             self._segments.append(segment)
         self._own = segments.own(self._store, f"{folder}/{session}-{uuid.uuid4().hex[:8]}")
         self._segments.append(self._own.reader)
-        self.figures = Figures(run=PurePath(root).name, role=role)
+        self.figures = Figures(run=self._store.name, stage=ROLES[role], role=role)
         self._waiting: list[tuple[bytes, asyncio.Future[int]]] = []
         self._committing: asyncio.Task[None] | None = None
 

@@ -9,8 +9,6 @@ from bezoar_ray.llm.ledger import ROLES, accounts
 from bezoar_ray.llm.meter import Budget, Meter, Permits, Terms
 from bezoar_ray.recipe import ModelPart, Recipe
 
-_STAGE_ROLES = {"generate": ("teacher",), "filter": ("judge",), "evaluate": ("candidate", "mt_bench_judge")}
-
 
 @dataclass(frozen=True)
 class Limit:
@@ -23,9 +21,11 @@ class Limit:
 
 def limits(recipe: Recipe) -> tuple[Limit, ...]:
     """The budgets that the recipe sets, of the run and of its stages."""
-    parts = [("budget_usd", recipe.budget_usd, ROLES)]
-    parts += [(f"{name}.budget_usd", getattr(recipe, name).budget_usd, roles) for name, roles in _STAGE_ROLES.items()]
-    return tuple(Limit(field, usd, roles) for field, usd, roles in parts if usd is not None)
+    found = [Limit("budget_usd", recipe.budget_usd, tuple(ROLES))] if recipe.budget_usd is not None else []
+    for stage in dict.fromkeys(ROLES.values()):
+        if (usd := getattr(recipe, stage).budget_usd) is not None:
+            found.append(Limit(f"{stage}.budget_usd", usd, tuple(role for role, of in ROLES.items() if of == stage)))
+    return tuple(found)
 
 
 def terms(part: ModelPart, role: str, all_limits: Iterable[Limit]) -> Terms:

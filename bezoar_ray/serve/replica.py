@@ -9,6 +9,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from bezoar_ray.logs import redirect
+from bezoar_ray.metrics import hold_gpus
 from bezoar_ray.recipe import Recipe, Serve
 from bezoar_ray.serve.arguments import engine_arguments
 from bezoar_ray.serve.gate import Gate
@@ -96,6 +97,7 @@ def _engine_app(name: str, recipe: Recipe, root: str, key: str | None) -> Any:
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         store = Store(root)
         _settle(store.log(LOG))
+        hold_gpus(store.name, "serve")
         async with _openai_app(engine_arguments(recipe, store)[name]) as inner:
             _apps.append(inner)
             app.mount("/", inner)

@@ -8,7 +8,7 @@ import contextlib
 import hashlib
 from collections.abc import Iterator
 from io import BytesIO
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 import orjson
@@ -27,6 +27,8 @@ class Store:
         self._files = Bucket(str(root)) if "://" in str(root) else Folder(Path(root).absolute())
         self.root = self._files.root
         """The folder, or the URL."""
+        self.name = PurePath(self.root).name
+        """The run's, by which logs and figures know it."""
 
     @property
     def remote(self) -> bool:

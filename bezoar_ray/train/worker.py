@@ -183,11 +183,13 @@ def _enter(config: dict[str, Any]) -> None:
     from ray.train import get_context
 
     from bezoar_ray.logs import keep_events, redirect
+    from bezoar_ray.metrics import hold_gpus
 
     job: Job = config["job"]
     redirect(job.store.log(f"{job.stage}.log"))
     rank = str(get_context().get_world_rank())
     keep_events(job.store, stage=job.stage, rank=rank)
+    hold_gpus(job.store.name, job.stage)
     _check_seen(job)
     try:
         result = config["loop"](job)
