@@ -12,7 +12,7 @@ import tempfile
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from datetime import timedelta
 from pathlib import Path, PurePosixPath
 from typing import Any, TypeVar
@@ -105,11 +105,10 @@ class Bucket:
 
     def remove(self, prefix: str) -> None:
         """An object, or all below a prefix."""
-        import obstore
-
-        if names := [found["path"] for found in self._objects(prefix)]:
-            with self._writing(prefix):
-                _patiently(lambda: obstore.delete(self._store, names))
+        while names := [found["path"] for found in self._objects(prefix)]:
+            # Google answers 404 where one is gone: by another process, or by an attempt whose answer was lost.
+            with self._writing(prefix), contextlib.suppress(FileNotFoundError):
+                return self._delete(names)
 
     def adopt(self, other: "Bucket", name: str) -> None:
         """Through this process: the two may lie in different buckets."""
@@ -189,6 +188,11 @@ class Bucket:
 
         batches = obstore.list(self._store, prefix=name, chunk_size=1 if first else 1000)
         return next(iter(batches), []) if first else [found for batch in batches for found in batch]
+
+    def _delete(self, names: Sequence[str]) -> None:
+        import obstore
+
+        _patiently(lambda: obstore.delete(self._store, names))
 
     def _copy(self, found: Entries, folder: Path) -> None:
         """Whole, or not at all: several processes of a node may want the same copy."""

@@ -58,7 +58,7 @@ def test_a_run_outlives_a_node_lost_in_every_stage(tiny_world, tmp_path):
     assert {scheme: rows(run_dir, scheme) for scheme in SCHEMES} == ids_of_an_undisturbed_run(tmp_path)
     assert set(answered(run_dir).values()) == {1}  # what was answered was not asked again
     for stage in ("sft", "dpo"):
-        _went_on(run_dir, stage, after=1)
+        _went_on(run_dir, stage, 1)
 
 
 @pytest.mark.soak
@@ -71,9 +71,8 @@ def test_the_same_command_ends_a_run_whose_driver_and_then_whose_whole_cluster_w
         command.interrupt()  # ends the following alone; others take it up
         command.wait()
         command, second = attached(nodes, run_dir), submitted(nodes, run_dir, *only, sets=LONG)
-        driver = next(p for p in psutil.Process(nodes.head.pid).children(recursive=True) if _is_driver(p, run_dir))
         second.read_until("works on it already")
-        driver.kill()
+        kill_the_driver(nodes, run_dir)
         assert second.wait()[0] == 3
         assert command.wait()[0] == 3
         kept = answered(run_dir)
@@ -95,6 +94,33 @@ def test_the_same_command_ends_a_run_whose_driver_and_then_whose_whole_cluster_w
 
 
 @pytest.mark.soak
+def test_training_goes_on_after_its_driver_and_then_the_head_alone_was_lost(tiny_world, tmp_path):
+    run_dir, store = str(tmp_path / "run"), Store(tmp_path / "run")
+    only, sets = ("--stages", "generate,filter,sft"), [*SMALL, "sft.epochs=20", "sft.checkpoint_every=5"]
+    with cluster(workers=2) as nodes:
+        command = submitted(nodes, run_dir, *only, sets=sets)
+        command.wait_until(lambda: in_stage(run_dir, "sft") and _saved(store, "sft") >= 5)
+        first = _saved(store, "sft")
+        kill_the_driver(nodes, run_dir)
+        assert command.wait()[0] == 3
+
+        command = submitted(nodes, run_dir, *only, sets=sets)
+        command.wait_until(lambda: _saved(store, "sft") >= first + 10)
+        second = _saved(store, "sft")
+        nodes.lose(nodes.head)
+        assert command.wait()[0] != 0
+        for worker in nodes.workers:
+            worker.wait(timeout=180)  # without a head it ends by itself, and with it what it worked on
+
+        nodes.head = nodes.start_head()
+        nodes.workers = [nodes.add_worker() for _ in range(2)]
+        code, output = submitted(nodes, run_dir, *only, sets=sets).wait()
+    assert code == 0, output
+    _went_on(run_dir, "sft", first, second)
+    assert set(answered(run_dir).values()) == {1}
+
+
+@pytest.mark.soak
 def test_a_job_that_is_stopped_leaves_a_checkpoint_and_goes_on_from_it(tiny_world, tmp_path):
     run_dir, store = str(tmp_path / "run"), Store(tmp_path / "run")
     only = ("--stages", "generate,filter,sft")
@@ -109,7 +135,7 @@ def test_a_job_that_is_stopped_leaves_a_checkpoint_and_goes_on_from_it(tiny_worl
         assert _saved(store, "sft") >= before["step"]
         code, output = submitted(nodes, run_dir, *only, sets=sets).wait()
     assert code == 0, output
-    _went_on(run_dir, "sft", after=before["step"])
+    _went_on(run_dir, "sft", before["step"])
 
 
 @pytest.mark.soak
@@ -127,7 +153,7 @@ def test_a_node_that_is_asked_to_go_leaves_a_checkpoint_from_which_another_goes_
         left = time.monotonic() - began
         code, output = command.wait()
     assert code == 0 and left < 40, (left, output)
-    _went_on(run_dir, "sft", after=before["step"])
+    _went_on(run_dir, "sft", before["step"])
 
 
 def _saved(store: Store, stage: str) -> int:
@@ -141,10 +167,16 @@ def _committed(store: Store, stage: str) -> bool:
     return any(name.endswith("/checkpoint_manager_snapshot.json") for name in store.list(f"train/{stage}"))
 
 
-def _went_on(run_dir: str, stage: str, after: int) -> None:
-    """Every worker began once, and once went on from a checkpoint of this step or a later one."""
-    for first, (what, step) in begun(run_dir, stage).values():
-        assert first == ("training begins", 0) and what == "training goes on" and step >= after
+def _went_on(run_dir: str, stage: str, *after: int) -> None:
+    """Every worker began once, and then went on from a checkpoint of each of these steps, or from a later one."""
+    for first, *later in begun(run_dir, stage).values():
+        assert first == ("training begins", 0) and [what for what, _ in later] == ["training goes on"] * len(after)
+        assert all(step >= least for (_, step), least in zip(later, after, strict=True))
+
+
+def kill_the_driver(nodes, run_dir: str) -> None:
+    """SIGKILL to the job's driver on the head."""
+    next(p for p in psutil.Process(nodes.head.pid).children(recursive=True) if _is_driver(p, run_dir)).kill()
 
 
 def _is_driver(process: psutil.Process, run_dir: str) -> bool:

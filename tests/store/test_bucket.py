@@ -11,7 +11,7 @@ import pytest
 from bezoar_ray.errors import BezoarError, RecipeError, RunLocked
 from bezoar_ray.store import Store
 from bezoar_ray.store.bucket import Bucket
-from tests import s3
+from tests.s3 import failing
 
 HOLD = """
 import sys, time
@@ -89,11 +89,11 @@ def test_a_lock_that_another_command_took_over_is_left_to_it(url):
     assert store.read("lock") == b'{"id": "another"}'
 
 
-def test_a_holder_outlives_an_outage(address, url, monkeypatch):
+def test_a_holder_outlives_an_outage(cloud, url, at, monkeypatch):
     monkeypatch.setattr("bezoar_ray.store.bucket._RENEWED", 0.1)
     monkeypatch.setattr("bezoar_ray.store.bucket._RETRIES", {"max_retries": 0})
-    with s3.failing(address, faulty=0.0) as proxy:
-        monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.address)
+    with failing(cloud.address, faulty=0.0) as proxy:
+        at(cloud, proxy.address)
         store = Store(url)
         with store.lock():
             proxy.faulty = 1.0
@@ -104,9 +104,9 @@ def test_a_holder_outlives_an_outage(address, url, monkeypatch):
             assert store._files.head("lock")["last_modified"] > before
 
 
-def test_faults_of_the_provider_are_outlived(address, url, monkeypatch):
-    with s3.failing(address, faulty=0.3) as proxy:
-        monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.address)
+def test_faults_of_the_provider_are_outlived(cloud, url, at):
+    with failing(cloud.address, faulty=0.3) as proxy:
+        at(cloud, proxy.address)
         store = Store(url)
         for n in range(30):
             store.replace(f"a/{n:02}.txt", str(n) * 1000)
@@ -118,18 +118,19 @@ def test_faults_of_the_provider_are_outlived(address, url, monkeypatch):
 
 
 def test_no_bucket_and_no_key_are_named_with_the_remedy(url, monkeypatch):
-    said = "cannot write s3://no-such-bucket/run/.probe.*Check credentials"
-    with pytest.raises(RecipeError, match=said), Store("s3://no-such-bucket/run").lock():
+    kind = url.partition("://")[0]
+    said = f"cannot write {kind}://no-such-bucket/run/.probe.*Check credentials"
+    with pytest.raises(RecipeError, match=said), Store(f"{kind}://no-such-bucket/run").lock():
         pass
     for other in ("ftp://host/run", "file:///run", "memory:///run"):
         with pytest.raises(RecipeError, match="not a folder, s3:// or gs:// address"):
             Store(other)
 
 
-def test_an_outage_is_told_in_our_words(url, monkeypatch):
-    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
+def test_an_outage_is_told_in_our_words(cloud, url, at, monkeypatch):
+    at(cloud, "http://127.0.0.1:9")
     monkeypatch.setattr("bezoar_ray.store.bucket._RETRIES", {"max_retries": 1})
-    with pytest.raises(BezoarError, match="cannot read s3://"):
+    with pytest.raises(BezoarError, match="cannot read (s3|gs)://"):
         Store(url).read("x")
 
 

@@ -69,7 +69,7 @@ def test_a_fingerprint_follows_the_content(store):
     assert store.digest("x") == before
 
 
-def test_another_run_directory_takes_over_files(store, tmp_path, url):
+def test_another_run_directory_takes_over_files(store):
     other = Store(f"{store.root}-other")
     other.replace("data/a.txt", "a")
     other.replace("data/sub/b.txt", "b")
