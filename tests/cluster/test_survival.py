@@ -1,8 +1,10 @@
 """Three real nodes: a submitted run outlives the loss of any of them, of its driver, and of the whole cluster."""
 
+import contextlib
 import hashlib
 import time
 
+import orjson
 import psutil
 import pytest
 
@@ -21,18 +23,21 @@ TRAINED = [*SMALL, "sft.epochs=3", "align.epochs=3"]
 LONG = [*SMALL, "generate.orca.rows=400", "teacher.max_in_flight=4"]  # there is time to do something to it
 
 
-def lose_the_node_at_work(nodes, command, run_dir: str, stage: str) -> None:
-    """Wait until a stage is well under way, take the node away that does its work, and put another in its place."""
+def lose_the_node_at_work(nodes, command, run_dir: str, stage: str) -> int:
+    """Wait until a stage is well under way, take the node away that does its work, and put another in its place.
+    Returns the step after which a training goes on."""
     roles = {"generate": "teacher", "filter": "judge", "evaluate": "candidate"}
     if stage in roles:
         command.wait_until(lambda: in_stage(run_dir, stage) and len(answered(run_dir, roles[stage])) > 5)
     else:
-        command.wait_until(lambda: in_stage(run_dir, stage) and _committed(Store(run_dir), stage))
+        command.wait_until(lambda: in_stage(run_dir, stage) and _noted(Store(run_dir), stage))
+    noted = _noted(Store(run_dir), stage)
     lost = host(nodes, WORK[stage])
     assert lost is not None and in_stage(run_dir, stage)
     nodes.lose(lost)
     nodes.workers.remove(lost)
     nodes.workers.append(nodes.add_worker())
+    return noted
 
 
 def ids_of_an_undisturbed_run(tmp_path, sets: list[str] = SMALL) -> dict[str, list[str]]:
@@ -49,8 +54,7 @@ def test_a_run_outlives_a_node_lost_in_every_stage(tiny_world, tmp_path):
     run_dir = str(tmp_path / "run")
     with cluster(workers=2) as nodes:
         command = submitted(nodes, run_dir, sets=TRAINED)
-        for stage in WORK:
-            lose_the_node_at_work(nodes, command, run_dir, stage)
+        noted = {stage: lose_the_node_at_work(nodes, command, run_dir, stage) for stage in WORK}
         code, output = command.wait()
     assert code == 0, output
     found = Store(run_dir).read_json("summary.json")
@@ -58,7 +62,7 @@ def test_a_run_outlives_a_node_lost_in_every_stage(tiny_world, tmp_path):
     assert {scheme: rows(run_dir, scheme) for scheme in SCHEMES} == ids_of_an_undisturbed_run(tmp_path)
     assert set(answered(run_dir).values()) == {1}  # what was answered was not asked again
     for stage in ("sft", "dpo"):
-        _went_on(run_dir, stage, 1)
+        _went_on(run_dir, stage, noted[stage])
 
 
 @pytest.mark.soak
@@ -99,14 +103,14 @@ def test_training_goes_on_after_its_driver_and_then_the_head_alone_was_lost(tiny
     only, sets = ("--stages", "generate,filter,sft"), [*SMALL, "sft.epochs=20", "sft.checkpoint_every=5"]
     with cluster(workers=2) as nodes:
         command = submitted(nodes, run_dir, *only, sets=sets)
-        command.wait_until(lambda: in_stage(run_dir, "sft") and _saved(store, "sft") >= 5)
-        first = _saved(store, "sft")
+        command.wait_until(lambda: in_stage(run_dir, "sft") and _noted(store, "sft") >= 5)
+        first = _noted(store, "sft")
         kill_the_driver(nodes, run_dir)
         assert command.wait()[0] == 3
 
         command = submitted(nodes, run_dir, *only, sets=sets)
-        command.wait_until(lambda: _saved(store, "sft") >= first + 10)
-        second = _saved(store, "sft")
+        command.wait_until(lambda: _noted(store, "sft") >= first + 10)
+        second = _noted(store, "sft")
         nodes.lose(nodes.head)
         assert command.wait()[0] != 0
         for worker in nodes.workers:
@@ -162,9 +166,12 @@ def _saved(store: Store, stage: str) -> int:
     return max((state["at"] for state in map(store.read_json, names) if state), default=0)
 
 
-def _committed(store: Store, stage: str) -> bool:
-    """Whether Ray Train goes on from a checkpoint: it looks for new ones every two seconds, and notes them here."""
-    return any(name.endswith("/checkpoint_manager_snapshot.json") for name in store.list(f"train/{stage}"))
+def _noted(store: Store, stage: str) -> int:
+    """From after which step Ray Train would go on: it looks for new checkpoints every two seconds, and notes them."""
+    for name in store.list(f"train/{stage}", "/checkpoint_manager_snapshot.json"):
+        with contextlib.suppress(ValueError, TypeError):  # it is being written
+            return orjson.loads(store.read(name))["latest_checkpoint_result"]["metrics"]["step"]
+    return 0
 
 
 def _went_on(run_dir: str, stage: str, *after: int) -> None:
@@ -199,6 +206,9 @@ def test_the_pool_grows_onto_a_node_that_joins(tiny_world, tmp_path):
         command.wait_until(lambda: _engines_of(joined) == 1)
         code, output = command.wait()
     assert code == 0, output
+    store = Store(run_dir)
+    wrote = [name for name in store.list("ledger/teacher") if b'"reply"' in store.read(name)]
+    assert len(wrote) == 2  # each engine's actor has a segment of its own
 
 
 def _engines_of(node) -> int:
