@@ -148,7 +148,7 @@ class Ledger:
         self._fruitless += bool(died_with) and not answered
 
     def _queue(self, line: dict[str, Any]) -> asyncio.Future[int]:
-        """Group commit: all lines that gather while one fsync runs share the next. The future is the line's offset."""
+        """Group commit: all lines that gather while one is made share the next. The future is the line's offset."""
         done = asyncio.get_running_loop().create_future()
         self._waiting.append((orjson.dumps(line) + b"\n", done))
         if self._committing is None or self._committing.done():
@@ -169,6 +169,7 @@ class Ledger:
                 if not written.done():
                     written.set_result(offset)
                 offset += len(line)
+            await asyncio.sleep(self._own.pause)
 
     def _look(self) -> None:
         try:

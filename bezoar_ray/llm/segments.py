@@ -16,12 +16,15 @@ from bezoar_ray.errors import BezoarError
 from bezoar_ray.store import Store
 
 _OBJECT = 2**20  # bytes from which on a further object is begun
+_GATHER = 0.25  # seconds between two PUTs of a writer: providers take some $5 for a million of them
 
 
 class Segment(Protocol):
     """Lines that one process appends."""
 
     reader: BinaryIO
+    pause: float
+    """Seconds in which lines should gather between two appends."""
 
     def append(self, data: bytes) -> int:
         """Write all of it, durably, or nothing: half a line would join with the next. The offset of what was written.
@@ -60,6 +63,8 @@ def earlier(store: Store, folder: str) -> Iterator[tuple[str, BinaryIO]]:
 class FileSegment:
     """A file that grows, with an fsync for each append."""
 
+    pause = 0.0
+
     def __init__(self, store: Store, name: str):
         path = store.path(f"{name}.jsonl")
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -89,6 +94,8 @@ class FileSegment:
 
 class ObjectSegment:
     """Objects of about a megabyte, of which the last is put anew with each append."""
+
+    pause = _GATHER
 
     def __init__(self, store: Store, name: str):
         self._store, self._name, self._number, self._last = store, name, 0, b""

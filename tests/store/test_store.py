@@ -2,6 +2,8 @@
 
 import asyncio
 import os
+import time
+from itertools import pairwise
 
 import pyarrow as pa
 import pytest
@@ -132,6 +134,30 @@ def test_long_segments_are_cut_into_objects_and_read_as_one(store, monkeypatch):
     assert asyncio.run(died()) == (0, 60)
     if store.remote:
         assert len(store.list("ledger/teacher")) > 5
+
+
+def test_in_a_bucket_a_writers_lines_gather_between_two_puts(store, monkeypatch):
+    put, at = Store.replace, []
+
+    def replace(self, name, data):
+        at.append(time.monotonic())
+        put(self, name, data)
+
+    async def go() -> None:
+        ledger = Ledger(store.root, "teacher", "one")
+        await asyncio.gather(*(later(ledger, n) for n in range(40)))
+        await ledger.close()
+
+    async def later(ledger: Ledger, n: int) -> None:
+        await asyncio.sleep(n * 0.02)
+        await ledger.settle(f"{n:02x}", "m", Reply("x", "stop", 1, 1), 0.0)
+
+    monkeypatch.setattr(Store, "replace", replace)
+    asyncio.run(go())
+    assert all(later - before >= 0.25 for before, later in pairwise(at)) and len(at) in (
+        range(2, 6) if store.remote else [0]
+    )
+    assert accounts(store.root, "one")["teacher"]["sent"] == 40
 
 
 def test_another_command_that_takes_over_ends_the_first_ones_calls(store):
