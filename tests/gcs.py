@@ -69,6 +69,7 @@ def new_bucket(address: str) -> str:
 class _Handler(BaseHTTPRequestHandler):
     server: _Server
     protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True  # else an answer's second part waits for the client to confirm the first
 
     def do_PUT(self):
         data = self.rfile.read(int(self.headers["content-length"]))

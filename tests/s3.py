@@ -73,6 +73,7 @@ def failing(behind: str, faulty: float = 0.1) -> Iterator[Proxy]:
 class _Handler(BaseHTTPRequestHandler):
     server: Proxy
     protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True  # else an answer's second part waits for the client to confirm the first
 
     def _handle(self):
         body = self._body()

@@ -91,8 +91,7 @@ def test_items_are_read_from_anywhere(store):
 def test_a_ledger_finds_its_answers_and_its_account_again(store):
     async def written() -> None:
         ledger = Ledger(store.root, "judge", "one")
-        for n in range(50):
-            await ledger.intend(f"{n:02x}", 0.5)
+        await asyncio.gather(*(ledger.intend(f"{n:02x}", 0.5) for n in range(50)))
         await asyncio.gather(*(ledger.settle(f"{n:02x}", "m", Reply(f"text {n}", "stop", 3, 2), 0.25)
                                for n in range(40)))  # fmt: skip
         assert ledger.find("07").text == "text 7"
@@ -114,6 +113,7 @@ def test_a_ledger_finds_its_answers_and_its_account_again(store):
 
 def test_long_segments_are_cut_into_objects_and_read_as_one(store, monkeypatch):
     monkeypatch.setattr("bezoar_ray.llm.segments._OBJECT", 2_000)
+    monkeypatch.setattr("bezoar_ray.llm.segments.ObjectSegment.pause", 0.0)
 
     async def written() -> None:
         ledger = Ledger(store.root, "teacher", "one")
