@@ -39,10 +39,10 @@ class Folder:
         return self.path(name).exists()
 
     def list(self, prefix: str) -> Iterator[str]:
-        """All files below a folder."""
-        top, root = self.path(prefix), self.root.resolve()
-        found = top.rglob("*") if top.is_dir() else ()
-        return (str(p.relative_to(root)) for p in found if p.is_file() and not p.name.startswith("."))
+        """All files below a folder. Others may remove some meanwhile, as Ray Train does with old checkpoints."""
+        root = self.root.resolve()
+        found = (Path(folder, name) for folder, _, names in os.walk(self.path(prefix)) for name in names)
+        return (str(path.relative_to(root)) for path in found if not path.name.startswith("."))
 
     def read(self, name: str) -> bytes:
         """The bytes of a file. Raises `FileNotFoundError` where there is none."""

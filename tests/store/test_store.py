@@ -28,6 +28,16 @@ def test_files_are_replaced_listed_read_and_removed(store):
     store.remove("a")
 
 
+def test_what_is_removed_while_files_are_listed_is_no_fault(store):
+    for name in "abcdef":
+        store.replace(f"x/{name}/file", b"")
+    found = store._files.list("x")
+    first = next(found)
+    for name in "abcdef":
+        store.remove(f"x/{name}")
+    assert first.startswith("x/") and len(list(found)) < 6
+
+
 def test_what_is_not_there_is_none_or_not_found(store):
     assert store.read_json("none.json") is None
     with pytest.raises(FileNotFoundError):
