@@ -215,7 +215,9 @@ def _parser() -> argparse.ArgumentParser:
         "--from", dest="measured", metavar="DIR", help="estimate from what the run (a pilot) in DIR measured"
     )
     command.add_argument(
-        "--cluster", metavar="GPU", help="hours and dollars on 1, 8 and 64 of them: H100, H200, A100, L40S or L4"
+        "--cluster",
+        metavar="GPU[=USD]",
+        help="hours and dollars on 1, 8 and 64 of them: H100, H200, A100, L40S or L4; A100=1.1 at your price an hour",
     )
 
     command = _command(commands, "submit", _submit, "carry out a recipe as a job on a Ray cluster")

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from bezoar_ray.errors import RecipeError
+from bezoar_ray.errors import BezoarError, RecipeError
 from bezoar_ray.plan import Assumed, plan, plan_from, render, render_scaling, scaling
 from bezoar_ray.plan.steps import billions
 from bezoar_ray.recipe import load_recipe, parse_recipe
@@ -51,6 +51,42 @@ def test_calls_follow_from_the_recipe():
     assert calls(found, "mt_bench answer") == calls(found, "mt_bench judge") == [10 * 2 * 4]
     assert calls(found, "mt_bench comparison") == [10 * 2 * 3 * 2]  # three pairs, in both orders
     assert calls(found, "harness request") == [100 * 3.5 * 4]
+
+
+def test_own_schemes_and_rows_are_counted(tmp_path):
+    own = {"rhymes": {"function": "mine.py:rhymes", "works": 40, "rows_per_work": 3}}
+    tree = TREE | {"generate": TREE["generate"] | {"own": own}}
+    tree["sft"] = {"data": {"support": {"source": "rows.jsonl", "limit": 500}}}
+    tree["filter"] = {"cap": {"lamini": 60}}
+    found = plan(parse_recipe(tree, "test"))
+    assert found.rows["rhymes"] == 120 and calls(found, "rhymes answer") == [120]
+    assert calls(found, "judge") == [540, 540]
+    sft = next(step for step in found.steps if step.stage == "sft")
+    assert sft.tokens_in == pytest.approx(60 * 260 + 150 * 0.68 * 500 + 70 * 0.17 * 550 + (120 * 0.5 + 500) * 450)
+
+
+def test_the_most_that_it_can_cost_and_its_limit_are_said():
+    found = plan(RECIPE)
+    teacher = 10 * 700 + (200 + 150 * 3 + 70) * 512  # a step that needs more than max_tokens takes it
+    judge = (420 + 80 + 120) * 2048  # rows, turns of four checkpoints, comparisons
+    into = sum(step.tokens_in for step in found.steps if step.model in ("org/teacher-10b", "one"))
+    most = (into + teacher * 2 + judge * 10) / 1e6
+    assert found.total("usd_most") == pytest.approx(most) and most > found.total("usd")
+    said = render(plan(parse_recipe(TREE | {"budget_usd": 5}, "test")))
+    assert f"At most {most:,.2f} API dollars" in said and "budget_usd stops the run at 5.00" in said
+    assert "budget_usd sets no limit" in render(found)
+
+
+def test_whether_the_result_may_be_used_is_said_before_the_bill():
+    said = render(plan(load_recipe("openbezoar-3b")))
+    assert "May the result be used commercially? With obligations:" in said and "CC-BY-SA-3.0" in said
+
+
+def test_a_gpus_price_can_be_ones_own():
+    ours, cheap = (scaling(load_recipe("openbezoar-3b"), kind) for kind in ("A100", "A100=0.9"))
+    assert cheap.usd(8) - cheap.api_usd == pytest.approx((ours.usd(8) - ours.api_usd) / 2)
+    with pytest.raises(RecipeError, match="--cluster A100=cheap: not a price"):
+        scaling(load_recipe("openbezoar-3b"), "A100=cheap")
 
 
 def test_published_models_are_judged_too(tmp_path):
@@ -117,6 +153,13 @@ def test_a_pilot_replaces_yields_and_tokens(tmp_path):
 
 
 def test_from_a_folder_without_a_run_says_so(tmp_path):
+    (tmp_path / "summary.json").write_text("{}")
+    with pytest.raises(RecipeError, match=r"--from .*no summary\.json with rows in it"):
+        plan_from(RECIPE, tmp_path)
+    (tmp_path / "summary.json").write_text('{"data": ')
+    with pytest.raises(BezoarError, match="is not whole JSON"):
+        plan_from(RECIPE, tmp_path)
+    (tmp_path / "summary.json").unlink()
     with pytest.raises(RecipeError, match=r"--from .*summary\.json"):
         plan_from(RECIPE, tmp_path)
 

@@ -13,7 +13,10 @@ class Tokens:
 
 @dataclass(frozen=True)
 class Assumed:
-    """Rough means of public data of each kind, as defaults; but for `train_speed` none was measured by us."""
+    """Rough means of public data of each kind, as defaults; but for `train_speed` none was measured by us.
+
+    Speeds are of one H100 of 80 GB.
+    """
 
     call: dict[str, Tokens] = field(
         default_factory=lambda: {
@@ -23,6 +26,7 @@ class Assumed:
             "evol_instruct comparison": Tokens(300, 5),
             "evol_instruct answer": Tokens(150, 350),
             "orca answer": Tokens(300, 250),
+            "own answer": Tokens(200, 250),  # of a scheme of one's own, and of rows that are brought along
             "judge": Tokens(800, 80),  # rubric and row; a rating with its reason
             "mt_bench answer": Tokens(250, 350),  # the second turn carries the first
             "mt_bench judge": Tokens(900, 150),
@@ -35,6 +39,8 @@ class Assumed:
         default_factory=lambda: {"lamini": 0.5, "evol_instruct": 0.68, "orca": 0.17}  # the last two as published
     )
     """Share of the generated rows that the filter accepts, by scheme."""
+    own_accepted: float = 0.5
+    """The same of schemes of one's own, of which nothing is known."""
     judged: float = 1.0
     """Judge calls per generated row and judge; the gates and repeated questions change it."""
     hh_row: float = 250
@@ -48,11 +54,11 @@ class Assumed:
     mt_bench_questions: int = 80
     """Questions in FastChat's file; the embedded world has 16."""
     write_speed: float = 30_000
-    """Tokens that vLLM writes in a second on one 80 GB GPU, times the billions of active weights."""
+    """Tokens that vLLM writes in a second on one GPU, times the billions of active weights."""
     read_speed: float = 120_000
     """Prompt tokens that it reads in a second, likewise."""
     train_speed: float = 10_000
-    """Tokens that QLoRA trains on in a second on one 80 GB GPU, times the billions of weights; on an H200 we measured
+    """Tokens that QLoRA trains on in a second on one GPU, times the billions of weights; on an H200 we measured
     8,600 with 3.4 of them and 16,000 with 8, four rows in a pass (jobs/benchmarks/README.md)."""
     one_sequence: float = 30
     """Tokens that vLLM writes in a second of one sequence, while its batch is full."""

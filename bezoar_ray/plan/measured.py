@@ -1,6 +1,5 @@
 """A plan again, from what a run measured."""
 
-import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,11 +21,14 @@ def assumed_from(recipe: Recipe, folder: str | Path) -> Assumed:
     Raises:
         RecipeError: the folder holds no run.
     """
-    path = Path(folder) / "summary.json"
-    try:
-        summary = json.loads(path.read_text())
-    except OSError as error:
-        raise RecipeError(f"--from {folder}: cannot read {path}: {error.strerror}. Name a run directory") from error
+    from bezoar_ray.store import Store
+
+    summary = Store(folder).read_json("summary.json")
+    if not summary or not summary.get("data"):
+        raise RecipeError(
+            f"--from {folder}: no summary.json with rows in it. Name the run directory, or bucket, of a run or pilot "
+            "that has generated some"
+        )
     return measured(recipe, summary, str(folder))
 
 
@@ -41,7 +43,7 @@ def measured(recipe: Recipe, summary: dict[str, Any], name: str) -> Assumed:
     if total and recipe.judges and _sent(calls.get("judge")):
         assumed = replace(assumed, judged=_sent(calls["judge"]) / (total * len(recipe.judges)))
     expected = list(generation(recipe, rows, assumed))
-    scaled = _scaled(assumed.call, calls.get("teacher"), expected, SCHEMES)
+    scaled = _scaled(assumed.call, calls.get("teacher"), expected, (*SCHEMES, *recipe.generate.own, "own"))
     scaled |= _own(scaled, calls.get("judge"), "judge") | _own(scaled, calls.get("candidate"), "mt_bench answer")
     if recipe.evaluate.mt_bench and _sent(found := calls.get("mt_bench_judge")):
         turns = found["sent"] / sum(step.calls for step in verdicts(recipe, 1, assumed))

@@ -80,14 +80,19 @@ class Scaling:
 
 
 def scaling(recipe: Recipe, kind: str, assumed: Assumed | None = None) -> Scaling:
-    """A recipe on GPUs of a kind.
+    """A recipe on GPUs of a kind: "A100", or, at a price of one's own in dollars an hour, "A100=1.1".
 
     Raises:
         RecipeError: no such kind, or a recipe that uses no GPU.
     """
+    kind, _, price = kind.partition("=")
     if kind not in GPUS:
         raise RecipeError(f"--cluster {kind}: no such kind of GPU; there are {', '.join(GPUS)}")
-    gpu, assumed = GPUS[kind], assumed or Assumed()
+    try:
+        gpu = replace(GPUS[kind], usd=float(price)) if price else GPUS[kind]
+    except ValueError as error:
+        raise RecipeError(f"--cluster {kind}={price}: not a price; give dollars an hour, as in {kind}=1.5") from error
+    assumed = assumed or Assumed()
     writing, training = gpu.bandwidth / _BASELINE.bandwidth, gpu.tflops / _BASELINE.tflops
     assumed = replace(
         assumed, write_speed=assumed.write_speed * writing, read_speed=assumed.read_speed * training,

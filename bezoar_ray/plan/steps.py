@@ -4,7 +4,8 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from bezoar_ray.plan.assumed import Assumed
+from bezoar_ray.licences import commercial_use
+from bezoar_ray.plan.assumed import Assumed, Tokens
 from bezoar_ray.recipe import CHECKPOINTS, ModelPart, MtBench, Recipe, SourcePart, Training
 from bezoar_ray.recipe.part import matches
 
@@ -21,6 +22,8 @@ class Step:
     tokens_out: float = 0
     usd: float = 0
     gpu_hours: float = 0
+    usd_most: float = 0
+    """Dollars if every answer is as long as `max_tokens` lets it be."""
 
 
 @dataclass(frozen=True)
@@ -32,6 +35,8 @@ class Plan:
     rows: dict[str, float]
     assumed: Assumed
     code: tuple[str, ...] = ()  # what of others the recipe runs
+    budget: float | None = None  # dollars
+    commercial_use: tuple[str, tuple[str, ...]] = ("", ())  # the verdict and its causes
 
     def total(self, name: str) -> float:
         """The sum of one column."""
@@ -44,7 +49,11 @@ def plan(recipe: Recipe, assumed: Assumed | None = None) -> Plan:
     rows = generated(recipe, assumed)
     steps = (*generation(recipe, rows, assumed), *_judging(recipe, rows, assumed),
              *_training(recipe, rows, assumed), *_evaluation(recipe, assumed))  # fmt: skip
-    return Plan(recipe.name, steps, rows, assumed, tuple(_code(recipe)))
+    use = commercial_use(recipe)
+    return Plan(
+        recipe.name, steps, rows, assumed, tuple(_code(recipe)), recipe.budget_usd,
+        (use["verdict"], tuple(use["because"])),
+    )  # fmt: skip
 
 
 def _code(recipe: Recipe) -> Iterator[str]:
@@ -75,6 +84,9 @@ def generated(recipe: Recipe, assumed: Assumed) -> dict[str, float]:
     if part.orca:
         drawn = sum(mixture.rows or assumed.open_rows for mixture in part.orca.mixtures.values())
         found["orca"] = float(min(drawn, _rows(recipe.seeds.flan) or drawn, part.orca.rows or drawn))
+    for name, own in part.own.items():
+        works = min(own.works, _rows(getattr(recipe.seeds, own.seeds)) or own.works)
+        found[name] = float(works * own.rows_per_work)
     return found
 
 
@@ -94,6 +106,7 @@ def generation(recipe: Recipe, rows: dict[str, float], assumed: Assumed) -> Iter
         "evol_instruct comparison": rows.get("evol_instruct", 0),
         "evol_instruct answer": rows.get("evol_instruct", 0) * answers,
         "orca answer": rows.get("orca", 0) * answers,
+        **{f"{name} answer": rows.get(name, 0) * answers for name in recipe.generate.own},
     }
     whole = sum(teacher.weight for teacher in recipe.teachers)
     for teacher in recipe.teachers:
@@ -109,10 +122,15 @@ def _judging(recipe: Recipe, rows: dict[str, float], assumed: Assumed) -> Iterat
 
 
 def _calls(stage: str, kind: str, model: ModelPart, count: float, assumed: Assumed) -> Step:
-    into, out = count * assumed.call[kind].into, count * assumed.call[kind].out
-    usd = model.usd(into, out)
+    tokens = _tokens(kind, assumed)
+    into, out = count * tokens.into, count * tokens.out
     hours = _engine_hours(model.model, model.num_gpus, into, out, assumed)
-    return Step(stage, kind, model.model, count, into, out, usd, hours)
+    most = model.usd(into, count * max(model.max_tokens, tokens.out))
+    return Step(stage, kind, model.model, count, into, out, model.usd(into, out), hours, most)
+
+
+def _tokens(kind: str, assumed: Assumed) -> Tokens:
+    return assumed.call.get(kind) or assumed.call["own answer"]
 
 
 def _engine_hours(model: str, gpus: float, into: float, out: float, assumed: Assumed) -> float:
@@ -133,8 +151,8 @@ def billions(model: str, assumed: Assumed, *, active: bool = False) -> float:
 
 
 def _training(recipe: Recipe, rows: dict[str, float], assumed: Assumed) -> Iterator[Step]:
-    kept = {scheme: count * assumed.accepted[scheme] for scheme, count in rows.items() if scheme in recipe.sft.order}
-    tokens = sum(count * _row_tokens(scheme, assumed) for scheme, count in kept.items())
+    kept = {name: _kept(recipe, name, rows, assumed) for name in recipe.sft_order}
+    tokens = sum(count * _row_tokens(name, assumed) for name, count in kept.items())
     yield _trained(recipe, "sft", f"{sum(kept.values()):,.0f} accepted rows", recipe.sft, tokens, assumed)
     if recipe.seeds.hh_rlhf:
         heldout = recipe.evaluate.heldout_pairs
@@ -147,9 +165,18 @@ def _training(recipe: Recipe, rows: dict[str, float], assumed: Assumed) -> Itera
             yield _trained(recipe, "dpo", f"{both:,} pairs", recipe.align, both * 2 * assumed.hh_row, assumed, work)
 
 
+def _kept(recipe: Recipe, name: str, rows: dict[str, float], assumed: Assumed) -> float:
+    """Rows of a data set that are trained on."""
+    if source := recipe.sft.data.get(name):
+        found = float(source.limit or assumed.open_rows)
+    else:
+        found = rows.get(name, 0.0) * assumed.accepted.get(name, assumed.own_accepted)
+    return min(found, recipe.filter.cap.get(name, found), recipe.sft.limit or found)
+
+
 def _row_tokens(scheme: str, assumed: Assumed) -> float:
     """Tokens of a training row: the call that wrote its answer holds both its sides."""
-    tokens = assumed.call[f"{scheme} answer"]
+    tokens = _tokens(f"{scheme} answer", assumed)
     return tokens.into + tokens.out
 
 

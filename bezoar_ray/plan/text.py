@@ -11,7 +11,7 @@ _COLUMNS = ("calls", "tokens_in", "tokens_out", "usd", "gpu_hours")
 
 def render(found: Plan) -> str:
     """A plan as a table for a terminal, with its assumptions below."""
-    head = ("stage", "what", "model", "calls", "tokens in", "tokens out", "dollars", "GPU hours")
+    head = ("stage", "what", "model", "calls", "tokens in", "tokens out", "API dollars", "GPU hours")
     lines = [_cells(step.stage, step.what, step.model, step) for step in found.steps]
     table = [head, *lines, _cells("total", "", "", Step("", "", "", *map(found.total, _COLUMNS)))]
     widths = [max(len(line[column]) for line in table) for column in range(len(head))]
@@ -20,7 +20,8 @@ def render(found: Plan) -> str:
     rows = ", ".join(f"{scheme} {count:,.0f}" for scheme, count in found.rows.items())
     return "\n".join([
         f"Plan of {found.recipe}: nothing has run. Rows to generate, at most: {rows}.", "",
-        text[0], rule, *text[1:-1], rule, text[-1], "", *_code(found), *_assumptions(found.assumed),
+        text[0], rule, *text[1:-1], rule, text[-1], "", *_bill(found), *_use(found), *_code(found),
+        *_assumptions(found.assumed),
     ])  # fmt: skip
 
 
@@ -34,7 +35,10 @@ def render_scaling(found: Scaling) -> str:
 
     lines = [line(stage.name, lambda n, stage=stage: _hours(stage.hours(n)), _gpus(stage.full), stage.bound)
              for stage in found.stages]  # fmt: skip
-    lines += [line("hours in all", lambda n: _hours(found.hours(n))), line("dollars", lambda n: f"{found.usd(n):,.0f}")]
+    lines += [
+        line("hours in all", lambda n: _hours(found.hours(n))),
+        line("dollars", lambda n: f"{found.usd(n):,.0f}"),
+    ]
     table = [head, *lines]
     widths = [max(len(line[column]) for line in table) for column in range(len(head))]
     text = ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in table]
@@ -45,7 +49,8 @@ def render_scaling(found: Scaling) -> str:
         f"{first.name} stops gaining first, at {_gpus(first.full)}: {first.bound}.", "",
         "Assumptions, beside those of `bezoar plan`:",
         f"- a {found.kind} has {gpu.tflops:g} TFLOPS in bfloat16 and {gpu.bandwidth:g} TB/s, by its maker, and costs "
-        f"{gpu.usd:g} dollars an hour, by ourselves; speeds follow the first in training, the second in writing",
+        f"{gpu.usd:g} dollars an hour, by ourselves (your price: --cluster {found.kind}=1.23); speeds follow the "
+        "first in training, the second in writing; dollars are those of APIs and GPUs",
         "- actors, workers and replicas fill all GPUs, whatever the recipe says; a stage's GPUs are paid while it runs",
         f"- an engine or worker starts in {assumed.start:g} s; one sequence is written at {assumed.one_sequence:g} "
         f"tokens/s; a judge answers in {assumed.judge_latency:g} s",
@@ -76,12 +81,26 @@ def _line(cells: tuple[str, ...], widths: list[int]) -> str:
     return "  ".join(left + [cell.rjust(width) for cell, width in zip(cells[3:], widths[3:], strict=True)])
 
 
+def _bill(found: Plan) -> list[str]:
+    if not found.total("usd_most"):
+        return []
+    most = f"At most {found.total('usd_most'):,.2f} API dollars, if every answer is as long as its max_tokens, as a "
+    limit = "sets no limit" if found.budget is None else f"stops the run at {found.budget:,.2f}"
+    return [f"{most}judge's with hidden reasoning may be; budget_usd {limit}.", ""]
+
+
+def _use(found: Plan) -> list[str]:
+    verdict, causes = found.commercial_use
+    return [f"May the result be used commercially? {verdict.capitalize()}:", *(f"- {cause}" for cause in causes), ""]
+
+
 def _code(found: Plan) -> list[str]:
     return ["It will run what is not ours:", *(f"- {line}" for line in found.code), ""] if found.code else []
 
 
 def _assumptions(assumed: Assumed) -> list[str]:
-    source = f"measured in {assumed.measured} where it could be" if assumed.measured else "none of them measured"
+    measured = f"measured in {assumed.measured} where it could be"
+    source = measured if assumed.measured else "none of them measured for this recipe"
     tokens = ", ".join(f"{kind} {t.into:,.0f} + {t.out:,.0f}" for kind, t in assumed.call.items())
     shares = ", ".join(f"{scheme} {share:.0%}" for scheme, share in assumed.accepted.items())
     return [
@@ -92,8 +111,9 @@ def _assumptions(assumed: Assumed) -> list[str]:
         f"- a source or sub-mixture without a limit gives {assumed.open_rows:,} rows",
         f"- an lm-eval task has {assumed.harness_items:,} items of {assumed.harness_choices} requests",
         f"- MT-Bench has {assumed.mt_bench_questions} questions, the embedded one 16",
-        f"- one 80 GB GPU, for each billion of active weights: vLLM writes {assumed.write_speed:,.0f} and reads "
+        f"- one H100, for each billion of active weights: vLLM writes {assumed.write_speed:,.0f} and reads "
         f"{assumed.read_speed:,.0f} tokens/s, QLoRA trains on {assumed.train_speed:,.0f}; starting up is not counted",
         "- no call is repeated after a fault, and a judge's hidden reasoning comes on top",
+        f"- a scheme of your own makes one call a row, and the filter accepts {assumed.own_accepted:.0%} of them",
         "- what runs without a GPU takes no GPU hours",
     ]

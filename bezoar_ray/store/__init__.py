@@ -107,11 +107,17 @@ class Store:
             self.remove("scratch")
 
     def read_json(self, name: str) -> Any:
-        """A JSON file's value, or None where there is no such file."""
+        """A JSON file's value, or None where there is no such file.
+
+        Raises:
+            BezoarError: it holds something else.
+        """
         try:
             return orjson.loads(self.read(name))
         except FileNotFoundError:
             return None
+        except orjson.JSONDecodeError as error:
+            raise BezoarError(f"{self.root}/{name} is not whole JSON: {error}. Remove it, or put it back") from error
 
     def replace_json(self, name: str, value: Any) -> None:
         """Write a value as a whole JSON file."""
