@@ -1,6 +1,7 @@
 """The command `bezoar`: parses, calls one function, prints."""
 
 import argparse
+import os
 import sys
 from pathlib import Path
 
@@ -28,6 +29,9 @@ def main(arguments: list[str] | None = None) -> int:
     except BezoarError as error:
         print(f"bezoar: {error}", file=sys.stderr)
         return error.exit_code
+    except BrokenPipeError:  # who read the output, such as `head`, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
     except KeyboardInterrupt:
         print("bezoar: interrupted; run the same command again to go on", file=sys.stderr)
         return 130
@@ -127,7 +131,7 @@ def _serve(options: argparse.Namespace) -> None:
     from bezoar_ray.cluster import ray_session
     from bezoar_ray.serve.app import serve_forever
 
-    store, recipe = _existing(options.dir)
+    store, recipe = _existing(options.dir, options.set)
     with ray_session():
         serve_forever(recipe, store)
 
@@ -176,19 +180,25 @@ def _positive(text: str) -> int:
     return number
 
 
+def _of_serve(text: str) -> str:
+    if not text.startswith("serve."):
+        raise argparse.ArgumentTypeError(f"{text}: expected serve.KEY=VALUE; the rest is as the run has it")
+    return text
+
+
 def _recipe(options: argparse.Namespace):
     from bezoar_ray.recipe import load_recipe
 
     return load_recipe(options.recipe, options.set)
 
 
-def _existing(folder: str):
+def _existing(folder: str, overrides: list[str] | tuple[str, ...] = ()):
     """The run directory and its recipe."""
     from bezoar_ray.recipe import recipe_of
     from bezoar_ray.store import Store
 
     store = Store(folder)
-    return store, recipe_of(store)
+    return store, recipe_of(store, overrides)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -248,8 +258,15 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument(
         "--page", default="compare.html", metavar="FILE", help="where the page goes (default: %(default)s)"
     )
-    command = _command(commands, "serve", _serve, "host a run's checkpoints behind one OpenAI-compatible endpoint")
+    command = _command(
+        commands, "serve", _serve, "host a run's checkpoints behind one OpenAI-compatible endpoint, until Ctrl-C: "
+        "http://127.0.0.1:8000/v1, with the models base, sft, hh-sft and dpo; BEZOAR_API_KEY has clients show a key"
+    )  # fmt: skip
     command.add_argument("dir", metavar="DIR")
+    command.add_argument(
+        "--set", action="append", default=[], type=_of_serve, metavar="serve.KEY=VALUE",
+        help="override how it is served: serve.port=8001, serve.num_gpus=0",
+    )  # fmt: skip
     command = _command(
         commands, "sweep", _sweep, "train a grid of recipes that share all stages which no parameter touches"
     )

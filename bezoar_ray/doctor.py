@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
 
+from bezoar_ray.errors import RecipeError
 from bezoar_ray.recipe import ModelPart, Recipe, SourcePart, load_recipe, recipe_names
 from bezoar_ray.recipe.part import matches
 
@@ -194,9 +195,27 @@ def missing_files(recipe: Recipe) -> Iterator[tuple[str, str]]:
         for pattern in getattr(bench, field):
             if not matches(pattern):
                 yield "evaluate", f"evaluate.mt_bench.{field}: no file {pattern!r}"
+    yield from _training_files(recipe)
     folder = recipe.evaluate.harness and recipe.evaluate.harness.include_path
     if folder and folder != "tiny" and not Path(folder).is_dir():
         yield "evaluate", f"evaluate.harness.include_path: no folder {folder!r}"
+
+
+def _training_files(recipe: Recipe) -> Iterator[tuple[str, str]]:
+    try:
+        _ = recipe.template
+    except RecipeError as error:
+        yield "sft", str(error)
+    named = {f"sft.data.{name}": ("sft", (part,)) for name, part in recipe.sft.data.items()}
+    for field, (stage, parts) in (named | {"seeds.hh_rlhf": ("hh-sft", recipe.seeds.hh_rlhf)}).items():
+        for part in parts:
+            if part.source != "tiny" and not part.source.startswith("hub:") and not matches(part.source):
+                yield stage, f"{field}: no file {part.source!r}"
+    if not recipe.seeds.hh_rlhf:
+        yield "hh-sft", "seeds.hh_rlhf: hh-sft and dpo learn from its conversations; name a source"
+    adapter = recipe.sft.adapter
+    if adapter and not Path(adapter).is_dir() and adapter.count("/") != 1:
+        yield "sft", f"sft.adapter: no folder {adapter!r}, and no OWNER/NAME of a hub"
 
 
 def _advice() -> Iterator[str]:

@@ -12,7 +12,7 @@ def render(store: Store) -> str:
         RecipeError: the directory holds no run.
     """
     summary = store.read_json("summary.json")
-    if summary is None:
+    if not summary:
         raise RecipeError(f"{store.root} is no run directory: it holds no summary.json")
     run = summary["run"]
     lines = [f"{run['recipe']}: {run['status']} after {duration(run['seconds'])}"]

@@ -57,6 +57,8 @@ class Jobs:
         from ray.exceptions import AuthenticationError
         from ray.job_submission import JobSubmissionClient
 
+        if not address.startswith(("http://", "https://")):
+            raise RecipeError(f"--address {address}: expected the dashboard's URL, as in http://127.0.0.1:8265")
         self._address = address
         try:
             self._client = JobSubmissionClient(address)

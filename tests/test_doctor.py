@@ -44,6 +44,18 @@ def test_files_of_answers_verdicts_and_tasks_are_missed(bare):
     assert "include_path: no folder 'tasks'" in text
 
 
+def test_what_training_would_read_is_missed_before_anything_is_paid_for(bare):
+    sets = ["chat_template=nofile", "sft.data.support.source=none.jsonl", "sft.adapter=nowhere",
+            "seeds.hh_rlhf=[{source: gone.jsonl}]"]  # fmt: skip
+    text = "\n".join(doctor.misses(load_recipe("tiny", sets), []))
+    for said in ("chat_template: cannot read 'nofile'", "sft.data.support: no file 'none.jsonl'",
+                 "sft.adapter: no folder 'nowhere'", "seeds.hh_rlhf: no file 'gone.jsonl'"):  # fmt: skip
+        assert said in text
+    assert "seeds.hh_rlhf: hh-sft and dpo learn" in "\n".join(
+        doctor.misses(load_recipe("tiny", ["seeds.hh_rlhf=[]"]), [])
+    )
+
+
 def test_what_is_there_is_not_missed(bare, monkeypatch):
     monkeypatch.setenv("OPENROUTER_API_KEY", "a-secret")
     monkeypatch.setattr(doctor, "vllm_build", lambda: "CUDA build, vllm 0.29.0")

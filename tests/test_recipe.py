@@ -65,11 +65,29 @@ def test_set_overrides_values_in_sections_and_lists():
         ("filter.accept_rating=9", "accept_rating"),
         ("generate.evol_instruct.operations={}", "operations"),
         ("sft.workers=3", "batch 16 cannot be shared by 3 workers"),
+        ("sft.schedule=nope", "sft.schedule: .*constant_with_warmup"),
+        ("sft.epochs=-1", "sft.epochs: .*greater than 0"),
+        ("teacher.temperature=-3", "temperature: .*greater than or equal to 0"),
+        ("sft.report_to=wandb", r"report_to: expected a list, as in \[a, b\] \(found 'wandb'\)"),
+        ("generate=7", "generate: expected a section with keys"),
+        ("dpo.beta=1", "dpo: unknown key. Did you mean 'align'?"),
+        ("evaluate.mt_bench.pairwise=[[dpo,dpo2]]", "'dpo2' is none of base, sft, hh-sft, dpo"),
     ],
 )
 def test_a_wrong_set_is_explained(override, says):
     with pytest.raises(RecipeError, match=says):
         load_recipe("tiny", [override])
+
+
+def test_the_one_teacher_can_be_set_as_the_first_of_several():
+    assert load_recipe("tiny", ["teachers.0.model=other"]).teachers[0].model == "other"
+
+
+@pytest.mark.parametrize("text", [b"", b"- a list", b"caf\xe9: 1"])
+def test_a_file_that_holds_no_recipe_is_named(tmp_path, text):
+    (tmp_path / "mine.yaml").write_bytes(text)
+    with pytest.raises(RecipeError, match="mine.yaml.*(holds no recipe|no UTF-8 text)"):
+        load_recipe(str(tmp_path / "mine.yaml"), ["align.beta=1"])
 
 
 def test_a_missing_recipe_names_the_packaged_ones():

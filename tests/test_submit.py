@@ -102,3 +102,5 @@ def test_the_jobs_are_commands_of_ours(monkeypatch, name, arguments):
 def test_an_address_where_nothing_answers_is_named():
     with pytest.raises(RecipeError, match="--address http://127.0.0.1:9: .*dashboard's address"):
         Jobs("http://127.0.0.1:9")
+    with pytest.raises(RecipeError, match=r"--address head:8265: expected the dashboard's URL, as in http://"):
+        Jobs("head:8265")

@@ -12,6 +12,7 @@ from bezoar_ray.recipe.part import (
     HOW,
     Engine,
     Money,
+    NotNegative,
     OneOrMore,
     Part,
     Placed,
@@ -131,7 +132,7 @@ class MtBench(Part):
     `judge`; the recipe's first judge where empty."""
     pairwise: tuple[tuple[str, str], ...] = (("sft", "base"), ("hh-sft", "sft"), ("dpo", "hh-sft"))
     """Models whose answers the first judge compares, in both orders: checkpoints, or others from `answers`."""
-    temperatures: dict[str, Annotated[float, Field(ge=0)]] = {
+    temperatures: dict[str, NotNegative] = {
         "writing": 0.7, "roleplay": 0.7, "stem": 0.1, "humanities": 0.1,
     }  # fmt: skip
     """Sampling temperature of the answers, by category of the questions; FastChat's. Others are greedy."""
@@ -153,6 +154,11 @@ class MtBench(Part):
     def _compares_two(self) -> "MtBench":
         if same := next((pair for pair in self.pairwise if pair[0] == pair[1]), None):
             raise ValueError(f"pairwise: {list(same)} names one model twice")
+        unknown = [name for pair in self.pairwise for name in pair if name not in CHECKPOINTS]
+        if unknown and not self.answers:
+            raise ValueError(
+                f"pairwise: {unknown[0]!r} is none of {', '.join(CHECKPOINTS)}, and there are no `answers`"
+            )
         if twice := next(
             (pair for n, pair in enumerate(self.pairwise) if {*pair} in map(set, self.pairwise[:n])), None
         ):

@@ -19,6 +19,9 @@ if TYPE_CHECKING:
     from bezoar_ray.store import Store  # a plan does without it
 
 _ALIASES = {"teacher": "teachers", "judge": "judges"}  # what a single section may stand under
+_MEANT = {"dpo": "align", "hh-sft": "hh_sft", "judge": "judges"}  # sections that a stage's name does not say
+_EXPECTED = {"tuple_type": "expected a list, as in [a, b]", "model_type": "expected a section with keys",
+             "dict_type": "expected a section with keys"}  # fmt: skip
 
 
 class Recipe(Part):
@@ -121,13 +124,15 @@ def load_recipe(name: str, overrides: list[str] | tuple[str, ...] = ()) -> Recip
         tree = yaml.safe_load(packaged.read_text() if packaged.is_file() else _read(name, "recipe"))
     except yaml.YAMLError as error:
         raise RecipeError(f"{name}: not valid YAML: {error}") from error
+    if not isinstance(tree, dict):
+        raise RecipeError(f"{name}: holds no recipe; expected sections such as `teacher:` (found {tree!r})")
     for override in overrides:
         _set(tree, override)
     return parse_recipe(tree, name)
 
 
-def recipe_of(store: "Store") -> Recipe:
-    """The recipe that a run directory was made by.
+def recipe_of(store: "Store", overrides: list[str] | tuple[str, ...] = ()) -> Recipe:
+    """The recipe that a run directory was made by, with overrides as of `load_recipe`.
 
     Raises:
         RecipeError: the folder is no run directory.
@@ -137,7 +142,7 @@ def recipe_of(store: "Store") -> Recipe:
             f"{store.root} is no run directory: it holds no recipe.yaml. "
             f"`bezoar run RECIPE --run-dir {store.root}` makes one"
         )
-    return load_recipe(str(store.path("recipe.yaml")))
+    return load_recipe(str(store.path("recipe.yaml")), overrides)
 
 
 def parse_recipe(tree: Any, origin: str) -> Recipe:
@@ -153,6 +158,8 @@ def _read(path: str, field: str) -> str:
         return Path(path).read_text()
     except OSError as error:
         raise RecipeError(f"{field}: cannot read {path!r}: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise RecipeError(f"{field}: {path!r} is no UTF-8 text: {error.reason} at byte {error.start}") from error
 
 
 def _set(tree: dict[str, Any], override: str) -> None:
@@ -160,6 +167,8 @@ def _set(tree: dict[str, Any], override: str) -> None:
     if not found:
         raise RecipeError(f"--set {override!r}: expected key.path=value")
     *parents, last = path.split(".")
+    if parents[:1] == ["teachers"] and "teacher" in tree:
+        tree["teachers"] = [tree.pop("teacher")]
     try:
         parsed = yaml.safe_load(value)
     except yaml.YAMLError as error:
@@ -196,11 +205,13 @@ def _explain(error: Any) -> str:
     if error["type"] == "extra_forbidden":
         known = _keys_at(error["loc"][:-1])
         near = difflib.get_close_matches(str(error["loc"][-1]), known, n=1)
+        if (meant := _MEANT.get(str(error["loc"][-1]))) in known:
+            near = [meant]
         return f"{where}: unknown key. " + (f"Did you mean {near[0]!r}?" if near else f"Known keys: {', '.join(known)}")
     if error["type"] == "missing":
         return f"{where}: missing; add it"
     found = "" if isinstance(error["input"], dict | BaseModel) else f" (found {error['input']!r})"
-    return f"{where}: {error['msg'].removeprefix('Value error, ')}{found}"
+    return f"{where}: {_EXPECTED.get(error['type']) or error['msg'].removeprefix('Value error, ')}{found}"
 
 
 def _keys_at(loc: tuple[Any, ...]) -> list[str]:

@@ -4,9 +4,20 @@ import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import model_validator
+from pydantic import Field, model_validator
 
-from bezoar_ray.recipe.part import FILES, HOW, Engine, Part, Placed, Positive, PositiveRate, check_parallel, decisive
+from bezoar_ray.recipe.part import (
+    FILES,
+    HOW,
+    Engine,
+    NotNegative,
+    Part,
+    Placed,
+    Positive,
+    PositiveRate,
+    check_parallel,
+    decisive,
+)  # fmt: skip
 
 _COMMIT = re.compile("[0-9a-f]{7,64}")
 _BATCH_SHARE = 0.5  # of a live call's price, as OpenAI and those who copy its interface have it
@@ -47,9 +58,9 @@ class ModelPart(Weights, Placed):
     """Hugging Face name, local folder, name at the endpoint, or one of the embedded `tiny-*` models."""
     license: str = "unknown"
     """Licence or terms of use that bind what the model writes; decides whether the result may be sold."""
-    temperature: float = 1.0
+    temperature: NotNegative = 1.0
     """Sampling temperature; 0 is greedy."""
-    top_p: float = 1.0
+    top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
     """Nucleus sampling mass."""
     max_tokens: Positive = 512
     """Longest answer, in tokens."""
@@ -142,7 +153,7 @@ def told_apart(judges: tuple[ModelPart, ...]) -> tuple[ModelPart, ...]:
 class Judge(ModelPart):
     """A model that rates; unless told otherwise as FastChat asks it: greedily, with room for an explanation."""
 
-    temperature: float = 0.0
+    temperature: NotNegative = 0.0
     """Sampling temperature; 0 is greedy. Models that reason take 1 alone."""
     max_tokens: Positive = 2048
     """Longest answer, in tokens."""

@@ -27,7 +27,8 @@ _ELSEWHERE = {  # of vLLM: what is loaded and which code runs
 }  # fmt: skip
 Positive = Annotated[int, Field(gt=0)]
 PositiveRate = Annotated[float, Field(gt=0)]
-Money = Annotated[float, Field(ge=0)]
+NotNegative = Annotated[float, Field(ge=0)]
+Money = NotNegative
 Share = Annotated[float, Field(ge=0, le=1)]
 OneOrMore = BeforeValidator(lambda value: [value] if isinstance(value, dict) else value)
 """A list that may be written without its brackets where it holds one section."""

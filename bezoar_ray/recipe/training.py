@@ -5,11 +5,16 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from bezoar_ray.recipe.models import SourcePart, Weights
-from bezoar_ray.recipe.part import FILES, HOW, Part, Placed, Positive, Share
+from bezoar_ray.recipe.part import FILES, HOW, Part, Placed, Positive, PositiveRate, Share
 
 LossType = Literal[
     "sigmoid", "hinge", "ipo", "exo_pair", "nca_pair", "robust", "bco_pair", "sppo_hard", "aot", "aot_unpaired",
     "apo_zero", "apo_down", "discopop", "sft", "sigmoid_norm",
+]  # fmt: skip
+
+
+Schedule = Literal[
+    "linear", "cosine", "cosine_with_restarts", "polynomial", "constant", "constant_with_warmup", "inverse_sqrt",
 ]  # fmt: skip
 
 
@@ -44,13 +49,13 @@ class Lora(Part):
 class Training(Placed):
     """One training stage."""
 
-    learning_rate: float
+    learning_rate: PositiveRate
     """Peak learning rate."""
-    schedule: str = "constant_with_warmup"
+    schedule: Schedule = "constant_with_warmup"
     """Learning-rate schedule, by transformers' name."""
     warmup_ratio: Share = 0.03
     """Share of the steps that warm up."""
-    epochs: float = 1.0
+    epochs: PositiveRate = 1.0
     """Passes over the rows."""
     batch: Positive = 16
     """Rows in an optimiser step, over all workers and accumulation steps."""
@@ -107,7 +112,7 @@ class Supervised(Training):
 class Sft(Supervised):
     """Supervised fine-tuning on the accepted rows, one adapter carried through the schemes in order."""
 
-    learning_rate: float = 2e-4
+    learning_rate: PositiveRate = 2e-4
     lora: Lora = Lora()
     order: tuple[str, ...] = ("lamini", "orca", "evol_instruct")
     """The data sets, in the order of training; own ones that are not named come last."""
@@ -121,14 +126,14 @@ class Sft(Supervised):
 class HhSft(Supervised):
     """Supervised fine-tuning on the chosen side of HH-RLHF: a new adapter on merged sft."""
 
-    learning_rate: float = 2e-4
+    learning_rate: PositiveRate = 2e-4
     lora: Lora = Lora()
 
 
 class Align(Training):
     """Preference alignment: goes on with hh-sft's adapter, whose frozen copy is the reference."""
 
-    learning_rate: float = 5e-6
+    learning_rate: PositiveRate = 5e-6
     method: Literal["dpo", "kto", "orpo", "asft", "none"] = "dpo"
     """How pairs are learned from: dpo and kto hold to the reference; orpo and asft know none. none ends at hh-sft."""
     beta: Annotated[float, Field(gt=0)] = 0.1
