@@ -5,7 +5,7 @@ import os
 import sys
 from pathlib import Path
 
-from bezoar_ray.errors import BezoarError
+from bezoar_ray.errors import BezoarError, RecipeError
 
 _EPILOG = """\
 examples:
@@ -90,6 +90,8 @@ def _status(options: argparse.Namespace) -> None:
     from bezoar_ray.status import render
     from bezoar_ray.store import Store
 
+    if options.follow and not options.address:
+        raise RecipeError("--follow needs the --address of the cluster whose job is to be followed")
     if not options.address:
         return print(render(Store(options.dir)))
     from bezoar_ray.submit import Jobs
@@ -170,7 +172,7 @@ def _tiny(options: argparse.Namespace) -> None:
 def _doctor(options: argparse.Namespace) -> None:
     from bezoar_ray.doctor import report
 
-    print(report())
+    print(report(options.recipe))
 
 
 def _positive(text: str) -> int:
@@ -213,11 +215,8 @@ def _parser() -> argparse.ArgumentParser:
 
     command = _command(commands, "run", _run, "carry out a recipe; what is done already is skipped")
     _add_recipe(command)
-    command.add_argument("--run-dir", metavar="DIR", help="where everything goes (default: runs/<recipe>)")
-    command.add_argument("--stages", metavar="A,B", help="only these of generate,filter,sft,hh-sft,dpo,evaluate,report")
-    command.add_argument(
-        "--pilot", type=_positive, metavar="N", help="N seeds per scheme, generate and filter only; shows the samples"
-    )
+    command.add_argument("--run-dir", metavar="DIR", help="where everything goes (default: runs/<recipe>[-pilot])")
+    _add_stages(command)
 
     command = _command(commands, "plan", _plan, "calls, tokens, dollars and GPU hours of a recipe; runs nothing")
     _add_recipe(command)
@@ -239,22 +238,21 @@ def _parser() -> argparse.ArgumentParser:
         metavar="DIR",
         help="s3://…, gs://…, or the whole path of a folder that all nodes see",
     )
-    command.add_argument("--stages", metavar="A,B", help="as for `run`")
-    command.add_argument("--pilot", type=_positive, metavar="N", help="as for `run`")
+    _add_stages(command)
     command.add_argument(
         "--requirements", metavar="FILE", help="pinned packages for nodes whose image has no bezoar_ray"
     )
     command.add_argument("--follow", action="store_true", help="print its lines until it ends; Ctrl-C lets it go on")
     command = _command(commands, "status", _status, "how far a run is")
-    command.add_argument("dir", metavar="DIR")
+    _add_dir(command)
     command.add_argument("--address", metavar="URL", help="of the cluster whose job works on it")
     command.add_argument("--follow", action="store_true", help="print that job's lines until it ends")
     command = _command(commands, "report", _report, "write a run's report again")
-    command.add_argument("dir", metavar="DIR")
+    _add_dir(command)
     command = _command(
         commands, "compare", _compare, "runs side by side: what differs in their recipes, what came of it"
     )
-    command.add_argument("dir", metavar="DIR", nargs="+")
+    command.add_argument("dir", metavar="DIR", nargs="+", help="run directories")
     command.add_argument(
         "--page", default="compare.html", metavar="FILE", help="where the page goes (default: %(default)s)"
     )
@@ -262,13 +260,16 @@ def _parser() -> argparse.ArgumentParser:
         commands, "serve", _serve, "host a run's checkpoints behind one OpenAI-compatible endpoint, until Ctrl-C: "
         "http://127.0.0.1:8000/v1, with the models base, sft, hh-sft and dpo; BEZOAR_API_KEY has clients show a key"
     )  # fmt: skip
-    command.add_argument("dir", metavar="DIR")
+    _add_dir(command)
     command.add_argument(
         "--set", action="append", default=[], type=_of_serve, metavar="serve.KEY=VALUE",
         help="override how it is served: serve.port=8001, serve.num_gpus=0",
     )  # fmt: skip
     command = _command(
-        commands, "sweep", _sweep, "train a grid of recipes that share all stages which no parameter touches"
+        commands,
+        "sweep",
+        _sweep,
+        "train a grid of recipes, up to dpo, that share all stages which no parameter touches",
     )
     _add_recipe(command)
     command.add_argument(
@@ -278,14 +279,15 @@ def _parser() -> argparse.ArgumentParser:
     command = _command(
         commands, "push", _push, "upload a run's checkpoints, adapters and rows with their cards to a hub"
     )
-    command.add_argument("dir", metavar="DIR")
+    _add_dir(command)
     command.add_argument("owner", metavar="OWNER", help="user or organisation; repositories are OWNER/<recipe>-<part>")
     command.add_argument("--only", nargs="+", metavar="PART", help="of sft, hh-sft, dpo and dataset (default: all)")
     command.add_argument("--private", action="store_true", help="create the repositories as private ones")
     command.add_argument("--dry-run", action="store_true", help="say what would be uploaded, and stop")
     command = _command(commands, "tiny", _tiny, "build the embedded world that `run tiny` uses")
-    command.add_argument("action", choices=["build"])
-    _command(commands, "doctor", _doctor, "what this machine can run, and what each recipe still misses")
+    command.add_argument("action", choices=["build"], help="make it now, into the cache")
+    command = _command(commands, "doctor", _doctor, "what this machine can run, and what each recipe still misses")
+    command.add_argument("recipe", metavar="RECIPE", nargs="*", help="names or YAML files (default: all packaged ones)")
     return parser
 
 
@@ -293,6 +295,19 @@ def _command(commands, name: str, call, text: str) -> argparse.ArgumentParser:
     command = commands.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
     command.set_defaults(call=call)
     return command
+
+
+def _add_dir(command: argparse.ArgumentParser) -> None:
+    command.add_argument("dir", metavar="DIR", help="the run directory: a folder, s3://… or gs://…")
+
+
+def _add_stages(command: argparse.ArgumentParser) -> None:
+    either = command.add_mutually_exclusive_group()
+    either.add_argument("--stages", metavar="A,B", help="only these of generate,filter,sft,hh-sft,dpo,evaluate,report")
+    either.add_argument(
+        "--pilot", type=_positive, metavar="N",
+        help="N seeds per scheme (of LaMini, N calls), generate and filter only; shows the samples",
+    )  # fmt: skip
 
 
 def _add_recipe(command: argparse.ArgumentParser) -> None:

@@ -5,7 +5,7 @@ import os
 import platform
 import shutil
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from importlib import metadata
 from pathlib import Path
 
@@ -19,11 +19,12 @@ _DOCKER = """docker build -f cluster/Dockerfile -t bezoar-ray:cpu .
     docker run --rm -v "$PWD/runs:/bezoar/runs" bezoar-ray:cpu run tiny"""
 
 
-def report() -> str:
-    """The findings as text. Keys are looked for by name; what they hold is never shown."""
+def report(recipes: Iterable[str] = ()) -> str:
+    """The findings as text, of some recipes or of all packaged ones. Keys are looked for by name; what they hold is
+    never shown."""
     gpus = graphics()
     lines = ["This machine", *(f"  {name:<10} {value}" for name, value in _machine(gpus)), "", "Recipes"]
-    for name in recipe_names():
+    for name in recipes or recipe_names():
         lines += _recipe_lines(load_recipe(name), gpus)
     advice = list(_advice())
     return "\n".join([*lines, *(["", "What to do", *(f"  {line}" for line in advice)] if advice else [])])

@@ -3,6 +3,7 @@
 import platform
 
 import pytest
+import yaml
 
 from bezoar_ray import doctor
 from bezoar_ray.recipe import load_recipe
@@ -54,6 +55,12 @@ def test_what_training_would_read_is_missed_before_anything_is_paid_for(bare):
     assert "seeds.hh_rlhf: hh-sft and dpo learn" in "\n".join(
         doctor.misses(load_recipe("tiny", ["seeds.hh_rlhf=[]"]), [])
     )
+
+
+def test_a_recipe_of_ones_own_can_be_looked_at(bare):
+    (bare / "mine.yaml").write_text(yaml.safe_dump(load_recipe("tiny", ["name=mine"]).model_dump(mode="json")))
+    text = doctor.report(["mine.yaml"])
+    assert "mine: can run" in text and "openbezoar-3b" not in text
 
 
 def test_what_is_there_is_not_missed(bare, monkeypatch):
