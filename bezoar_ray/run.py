@@ -84,7 +84,6 @@ class Run:
     def carry_out(self, stages: list[str]) -> dict[str, Any]:
         """The stages in order; the summary says at every moment how far they are."""
         self._store.replace(SESSION, self._session.encode())
-        self._store.replace("recipe.yaml", yaml.safe_dump(self._recipe.model_dump(mode="json"), sort_keys=False))
         with contextlib.ExitStack() as stack:
             stack.enter_context(stderr_to(self._store.log(_LOG)))
             keep_events(self._store, session=self._session)
@@ -93,6 +92,7 @@ class Run:
             try:
                 for names in self._not_done(stages):
                     self._carry_out(names, machinery)
+                self._keep_recipe()
             except KeyboardInterrupt:
                 self._summarise("interrupted")
                 raise
@@ -104,7 +104,9 @@ class Run:
         return self._summarise("done")
 
     def _carry_out(self, names: list[str], machinery: "Machinery") -> None:
-        """One stage, or several that flow into one another."""
+        """One stage, or several that flow into one another. What is done is forgotten only once it can begin."""
+        recipe = [machinery.recipe_for(name) for name in names][-1]
+        self._keep_recipe()
         forget(self._store, names[0])
         self._stages = {name: entry for name, entry in self._stages.items() if _has_manifest(self._store, name)}
         for name in names:
@@ -114,7 +116,6 @@ class Run:
         event("stage begins", stage="+".join(names))
         began = time.monotonic()
         try:
-            recipe = [machinery.recipe_for(name) for name in names][-1]
             for current, outcome in _outcomes(names, self._context(recipe)):
                 seconds, began = round(time.monotonic() - began, 1), time.monotonic()
                 entry = self._stages[current]
@@ -133,6 +134,10 @@ class Run:
                 if self._stages[name]["status"] == "running":
                     self._stages[name] |= {"status": status, "seconds": round(time.monotonic() - began, 1)}
             raise
+
+    def _keep_recipe(self) -> None:
+        tree = self._recipe.model_dump(mode="json")
+        self._store.replace("recipe.yaml", yaml.safe_dump(tree, sort_keys=False))
 
     def _not_done(self, stages: list[str]) -> Iterator[list[str]]:
         """What is left to do, one after the other; stages that flow into one another together."""

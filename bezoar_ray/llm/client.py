@@ -139,11 +139,12 @@ class Talker(Caller):
 
     @contextlib.asynccontextmanager
     async def _suspects(self, key: str):
-        """Calls that were in flight when an engine died go one at a time, so that the deadly one is found out."""
+        """Calls that were in flight when engines died go one at a time, so that the deadly one is found out; once may
+        have been a node that was taken away, with hundreds of them."""
         deaths = 0 if self._part.base_url else self._ledger.deaths(key)
         if deaths >= _DEADLY:
             raise CallFailed(f"{deaths} engines died while they answered this")
-        async with self._alone if deaths else contextlib.nullcontext():
+        async with self._alone if deaths > 1 else contextlib.nullcontext():
             yield
 
     async def _attempt(self, key: str, messages: Messages, sampling: Sampling, most: Need) -> Reply:

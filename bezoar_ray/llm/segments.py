@@ -16,7 +16,9 @@ from bezoar_ray.errors import BezoarError
 from bezoar_ray.store import Store
 
 _OBJECT = 2**20  # bytes from which on a further object is begun
-_GATHER = 0.25  # seconds between two PUTs of a writer: providers take some $5 for a million of them
+_GATHER = {"s3": 0.25, "gs": 1.1}
+"""Seconds between two PUTs of a writer: providers take some $5 for a million of them, and Google takes one of an object
+in a second (cloud.google.com/storage/quotas)."""
 
 
 class Segment(Protocol):
@@ -95,10 +97,9 @@ class FileSegment:
 class ObjectSegment:
     """Objects of about a megabyte, of which the last is put anew with each append."""
 
-    pause = _GATHER
-
     def __init__(self, store: Store, name: str):
         self._store, self._name, self._number, self._last = store, name, 0, b""
+        self.pause = _GATHER[str(store.root).partition("://")[0]]
         self._copy = tempfile.NamedTemporaryFile(prefix="bezoar_ray-", suffix=".jsonl")
         self.reader = open(self._copy.name, "rb")
 

@@ -74,9 +74,10 @@ class Scaling:
 
     @property
     def first(self) -> Stage:
-        """The stage that stops gaining first, of those that take long enough to matter."""
-        whole = self.hours(1)
-        return min((stage for stage in self.stages if stage.hours(1) > 0.02 * whole), key=lambda stage: stage.full)
+        """The stage that stops gaining first, of those that take long enough to matter on many GPUs."""
+        most = COUNTS[-1]
+        long = (stage for stage in self.stages if stage.hours(most) > 0.02 * self.hours(most))
+        return min(long, key=lambda stage: stage.full)
 
 
 def scaling(recipe: Recipe, kind: str, assumed: Assumed | None = None) -> Scaling:

@@ -4,6 +4,7 @@ Credentials, region and endpoint come from the environment, by the names that AW
 """
 
 import contextlib
+import fcntl
 import hashlib
 import io
 import os
@@ -210,10 +211,13 @@ class Bucket:
         file = self._here / "objects" / _mark(entry["path"], entry["e_tag"])
         if not file.exists():
             file.parent.mkdir(parents=True, exist_ok=True)
-            partial = file.with_name(f".{file.name}.{uuid.uuid4().hex[:8]}")
-            with self._reading(entry["path"]):
-                _patiently(lambda: self._download(entry["path"], partial))
-            partial.rename(file)
+            with open(file.with_name(f".{file.name}.lock"), "w") as lock:
+                fcntl.flock(lock, fcntl.LOCK_EX)  # the workers of a node want the same weights at once
+                if not file.exists():
+                    partial = file.with_name(f".{file.name}")
+                    with self._reading(entry["path"]):
+                        _patiently(lambda: self._download(entry["path"], partial))
+                    partial.rename(file)
         return file
 
     def _download(self, name: str, file: Path) -> None:

@@ -1,5 +1,7 @@
 """What a trainer tells Ray Train and the driver: checkpoints to go on from, losses, progress."""
 
+import contextlib
+import threading
 import time
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -7,13 +9,14 @@ from typing import Any
 
 import orjson
 
+from bezoar_ray.errors import BezoarError
 from bezoar_ray.train.models import device
 from bezoar_ray.train.prepared import Prepared
-from bezoar_ray.train.worker import STOP, Job, report_progress
+from bezoar_ray.train.worker import PROGRESS, STOP, Job
 
 STATE = "bezoar.json"
-EVERY_SECONDS = 0.5
 _LOOK_SECONDS = 1.0
+_WIRE_SECONDS, _WIRE_SECONDS_REMOTE = 0.5, 2.0
 
 
 @dataclass
@@ -35,6 +38,33 @@ class Account:
         return round(self.tokens / self.seconds, 1) if self.seconds else 0.0
 
 
+class Wire:
+    """Rank 0's line to the driver, in a thread of its own: no step waits for a bucket, and no outage of one ends it."""
+
+    def __init__(self, job: Job):
+        self._job, self._over = job, threading.Event()
+        self.progress: dict[str, Any] | None = None
+        self.stop = False
+        """Whether the driver asks to stop."""
+
+    def open(self) -> None:
+        """Begin to write the latest progress, and to look for the driver's wish, now and then."""
+        threading.Thread(target=self._run, daemon=True).start()
+
+    def close(self) -> None:
+        """End that."""
+        self._over.set()
+
+    def _run(self) -> None:
+        store, told = self._job.store, None
+        while not self._over.wait(_WIRE_SECONDS_REMOTE if store.remote else _WIRE_SECONDS):
+            with contextlib.suppress(BezoarError):
+                if told is not self.progress:
+                    told = self.progress
+                    store.replace_json(f"{self._job.folder}/{PROGRESS}", told)
+                self.stop = self.stop or store.exists(f"{self._job.folder}/{STOP}")
+
+
 def reporter(job: Job, account: Account, data: Prepared, total: int) -> Any:
     """A callback that keeps the account, and reports each checkpoint from rank 0 alone.
 
@@ -47,11 +77,17 @@ def reporter(job: Job, account: Account, data: Prepared, total: int) -> Any:
         """One data set's training."""
 
         def __init__(self) -> None:
-            self._seen = self._shown = self._looked = 0.0
+            self._seen = self._looked = 0.0
             self._stop = self._noticed = False
+            self._wire = Wire(job)
 
         def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
             self._seen = time.monotonic()
+            if state.is_world_process_zero:
+                self._wire.open()
+
+        def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            self._wire.close()
 
         def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
             now = time.monotonic()
@@ -62,13 +98,13 @@ def reporter(job: Job, account: Account, data: Prepared, total: int) -> Any:
                 control.should_save = control.should_training_stop = account.stopped = True
             elif notice and not self._noticed:
                 control.should_save = self._noticed = True
-            if state.is_world_process_zero and now - self._shown > EVERY_SECONDS:
-                self._shown = now
-                last = account.history[-1] if account.history else {}
-                loss = f"loss {last['loss']:.3f}, " if last else ""
-                note = f"{data.name}  {loss}{account.tokens_per_s:.0f} tokens/s"
-                step = account.offset + state.global_step
-                report_progress(job, step, total, note, last.get("reward_accuracy"))
+            last = account.history[-1] if account.history else {}
+            loss = f"loss {last['loss']:.3f}, " if last else ""
+            self._wire.progress = {
+                "step": account.offset + state.global_step, "total": total,
+                "note": f"{data.name}  {loss}{account.tokens_per_s:.0f} tokens/s",
+                "accuracy": last.get("reward_accuracy"),
+            }  # fmt: skip
 
         def _told(self, now: float) -> tuple[bool, bool]:
             """Whether the driver is being stopped, and whether a worker's node is about to be taken away (on SIGTERM,
@@ -78,7 +114,7 @@ def reporter(job: Job, account: Account, data: Prepared, total: int) -> Any:
 
             looks = get_context().get_world_rank() == 0 and now - self._looked > _LOOK_SECONDS
             if looks:
-                self._looked, self._stop = now, job.store.exists(f"{job.folder}/{STOP}")
+                self._looked, self._stop = now, self._wire.stop
             if dist.is_initialized():
                 told = torch.tensor([looks, self._stop], dtype=torch.int, device=device(job))
                 dist.broadcast(told, 0)

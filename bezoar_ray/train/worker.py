@@ -57,6 +57,7 @@ class Job:
 
 
 STOP = "stop"  # the file by which a driver that is being stopped asks its workers to stop
+PROGRESS = "progress.json"  # how far rank 0 is
 
 Loop = Callable[[Job], dict[str, Any]]
 """What runs on every worker. Rank 0's return value is the stage's result."""
@@ -207,19 +208,24 @@ def _check_seen(job: Job) -> None:
 
 def _watch(context: Context, job: Job, ended: "Future[None]") -> None:
     """Show how far the workers are until they end."""
-    name = f"{job.folder}/progress.json"
-    while True:
-        try:
-            return ended.result(timeout=POLL_SECONDS)
-        except StillRunning:
-            if at := context.store.read_json(name):
-                context.progress.update(at["step"], at["total"], at["note"])
-        except KeyboardInterrupt:
-            _stop(context, job, ended)
-            raise
-        except Exception as error:
-            log = context.store.where(f"{job.stage}.log")
-            raise BezoarError(f"{job.stage}: training failed: {_cause(error)}. More in {log}") from error
+    try:
+        while True:
+            try:
+                return ended.result(timeout=POLL_SECONDS)
+            except StillRunning:
+                _show(context, job)
+    except KeyboardInterrupt:  # at any of these lines
+        _stop(context, job, ended)
+        raise
+    except Exception as error:
+        log = context.store.where(f"{job.stage}.log")
+        raise BezoarError(f"{job.stage}: training failed: {_cause(error)}. More in {log}") from error
+
+
+def _show(context: Context, job: Job) -> None:
+    with contextlib.suppress(BezoarError):  # an outage of the bucket: the workers may know nothing of it
+        if at := context.store.read_json(f"{job.folder}/{PROGRESS}"):
+            context.progress.update(at["step"], at["total"], at["note"])
 
 
 def _stop(context: Context, job: Job, ended: "Future[None]") -> None:
@@ -235,9 +241,3 @@ def _cause(error: Exception) -> str:
     failures = getattr(error, "worker_failures", None) or {0: error}
     lines = str(next(iter(failures.values()))).strip().splitlines()
     return lines[-1] if lines else type(error).__name__
-
-
-def report_progress(job: Job, step: int, total: int, note: str, accuracy: float | None) -> None:
-    """Tell the driver how far the stage is, and what share of the last pairs it gets right; for rank 0."""
-    at = {"step": step, "total": total, "note": note, "accuracy": accuracy}
-    job.store.replace_json(f"{job.folder}/progress.json", at)
