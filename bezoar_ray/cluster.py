@@ -12,6 +12,7 @@ from typing import Any
 
 from bezoar_ray.errors import BezoarError, RecipeError
 from bezoar_ray.guardian import guarded
+from bezoar_ray.room import grows
 from bezoar_ray.store import Store
 
 _PROXY_PATIENCE = "120"  # seconds; Serve kills a proxy that a busy laptop starts more slowly than in 5
@@ -22,6 +23,7 @@ SETTINGS = {  # on this machine not a runtime_env: workers that Ray starts befor
     "RAY_SERVE_PROXY_HEALTH_CHECK_TIMEOUT_S": _PROXY_PATIENCE,
 }
 _LOCAL_CPUS = 4  # logical: on two cores, Ray Data's tasks and an engine's actor would wait for each other for ever
+_SHARED = "Use a folder that is mounted on all of them (NFS), or a bucket: s3://…, gs://…"
 _STARTS = 3  # Ray gives itself 30 s to start, which a busy laptop may miss
 
 
@@ -59,12 +61,16 @@ def check_shared(store: Store) -> None:
     """See that every node of the cluster has the run directory before it.
 
     Raises:
-        RecipeError: it is a folder, and some nodes do not see it; names them.
+        RecipeError: it is a folder, and some nodes do not see it, and are named; or those that come would not.
     """
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     nodes = [node for node in ray.nodes() if node["Alive"]]
+    if not store.remote and len(nodes) == 1 and grows() and os.stat(store.root).st_dev == os.stat("/").st_dev:
+        raise RecipeError(
+            f"--run-dir {store.root}: on the head's own disk, where nodes to come do not see it. {_SHARED}"
+        )
     if store.remote or len(nodes) == 1:
         return
     token = uuid.uuid4().hex
@@ -79,8 +85,7 @@ def check_shared(store: Store) -> None:
     store.remove(".seen-by-all")
     if blind:
         raise RecipeError(
-            f"--run-dir {store.root}: {', '.join(blind)} of the cluster's {len(nodes)} nodes do not see it. "
-            "Use a folder that is mounted on all of them (NFS), or a bucket: s3://…, gs://…"
+            f"--run-dir {store.root}: {', '.join(blind)} of the cluster's {len(nodes)} nodes do not see it. {_SHARED}"
         )
 
 

@@ -85,6 +85,14 @@ def check_stages(recipe: Recipe, stages: Iterable[str]) -> None:
     _check([[ask] for stage in stages for ask in _asks(recipe, stage)])
 
 
+def grows() -> bool:
+    """Whether an autoscaler may start further nodes, as far as it tells."""
+    try:
+        return len([*_autoscaled()]) > 1
+    except OSError:
+        return False
+
+
 def _check(together: list[list[Ask]]) -> None:
     try:
         kinds = [*_autoscaled()]

@@ -1,3 +1,5 @@
+import json
+
 import pytest
 import yaml
 
@@ -43,6 +45,29 @@ def test_an_engine_argument_that_could_load_or_run_anything_is_refused(name):
     said = refusal(teacher={"model": "t", "engine": {name: "x", "max_model_len": 9}})
     assert said.startswith(f"mine.yaml: teacher.engine: {name!r} would load or run what `bezoar plan` does not name")
     assert "serve.engine" in refusal(serve={"engine": {name: "x"}})
+
+
+@pytest.mark.parametrize(
+    "engine",
+    [
+        {"structured_outputs_config": {"reasoning_parser_plugin": "x.py"}},
+        {"structured-outputs-config.reasoning_parser_plugin": 1},
+        {"compilation_config": '{"inductor_passes": {"a": "os.system"}}'},
+        {"speculative_config": {"method": "ngram", "model": "other"}},
+        {"distributed_executor_backend": "mine.Executor"},
+        {"distributed-executor-backend": "mine.Executor"},
+        {"anything_new": ["mine.Code"]},
+    ],
+)
+def test_a_text_that_vllm_might_run_is_refused_wherever_it_stands(engine):
+    assert "holds a text, which may name code" in refusal(teacher={"model": "t", "engine": engine})
+
+
+def test_engine_arguments_that_are_numbers_switches_or_vllms_own_words_pass():
+    engine = {"max_model_len": 9, "enable-prefix-caching": True, "quantization": "fp8", "kv_cache_dtype": "auto",
+              "speculative_config": {"method": "ngram", "num_speculative_tokens": 4},
+              "hf_overrides": {"rope_scaling": {"rope_type": "yarn", "factor": 2.0}}}  # fmt: skip
+    assert load_recipe("tiny", [f"teacher.engine={json.dumps(engine)}"]).teachers[0].engine == engine
 
 
 def test_set_overrides_values_in_sections_and_lists():

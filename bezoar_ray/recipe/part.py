@@ -25,6 +25,11 @@ _ELSEWHERE = {  # of vLLM: what is loaded and which code runs
     "scheduler_cls", "logits_processors", "io_processor_plugin", "middleware", "tool_parser_plugin",
     "reasoning_parser_plugin", "lora_modules", "api_key",
 }  # fmt: skip
+_WORDS = {  # of vLLM, where a text is the name of something that vLLM itself holds
+    "attention_backend", "cudagraph_mode", "download_dir", "dtype", "kv_cache_dtype", "method", "quantization",
+    "reasoning_parser", "rope_type", "tokenizer_mode", "tool_call_parser",
+}  # fmt: skip
+_EXECUTORS = ("ray", "mp", "uni")
 Positive = Annotated[int, Field(gt=0)]
 PositiveRate = Annotated[float, Field(gt=0)]
 NotNegative = Annotated[float, Field(ge=0)]
@@ -35,13 +40,29 @@ OneOrMore = BeforeValidator(lambda value: [value] if isinstance(value, dict) els
 
 
 def _harmless(engine: dict[str, Any]) -> dict[str, Any]:
-    plain = {key.replace("-", "_"): key for key in engine}
-    if found := sorted(plain[name] for name in _ELSEWHERE & plain.keys()):
-        raise ValueError(
-            f"{found[0]!r} would load or run what `bezoar plan` does not name. Weights and their code have fields of "
-            "their own: model, revision, trust_remote_code, pickled_weights"
-        )
+    for given, value in engine.items():
+        name = given.replace("-", "_")
+        if name in _ELSEWHERE:
+            raise ValueError(
+                f"{given!r} would load or run what `bezoar plan` does not name. Weights and their code have fields of "
+                "their own: model, revision, trust_remote_code, pickled_weights"
+            )
+        if name == "distributed_executor_backend" and value in _EXECUTORS:
+            continue
+        if "." in name or _holds_text(name, value):
+            raise ValueError(
+                f"{given!r} holds a text, which may name code for vLLM to run. Numbers and switches may stand there; "
+                f"texts in {', '.join(sorted(_WORDS))} alone. distributed_executor_backend is ray, mp or uni"
+            )
     return engine
+
+
+def _holds_text(name: str, value: Any) -> bool:
+    if isinstance(value, dict):
+        return any(_holds_text(str(inner), of) for inner, of in value.items())
+    if isinstance(value, list | tuple):
+        return any(_holds_text(name, of) for of in value)
+    return isinstance(value, str) and name not in _WORDS
 
 
 Engine = Annotated[dict[str, Any], HOW, AfterValidator(_harmless)]
