@@ -27,13 +27,13 @@ soak: .venv/ready  ## many seeds, by hand; keep the table in tests/soak/README.m
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install -q uv==0.13.8
 	$(BIN)/uv pip install -q --compile-bytecode --python $(BIN)/python --no-deps --require-hashes $(TORCH) -r cluster/requirements-cpu.txt
-	$(BIN)/uv pip install -q --python $(BIN)/python --no-deps -e .
+	$(BIN)/uv pip install -q --python $(BIN)/python --no-deps --no-build-isolation -e .
 	touch $@
 
 COMPILE = $(BIN)/uv pip compile -q --generate-hashes --no-header --no-annotate --no-emit-find-links --no-emit-index-url
 pins: .venv/ready  ## compile both pin files from pyproject.toml
-	$(COMPILE) $(TORCH) --python-version 3.11 --extra cpu --extra launcher --extra dev pyproject.toml -o cluster/requirements-cpu.txt
-	UV_FIND_LINKS= $(COMPILE) --python-version 3.11 --python-platform x86_64-manylinux_2_28 --extra gpu --extra launcher pyproject.toml -o cluster/requirements-gpu.txt
+	$(COMPILE) $(TORCH) --python-version 3.11 --extra cpu --extra launcher --extra build --extra dev pyproject.toml -o cluster/requirements-cpu.txt
+	UV_FIND_LINKS= $(COMPILE) --python-version 3.11 --python-platform x86_64-manylinux_2_28 --extra gpu --extra launcher --extra build pyproject.toml -o cluster/requirements-gpu.txt
 
 lint: .venv/ready
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .
@@ -43,7 +43,7 @@ audit: .venv/ready  ## the pinned packages against the advisory database; fails 
 	  -r <(sed s/+cpu// cluster/requirements-$$stack.txt) || exit; done
 
 wheel: .venv/ready
-	$(BIN)/uv build --wheel -q
+	$(BIN)/uv build --wheel -q --no-build-isolation
 
 clean:
 	rm -rf .venv dist runs

@@ -4,6 +4,12 @@ import os
 import subprocess
 import sys
 
+import pytest
+
+from bezoar_ray.cluster import check_shared
+from bezoar_ray.errors import RecipeError
+from bezoar_ray.store import Store
+
 ATTACH = "import ray, sys; ray.init(address=sys.argv[1], log_to_driver=False, logging_level='ERROR'); ray.shutdown()"
 
 
@@ -18,3 +24,12 @@ def test_a_laptops_own_ray_lets_nobody_in_without_its_token(ray_session):
     refused = attached("disabled")
     assert refused.returncode != 0 and "token" in refused.stderr.lower()
     assert attached("token").returncode == 0  # this user's, in ~/.ray
+
+
+def test_a_folder_on_the_heads_own_disk_is_refused_at_once_where_nodes_may_come(ray_session, tmp_path, monkeypatch):
+    if os.stat(tmp_path).st_dev != os.stat("/").st_dev:
+        pytest.skip("the folder for tests is on another disk")
+    check_shared(Store(tmp_path))
+    monkeypatch.setattr("bezoar_ray.cluster.grows", lambda: True)
+    with pytest.raises(RecipeError, match="on the head's own disk, .*Use a folder that"):
+        check_shared(Store(tmp_path))

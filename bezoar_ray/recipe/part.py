@@ -29,6 +29,7 @@ _WORDS = {  # of vLLM, where a text is the name of something that vLLM itself ho
     "attention_backend", "cudagraph_mode", "download_dir", "dtype", "kv_cache_dtype", "method", "quantization",
     "reasoning_parser", "rope_type", "tokenizer_mode", "tool_call_parser",
 }  # fmt: skip
+Label = Annotated[str, Field(pattern=r"^[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?$")]  # no operator of Ray's selectors
 _EXECUTORS = ("ray", "mp", "uni")
 Positive = Annotated[int, Field(gt=0)]
 PositiveRate = Annotated[float, Field(gt=0)]
@@ -115,8 +116,8 @@ class Placed(Part):
 
     accelerator_type: Annotated[str | None, HOW] = None
     """Kind of GPU, by Ray's name (H100, A100, L4); any where empty."""
-    node_labels: Annotated[dict[str, str], HOW] = {}
-    """Labels of the nodes that may be used (Ray's label selectors), as the files in `cluster/` give them."""
+    node_labels: Annotated[dict[str, Label], HOW] = {}
+    """Labels that the nodes which may be used have, as the files in `cluster/` give them."""
 
     @property
     def placement(self) -> dict[str, Any]:

@@ -53,7 +53,9 @@ def test_no_work_on_the_head_and_gpus_from_zero_with_spot_first(name):
     for role in ("generate", "train"):
         spot, other = types[f"{role}-spot"], types[role]
         assert spot["priority"] > other["priority"]
-        assert [spot[key] for key in ("resources", "labels")] == [other[key] for key in ("resources", "labels")]
+        assert spot["resources"] == other["resources"]
+        assert spot["labels"] == other["labels"] | {"ray.io/market-type": "spot"}
+        assert other["labels"]["ray.io/market-type"] == "on-demand"  # a run can ask for these alone
         assert "spot" in json.dumps(spot["node_config"]).lower()
         assert "spot" not in json.dumps(other["node_config"]).lower()
     assert {kind["labels"]["bezoar"] for kind in types.values()} == {"head", "cpu", "generate", "train", "serve"}
@@ -148,6 +150,22 @@ def test_kuberay_gpus_come_from_zero_with_spot_first():
         assert spot["priority"] > other["priority"] and spot["labels"] == other["labels"] == {"bezoar": role}
         assert spot["template"]["spec"]["containers"] == other["template"]["spec"]["containers"]
         assert spot["template"]["spec"]["nodeSelector"] != other["template"]["spec"]["nodeSelector"]
+
+
+def test_what_is_said_of_rays_way_from_spot_to_on_demand_holds():
+    """docs/cluster.md and the files: a node that does not come up in time lowers its kind, a refused one does not."""
+    from ray.autoscaler.v2.instance_manager.subscribers.cloud_resource_monitor import CloudResourceMonitor
+    from ray.core.generated.instance_manager_pb2 import Instance, InstanceUpdateEvent
+
+    def unavailable(status: int) -> list[str]:
+        monitor = CloudResourceMonitor()
+        monitor.notify([InstanceUpdateEvent(new_instance_status=status, instance_type="generate-spot")])
+        return list(monitor.get_recoverable_resource_availabilities())
+
+    assert unavailable(Instance.ALLOCATION_TIMEOUT) == ["generate-spot"]
+    assert unavailable(Instance.ALLOCATION_FAILED) == []
+    given = {entry["name"]: entry["value"] for entry in ray_cluster("job")["autoscalerOptions"]["env"]}
+    assert given == {"RAY_AUTOSCALER_RECONCILE_ALLOCATE_STATUS_TIMEOUT_S": "1200"}  # Ray's own is an hour
 
 
 def test_the_files_name_the_ray_that_is_pinned():
