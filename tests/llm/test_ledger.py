@@ -318,3 +318,32 @@ def test_a_call_that_three_engines_died_of_fails_and_others_do_not(tmp_path, scr
     done = asyncio.run(engine())
     assert isinstance(done.pop(7), CallFailed)
     assert [reply.text for reply in done] == ["4"] * 19
+
+
+@pytest.mark.parametrize(("deaths", "at_once"), [(1, 8), (2, 1)])
+def test_only_calls_in_flight_at_two_deaths_go_one_at_a_time(tmp_path, scripted, deaths, at_once):
+    """A node that is taken away leaves hundreds of calls in flight, none of which has killed anything."""
+    under_way, most = 0, 0
+
+    class Silent(scripted):
+        async def complete(self, messages, sampling):
+            await asyncio.sleep(60)
+
+    class Counting(scripted):
+        async def complete(self, messages, sampling):
+            nonlocal under_way, most
+            under_way += 1
+            most = max(most, under_way)
+            await asyncio.sleep(0.05)
+            under_way -= 1
+            return Reply("4", "stop", 1, 1)
+
+    async def go(model, seconds):
+        one = talker(tmp_path, model, PART.model_copy(update={"max_in_flight": 8}))
+        calls = [asyncio.create_task(one.for_row(f"r{n}")(QUESTION, step="x")) for n in range(8)]
+        return await asyncio.wait(calls, timeout=seconds)  # a process that dies closes nothing
+
+    for _ in range(deaths):
+        asyncio.run(go(Silent(lambda m: ""), 0.3))
+    done, left = asyncio.run(go(Counting(lambda m: ""), 20))
+    assert len(done) == 8 and not left and most == at_once

@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -138,3 +139,18 @@ def test_copies_are_this_users_own(url):
     store = Store(url)
     store.replace("a", "1")
     assert f"bezoar_ray-{os.getuid()}" in str(store.path("a"))
+
+
+def test_workers_of_a_node_that_want_the_same_object_fetch_it_once(url, monkeypatch):
+    store, download, fetched = Store(url), Bucket._download, []
+    store.replace("model/weights", b"w" * 1000)
+
+    def slowly(bucket, name, file):
+        fetched.append(name)
+        time.sleep(0.3)
+        download(bucket, name, file)
+
+    monkeypatch.setattr(Bucket, "_download", slowly)
+    with ThreadPoolExecutor(8) as workers:
+        found = list(workers.map(lambda _: (Store(url).path("model") / "weights").read_bytes(), range(8)))
+    assert found == [b"w" * 1000] * 8 and fetched == ["model/weights"]

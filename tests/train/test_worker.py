@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import Future
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -100,6 +101,24 @@ def begun(context: Context, **values: Any) -> worker.Job:
     worker._begin(changed_recipe, job, worker._what(changed_recipe, "sft", [], []))
     context.store.replace(f"train/sft/{job.name}/checkpoint/weights", b"")
     return job
+
+
+def test_a_stop_reaches_the_workers_whatever_the_driver_does_at_that_moment(
+    context: Context, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An outage of the bucket while it looks at their progress ends nothing; Ctrl-C in the same look stops them."""
+    faults: list[BaseException] = [BezoarError("cannot read s3://…"), KeyboardInterrupt()]
+    stopped: list[str] = []
+
+    def look(name: str) -> None:
+        raise faults.pop(0)
+
+    monkeypatch.setattr(worker, "POLL_SECONDS", 0.01)
+    monkeypatch.setattr(worker, "_stop", lambda context, job, ended: stopped.append(job.stage))
+    monkeypatch.setattr(context.store, "read_json", look)
+    with pytest.raises(KeyboardInterrupt):
+        worker._watch(context, worker.Job(str(context.store.root), context.recipe, "sft", "x", ()), Future())
+    assert stopped == ["sft"] and not faults
 
 
 def test_another_recipe_trains_afresh_and_says_what_differs(context: Context, capsys: Any) -> None:
