@@ -147,4 +147,4 @@ def _report(job: Job, folder: Path, account: Account, main: bool) -> None:
     if main:
         (folder / STATE).write_bytes(orjson.dumps(asdict(account)))
     keeps = get_context().get_local_rank() == 0 if job.store.remote else main
-    report({"step": account.offset}, checkpoint=Checkpoint.from_directory(str(folder)) if keeps else None)
+    report({"step": account.at}, checkpoint=Checkpoint.from_directory(str(folder)) if keeps else None)
