@@ -26,6 +26,7 @@ def main(arguments: list[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     try:
         options.call(options)
+        sys.stdout.flush()
     except BezoarError as error:
         print(f"bezoar: {error}", file=sys.stderr)
         return error.exit_code

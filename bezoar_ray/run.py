@@ -79,6 +79,7 @@ class Run:
         self._began = time.time()
         self._stages = {stage: _done_before(store, stage) for stage in STEPS if _has_manifest(store, stage)}
         self._error = ""
+        self._touched = False  # whether this command has begun to change what is there
         self._left: dict[str, Any] = {}  # what a stage that failed could still say
 
     def carry_out(self, stages: list[str]) -> dict[str, Any]:
@@ -94,12 +95,14 @@ class Run:
                     self._carry_out(names, machinery)
                 self._keep_recipe()
             except KeyboardInterrupt:
-                self._summarise("interrupted")
+                if self._tells():
+                    self._summarise("interrupted")
                 raise
             except Exception as error:
                 ours = error if isinstance(error, BezoarError) else self._wrapped(error)
                 self._error = str(ours)
-                self._end("budget" if isinstance(ours, BudgetReached) else "failed", machinery)
+                if self._tells():
+                    self._end("budget" if isinstance(ours, BudgetReached) else "failed", machinery)
                 raise ours from error
         return self._summarise("done")
 
@@ -135,7 +138,12 @@ class Run:
                     self._stages[name] |= {"status": status, "seconds": round(time.monotonic() - began, 1)}
             raise
 
+    def _tells(self) -> bool:
+        """Whether the summary is this command's to write: of a run that it has not begun to change, it stays."""
+        return self._touched or not self._store.exists("summary.json")
+
     def _keep_recipe(self) -> None:
+        self._touched = True
         tree = self._recipe.model_dump(mode="json")
         self._store.replace("recipe.yaml", yaml.safe_dump(tree, sort_keys=False))
 

@@ -1,6 +1,7 @@
 """A plan's numbers, checked by hand, and again from what a pilot measured."""
 
 import json
+import os
 import subprocess
 import sys
 
@@ -85,8 +86,9 @@ def test_whether_the_result_may_be_used_is_said_before_the_bill():
 def test_a_gpus_price_can_be_ones_own():
     ours, cheap = (scaling(load_recipe("openbezoar-3b"), kind) for kind in ("A100", "A100=0.9"))
     assert cheap.usd(8) - cheap.api_usd == pytest.approx((ours.usd(8) - ours.api_usd) / 2)
-    with pytest.raises(RecipeError, match="--cluster A100=cheap: not a price"):
-        scaling(load_recipe("openbezoar-3b"), "A100=cheap")
+    for price in ("cheap", "-5", "nan", ""):
+        with pytest.raises(RecipeError, match=f"--cluster A100={price}: not a price"):
+            scaling(load_recipe("openbezoar-3b"), f"A100={price}")
 
 
 def test_published_models_are_judged_too(tmp_path):
@@ -254,3 +256,11 @@ def test_code_that_is_not_ours_is_named_before_it_runs():
     assert "- functions that the tasks in my-tasks name (evaluate.harness.include_path)" in text
     assert "- mine.py:riddles (generate.own.riddles)" in text and "- code of org/base-2b at abc1234 (base" in text
     assert "not ours" not in render(plan(RECIPE))
+
+
+def test_who_reads_a_plan_may_stop_reading():
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+    command = [sys.executable, "-m", "bezoar_ray.cli", "plan", "openbezoar-3b"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment) as process:
+        process.stdout.close()
+        assert process.stderr.read() == b"" and process.wait() == 0

@@ -56,6 +56,7 @@ def test_an_engine_argument_that_could_load_or_run_anything_is_refused(name):
         {"speculative_config": {"method": "ngram", "model": "other"}},
         {"distributed_executor_backend": "mine.Executor"},
         {"distributed-executor-backend": "mine.Executor"},
+        {"generation_config": "some/folder"},
         {"anything_new": ["mine.Code"]},
     ],
 )
@@ -66,6 +67,7 @@ def test_a_text_that_vllm_might_run_is_refused_wherever_it_stands(engine):
 def test_engine_arguments_that_are_numbers_switches_or_vllms_own_words_pass():
     engine = {"max_model_len": 9, "enable-prefix-caching": True, "quantization": "fp8", "kv_cache_dtype": "auto",
               "speculative_config": {"method": "ngram", "num_speculative_tokens": 4},
+              "generation_config": "vllm", "data_parallel_backend": "ray", "mamba_ssm_cache_dtype": "float32",
               "hf_overrides": {"rope_scaling": {"rope_type": "yarn", "factor": 2.0}}}  # fmt: skip
     assert load_recipe("tiny", [f"teacher.engine={json.dumps(engine)}"]).teachers[0].engine == engine
 

@@ -67,6 +67,7 @@ class Ledger:
         self._segments.append(self._own.reader)
         self.figures = Figures(run=self._store.name, stage=ROLES[role], role=role)
         self._waiting: list[tuple[bytes, asyncio.Future[int]]] = []
+        self._last: asyncio.Future[int] | None = None
         self._committing: asyncio.Task[None] | None = None
 
     def __contains__(self, key: str) -> bool:
@@ -122,14 +123,15 @@ class Ledger:
         self._queue({"failed": key, "model": model, "error": error, "usd": usd})
 
     async def flushed(self) -> None:
-        """Wait until all that was recorded is durable."""
-        if self._committing:
-            await asyncio.wait([self._committing])
+        """Wait until all that was recorded so far is durable."""
+        if self._last:
+            await asyncio.wait([self._last])
 
     async def close(self) -> None:
         """Wait for what is being written, and end the segment."""
         self.figures.tell()
-        await self.flushed()
+        if self._committing:
+            await asyncio.wait([self._committing])
         for segment in (self._own, *self._segments):
             segment.close()
 
@@ -149,7 +151,7 @@ class Ledger:
 
     def _queue(self, line: dict[str, Any]) -> asyncio.Future[int]:
         """Group commit: all lines that gather while one is made share the next. The future is the line's offset."""
-        done = asyncio.get_running_loop().create_future()
+        self._last = done = asyncio.get_running_loop().create_future()
         self._waiting.append((orjson.dumps(line) + b"\n", done))
         if self._committing is None or self._committing.done():
             self._committing = asyncio.create_task(self._flush())

@@ -1,5 +1,6 @@
 """What a recipe takes on more GPUs: hours and dollars of each stage, and which one stops gaining first."""
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
@@ -86,14 +87,14 @@ def scaling(recipe: Recipe, kind: str, assumed: Assumed | None = None) -> Scalin
     Raises:
         RecipeError: no such kind, or a recipe that uses no GPU.
     """
-    kind, _, price = kind.partition("=")
+    kind, given, price = kind.partition("=")
     if kind not in GPUS:
         raise RecipeError(f"--cluster {kind}: no such kind of GPU; there are {', '.join(GPUS)}")
-    try:
-        gpu = replace(GPUS[kind], usd=float(price)) if price else GPUS[kind]
-    except ValueError as error:
-        raise RecipeError(f"--cluster {kind}={price}: not a price; give dollars an hour, as in {kind}=1.5") from error
-    assumed = assumed or Assumed()
+    gpu, assumed = GPUS[kind], assumed or Assumed()
+    if given:
+        if not re.fullmatch(r"\d+(\.\d+)?", price):
+            raise RecipeError(f"--cluster {kind}={price}: not a price; give dollars an hour, as in {kind}=1.5")
+        gpu = replace(gpu, usd=float(price))
     writing, training = gpu.bandwidth / _BASELINE.bandwidth, gpu.tflops / _BASELINE.tflops
     assumed = replace(
         assumed, write_speed=assumed.write_speed * writing, read_speed=assumed.read_speed * training,

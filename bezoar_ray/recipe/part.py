@@ -26,11 +26,15 @@ _ELSEWHERE = {  # of vLLM: what is loaded and which code runs
     "reasoning_parser_plugin", "lora_modules", "api_key",
 }  # fmt: skip
 _WORDS = {  # of vLLM, where a text is the name of something that vLLM itself holds
-    "attention_backend", "cudagraph_mode", "download_dir", "dtype", "kv_cache_dtype", "method", "quantization",
-    "reasoning_parser", "rope_type", "tokenizer_mode", "tool_call_parser",
+    "attention_backend", "cudagraph_mode", "custom_ops", "download_dir", "dtype", "kv_cache_dtype",
+    "mamba_cache_dtype", "mamba_ssm_cache_dtype", "max_model_len", "method", "quantization", "reasoning_parser",
+    "rope_type", "scheduling_policy", "tokenizer_mode", "tool_call_parser",
+}  # fmt: skip
+_CHOICES = {  # where another text would be a path, or the name of a class
+    "distributed_executor_backend": ("ray", "mp", "uni"), "data_parallel_backend": ("ray", "mp"),
+    "generation_config": ("vllm", "auto"),
 }  # fmt: skip
 Label = Annotated[str, Field(pattern=r"^[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?$")]  # no operator of Ray's selectors
-_EXECUTORS = ("ray", "mp", "uni")
 Positive = Annotated[int, Field(gt=0)]
 PositiveRate = Annotated[float, Field(gt=0)]
 NotNegative = Annotated[float, Field(ge=0)]
@@ -48,12 +52,13 @@ def _harmless(engine: dict[str, Any]) -> dict[str, Any]:
                 f"{given!r} would load or run what `bezoar plan` does not name. Weights and their code have fields of "
                 "their own: model, revision, trust_remote_code, pickled_weights"
             )
-        if name == "distributed_executor_backend" and value in _EXECUTORS:
+        if value in _CHOICES.get(name, ()):
             continue
         if "." in name or _holds_text(name, value):
             raise ValueError(
                 f"{given!r} holds a text, which may name code for vLLM to run. Numbers and switches may stand there; "
-                f"texts in {', '.join(sorted(_WORDS))} alone. distributed_executor_backend is ray, mp or uni"
+                f"texts in {', '.join(sorted(_WORDS))} alone. "
+                + "; ".join(f"{key} is one of {', '.join(choices)}" for key, choices in _CHOICES.items())
             )
     return engine
 

@@ -40,8 +40,8 @@ class Folder:
 
     def list(self, prefix: str) -> Iterator[str]:
         """All files below a folder. Others may remove some meanwhile, as Ray Train does with old checkpoints."""
-        root = self.root.resolve()
-        found = (Path(folder, name) for folder, _, names in os.walk(self.path(prefix)) for name in names)
+        root, walk = self.root.resolve(), os.walk(self.path(prefix), onerror=_unless_gone)
+        found = (Path(folder, name) for folder, _, names in walk for name in names)
         return (str(path.relative_to(root)) for path in found if not path.name.startswith("."))
 
     def read(self, name: str) -> bytes:
@@ -104,3 +104,8 @@ class Folder:
             file.write(me())
             file.flush()
             yield
+
+
+def _unless_gone(error: OSError) -> None:
+    if not isinstance(error, FileNotFoundError | NotADirectoryError):
+        raise BezoarError(f"cannot list {error.filename}: {error.strerror}") from error

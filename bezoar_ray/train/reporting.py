@@ -52,13 +52,14 @@ class Wire:
         threading.Thread(target=self._run, daemon=True).start()
 
     def close(self) -> None:
-        """End that."""
+        """End that, after a last time."""
         self._over.set()
 
     def _run(self) -> None:
-        store, told = self._job.store, None
-        while not self._over.wait(_WIRE_SECONDS_REMOTE if store.remote else _WIRE_SECONDS):
-            with contextlib.suppress(BezoarError):
+        store, told, over = self._job.store, None, False
+        while not over:
+            over = self._over.wait(_WIRE_SECONDS_REMOTE if store.remote else _WIRE_SECONDS)
+            with contextlib.suppress(BezoarError, OSError):
                 if told is not self.progress:
                     told = self.progress
                     store.replace_json(f"{self._job.folder}/{PROGRESS}", told)

@@ -323,27 +323,46 @@ def test_a_call_that_three_engines_died_of_fails_and_others_do_not(tmp_path, scr
 @pytest.mark.parametrize(("deaths", "at_once"), [(1, 8), (2, 1)])
 def test_only_calls_in_flight_at_two_deaths_go_one_at_a_time(tmp_path, scripted, deaths, at_once):
     """A node that is taken away leaves hundreds of calls in flight, none of which has killed anything."""
-    under_way, most = 0, 0
+    seen = 0
 
     class Silent(scripted):
         async def complete(self, messages, sampling):
+            nonlocal seen
+            seen += 1
             await asyncio.sleep(60)
 
-    class Counting(scripted):
-        async def complete(self, messages, sampling):
-            nonlocal under_way, most
-            under_way += 1
-            most = max(most, under_way)
-            await asyncio.sleep(0.05)
-            under_way -= 1
-            return Reply("4", "stop", 1, 1)
-
-    async def go(model, seconds):
-        one = talker(tmp_path, model, PART.model_copy(update={"max_in_flight": 8}))
+    async def go(at_once):
+        """How many calls come to be under way, once as many are as should be, and no more in a while."""
+        nonlocal seen
+        seen, one = 0, talker(tmp_path, Silent(lambda m: ""), PART.model_copy(update={"max_in_flight": 8}))
         calls = [asyncio.create_task(one.for_row(f"r{n}")(QUESTION, step="x")) for n in range(8)]
-        return await asyncio.wait(calls, timeout=seconds)  # a process that dies closes nothing
+        while seen < at_once:
+            await asyncio.sleep(0.01)
+        await asyncio.wait(calls, timeout=0.2)
+        return seen  # a process that dies closes nothing
 
     for _ in range(deaths):
-        asyncio.run(go(Silent(lambda m: ""), 0.3))
-    done, left = asyncio.run(go(Counting(lambda m: ""), 20))
-    assert len(done) == 8 and not left and most == at_once
+        asyncio.run(go(8))
+    assert asyncio.run(go(at_once)) == at_once
+
+
+def test_in_a_busy_bucket_a_failed_call_does_not_wait_for_the_others(tmp_path, monkeypatch):
+    """Lines go out a batch at a time, with a pause between; there are always some that wait."""
+    monkeypatch.setattr("bezoar_ray.llm.segments.FileSegment.pause", 0.1)
+
+    async def go():
+        ledger = Ledger(tmp_path, "judge", "one")
+
+        async def busy():
+            for n in range(10_000):
+                ledger.fail(f"{n:08x}", "m", "500", 0.0)
+                await asyncio.sleep(0.01)
+
+        others = asyncio.create_task(busy())
+        for _ in range(3):
+            await asyncio.sleep(0.05)
+            await asyncio.wait_for(ledger.flushed(), 5)
+        others.cancel()
+        await ledger.close()
+
+    asyncio.run(go())
