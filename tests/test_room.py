@@ -63,7 +63,7 @@ def test_an_actor_that_fits_on_no_node_is_refused_with_what_is_missing(cluster, 
 
 def test_more_actors_than_all_nodes_take_are_refused(cluster):
     cluster(Node(GPU_NODE, {}))
-    with pytest.raises(RecipeError, match=r"together 9 GPU, and such nodes have 8.*--stages"):
+    with pytest.raises(RecipeError, match=r"together 9 GPU, and such nodes have 8 at most.*--stages"):
         check_room([ask(8, num_gpus=1), ask(1, num_gpus=1)])
 
 
@@ -71,9 +71,9 @@ def test_actors_that_would_have_to_share_the_nodes_of_their_labels_are_refused(c
     cluster(Node(GPU_NODE, {"pool": "a"}), Node(GPU_NODE, {"pool": "b"}))
     here = {"num_gpus": 1, "node_labels": {"pool": "a"}}
     check_room([ask(4, **here), ask(4, **here), ask(8, num_gpus=1)])
-    with pytest.raises(RecipeError, match="together 9 GPU, and such nodes have 8"):
+    with pytest.raises(RecipeError, match="together 9 GPU, and such nodes have 8 at most"):
         check_room([ask(5, **here), ask(4, **here)])
-    with pytest.raises(RecipeError, match="together 17 GPU, and such nodes have 16"):
+    with pytest.raises(RecipeError, match="together 17 GPU, and such nodes have 16 at most"):
         check_room([ask(4, **here), ask(4, **here), ask(9, num_gpus=1)])
 
 
@@ -88,7 +88,7 @@ def test_what_a_living_node_alone_has_counts_beside_the_autoscalers_kinds(cluste
     cluster(Node(GPU_NODE))  # what kind of GPU it has it found by itself
     check_room([ask(8, num_gpus=1, accelerator_type="H100")])
     check_room([ask(8, num_gpus=1)])
-    with pytest.raises(RecipeError, match="together 9 GPU, and such nodes have 8"):
+    with pytest.raises(RecipeError, match="together 9 GPU, and such nodes have 8 at most"):
         check_room([ask(9, num_gpus=1)])
 
 
@@ -97,7 +97,7 @@ def test_nodes_that_the_launchers_autoscaler_may_start_count(cluster, monkeypatc
     kinds = {"gpu": {"resources": GPU_NODE, "labels": {"pool": "gpu"}, "max_workers": 4}}
     launch(monkeypatch, tmp_path, kinds)
     check_room([ask(32, num_gpus=1, node_labels={"pool": "gpu"})])
-    with pytest.raises(RecipeError, match="together 33 GPU, and such nodes have 32"):
+    with pytest.raises(RecipeError, match="together 33 GPU, and such nodes have 32 at most"):
         check_room([ask(33, num_gpus=1)])
     with pytest.raises(RecipeError, match="no node of the cluster has that"):
         check_room([ask(1, num_gpus=1, node_labels={"pool": "serve"})])
@@ -116,7 +116,7 @@ def test_a_shipped_cluster_whose_head_is_alone_has_room_for_the_shipped_recipes(
 def test_the_launchers_most_workers_are_those_of_all_kinds_together(cluster, monkeypatch, tmp_path):
     cluster(Node({"CPU": 0.0}))
     launch(monkeypatch, tmp_path, {"gpu": {"resources": GPU_NODE, "max_workers": 4}}, max_workers=2)
-    with pytest.raises(RecipeError, match="together 17 GPU, and such nodes have 16"):
+    with pytest.raises(RecipeError, match="together 17 GPU, and such nodes have 16 at most"):
         check_room([ask(17, num_gpus=1)])
 
 
@@ -152,7 +152,7 @@ def kubernetes(cluster, monkeypatch) -> None:
 def test_on_kubernetes_what_the_raycluster_may_grow_to_counts(kubernetes):
     generate = {"num_gpus": 1, "node_labels": {"bezoar": "generate"}}
     check_room([ask(128, **generate), ask(16, num_gpus=1, node_labels={"bezoar": "train"}), ask(8)])
-    with pytest.raises(RecipeError, match="together 129 GPU, and such nodes have 128"):
+    with pytest.raises(RecipeError, match="together 129 GPU, and such nodes have 128 at most"):
         check_room([ask(129, **generate)])
     with pytest.raises(RecipeError, match="no node of the cluster has that. The largest has 90 CPU, 8 GPU"):
         check_room([ask(1, num_gpus=16)])
