@@ -176,7 +176,7 @@ def _mapped(rows: Any, work: Pass, size: int, arguments: tuple[Any, ...]) -> Any
     return rows.map_batches(
         _Actor,
         fn_constructor_args=arguments,
-        batch_size=None,
+        batch_size=1,  # a cell; Ray Data refuses None where an actor asks for a GPU
         compute=ray.data.ActorPoolStrategy(
             min_size=part.actors,
             max_size=part.most_actors,

@@ -1,6 +1,7 @@
 """What tests share: one Ray, one tiny world, one judge, one scripted model."""
 
 import asyncio
+import contextlib
 import os
 import time
 from collections.abc import Callable, Iterator
@@ -44,10 +45,13 @@ def tiny_world():
 
 @pytest.fixture(scope="session")
 def ray_session() -> Iterator[None]:
-    """One local Ray for all tests."""
+    """One local Ray for all tests. Its two GPUs are only numbers: Ray schedules by them, and nothing computes on them."""
     from bezoar_ray.cluster import ray_session as session
 
-    with session():
+    with contextlib.ExitStack() as stack:
+        with pytest.MonkeyPatch.context() as environment:  # for this Ray alone, and not for commands that tests start
+            environment.setenv("RAY_OVERRIDE_RESOURCES", '{"GPU": 2}')
+            stack.enter_context(session())
         yield
 
 

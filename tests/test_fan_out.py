@@ -1,6 +1,9 @@
 """Ray Data actors against a real HTTP server that answers as its test tells it."""
 
+import json
+import math
 import os
+import re
 import signal
 import threading
 import time
@@ -155,3 +158,52 @@ def test_an_actor_that_dies_is_replaced_and_its_rows_are_done_again_from_the_led
     with serving(mark) as server:
         assert sorted(rows(server, tmp_path, ITEMS, deadly)) == sorted(item + b"!" for item in ITEMS)
         assert 30 <= len(server.requests) <= 30 + 16
+
+
+def visible_gpus() -> list[int]:
+    """The GPUs that Ray gives to the process in which this runs."""
+    import ray
+
+    return sorted(map(int, ray.get_gpu_ids()))
+
+
+async def on_gpus(item, talker):
+    """A call's answer, and the GPUs of the actor that made it."""
+    reply = await talker.for_row(item.decode())([{"role": "user", "content": item.decode()}], step="x")
+    yield f"{reply.text} {visible_gpus()}".encode()
+
+
+@pytest.mark.parametrize(
+    ("teacher", "judge"),
+    [
+        ({"num_gpus": 1}, {"num_gpus": 1}),
+        ({"num_gpus": 1}, {"num_gpus": 0.5}),  # a local judge with half a GPU
+        ({"num_gpus": 0.5}, {"num_gpus": 0.5}),
+        ({"num_gpus": 2, "engine": {"tensor_parallel_size": 2}}, {}),
+    ],
+)
+def test_models_run_on_the_gpus_that_they_ask_for(ray_session, tmp_path, teacher, judge):
+    """Ray Data takes no batch size of None where an actor asks for GPUs."""
+    with serving(mark) as server:
+        first, second = Pass(on_gpus, part(server, **teacher), "teacher"), Pass(on_gpus, part(server, **judge), "judge")
+        head = spool(ITEMS, tmp_path / "scratch/items.arrow"), first
+        found = list(fan_out([head], [second], Place(str(tmp_path), "s1")))
+    assert len(found) == len(ITEMS)
+    for row in found:
+        taught, judged = re.findall(r"\[[\d, ]*\]", row.decode())
+        assert len(json.loads(taught)) == math.ceil(teacher["num_gpus"])
+        assert len(json.loads(judged)) == math.ceil(judge.get("num_gpus", 0))
+
+
+def test_two_teachers_and_a_pool_that_may_grow_share_the_gpus(ray_session, tmp_path):
+    with serving(mark) as server:
+        heads = [
+            (spool(ITEMS[:15], tmp_path / "scratch/a.arrow"), Pass(on_gpus, part(server, num_gpus=1), "teacher")),
+            (
+                spool(ITEMS[15:], tmp_path / "scratch/b.arrow"),
+                Pass(on_gpus, part(server, model="n", num_gpus=0.5, actors=1, max_actors=2), "teacher"),
+            ),
+        ]
+        found = list(fan_out(heads, [], Place(str(tmp_path), "s1")))
+    assert sorted(row.split()[0] for row in found) == sorted(item + b"!" for item in ITEMS)
+    assert {row.split()[1] for row in found} == {b"[0]", b"[1]"}

@@ -245,3 +245,17 @@ def test_an_engine_over_more_gpus_than_its_actor_has_is_refused(part):
 def test_fewer_replicas_at_most_than_at_least_are_refused():
     with pytest.raises(RecipeError, match="max_replicas is 2, less than replicas, 3"):
         load_recipe("tiny", ["serve.replicas=3", "serve.max_replicas=2"])
+
+
+@pytest.mark.parametrize("field", ["teacher.num_gpus", "serve.num_gpus", "sft.gpus_per_worker"])
+def test_gpus_that_ray_cannot_give_are_refused(field):
+    for number in (0, 0.25, 1, 2):
+        load_recipe("tiny", ["sft.workers=1", f"{field}={number}"])
+    for number in (-1, 1.5):
+        with pytest.raises(RecipeError, match=rf"{field.partition('.')[2]}: {number} GPUs. Ray gives an actor a share"):
+            load_recipe("tiny", [f"{field}={number}"])
+
+
+def test_two_workers_on_one_gpu_are_refused():
+    with pytest.raises(RecipeError, match="gpus_per_worker 0.5 with 2 workers: NCCL does not connect"):
+        load_recipe("tiny", ["sft.workers=2", "sft.gpus_per_worker=0.5"])

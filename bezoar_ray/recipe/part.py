@@ -75,17 +75,26 @@ Engine = Annotated[dict[str, Any], HOW, AfterValidator(_harmless)]
 """vLLM engine arguments, but for those that say what is loaded and which code runs."""
 
 
+def check_gpus(field: str, number: float) -> None:
+    """Whether Ray can give an actor so many GPUs: a share of one, or whole ones.
+
+    Raises:
+        ValueError: it cannot.
+    """
+    if number < 0 or (number > 1 and number != int(number)):
+        raise ValueError(f"{field}: {number:g} GPUs. Ray gives an actor a share of one GPU, or whole GPUs: 0.5, 1, 2")
+
+
 def check_parallel(engine: dict[str, Any], num_gpus: float) -> None:
     """Whether an engine that spreads over GPUs is given as many; through Ray it takes them beside its actor's.
 
     Raises:
         ValueError: it is not, and would not start.
     """
-    sizes = [engine.get(f"{kind}_parallel_size", 1) for kind in ("tensor", "pipeline", "data")]
-    if 0 < num_gpus < math.prod(sizes) and engine.get("distributed_executor_backend") != "ray":
-        raise ValueError(
-            f"engine: it spreads over {math.prod(sizes)} GPUs, and num_gpus is {num_gpus:g}. Make them equal"
-        )
+    check_gpus("num_gpus", num_gpus)
+    spread = math.prod(engine.get(f"{kind}_parallel_size", 1) for kind in ("tensor", "pipeline", "data"))
+    if spread > 1 and 0 < num_gpus < spread and engine.get("distributed_executor_backend") != "ray":
+        raise ValueError(f"engine: it spreads over {spread} GPUs, and num_gpus is {num_gpus:g}. Make them equal")
 
 
 class Part(BaseModel):

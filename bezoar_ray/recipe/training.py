@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from bezoar_ray.recipe.models import SourcePart, Weights
-from bezoar_ray.recipe.part import FILES, HOW, Part, Placed, Positive, PositiveRate, Share
+from bezoar_ray.recipe.part import FILES, HOW, Part, Placed, Positive, PositiveRate, Share, check_gpus
 
 LossType = Literal[
     "sigmoid", "hinge", "ipo", "exo_pair", "nca_pair", "robust", "bco_pair", "sppo_hard", "aot", "aot_unpaired",
@@ -90,6 +90,16 @@ class Training(Placed):
     def _even_shares(self) -> "Training":
         if self.batch % self.workers:
             raise ValueError(f"batch {self.batch} cannot be shared by {self.workers} workers: choose a multiple")
+        return self
+
+    @model_validator(mode="after")
+    def _whole_gpus(self) -> "Training":
+        check_gpus("gpus_per_worker", self.gpus_per_worker)
+        if 0 < self.gpus_per_worker < 1 and self.workers > 1:
+            raise ValueError(
+                f"gpus_per_worker {self.gpus_per_worker:g} with {self.workers} workers: NCCL does not connect two "
+                "workers on one GPU. Use one worker, or a whole GPU for each"
+            )
         return self
 
     @model_validator(mode="after")

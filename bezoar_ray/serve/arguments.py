@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from bezoar_ray.errors import BezoarError
-from bezoar_ray.llm.engine import on_cpu, trusted
+from bezoar_ray.llm.engine import is_cpu_build, on_this_machine, trusted
 from bezoar_ray.llm.models import model_path
 from bezoar_ray.recipe import CHECKPOINTS, Recipe, Serve
 from bezoar_ray.store import Store
@@ -59,7 +59,8 @@ def engine_arguments(recipe: Recipe, store: Store) -> dict[str, list[str]]:
 
 
 def _engine(part: Serve) -> dict[str, Any]:
-    return part.engine if part.num_gpus else on_cpu({"worker_extension_cls": _GROUPED_LORA} | part.engine)
+    grouped = {"worker_extension_cls": _GROUPED_LORA} if is_cpu_build() else {}
+    return on_this_machine(grouped | part.engine, part.num_gpus)
 
 
 def _lora_flags(paths: dict[str, Path]) -> list[str]:

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from bezoar_ray.errors import BezoarError
+from bezoar_ray.llm import engine
 from bezoar_ray.recipe import Recipe, parse_recipe
 from bezoar_ray.serve.arguments import engine_arguments, modes
 from bezoar_ray.store import Store
@@ -87,8 +88,8 @@ def test_a_run_directory_without_base_says_which_stage_to_run(tmp_path):
 
 
 def test_engine_arguments_of_the_recipe_become_flags(tmp_path):
-    engine = {"max_model_len": 512, "enable_prefix_caching": False, "override_generation_config": {"a": 1}}
-    arguments = base_arguments(recipe(engine=engine), run_directory(tmp_path))
+    given = {"max_model_len": 512, "enable_prefix_caching": False, "override_generation_config": {"a": 1}}
+    arguments = base_arguments(recipe(engine=given), run_directory(tmp_path))
     assert value(arguments, "--max-model-len") == "512"
     assert "--no-enable-prefix-caching" in arguments
     assert value(arguments, "--override-generation-config") == '{"a": 1}'
@@ -99,7 +100,30 @@ def test_safetensors_alone_are_loaded_and_no_code(tmp_path):
     assert value(arguments, "--load-format") == "safetensors" and "--trust-remote-code" not in arguments
 
 
-def test_a_gpu_keeps_its_graphs(tmp_path):
-    store = run_directory(tmp_path)
-    assert "--enforce-eager" in base_arguments(recipe(), store)
-    assert "--enforce-eager" not in base_arguments(recipe(num_gpus=1), store)
+@pytest.fixture
+def cuda_build(monkeypatch):
+    """As where vLLM's CUDA build is installed."""
+    monkeypatch.setattr(engine, "is_cpu_build", lambda: False)
+    monkeypatch.setattr("bezoar_ray.serve.arguments.is_cpu_build", lambda: False)
+
+
+def test_a_gpu_keeps_its_graphs(tmp_path, cuda_build):
+    arguments = base_arguments(recipe(num_gpus=1), run_directory(tmp_path))
+    assert "--enforce-eager" not in arguments and "--worker-extension-cls" not in arguments
+
+
+@pytest.mark.parametrize("gpus", [0, 0.5, 1])
+def test_the_cpu_build_is_told_the_same_on_gpus_that_are_only_numbers(tmp_path, gpus):
+    arguments = base_arguments(recipe(num_gpus=gpus), run_directory(tmp_path))
+    assert "--enforce-eager" in arguments and value(arguments, "--worker-extension-cls").endswith("GroupedLora")
+    assert "--gpu-memory-utilization" not in arguments
+
+
+@pytest.mark.parametrize(
+    ("gpus", "given", "told"), [(0.5, None, "0.45"), (0.25, None, "0.225"), (0.5, 0.6, "0.6"), (1, None, None)]
+)
+def test_an_engine_on_a_share_of_a_gpu_takes_its_share_of_the_memory(tmp_path, cuda_build, gpus, given, told):
+    own = {"gpu_memory_utilization": given} if given else {}
+    arguments = base_arguments(recipe(num_gpus=gpus, engine=own), run_directory(tmp_path))
+    flag = "--gpu-memory-utilization"
+    assert (value(arguments, flag) if flag in arguments else None) == told
