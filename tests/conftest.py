@@ -45,7 +45,7 @@ def tiny_world():
 
 @pytest.fixture(scope="session")
 def ray_session() -> Iterator[None]:
-    """One local Ray for all tests. Its two GPUs are only numbers: Ray schedules by them, and nothing computes on them."""
+    """One local Ray for all tests. Its two GPUs are logical: Ray schedules by them, and nothing computes on them."""
     from bezoar_ray.cluster import ray_session as session
 
     with contextlib.ExitStack() as stack:

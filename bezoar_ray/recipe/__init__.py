@@ -19,11 +19,11 @@ from bezoar_ray.recipe.generation import (
 from bezoar_ray.recipe.load import Recipe, load_recipe, parse_recipe, recipe_names, recipe_of
 from bezoar_ray.recipe.models import ModelPart, Prices, Seeds, SourcePart, Teacher, Weights
 from bezoar_ray.recipe.part import Part, Placed
-from bezoar_ray.recipe.training import Align, Base, HhSft, Lora, Sft, Supervised, Training
+from bezoar_ray.recipe.training import Align, Base, HhSft, Lora, Sft, Training
 
 __all__ = [
     "CHECKPOINTS", "SCHEMES", "Align", "Base", "Evaluate", "EvolInstruct", "Filter", "Generate", "Harness",
     "HarnessTask", "HhSft", "Lamini", "Lora", "Meaning", "Mixture", "ModelPart", "MtBench", "Orca", "OwnScheme",
-    "Part", "Placed", "Prices", "Recipe", "Seeds", "Serve", "Sft", "SourcePart", "Supervised", "Teacher", "Training",
+    "Part", "Placed", "Prices", "Recipe", "Seeds", "Serve", "Sft", "SourcePart", "Teacher", "Training",
     "Weights", "load_recipe", "parse_recipe", "recipe_names", "recipe_of",
 ]  # fmt: skip

@@ -13,6 +13,9 @@ LossType = Literal[
 ]  # fmt: skip
 
 
+COMPILED_FROM = 200
+"""Optimiser steps of a stage from which on `compile: auto` compiles: it takes as long as some tens of steps."""
+
 Schedule = Literal[
     "linear", "cosine", "cosine_with_restarts", "polynomial", "constant", "constant_with_warmup", "inverse_sqrt",
 ]  # fmt: skip
@@ -67,8 +70,13 @@ class Training(Placed):
     """Train on the first so many rows."""
     load_in_4bit: bool = True
     """QLoRA: the base in NF4 with double quantisation."""
-    micro_batch: Annotated[Positive, HOW] = 4
-    """Rows in a forward pass of one worker."""
+    packing: Annotated[bool, HOW] = True
+    """Compute the rows of a pass one after the other in one sequence, where they do not see each other. Where the
+    architecture would mix them, or with `false`, each row is padded to the longest of its pass."""
+    micro_tokens: Annotated[Positive | Literal["auto"] | None, HOW] = None
+    """Tokens in a forward pass of one worker. `auto`, the default on GPUs: as many as fit, and as are of use."""
+    micro_batch: Annotated[Positive | None, HOW] = None
+    """Rows in a forward pass of one worker, in place of `micro_tokens`; 4 by default on CPUs."""
     workers: Annotated[Positive, HOW] = 1
     """Ray Train workers."""
     cpus_per_worker: Annotated[float, HOW] = 1.0
@@ -77,8 +85,10 @@ class Training(Placed):
     """Ray GPUs per worker."""
     zero_stage: Annotated[Literal[0, 2, 3], HOW] = 0
     """DeepSpeed ZeRO stage; 0 is plain data parallel."""
-    gradient_checkpointing: Annotated[bool, HOW] = False
-    """Recompute activations in the backward pass."""
+    gradient_checkpointing: Annotated[bool | Literal["auto"], HOW] = "auto"
+    """Recompute activations in the backward pass. `auto`: only where passes would not fit into memory without it."""
+    compile: Annotated[bool | Literal["auto"], HOW] = "auto"
+    """Compile the decoder layers (torch.compile). `auto`: on GPUs, for stages of more than 200 steps."""
     checkpoint_every: Annotated[Positive, HOW] = 200
     """Steps between checkpoints from which a killed stage goes on."""
     max_failures: Annotated[int, HOW] = 3
@@ -86,10 +96,30 @@ class Training(Placed):
     report_to: Annotated[tuple[str, ...], HOW] = ()
     """Trackers by transformers' names: wandb, mlflow, tensorboard."""
 
+    @property
+    def share(self) -> int:
+        """Rows of an optimiser step that a worker has."""
+        return self.batch // self.workers
+
+    def compiles(self, steps: float) -> bool:
+        """Whether a stage of so many optimiser steps is to compile its layers."""
+        if self.compile == "auto":
+            return self.gpus_per_worker > 0 and steps > COMPILED_FROM
+        return self.compile
+
     @model_validator(mode="after")
     def _even_shares(self) -> "Training":
         if self.batch % self.workers:
             raise ValueError(f"batch {self.batch} cannot be shared by {self.workers} workers: choose a multiple")
+        return self
+
+    @model_validator(mode="after")
+    def _one_size(self) -> "Training":
+        if self.micro_batch and self.micro_tokens:
+            raise ValueError(
+                f"micro_batch {self.micro_batch} and micro_tokens {self.micro_tokens}: give the size of a pass in rows "
+                "or in tokens, not both"
+            )
         return self
 
     @model_validator(mode="after")
@@ -112,14 +142,7 @@ class Training(Placed):
         return self
 
 
-class Supervised(Training):
-    """Training on conversations."""
-
-    packing: Annotated[bool, HOW] = True
-    """Put the rows of a forward pass side by side, where they do not see each other, in place of padding each."""
-
-
-class Sft(Supervised):
+class Sft(Training):
     """Supervised fine-tuning on the accepted rows, one adapter carried through the schemes in order."""
 
     learning_rate: PositiveRate = 2e-4
@@ -133,7 +156,7 @@ class Sft(Supervised):
     """A LoRA on the base to go on with, in place of a new one: local folder or Hugging Face name."""
 
 
-class HhSft(Supervised):
+class HhSft(Training):
     """Supervised fine-tuning on the chosen side of HH-RLHF: a new adapter on merged sft."""
 
     learning_rate: PositiveRate = 2e-4

@@ -1,7 +1,6 @@
 """From a trained adapter to a checkpoint: adapter, merged and joined weights, lineage, and its held-out score."""
 
 import contextlib
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +8,7 @@ from bezoar_ray.recipe import Lora
 from bezoar_ray.stage import Context
 from bezoar_ray.store import Store, digest
 from bezoar_ray.train import adapters, heldout, models, pairs
+from bezoar_ray.train.packing import Layout, in_float32
 from bezoar_ray.train.worker import Job
 
 CHAIN = {"sft": ("sft",), "hh-sft": ("sft", "hh-sft"), "dpo": ("sft", "dpo")}
@@ -16,8 +16,8 @@ CHAIN = {"sft": ("sft",), "hh-sft": ("sft", "hh-sft"), "dpo": ("sft", "dpo")}
 PARENT = {"sft": "base", "hh-sft": "sft", "dpo": "hh-sft"}
 
 
-def finish(job: Job, tokenizer: Any, lora: Lora) -> dict[str, float | None]:
-    """Merge and join the adapter that lies in the checkpoint's folder, and score it; one model load.
+def finish(job: Job, tokenizer: Any, lora: Lora, layout: Layout) -> dict[str, float | None]:
+    """Merge and join the adapter that lies in the checkpoint's folder, and score it in a layout; one model load.
 
     Returns:
         `heldout_accuracy` by checkpoint: the stage's own, and base's from sft.
@@ -27,11 +27,11 @@ def finish(job: Job, tokenizer: Any, lora: Lora) -> dict[str, float | None]:
     model = models.load(job.recipe.base, below, device_map={"": models.device(job)})
     scores = {}
     if name == "sft":
-        scores["base"] = _score(job, model, tokenizer)
+        scores["base"] = _score(job, model, tokenizer, layout)
         _base(job, tokenizer)
     folder = f"checkpoints/{name}"
     model = adapters.merge(models.with_adapter(model, str(store.path(f"{folder}/adapter"))))
-    scores[name] = _score(job, model, tokenizer)
+    scores[name] = _score(job, model, tokenizer, layout)
     with store.writing(f"{folder}/merged") as path:
         adapters.save(model, tokenizer, path)
     chain = [store.path(f"checkpoints/{part}/adapter") for part in CHAIN[name]]
@@ -66,27 +66,11 @@ def _base_mark(job: Job) -> str:
     return f"{base.model}@{base.revision or 'main'}"
 
 
-def _score(job: Job, model: Any, tokenizer: Any) -> float | None:
-    part = job.recipe.align
-    with _computing(model, job.dtype):
+def _score(job: Job, model: Any, tokenizer: Any, layout: Layout) -> float | None:
+    computing = in_float32(model) if job.dtype == "float32" else contextlib.nullcontext()
+    with computing:
         found = pairs.read(job.store, "heldout")
-        return heldout.accuracy(model, tokenizer, found, part.max_length, part.micro_batch)
-
-
-@contextlib.contextmanager
-def _computing(model: Any, dtype: str) -> Iterator[None]:
-    """The weights in another type for a while. Buffers, such as the frequencies of positions, stay as exact as they
-    are."""
-    import torch
-
-    stored = [(weight, weight.dtype) for weight in model.parameters() if weight.dtype is torch.bfloat16]
-    for weight, _ in stored:
-        weight.data = weight.data.to(getattr(torch, dtype))
-    try:
-        yield
-    finally:
-        for weight, before in stored:
-            weight.data = weight.data.to(before)
+        return heldout.accuracy(model, tokenizer, found, job.recipe.align.max_length, layout)
 
 
 def clear(context: Context, name: str) -> None:

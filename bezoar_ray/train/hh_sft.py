@@ -28,4 +28,4 @@ def _train(job: worker.Job) -> dict[str, Any]:
     part, tokenizer = job.recipe.hh_sft, load_tokenizer(job.recipe)
     model = partial(models.with_new_adapter, lora=part.lora, seed=job.recipe.seed)
     account = loop.train(job, model, trainers.supervised(tokenizer, part))
-    return loop.close(job, tokenizer, part.lora, loop.figures(job, account))
+    return loop.close(job, tokenizer, part.lora, account, loop.figures(job, account))

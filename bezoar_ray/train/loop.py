@@ -13,13 +13,14 @@ import orjson
 from bezoar_ray.errors import BezoarError
 from bezoar_ray.logs import event
 from bezoar_ray.recipe import Lora, Training
-from bezoar_ray.train import models
+from bezoar_ray.train import models, packing
 from bezoar_ray.train.checkpoints import finish
-from bezoar_ray.train.memory import checking
+from bezoar_ray.train.fitting import RECOMPUTING, Passes, fitting
+from bezoar_ray.train.nonfinite import stop_if_not_finite
+from bezoar_ray.train.packing import Layout
 from bezoar_ray.train.prepared import Prepared, left_out
 from bezoar_ray.train.reporting import STATE, Account, reporter
 from bezoar_ray.train.trainers import Build
-from bezoar_ray.train.unsound import stopping
 from bezoar_ray.train.worker import Job
 
 POINTS = 200  # at most so many losses are kept of a step
@@ -35,26 +36,40 @@ def train(job: Job, adapt: Callable[..., Any], build: Build) -> Account:
     model = adapt(models.for_training(job), autocast_adapter_dtype=job.part.zero_stage != 3)
     account, saved = _last()
     event("training goes on" if saved else "training begins", after_step=account.at)
+    layout, passes = _layout(job, model), Passes()
+    if layout.because:
+        passes.say(f"rows are padded: {layout.because}")
     sets = [data for data in job.data if data.rows]
     total = sum(_length(data, job.part) for data in sets)
-    for data in sets[account.step :]:
-        if saved and account.finished:
-            _load_adapter(model, saved)
-        else:
-            trainer = keep_precision(model, partial(build, model, data.open(job.store), arguments(job, data)))
-            trainer.add_callback(checking(trainer, job, data, micro_batch(job.part)[0]))
-            trainer.add_callback(stopping(trainer, job, data, account.offset))
-            trainer.add_callback(reporter(job, account, data, total))
-            if saved and not job.part.zero_stage:
-                _load_adapter(model, saved)  # transformers would load the frozen reference beside it alone
-            trainer.train(resume_from_checkpoint=saved)
-            if account.stopped:
-                raise BezoarError("stopped, with a last checkpoint; the same command goes on from there")
-        saved = None
-        account.offset += _length(data, job.part)
-        account.step, account.finished = account.step + 1, False
+    with packing.packed(model, layout):
+        for data in sets[account.step :]:
+            if saved and account.finished:
+                _load_adapter(model, saved)
+            else:
+                trainer = keep_precision(model, partial(build, model, data.open(job.store), arguments(job, data)))
+                trainer.layout = layout
+                trainer.add_callback(fitting(trainer, job, data, passes, total))
+                trainer.add_callback(stop_if_not_finite(trainer, job, data, account.offset))
+                trainer.add_callback(reporter(job, account, data, total, passes))
+                if saved and not job.part.zero_stage:
+                    _load_adapter(model, saved)  # transformers would load the frozen reference beside it alone
+                trainer.train(resume_from_checkpoint=saved)
+                if account.stopped:
+                    raise BezoarError("stopped, with a last checkpoint; the same command goes on from there")
+            saved = None
+            account.offset += _length(data, job.part)
+            account.step, account.finished = account.step + 1, False
     _save_adapter(job, model)
     return account
+
+
+def _layout(job: Job, model: Any) -> Layout:
+    """How rows lie in the passes of a model that is trained."""
+    if not job.part.packing:
+        return Layout("padded", "packing is false")
+    if job.part.zero_stage == 3:
+        return Layout("padded", "under zero_stage 3 no pass can be tried before training")
+    return packing.choose(model)
 
 
 def _length(data: Prepared, part: Training) -> int:
@@ -97,42 +112,44 @@ def keep_precision(model: Any, make: Callable[[], Any]) -> Any:
 def arguments(job: Job, data: Prepared) -> dict[str, Any]:
     """Keyword arguments that TRL's configurations share, from the recipe."""
     part, recipe = job.part, job.recipe
-    micro, accumulation = micro_batch(part)
     length = _length(data, part)
+    on_gpu = part.gpus_per_worker > 0
     return {
         "output_dir": str(job.store.here(f"{job.folder}/work-{data.name}")),
         "num_train_epochs": part.epochs,
-        "per_device_train_batch_size": micro,
-        "gradient_accumulation_steps": accumulation,
+        "per_device_train_batch_size": part.share,  # a worker's rows of a step; passes.py splits them
+        "gradient_accumulation_steps": 1,
         "learning_rate": part.learning_rate,
         "lr_scheduler_type": part.schedule,
         "warmup_steps": int(part.warmup_ratio * length),  # rounded up, a single step would be all warm-up
         "max_grad_norm": part.max_grad_norm,
         "max_length": None,  # rows that are too long have been left out, not cut
         "bf16": job.dtype == "bfloat16",
-        "use_cpu": part.gpus_per_worker == 0,
-        "gradient_checkpointing": part.gradient_checkpointing,
+        "use_cpu": not on_gpu,
+        "gradient_checkpointing": _recomputes(part),
+        "gradient_checkpointing_kwargs": RECOMPUTING,
         "ddp_find_unused_parameters": False,
         "deepspeed": zero(part.zero_stage) if part.zero_stage else None,
         "seed": recipe.seed,
         "data_seed": recipe.seed,
         "logging_steps": max(1, length // POINTS),
         "logging_first_step": True,
+        "logging_nan_inf_filter": False,  # it waits for the GPU after every pass; nonfinite.py looks once a step
         "save_strategy": "steps",
         "save_steps": part.checkpoint_every,
-        "save_total_limit": 1,
         "report_to": list(part.report_to) or "none",
         "run_name": f"{recipe.name}-{job.stage}-{data.name}",
-        "dataloader_pin_memory": part.gpus_per_worker > 0,
+        "dataloader_num_workers": int(on_gpu),  # prepares the next steps while the GPU works on this one
+        "dataloader_pin_memory": on_gpu,
         "disable_tqdm": True,
     }
 
 
-def micro_batch(part: Training) -> tuple[int, int]:
-    """Rows in one forward pass of a worker, and passes in an optimiser step, so that `batch` comes out exactly."""
-    share = part.batch // part.workers
-    micro = max(size for size in range(1, min(part.micro_batch, share) + 1) if share % size == 0)
-    return micro, share // micro
+def _recomputes(part: Training) -> bool:
+    """Whether activations are recomputed from the start; left to choose, the first pass decides (fitting.py)."""
+    if part.gradient_checkpointing == "auto":
+        return part.zero_stage == 3
+    return part.gradient_checkpointing
 
 
 def zero(stage: int) -> dict[str, Any]:
@@ -167,7 +184,7 @@ def _whole(job: Job, model: Any) -> contextlib.AbstractContextManager[Any]:
     return deepspeed.zero.GatheredParameters([p for p in model.parameters() if p.requires_grad])
 
 
-def close(job: Job, tokenizer: Any, lora: Lora, figures: dict[str, Any]) -> dict[str, Any]:
+def close(job: Job, tokenizer: Any, lora: Lora, account: Account, figures: dict[str, Any]) -> dict[str, Any]:
     """Let rank 0 make the checkpoint of the saved adapter; returns what the stage puts into the summary."""
     import gc
 
@@ -178,7 +195,7 @@ def close(job: Job, tokenizer: Any, lora: Lora, figures: dict[str, Any]) -> dict
     gc.collect()
     if get_context().get_world_rank() != 0:
         return {}
-    scores = finish(job, tokenizer, lora)
+    scores = finish(job, tokenizer, lora, Layout(account.passes.get("layout", "padded")))
     own = {**figures, "heldout_accuracy": scores.pop(job.stage)}
     return {**{name: {"heldout_accuracy": score} for name, score in scores.items()}, job.stage: own}
 
@@ -195,5 +212,7 @@ def figures(job: Job, account: Account) -> dict[str, Any]:
         "loss_first": losses[0] if losses else None,
         "loss_last": losses[-1] if losses else None,
         "tokens_per_s": account.tokens_per_s,
+        "time_shares": account.time_shares,
+        "passes": account.passes,
         "by_step": account.history,
     }

@@ -5,6 +5,8 @@ Both average over the answer alone, row by row. (TRL's experimental ORPO takes t
 
 from typing import Any
 
+from bezoar_ray.train.data import IGNORED
+
 _HIGHEST = -1e-6  # of A: nearer to 0, log(1 - p) has no finite gradient in float32
 
 
@@ -38,13 +40,16 @@ LOSSES = {"orpo": orpo, "asft": asft}
 
 
 def mean_log_probability(model: Any, batch: dict[str, Any]) -> Any:
-    """A of each row of a TRL preference batch, in float32: of its `completion_mask` alone."""
-    from trl.trainer.utils import selective_log_softmax
+    """A of each row of a TRL preference batch, in float32: of its `completion_mask` alone.
 
-    ids, mask = batch["input_ids"], batch["completion_mask"][:, 1:]
-    logits = model(input_ids=ids, attention_mask=batch["attention_mask"], use_cache=False).logits[:, :-1]
-    each = selective_log_softmax(logits.float(), ids[:, 1:]) * mask
-    return each.sum(dim=1) / mask.sum(dim=1).clamp(min=1)
+    The model has TRL's `add_fused_lm_head`, which never makes the logits of a prompt.
+    """
+    mask = batch["completion_mask"]
+    labels = batch["input_ids"].masked_fill(mask == 0, IGNORED)
+    output = model(
+        input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], labels=labels, fused_lm_head=True
+    )
+    return output.log_probs.sum(dim=1) / mask[:, 1:].sum(dim=1).clamp(min=1)
 
 
 def _log_odds(mean: Any) -> Any:

@@ -1,53 +1,230 @@
-"""Whole rows side by side in the sequences of a forward pass, so that little is computed on padding."""
+"""Flat passes: the tokens of a padded batch go through a model as one sequence, without the padding.
 
+Callers see padded batches alone: TRL's trainers and collators stay as they are. Within a model that is `packed`, a call
+for log-probabilities (TRL's `fused_lm_head=True`) drops the padding, computes the rows side by side (`attention.py`),
+projects only the positions whose next token is labelled, and puts the results back where the caller expects them.
+
+Packing is right only where a row's output does not depend on its neighbours: positions must separate the rows, and
+nothing else may run on from one to the next (learned positions that count on, recurrent states, convolutions). That is
+measured before the first step, on the model itself. Where it does not hold, rows are padded.
+"""
+
+import contextlib
+import functools
+import types
+from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
-Rows = list[dict[str, Any]]
+from bezoar_ray.train import attention
+from bezoar_ray.train.data import IGNORED
+
+TOLERANCE = 1e-3  # relative difference of logits, in float32, between a row in a pass and the row alone
+_CHECKED_LENGTHS = (24, 16)  # tokens of the rows that are compared
+_FIELDS = ("log_probs", "entropy", "log_sum_sq_probs", "mean_logits", "is_top1")  # of TRL's FusedCausalLMOutput
 
 
-def collator(pad_token_id: int) -> Any:
-    """Forward passes whose rows fill as few sequences as they can, none longer than the longest row.
+@dataclass(frozen=True)
+class Layout:
+    """How the rows of a pass lie: `flat`, one after the other, or `padded`; `because` says why they are padded."""
 
-    Rows are packed pass by pass, not ahead of training: an optimiser step takes the rows that it would take padded,
-    for any number of workers, each epoch shuffles them anew, and no pass is larger than the padded one.
+    name: str
+    because: str = ""
 
-    Where positions begin anew and no mask is given, transformers lets no row see another, in eager attention and
-    torch's fused one alike. TRL's own way (`padding_free`) puts a pass into one sequence, whose attention grows with
-    the square of the pass without FlashAttention.
+    @property
+    def flat(self) -> bool:
+        """Whether no padding is computed."""
+        return self.name == "flat"
+
+
+def choose(model: Any) -> Layout:
+    """Flat, where the model gives a row in a flat pass the logits of the row alone; else padded.
+
+    Two short rows are computed both ways in float32, whatever the model computes in.
     """
-    from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
-
-    class Collator(DataCollatorForLanguageModeling):
-        """TRL's, on packed rows and without the mask."""
-
-        def torch_call(self, examples: Rows) -> dict[str, Any]:
-            batch = super().torch_call(side_by_side(examples))
-            del batch["attention_mask"]
-            return batch
-
-    return Collator(pad_token_id=pad_token_id, return_position_ids=True)
-
-
-def side_by_side(rows: Rows) -> Rows:
-    """The `input_ids` and `labels` of rows in few sequences; `seq_lengths` tells their rows apart."""
-    filled = [[rows[n] for n in sequence] for sequence in fill([len(row["input_ids"]) for row in rows])]
-    return [
-        {name: [token for row in sequence for token in row[name]] for name in ("input_ids", "labels")}
-        | {"seq_lengths": [len(row["input_ids"]) for row in sequence]}
-        for sequence in filled
-    ]
+    attention.register()
+    causal = _causal(model)
+    try:
+        difference = _difference(causal)
+    except Exception as error:  # what an architecture cannot do, it says in many ways
+        return Layout("padded", f"{causal.config.model_type} does not run flat: {_first_line(error)}")
+    if difference > TOLERANCE:
+        because = f"{causal.config.model_type} mixes the rows of a flat pass: logits differ by {difference:.2g}"
+        return Layout("padded", because)
+    return Layout("flat")
 
 
-def fill(lengths: list[int]) -> list[list[int]]:
-    """Which rows share a sequence that is no longer than the longest row: best fit, the longest first."""
-    sequences: list[list[int]] = []
-    room: list[int] = []
-    for n in sorted(range(len(lengths)), key=lambda n: -lengths[n]):
-        fits = [at for at, left in enumerate(room) if left >= lengths[n]]
-        at = min(fits, key=room.__getitem__, default=len(room))
-        if at == len(room):
-            sequences.append([])
-            room.append(max(lengths))
-        sequences[at].append(n)
-        room[at] -= lengths[n]
-    return sequences
+@contextlib.contextmanager
+def fused_head(model: Any) -> Iterator[None]:
+    """Within the block, the model takes `fused_lm_head=True`, as TRL's trainers make it."""
+    from trl.trainer.utils import add_fused_lm_head
+
+    causal = _causal(model)
+    with _forward_restored(causal):
+        add_fused_lm_head(causal)
+        yield
+
+
+@contextlib.contextmanager
+def packed(model: Any, layout: Layout) -> Iterator[None]:
+    """Within the block, calls for log-probabilities are computed in a layout. Padded is what the model does anyway.
+
+    Flat, it takes no other calls in the block. The model may be wrapped by PEFT. Of a bare one, the block has to begin
+    after `add_fused_lm_head`.
+    """
+    if not layout.flat:
+        yield
+        return
+    attention.register()
+    causal = _causal(model)
+    backbone = causal.base_model
+    with _attention(causal, attention.NAME), _forward_restored(backbone), _forward_restored(model):
+        backbone.forward = types.MethodType(_selecting(backbone.forward), backbone)
+        model.forward = types.MethodType(_flattening(model), model)
+        yield
+
+
+@contextlib.contextmanager
+def _forward_restored(module: Any) -> Iterator[None]:
+    """After the block, the module's forward function is what it was."""
+    before = module.__dict__.get("forward")
+    try:
+        yield
+    finally:
+        module.__dict__.pop("forward", None)
+        if before is not None:
+            module.forward = before
+
+
+def _flattening(model: Any) -> Any:
+    """The forward function of a model whose calls for log-probabilities are computed flat."""
+    inner = model.forward
+
+    @functools.wraps(type(model).forward)  # transformers reads the signature
+    def forward(
+        self: Any, input_ids: Any = None, attention_mask: Any = None, labels: Any = None, fused_lm_head: bool = False,
+        **more: Any,
+    ) -> Any:  # fmt: skip
+        if not fused_lm_head:
+            return inner(input_ids=input_ids, attention_mask=attention_mask, labels=labels, **more)
+        tokens = attention_mask.bool()
+        next_labels = labels.roll(-1, dims=1)
+        next_labels[:, -1] = IGNORED
+        scored = tokens & (next_labels != IGNORED)
+        output = inner(
+            **_flat(input_ids, tokens),
+            scored_positions=scored[tokens].nonzero()[:, 0],
+            shift_labels=next_labels[scored][None],
+            fused_lm_head=True,
+            **more,
+        )
+        places = scored[:, :-1]
+        for name in _FIELDS:
+            values = getattr(output, name)
+            if values is not None:
+                output[name] = values.new_zeros(places.shape).masked_scatter(places, values)
+        output.label_mask = places
+        return output
+
+    return forward
+
+
+def _flat(input_ids: Any, tokens: Any) -> dict[str, Any]:
+    """A model's arguments for the tokens of a padded batch, (rows, longest), as one sequence: (1, tokens)."""
+    import torch
+
+    lengths = tokens.sum(dim=1)
+    boundaries = torch.nn.functional.pad(lengths.cumsum(0), (1, 0)).int()
+    longest = 1 << (tokens.shape[1] - 1).bit_length()  # few values, as each may compile the layers anew
+    return {
+        "input_ids": input_ids[tokens][None],
+        "attention_mask": None,
+        "position_ids": (tokens.cumsum(dim=1) - 1)[tokens][None],
+        "cu_seq_lens_q": boundaries,
+        "cu_seq_lens_k": boundaries,
+        "max_length_q": longest,
+        "max_length_k": longest,
+    }
+
+
+def _selecting(inner: Any) -> Any:
+    """The forward function of a backbone that hands only some positions on to the head: never those of a prompt."""
+
+    @functools.wraps(inner.__func__)
+    def forward(self: Any, *args: Any, scored_positions: Any = None, **more: Any) -> Any:
+        output = inner(*args, **more)
+        if scored_positions is not None:
+            output.last_hidden_state = output.last_hidden_state[:, scored_positions]
+        return output
+
+    return forward
+
+
+def _difference(causal: Any) -> float:
+    """The largest difference of the logits of two rows in a flat pass from those of each alone, over the largest."""
+    import torch
+
+    vocabulary = causal.config.get_text_config().vocab_size
+    draw = torch.Generator().manual_seed(0)
+    rows = [torch.randint(vocabulary, (1, length), generator=draw).to(causal.device) for length in _CHECKED_LENGTHS]
+    together = torch.nn.utils.rnn.pad_sequence([row[0] for row in rows], batch_first=True)
+    tokens = torch.nn.utils.rnn.pad_sequence([torch.ones_like(row[0]) for row in rows], batch_first=True).bool()
+    was_training = causal.training
+    with torch.inference_mode(), in_float32(causal):
+        causal.eval()
+        try:
+            alone = torch.cat([causal(input_ids=row, use_cache=False).logits[0] for row in rows])
+            with _attention(causal, attention.NAME):
+                flat = causal(**_flat(together, tokens), use_cache=False).logits[0]
+                causal.train()  # where dropout, for one, may be asked for
+                causal(**_flat(together, tokens), use_cache=False)
+        finally:
+            causal.train(was_training)
+    return ((flat - alone).abs().max() / alone.abs().max()).item()
+
+
+@contextlib.contextmanager
+def in_float32(model: Any) -> Iterator[None]:
+    """Within the block, bfloat16 weights are float32, and 4-bit layers compute in it. Buffers, such as the frequencies
+    of positions, stay as exact as they are."""
+    import torch
+
+    stored = [(weight, weight.dtype) for weight in model.parameters() if weight.dtype is torch.bfloat16]
+    layers = [(layer, layer.compute_dtype) for layer in model.modules() if hasattr(layer, "compute_dtype")]
+    for weight, _ in stored:
+        weight.data = weight.data.float()
+    for layer, _ in layers:
+        layer.compute_dtype = torch.float32
+    try:
+        yield
+    finally:
+        for weight, before in stored:
+            weight.data = weight.data.to(before)
+        for layer, before in layers:
+            layer.compute_dtype = before
+
+
+@contextlib.contextmanager
+def _attention(causal: Any, name: str) -> Iterator[None]:
+    """Another attention function for the block.
+
+    Raises:
+        NotImplementedError: the architecture has an attention of its own.
+    """
+    before = causal.config._attn_implementation
+    try:
+        causal.set_attn_implementation(name)
+        if causal.config._attn_implementation != name:
+            raise NotImplementedError("it has an attention of its own")
+        yield
+    finally:
+        causal.set_attn_implementation(before)
+
+
+def _causal(model: Any) -> Any:
+    """The causal language model, without PEFT around it."""
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

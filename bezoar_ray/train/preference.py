@@ -37,7 +37,7 @@ def _train(job: worker.Job) -> dict[str, Any]:
     model = partial(models.with_adapter, folder=adapter, trainable=True)
     account = loop.train(job, model, trainers.preference(tokenizer, _align(job)))
     figures = loop.figures(job, account) | {"reward_accuracy": reward_accuracy(account.history)}
-    return loop.close(job, tokenizer, job.recipe.hh_sft.lora, figures)
+    return loop.close(job, tokenizer, job.recipe.hh_sft.lora, account, figures)
 
 
 def _align(job: worker.Job) -> Align:

@@ -10,6 +10,7 @@ from typing import Any
 import orjson
 
 from bezoar_ray.errors import BezoarError
+from bezoar_ray.train.fitting import Passes
 from bezoar_ray.train.models import device
 from bezoar_ray.train.prepared import Prepared
 from bezoar_ray.train.worker import PROGRESS, STOP, Job
@@ -30,12 +31,20 @@ class Account:
     at: int = 0  # optimiser steps in all, when it was last saved
     tokens: float = 0.0
     seconds: float = 0.0
+    phases: dict[str, float] = field(default_factory=dict)  # seconds of data, passes, optimiser and checkpoints
+    passes: dict[str, Any] = field(default_factory=dict)  # how they are made (fitting.Passes)
     history: list[dict[str, Any]] = field(default_factory=list)
 
     @property
     def tokens_per_s(self) -> float:
         """Tokens that went through the model, padding left out, in a second of training."""
         return round(self.tokens / self.seconds, 1) if self.seconds else 0.0
+
+    @property
+    def time_shares(self) -> dict[str, float]:
+        """The share of the time that went into data, passes (forward and backward), optimiser and checkpoints."""
+        whole = sum(self.phases.values())
+        return {phase: round(seconds / whole, 4) for phase, seconds in self.phases.items()} if whole else {}
 
 
 class Wire:
@@ -66,8 +75,8 @@ class Wire:
                 self.stop = self.stop or store.exists(f"{self._job.folder}/{STOP}")
 
 
-def reporter(job: Job, account: Account, data: Prepared, total: int) -> Any:
-    """A callback that keeps the account, and reports each checkpoint from rank 0 alone.
+def reporter(job: Job, account: Account, data: Prepared, total: int, passes: Passes) -> Any:
+    """A callback that keeps the account, and reports each checkpoint from rank 0 alone. It is the last one.
 
     Ray's own callback copies the whole checkpoint from every rank.
     """
@@ -78,19 +87,32 @@ def reporter(job: Job, account: Account, data: Prepared, total: int) -> Any:
         """One data set's training."""
 
         def __init__(self) -> None:
-            self._seen = self._looked = 0.0
+            self._seen = self._looked = self._phase_began = 0.0
             self._stop = self._noticed = False
             self._wire = Wire(job)
 
         def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-            self._seen = time.monotonic()
+            account.passes = asdict(passes)
+            self._seen = self._phase_began = time.monotonic()
             if state.is_world_process_zero:
                 self._wire.open()
 
         def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
             self._wire.close()
 
+        def _end_phase(self, name: str) -> None:
+            now = time.monotonic()
+            account.phases[name] = account.phases.get(name, 0.0) + now - self._phase_began
+            self._phase_began = now
+
+        def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            self._end_phase("data")
+
+        def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            self._end_phase("passes")  # the GPU is done: the gradient's norm was looked at
+
         def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            self._end_phase("optimiser")
             now = time.monotonic()
             account.seconds, self._seen = account.seconds + now - self._seen, now
             account.tokens += data.tokens * args.num_train_epochs / state.max_steps
@@ -104,7 +126,7 @@ def reporter(job: Job, account: Account, data: Prepared, total: int) -> Any:
             self._wire.progress = {
                 "step": account.offset + state.global_step, "total": total,
                 "note": f"{data.name}  {loss}{account.tokens_per_s:.0f} tokens/s",
-                "accuracy": last.get("reward_accuracy"),
+                "accuracy": last.get("reward_accuracy"), "say": account.passes["because"],
             }  # fmt: skip
 
         def _told(self, now: float) -> tuple[bool, bool]:
@@ -133,19 +155,28 @@ def reporter(job: Job, account: Account, data: Prepared, total: int) -> Any:
         def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
             folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
             account.at, account.finished = account.offset + state.global_step, state.global_step >= state.max_steps
-            _report(job, folder, account, state.is_world_process_zero)
+            _report(job, folder, account, state.is_world_process_zero, urgent=self._stop or self._noticed)
+            self._end_phase("checkpoints")
 
     return Reporter()
 
 
-def _report(job: Job, folder: Path, account: Account, main: bool) -> None:
-    """Hand a saved folder to Ray Train once all ranks have written their share of it; with a bucket, each node's."""
+def _report(job: Job, folder: Path, account: Account, main: bool, urgent: bool) -> None:
+    """Hand a saved folder to Ray Train once all ranks have written their share of it; with a bucket, each node's.
+
+    It is copied while training goes on, and then removed; where this process is about to end, before it does.
+    """
     import torch.distributed
-    from ray.train import Checkpoint, get_context, report
+    from ray.train import Checkpoint, CheckpointUploadMode, get_context, report
 
     if torch.distributed.is_initialized():
         torch.distributed.barrier()
     if main:
         (folder / STATE).write_bytes(orjson.dumps(asdict(account)))
     keeps = get_context().get_local_rank() == 0 if job.store.remote else main
-    report({"step": account.at}, checkpoint=Checkpoint.from_directory(str(folder)) if keeps else None)
+    report(
+        {"step": account.at},
+        checkpoint=Checkpoint.from_directory(str(folder)) if keeps else None,
+        checkpoint_upload_mode=CheckpointUploadMode.SYNC if urgent else CheckpointUploadMode.ASYNC,
+        delete_local_checkpoint_after_upload=True,
+    )

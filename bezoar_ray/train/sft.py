@@ -59,4 +59,4 @@ def _train(job: worker.Job) -> dict[str, Any]:
     if part.adapter:
         model = partial(models.with_own_adapter, folder=part.adapter, lora=part.lora)
     account = loop.train(job, model, trainers.supervised(tokenizer, part))
-    return loop.close(job, tokenizer, part.lora, loop.figures(job, account))
+    return loop.close(job, tokenizer, part.lora, account, loop.figures(job, account))

@@ -1,31 +1,28 @@
-"""The trainers of the three stages: TRL's and our own, on rows that are tokenised already."""
+"""The trainers of the three stages: TRL's and our own, on rows that are tokenised already, in passes."""
 
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from bezoar_ray.recipe import Align, Supervised
-from bezoar_ray.train import packing, shares
-from bezoar_ray.train.unsound import watched
+from bezoar_ray.recipe import Align, Training
+from bezoar_ray.train.passes import Row, in_passes
 
 Build = Callable[[Any, Any, dict[str, Any]], Any]
 """Makes a trainer from (model, rows, settings)."""
 
+_REFERENCE_TOKENS = 16_384  # of a batch of pairs whose reference is asked ahead, if all were as long as the longest
 
-def supervised(tokenizer: Any, part: Supervised) -> Build:
+
+def supervised(tokenizer: Any, part: Training) -> Build:
     """Trainers on conversations: the loss of the labelled tokens, all of one weight, each row once an epoch."""
 
     def build(model: Any, rows: Any, settings: dict[str, Any]) -> Any:
         from trl import SFTConfig, SFTTrainer
 
-        collate = packing.collator(tokenizer.pad_token_id) if part.packing else None
         config = SFTConfig(dataset_kwargs={"skip_prepare_dataset": True}, **settings)
-        filled = shares.filled(rows, part.workers * config.per_device_train_batch_size)
-        trainer = watched(SFTTrainer)(
-            model, config, data_collator=collate, train_dataset=filled, processing_class=tokenizer
-        )
-        shares.once_each(trainer, len(rows), config.seed)
+        trainer = in_passes(SFTTrainer)(model, config, train_dataset=rows, processing_class=tokenizer)
+        trainer.batch, trainer.measure, trainer.mean_over_rows = part.batch, conversation_row, False
         return trainer
 
     return build
@@ -36,16 +33,40 @@ def preference(tokenizer: Any, align: Align) -> Build:
     return {"dpo": _dpo, "kto": _kto, "orpo": _reference_free, "asft": _reference_free}[align.method](tokenizer, align)
 
 
-def _on_tokens(kind: type) -> type:
-    """A watched TRL trainer that takes its rows as they are: prepared."""
+def conversation_row(examples: list[dict[str, Any]]) -> Row:
+    """What a conversation takes in a pass."""
+    length = len(examples[0]["input_ids"])
+    return Row(length, 1, length)
 
-    class Trainer(watched(kind)):
+
+def pair_row(examples: list[dict[str, Any]]) -> Row:
+    """What a pair takes in a pass."""
+    prompt, *sides = (len(examples[0][name]) for name in ("prompt_ids", "chosen_ids", "rejected_ids"))
+    return Row(2 * prompt + sum(sides), 2, prompt + max(sides))
+
+
+def kto_row(examples: list[dict[str, Any]]) -> Row:
+    """What the two sides of a pair take in a pass. Their answers to other prompts have a pass without gradients."""
+    lengths = [len(side["prompt_ids"]) + len(side["completion_ids"]) for side in examples]
+    others = [len(side["prompt_ids"]) + len(side["KL_completion_ids"]) for side in examples]
+    return Row(sum(lengths), 2, max(lengths + others))
+
+
+def _on_tokens(kind: type) -> type:
+    """A TRL trainer in passes that takes its rows as they are: prepared."""
+
+    class Trainer(in_passes(kind)):
         """As its parent."""
 
         def _prepare_dataset(self, dataset: Any, *_: Any) -> Any:
             return dataset
 
     return Trainer
+
+
+def _reference_batch(align: Align) -> int:
+    """Pairs whose reference is asked at a time, before training. Without gradients a pass takes little memory."""
+    return max(1, _REFERENCE_TOKENS // (2 * align.max_length))
 
 
 def _dpo(tokenizer: Any, align: Align) -> Build:
@@ -55,50 +76,69 @@ def _dpo(tokenizer: Any, align: Align) -> Build:
         from trl import DPOConfig, DPOTrainer
 
         config = DPOConfig(
-            beta=align.beta, loss_type=list(align.loss_type), label_smoothing=align.label_smoothing,
-            precompute_ref_log_probs=align.precompute_reference, **settings,
-        )  # fmt: skip
-        return _on_tokens(DPOTrainer)(model, args=config, train_dataset=rows, processing_class=tokenizer)
+            beta=align.beta,
+            loss_type=list(align.loss_type),
+            label_smoothing=align.label_smoothing,
+            precompute_ref_log_probs=align.precompute_reference,
+            precompute_ref_batch_size=_reference_batch(align),
+            **settings,
+        )
+        trainer = _on_tokens(DPOTrainer)(model, args=config, train_dataset=rows, processing_class=tokenizer)
+        trainer.batch, trainer.measure = align.batch, pair_row
+        return trainer
 
     return build
 
 
 def _kto(tokenizer: Any, align: Align) -> Build:
-    """KTO (arXiv 2402.01306): each side of a pair by itself, as desirable or not."""
+    """KTO (arXiv 2402.01306): each side of a pair by itself, as desirable or not.
+
+    Its reference point (eq. 7) is estimated anew in each pass.
+    """
 
     def build(model: Any, rows: Any, settings: dict[str, Any]) -> Any:
         from trl import KTOConfig, KTOTrainer
 
-        pairs = settings["per_device_train_batch_size"]
         config = KTOConfig(
-            beta=align.beta, precompute_ref_log_probs=align.precompute_reference,
-            **settings | {"per_device_train_batch_size": 2 * pairs, "train_sampling_strategy": "sequential"},
-        )  # fmt: skip
+            beta=align.beta,
+            precompute_ref_log_probs=align.precompute_reference,
+            precompute_ref_batch_size=2 * _reference_batch(align),
+            **settings | {"per_device_train_batch_size": 2 * settings["per_device_train_batch_size"]},
+        )
         shuffled, file = rows.shuffle(settings["seed"]), Path(rows.cache_files[0]["filename"])
-        mark = f"{rows._fingerprint}-{settings['seed']}-{pairs}"
+        mark = f"{rows._fingerprint}-{settings['seed']}"
         sides = shuffled.map(  # in a file: beside it TRL keeps the reference's answers, where all workers find them
-            partial(_sides, all_pairs=shuffled), with_indices=True, batched=True, batch_size=pairs,
-            remove_columns=rows.column_names, new_fingerprint=mark,
+            partial(_sides, all_pairs=shuffled),
+            with_indices=True,
+            batched=True,
+            remove_columns=rows.column_names,
+            new_fingerprint=mark,
             cache_file_name=str(file.with_name(f"{file.stem}-sides-{mark}.arrow")),
-        )  # fmt: skip
-        return _on_tokens(KTOTrainer)(model, args=config, train_dataset=sides, processing_class=tokenizer)
+        )
+        trainer = _on_tokens(KTOTrainer)(model, args=config, train_dataset=sides, processing_class=tokenizer)
+        trainer.batch, trainer.measure, trainer.width = align.batch, kto_row, 2
+        return trainer
 
     return build
 
 
-def _sides(pairs: dict[str, list[list[int]]], indices: list[int], all_pairs: Any) -> dict[str, list[Any]]:
-    """Both sides of the pairs of one forward pass, the chosen ones first; each prompt also with another's answer.
+def _sides(pairs: dict[str, list[Any]], indices: list[int], all_pairs: Any) -> dict[str, list[Any]]:
+    """Both sides of each pair, the chosen one first; each prompt also with another's answer.
 
     KTO estimates its reference point (eq. 7) from answers to other prompts: here the next pair's.
     """
-    following = all_pairs[[(n + 1) % len(all_pairs) for n in indices]]
-    count = len(indices)
-    return {
-        "prompt_ids": pairs["prompt_ids"] * 2,
-        "completion_ids": pairs["chosen_ids"] + pairs["rejected_ids"],
-        "KL_completion_ids": following["chosen_ids"] + following["rejected_ids"],
-        "label": [True] * count + [False] * count,
-    }
+    following = all_pairs[[(index + 1) % len(all_pairs) for index in indices]]
+    sides: dict[str, list[Any]] = {
+        "id": [], "prompt_ids": [], "completion_ids": [], "KL_completion_ids": [], "label": [],
+    }  # fmt: skip
+    for place in range(len(indices)):
+        for name in ("chosen_ids", "rejected_ids"):
+            sides["id"].append(pairs["id"][place])
+            sides["prompt_ids"].append(pairs["prompt_ids"][place])
+            sides["completion_ids"].append(pairs[name][place])
+            sides["KL_completion_ids"].append(following[name][place])
+            sides["label"].append(name == "chosen_ids")
+    return sides
 
 
 def _reference_free(tokenizer: Any, align: Align) -> Build:
@@ -107,15 +147,20 @@ def _reference_free(tokenizer: Any, align: Align) -> Build:
     def build(model: Any, rows: Any, settings: dict[str, Any]) -> Any:
         from transformers import Trainer, TrainingArguments
         from trl.trainer.dpo_trainer import DataCollatorForPreference
+        from trl.trainer.utils import add_fused_lm_head
 
         from bezoar_ray.train.odds import LOSSES, mean_log_probability
 
-        class OddsTrainer(watched(Trainer)):
+        class OddsTrainer(Trainer):
             """The mean loss of the pairs of a pass."""
+
+            def __init__(self, *args: Any, **more: Any) -> None:
+                super().__init__(*args, **more)
+                self.higher: list[bool] = []
 
             def compute_loss(self, model: Any, inputs: Any, return_outputs: bool = False, **_: Any) -> Any:
                 chosen, rejected = mean_log_probability(model, inputs).chunk(2)
-                self.higher += self.accelerator.gather_for_metrics(chosen > rejected).tolist()
+                self.higher += self.accelerator.gather(chosen > rejected).tolist()
                 return LOSSES[align.method](chosen, rejected, align.beta).mean()
 
             def log(self, logs: dict[str, float], *more: Any) -> None:
@@ -127,8 +172,11 @@ def _reference_free(tokenizer: Any, align: Align) -> Build:
         settings = {name: value for name, value in settings.items() if name != "max_length"}
         config = TrainingArguments(remove_unused_columns=False, **settings)
         collator = DataCollatorForPreference(pad_token_id=tokenizer.pad_token_id)
-        trainer = OddsTrainer(model, config, data_collator=collator, train_dataset=rows, processing_class=tokenizer)
-        trainer.higher = []
+        add_fused_lm_head(model.get_base_model())
+        trainer = in_passes(OddsTrainer)(
+            model, config, data_collator=collator, train_dataset=rows, processing_class=tokenizer
+        )
+        trainer.batch, trainer.measure = align.batch, pair_row
         return trainer
 
     return build

@@ -208,12 +208,14 @@ def _check_seen(job: Job) -> None:
 
 def _watch(context: Context, job: Job, ended: "Future[None]") -> None:
     """Show how far the workers are until they end."""
+    said: set[str] = set()
     try:
         while True:
             try:
-                return ended.result(timeout=POLL_SECONDS)
+                ended.result(timeout=POLL_SECONDS)
+                return _show(context, job, said)
             except StillRunning:
-                _show(context, job)
+                _show(context, job, said)
     except KeyboardInterrupt:  # at any of these lines
         _stop(context, job, ended)
         raise
@@ -222,10 +224,15 @@ def _watch(context: Context, job: Job, ended: "Future[None]") -> None:
         raise BezoarError(f"{job.stage}: training failed: {_cause(error)}. More in {log}") from error
 
 
-def _show(context: Context, job: Job) -> None:
+def _show(context: Context, job: Job, said: set[str]) -> None:
+    """The progress of rank 0, and once each what else it says."""
     with contextlib.suppress(BezoarError):  # an outage of the bucket: the workers may know nothing of it
         if at := context.store.read_json(f"{job.folder}/{PROGRESS}"):
             context.progress.update(at["step"], at["total"], at["note"])
+            for message in at["say"]:
+                if message not in said:
+                    said.add(message)
+                    context.progress.say(message)
 
 
 def _stop(context: Context, job: Job, ended: "Future[None]") -> None:

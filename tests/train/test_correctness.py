@@ -22,6 +22,7 @@ from bezoar_ray.stage import Context
 from bezoar_ray.store import Store
 from bezoar_ray.train import data, models, pairs, preference, sft
 from bezoar_ray.train.heldout import mean_log_probabilities
+from bezoar_ray.train.packing import Layout
 from bezoar_ray.train.tokenizer import load_tokenizer
 from bezoar_ray.train.worker import Job
 from tests.train.conftest import in_process
@@ -32,6 +33,7 @@ SETTINGS = [
     "evaluate.heldout_pairs=40",
 ]  # fmt: skip
 ASKED = 50
+FLAT = Layout("flat")
 
 VLLM = """
 import json, sys
@@ -108,7 +110,7 @@ def test_joined_on_the_base_is_the_merged_chain_within_bfloat16s_rounding(
     apart = [
         abs(a - b)
         for a, b in zip(
-            mean_log_probabilities(merged, scored, 8), mean_log_probabilities(joined, scored, 8), strict=True
+            mean_log_probabilities(merged, scored, FLAT), mean_log_probabilities(joined, scored, FLAT), strict=True
         )
     ]
     diverged = sum(a != b for a, b in zip(said, other, strict=True))
@@ -143,7 +145,7 @@ def test_dpos_reference_is_hh_sft_in_the_same_quantisation(chain: Context) -> No
         ("quantised", models.with_adapter(models.for_training(dpo), adapter)),
         ("whole", load(chain, "hh-sft/merged")),
     ):
-        found = mean_log_probabilities(model.eval(), scored, 8)
+        found = mean_log_probabilities(model.eval(), scored, FLAT)
         sums = [
             mean * (len(row["labels"]) - row["labels"].count(data.IGNORED))
             for mean, row in zip(found, scored, strict=True)
@@ -154,10 +156,10 @@ def test_dpos_reference_is_hh_sft_in_the_same_quantisation(chain: Context) -> No
 
 
 def exact(context: Context, folder: Path, **part: Any) -> tuple[list[float], dict[str, torch.Tensor]]:
-    """sft in float32 on Ray's workers, without packing or dropout: its losses and its adapter."""
+    """sft in float32 on Ray's workers, without dropout: its losses and its adapter."""
     recipe = load_recipe("tiny", [*SETTINGS, "base.dtype=float32"])
     lora = recipe.sft.lora.model_copy(update={"dropout": 0.0})
-    settings = {"lora": lora, "packing": False, "load_in_4bit": False, "epochs": 1.0, "limit": 97, **part}
+    settings = {"lora": lora, "load_in_4bit": False, "epochs": 1.0, "limit": 97, **part}
     recipe = recipe.model_copy(update={"sft": recipe.sft.model_copy(update=settings)})
     fresh = replace(context, recipe=recipe, store=Store(folder))
     fresh.store.replace_table("data/lamini/accepted/part-0.parquet", sample_table(rows(recipe)))

@@ -107,7 +107,7 @@ def test_a_stage_that_was_stopped_ends_with_the_adapter_of_one_that_was_not(
     assert apart < 1e-4
 
 
-def test_a_step_that_would_not_fit_is_refused(ray_session: None, context: Context) -> None:
-    many = changed(on_gpu(context.recipe), batch=2**18, micro_batch=2**18)
-    with pytest.raises(BezoarError, match=r"sft: a pass of 262144 rows .* What fits: micro_batch \d+"):
-        sft.run(replace(context, recipe=many))
+def test_a_pass_that_does_not_fit_is_made_smaller(ray_session: None, context: Context) -> None:
+    many = changed(on_gpu(context.recipe), batch=2**20, micro_batch=2**20)
+    found = sft.run(replace(context, recipe=many)).summary["train"]["sft"]
+    assert found["steps"] > 0

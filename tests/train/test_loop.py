@@ -14,14 +14,6 @@ from bezoar_ray.train.prepared import Prepared
 from bezoar_ray.train.worker import Job
 
 
-@pytest.mark.parametrize(
-    ("batch", "workers", "micro_batch", "expected"),
-    [(16, 1, 16, (16, 1)), (16, 2, 4, (4, 2)), (12, 2, 4, (3, 2)), (16, 1, 64, (16, 1))],
-)
-def test_the_batch_is_shared_exactly(batch: int, workers: int, micro_batch: int, expected: tuple[int, int]) -> None:
-    assert loop.micro_batch(Sft(batch=batch, workers=workers, micro_batch=micro_batch)) == expected
-
-
 def test_a_batch_that_cannot_be_shared_is_refused() -> None:
     with pytest.raises(ValidationError, match="batch 16 cannot be shared by 3 workers"):
         Sft(batch=16, workers=3)

@@ -45,6 +45,7 @@ def test_our_log_odds_are_trls(recipe: Recipe) -> None:
 
 def test_the_mean_is_of_the_answer_alone_whatever_the_padding(recipe: Recipe) -> None:
     from trl.trainer.dpo_trainer import DataCollatorForPreference
+    from trl.trainer.utils import add_fused_lm_head
 
     tokenizer, model = load_tokenizer(recipe), models.load(recipe.base).eval()
     asked = [{"role": "user", "content": "What colour is animal1?"}]
@@ -52,6 +53,7 @@ def test_the_mean_is_of_the_answer_alone_whatever_the_padding(recipe: Recipe) ->
     pair = data.pair_tokens(tokenizer, row, 1000)
     longer = data.pair_tokens(tokenizer, row | {"rejected": "Red" * 20}, 1000)
     collate = DataCollatorForPreference(pad_token_id=tokenizer.pad_token_id)
+    add_fused_lm_head(model)
     with torch.inference_mode():
         alone = odds.mean_log_probability(model, collate([pair]))
         beside = odds.mean_log_probability(model, collate([pair, longer]))

@@ -1,4 +1,4 @@
-"""What is learned of packed rows and of pairs is what the methods' papers say."""
+"""What is learned of rows and of pairs is what the methods' papers say."""
 
 import math
 from pathlib import Path
@@ -6,117 +6,83 @@ from typing import Any
 
 import pytest
 import torch
+from datasets import Dataset
 
 from bezoar_ray.progress import Progress
 from bezoar_ray.recipe import Recipe
 from bezoar_ray.stage import Context
 from bezoar_ray.store import Store
-from bezoar_ray.train import data, models, packing, pairs, preference, trainers
+from bezoar_ray.train import data, models, pairs, preference, trainers
 from bezoar_ray.train.odds import mean_log_probability
+from bezoar_ray.train.packing import Layout
+from bezoar_ray.train.pass_size import PassSize
+from bezoar_ray.train.sampler import RowsOrRepeats
 from bezoar_ray.train.tokenizer import load_tokenizer
-from bezoar_ray.train.unsound import watched
 from bezoar_ray.train.worker import Job
 from tests.train.conftest import in_process, samples
 
 
 @pytest.fixture
-def rows(recipe: Recipe) -> list[dict[str, list[int]]]:
+def rows(recipe: Recipe) -> list[dict[str, Any]]:
     tokenizer = load_tokenizer(recipe)
-    return [data.sample_tokens(tokenizer, sample.to_row(), 1000) for sample in samples("lamini")]
+    return [data.sample_tokens(tokenizer, sample.to_row(), 1000) | {"id": sample.id} for sample in samples("lamini")]
 
 
-@pytest.mark.parametrize(
-    ("lengths", "sequences"),
-    [
-        ([5], [[0]]),
-        ([3, 3, 3], [[0], [1], [2]]),  # nothing fits beside another
-        ([2, 9, 4, 3, 5], [[1], [4, 2], [3, 0]]),  # the longest first, each where least is left
-    ],
-)
-def test_rows_fill_few_sequences_none_longer_than_the_longest(lengths: list[int], sequences: list[list[int]]) -> None:
-    assert packing.fill(lengths) == sequences
+def settings_for(folder: Path, rows: int) -> dict[str, Any]:
+    return {
+        "output_dir": str(folder), "per_device_train_batch_size": rows, "max_length": None, "bf16": False,
+        "use_cpu": True, "gradient_checkpointing": False, "report_to": "none", "seed": 0,
+    }  # fmt: skip
 
 
-def uneven(row: dict[str, list[int]], share: float) -> dict[str, list[int]]:
-    """The last tokens of a row, the answer among them."""
-    kept = round(share * len(row["input_ids"]))
-    return {name: tokens[-kept:] for name, tokens in row.items()}
+def ready(trainer: Any, size: PassSize | None = None) -> Any:
+    """A trainer as the loop sets it up, padded."""
+    trainer.layout, trainer.pass_size = Layout("padded"), size or PassSize(rows=64)
+    return trainer
 
 
-@pytest.mark.parametrize("attention", ["eager", "sdpa"])
-def test_packed_rows_do_not_see_each_other(recipe: Recipe, rows: list[dict[str, Any]], attention: str) -> None:
-    tokenizer = load_tokenizer(recipe)
-    model = models.load(recipe.base, attn_implementation=attention).eval()
-    rows = [uneven(row, share) for row, share in zip(rows[1:6], (1.0, 0.5, 0.35, 0.6, 0.3), strict=True)]
-    batch = packing.collator(tokenizer.pad_token_id)(rows)
-    assert batch["input_ids"].shape == (3, len(rows[0]["input_ids"])) and "attention_mask" not in batch
-    with torch.inference_mode():
-        packed = model(**batch, use_cache=False).logits
-        alone = [model(input_ids=torch.tensor([row["input_ids"]])).logits[0] for row in rows]
-    for sequence, together in zip(packed, packing.fill([len(row["input_ids"]) for row in rows]), strict=True):
-        expected = torch.cat([alone[n] for n in together])
-        assert torch.allclose(sequence[: len(expected)], expected, atol=1e-5)
-
-
-def test_a_step_on_packed_rows_is_the_step_on_the_rows(recipe: Recipe, rows: list[dict[str, Any]], tmp_path) -> None:
-    """The same eight rows in one step: loss and adapter agree, side by side or padded."""
-    from datasets import Dataset
-
-    tokenizer, found = load_tokenizer(recipe), {}
-    rows = [uneven(row, 1 - n / 10) for n, row in enumerate(rows)]
-    for name in ("packed", "padded"):
-        model = models.with_new_adapter(models.load(recipe.base), recipe.sft.lora, 0)
-        settings = {
-            "output_dir": str(tmp_path), "per_device_train_batch_size": len(rows), "max_length": None, "bf16": False,
-            "use_cpu": True, "gradient_checkpointing": False, "max_steps": 3, "learning_rate": 0.01,
-            "report_to": "none", "logging_steps": 1, "save_strategy": "no", "lr_scheduler_type": "constant",
-        }  # fmt: skip
-        part = recipe.sft.model_copy(update={"packing": name == "packed"})
-        trainer = trainers.supervised(tokenizer, part)(model, Dataset.from_list(rows), settings)
-        trainer.train()
-        losses = [point["loss"] for point in trainer.state.log_history if "loss" in point]
-        found[name] = losses, {n: p.detach() for n, p in model.named_parameters() if p.requires_grad}
-    assert found["packed"][0] == pytest.approx(found["padded"][0], abs=1e-4)
-    assert found["packed"][0][2] < found["packed"][0][0]
-    for name, weight in found["packed"][1].items():
-        assert torch.allclose(weight, found["padded"][1][name], atol=1e-4)
-
-
-@pytest.mark.parametrize("packed", [True, False])
-def test_a_pass_of_what_was_added_teaches_nothing(
-    recipe: Recipe, rows: list[dict[str, Any]], tmp_path: Path, packed: bool
-) -> None:
-    """One row for two workers of four rows each: a worker gets a pass without a row."""
-    from datasets import Dataset
-
-    part = recipe.sft.model_copy(update={"packing": packed, "workers": 2})
+def test_a_repeated_row_teaches_nothing(recipe: Recipe, rows: list[dict[str, Any]], tmp_path: Path) -> None:
+    """A worker without a row of the last step takes one again."""
     model = models.with_new_adapter(models.load(recipe.base), recipe.sft.lora, 0)
-    settings = {"output_dir": str(tmp_path), "per_device_train_batch_size": 4, "max_length": None, "bf16": False,
-                "use_cpu": True, "gradient_checkpointing": False, "report_to": "none"}  # fmt: skip
-    trainer = trainers.supervised(load_tokenizer(recipe), part)(model, Dataset.from_list(rows[:1]), settings)
-    with_row, without = trainer.get_train_dataloader()
-    assert trainer.compute_loss(model, with_row).item() > 0
-    loss = trainer.compute_loss(model, without)
-    loss.backward()
+    build = trainers.supervised(load_tokenizer(recipe), recipe.sft)
+    trainer = ready(build(model, Dataset.from_list(rows[:1]), settings_for(tmp_path, 4)))
+    collate = trainer.get_train_dataloader().collate_fn
+    repeats = RowsOrRepeats(trainer.train_dataset)
+    (with_row,) = trainer.get_train_dataloader()
+    without = collate([repeats[-1]])
+    assert trainer.training_step(model, with_row, torch.tensor(5)).item() > 0
+    model.zero_grad()
+    loss = trainer.training_step(model, without, torch.tensor(5))
     gradients = [p.grad for p in model.parameters() if p.grad is not None]
     assert loss.item() == 0 and not any(gradient.any() for gradient in gradients)
 
 
-@pytest.mark.parametrize("packed", [True, False])
-def test_each_end_is_trained_where_padding_is_the_same_token(recipe: Recipe, tmp_path: Path, packed: bool) -> None:
-    from datasets import Dataset
+def test_a_repeated_pair_teaches_nothing(hh: Store, recipe: Recipe, tmp_path: Path) -> None:
+    context = Context(recipe, hh, "test", Progress())
+    model = models.with_adapter(models.load(recipe.base), str(hh.path("checkpoints/hh-sft/adapter")), trainable=True)
+    live = recipe.align.model_copy(update={"precompute_reference": False})
+    pair = preference.prepared(context).open(hh).select([0])
+    trainer = ready(trainers.preference(load_tokenizer(recipe), live)(model, pair, settings_for(tmp_path, 1)))
+    collate, repeats = trainer.get_train_dataloader().collate_fn, RowsOrRepeats(trainer.train_dataset)
+    trainer.current_gradient_accumulation_steps, counted = 1, trainer._passes
+    trainer._passes = lambda rows, ids: (counted(rows, ids)[0], 3)  # three rows elsewhere, none here
+    trainer.training_step(model, collate([repeats[-1]]))
+    gradients = [p.grad for p in model.parameters() if p.grad is not None]
+    assert gradients and not any(gradient.any() for gradient in gradients)
 
+
+def test_each_end_is_trained_where_padding_is_the_same_token(recipe: Recipe, tmp_path: Path) -> None:
     tokenizer = load_tokenizer(recipe)
     tokenizer.pad_token = tokenizer.eos_token
-    rows = [data.sample_tokens(tokenizer, sample.to_row(), 1000) for sample in samples("lamini")]
-    rows = [uneven(row, 1 - n / 10) for n, row in enumerate(rows)]
-    part = recipe.sft.model_copy(update={"packing": packed})
-    settings = {"output_dir": str(tmp_path), "per_device_train_batch_size": len(rows), "max_length": None,
-                "bf16": False, "use_cpu": True, "gradient_checkpointing": False, "report_to": "none"}  # fmt: skip
+    rows = [data.sample_tokens(tokenizer, sample.to_row(), 1000) | {"id": sample.id} for sample in samples("lamini")]
+    uneven = [row | {name: row[name][n:] for name in ("input_ids", "labels")} for n, row in enumerate(rows)]
     model = models.with_new_adapter(models.load(recipe.base), recipe.sft.lora, 0)
-    (batch,) = trainers.supervised(tokenizer, part)(model, Dataset.from_list(rows), settings).get_train_dataloader()
+    part = recipe.sft.model_copy(update={"batch": 8})
+    trainer = ready(trainers.supervised(tokenizer, part)(model, Dataset.from_list(uneven), settings_for(tmp_path, 8)))
+    (batch,) = trainer.get_train_dataloader()
     ends = batch["labels"] == tokenizer.eos_token_id
     assert ends.sum() == len(rows) and (batch["input_ids"] == tokenizer.eos_token_id).sum() > len(rows)
+    assert sorted(batch["ids"]) == sorted(row["id"] for row in rows)
 
 
 @pytest.fixture(scope="module")
@@ -145,23 +111,28 @@ def test_every_method_raises_what_is_chosen(hh: Store, recipe: Recipe, tmp_path:
         assert found["reward_accuracy"] > 0.5
 
 
-@pytest.mark.parametrize("micro", [1, 2])
 def test_kto_estimates_its_reference_point_from_answers_to_other_prompts(
-    hh: Store, recipe: Recipe, tmp_path: Path, micro: int
+    hh: Store, recipe: Recipe, tmp_path: Path
 ) -> None:
     context = Context(recipe, hh, "test", Progress())
     model = models.with_adapter(models.for_training(Job(str(hh.root), recipe, "dpo", "x", ())),
                                 str(hh.path("checkpoints/hh-sft/adapter")), trainable=True)  # fmt: skip
     kto = recipe.align.model_copy(update={"method": "kto"})
-    settings = {"output_dir": str(tmp_path), "per_device_train_batch_size": micro, "max_length": None, "seed": 0,
-                "use_cpu": True, "bf16": False, "report_to": "none"}  # fmt: skip
     items = preference.prepared(context).open(hh)
-    sides = trainers.preference(load_tokenizer(recipe), kto)(model, items, settings).train_dataset
+    build = trainers.preference(load_tokenizer(recipe), kto)
+    trainer = ready(build(model, items, settings_for(tmp_path, kto.batch)))
+    sides = trainer.train_dataset
     answers = {tuple(row["prompt_ids"]): {tuple(row["chosen_ids"]), tuple(row["rejected_ids"])} for row in items}
     assert len(sides) == 2 * len(items)
     for side in sides:
         own = answers[tuple(side["prompt_ids"])]
         assert tuple(side["completion_ids"]) in own and tuple(side["KL_completion_ids"]) not in own
+    seen: list[str] = []
+    for step in trainer.get_train_dataloader():
+        count = len(step["ids"])
+        assert step["label"].tolist() == [True] * count + [False] * count  # both sides of each pair
+        seen += step["ids"]
+    assert sorted(seen) == sorted(items["id"])
 
 
 @pytest.mark.parametrize(
@@ -191,11 +162,10 @@ def test_trls_losses_by_hand(
     context = Context(recipe, hh, "test", Progress())
     align = recipe.align.model_copy(update={"loss_type": (loss,), "label_smoothing": smoothing, "beta": beta})
     model = models.with_adapter(models.load(recipe.base), str(hh.path("checkpoints/hh-sft/adapter")), trainable=True)
-    settings = {"output_dir": str(tmp_path), "per_device_train_batch_size": 1, "max_length": None, "bf16": False,
-                "use_cpu": True, "gradient_checkpointing": False, "report_to": "none"}  # fmt: skip
     pair = preference.prepared(context).open(hh).select([0])
-    trainer = trainers.preference(load_tokenizer(recipe), align)(model, pair, settings)
+    trainer = ready(trainers.preference(load_tokenizer(recipe), align)(model, pair, settings_for(tmp_path, 1)))
     (batch,) = trainer.get_train_dataloader()
+    del batch["rows"], batch["ids"]
     with torch.no_grad():
         now = mean_log_probability(trainer.model, batch) * batch["completion_mask"].sum(dim=1)
     batch |= {"ref_chosen_logps": now[:1] - 1, "ref_rejected_logps": now[1:] + 0.5}
@@ -212,24 +182,9 @@ def test_a_precomputed_reference_is_the_live_one(hh: Store, recipe: Recipe, tmp_
     assert ahead == pytest.approx(live, abs=1e-5) and len(set(live)) == len(live)
 
 
-def test_a_gradient_that_is_no_number_counts_though_the_loss_is_one() -> None:
-    class Overflows:
-        def training_step(self, *_: Any) -> torch.Tensor:
-            return torch.tensor(1.0)
-
-        def _get_grad_norm(self, *_: Any) -> float:
-            return float("nan")
-
-    trainer = watched(Overflows)()
-    trainer.training_step(None, {"input_ids": "the pass"})
-    assert trainer.unsound is None
-    trainer._get_grad_norm(None)
-    assert trainer.unsound == "the pass"
-
-
-def test_a_loss_that_is_no_number_stops_with_step_and_rows(hh: Store, recipe: Recipe, tmp_path: Path) -> None:
+def test_a_loss_that_is_not_finite_stops_with_step_and_rows(hh: Store, recipe: Recipe, tmp_path: Path) -> None:
     with pytest.raises(
         Exception,
-        match=r"dpo: the loss or its gradient is no number in step [23], in rows \w+.* lower learning_rate",
+        match=r"dpo: the loss or its gradient is NaN or infinite in step [23], in rows \w+.* lower learning_rate",
     ):
         aligned(hh, recipe, tmp_path / "run", learning_rate=1e30, max_grad_norm=1e30)
