@@ -64,7 +64,7 @@ def _plan(options: argparse.Namespace) -> None:
     if options.cluster:
         print(render_scaling(scaling(recipe, options.cluster, assumed)))
     else:
-        print(render(plan(recipe, assumed)))
+        print(render(plan(recipe, assumed, options.gpu)))
 
 
 def _submit(options: argparse.Namespace) -> None:
@@ -225,9 +225,14 @@ def _parser() -> argparse.ArgumentParser:
         "--from", dest="measured", metavar="DIR", help="estimate from what the run (a pilot) in DIR measured"
     )
     command.add_argument(
+        "--gpu",
+        metavar="GPU",
+        help="the kind whose memory and hours are planned: H100, H200, A100, L40S, A10G, L4, RTX4090, RTX3090",
+    )
+    command.add_argument(
         "--cluster",
         metavar="GPU[=USD]",
-        help="hours and dollars on 1, 8 and 64 of them: H100, H200, A100, L40S or L4; A100=1.1 at your price an hour",
+        help="hours and dollars on 1, 8 and 64 GPUs of a kind; A100=1.1 at your price an hour",
     )
 
     command = _command(commands, "submit", _submit, "carry out a recipe as a job on a Ray cluster")

@@ -3,6 +3,7 @@
 import importlib.util
 import os
 import platform
+import re
 import shutil
 import subprocess
 from collections.abc import Iterable, Iterator
@@ -10,6 +11,7 @@ from importlib import metadata
 from pathlib import Path
 
 from bezoar_ray.errors import RecipeError
+from bezoar_ray.plan.memory import Need, needs
 from bezoar_ray.recipe import ModelPart, Recipe, SourcePart, load_recipe, recipe_names
 from bezoar_ray.recipe.part import matches
 
@@ -115,12 +117,26 @@ def models(recipe: Recipe) -> list[tuple[str, ModelPart]]:
 def misses(recipe: Recipe, gpus: list[str]) -> list[str]:
     """A sentence for each thing that this machine lacks for a recipe."""
     files = [line for _, line in missing_files(recipe)]
-    return list(dict.fromkeys([*_packages(), *_gpus(recipe, gpus), *_keys(recipe), *_hub(recipe), *files]))
+    machine = [*_packages(), *_gpus(recipe, gpus), *_too_large(recipe, gpus)]
+    return list(dict.fromkeys([*machine, *_keys(recipe), *_hub(recipe), *files]))
 
 
 def _recipe_lines(recipe: Recipe, gpus: list[str]) -> list[str]:
     found = misses(recipe, gpus)
-    return [f"  {recipe.name}: {'misses' if found else 'can run'}", *(f"    - {line}" for line in found)]
+    lines = [f"  {recipe.name}: {'misses' if found else 'can run'}", *(f"    - {line}" for line in found)]
+    return lines + [f"    {need.stage:<9} {need}" for need in _needs(recipe, gpus) if need.fits]
+
+
+def _needs(recipe: Recipe, gpus: list[str]) -> list[Need]:
+    """What its stages take of the smallest GPU of this machine, estimated."""
+    memory = [int(found.group(1)) for gpu in gpus if (found := re.search(r"(\d+) MiB", gpu))]
+    return list(needs(recipe, min(memory) / 1024)) if memory else []
+
+
+def _too_large(recipe: Recipe, gpus: list[str]) -> Iterator[str]:
+    for need in _needs(recipe, gpus):
+        if not need.fits:
+            yield f"GPU memory: {need.stage}: {need}"
 
 
 def _packages() -> Iterator[str]:

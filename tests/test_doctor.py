@@ -75,6 +75,15 @@ def test_what_is_there_is_not_missed(bare, monkeypatch):
     assert "Qwen" not in found
 
 
+def test_what_the_gpus_that_are_there_are_too_small_for_is_missed(bare):
+    recipe = load_recipe("modern")
+    text = "\n".join(doctor.misses(recipe, ["NVIDIA L4, 23034 MiB", "NVIDIA H100 80GB HBM3, 81559 MiB"]))
+    assert "GPU memory: generate: Qwen3-14B: 30.1 GiB, a cache of 0 tokens: DOES NOT FIT" in text
+    assert "GPU memory" not in "\n".join(doctor.misses(recipe, ["NVIDIA H100 80GB HBM3, 81559 MiB"] * 2))
+    lines = doctor._recipe_lines(recipe, ["NVIDIA H100 80GB HBM3, 81559 MiB"] * 2)
+    assert any("sft       Qwen3-1.7B-Base:" in line and line.endswith("activations kept: fits") for line in lines)
+
+
 def test_keys_are_shown_by_name_only(bare, monkeypatch):
     monkeypatch.setenv("OPENAI_API_KEY", "sk-very-secret")
     text = doctor.report()

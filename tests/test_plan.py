@@ -9,6 +9,9 @@ import pytest
 
 from bezoar_ray.errors import BezoarError, RecipeError
 from bezoar_ray.plan import Assumed, plan, plan_from, render, render_scaling, scaling
+from bezoar_ray.plan.memory import training_pass
+from bezoar_ray.plan.shapes import Shape, shape_of
+from bezoar_ray.plan.speeds import SPEEDS, training_speed
 from bezoar_ray.plan.steps import billions
 from bezoar_ray.recipe import load_recipe, parse_recipe
 
@@ -125,7 +128,9 @@ def test_gpu_hours_follow_from_tokens_and_only_where_there_is_a_gpu():
     answers = found["generate", "lamini answer"]
     assert answers.gpu_hours == pytest.approx(10 * (200 * 60 / 120_000 + 200 * 200 / 30_000) / 3600)
     hh_sft = found["hh-sft", "150 conversations"]
-    assert hh_sft.gpu_hours == pytest.approx(150 * 250 * 2 / 10_000 / 3600)
+    shape, steps = shape_of("org/base-2b", 2.0), 150 / 16
+    speed = training_speed(shape, "H100", 250 * 16, RECIPE.hh_sft.compiles(steps), recomputed=False)
+    assert hh_sft.gpu_hours == pytest.approx(150 * 250 / speed / 3600)
     assert found["dpo", "200 pairs"].gpu_hours == 0  # 300 rows less 100 held out; no GPU asked for
 
 
@@ -182,7 +187,7 @@ def test_every_packaged_recipe_has_a_plan(name):
     if name == "openbezoar-3b":
         assert found.rows == {"lamini": 1600, "evol_instruct": 2304, "orca": 5507}
         assert found.total("usd") > 10
-        assert found.total("gpu_hours") > 5
+        assert found.total("gpu_hours") > 3
     if name == "tiny":
         assert found.total("gpu_hours") == found.total("usd") == 0
 
@@ -229,9 +234,13 @@ def test_hours_on_more_gpus_follow_from_the_assumptions():
 
 
 def test_another_gpu_trains_by_its_operations():
-    recipe = parse_recipe(TREE | ON_GPUS, "test")
-    h100, l4 = (scaling(recipe, kind, Assumed(start=0, step=0, one_sequence=1e9)) for kind in ("H100", "L4"))
-    assert l4.stages[2].hours(1) / h100.stages[2].hours(1) == pytest.approx(989 / 121)
+    large = ON_GPUS | {"sft": {"gpus_per_worker": 1, "batch": 128}}
+    recipe = parse_recipe(TREE | large, "test")
+    h100, h200 = (scaling(recipe, kind, Assumed(start=0, step=0, one_sequence=1e9)) for kind in ("H100", "H200"))
+    a100, l40s = (scaling(recipe, kind, Assumed(start=0, step=0, one_sequence=1e9)) for kind in ("A100", "L40S"))
+    assert h200.stages[2].hours(1) == h100.stages[2].hours(1)  # the same operations a second
+    assert a100.stages[2].hours(1) / h100.stages[2].hours(1) == pytest.approx(989 / 312)
+    assert l40s.stages[2].hours(1) < a100.stages[2].hours(1)
     paid = sum(stage.hours(8) * stage.used(8) for stage in h100.stages)
     assert h100.usd(8) == pytest.approx(h100.api_usd + 3 * paid)
 
@@ -246,6 +255,116 @@ def test_a_cluster_on_paper_names_its_assumptions_and_what_stops_gaining():
 def test_a_cluster_that_cannot_be_is_refused(name, kind, said):
     with pytest.raises(RecipeError, match=said):
         scaling(load_recipe(name), kind)
+
+
+@pytest.mark.parametrize(
+    ("model", "billions", "linear"),
+    [
+        ("h2oai/h2ogpt-gm-oasst1-en-2048-falcon-40b-v2", 41.3, 40.8),
+        ("openlm-research/open_llama_3b_v2", 3.43, 3.22),
+        ("Qwen/Qwen3-4B-Instruct-2507", 4.02, 3.63),
+        ("Qwen/Qwen3-0.6B-Base", 0.596, 0.44),
+    ],
+)
+def test_known_shapes_have_the_published_number_of_weights(model, billions, linear):
+    shape = shape_of(model, 7.0)
+    assert shape.known
+    assert shape.weights / 1e9 == pytest.approx(billions, rel=0.01)
+    assert shape.linear_weights / 1e9 == pytest.approx(linear, rel=0.01)
+
+
+@pytest.mark.parametrize("billions", [0.5, 3, 13, 70])
+def test_another_model_has_a_shape_of_about_its_size(billions):
+    shape = shape_of(f"org/other-{billions}b", billions)
+    assert not shape.known and shape.weights / 1e9 == pytest.approx(billions, rel=0.1)
+
+
+def test_a_model_on_this_machine_has_its_own_shape(tmp_path, monkeypatch):
+    """By its folder, or in the hub's cache."""
+    config = {"num_hidden_layers": 2, "hidden_size": 64, "intermediate_size": 96, "num_attention_heads": 4,
+              "num_key_value_heads": 2, "vocab_size": 100, "tie_word_embeddings": True}  # fmt: skip
+    expected = Shape(2, 64, 96, 4, 2, 16, 100, tied=True)
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine/config.json").write_text(json.dumps(config))
+    assert shape_of(str(tmp_path / "mine"), 7.0) == expected
+    snapshot = tmp_path / "models--org--mine/snapshots/abc"
+    snapshot.mkdir(parents=True)
+    (snapshot / "config.json").write_text(json.dumps(config))
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
+    assert shape_of("org/mine", 7.0) == expected
+
+
+def gpu_needs(recipe, card):
+    return {need.stage: need for need in plan(recipe, card=card).needs}
+
+
+def test_what_was_measured_on_an_h200_is_what_the_plan_foretells():
+    """shared table of one H200: GiB of passes of a 3.4 B model, adapters on all linear layers."""
+    lora = {"targets": ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]}
+    for tokens, recomputed, compiled, gib in (
+        (3_839, False, False, 21.3), (16_210, False, False, 82.3), (16_210, True, False, 10.8),
+        (3_839, False, True, 18.5),
+    ):  # fmt: skip
+        sets = [f"sft.micro_tokens={tokens}", f"sft.gradient_checkpointing={recomputed}", "sft.workers=1",
+                f"sft.lora={json.dumps(lora)}", "sft.batch=64"]  # fmt: skip
+        found = training_pass(load_recipe("openbezoar-3b", sets), "sft", memory=141, compiled=compiled)
+        assert (found.tokens, found.recomputed) == (tokens, recomputed)
+        assert found.gib == pytest.approx(gib, rel=0.05)
+
+
+def test_the_memory_of_each_stage_is_said_and_whether_it_fits():
+    found = gpu_needs(load_recipe("openbezoar-3b"), "A100")
+    assert list(found) == ["generate", "sft", "hh-sft", "dpo", "evaluate"]
+    assert all(need.fits for need in found.values())
+    small = gpu_needs(load_recipe("openbezoar-3b"), "L4")
+    assert not small["generate"].fits and small["sft"].fits
+    text = render(plan(load_recipe("openbezoar-3b"), card="L4"))
+    assert "Memory of one L4 (24 GiB), estimated" in text and "a cache of 0 tokens on 2 GPUs: DOES NOT FIT" in text
+    assert "open_llama_3b_v2: 22.3 GiB, passes of up to 4,096 tokens, activations kept: fits" in text
+    assert not plan(load_recipe("tiny")).needs and "Memory of one" not in render(plan(load_recipe("tiny")))
+
+
+def test_a_model_whose_name_says_no_size_is_named_as_a_guess():
+    recipe = load_recipe("modern", ["base.model=org/mystery"])
+    assert "its shape is not known" in render(plan(recipe))
+
+
+@pytest.mark.parametrize(
+    ("part", "tokens", "recomputed"),
+    [
+        ({}, 16_384, False),
+        ({"batch": 4, "workers": 2}, 2 * 2048, False),  # no more rows than a worker has of a step
+        ({"micro_batch": 3}, 3 * 2048, False),
+        ({"gradient_checkpointing": True}, 16_384, True),
+    ],
+)
+def test_the_largest_pass_is_the_one_that_training_would_choose(part, tokens, recomputed):
+    sets = [f"sft.{name}={value}" for name, value in part.items()]
+    found = training_pass(load_recipe("modern", sets), "sft", memory=80, compiled=False)
+    assert (found.tokens, found.recomputed) == (tokens, recomputed)
+    assert training_pass(load_recipe("modern", sets), "sft", memory=2, compiled=False) is None
+
+
+def test_the_recipes_own_kind_of_gpu_is_planned():
+    assert plan(load_recipe("modern")).card == "H100"
+    assert plan(load_recipe("modern", ["sft.accelerator_type=L40S"])).card == "L40S"
+    assert plan(load_recipe("modern", ["sft.accelerator_type=L40S"]), card="L4").card == "L4"
+    with pytest.raises(RecipeError, match="--gpu V100: no such kind of GPU is known; there are H100, H200"):
+        plan(load_recipe("modern"), card="V100")
+
+
+def test_speeds_are_shares_of_the_cards_operations():
+    openllama = shape_of("openlm-research/open_llama_3b_v2", 3.4)
+    measured = [training_speed(openllama, "H200", found.tokens, found.compiled, found.recomputed) for found in SPEEDS]
+    assert measured == pytest.approx([found.tokens_per_s for found in SPEEDS], rel=0.02)
+    assert training_speed(openllama, "A100", 16_210, True, True) == pytest.approx(20_281 * 312 / 989, rel=0.02)
+    assert training_speed(openllama, "H200", 929, False, False) == pytest.approx(3_794, rel=0.05)  # measured, too
+
+
+def test_more_workers_than_a_step_has_work_for_cost_hours():
+    one, eight = (plan(load_recipe("openbezoar-3b", [f"sft.workers={count}"])) for count in (1, 8))
+    hours = [sum(step.gpu_hours for step in found.steps if step.stage == "sft") for found in (one, eight)]
+    assert hours[1] > 3 * hours[0]
 
 
 def test_code_that_is_not_ours_is_named_before_it_runs():

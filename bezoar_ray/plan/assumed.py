@@ -1,6 +1,10 @@
 """What a recipe does not say, with a name for each number; a pilot's measurements take their place."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+
+from bezoar_ray.gpus import GPUS
+
+_CARD = "H100"  # that the speeds are of
 
 
 @dataclass(frozen=True)
@@ -13,9 +17,9 @@ class Tokens:
 
 @dataclass(frozen=True)
 class Assumed:
-    """Rough means of public data of each kind, as defaults; but for `train_speed` none was measured by us.
+    """Rough means of public data of each kind, as defaults; none was measured by us.
 
-    Speeds are of one H100 of 80 GB.
+    Speeds are of one H100 of 80 GB. How fast training is was measured (speeds.py).
     """
 
     call: dict[str, Tokens] = field(
@@ -57,9 +61,6 @@ class Assumed:
     """Tokens that vLLM writes in a second on one GPU, times the billions of active weights."""
     read_speed: float = 120_000
     """Prompt tokens that it reads in a second, likewise."""
-    train_speed: float = 10_000
-    """Tokens that QLoRA trains on in a second on one GPU, times the billions of weights; on an H200 we measured
-    8,600 with 3.4 of them and 16,000 with 8, four rows in a pass (jobs/benchmarks/README.md)."""
     one_sequence: float = 30
     """Tokens that vLLM writes in a second of one sequence, while its batch is full."""
     start: float = 120
@@ -72,3 +73,12 @@ class Assumed:
     """Billions of weights of a model whose name does not say."""
     measured: str = ""
     """The run directory whose numbers stand in place of some of these."""
+
+    def on(self, card: str) -> "Assumed":
+        """The same on another kind of GPU. Writing is as fast as its memory, reading as fast as its operations."""
+        here, there = GPUS[_CARD], GPUS[card]
+        return replace(
+            self,
+            write_speed=self.write_speed * there.bandwidth / here.bandwidth,
+            read_speed=self.read_speed * there.tflops / here.tflops,
+        )

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from bezoar_ray.errors import RecipeError
+from bezoar_ray.gpus import GPUS, Gpu
 from bezoar_ray.plan.assumed import Assumed
 from bezoar_ray.plan.steps import Plan, plan
 from bezoar_ray.recipe import ModelPart, Recipe, Training
@@ -13,20 +14,6 @@ COUNTS = (1, 8, 64)
 GAIN = 0.9  # twice the GPUs have to take less than this share of the time
 
 
-@dataclass(frozen=True)
-class Gpu:
-    """A kind of GPU: makers' data sheets for its speed, a rough price of a rented one."""
-
-    tflops: float  # bfloat16, dense
-    bandwidth: float  # TB/s
-    usd: float  # an hour
-
-
-GPUS = {
-    "H100": Gpu(989, 3.35, 3.0), "H200": Gpu(989, 4.8, 3.8), "A100": Gpu(312, 2.04, 1.8), "L40S": Gpu(362, 0.86, 1.5),
-    "L4": Gpu(121, 0.3, 0.7),
-}  # fmt: skip
-_BASELINE = GPUS["H100"]  # the assumed speeds are meant for it
 
 
 @dataclass(frozen=True)
@@ -95,12 +82,8 @@ def scaling(recipe: Recipe, kind: str, assumed: Assumed | None = None) -> Scalin
         if not re.fullmatch(r"\d+(\.\d+)?", price):
             raise RecipeError(f"--cluster {kind}={price}: not a price; give dollars an hour, as in {kind}=1.5")
         gpu = replace(gpu, usd=float(price))
-    writing, training = gpu.bandwidth / _BASELINE.bandwidth, gpu.tflops / _BASELINE.tflops
-    assumed = replace(
-        assumed, write_speed=assumed.write_speed * writing, read_speed=assumed.read_speed * training,
-        train_speed=assumed.train_speed * training,
-    )  # fmt: skip
-    found = plan(recipe, assumed)
+    found = plan(recipe, assumed, kind)
+    assumed = found.assumed
     if not found.total("gpu_hours"):
         raise RecipeError(f"--cluster {kind}: {recipe.name} uses no GPU")
     teachers = [teacher for teacher in recipe.teachers if not teacher.base_url]

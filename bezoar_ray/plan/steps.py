@@ -4,8 +4,13 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from bezoar_ray.errors import RecipeError
+from bezoar_ray.gpus import GPUS
 from bezoar_ray.licences import commercial_use
 from bezoar_ray.plan.assumed import Assumed, Tokens
+from bezoar_ray.plan.memory import Need, model_shape, needs, training_pass
+from bezoar_ray.plan.shapes import billions_in
+from bezoar_ray.plan.speeds import training_speed
 from bezoar_ray.recipe import CHECKPOINTS, ModelPart, MtBench, Recipe, SourcePart, Training
 from bezoar_ray.recipe.part import matches
 
@@ -36,6 +41,8 @@ class Plan:
     assumed: Assumed
     code: tuple[str, ...] = ()  # what of others the recipe runs
     budget: float | None = None  # dollars
+    card: str = "H100"  # the kind of GPU that hours and memory are of
+    needs: tuple[Need, ...] = ()  # of its memory, by stage
     commercial_use: tuple[str, tuple[str, ...]] = ("", ())  # the verdict and its causes
 
     def total(self, name: str) -> float:
@@ -43,17 +50,41 @@ class Plan:
         return sum(getattr(step, name) for step in self.steps)
 
 
-def plan(recipe: Recipe, assumed: Assumed | None = None) -> Plan:
-    """What a recipe will call, cost and take."""
-    assumed = assumed or Assumed()
+def plan(recipe: Recipe, assumed: Assumed | None = None, card: str | None = None) -> Plan:
+    """What a recipe will call, cost and take on a kind of GPU: the one given, that the recipe names, or an H100.
+
+    Raises:
+        RecipeError: no such kind is known.
+    """
+    card = card or _card(recipe)
+    if card not in GPUS:
+        raise RecipeError(f"--gpu {card}: no such kind of GPU is known; there are {', '.join(GPUS)}")
+    assumed = (assumed or Assumed()).on(card)
     rows = generated(recipe, assumed)
-    steps = (*generation(recipe, rows, assumed), *_judging(recipe, rows, assumed),
-             *_training(recipe, rows, assumed), *_evaluation(recipe, assumed))  # fmt: skip
     use = commercial_use(recipe)
     return Plan(
-        recipe.name, steps, rows, assumed, tuple(_code(recipe)), recipe.budget_usd,
-        (use["verdict"], tuple(use["because"])),
-    )  # fmt: skip
+        recipe=recipe.name,
+        steps=(
+            *generation(recipe, rows, assumed),
+            *_judging(recipe, rows, assumed),
+            *_training(recipe, rows, assumed, card),
+            *_evaluation(recipe, assumed),
+        ),
+        rows=rows,
+        assumed=assumed,
+        code=tuple(_code(recipe)),
+        budget=recipe.budget_usd,
+        card=card,
+        needs=tuple(needs(recipe, GPUS[card].memory)),
+        commercial_use=(use["verdict"], tuple(use["because"])),
+    )
+
+
+def _card(recipe: Recipe) -> str:
+    """The kind of GPU that the recipe asks for, where it is a known one."""
+    sections = [recipe.sft, recipe.hh_sft, recipe.align, recipe.serve, *recipe.teachers]
+    named = (section.accelerator_type for section in sections)
+    return next((kind for kind in named if kind in GPUS), "H100")
 
 
 def _code(recipe: Recipe) -> Iterator[str]:
@@ -141,28 +172,27 @@ def _engine_hours(model: str, gpus: float, into: float, out: float, assumed: Ass
 
 def billions(model: str, assumed: Assumed, *, active: bool = False) -> float:
     """Billions of weights, from a name such as `falcon-40b` or `30B-A3B` (whose active ones are 3 billion)."""
-    working = re.search(r"-a(\d+(?:\.\d+)?)b\b", model.lower())
-    whole = re.search(r"(?<![a-z0-9.])(\d+(?:\.\d+)?)b(?![a-z])", model.lower())
-    found = (working if active else None) or whole
-    return float(found.group(1)) if found else assumed.billions
+    working = re.search(r"-a(\d+(?:\.\d+)?)b\b", model.lower()) if active else None
+    return float(working.group(1)) if working else billions_in(model) or assumed.billions
 
 
 # Training and evaluation.
 
 
-def _training(recipe: Recipe, rows: dict[str, float], assumed: Assumed) -> Iterator[Step]:
+def _training(recipe: Recipe, rows: dict[str, float], assumed: Assumed, card: str) -> Iterator[Step]:
     kept = {name: _kept(recipe, name, rows, assumed) for name in recipe.sft_order}
     tokens = sum(count * _row_tokens(name, assumed) for name, count in kept.items())
-    yield _trained(recipe, "sft", f"{sum(kept.values()):,.0f} accepted rows", recipe.sft, tokens, assumed)
+    accepted = sum(kept.values())
+    yield _trained(recipe, "sft", f"{accepted:,.0f} accepted rows", accepted, tokens, card)
     if recipe.seeds.hh_rlhf:
         heldout = recipe.evaluate.heldout_pairs
         pairs = (_rows(recipe.seeds.hh_rlhf) or assumed.open_rows + heldout) - heldout
         chosen, both = _limited(recipe.hh_sft, pairs), _limited(recipe.align, pairs)
-        yield _trained(recipe, "hh-sft", f"{chosen:,} conversations", recipe.hh_sft, chosen * assumed.hh_row, assumed)
+        yield _trained(recipe, "hh-sft", f"{chosen:,} conversations", chosen, chosen * assumed.hh_row, card)
         if recipe.align.method != "none":
             # Both sides, through the policy and (forward alone, a third of the work) through the reference.
             work = 4 / 3 if recipe.align.method in ("dpo", "kto") else 1
-            yield _trained(recipe, "dpo", f"{both:,} pairs", recipe.align, both * 2 * assumed.hh_row, assumed, work)
+            yield _trained(recipe, "dpo", f"{both:,} pairs", both, both * 2 * assumed.hh_row, card, work)
 
 
 def _kept(recipe: Recipe, name: str, rows: dict[str, float], assumed: Assumed) -> float:
@@ -185,11 +215,19 @@ def _limited(part: Training, rows: int) -> int:
 
 
 def _trained(
-    recipe: Recipe, stage: str, what: str, part: Training, tokens: float, assumed: Assumed, work: float = 1.0
+    recipe: Recipe, stage: str, what: str, rows: float, tokens: float, card: str, work: float = 1.0
 ) -> Step:
+    """A training stage on GPUs of a kind; one without GPUs takes no GPU hours."""
+    part, hours = recipe.training(stage), 0.0
     tokens *= part.epochs
-    seconds = tokens * work * billions(recipe.base.model, assumed) / assumed.train_speed
-    hours = seconds / 3600 if part.gpus_per_worker else 0.0
+    if part.gpus_per_worker and rows:
+        compiled = part.compiles(rows / part.batch * part.epochs)
+        found = training_pass(recipe, stage, GPUS[card].memory, compiled)
+        of_a_step = tokens / part.epochs / rows * part.share
+        size = min(of_a_step, found.tokens) if found else of_a_step
+        recomputed = found is None or found.recomputed
+        speed = training_speed(model_shape(recipe.base.model), card, size, compiled, recomputed)
+        hours = tokens * work / speed / 3600
     return Step(stage, what, recipe.base.model, tokens_in=tokens, gpu_hours=hours)
 
 

@@ -2,8 +2,9 @@
 
 from collections.abc import Callable
 
-from bezoar_ray.plan.assumed import Assumed
+from bezoar_ray.gpus import GPUS
 from bezoar_ray.plan.scaling import COUNTS, GAIN, Scaling
+from bezoar_ray.plan.speeds import SPEEDS
 from bezoar_ray.plan.steps import Plan, Step
 
 _COLUMNS = ("calls", "tokens_in", "tokens_out", "usd", "gpu_hours")
@@ -20,8 +21,8 @@ def render(found: Plan) -> str:
     rows = ", ".join(f"{scheme} {count:,.0f}" for scheme, count in found.rows.items())
     return "\n".join([
         f"Plan of {found.recipe}: nothing has run. Rows to generate, at most: {rows}.", "",
-        text[0], rule, *text[1:-1], rule, text[-1], "", *_bill(found), *_use(found), *_code(found),
-        *_assumptions(found.assumed),
+        text[0], rule, *text[1:-1], rule, text[-1], "", *_bill(found), *_memory(found), *_use(found), *_code(found),
+        *_assumptions(found),
     ])  # fmt: skip
 
 
@@ -89,6 +90,15 @@ def _bill(found: Plan) -> list[str]:
     return [f"{most}judge's with hidden reasoning may be; budget_usd {limit}.", ""]
 
 
+def _memory(found: Plan) -> list[str]:
+    """What each stage's model takes of a GPU."""
+    if not found.needs:
+        return []
+    memory = GPUS[found.card].memory
+    head = f"Memory of one {found.card} ({memory:g} GiB), estimated; another kind: --gpu {'|'.join(GPUS)}:"
+    return [head, *(f"- {need.stage:<9} {need}" for need in found.needs), ""]
+
+
 def _use(found: Plan) -> list[str]:
     verdict, causes = found.commercial_use
     return [f"May the result be used commercially? {verdict.capitalize()}:", *(f"- {cause}" for cause in causes), ""]
@@ -98,7 +108,8 @@ def _code(found: Plan) -> list[str]:
     return ["It will run what is not ours:", *(f"- {line}" for line in found.code), ""] if found.code else []
 
 
-def _assumptions(assumed: Assumed) -> list[str]:
+def _assumptions(found: Plan) -> list[str]:
+    assumed = found.assumed
     measured = f"measured in {assumed.measured} where it could be"
     source = measured if assumed.measured else "none of them measured for this recipe"
     tokens = ", ".join(f"{kind} {t.into:,.0f} + {t.out:,.0f}" for kind, t in assumed.call.items())
@@ -111,9 +122,20 @@ def _assumptions(assumed: Assumed) -> list[str]:
         f"- a source or sub-mixture without a limit gives {assumed.open_rows:,} rows",
         f"- an lm-eval task has {assumed.harness_items:,} items of {assumed.harness_choices} requests",
         f"- MT-Bench has {assumed.mt_bench_questions} questions, the embedded one 16",
-        f"- one H100, for each billion of active weights: vLLM writes {assumed.write_speed:,.0f} and reads "
-        f"{assumed.read_speed:,.0f} tokens/s, QLoRA trains on {assumed.train_speed:,.0f}; starting up is not counted",
+        f"- one {found.card}, for each billion of active weights: vLLM writes {assumed.write_speed:,.0f} and reads "
+        f"{assumed.read_speed:,.0f} tokens/s; starting up is not counted",
+        *_training_speed(found),
         "- no call is repeated after a fault, and a judge's hidden reasoning comes on top",
         f"- a scheme of your own makes one call a row, and the filter accepts {assumed.own_accepted:.0%} of them",
         "- what runs without a GPU takes no GPU hours",
+    ]
+
+
+def _training_speed(found: Plan) -> list[str]:
+    if not any(need.stage in ("sft", "hh-sft", "dpo") for need in found.needs):
+        return []
+    cards = ", ".join(sorted({measured.card for measured in SPEEDS}))
+    return [
+        f"- training: QLoRA of a model of {SPEEDS[0].billions:g} billion weights on an {cards}, measured without the "
+        f"trainer's own work between steps; other sizes, and a {found.card}, by their operations"
     ]
