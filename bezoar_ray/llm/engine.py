@@ -1,7 +1,9 @@
 """vLLM inside this process: one `AsyncLLM`, started once, through which everything goes."""
 
+import asyncio
 import os
 import uuid
+from concurrent.futures import ThreadPoolExecutor
 from importlib import metadata
 from typing import Any
 
@@ -81,6 +83,8 @@ class VllmEngine:
         # Batches as large as those of vLLM's offline class: its default for others is 128 sequences, even on an H100.
         self._engine = AsyncLLM.from_engine_args(arguments, usage_context=UsageContext.LLM_CLASS)
         self._tokenizer = self._engine.get_tokenizer()
+        # Off the event loop, which keeps hundreds of calls going. One thread, as a tokenizer serves one at a time.
+        self._tokenizing = ThreadPoolExecutor(1, "tokenizer")
         self._context = self._engine.model_config.max_model_len
 
     async def complete(self, messages: Messages, sampling: Sampling) -> Reply:
@@ -89,9 +93,8 @@ class VllmEngine:
         from vllm.sampling_params import RequestOutputKind, StructuredOutputsParams
         from vllm.v1.engine.exceptions import EngineDeadError
 
-        ids = self._tokenizer.apply_chat_template(
-            messages, chat_template=self._template, add_generation_prompt=True, tokenize=True, return_dict=False
-        )
+        loop = asyncio.get_running_loop()
+        ids = await loop.run_in_executor(self._tokenizing, self._encode, messages)
         room = self._context - len(ids)
         if room < min(sampling.max_tokens, _LEAST_ROOM):
             raise PromptTooLong(f"prompt of {len(ids)} tokens in a context of {self._context}")
@@ -108,7 +111,13 @@ class VllmEngine:
                 answer = result.outputs[0]
         except EngineDeadError as error:
             raise ModelDied(str(error)) from error
-        return Reply(self._text(answer), answer.finish_reason or "stop", len(ids), len(answer.token_ids))
+        text = await loop.run_in_executor(self._tokenizing, self._text, answer)
+        return Reply(text, answer.finish_reason or "stop", len(ids), len(answer.token_ids))
+
+    def _encode(self, messages: Messages) -> list[int]:
+        return self._tokenizer.apply_chat_template(
+            messages, chat_template=self._template, add_generation_prompt=True, tokenize=True, return_dict=False
+        )
 
     def _text(self, answer: Any) -> str:
         said = answer.token_ids[:-1] if answer.finish_reason == "stop" else answer.token_ids  # without its end
@@ -116,4 +125,5 @@ class VllmEngine:
 
     async def close(self) -> None:
         """Stop the engine's core process."""
+        self._tokenizing.shutdown(wait=False)
         self._engine.shutdown()

@@ -1,5 +1,8 @@
-"""`generate.vs_vllm`: output tokens a second of our graph over those of `vllm.LLM.generate`, both steady: engine starts
-and the first and last tenth of the rows are left out of ours, start and warm-up out of vLLM's."""
+"""`generate.vs_vllm`: output tokens a second of our graph (Ray Data, client, ledger) over those of `vllm.LLM.generate`.
+
+Both sides have the same prompts, model, engine arguments and threads, and the same measure: all tokens over the time
+from the first call to the last answer. Engine starts are left out of both.
+"""
 
 import json
 import os
@@ -7,30 +10,65 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
 from statistics import fmean
+from typing import Any
 
 from bezoar_ray.cluster import ray_session
 from bezoar_ray.fan_out import Pass, Place, fan_out
 from bezoar_ray.items import spool
+from bezoar_ray.llm.chat import Sampling
 from bezoar_ray.llm.models import model_path
-from bezoar_ray.recipe import load_recipe
+from bezoar_ray.recipe import ModelPart, load_recipe
 
 PROMPTS = 3_000
-SAMPLING = {"temperature": 1.0, "top_p": 0.95, "max_tokens": 128}
+
+
+@dataclass(frozen=True)
+class Load:
+    """What both sides are given."""
+
+    model: str
+    prompts: tuple[str, ...]
+    longest: tuple[int, ...]
+    """Tokens of each answer, at most."""
+    temperature: float = 1.0
+    top_p: float = 0.95
+    dtype: str = "bfloat16"
+    engine: dict[str, Any] = field(default_factory=dict)
+    in_flight: int = 384
+    num_gpus: float = 0.0
+    num_cpus: float = 1.0
+
+
+@dataclass(frozen=True)
+class Answered:
+    """One call: when it was made, when its answer was there, and the tokens of the answer."""
+
+    began: float
+    ended: float
+    tokens: int
 
 
 def figures() -> Iterator[tuple[str, list[float]]]:
-    """Our speed over the mean of vLLM's before and after, on the same prompts and model, three times."""
+    """Our speed over the mean of vLLM's before and after, three times."""
+    load = tiny_load()
     with ray_session():
-        theirs, ratios = [_theirs()], []
+        theirs_before, ratios = theirs(load), []
         for _ in range(3):
-            rate = ours()
-            theirs.append(_theirs())
-            ratios.append(round(rate / fmean(theirs[-2:]), 4))
+            rate = whole(ours(load))
+            theirs_after = theirs(load)
+            ratios.append(round(rate / fmean((theirs_before, theirs_after)), 4))
+            theirs_before = theirs_after
         yield "generate.vs_vllm", ratios
+
+
+def tiny_load() -> Load:
+    """Orca's queries to the tiny teacher, half as many again in flight as vLLM runs at a time."""
+    return Load("tiny-teacher", tuple(prompts()), (128,) * PROMPTS, dtype="float32")
 
 
 def prompts() -> list[str]:
@@ -41,56 +79,79 @@ def prompts() -> list[str]:
     return [f"{seeds[n % len(seeds)]}{' ' * (n // len(seeds))}" for n in range(PROMPTS)]
 
 
-async def _ask(item: bytes, talker) -> Iterator[bytes]:
-    reply = await talker.for_row(item.decode())([{"role": "user", "content": json.loads(item)}], step="answer")
-    yield json.dumps([time.monotonic(), reply.tokens_out]).encode()
-
-
-def ours() -> float:
-    """Our tokens a second, steady, in the Ray that is running."""
-    settings = {"max_tokens": SAMPLING["max_tokens"], "max_in_flight": 384}  # half as many again as vLLM runs at a time
-    teacher = load_recipe("tiny").teachers[0].model_copy(update=settings)
+def ours(load: Load) -> list[Answered]:
+    """The calls of our graph, in the Ray that is running."""
+    teacher = ModelPart(
+        model=load.model,
+        dtype=load.dtype,
+        temperature=load.temperature,
+        top_p=load.top_p,
+        max_in_flight=load.in_flight,
+        num_gpus=load.num_gpus,
+        num_cpus=load.num_cpus,
+    ).model_copy(update={"engine": load.engine})  # dummy weights are no recipe's
+    asked = zip(load.prompts, load.longest, strict=True)
     with tempfile.TemporaryDirectory() as folder:
-        items = spool((json.dumps(prompt).encode() for prompt in prompts()), Path(folder) / "items.arrow")
-        rows = fan_out([(items, Pass(_ask, teacher, "teacher"))], [], Place(folder, "s"))
-        return steady([tuple(json.loads(row)) for row in rows])
+        items = spool((json.dumps(pair).encode() for pair in asked), Path(folder) / "items.arrow")
+        ask = partial(_ask, load.temperature, load.top_p)
+        rows = fan_out([(items, Pass(ask, teacher, "teacher"))], [], Place(folder, "s"))
+        return [Answered(**json.loads(row)) for row in rows]
 
 
-def steady(rows: list[tuple[float, int]]) -> float:
-    """Tokens a second of rows by when they were done, their first and last tenth left out."""
-    rows = sorted(rows)[len(rows) // 10 : -len(rows) // 10]
-    return sum(tokens for _, tokens in rows[1:]) / (rows[-1][0] - rows[0][0])
-
-
-def _theirs() -> float:
-    """In a process of its own: an engine keeps its memory. One thread, as Ray gives our actor of one CPU."""
-    done = subprocess.run(
-        [sys.executable, "-m", "jobs.benchmarks.generate"],
-        cwd=Path(__file__).parents[2],
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        text=True,
-        check=True,
+async def _ask(temperature: float, top_p: float, item: bytes, talker: Any) -> AsyncIterator[bytes]:
+    prompt, longest = json.loads(item)
+    began = time.monotonic()
+    reply = await talker.for_row(item.decode())(
+        [{"role": "user", "content": prompt}], step="answer", sampling=Sampling(temperature, top_p, longest)
     )
+    yield json.dumps(asdict(Answered(began, time.monotonic(), reply.tokens_out))).encode()
+
+
+def whole(calls: list[Answered]) -> float:
+    """Tokens a second from the first call to the last answer."""
+    seconds = max(call.ended for call in calls) - min(call.began for call in calls)
+    return sum(call.tokens for call in calls) / seconds
+
+
+def steady(ends: list[tuple[float, int]]) -> float:
+    """Tokens a second of answers by when they were there, the first and last tenth of them left out."""
+    ends = sorted(ends)[len(ends) // 10 : -len(ends) // 10]
+    return sum(tokens for _, tokens in ends[1:]) / (ends[-1][0] - ends[0][0])
+
+
+def theirs(load: Load) -> float:
+    """vLLM's tokens a second, in a process of its own: an engine keeps its memory. It has as many threads as Ray gives
+    our actor."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "load.json")
+        path.write_text(json.dumps(asdict(load)))
+        done = subprocess.run(
+            [sys.executable, "-m", "jobs.benchmarks.generate", str(path)],
+            cwd=Path(__file__).parents[2],
+            env=os.environ | {"OMP_NUM_THREADS": str(int(load.num_cpus))},
+            capture_output=True,
+            text=True,
+        )
+    if done.returncode:
+        raise RuntimeError(f"vLLM failed: {done.stderr[-2000:]}")
     return float(done.stdout.splitlines()[-1])
 
 
-def _measure() -> float:
+def _measure(load: Load) -> float:
     from vllm import LLM, SamplingParams
 
     from bezoar_ray.llm.engine import on_this_machine
 
-    engine = LLM(model=model_path("tiny-teacher"), dtype="float32", disable_log_stats=True, **on_this_machine({}))
-    tokenizer = engine.get_tokenizer()
-    render = partial(tokenizer.apply_chat_template, add_generation_prompt=True, tokenize=False)
-    asked = [render([{"role": "user", "content": prompt}]) for prompt in prompts()]
-    sampling = SamplingParams(**SAMPLING)
-    engine.generate(asked[:64], sampling, use_tqdm=False)
+    arguments = on_this_machine(load.engine, load.num_gpus)
+    engine = LLM(model=model_path(load.model), dtype=load.dtype, disable_log_stats=True, **arguments)
+    render = partial(engine.get_tokenizer().apply_chat_template, add_generation_prompt=True, tokenize=False)
+    asked = [render([{"role": "user", "content": prompt}]) for prompt in load.prompts]
+    sampling = [SamplingParams(temperature=load.temperature, top_p=load.top_p, max_tokens=n) for n in load.longest]
+    engine.generate(asked[:64], sampling[:64], use_tqdm=False)
     began = time.monotonic()
     answers = engine.generate(asked, sampling, use_tqdm=False)
     return sum(len(answer.outputs[0].token_ids) for answer in answers) / (time.monotonic() - began)
 
 
 if __name__ == "__main__":
-    print(_measure())
+    print(_measure(Load(**json.loads(Path(sys.argv[1]).read_text()))))

@@ -210,7 +210,7 @@ def test_training_that_was_killed_ends_with_the_adapter_of_one_that_was_not(
 
 
 @pytest.mark.slow
-def test_a_loss_that_is_no_number_stops_at_the_last_good_checkpoint(
+def test_a_loss_that_is_not_finite_stops_at_the_last_good_checkpoint(
     ray_session: None, context: Context, tmp_path: Path
 ) -> None:
     """A base whose embedding of a rare character is broken, and one row that has it."""
@@ -223,7 +223,7 @@ def test_a_loss_that_is_no_number_stops_at_the_last_good_checkpoint(
     context.store.replace_table("data/evol_instruct/accepted/part-1.parquet", sample_table([rare]))
     base = context.recipe.base.model_copy(update={"model": str(tmp_path / "broken")})
     recipe = changed(context.recipe, checkpoint_every=1).model_copy(update={"base": base})
-    with pytest.raises(BezoarError, match=r"no number in step \d, in rows .*rare.* of evol_instruct") as stopped:
+    with pytest.raises(BezoarError, match=r"NaN or infinite in step \d, in rows .*rare.* of evol_instruct") as stopped:
         sft.run(replace(context, recipe=recipe))
     step = int(re.search(r"in step (\d)", str(stopped.value))[1])
     (kept,) = (file for file in context.store.list("train/sft") if file.endswith(f"/{STATE}") and "work" not in file)
