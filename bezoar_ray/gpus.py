@@ -13,7 +13,7 @@ class Gpu:
     bandwidth: float
     """Of its memory, in TB/s."""
     memory: float
-    """In GiB."""
+    """In GiB; of the 24 GB of an L4 or an A10G, their error correction takes some."""
     usd: float
     """An hour, by ourselves; `bezoar plan --cluster KIND=USD` takes your price."""
 
@@ -23,8 +23,8 @@ GPUS = {
     "H200": Gpu(989, 4.8, 141, 3.8),
     "A100": Gpu(312, 2.04, 80, 1.8),
     "L40S": Gpu(362, 0.86, 48, 1.5),
-    "A10G": Gpu(70, 0.6, 24, 1.0),
-    "L4": Gpu(121, 0.3, 24, 0.7),
+    "A10G": Gpu(70, 0.6, 22.5, 1.0),
+    "L4": Gpu(121, 0.3, 22.5, 0.7),
     "RTX4090": Gpu(165, 1.01, 24, 0.5),
     "RTX3090": Gpu(71, 0.94, 24, 0.3),
 }

@@ -1,5 +1,6 @@
-"""The big recipes go through every stage with random-weight miniatures of their real models."""
+"""The packaged recipes go through every stage with random-weight miniatures of their real models."""
 
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -7,6 +8,8 @@ import pytest
 from bezoar_ray.recipe import CHECKPOINTS
 from tests import miniatures
 from tests.end_to_end import Command, summary
+from tests.endpoint import serving
+from tests.scripted import says
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1300)]
 
@@ -25,26 +28,50 @@ SMALL = [
     "evaluate.harness.groups=[]",
     "evaluate.mt_bench={limit: 2, max_tokens: 64}", "evaluate.heldout_pairs=10",
 ]  # fmt: skip
-MODELS = {
+MODELS = {  # of the teacher, where the recipe runs it, and of the base
     "openbezoar-3b": (miniatures.falcon, miniatures.llama),
     "modern": (miniatures.qwen3, miniatures.qwen3),
+    "one-gpu": (miniatures.qwen3, miniatures.qwen3),
+    "api-teacher": (None, miniatures.qwen3),
 }
 
 
 @pytest.fixture(scope="module")
-def running(tiny_world, tmp_path_factory) -> dict[str, tuple[Path, Command]]:
-    """Both recipes' runs: at the same time, as either leaves a core idle while it starts engines and workers."""
-    found = {}
-    for recipe, (teacher, base) in MODELS.items():
-        folder = tmp_path_factory.mktemp(recipe)
-        models = [f"teacher.model={teacher(folder / 'teacher')}", f"base.model={base(folder / 'base')}"]
-        found[recipe] = folder / "run", Command(folder / "run", recipe=recipe, sets=[*SMALL, *models])
-    return found
+def endpoint() -> Iterator[str]:
+    """The address of a scripted teacher."""
+    with serving(says) as server:
+        yield server.url
+
+
+def started(recipe: str, folder: Path, endpoint: str) -> tuple[Path, Command]:
+    """A recipe's run."""
+    teacher, base = MODELS[recipe]
+    sets = [*SMALL, f"base.model={base(folder / 'base')}"]
+    if teacher:
+        sets.append(f"teacher.model={teacher(folder / 'teacher')}")
+    else:
+        sets += [f"teacher.base_url={endpoint}", "teacher.api_key_env=null", "teacher.engine={}"]
+    return folder / "run", Command(folder / "run", recipe=recipe, sets=sets)
+
+
+@pytest.fixture(scope="module")
+def running(tiny_world, endpoint, tmp_path_factory) -> Callable[[str], tuple[Path, Command]]:
+    """The recipes' runs, two at the same time, as either leaves a core idle while it starts engines and workers."""
+    found: dict[str, tuple[Path, Command]] = {}
+
+    def of(recipe: str) -> tuple[Path, Command]:
+        place = list(MODELS).index(recipe)
+        for name in list(MODELS)[place : place + 2]:
+            if name not in found:
+                found[name] = started(name, tmp_path_factory.mktemp(name), endpoint)
+        return found[recipe]
+
+    return of
 
 
 @pytest.mark.parametrize("recipe", MODELS)
 def test_a_big_recipe_goes_through_every_stage(recipe, running):
-    run_dir, command = running[recipe]
+    run_dir, command = running(recipe)
     code, output = command.wait(timeout=1200)
     assert code == 0, output
     found = summary(run_dir)

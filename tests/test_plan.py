@@ -10,10 +10,10 @@ import pytest
 from bezoar_ray.errors import BezoarError, RecipeError
 from bezoar_ray.plan import Assumed, plan, plan_from, render, render_scaling, scaling
 from bezoar_ray.plan.memory import training_pass
-from bezoar_ray.plan.shapes import Shape, shape_of
 from bezoar_ray.plan.speeds import SPEEDS, training_speed
 from bezoar_ray.plan.steps import billions
 from bezoar_ray.recipe import load_recipe, parse_recipe
+from bezoar_ray.shapes import Shape, shape_of
 
 TREE = {
     "name": "small",
@@ -319,8 +319,8 @@ def test_the_memory_of_each_stage_is_said_and_whether_it_fits():
     small = gpu_needs(load_recipe("openbezoar-3b"), "L4")
     assert not small["generate"].fits and small["sft"].fits
     text = render(plan(load_recipe("openbezoar-3b"), card="L4"))
-    assert "Memory of one L4 (24 GiB), estimated" in text and "a cache of 0 tokens on 2 GPUs: DOES NOT FIT" in text
-    assert "open_llama_3b_v2: 22.3 GiB, passes of up to 4,096 tokens, activations kept: fits" in text
+    assert "Memory of one L4 (22.5 GiB), estimated" in text and "a cache of 0 tokens on 2 GPUs: DOES NOT FIT" in text
+    assert "open_llama_3b_v2: 10.8 GiB, passes of up to 16,384 tokens, activations recomputed: fits" in text
     assert not plan(load_recipe("tiny")).needs and "Memory of one" not in render(plan(load_recipe("tiny")))
 
 

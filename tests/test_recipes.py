@@ -8,9 +8,10 @@ from jinja2 import Environment
 
 from bezoar_ray.generate.prompts import concise_answer
 from bezoar_ray.licences import commercial_use
+from bezoar_ray.plan import plan
 from bezoar_ray.recipe import SCHEMES, load_recipe, recipe_names
 
-BIG = ("openbezoar-3b", "modern")
+BIG = ("openbezoar-3b", "modern", "one-gpu", "api-teacher")
 
 
 def asked(name: str) -> str:
@@ -19,8 +20,23 @@ def asked(name: str) -> str:
     return Environment().from_string(template).render(messages=concise_answer("Why?"), add_generation_prompt=True)
 
 
-def test_all_three_are_packaged():
-    assert recipe_names() == ["modern", "openbezoar-3b", "tiny"]
+def test_they_are_packaged():
+    assert recipe_names() == ["api-teacher", "modern", "one-gpu", "openbezoar-3b", "tiny"]
+
+
+@pytest.mark.parametrize("card", ["L4", "A10G", "RTX4090", "RTX3090"])
+@pytest.mark.parametrize("name", ["one-gpu", "api-teacher"])
+def test_the_recipes_for_one_gpu_fit_on_24_gb(name, card):
+    found = plan(load_recipe(name), card=card)
+    assert found.needs and all(need.fits and need.known for need in found.needs)
+    assert all(part.workers == part.gpus_per_worker == 1 for part in map(load_recipe(name).training, ("sft", "dpo")))
+
+
+def test_the_terms_of_a_teachers_endpoint_enter_the_verdict():
+    assert commercial_use(load_recipe("api-teacher"))["verdict"] == "with obligations"
+    for terms, verdict in (("OpenAI-terms", "no"), ("Some-host-terms", "unknown")):
+        recipe = load_recipe("api-teacher", [f"teacher.license=Apache-2.0 and {terms}"])
+        assert commercial_use(recipe)["verdict"] == verdict
 
 
 def test_openbezoar_holds_the_published_values():

@@ -3,8 +3,8 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from bezoar_ray.plan.shapes import Shape, billions_in, shape_of
 from bezoar_ray.recipe import ModelPart, Recipe, Serve
+from bezoar_ray.shapes import Shape, billions_in, shape_of
 from bezoar_ray.train.pass_size import PassSize, choose_size
 
 GIB = 2**30

@@ -8,7 +8,7 @@ import math
 from dataclasses import dataclass
 
 from bezoar_ray.gpus import GPUS
-from bezoar_ray.plan.shapes import Shape
+from bezoar_ray.shapes import Shape
 
 
 @dataclass(frozen=True)

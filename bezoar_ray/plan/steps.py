@@ -9,10 +9,10 @@ from bezoar_ray.gpus import GPUS
 from bezoar_ray.licences import commercial_use
 from bezoar_ray.plan.assumed import Assumed, Tokens
 from bezoar_ray.plan.memory import Need, model_shape, needs, training_pass
-from bezoar_ray.plan.shapes import billions_in
 from bezoar_ray.plan.speeds import training_speed
 from bezoar_ray.recipe import CHECKPOINTS, ModelPart, MtBench, Recipe, SourcePart, Training
 from bezoar_ray.recipe.part import matches
+from bezoar_ray.shapes import billions_in
 
 
 @dataclass(frozen=True)

@@ -280,7 +280,7 @@ def _stop() -> None:
     """
     import ray
     from ray import serve
-    from ray.serve.context import _get_global_client
+    from ray.serve.context import _get_global_client, _set_global_client
 
     controller = _get_global_client()._controller
     for name in serve.status().applications:
@@ -290,6 +290,7 @@ def _stop() -> None:
     ray.get(controller.graceful_shutdown.remote(wait=False))
     while any(actor["namespace"] == "serve" for actor in ray.util.list_named_actors(all_namespaces=True)):
         time.sleep(0.2)
+    _set_global_client(None)  # as `serve.shutdown` does: whoever serves next in this process starts anew
 
 
 def _free_port() -> int:

@@ -11,8 +11,11 @@ from typing import Any
 import orjson
 
 from bezoar_ray.errors import BezoarError
+from bezoar_ray.gpus import GPUS, kind_of
+from bezoar_ray.llm.models import model_path
 from bezoar_ray.logs import event
 from bezoar_ray.recipe import Lora, Training
+from bezoar_ray.shapes import shape_of
 from bezoar_ray.train import models, packing
 from bezoar_ray.train.checkpoints import finish
 from bezoar_ray.train.fitting import RECOMPUTING, Passes, fitting
@@ -212,7 +215,25 @@ def figures(job: Job, account: Account) -> dict[str, Any]:
         "loss_first": losses[0] if losses else None,
         "loss_last": losses[-1] if losses else None,
         "tokens_per_s": account.tokens_per_s,
+        "of_peak": _of_peak(job, account),
         "time_shares": account.time_shares,
         "passes": account.passes,
         "by_step": account.history,
     }
+
+
+def _of_peak(job: Job, account: Account) -> float | None:
+    """The share of the GPUs' bfloat16 peak, by their maker, that training takes; None where either is unknown.
+
+    By the usual count of six operations for each weight and token (arXiv 2204.02311, appendix B), of which frozen
+    weights need four. Recomputation and a reference do not count.
+    """
+    gpus = job.part.workers * job.part.gpus_per_worker
+    kind = kind_of(models.device_name(job)) if gpus else None
+    if kind is None:
+        return None
+    shape = shape_of(model_path(job.recipe.base.model), billions=0.0)
+    if not shape.known:
+        return None
+    weights = shape.linear_weights + shape.vocabulary * shape.hidden
+    return round(6 * weights * account.tokens_per_s / (gpus * GPUS[kind].tflops * 1e12), 4)

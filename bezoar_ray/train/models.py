@@ -19,6 +19,14 @@ def device(job: Job) -> Any:
     return get_device()
 
 
+def device_name(job: Job) -> str:
+    """What this worker's GPU calls itself; empty on a CPU."""
+    import torch
+
+    where = device(job)
+    return torch.cuda.get_device_name(where) if where.type == "cuda" else ""
+
+
 def load(base: Base, folder: str | None = None, **settings: Any) -> Any:
     """The base model, or the one in `folder`, in the base's dtype unless `settings`, for `from_pretrained`, say so."""
     from transformers import AutoModelForCausalLM

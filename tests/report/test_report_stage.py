@@ -68,6 +68,10 @@ def summary() -> dict:
         "calls": {"teacher": calls, "candidate": {"attempts": 0, "sent": 0, "usd": 0.0}},
         "train": {"base": {"heldout_accuracy": 0.515}} | {
             name: {"rows": 36, "left_out": 0, "steps": 9, "loss_first": 3.1, "loss_last": 1.2, "tokens_per_s": 5000.0,
+                   "of_peak": 0.412,
+                   "time_shares": {"data": 0.02, "passes": 0.9, "optimiser": 0.05, "checkpoints": 0.03},
+                   "passes": {"layout": "padded", "size": "16,384 tokens", "gradient_checkpointing": True,
+                              "compiled": False, "because": ["rows are padded: falcon does not run flat"]},
                    "heldout_accuracy": 0.5, "by_step": [{"step": n, "loss": 3 - n / 5, "dataset": "lamini" if n < 5
                    else "orca"} for n in range(1, 10)]} for name in CHECKPOINTS[1:]
         },
@@ -144,6 +148,12 @@ def test_the_page_says_what_was_called_paid_judged_and_allowed(context):
     assert "tiny-judge 51 0 – – – 50 96.0 % 87.5 %" in text
     assert "May the result be used commercially? yes" in text
     assert "python 3.11.9" in text
+
+
+def test_the_page_says_how_passes_were_made_and_where_training_spent_its_time(context):
+    text = text_of(page_of(context))
+    assert "sft padded 16,384 tokens recomputed no 41.2 % 2.0 % 90.0 % 5.0 % 3.0 %" in text
+    assert "sft: rows are padded: falcon does not run flat." in text
 
 
 def test_ten_samples_of_each_end_are_shown_with_the_judges_reasons(context):
