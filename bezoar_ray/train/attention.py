@@ -71,11 +71,22 @@ def varlen_attention(
         raise NotImplementedError(f"{NAME} needs the rows' boundaries")
     if scaling is None:
         scaling = query.shape[-1] ** -0.5
+    query, key, value = _as_autocast_has_them(query, key, value)
     if _flash_can(query, softcap):
         output = _flash(query, key, value, scaling, sliding_window, cu_seq_lens_q, max_length_q)
     else:
         output = _row_by_row(query, key, value, scaling, sliding_window, softcap, cu_seq_lens_q)
     return output, None
+
+
+def _as_autocast_has_them(*tensors: Any) -> tuple[Any, ...]:
+    """Norms and positions may leave float32 queries in an architecture whose products are bfloat16."""
+    import torch
+
+    device = tensors[0].device.type
+    if device == "cpu" or not torch.is_autocast_enabled(device):
+        return tensors
+    return tuple(tensor.to(torch.get_autocast_dtype(device)) for tensor in tensors)
 
 
 def _flash_can(query: Any, softcap: float | None) -> bool:
