@@ -13,6 +13,7 @@ from typing import Any
 NAME = "bezoar_varlen"
 _HEAD_MULTIPLE = 8  # of the head sizes that FlashAttention takes; OpenLLaMA 3B has 100
 _LARGEST_HEAD = 256
+_AMPERE = (8, 0)  # the oldest cards that have it
 
 
 def register() -> None:
@@ -22,6 +23,7 @@ def register() -> None:
 
     ALL_ATTENTION_FUNCTIONS.register(NAME, varlen_attention)
     ALL_MASK_ATTENTION_FUNCTIONS.register(NAME, _no_mask)
+    _varlen_parameters()  # once, and not while layers are compiled
 
 
 def _no_mask(*_: Any, **__: Any) -> None:
@@ -72,7 +74,7 @@ def varlen_attention(
     if scaling is None:
         scaling = query.shape[-1] ** -0.5
     query, key, value = _as_autocast_has_them(query, key, value)
-    if _flash_can(query, softcap):
+    if _flash_can(query, value, softcap):
         output = _flash(query, key, value, scaling, sliding_window, cu_seq_lens_q, max_length_q)
     else:
         output = _row_by_row(query, key, value, scaling, sliding_window, softcap, cu_seq_lens_q)
@@ -89,9 +91,14 @@ def _as_autocast_has_them(*tensors: Any) -> tuple[Any, ...]:
     return tuple(tensor.to(torch.get_autocast_dtype(device)) for tensor in tensors)
 
 
-def _flash_can(query: Any, softcap: float | None) -> bool:
-    half = query.dtype.itemsize == 2
-    return query.is_cuda and half and query.shape[-1] <= _LARGEST_HEAD and softcap is None
+def _flash_can(query: Any, value: Any, softcap: float | None) -> bool:
+    """Whether torch's FlashAttention computes such heads on this device."""
+    import torch
+
+    if not query.is_cuda or query.dtype.itemsize != 2 or softcap is not None:
+        return False
+    size = query.shape[-1]
+    return size == value.shape[-1] <= _LARGEST_HEAD and torch.cuda.get_device_capability(query.device) >= _AMPERE
 
 
 def _flash(
@@ -102,7 +109,9 @@ def _flash(
 
     size = query.shape[-1]
     missing = -size % _HEAD_MULTIPLE
-    query, key, value = (pad(tensor.transpose(1, 2)[0], (0, missing)) for tensor in (query, key, value))
+    query, key, value = (tensor.transpose(1, 2)[0] for tensor in (query, key, value))
+    if missing:
+        query, key, value = (pad(tensor, (0, missing)) for tensor in (query, key, value))
     known, options = _varlen_parameters(), {}
     if "window_size" in known:
         options["window_size"] = (-1 if window is None else window - 1, 0)

@@ -15,12 +15,14 @@ from bezoar_ray.errors import BezoarError
 from bezoar_ray.logs import event
 from bezoar_ray.recipe import Training
 from bezoar_ray.train.data import IGNORED
+from bezoar_ray.train.packing import Layout, first_line
 from bezoar_ray.train.pass_size import AUTO_TOKENS, PassSize, choose_size, wanted_size
 from bezoar_ray.train.prepared import Prepared
 from bezoar_ray.train.worker import Job
 
 _OPTIMISER = 12  # bytes for each trained weight: its gradient and Adam's two moments, in float32
 _SPARE = 0.05  # share of a GPU's memory that is left to fragments
+_SHORT = 64  # tokens of the first passes, which load and compile
 _MULTIPLE = 64  # of the lengths that are advised
 RECOMPUTING = {"use_reentrant": False}  # torch's own advice; reentrant checkpoints need gradients of the inputs
 
@@ -65,9 +67,9 @@ def fitting(trainer: Any, job: Job, data: Prepared, passes: Passes, steps: int) 
             trainer.pass_size = wanted_size(part) or PassSize(tokens=AUTO_TOKENS)
             passes.gradient_checkpointing = args.gradient_checkpointing
             if part.zero_stage != 3:
-                trial = Trial(model, trainer.compute_loss_context_manager, data, args.device)
+                trial = Trial(model, trainer.compute_loss_context_manager, data, trainer.layout, args.device)
                 _compile(trial, part, passes, steps)
-                trainer.pass_size = _fit(trial, job, data, passes)
+                trainer.pass_size = _fit(trial, job, data, trainer.layout, passes)
             passes.layout, passes.size = trainer.layout.name, str(trainer.pass_size)
 
     return Fitting()
@@ -76,8 +78,9 @@ def fitting(trainer: Any, job: Job, data: Prepared, passes: Passes, steps: int) 
 class Trial:
     """Real passes of a size, made of the longest rows of a data set, whose gradients are thrown away."""
 
-    def __init__(self, model: Any, autocast: Callable[[], Any], data: Prepared, device: Any):
+    def __init__(self, model: Any, autocast: Callable[[], Any], data: Prepared, layout: Layout, device: Any):
         self.model, self._autocast, self._data, self._device = model, autocast, data, device
+        self._layout = layout
         self._trained = [weight for weight in model.parameters() if weight.requires_grad]
 
     def fits(self, size: PassSize, share: int, longest: int | None = None) -> bool:
@@ -90,19 +93,20 @@ class Trial:
         """
         import torch
 
-        row = self._data.sequences * (longest or self._data.longest)
+        row = self._data.sequences * (longest or longest_row(self._data, self._layout))
         tokens = size.at_most(row, share)
         sequences = self._data.sequences * math.ceil(tokens / row)
+        fitted = True
         try:
             with self._limited():
                 self.run(sequences, math.ceil(tokens / sequences))
-        except torch.OutOfMemoryError:
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
             fitted = False
-        else:
-            fitted = True
         if self._device.type == "cuda":
             torch.cuda.empty_cache()
-        return _everywhere(fitted, self._device)
+        return everywhere(fitted, self._device)
 
     def run(self, sequences: int, length: int) -> None:
         """One pass of so many sequences of so many tokens, all of them labelled."""
@@ -151,17 +155,16 @@ def _compile(trial: Trial, part: Training, passes: Passes, steps: int) -> None:
 
     layers = _decoder_layers(trial.model)
     torch._dynamo.config.recompile_limit = 64  # with and without gradients, reference and policy, recomputed or not
+    torch._dynamo.config.optimize_ddp = False  # it would cut layers that are compiled already, and gains nothing here
     for layer in layers:
         layer.compile()
     try:
-        for length in (64, 96):  # the second one compiles for any length
+        for length in (_SHORT, _SHORT + 32):  # the second one compiles for any length
             trial.run(1, length)
-    except torch.OutOfMemoryError:
-        raise
     except Exception as error:  # a compiler fails in many ways
         for layer in layers:
             layer._compiled_call_impl = None
-        passes.say(f"layers are not compiled: {type(error).__name__}: {(str(error).splitlines() or [''])[0][:200]}")
+        passes.say(f"layers are not compiled: {type(error).__name__}: {first_line(error)[:200]}")
         return
     passes.compiled = True
 
@@ -174,19 +177,19 @@ def _decoder_layers(model: Any) -> list[Any]:
     return list(max(lists, key=len, default=[]))
 
 
-def _fit(trial: Trial, job: Job, data: Prepared, passes: Passes) -> PassSize:
+def _fit(trial: Trial, job: Job, data: Prepared, layout: Layout, passes: Passes) -> PassSize:
     """The largest pass that fits, of those that the recipe allows; the model recomputes activations as it needs.
 
     Raises:
         BezoarError: not even the longest row fits by itself.
     """
     part = job.part
+    trial.run(1, _SHORT)  # loads the kernels, while there is room for them
 
     def fits(size: PassSize, recompute: bool) -> bool:
-        _recompute(trial.model, recompute)
-        return trial.fits(size, part.share)
+        return _recompute(trial.model, recompute) and trial.fits(size, part.share)
 
-    found = choose_size(part, data.sequences * data.longest, fits)
+    found = choose_size(part, data.sequences * longest_row(data, layout), fits)
     if found is None:
         raise BezoarError(f"{job.stage}: {_refusal(trial, job, data)}")
     size, passes.gradient_checkpointing = found
@@ -196,23 +199,49 @@ def _fit(trial: Trial, job: Job, data: Prepared, passes: Passes) -> PassSize:
     return size
 
 
-def _recompute(model: Any, wanted: bool) -> None:
-    """Whether activations are made again in the backward pass, in place of being kept."""
-    if wanted:
-        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=RECOMPUTING)
-    else:
+def _recompute(model: Any, wanted: bool) -> bool:
+    """Have activations made again in the backward pass, in place of being kept; False where the model cannot."""
+    causal = model.get_base_model()
+    if not wanted:
         model.gradient_checkpointing_disable()
+    elif causal.supports_gradient_checkpointing:
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=dict(RECOMPUTING))
+    return not wanted or causal.supports_gradient_checkpointing
+
+
+def without_input_gradients(model: Any) -> None:
+    """Have transformers leave the inputs of the layers without gradients, which only reentrant checkpoints need.
+
+    Each call would add a hook to the embeddings that none removes; with a live reference TRL makes one in every pass.
+    """
+    for module in (model, model.get_base_model()):
+        module.enable_input_require_grads = lambda: None
+
+
+def longest_row(data: Prepared, layout: Layout) -> int:
+    """Tokens of the longest row for each of its sequences. Padded, both sides of a pair are as long as the longer."""
+    return data.longest if layout.flat else data.longest_sequence
+
+
+def is_out_of_memory(error: RuntimeError) -> bool:
+    """Whether memory has run out: torch's own error, or one of CUDA's libraries, which allocate beside it."""
+    import torch
+    from accelerate.utils.memory import should_reduce_batch_size
+
+    of_libraries = ("CUBLAS_STATUS_ALLOC_FAILED", "CUBLAS_STATUS_NOT_INITIALIZED", "out of memory")
+    known = isinstance(error, torch.OutOfMemoryError) or should_reduce_batch_size(error)
+    return known or any(name in str(error) for name in of_libraries)
 
 
 def _refusal(trial: Trial, job: Job, data: Prepared) -> str:
-    one, length = PassSize(rows=1), data.longest // 2
+    one, length = PassSize(rows=1), data.longest_sequence // 2
     while length >= _MULTIPLE and not trial.fits(one, 1, length):
         length //= 2
     shorter = f"max_length {length // _MULTIPLE * _MULTIPLE} fits" if length >= _MULTIPLE else "no max_length fits"
     recompute = "" if job.part.gradient_checkpointing is not False else "; gradient_checkpointing: auto takes less"
     return (
-        f"the longest row of {data.name} has {data.longest} tokens. A pass of it alone does not fit into a worker's "
-        f"memory beside the model: {shorter}{recompute}"
+        f"the longest row of {data.name} has {data.longest_sequence} tokens. A pass of it alone does not fit into a "
+        f"worker's memory beside the model: {shorter}{recompute}"
     )
 
 
@@ -224,7 +253,7 @@ def _free_memory() -> float:
     return psutil.virtual_memory().available / get_context().get_local_world_size()
 
 
-def _everywhere(here: bool, device: Any) -> bool:
+def everywhere(here: bool, device: Any) -> bool:
     """Whether it is so on every worker."""
     import torch
 

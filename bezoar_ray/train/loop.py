@@ -18,7 +18,7 @@ from bezoar_ray.recipe import Lora, Training
 from bezoar_ray.shapes import shape_of
 from bezoar_ray.train import models, packing
 from bezoar_ray.train.checkpoints import finish
-from bezoar_ray.train.fitting import RECOMPUTING, Passes, fitting
+from bezoar_ray.train.fitting import RECOMPUTING, Passes, everywhere, fitting, without_input_gradients
 from bezoar_ray.train.nonfinite import stop_if_not_finite
 from bezoar_ray.train.packing import Layout
 from bezoar_ray.train.prepared import Prepared, left_out
@@ -26,6 +26,7 @@ from bezoar_ray.train.reporting import STATE, Account, reporter
 from bezoar_ray.train.trainers import Build
 from bezoar_ray.train.worker import Job
 
+_BUCKET = 50_000_000  # gradients that ZeRO sums at a time; its own 5e8 take a GB that no trial of a pass sees
 POINTS = 200  # at most so many losses are kept of a step
 
 
@@ -39,6 +40,8 @@ def train(job: Job, adapt: Callable[..., Any], build: Build) -> Account:
     model = adapt(models.for_training(job), autocast_adapter_dtype=job.part.zero_stage != 3)
     account, saved = _last()
     event("training goes on" if saved else "training begins", after_step=account.at)
+    if job.part.zero_stage != 3:
+        without_input_gradients(model)
     layout, passes = _layout(job, model), Passes()
     if layout.because:
         passes.say(f"rows are padded: {layout.because}")
@@ -72,7 +75,28 @@ def _layout(job: Job, model: Any) -> Layout:
         return Layout("padded", "packing is false")
     if job.part.zero_stage == 3:
         return Layout("padded", "under zero_stage 3 no pass can be tried before training")
-    return packing.choose(model)
+    layout = packing.choose(model)
+    if layout.flat and (failure := _fails(job, model, layout)):
+        layout = Layout("padded", failure)
+    return layout if everywhere(layout.flat, models.device(job)) else Layout("padded", layout.because or "elsewhere")
+
+
+def _fails(job: Job, model: Any, layout: Layout) -> str:
+    """Why a flat pass fails in the type that training computes in, forward or backward; empty where it does not."""
+    import torch
+
+    device = models.device(job)
+    ids = torch.zeros((2, 8), dtype=torch.long, device=device)
+    batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": ids}
+    autocast = torch.autocast(device.type, torch.bfloat16, enabled=job.dtype == "bfloat16")
+    trained = [weight for weight in model.parameters() if weight.requires_grad]
+    try:
+        with packing.fused_head(model), packing.packed(model, layout), torch.random.fork_rng(), autocast:
+            loss = model(**batch, fused_lm_head=True).log_probs.sum()
+        torch.autograd.grad(loss, trained, allow_unused=True)
+    except Exception as error:  # of a kernel that this GPU lacks, for one
+        return f"a flat pass fails: {packing.first_line(error)}"
+    return ""
 
 
 def _length(data: Prepared, part: Training) -> int:
@@ -130,7 +154,7 @@ def arguments(job: Job, data: Prepared) -> dict[str, Any]:
         "bf16": job.dtype == "bfloat16",
         "use_cpu": not on_gpu,
         "gradient_checkpointing": _recomputes(part),
-        "gradient_checkpointing_kwargs": RECOMPUTING,
+        "gradient_checkpointing_kwargs": dict(RECOMPUTING),  # TRL writes into it
         "ddp_find_unused_parameters": False,
         "deepspeed": zero(part.zero_stage) if part.zero_stage else None,
         "seed": recipe.seed,
@@ -158,7 +182,11 @@ def _recomputes(part: Training) -> bool:
 def zero(stage: int) -> dict[str, Any]:
     """DeepSpeed's settings for a ZeRO stage (arXiv 1910.02054); sizes come from the trainer's arguments."""
     return {
-        "zero_optimization": {"stage": stage, "stage3_gather_16bit_weights_on_model_save": stage == 3},
+        "zero_optimization": {
+            "stage": stage,
+            "stage3_gather_16bit_weights_on_model_save": stage == 3,
+            "reduce_bucket_size": _BUCKET,
+        },
         "bf16": {"enabled": "auto"},
         "zero_allow_untested_optimizer": True,
         "train_batch_size": "auto",

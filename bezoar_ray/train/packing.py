@@ -20,6 +20,7 @@ from bezoar_ray.train import attention
 from bezoar_ray.train.data import IGNORED
 
 TOLERANCE = 1e-3  # relative difference of logits, in float32, between a row in a pass and the row alone
+_LOOSE_TOLERANCE = 3e-2  # the same where memory has no room for float32, and bfloat16 rounds either
 _CHECKED_LENGTHS = (24, 16)  # tokens of the rows that are compared
 _FIELDS = ("log_probs", "entropy", "log_sum_sq_probs", "mean_logits", "is_top1")  # of TRL's FusedCausalLMOutput
 
@@ -40,18 +41,25 @@ class Layout:
 def choose(model: Any) -> Layout:
     """Flat, where the model gives a row in a flat pass the logits of the row alone; else padded.
 
-    Two short rows are computed both ways in float32, whatever the model computes in.
+    Two short rows are computed both ways in float32, whatever the model computes in; in its own type, and held to a
+    looser tolerance, where its weights do not fit into memory in float32.
     """
+    import torch
+
     attention.register()
     causal = _causal(model)
+    kind, tolerance = causal.config.model_type, TOLERANCE
     try:
-        difference = _difference(causal)
+        try:
+            with in_float32(causal):
+                difference = _difference(causal)
+        except torch.OutOfMemoryError:
+            tolerance, difference = _LOOSE_TOLERANCE, _difference(causal)
     except Exception as error:  # what an architecture cannot do, it says in many ways
-        return Layout("padded", f"{causal.config.model_type} does not run flat: {_first_line(error)}")
-    if difference > TOLERANCE:
-        because = f"{causal.config.model_type} mixes the rows of a flat pass: logits differ by {difference:.2g}"
-        return Layout("padded", because)
-    return Layout("flat")
+        return Layout("padded", f"{kind} does not run flat: {first_line(error)}")
+    if difference <= tolerance:
+        return Layout("flat")
+    return Layout("padded", f"{kind} mixes the rows of a flat pass: logits differ by {difference:.2g}")
 
 
 @contextlib.contextmanager
@@ -170,7 +178,7 @@ def _difference(causal: Any) -> float:
     together = torch.nn.utils.rnn.pad_sequence([row[0] for row in rows], batch_first=True)
     tokens = torch.nn.utils.rnn.pad_sequence([torch.ones_like(row[0]) for row in rows], batch_first=True).bool()
     was_training = causal.training
-    with torch.inference_mode(), in_float32(causal):
+    with torch.no_grad():  # inference mode would leave weights that no backward pass takes
         causal.eval()
         try:
             alone = torch.cat([causal(input_ids=row, use_cache=False).logits[0] for row in rows])
@@ -189,17 +197,17 @@ def in_float32(model: Any) -> Iterator[None]:
     of positions, stay as exact as they are."""
     import torch
 
-    stored = [(weight, weight.dtype) for weight in model.parameters() if weight.dtype is torch.bfloat16]
+    stored = [weight for weight in model.parameters() if weight.dtype is torch.bfloat16]
     layers = [(layer, layer.compute_dtype) for layer in model.modules() if hasattr(layer, "compute_dtype")]
-    for weight, _ in stored:
-        weight.data = weight.data.float()
-    for layer, _ in layers:
-        layer.compute_dtype = torch.float32
     try:
+        for weight in stored:
+            weight.data = weight.data.float()
+        for layer, _ in layers:
+            layer.compute_dtype = torch.float32
         yield
     finally:
-        for weight, before in stored:
-            weight.data = weight.data.to(before)
+        for weight in stored:
+            weight.data = weight.data.to(torch.bfloat16)
         for layer, before in layers:
             layer.compute_dtype = before
 
@@ -226,5 +234,6 @@ def _causal(model: Any) -> Any:
     return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
-def _first_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
+    """Of what an error says, or what it is."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -5,12 +5,12 @@ whole step (TRL's SFTTrainer does, where it is told their number); a mean over r
 """
 
 import contextlib
+import itertools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from bezoar_ray.train.data import IGNORED
 from bezoar_ray.train.nonfinite import Finiteness
 from bezoar_ray.train.packing import Layout
 from bezoar_ray.train.pass_size import PassSize
@@ -28,29 +28,37 @@ class Row:
     longest: int
 
 
-def split(rows: list[Row], size: PassSize, layout: Layout, at_least: int = 1) -> list[list[int]]:
-    """The passes of a step: indices of its rows, none of them twice, in passes of about equal work.
-
-    Args:
-        rows: of the step, on this worker.
-        size: of a pass.
-        layout: flat or padded.
-        at_least: so many passes, as all workers have to make equally many. No more than there are rows.
-    """
-    by_length = sorted(range(len(rows)), key=lambda index: (-rows[index].longest, index))
-    count = max(at_least, _fewest(rows, size, layout))
-    while count < len(rows):
-        passes = _even(rows, by_length, count) if layout.flat else _chunks(by_length, count)
+def split(rows: list[Row], size: PassSize, layout: Layout) -> list[list[int]]:
+    """The passes of a step: indices of its rows on this worker, in as few passes as hold them."""
+    for count in range(_fewest(rows, size), len(rows)):
+        passes = deal(rows, count, layout)
         if all(_fits(rows, indices, size, layout) for indices in passes):
             return passes
-        count += 1
-    return [[index] for index in range(len(rows))]
+    return deal(rows, len(rows), layout)
 
 
-def _fewest(rows: list[Row], size: PassSize, layout: Layout) -> int:
+def deal(rows: list[Row], count: int, layout: Layout) -> list[list[int]]:
+    """So many passes of about equal work: indices of rows, each in one of them.
+
+    How many rows a pass has follows from the number of rows and of passes alone, so that it is the same on all workers.
+    Flat, the longest rows are dealt out first, to and fro, for equal tokens. Padded, rows lie beside rows of their
+    length, so that little padding is needed.
+    """
+    by_length = sorted(range(len(rows)), key=lambda index: (-rows[index].longest, -rows[index].tokens, index))
+    if not layout.flat:
+        bounds = [round(part * len(rows) / max(1, count)) for part in range(count + 1)]
+        return [by_length[begin:end] for begin, end in itertools.pairwise(bounds)]
+    passes: list[list[int]] = [[] for _ in range(count)]
+    for place, index in enumerate(by_length):
+        turn, at = divmod(place, count)
+        passes[at if turn % 2 == 0 else count - 1 - at].append(index)
+    return [sorted(indices) for indices in passes]
+
+
+def _fewest(rows: list[Row], size: PassSize) -> int:
     if size.rows:
         return math.ceil(len(rows) / size.rows)
-    return min(len(rows), math.ceil(sum(row.tokens for row in rows) / size.tokens))
+    return math.ceil(sum(row.tokens for row in rows) / size.tokens)
 
 
 def _fits(rows: list[Row], indices: list[int], size: PassSize, layout: Layout) -> bool:
@@ -66,28 +74,10 @@ def work(rows: list[Row], layout: Layout) -> int:
     return sum(row.sequences for row in rows) * max(row.longest for row in rows)
 
 
-def _even(rows: list[Row], by_length: list[int], count: int) -> list[list[int]]:
-    """Passes of about equal numbers of tokens: the longest row first, each into the pass that has the fewest."""
-    passes: list[list[int]] = [[] for _ in range(count)]
-    tokens = [0] * count
-    for index in by_length:
-        emptiest = min(range(count), key=tokens.__getitem__)
-        passes[emptiest].append(index)
-        tokens[emptiest] += rows[index].tokens
-    return [sorted(indices) for indices in passes]
-
-
-def _chunks(by_length: list[int], count: int) -> list[list[int]]:
-    """Passes of about equal numbers of rows, whose lengths are alike, so that little padding is needed."""
-    bounds = [round(part * len(by_length) / count) for part in range(count + 1)]
-    return [by_length[begin:end] for begin, end in zip(bounds, bounds[1:], strict=False)]
-
-
 class StepCollator:
     """The rows of a step as one padded batch of TRL's, with their `rows` (of type `Row`) and `ids` beside the tensors.
 
-    Where a row is several examples, the first ones of all rows come first. A row without an id is a repeat, of which
-    nothing may be learned.
+    Where a row is several examples, the first ones of all rows come first.
     """
 
     def __init__(self, collate: Callable[[list[dict[str, Any]]], dict[str, Any]], measure: Callable[..., Row]):
@@ -97,8 +87,6 @@ class StepCollator:
         examples = [example for block in zip(*rows, strict=True) for example in block]
         batch = dict(self._collate(examples))
         ids = [row[0]["id"] for row in rows]
-        if not any(ids) and "labels" in batch:  # they would count among the step's tokens
-            batch["labels"].fill_(IGNORED)
         return batch | {"rows": [self._measure(row) for row in rows], "ids": ids}
 
 
@@ -159,36 +147,48 @@ def in_passes(kind: type) -> type:
             """Forward and backward passes over the rows of a step; workers exchange gradients in the last one."""
             rows, ids = inputs.pop("rows"), inputs.pop("ids")
             passes, counted = self._passes(rows, ids)
+            if not self.mean_over_rows:  # TRL adds a mixture's balancing loss in each pass, over this number
+                self.current_gradient_accumulation_steps = len(passes)
             total = 0.0
             for number, indices in enumerate(passes):
-                last = number == len(passes) - 1
                 part = take(inputs, indices, len(rows), max(rows[index].longest for index in indices))
-                self._weight = self._weight_of([ids[index] for index in indices], counted)
-                with self._exchanging(model, last):
+                named = [ids[index] for index in indices if ids[index]]
+                self._weight = self._weight_of(named, counted)
+                with self._exchanging(model, last=number == len(passes) - 1):
                     loss = super().training_step(model, part, num_items_in_batch)
-                self.finiteness.add_loss(loss, [ids[index] for index in indices])
+                self.finiteness.add_loss(loss, named)
                 total = total + loss
             return total
 
         def _passes(self, rows: list[Row], ids: list[str]) -> tuple[list[list[int]], int]:
-            """The passes of this worker, as many as every other's, and the rows of the step on all workers."""
+            """The passes of this worker, and the rows of the step on all workers.
+
+            Workers make equally many passes of equally many rows, as they exchange sums and metrics in them. Where a
+            worker repeats a row to that end, the repeat is a pass by itself that counts nothing, and every other worker
+            has its last row there.
+            """
+            workers = self.args.world_size
+            counted = sum(map(bool, ids))
+            if workers == 1:
+                return split(rows, self.pass_size, self.layout), counted
+            counted = sum(self._on_all(counted))
+            apart = [[len(rows) - 1]] if counted < len(rows) * workers else []
+            together = rows[: len(rows) - len(apart)]
+            passes = split(together, self.pass_size, self.layout)
+            most = max(self._on_all(len(passes)))
+            if most > len(passes):
+                passes = deal(together, most, self.layout)
+            return passes + apart, counted
+
+        def _on_all(self, number: int) -> list[int]:
+            """A number of each worker's."""
             import torch
 
-            passes = split(rows, self.pass_size, self.layout)
-            counted = sum(bool(id) for id in ids)
-            if self.args.world_size > 1:
-                here = torch.tensor([[len(passes), counted]], device=self.args.device)
-                everywhere = self.accelerator.gather(here)
-                most, counted = everywhere[:, 0].max().item(), everywhere[:, 1].sum().item()
-                passes = split(rows, self.pass_size, self.layout, at_least=most)
-            return passes, counted
+            return self.accelerator.gather(torch.tensor([number], device=self.args.device)).tolist()
 
         def _weight_of(self, ids: list[str], counted: int) -> float:
-            """Of a pass in its step's loss, which workers average."""
-            real = sum(bool(id) for id in ids)
-            if not self.mean_over_rows:
-                return 1.0
-            return real / counted * self.args.world_size
+            """Of a pass with these rows in its step's loss, which workers average."""
+            return len(ids) / counted * self.args.world_size if self.mean_over_rows else 1.0
 
         @contextlib.contextmanager
         def _exchanging(self, model: Any, last: bool) -> Any:

@@ -23,7 +23,7 @@ from bezoar_ray.train.data import Tokens
 from bezoar_ray.train.tokenizer import load_tokenizer
 
 FOLDER = "train/data"
-_VERSION = 3  # of what the files hold
+_VERSION = 4  # of what the files hold
 _ROWS = 1_000  # tokenised at a time
 
 Encode = Callable[[Any, dict[str, Any], int], Tokens | str]
@@ -40,7 +40,9 @@ class Prepared:
     rows: int
     tokens: int
     longest: int
-    """Tokens of the longest sequence; of a pair, the mean of its sides."""
+    """Tokens of the longest row; of a pair, the mean of its sides."""
+    longest_sequence: int
+    """Tokens of the longest sequence: of a pair, of one of its sides."""
     sequences: int
     """In a row: two in a pair."""
     left_out: dict[str, int]
@@ -156,7 +158,7 @@ def _write(tables: Iterator[pa.Table], columns: dict[str, int], path: Path) -> d
     """An Arrow file of the rows that are trained on; returns what is known of them."""
     import pyarrow.compute as pc
 
-    rows = tokens = longest = 0
+    rows = tokens = longest = longest_sequence = 0
     sequences = max(columns.values())
     left_out: Counter[str] = Counter()
     with contextlib.ExitStack() as stack:
@@ -167,10 +169,23 @@ def _write(tables: Iterator[pa.Table], columns: dict[str, int], path: Path) -> d
             writer = writer or stack.enter_context(pa.ipc.new_stream(str(path), kept.schema))
             writer.write_table(kept)
             rows += kept.num_rows
-            lengths = sum(
-                times * kept[name].combine_chunks().value_lengths().to_numpy() for name, times in columns.items()
-            )
-            tokens, longest = tokens + int(lengths.sum()), max(longest, int(lengths.max(initial=0)) // sequences)
+            lengths = {name: kept[name].combine_chunks().value_lengths().to_numpy() for name in columns}
+            whole = sum(times * lengths[name] for name, times in columns.items())
+            tokens += int(whole.sum())
+            longest = max(longest, int(whole.max(initial=0)) // sequences)
+            longest_sequence = max(longest_sequence, _longest_sequence(lengths, columns, sequences))
     return {
-        "rows": rows, "tokens": tokens, "longest": longest, "sequences": sequences, "left_out": dict(left_out),
-    }  # fmt: skip
+        "rows": rows,
+        "tokens": tokens,
+        "longest": longest,
+        "longest_sequence": longest_sequence,
+        "sequences": sequences,
+        "left_out": dict(left_out),
+    }
+
+
+def _longest_sequence(lengths: dict[str, Any], columns: dict[str, int], sequences: int) -> int:
+    """Tokens of the longest sequence: what all of a row's begin with, and the end of one."""
+    shared = sum(lengths[name] for name, times in columns.items() if times == sequences > 1)
+    ends = [lengths[name] for name, times in columns.items() if times == 1]
+    return max(int((shared + end).max(initial=0)) for end in ends)

@@ -6,13 +6,15 @@ from typing import Any
 
 from torch.utils.data import Dataset, Sampler
 
+from bezoar_ray.train.data import IGNORED
+
 
 class StepSampler(Sampler):
     """For each optimiser step of an epoch, the indices of the rows that fall to one worker.
 
     The order of an epoch follows from the seed and the epoch alone, so that a resumed training goes on with the rows
-    that an undisturbed one would take. The rows of a step are dealt out evenly. Where the last step of an epoch has
-    fewer rows than workers, a worker without one repeats a row, as `RowsOrRepeats` understands it.
+    that an undisturbed one would take. The rows of a step are dealt out evenly. Where they do not come out even, in the
+    last step of an epoch, a worker that has one fewer repeats a row at its end, as `RowsOrRepeats` understands it.
 
     Args:
         rows: in the data set.
@@ -38,11 +40,13 @@ class StepSampler(Sampler):
         order = torch.randperm(self._rows, generator=draw).tolist()
         for begin in range(0, self._rows, self._batch):
             step = order[begin : begin + self._batch]
-            yield step[self._rank :: self._workers] or [-1 - step[0]]
+            share = step[self._rank :: self._workers]
+            missing = math.ceil(len(step) / self._workers) - len(share)
+            yield share + [-1 - step[0]] * missing
 
 
 class RowsOrRepeats(Dataset):
-    """The rows of a data set; under -1 - index, the row again without its `id`, which says that it counts nothing.
+    """The rows of a data set; under -1 - index, the row again without its `id` and labels, as it counts nothing.
 
     A row may be several examples of a trainer, which follow one another (`width` of them).
     """
@@ -56,4 +60,10 @@ class RowsOrRepeats(Dataset):
     def __getitem__(self, index: int) -> list[dict[str, Any]]:
         place = index if index >= 0 else -1 - index
         examples = [self._examples[self._width * place + offset] for offset in range(self._width)]
-        return examples if index >= 0 else [example | {"id": ""} for example in examples]
+        return examples if index >= 0 else [_silent(example) for example in examples]
+
+
+def _silent(example: dict[str, Any]) -> dict[str, Any]:
+    """An example of which nothing is learned, and whose tokens do not count among those of its step."""
+    labels = {"labels": [IGNORED] * len(example["labels"])} if "labels" in example else {}
+    return example | {"id": ""} | labels

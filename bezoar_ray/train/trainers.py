@@ -23,6 +23,8 @@ def supervised(tokenizer: Any, part: Training) -> Build:
         config = SFTConfig(dataset_kwargs={"skip_prepare_dataset": True}, **settings)
         trainer = in_passes(SFTTrainer)(model, config, train_dataset=rows, processing_class=tokenizer)
         trainer.batch, trainer.measure, trainer.mean_over_rows = part.batch, conversation_row, False
+        # Have the tokens of the whole step counted for every architecture: passes are divided by them.
+        trainer.model_accepts_loss_kwargs = True
         return trainer
 
     return build

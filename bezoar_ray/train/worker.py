@@ -1,6 +1,7 @@
 """Ray Train: the stage's loop on its workers, with progress on the driver's line and logs out of sight."""
 
 import contextlib
+import os
 from collections.abc import Callable
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as StillRunning
@@ -187,6 +188,7 @@ def _enter(config: dict[str, Any]) -> None:
     from bezoar_ray.metrics import hold_gpus
 
     job: Job = config["job"]
+    os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")  # no two passes are of one size
     redirect(job.store.log(f"{job.stage}.log"))
     rank = str(get_context().get_world_rank())
     keep_events(job.store, stage=job.stage, rank=rank)

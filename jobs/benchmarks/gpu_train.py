@@ -247,7 +247,8 @@ def prepared(store: Store, case: Case, rows: list[dict[str, Any]]) -> Prepared:
             writer.write_table(table)
     sequences = 1 if case.method == "sft" else 2
     lengths = [row_tokens(row) for row in rows]
-    return Prepared("rows", file, len(rows), sum(lengths), max(lengths) // sequences, sequences, {})
+    longest = max(lengths) // sequences  # both sides of a pair are equally long
+    return Prepared("rows", file, len(rows), sum(lengths), longest, longest, sequences, {})
 
 
 def hh_sft_adapter(store: Store, job: Job, model: Path) -> str:

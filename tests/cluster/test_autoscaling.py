@@ -21,8 +21,10 @@ from typing import Any
 import psutil
 import pytest
 import yaml
+from ray.util import get_node_ip_address
 
 from bezoar_ray.cluster import SETTINGS
+from bezoar_ray.tiny import cache
 from tests.cluster.nodes import free_port
 from tests.end_to_end import SMALL, Command, in_stage, summary
 
@@ -43,26 +45,30 @@ class Autoscaled:
 
     def __init__(self, folder: Path):
         gcs, dashboard = free_port(), free_port()
-        self.address, self._dashboard = f"127.0.0.1:{gcs}", f"http://127.0.0.1:{dashboard}"
+        self.address, self._dashboard = f"{get_node_ip_address()}:{gcs}", f"http://127.0.0.1:{dashboard}"
         self._temp = tempfile.mkdtemp(prefix="fake-", dir="/tmp")  # sockets want short paths
         config = scaled_down(self.address)
         (folder / "ray_bootstrap_config.yaml").write_text(yaml.safe_dump(config))  # as the launcher leaves it
-        self.environment = SETTINGS | {
-            "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(16), "HOME": str(folder),
-        }  # fmt: skip
+        self.environment = SETTINGS | {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(16)}
+        self.home = folder
         fake = {
             "RAY_FAKE_CLUSTER": "1", "AUTOSCALER_UPDATE_INTERVAL_S": "1", "RAY_enable_autoscaler_v2": "1",
             "RAY_CLOUD_INSTANCE_ID": HEAD_ID, "RAY_OVERRIDE_NODE_ID_FOR_TESTING": HEAD_ID,
         }  # fmt: skip
+        ports = {
+            "port": gcs, "dashboard-port": dashboard, "ray-client-server-port": free_port(),
+            "dashboard-agent-listen-port": free_port(), "dashboard-agent-grpc-port": free_port(),
+            "metrics-export-port": free_port(), "runtime-env-agent-port": free_port(),
+        }  # fmt: skip
+        self.log = folder / "head.log"
         self._head = subprocess.Popen(
             [
                 str(Path(sys.executable).with_name("ray")), "start", "--head", "--block", "--num-cpus=0",
-                "--node-ip-address=127.0.0.1", f"--port={gcs}", f"--dashboard-port={dashboard}",
-                f"--temp-dir={self._temp}", f"--object-store-memory={2**28}", "--labels=bezoar=head",
-                f"--autoscaling-config={folder / 'ray_bootstrap_config.yaml'}", "--disable-usage-stats",
-                f"--ray-client-server-port={free_port()}",
+                "--dashboard-host=127.0.0.1", f"--temp-dir={self._temp}", f"--object-store-memory={2**28}",
+                "--labels=bezoar=head", f"--autoscaling-config={folder / 'ray_bootstrap_config.yaml'}",
+                "--disable-usage-stats", *(f"--{name}={port}" for name, port in ports.items()),
             ],
-            env=os.environ | self.environment | fake, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+            env=os.environ | self.environment | fake, stdout=open(self.log, "wb"), stderr=subprocess.STDOUT,
             start_new_session=True,
         )  # fmt: skip
 
@@ -114,9 +120,10 @@ def scaled_down(address: str) -> dict[str, Any]:
         "idle_timeout_minutes": IDLE_MINUTES,
         "upscaling_speed": aws["upscaling_speed"],
         "provider": {
-            "type": "fake_multinode", "use_node_id_as_ip": True, "disable_node_updaters": True,
-            "disable_launch_config_check": True, "gcs_address": address, "head_node_id": HEAD_ID,
-            "launch_multiple": True,
+            "type": "external",  # by its own name, Ray's wheel lacks a file of defaults
+            "module": "ray.autoscaler._private.fake_multi_node.node_provider.FakeMultiNodeProvider",
+            "use_node_id_as_ip": True, "disable_node_updaters": True, "disable_launch_config_check": True,
+            "gcs_address": address, "head_node_id": HEAD_ID, "launch_multiple": True,
         },
         "auth": {},
         "docker": {},
@@ -143,12 +150,19 @@ def cluster(tmp_path: Path) -> Iterator[Autoscaled]:
         found.stop()
 
 
+@pytest.fixture
+def shared() -> Iterator[Path]:
+    """A folder that is not on the head's own disk, as one that all nodes mount."""
+    with tempfile.TemporaryDirectory(dir="/dev/shm") as folder:
+        yield Path(folder)
+
+
 class Placed(Command):
     """`bezoar run` as the cluster's driver, on its head."""
 
     def __init__(self, cluster: Autoscaled, run_dir: Path, *sets: str):
-        cache = os.environ.get("BEZOAR_CACHE") or str(Path.home() / ".cache/bezoar_ray")
-        environment = cluster.environment | {"RAY_ADDRESS": cluster.address, "BEZOAR_CACHE": cache}
+        there = {"RAY_ADDRESS": cluster.address, "HOME": str(cluster.home), "BEZOAR_CACHE": str(cache())}
+        environment = cluster.environment | there
         with pytest.MonkeyPatch.context() as patch:
             for name, value in environment.items():
                 patch.setenv(name, value)
@@ -160,9 +174,9 @@ STAGES = {"generate": "generate", "filter": "generate", "sft": "train", "hh-sft"
 
 
 def test_a_run_starts_with_the_head_alone_and_nodes_come_and_go_as_stages_ask_for_them(
-    tiny_world: Any, cluster: Autoscaled, tmp_path: Path
+    tiny_world: Any, cluster: Autoscaled, shared: Path
 ) -> None:
-    run_dir, began, history = tmp_path / "run", time.monotonic(), []
+    run_dir, began, history = shared / "run", time.monotonic(), []
     command = Placed(cluster, run_dir)
     while command.runs():
         stage = next((name for name in STAGES if in_stage(run_dir, name)), "")
@@ -195,8 +209,8 @@ def test_a_run_starts_with_the_head_alone_and_nodes_come_and_go_as_stages_ask_fo
     ],
 )
 def test_what_no_kind_of_node_could_ever_give_is_refused_before_a_node_starts(
-    tiny_world: Any, cluster: Autoscaled, tmp_path: Path, setting: str, said: str
+    tiny_world: Any, cluster: Autoscaled, shared: Path, setting: str, said: str
 ) -> None:
-    code, output = Placed(cluster, tmp_path / "run", setting).wait(timeout=200)
+    code, output = Placed(cluster, shared / "run", setting).wait(timeout=200)
     assert code == 2 and said in output, output
     assert cluster.kinds() == ["head"]

@@ -23,8 +23,8 @@ from bezoar_ray.train.worker import Job
 from tests.train.conftest import in_process
 from tests.train.test_worker import changed
 
-FLAT = Layout("flat")
-ROWS = Prepared("rows", "", rows=40, tokens=4000, longest=200, sequences=1, left_out={})
+FLAT, PADDED = Layout("flat"), Layout("padded")
+ROWS = Prepared("rows", "", rows=40, tokens=4000, longest=200, longest_sequence=200, sequences=1, left_out={})
 PAIRS = replace(ROWS, name="pairs", sequences=2)
 KIB = 2**10
 
@@ -75,8 +75,8 @@ def model(recipe: Recipe) -> Any:
         yield made
 
 
-def trial(model: Any, data: Prepared = ROWS) -> Trial:
-    return Trial(model, contextlib.nullcontext, data, torch.device("cpu"))
+def trial(model: Any, data: Prepared = ROWS, layout: Layout = FLAT) -> Trial:
+    return Trial(model, contextlib.nullcontext, data, layout, torch.device("cpu"))
 
 
 def taken(model: Any, sequences: int, length: int) -> int:
@@ -110,7 +110,7 @@ def memory(monkeypatch: pytest.MonkeyPatch, model: Any) -> Any:
 def fitted(model: Any, recipe: Recipe, data: Prepared = ROWS, **part: Any) -> tuple[PassSize, Passes]:
     """The size of the passes of a data set, and what was decided with it."""
     job, passes = Job("", changed(recipe, **{"micro_batch": None, "batch": 40} | part), "sft", "x", (data,)), Passes()
-    return fitting._fit(trial(model, data), job, data, passes), passes
+    return fitting._fit(trial(model, data), job, data, FLAT, passes), passes
 
 
 def test_left_to_choose_passes_are_as_large_as_a_step_but_no_larger_than_is_of_use(
@@ -170,6 +170,52 @@ def test_a_row_that_does_not_fit_by_itself_is_refused_with_what_would(model: Any
     with pytest.raises(BezoarError, match="gradient_checkpointing: auto takes less"):
         fitted(model, recipe, gradient_checkpointing=False)
     fitting._recompute(model, False)
+
+
+@pytest.mark.parametrize(("layout", "tokens"), [(FLAT, 3 * 2 * 200), (PADDED, 3 * 2 * 350)])
+def test_padded_pairs_are_tried_as_long_as_their_longer_side(
+    model: Any, monkeypatch: pytest.MonkeyPatch, layout: Layout, tokens: int
+) -> None:
+    tried: list[int] = []
+    monkeypatch.setattr(Trial, "run", lambda self, sequences, length: tried.append(sequences * length))
+    uneven = replace(PAIRS, longest_sequence=350)
+    assert trial(model, uneven, layout).fits(PassSize(rows=3), share=16)
+    assert tried == [tokens]
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory."),
+        RuntimeError("CUDA error: out of memory"),
+        RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+        RuntimeError("Triton Error [CUDA]: out of memory"),
+    ],
+)
+def test_memory_may_run_out_in_many_words(model: Any, monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
+    def fails(*_: Any) -> None:
+        raise error
+
+    monkeypatch.setattr(Trial, "run", fails)
+    assert not trial(model).fits(PassSize(rows=1), share=1)
+    other = RuntimeError("no kernel image is available")
+    monkeypatch.setattr(Trial, "run", lambda *_: (_ for _ in ()).throw(other))
+    with pytest.raises(RuntimeError, match="no kernel image"):
+        trial(model).fits(PassSize(rows=1), share=1)
+
+
+def test_recomputing_leaves_no_hook_behind(model: Any) -> None:
+    embeddings = model.get_input_embeddings()
+    before = len(embeddings._forward_hooks)
+    fitting.without_input_gradients(model)
+    for _ in range(5):
+        assert fitting._recompute(model, True) and fitting._recompute(model, False)
+    assert len(embeddings._forward_hooks) == before
+
+
+def test_what_cannot_recompute_is_tried_without(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(type(model.get_base_model()), "supports_gradient_checkpointing", False)
+    assert not fitting._recompute(model, True) and fitting._recompute(model, False)
 
 
 def test_a_trial_changes_no_draw_and_leaves_no_gradient(model: Any) -> None:

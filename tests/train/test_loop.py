@@ -21,7 +21,7 @@ def test_a_batch_that_cannot_be_shared_is_refused() -> None:
 
 @pytest.mark.parametrize(("rows", "epochs", "steps"), [(1, 1, 1), (16, 1, 1), (17, 1, 2), (40, 2, 6), (40, 0.5, 2)])
 def test_steps_are_counted_as_the_trainer_counts_them(rows: int, epochs: float, steps: int) -> None:
-    data = Prepared("x", "x.arrow", rows, 0, 1, 1, {})
+    data = Prepared("x", "x.arrow", rows, 0, 1, 1, 1, {})
     assert loop._length(data, Sft(batch=16, epochs=epochs)) == steps
 
 

@@ -100,8 +100,37 @@ def test_the_check_leaves_the_model_as_it_was(recipe: Recipe) -> None:
     assert model.training
     for name, weight in model.named_parameters():
         assert weight.dtype is before[name][0] and torch.equal(weight, before[name][1])
+    assert not any(weight.is_inference() for weight in model.parameters())
     layers = [layer for layer in model.modules() if hasattr(layer, "compute_dtype")]
     assert len(layers) == 14 and {layer.compute_dtype for layer in layers} == {torch.bfloat16}
+
+
+def test_a_model_in_bfloat16_learns_after_the_check(recipe: Recipe) -> None:
+    model = models.load(recipe.base, dtype="bfloat16", quantization_config=models.nf4("bfloat16"))
+    models._keep_backward(model)
+    assert packing.choose(model) == FLAT
+    output, gradients = computed(with_adapter(model, ["q_proj", "v_proj"]), FLAT, batch())
+    assert output.log_probs.isfinite().all()
+    assert len(gradients) == 8 and all(gradient.any() for gradient in gradients.values())
+
+
+def test_where_float32_does_not_fit_the_check_is_made_in_the_models_own_type(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And weights that were converted when memory ran out are converted back."""
+    for architecture, layout in (("llama", "flat"), ("mamba2", "padded")):
+        model = architectures.model(architecture).to(torch.bfloat16)
+        weights = list(model.parameters())
+
+        def full(self: torch.Tensor) -> torch.Tensor:
+            raise torch.OutOfMemoryError
+
+        with monkeypatch.context() as patch:
+            patch.setattr(torch.Tensor, "float", full)
+            with pytest.raises(torch.OutOfMemoryError), packing.in_float32(model):
+                pass
+        assert {weight.dtype for weight in weights} == {torch.bfloat16}
+        with monkeypatch.context() as patch:
+            patch.setattr(packing, "in_float32", lambda _: (_ for _ in ()).throw(torch.OutOfMemoryError()))
+            assert packing.choose(model).name == layout
 
 
 def test_after_the_block_the_model_is_what_it_was() -> None:

@@ -11,7 +11,7 @@ from bezoar_ray.recipe import Recipe
 from bezoar_ray.train import data, models, packing, trainers
 from bezoar_ray.train.packing import Layout
 from bezoar_ray.train.pass_size import PassSize
-from bezoar_ray.train.passes import Row, split, take, work
+from bezoar_ray.train.passes import Row, deal, split, take, work
 from bezoar_ray.train.tokenizer import load_tokenizer
 from tests.train.conftest import samples
 
@@ -22,22 +22,36 @@ def conversations(*lengths: int) -> list[Row]:
     return [Row(length, 1, length) for length in lengths]
 
 
+def random_rows(draw: random.Random, count: int, sequences: int) -> list[Row]:
+    lengths = [min(2048, int(256 * draw.lognormvariate(0, 1)) + 1) for _ in range(count)]
+    return [Row(sequences * length, sequences, length) for length in lengths]
+
+
 @pytest.mark.parametrize("layout", [FLAT, PADDED])
 @pytest.mark.parametrize("sequences", [1, 2])
 def test_each_row_is_in_one_pass_and_no_pass_is_too_large(layout: Layout, sequences: int) -> None:
     draw = random.Random(0)
     for _ in range(300):
-        lengths = [min(2048, int(256 * draw.lognormvariate(0, 1)) + 1) for _ in range(draw.randrange(1, 65))]
-        rows = [Row(sequences * length, sequences, length) for length in lengths]
+        rows = random_rows(draw, draw.randrange(1, 65), sequences)
         size = draw.choice([PassSize(rows=draw.randrange(1, 20)), PassSize(tokens=draw.randrange(64, 20_000))])
-        at_least = draw.randrange(1, len(rows) + 1)
-        passes = split(rows, size, layout, at_least)
+        passes = split(rows, size, layout)
         assert sorted(index for indices in passes for index in indices) == list(range(len(rows)))
-        assert len(passes) >= at_least and all(passes)
+        assert all(passes)
         for indices in passes:
             alone = len(indices) == 1
             assert alone or not size.rows or len(indices) <= size.rows
             assert alone or not size.tokens or work([rows[index] for index in indices], layout) <= size.tokens
+
+
+@pytest.mark.parametrize("layout", [FLAT, PADDED])
+def test_as_many_passes_of_as_many_rows_have_the_same_numbers_of_rows_on_all_workers(layout: Layout) -> None:
+    draw = random.Random(0)
+    for _ in range(300):
+        count = draw.randrange(1, 33)
+        passes = draw.randrange(1, count + 1)
+        here, there = (deal(random_rows(draw, count, 1), passes, layout) for _ in range(2))
+        assert [*map(len, here)] == [*map(len, there)] and len(here) == passes and all(here)
+    assert split([], PassSize(rows=4), layout) == deal([], 0, layout) == []
 
 
 def test_there_are_as_few_passes_as_hold_the_tokens() -> None:
@@ -90,26 +104,31 @@ def rows_of(recipe: Recipe, method: str) -> Dataset:
     return Dataset.from_list(pairs)
 
 
-def trained(recipe: Recipe, folder: Any, method: str, size: PassSize, layout: Layout) -> tuple[list[float], Any]:
-    """The losses of three steps, and the adapter after them."""
+def trained(
+    recipe: Recipe, folder: Any, method: str, size: PassSize, layout: Layout, rows: int = 8, batch: int = 4,
+    workers: int = 1,
+) -> tuple[list[float], Any]:  # fmt: skip
+    """The losses of two epochs, and the adapter after them."""
     tokenizer, lora = load_tokenizer(recipe), recipe.sft.lora
     model = models.with_new_adapter(models.load(recipe.base), lora, 0)
     for name, weight in model.named_parameters():  # B begins at zero, where the reference's answers are the policy's
         if "lora_B" in name:
             torch.nn.init.normal_(weight.data, std=0.02, generator=torch.Generator().manual_seed(0))
     settings = {
-        "output_dir": str(folder), "per_device_train_batch_size": 4, "max_length": None, "bf16": False,
-        "use_cpu": True, "gradient_checkpointing": False, "max_steps": 3, "learning_rate": 0.01,
+        "output_dir": str(folder), "per_device_train_batch_size": batch // workers, "max_length": None, "bf16": False,
+        "use_cpu": True, "gradient_checkpointing": False, "num_train_epochs": 2, "learning_rate": 0.01,
         "report_to": "none", "logging_steps": 1, "save_strategy": "no", "lr_scheduler_type": "constant",
+        "ddp_find_unused_parameters": False, "seed": 0,
+        "adam_epsilon": 1e-3,  # or a gradient that is nearly zero, whose sign is noise, moves a weight as any other
     }  # fmt: skip
+    share = {"batch": batch, "workers": workers}
     if method == "sft":
-        build = trainers.supervised(tokenizer, recipe.sft)
+        build = trainers.supervised(tokenizer, recipe.sft.model_copy(update=share))
     else:
-        build = trainers.preference(
-            tokenizer, recipe.align.model_copy(update={"method": method, "precompute_reference": False})
-        )
+        asked = share | {"method": method, "precompute_reference": False}
+        build = trainers.preference(tokenizer, recipe.align.model_copy(update=asked))
     with packing.packed(model, layout):
-        trainer = build(model, rows_of(recipe, method), settings)
+        trainer = build(model, rows_of(recipe, method).select(range(rows)), settings)
         trainer.layout, trainer.pass_size = layout, size
         trainer.train()
     losses = [point["loss"] for point in trainer.state.log_history if "loss" in point]
@@ -119,7 +138,7 @@ def trained(recipe: Recipe, folder: Any, method: str, size: PassSize, layout: La
 @pytest.mark.parametrize("method", ["sft", "dpo", "orpo", "asft"])
 def test_a_step_in_passes_is_the_step_in_one(recipe: Recipe, tmp_path: Any, method: str) -> None:
     whole = trained(recipe, tmp_path, method, PassSize(rows=4), PADDED)
-    assert len(set(whole[0])) == 3
+    assert len(set(whole[0])) == 4
     for size, layout in (
         (PassSize(rows=4), FLAT),
         (PassSize(rows=1), FLAT),

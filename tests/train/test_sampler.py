@@ -23,15 +23,15 @@ def test_the_steps_are_those_of_a_single_worker(workers: int) -> None:
     for number, whole in enumerate(steps(101, 16)):
         shares = [found[number] for found in apart]
         assert sorted(index for share in shares for index in share if index >= 0) == sorted(whole)
-        assert max(map(len, shares)) - min(map(len, shares)) <= 1
+        assert len(set(map(len, shares))) == 1 and all(min([0, *share[:-1]]) >= 0 for share in shares)
 
 
-def test_a_worker_without_a_row_of_the_last_step_repeats_one_that_counts_nothing() -> None:
+def test_a_worker_with_fewer_rows_of_the_last_step_repeats_one_that_counts_nothing() -> None:
     (whole,) = steps(97, 16)[-1:]
     assert [steps(97, 16, rank, 3)[-1] for rank in range(3)] == [whole, [-1 - whole[0]], [-1 - whole[0]]]
-    rows = RowsOrRepeats(Dataset.from_dict({"id": ["a", "b"], "input_ids": [[5], [6, 7]]}))
-    assert rows[1] == [{"id": "b", "input_ids": [6, 7]}]
-    assert rows[-1 - 1] == [{"id": "", "input_ids": [6, 7]}]
+    rows = RowsOrRepeats(Dataset.from_dict({"id": ["a", "b"], "input_ids": [[5], [6, 7]], "labels": [[5], [-100, 7]]}))
+    assert rows[1] == [{"id": "b", "input_ids": [6, 7], "labels": [-100, 7]}]
+    assert rows[-1 - 1] == [{"id": "", "input_ids": [6, 7], "labels": [-100, -100]}]
 
 
 def test_a_row_may_be_several_examples() -> None:
