@@ -259,3 +259,10 @@ def test_gpus_that_ray_cannot_give_are_refused(field):
 def test_two_workers_on_one_gpu_are_refused():
     with pytest.raises(RecipeError, match="gpus_per_worker 0.5 with 2 workers: NCCL does not connect"):
         load_recipe("tiny", ["sft.workers=2", "sft.gpus_per_worker=0.5"])
+
+
+def test_an_override_may_name_one_teacher_or_several():
+    assert [t.model for t in load_recipe("tiny", ["teachers=[{model: a}, {model: b}]"]).teachers] == ["a", "b"]
+    assert load_recipe("tiny", ["teachers.0.temperature=0.5"]).teachers[0].temperature == 0.5
+    sets = ["teachers=[{model: a}]", "teacher.temperature=0.5"]
+    assert load_recipe("tiny", sets).teachers[0].temperature == 0.5

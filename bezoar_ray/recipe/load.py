@@ -167,8 +167,7 @@ def _set(tree: dict[str, Any], override: str) -> None:
     if not found:
         raise RecipeError(f"--set {override!r}: expected key.path=value")
     *parents, last = path.split(".")
-    if parents[:1] == ["teachers"] and "teacher" in tree:
-        tree["teachers"] = [tree.pop("teacher")]
+    _teachers_under(tree, path.split(".")[0])
     try:
         parsed = yaml.safe_load(value)
     except yaml.YAMLError as error:
@@ -179,6 +178,14 @@ def _set(tree: dict[str, Any], override: str) -> None:
         tree[_index(tree, last, path)] = parsed
     else:
         tree[last] = parsed
+
+
+def _teachers_under(tree: dict[str, Any], name: str) -> None:
+    """Have the teachers stand under the name by which an override calls them: `teacher`, or `teachers`."""
+    if name == "teachers" and "teacher" in tree:
+        tree["teachers"] = [tree.pop("teacher")]
+    elif name == "teacher" and isinstance(tree.get("teachers"), list) and len(tree["teachers"]) == 1:
+        (tree["teacher"],) = tree.pop("teachers")
 
 
 def _child(tree: Any, key: str, path: str) -> Any:
