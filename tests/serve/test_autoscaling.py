@@ -1,4 +1,4 @@
-"""Replicas come as requests do, and go after them."""
+"""Replicas come as requests do, and go after them, each on a GPU of its own (Ray's, which are only numbers)."""
 
 import re
 import time
@@ -18,7 +18,7 @@ def test_a_second_replica_comes_with_many_requests_and_goes_after_them(tiny_worl
     """Serve waits half a minute until it adds a replica, and ten minutes until it takes one away."""
     store = Store(tmp_path)
     write_family(store, tiny_world)
-    server = Server(store, "serve.max_replicas=2")
+    server = Server(store, "serve.max_replicas=2", "serve.num_gpus=1")
     try:
         asked = AskedOn(server.base_url, threads=160, tokens=100)
         came = seconds_until(lambda: len(server.engines()) == 2)

@@ -7,6 +7,7 @@ import pytest
 from pydantic import ValidationError
 
 from bezoar_ray.errors import RecipeError
+from bezoar_ray.precision import compute_dtype
 from bezoar_ray.recipe import Recipe, Sft
 from bezoar_ray.store import Store
 from bezoar_ray.train import loop, models
@@ -23,6 +24,25 @@ def test_a_batch_that_cannot_be_shared_is_refused() -> None:
 def test_steps_are_counted_as_the_trainer_counts_them(rows: int, epochs: float, steps: int) -> None:
     data = Prepared("x", "x.arrow", rows, 0, 1, 1, 1, {})
     assert loop._length(data, Sft(batch=16, epochs=epochs)) == steps
+
+
+@pytest.mark.parametrize(("gpus", "dtype"), [(0.0, None), (1.0, "bfloat16"), (0.5, "bfloat16")])
+def test_a_worker_computes_on_a_gpu_where_the_recipe_gives_it_one(
+    recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, gpus: float, dtype: str | None
+) -> None:
+    """Ray Train says which of the machine's GPUs it is; a worker that asked for none uses none that it sees."""
+    import ray.train.torch
+    import torch
+
+    monkeypatch.setattr(ray.train.torch, "get_device", lambda: torch.device("cuda:1"))
+    part = recipe.sft.model_copy(update={"gpus_per_worker": gpus, "workers": 1})
+    base = recipe.base.model_copy(update={"dtype": "bfloat16"})
+    job = Job(str(tmp_path), recipe.model_copy(update={"sft": part, "base": base}), "sft", "test", ())
+    assert models.device(job) == torch.device("cuda:1" if gpus else "cpu")
+    assert job.dtype == (dtype or compute_dtype("bfloat16"))
+    given = loop.arguments(job, Prepared("x", "x.arrow", 40, 0, 1, 1, 1, {}))
+    assert given["use_cpu"] == (not gpus) and given["bf16"] == (job.dtype == "bfloat16")
+    assert given["dataloader_pin_memory"] == bool(gpus) == bool(given["dataloader_num_workers"])
 
 
 @pytest.mark.parametrize("stage", ["sft", "dpo"])
