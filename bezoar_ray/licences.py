@@ -52,12 +52,17 @@ _PROVIDER = Terms(
     "its output may not be used to develop competing models. Here it only rates: none of its words are trained on; "
     "whether a filter is such a use is for your own reading of the terms",
 )
+_ROUTER = Terms(
+    OBLIGATIONS,
+    "it passes on the terms of each model's author and host: ask for models that it lists as distillable",
+)  # https://openrouter.ai/docs/guides/guides/distillation
 _TEACHES_ANYWAY = Terms(NO, "its output is the training data, and may not be used to make other models")
 _UNKNOWN = Terms(UNKNOWN, "no licence that the table knows; read it, and name it in the recipe")
 
 # The first pattern that matches the start of the normalised name counts.
 _TABLE = (
     (r"(openai|anthropic|google|mistral-?ai|cohere|xai)-(api|terms|tos)", _PROVIDER),
+    (r"openrouter-(api|terms|tos)", _ROUTER),
     (r"cc-?by-(sa-)?nc|.*non-?commercial|research-only|mistral-research|mrl\b", _NON_COMMERCIAL),
     (r"cc-?by-nd", _NO_DERIVATIVES),
     (r"apache-?2|mit\b|bsd-|isc\b|cc0|unlicense|public-domain|postgresql|zlib", _PERMISSIVE),

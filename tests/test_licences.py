@@ -34,6 +34,7 @@ def made_of(teacher="Apache-2.0", judge="Apache-2.0", base="Apache-2.0", dolly="
         ("Llama-3.1-Community", "with obligations"),
         ("OpenAI-terms", "with obligations"),
         ("Anthropic terms", "with obligations"),
+        ("Apache-2.0 and OpenRouter-terms", "with obligations"),
         ("CC-BY-NC-4.0", "no"),
         ("cc-by-nc-sa-4.0", "no"),
         ("CC-BY-ND-4.0", "no"),

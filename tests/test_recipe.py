@@ -242,6 +242,15 @@ def test_an_engine_over_more_gpus_than_its_actor_has_is_refused(part):
     load_recipe("tiny", [two, f"{part}.num_gpus=1", f"{part}.engine.distributed_executor_backend=ray"])
 
 
+@pytest.mark.parametrize("part", ["teacher", "serve"])
+def test_an_engine_that_takes_more_memory_than_its_share_of_a_gpu_is_refused(part):
+    half, most = f"{part}.num_gpus=0.5", f"{part}.engine.gpu_memory_utilization"
+    with pytest.raises(RecipeError, match=r"engine.gpu_memory_utilization 0.9 with num_gpus 0.5: .*set at most 0.5"):
+        load_recipe("tiny", [half, f"{most}=0.9"])
+    load_recipe("tiny", [half, f"{most}=0.4"])
+    load_recipe("tiny", [f"{part}.num_gpus=1", f"{most}=0.95"])
+
+
 def test_fewer_replicas_at_most_than_at_least_are_refused():
     with pytest.raises(RecipeError, match="max_replicas is 2, less than replicas, 3"):
         load_recipe("tiny", ["serve.replicas=3", "serve.max_replicas=2"])

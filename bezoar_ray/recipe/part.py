@@ -86,15 +86,21 @@ def check_gpus(field: str, number: float) -> None:
 
 
 def check_parallel(engine: dict[str, Any], num_gpus: float) -> None:
-    """Whether an engine that spreads over GPUs is given as many; through Ray it takes them beside its actor's.
+    """Whether an engine is given the GPUs that it takes; through Ray it takes them beside its actor's.
 
     Raises:
-        ValueError: it is not, and would not start.
+        ValueError: it is not, and would not start, or would take a neighbour's memory.
     """
     check_gpus("num_gpus", num_gpus)
     spread = math.prod(engine.get(f"{kind}_parallel_size", 1) for kind in ("tensor", "pipeline", "data"))
     if spread > 1 and 0 < num_gpus < spread and engine.get("distributed_executor_backend") != "ray":
         raise ValueError(f"engine: it spreads over {spread} GPUs, and num_gpus is {num_gpus:g}. Make them equal")
+    memory = engine.get("gpu_memory_utilization", 0.0)
+    if 0 < num_gpus < 1 and memory > num_gpus:
+        raise ValueError(
+            f"engine.gpu_memory_utilization {memory:g} with num_gpus {num_gpus:g}: it takes more of the GPU's memory "
+            f"than its share. Leave it out, or set at most {num_gpus:g}"
+        )
 
 
 class Part(BaseModel):
