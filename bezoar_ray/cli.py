@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 from bezoar_ray.errors import BezoarError, RecipeError
+from bezoar_ray.gpus import GPUS, find_gpu
 
 _EPILOG = """\
 examples:
@@ -64,7 +65,8 @@ def _plan(options: argparse.Namespace) -> None:
     if options.cluster:
         print(render_scaling(scaling(recipe, options.cluster, assumed)))
     else:
-        print(render(plan(recipe, assumed, options.gpu)))
+        gpu = find_gpu(options.gpu, "--gpu") if options.gpu else None
+        print(render(plan(recipe, assumed, gpu)))
 
 
 def _submit(options: argparse.Namespace) -> None:
@@ -224,12 +226,13 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument(
         "--from", dest="measured", metavar="DIR", help="estimate from what the run (a pilot) in DIR measured"
     )
-    command.add_argument(
+    cards = command.add_mutually_exclusive_group()
+    cards.add_argument(
         "--gpu",
         metavar="GPU",
-        help="the kind whose memory and hours are planned: H100, H200, A100, L40S, A10G, L4, RTX4090, RTX3090",
+        help=f"the kind whose memory and hours are planned, in place of the recipe's: {', '.join(GPUS)}",
     )
-    command.add_argument(
+    cards.add_argument(
         "--cluster",
         metavar="GPU[=USD]",
         help="hours and dollars on 1, 8 and 64 GPUs of a kind; A100=1.1 at your price an hour",

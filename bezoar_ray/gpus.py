@@ -3,35 +3,74 @@
 import re
 from dataclasses import dataclass
 
+from bezoar_ray.errors import RecipeError
+
+ENGINE_SHARE = 0.9
+"""Share of a GPU's memory that vLLM takes by default."""
+USUAL = "H100"
+"""The kind that is planned where a recipe names none."""
+
 
 @dataclass(frozen=True)
 class Gpu:
     """A kind of GPU."""
 
+    kind: str
+    """Ray's name, or, for cards that Ray does not know, the maker's without spaces."""
     tflops: float
     """Dense bfloat16 products with float32 sums, in 10^12 operations a second."""
     bandwidth: float
-    """Of its memory, in TB/s."""
+    """Memory bandwidth in TB/s."""
     memory: float
-    """In GiB; of the 24 GB of an L4 or an A10G, their error correction takes some."""
+    """GiB that torch reports, which is less than the card's name promises."""
     usd: float
-    """An hour, by ourselves; `bezoar plan --cluster KIND=USD` takes your price."""
+    """Dollars an hour, a rough guess; `bezoar plan --cluster KIND=USD` takes your price."""
 
 
-GPUS = {
-    "H100": Gpu(989, 3.35, 80, 3.0),
-    "H200": Gpu(989, 4.8, 141, 3.8),
-    "A100": Gpu(312, 2.04, 80, 1.8),
-    "L40S": Gpu(362, 0.86, 48, 1.5),
-    "A10G": Gpu(70, 0.6, 22.5, 1.0),
-    "L4": Gpu(121, 0.3, 22.5, 0.7),
-    "RTX4090": Gpu(165, 1.01, 24, 0.5),
-    "RTX3090": Gpu(71, 0.94, 24, 0.3),
+_ALL = (
+    Gpu("H100", 989, 3.35, 79.1, 3.0),
+    Gpu("H200", 989, 4.8, 139.7, 3.8),
+    Gpu("A100", 312, 2.04, 79.1, 1.8),
+    Gpu("A100-40G", 312, 1.56, 39.4, 1.2),
+    Gpu("L40S", 362, 0.86, 44.4, 1.5),
+    Gpu("A10G", 70, 0.6, 22.0, 1.0),
+    Gpu("L4", 121, 0.3, 22.0, 0.7),
+    Gpu("RTX4090", 165, 1.01, 23.6, 0.5),
+    Gpu("RTX3090", 71, 0.94, 23.5, 0.3),
+)
+GPUS = {gpu.kind: gpu for gpu in _ALL}
+"""By kind. `A100` is the one with 80 GB, `H100` the SXM module."""
+
+_DRIVER_NAMES = {
+    r"H100( 80GB HBM3| SXM5)?": "H100",
+    r"H200": "H200",
+    r"A100([- ]SXM4?|[- ]PCIE)?[- ]80GB( PCIE)?": "A100",
+    r"A100([- ]SXM4?|[- ]PCIE)?[- ]40GB( PCIE)?": "A100-40G",
+    r"L40S": "L40S",
+    r"A10G": "A10G",
+    r"L4": "L4",
+    r"GEFORCE RTX 4090": "RTX4090",
+    r"GEFORCE RTX 3090": "RTX3090",
 }
-"""By Ray's names, and those of two cards that Ray does not know."""
+"""The whole name of a card, as its driver gives it. A variant (PCIe, NVL, Laptop, Ti, a MIG slice) is another card."""
+
+
+def find_gpu(kind: str, option: str) -> Gpu:
+    """A GPU by the name of its kind.
+
+    Args:
+        kind: a name in `GPUS`.
+        option: what gave it, for the error.
+
+    Raises:
+        RecipeError: no such kind is known.
+    """
+    if kind not in GPUS:
+        raise RecipeError(f"{option} {kind}: no such kind of GPU is known; there are {', '.join(GPUS)}")
+    return GPUS[kind]
 
 
 def kind_of(name: str) -> str | None:
-    """The kind of a GPU by its driver's name, as `NVIDIA H100 80GB HBM3` or `NVIDIA GeForce RTX 4090`."""
-    words = re.sub(r"RTX (\d)", r"RTX\1", name.upper())
-    return next((kind for kind in GPUS if re.search(rf"\b{kind}\b", words)), None)
+    """The kind of a GPU by its driver's name, as `NVIDIA H100 80GB HBM3`; None where it is none of `GPUS`."""
+    card = name.upper().strip().removeprefix("NVIDIA ")
+    return next((kind for pattern, kind in _DRIVER_NAMES.items() if re.fullmatch(pattern, card)), None)

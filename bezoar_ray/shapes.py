@@ -1,4 +1,4 @@
-"""The shapes of models: how many weights they have, and what a token of theirs takes."""
+"""The shapes of models: their weights, and what a token takes of a cache."""
 
 import json
 import os
@@ -22,8 +22,11 @@ class Shape:
     tied: bool = False
     """Whether input and output share one matrix of embeddings."""
     gated: bool = True
+    """Whether its feed-forward layers have a gate beside the two projections."""
+    context: int | None = None
+    """Tokens of the longest sequence, where that is known."""
     known: bool = True
-    """Whether it is the model's own; else one of about its size."""
+    """Whether it is the model's own shape; otherwise it is a shape of about its size."""
 
     @property
     def linear(self) -> dict[str, tuple[int, int]]:
@@ -58,63 +61,100 @@ class Shape:
 
 
 _KNOWN = {
-    "falcon-40b": Shape(60, 8192, 32768, 128, 8, 64, 65_024, tied=True, gated=False),
-    "open_llama_3b": Shape(26, 3200, 8640, 32, 32, 100, 32_000),
-    "llama-3-8b": Shape(32, 4096, 14336, 32, 8, 128, 128_256),
-    "qwen3-14b": Shape(40, 5120, 17408, 40, 8, 128, 151_936),
-    "qwen3-8b": Shape(36, 4096, 12288, 32, 8, 128, 151_936),
-    "qwen3-4b": Shape(36, 2560, 9728, 32, 8, 128, 151_936, tied=True),
-    "qwen3-1.7b": Shape(28, 2048, 6144, 16, 8, 128, 151_936, tied=True),
-    "qwen3-0.6b": Shape(28, 1024, 3072, 16, 8, 128, 151_936, tied=True),
+    "falcon-40b": Shape(60, 8192, 32768, 128, 8, 64, 65_024, tied=True, gated=False, context=2_048),
+    "open_llama_3b": Shape(26, 3200, 8640, 32, 32, 100, 32_000, context=2_048),
+    "llama-3-8b": Shape(32, 4096, 14336, 32, 8, 128, 128_256, context=8_192),
+    "qwen3-14b": Shape(40, 5120, 17408, 40, 8, 128, 151_936, context=40_960),
+    "qwen3-8b": Shape(36, 4096, 12288, 32, 8, 128, 151_936, context=40_960),
+    "qwen3-4b-instruct-2507": Shape(36, 2560, 9728, 32, 8, 128, 151_936, tied=True, context=262_144),
+    "qwen3-4b": Shape(36, 2560, 9728, 32, 8, 128, 151_936, tied=True, context=40_960),
+    "qwen3-1.7b": Shape(28, 2048, 6144, 16, 8, 128, 151_936, tied=True, context=40_960),
+    "qwen3-0.6b": Shape(28, 1024, 3072, 16, 8, 128, 151_936, tied=True, context=40_960),
 }
-"""Of the models that the packaged recipes name, from their configurations; a name begins or goes on with its key."""
+"""Models that the packaged recipes name and their sisters, from their configurations, by a part of their names."""
+
+USUAL_BILLIONS = 7.0
+"""Billions of weights that are assumed of a model whose name tells no size."""
+
+_FIELDS = {
+    "layers": ("num_hidden_layers", "n_layer", "n_layers"),
+    "hidden": ("hidden_size", "n_embd", "d_model"),
+    "heads": ("num_attention_heads", "n_head", "n_heads"),
+    "vocabulary": ("vocab_size",),
+}
+"""What every shape needs, by the names that transformers' configurations have for it."""
+_INNER = ("intermediate_size", "ffn_dim", "ffn_hidden_size", "n_inner")
+_KV_HEADS = ("num_key_value_heads", "num_kv_heads")
+_CONTEXT = ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length")
+_EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts")
+_PLAIN = ("falcon", "opt", "bloom", "mpt", "gpt2", "gpt_neox", "gpt_bigcode", "phi", "starcoder2")
+"""Types of models whose feed-forward layers have no gate."""
 
 
-def shape_of(model: str, billions: float) -> Shape:
-    """The shape of a model: from its own configuration where that is on this machine, from a table, or by its size."""
-    if config := _config(model):
-        return _from_config(config)
+def shape_of(model: str, billions: float = USUAL_BILLIONS) -> Shape:
+    """The shape of a model: from its configuration on this machine, from a table, or by its size.
+
+    Args:
+        model: a local folder, or a name on the hub.
+        billions: weights of a model that is neither here nor in the table.
+    """
+    config = _config(model)
+    shape = _from_config(config) if config else None
     name = model.lower().rpartition("/")[2]
-    if known := next((shape for key, shape in _KNOWN.items() if key in name), None):
-        return known
-    return _about(billions)
+    return shape or next((known for key, known in _KNOWN.items() if key in name), None) or _about(billions)
+
+
+def hub_cache() -> Path:
+    """The folder of the Hugging Face hub's cache."""
+    home = os.environ.get("HF_HOME") or "~/.cache/huggingface"
+    return Path(os.environ.get("HF_HUB_CACHE") or f"{home}/hub").expanduser()
 
 
 def _config(model: str) -> dict[str, Any] | None:
     """The model's config.json: of a local folder, or from the hub's cache."""
     paths = [Path(model).expanduser() / "config.json"]
     if "/" in model:
-        home = os.environ.get("HF_HOME") or "~/.cache/huggingface"
-        cache = Path(os.environ.get("HF_HUB_CACHE") or f"{home}/hub").expanduser()
-        paths += sorted(cache.glob(f"models--{model.replace('/', '--')}/snapshots/*/config.json"))
+        paths += sorted(hub_cache().glob(f"models--{model.replace('/', '--')}/snapshots/*/config.json"))
     found = next((path for path in paths if path.is_file()), None)
     return json.loads(found.read_text()) if found else None
 
 
-def _from_config(config: dict[str, Any]) -> Shape:
-    config = config | config.get("text_config", {})
-    hidden, heads = config["hidden_size"], config["num_attention_heads"]
-    inner = config.get("intermediate_size") or config.get("ffn_hidden_size") or 4 * hidden
+def _from_config(config: dict[str, Any]) -> Shape | None:
+    """None where the configuration leaves a size out, has no attention, or mixes experts, which count otherwise."""
+    config = config | (config.get("text_config") or {})
+    sizes = {name: _first(config, names) for name, names in _FIELDS.items()}
+    if not all(sizes.values()) or _first(config, _EXPERTS):
+        return None
+    hidden, heads = sizes["hidden"], sizes["heads"]
+    kind = config.get("model_type")
+    shared = kind == "falcon" and config.get("multi_query", True) and not config.get("new_decoder_architecture")
     return Shape(
-        layers=config["num_hidden_layers"],
-        hidden=hidden,
-        inner=inner,
-        heads=heads,
-        kv_heads=config.get("num_key_value_heads") or config.get("num_kv_heads") or heads,
+        **sizes,
+        inner=_first(config, _INNER) or 4 * hidden,
+        kv_heads=1 if shared else _first(config, _KV_HEADS) or heads,
         head_size=config.get("head_dim") or hidden // heads,
-        vocabulary=config["vocab_size"],
-        tied=config.get("tie_word_embeddings", False),
-        gated=config.get("model_type") not in ("falcon", "opt", "bloom", "mpt", "gpt_neox"),
+        tied=config.get("tie_word_embeddings", True),  # transformers leaves out what is its default
+        gated=kind not in _PLAIN,
+        context=_first(config, _CONTEXT),
     )
+
+
+def _first(config: dict[str, Any], names: tuple[str, ...]) -> Any:
+    """The first of some fields that a configuration has."""
+    return next((config[name] for name in names if config.get(name)), None)
 
 
 def _about(billions: float) -> Shape:
     """The known shape that is nearest in size, with as many layers as make the size right."""
-    shapes = sorted(_KNOWN.values(), key=lambda shape: abs(shape.weights / 1e9 - billions))
-    nearest = shapes[0]
+    nearest = min(_KNOWN.values(), key=lambda shape: abs(shape.weights / 1e9 - billions))
     a_layer = nearest.linear_weights / nearest.layers
     layers = max(1, round((billions * 1e9 - nearest.embedding_weights) / a_layer))
-    return replace(nearest, layers=layers, known=False)
+    return replace(nearest, layers=layers, context=None, known=False)
+
+
+def model_shape(model: str) -> Shape:
+    """The shape of a model, by the size that its name tells where it is not known."""
+    return shape_of(model, billions_in(model) or USUAL_BILLIONS)
 
 
 def billions_in(name: str) -> float | None:

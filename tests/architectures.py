@@ -27,6 +27,9 @@ _CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
 }  # fmt: skip
 
 
+NAMES = tuple(_CONFIGS)
+
+
 def model(architecture: str) -> Any:
     """A model of an architecture, the same each time."""
     import transformers

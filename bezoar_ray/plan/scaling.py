@@ -5,15 +5,16 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from bezoar_ray.errors import RecipeError
-from bezoar_ray.gpus import GPUS, Gpu
+from bezoar_ray.gpus import Gpu, find_gpu
+from bezoar_ray.plan import training
 from bezoar_ray.plan.assumed import Assumed
+from bezoar_ray.plan.memory import Need
 from bezoar_ray.plan.steps import Plan, plan
-from bezoar_ray.recipe import ModelPart, Recipe, Training
+from bezoar_ray.plan.training import Work
+from bezoar_ray.recipe import ModelPart, Recipe
 
 COUNTS = (1, 8, 64)
 GAIN = 0.9  # twice the GPUs have to take less than this share of the time
-
-
 
 
 @dataclass(frozen=True)
@@ -43,12 +44,12 @@ class Scaling:
     """A recipe's stages on a kind of GPU."""
 
     recipe: str
-    kind: str
     gpu: Gpu
     stages: tuple[Stage, ...]
     api_usd: float
     fewest: float  # GPUs without which it cannot run
     assumed: Assumed
+    needs: tuple[Need, ...]  # of the memory of one GPU, by stage
 
     def hours(self, gpus: int) -> float:
         """Of all stages, one after the other; generate and filter run at the same time."""
@@ -74,24 +75,25 @@ def scaling(recipe: Recipe, kind: str, assumed: Assumed | None = None) -> Scalin
     Raises:
         RecipeError: no such kind, or a recipe that uses no GPU.
     """
-    kind, given, price = kind.partition("=")
-    if kind not in GPUS:
-        raise RecipeError(f"--cluster {kind}: no such kind of GPU; there are {', '.join(GPUS)}")
-    gpu, assumed = GPUS[kind], assumed or Assumed()
+    name, given, price = kind.partition("=")
+    gpu, assumed = find_gpu(name, "--cluster"), assumed or Assumed()
     if given:
         if not re.fullmatch(r"\d+(\.\d+)?", price):
-            raise RecipeError(f"--cluster {kind}={price}: not a price; give dollars an hour, as in {kind}=1.5")
+            raise RecipeError(f"--cluster {kind}: not a price; give dollars an hour, as in {name}=1.5")
         gpu = replace(gpu, usd=float(price))
-    found = plan(recipe, assumed, kind)
-    assumed = found.assumed
+    found = plan(recipe, assumed, gpu)
     if not found.total("gpu_hours"):
         raise RecipeError(f"--cluster {kind}: {recipe.name} uses no GPU")
     teachers = [teacher for teacher in recipe.teachers if not teacher.base_url]
     fewest = max([teacher.num_gpus for teacher in teachers] + [recipe.serve.num_gpus, 1.0])
-    stages = (_generate(recipe, found, assumed), _filter(recipe, found, assumed),
-              *(_train(recipe, found, name, assumed) for name in ("sft", "hh-sft", "dpo")),
-              _evaluate(recipe, found, assumed))  # fmt: skip
-    return Scaling(recipe.name, kind, gpu, tuple(filter(None, stages)), found.total("usd"), fewest, assumed)
+    works = training.works(recipe, found.rows, assumed)
+    stages = (
+        _generate(recipe, found, assumed),
+        _filter(recipe, found, assumed),
+        *(_train(recipe, work, gpu, assumed) for work in works),
+        _evaluate(recipe, found, assumed),
+    )
+    return Scaling(recipe.name, gpu, tuple(filter(None, stages)), found.total("usd"), fewest, assumed, found.needs)
 
 
 def _gpu_hours(found: Plan, stage: str) -> float:
@@ -128,20 +130,35 @@ def _rate(judge: ModelPart, assumed: Assumed) -> float:
     return min(limit, judge.most_actors * judge.max_in_flight / assumed.judge_latency)
 
 
-def _train(recipe: Recipe, found: Plan, stage: str, assumed: Assumed) -> Stage | None:
-    """Workers share out a batch, row by row at most; steps come one after the other."""
-    part: Training = recipe.training(stage)
-    work = _gpu_hours(found, stage)
-    if not work:
+def _train(recipe: Recipe, work: Work, gpu: Gpu, assumed: Assumed) -> Stage | None:
+    """Workers share out a batch, row by row at most, and passes of few rows are slow; steps come one after another."""
+    part = recipe.training(work.stage)
+    if not training.gpu_hours(recipe, work, gpu):
         return None
-    tokens = sum(step.tokens_in for step in found.steps if step.stage == stage)
-    row = assumed.hh_row * (2 if stage == "dpo" else 1)  # a pair has two sides
-    steps = tokens / row / part.batch
+    steps = work.steps(part)
     idle = (assumed.start + steps * assumed.step) / 3600
+
+    def hours(gpus: int) -> float:
+        workers = _workers(part.batch, gpus)
+        return training.gpu_hours(_on_workers(recipe, work.stage, workers), work, gpu) / workers + idle
+
     bound = (
-        f"a batch has {part.batch} rows, and no GPU shares {assumed.step * 1000:.0f} ms of each of {steps:,.0f} steps"
+        f"a batch has {part.batch} rows, a pass of few is no faster, and no GPU shares {assumed.step * 1000:.0f} ms of "
+        f"each of {steps:,.0f} steps"
     )
-    return Stage(stage, lambda gpus: work / min(gpus, part.batch) + idle, part.batch, bound)
+    return Stage(work.stage, hours, part.batch, bound)
+
+
+def _workers(batch: int, gpus: int) -> int:
+    """The most workers on so many GPUs that share a batch evenly."""
+    return max(count for count in range(1, min(batch, gpus) + 1) if batch % count == 0)
+
+
+def _on_workers(recipe: Recipe, stage: str, workers: int) -> Recipe:
+    """The recipe with so many workers in a training stage, each on a GPU of its own."""
+    section = {"sft": "sft", "hh-sft": "hh_sft", "dpo": "align"}[stage]
+    part = recipe.training(stage).model_copy(update={"workers": workers, "gpus_per_worker": 1.0})
+    return recipe.model_copy(update={section: part})
 
 
 def _evaluate(recipe: Recipe, found: Plan, assumed: Assumed) -> Stage | None:

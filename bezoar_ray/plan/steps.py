@@ -1,17 +1,17 @@
 """The steps of a recipe: calls of one kind to one model, or the training of one stage."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
-from bezoar_ray.errors import RecipeError
-from bezoar_ray.gpus import GPUS
+from bezoar_ray.gpus import GPUS, USUAL, Gpu
 from bezoar_ray.licences import commercial_use
-from bezoar_ray.plan.assumed import Assumed, Tokens
-from bezoar_ray.plan.memory import Need, model_shape, needs, training_pass
-from bezoar_ray.plan.speeds import training_speed
-from bezoar_ray.recipe import CHECKPOINTS, ModelPart, MtBench, Recipe, SourcePart, Training
-from bezoar_ray.recipe.part import matches
+from bezoar_ray.plan import training
+from bezoar_ray.plan.assumed import Assumed
+from bezoar_ray.plan.memory import Need, engine_need
+from bezoar_ray.plan.training import Work
+from bezoar_ray.recipe import CHECKPOINTS, ModelPart, MtBench, Recipe
+from bezoar_ray.recipe.part import Placed, matches
 from bezoar_ray.shapes import billions_in
 
 
@@ -38,53 +38,80 @@ class Plan:
     recipe: str
     steps: tuple[Step, ...]
     rows: dict[str, float]
+    """Rows that each scheme generates, at most."""
     assumed: Assumed
-    code: tuple[str, ...] = ()  # what of others the recipe runs
-    budget: float | None = None  # dollars
-    card: str = "H100"  # the kind of GPU that hours and memory are of
-    needs: tuple[Need, ...] = ()  # of its memory, by stage
-    commercial_use: tuple[str, tuple[str, ...]] = ("", ())  # the verdict and its causes
+    code: tuple[str, ...] = ()
+    """Code of others that the recipe runs."""
+    budget: float | None = None
+    """Dollars."""
+    needs: tuple[Need, ...] = ()
+    """Of each stage that uses GPUs: the memory of one."""
+    unknown_gpus: tuple[str, ...] = ()
+    """Kinds of GPU that the recipe names and `GPUS` does not hold."""
+    commercial_use: tuple[str, tuple[str, ...]] = ("", ())
+    """The verdict and its causes."""
 
     def total(self, name: str) -> float:
         """The sum of one column."""
         return sum(getattr(step, name) for step in self.steps)
 
 
-def plan(recipe: Recipe, assumed: Assumed | None = None, card: str | None = None) -> Plan:
-    """What a recipe will call, cost and take on a kind of GPU: the one given, that the recipe names, or an H100.
+def plan(recipe: Recipe, assumed: Assumed | None = None, gpu: Gpu | None = None) -> Plan:
+    """What a recipe will call, cost and take of its GPUs.
 
-    Raises:
-        RecipeError: no such kind is known.
+    Args:
+        recipe: what is planned.
+        assumed: numbers that the recipe does not say.
+        gpu: the kind of all GPUs; where empty, each stage has the one that the recipe names.
     """
-    card = card or _card(recipe)
-    if card not in GPUS:
-        raise RecipeError(f"--gpu {card}: no such kind of GPU is known; there are {', '.join(GPUS)}")
-    assumed = (assumed or Assumed()).on(card)
+    assumed = assumed or Assumed()
     rows = generated(recipe, assumed)
+    works = tuple(training.works(recipe, rows, assumed))
     use = commercial_use(recipe)
     return Plan(
         recipe=recipe.name,
         steps=(
-            *generation(recipe, rows, assumed),
-            *_judging(recipe, rows, assumed),
-            *_training(recipe, rows, assumed, card),
-            *_evaluation(recipe, assumed),
+            *generation(recipe, rows, assumed, gpu),
+            *_judging(recipe, rows, assumed, gpu),
+            *_training(recipe, works, gpu),
+            *_evaluation(recipe, assumed, gpu),
         ),
         rows=rows,
         assumed=assumed,
         code=tuple(_code(recipe)),
         budget=recipe.budget_usd,
-        card=card,
-        needs=tuple(needs(recipe, GPUS[card].memory)),
+        needs=tuple(_needs(recipe, works, gpu)),
+        unknown_gpus=() if gpu else tuple(sorted(_named(recipe) - set(GPUS))),
         commercial_use=(use["verdict"], tuple(use["because"])),
     )
 
 
-def _card(recipe: Recipe) -> str:
-    """The kind of GPU that the recipe asks for, where it is a known one."""
-    sections = [recipe.sft, recipe.hh_sft, recipe.align, recipe.serve, *recipe.teachers]
-    named = (section.accelerator_type for section in sections)
-    return next((kind for kind in named if kind in GPUS), "H100")
+def gpu_of(recipe: Recipe, part: Placed, given: Gpu | None = None) -> Gpu:
+    """The kind of GPU of a section: the one given, its own, the one kind that the recipe names, or an H100."""
+    named = _named(recipe) & set(GPUS)
+    other = named.pop() if len(named) == 1 else USUAL
+    return given or GPUS.get(part.accelerator_type or other, GPUS[USUAL])
+
+
+def _named(recipe: Recipe) -> set[str]:
+    """The kinds of GPU that a recipe's sections ask for."""
+    sections = [recipe.sft, recipe.hh_sft, recipe.align, recipe.serve, *recipe.teachers, *recipe.judges]
+    return {section.accelerator_type for section in sections if section.accelerator_type}
+
+
+def _needs(recipe: Recipe, works: Iterable[Work], gpu: Gpu | None) -> Iterator[Need]:
+    """Of every stage that uses a GPU."""
+    talked_to = [("generate", teacher) for teacher in recipe.teachers]
+    talked_to += [("filter", judge) for judge in (recipe.judges if recipe.filter.judge else ())]
+    for stage, part in talked_to:
+        if part.num_gpus and not part.base_url:
+            yield engine_need(stage, part.model, part, gpu_of(recipe, part, gpu))
+    for work in works:
+        part = recipe.training(work.stage)
+        if part.gpus_per_worker:
+            yield training.need(recipe, work, gpu_of(recipe, part, gpu))
+    if recipe.serve.num_gpus and (recipe.evaluate.harness or recipe.evaluate.mt_bench):
+        yield engine_need("evaluate", recipe.base.model, recipe.serve, gpu_of(recipe, recipe.serve, gpu))
 
 
 def _code(recipe: Recipe) -> Iterator[str]:
@@ -110,24 +137,18 @@ def generated(recipe: Recipe, assumed: Assumed) -> dict[str, float]:
     if part.lamini:
         found["lamini"] = float(part.lamini.calls * part.lamini.per_call)
     if part.evol_instruct:
-        seeds = min(part.evol_instruct.seeds, _rows(recipe.seeds.dolly) or part.evol_instruct.seeds)
+        seeds = min(part.evol_instruct.seeds, training.limit_of(recipe.seeds.dolly) or part.evol_instruct.seeds)
         found["evol_instruct"] = float(seeds * part.evol_instruct.epochs)
     if part.orca:
         drawn = sum(mixture.rows or assumed.open_rows for mixture in part.orca.mixtures.values())
-        found["orca"] = float(min(drawn, _rows(recipe.seeds.flan) or drawn, part.orca.rows or drawn))
+        found["orca"] = float(min(drawn, training.limit_of(recipe.seeds.flan) or drawn, part.orca.rows or drawn))
     for name, own in part.own.items():
-        works = min(own.works, _rows(getattr(recipe.seeds, own.seeds)) or own.works)
+        works = min(own.works, training.limit_of(getattr(recipe.seeds, own.seeds)) or own.works)
         found[name] = float(works * own.rows_per_work)
     return found
 
 
-def _rows(sources: tuple[SourcePart, ...]) -> int | None:
-    """The most rows that sources give, or None where one of them has no limit."""
-    limits = [source.limit for source in sources]
-    return sum(limits) if limits and all(limits) else None
-
-
-def generation(recipe: Recipe, rows: dict[str, float], assumed: Assumed) -> Iterator[Step]:
+def generation(recipe: Recipe, rows: dict[str, float], assumed: Assumed, gpu: Gpu | None = None) -> Iterator[Step]:
     """The teacher's calls for so many rows of each scheme."""
     lamini, answers = recipe.generate.lamini, recipe.generate.candidates
     calls = {
@@ -143,31 +164,28 @@ def generation(recipe: Recipe, rows: dict[str, float], assumed: Assumed) -> Iter
     for teacher in recipe.teachers:
         for kind, count in calls.items():
             if count:
-                yield _calls("generate", kind, teacher, count * teacher.weight / whole, assumed)
+                share = count * teacher.weight / whole
+                yield _calls("generate", kind, teacher, share, assumed, gpu_of(recipe, teacher, gpu))
 
 
-def _judging(recipe: Recipe, rows: dict[str, float], assumed: Assumed) -> Iterator[Step]:
+def _judging(recipe: Recipe, rows: dict[str, float], assumed: Assumed, gpu: Gpu | None) -> Iterator[Step]:
     for judge in recipe.judges if recipe.filter.judge else ():
         asked = sum(rows.values()) * recipe.generate.candidates * assumed.judged
-        yield _calls("filter", "judge", judge, asked, assumed)
+        yield _calls("filter", "judge", judge, asked, assumed, gpu_of(recipe, judge, gpu))
 
 
-def _calls(stage: str, kind: str, model: ModelPart, count: float, assumed: Assumed) -> Step:
-    tokens = _tokens(kind, assumed)
+def _calls(stage: str, kind: str, model: ModelPart, count: float, assumed: Assumed, gpu: Gpu) -> Step:
+    tokens = assumed.tokens(kind)
     into, out = count * tokens.into, count * tokens.out
-    hours = _engine_hours(model.model, model.num_gpus, into, out, assumed)
+    hours = _engine_hours(model.model, model.num_gpus, into, out, assumed, gpu)
     most = model.usd(into, count * max(model.max_tokens, tokens.out))
     return Step(stage, kind, model.model, count, into, out, model.usd(into, out), hours, most)
 
 
-def _tokens(kind: str, assumed: Assumed) -> Tokens:
-    return assumed.call.get(kind) or assumed.call["own answer"]
-
-
-def _engine_hours(model: str, gpus: float, into: float, out: float, assumed: Assumed) -> float:
+def _engine_hours(model: str, gpus: float, into: float, out: float, assumed: Assumed, gpu: Gpu) -> float:
     """GPU hours in vLLM: the same for one GPU or many, since each adds its own speed. None without a GPU."""
-    seconds = (into / assumed.read_speed + out / assumed.write_speed) * billions(model, assumed, active=True)
-    return seconds / 3600 if gpus else 0.0
+    active = billions(model, assumed, active=True)
+    return assumed.engine_seconds(gpu, active, into, out) / 3600 if gpus else 0.0
 
 
 def billions(model: str, assumed: Assumed, *, active: bool = False) -> float:
@@ -179,67 +197,22 @@ def billions(model: str, assumed: Assumed, *, active: bool = False) -> float:
 # Training and evaluation.
 
 
-def _training(recipe: Recipe, rows: dict[str, float], assumed: Assumed, card: str) -> Iterator[Step]:
-    kept = {name: _kept(recipe, name, rows, assumed) for name in recipe.sft_order}
-    tokens = sum(count * _row_tokens(name, assumed) for name, count in kept.items())
-    accepted = sum(kept.values())
-    yield _trained(recipe, "sft", f"{accepted:,.0f} accepted rows", accepted, tokens, card)
-    if recipe.seeds.hh_rlhf:
-        heldout = recipe.evaluate.heldout_pairs
-        pairs = (_rows(recipe.seeds.hh_rlhf) or assumed.open_rows + heldout) - heldout
-        chosen, both = _limited(recipe.hh_sft, pairs), _limited(recipe.align, pairs)
-        yield _trained(recipe, "hh-sft", f"{chosen:,} conversations", chosen, chosen * assumed.hh_row, card)
-        if recipe.align.method != "none":
-            # Both sides, through the policy and (forward alone, a third of the work) through the reference.
-            work = 4 / 3 if recipe.align.method in ("dpo", "kto") else 1
-            yield _trained(recipe, "dpo", f"{both:,} pairs", both, both * 2 * assumed.hh_row, card, work)
+def _training(recipe: Recipe, works: Iterable[Work], gpu: Gpu | None) -> Iterator[Step]:
+    for work in works:
+        part = recipe.training(work.stage)
+        hours = training.gpu_hours(recipe, work, gpu_of(recipe, part, gpu))
+        yield Step(work.stage, work.what, recipe.base.model, tokens_in=work.tokens(part), gpu_hours=hours)
 
 
-def _kept(recipe: Recipe, name: str, rows: dict[str, float], assumed: Assumed) -> float:
-    """Rows of a data set that are trained on."""
-    if source := recipe.sft.data.get(name):
-        found = float(source.limit or assumed.open_rows)
-    else:
-        found = rows.get(name, 0.0) * assumed.accepted.get(name, assumed.own_accepted)
-    return min(found, recipe.filter.cap.get(name, found), recipe.sft.limit or found)
-
-
-def _row_tokens(scheme: str, assumed: Assumed) -> float:
-    """Tokens of a training row: the call that wrote its answer holds both its sides."""
-    tokens = _tokens(f"{scheme} answer", assumed)
-    return tokens.into + tokens.out
-
-
-def _limited(part: Training, rows: int) -> int:
-    return max(0, min(part.limit or rows, rows))
-
-
-def _trained(
-    recipe: Recipe, stage: str, what: str, rows: float, tokens: float, card: str, work: float = 1.0
-) -> Step:
-    """A training stage on GPUs of a kind; one without GPUs takes no GPU hours."""
-    part, hours = recipe.training(stage), 0.0
-    tokens *= part.epochs
-    if part.gpus_per_worker and rows:
-        compiled = part.compiles(rows / part.batch * part.epochs)
-        found = training_pass(recipe, stage, GPUS[card].memory, compiled)
-        of_a_step = tokens / part.epochs / rows * part.share
-        size = min(of_a_step, found.tokens) if found else of_a_step
-        recomputed = found is None or found.recomputed
-        speed = training_speed(model_shape(recipe.base.model), card, size, compiled, recomputed)
-        hours = tokens * work / speed / 3600
-    return Step(stage, what, recipe.base.model, tokens_in=tokens, gpu_hours=hours)
-
-
-def _evaluation(recipe: Recipe, assumed: Assumed) -> Iterator[Step]:
+def _evaluation(recipe: Recipe, assumed: Assumed, gpu: Gpu | None) -> Iterator[Step]:
     harness, bench = recipe.evaluate.harness, recipe.evaluate.mt_bench
     if harness and harness.all_tasks:
         items = sum(task.limit or assumed.harness_items for task in harness.all_tasks)
-        yield _served(recipe, "harness request", items * assumed.harness_choices * _checkpoints(recipe), assumed)
+        yield _served(recipe, "harness request", items * assumed.harness_choices * _checkpoints(recipe), assumed, gpu)
     if bench:
         asked = 16 if bench.questions == "tiny" else assumed.mt_bench_questions
         turns = min(bench.limit or asked, asked) * 2
-        yield _served(recipe, "mt_bench answer", turns * _checkpoints(recipe), assumed)
+        yield _served(recipe, "mt_bench answer", turns * _checkpoints(recipe), assumed, gpu)
         yield from verdicts(recipe, turns, assumed)
 
 
@@ -247,11 +220,12 @@ def verdicts(recipe: Recipe, turns: float, assumed: Assumed) -> Iterator[Step]:
     """The calls of MT-Bench's judges for so many turns of each model."""
     models = _checkpoints(recipe) + _published(recipe.evaluate.mt_bench)
     for judge in recipe.mt_bench_judges:
-        yield _calls("evaluate", "mt_bench judge", judge, turns * models, assumed)
+        yield _calls("evaluate", "mt_bench judge", judge, turns * models, assumed, gpu_of(recipe, judge))
     left_out = "dpo" if recipe.align.method == "none" else ""
     if pairs := sum(left_out not in pair for pair in recipe.evaluate.mt_bench.pairwise):
         both_orders = 2 * turns * pairs
-        yield _calls("evaluate", "mt_bench comparison", recipe.mt_bench_judges[0], both_orders, assumed)
+        judge = recipe.mt_bench_judges[0]
+        yield _calls("evaluate", "mt_bench comparison", judge, both_orders, assumed, gpu_of(recipe, judge))
 
 
 def _published(bench: MtBench) -> int:
@@ -269,7 +243,8 @@ def _checkpoints(recipe: Recipe) -> int:
     return len(CHECKPOINTS) - (recipe.align.method == "none")
 
 
-def _served(recipe: Recipe, kind: str, count: float, assumed: Assumed) -> Step:
+def _served(recipe: Recipe, kind: str, count: float, assumed: Assumed, gpu: Gpu | None) -> Step:
     into, out = count * assumed.call[kind].into, count * assumed.call[kind].out
-    hours = _engine_hours(recipe.base.model, recipe.serve.num_gpus, into, out, assumed)
+    card = gpu_of(recipe, recipe.serve, gpu)
+    hours = _engine_hours(recipe.base.model, recipe.serve.num_gpus, into, out, assumed, card)
     return Step("evaluate", kind, recipe.base.model, count, into, out, gpu_hours=hours)

@@ -2,7 +2,8 @@
 
 from collections.abc import Callable
 
-from bezoar_ray.gpus import GPUS
+from bezoar_ray.gpus import GPUS, USUAL
+from bezoar_ray.plan.memory import Need
 from bezoar_ray.plan.scaling import COUNTS, GAIN, Scaling
 from bezoar_ray.plan.speeds import SPEEDS
 from bezoar_ray.plan.steps import Plan, Step
@@ -45,13 +46,14 @@ def render_scaling(found: Scaling) -> str:
     text = ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in table]
     rule, gpu, assumed, first = "-" * len(text[0]), found.gpu, found.assumed, found.first
     return "\n".join([
-        f"{found.recipe} on {found.kind}s, on paper: hours of each stage.", "",
+        f"{found.recipe} on {gpu.kind}s, on paper: hours of each stage.", "", *_too_large(found),
         text[0], rule, *text[1:-2], rule, *text[-2:], "",
         f"{first.name} stops gaining first, at {_gpus(first.full)}: {first.bound}.", "",
         "Assumptions, beside those of `bezoar plan`:",
-        f"- a {found.kind} has {gpu.tflops:g} TFLOPS in bfloat16 and {gpu.bandwidth:g} TB/s, by its maker, and costs "
-        f"{gpu.usd:g} dollars an hour, by ourselves (your price: --cluster {found.kind}=1.23); speeds follow the "
+        f"- {_a(gpu.kind)} has {gpu.tflops:g} TFLOPS in bfloat16 and {gpu.bandwidth:g} TB/s, by its maker, and costs "
+        f"{gpu.usd:g} dollars an hour, by ourselves (your price: --cluster {gpu.kind}=1.23); speeds follow the "
         "first in training, the second in writing; dollars are those of APIs and GPUs",
+        *_training_speed(found.needs),
         "- actors, workers and replicas fill all GPUs, whatever the recipe says; a stage's GPUs are paid while it runs",
         f"- an engine or worker starts in {assumed.start:g} s; one sequence is written at {assumed.one_sequence:g} "
         f"tokens/s; a judge answers in {assumed.judge_latency:g} s",
@@ -94,9 +96,28 @@ def _memory(found: Plan) -> list[str]:
     """What each stage's model takes of a GPU."""
     if not found.needs:
         return []
-    memory = GPUS[found.card].memory
-    head = f"Memory of one {found.card} ({memory:g} GiB), estimated; another kind: --gpu {'|'.join(GPUS)}:"
-    return [head, *(f"- {need.stage:<9} {need}" for need in found.needs), ""]
+    kinds = " and ".join(f"{_a(kind)} ({GPUS[kind].memory:g} GiB)" for kind in _kinds(found))
+    several = len(_kinds(found)) > 1
+    head = f"Memory of {kinds}, estimated; another kind: --gpu {'|'.join(GPUS)}:"
+    lines = [f"- {need.stage:<9} {f'{need.gpu.kind}: ' if several else ''}{need}" for need in found.needs]
+    return [head, *lines, *(f"- {kind} is not known, and planned as another" for kind in found.unknown_gpus), ""]
+
+
+def _kinds(found: Plan) -> list[str]:
+    """The kinds of GPU of a plan's stages."""
+    return list(dict.fromkeys(need.gpu.kind for need in found.needs))
+
+
+def _too_large(found: Scaling) -> list[str]:
+    """What does not fit on such a GPU, however many there are."""
+    too_large = [need for need in found.needs if not need.fits]
+    lines = [f"- {need.stage:<9} {need}" for need in too_large]
+    return [f"Not as the recipe stands: {found.gpu.memory:g} GiB are too few.", *lines, ""] if too_large else []
+
+
+def _a(kind: str) -> str:
+    """A kind with its article, by how its first letter is spoken."""
+    return f"{'an' if kind[0] in 'AHLR' else 'a'} {kind}"
 
 
 def _use(found: Plan) -> list[str]:
@@ -122,20 +143,22 @@ def _assumptions(found: Plan) -> list[str]:
         f"- a source or sub-mixture without a limit gives {assumed.open_rows:,} rows",
         f"- an lm-eval task has {assumed.harness_items:,} items of {assumed.harness_choices} requests",
         f"- MT-Bench has {assumed.mt_bench_questions} questions, the embedded one 16",
-        f"- one {found.card}, for each billion of active weights: vLLM writes {assumed.write_speed:,.0f} and reads "
-        f"{assumed.read_speed:,.0f} tokens/s; starting up is not counted",
-        *_training_speed(found),
+        f"- on one {USUAL}, for each billion of active weights, vLLM writes {assumed.write_speed:,.0f} and reads "
+        f"{assumed.read_speed:,.0f} tokens/s; another kind writes by its bandwidth and reads by its operations; "
+        "starting up is not counted",
+        *_training_speed(found.needs),
         "- no call is repeated after a fault, and a judge's hidden reasoning comes on top",
         f"- a scheme of your own makes one call a row, and the filter accepts {assumed.own_accepted:.0%} of them",
         "- what runs without a GPU takes no GPU hours",
     ]
 
 
-def _training_speed(found: Plan) -> list[str]:
-    if not any(need.stage in ("sft", "hh-sft", "dpo") for need in found.needs):
+def _training_speed(needs: tuple[Need, ...]) -> list[str]:
+    if not any(need.stage in ("sft", "hh-sft", "dpo") for need in needs):
         return []
     cards = ", ".join(sorted({measured.card for measured in SPEEDS}))
     return [
-        f"- training: QLoRA of a model of {SPEEDS[0].billions:g} billion weights on an {cards}, measured without the "
-        f"trainer's own work between steps; other sizes, and a {found.card}, by their operations"
+        f"- training: QLoRA in flat passes, measured on {_a(cards)} with a model of {SPEEDS[0].billions:g} billion "
+        "weights, without the trainer's own work between steps; another model or kind by its operations, and never "
+        "faster than its layers can be started"
     ]

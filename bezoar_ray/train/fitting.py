@@ -16,12 +16,11 @@ from bezoar_ray.logs import event
 from bezoar_ray.recipe import Training
 from bezoar_ray.train.data import IGNORED
 from bezoar_ray.train.packing import Layout, first_line
-from bezoar_ray.train.pass_size import AUTO_TOKENS, PassSize, choose_size, wanted_size
+from bezoar_ray.train.pass_size import AUTO_TOKENS, SPARE, PassSize, choose_size, wanted_size
 from bezoar_ray.train.prepared import Prepared
 from bezoar_ray.train.worker import Job
 
 _OPTIMISER = 12  # bytes for each trained weight: its gradient and Adam's two moments, in float32
-_SPARE = 0.05  # share of a GPU's memory that is left to fragments
 _SHORT = 64  # tokens of the first passes, which load and compile
 _MULTIPLE = 64  # of the lengths that are advised
 RECOMPUTING = {"use_reentrant": False}  # torch's own advice; reentrant checkpoints need gradients of the inputs
@@ -139,7 +138,7 @@ class Trial:
             with _counted(_free_memory() - later):
                 yield
             return
-        spare = int(_SPARE * torch.cuda.get_device_properties(self._device).total_memory)
+        spare = int(SPARE * torch.cuda.get_device_properties(self._device).total_memory)
         kept = torch.empty(later + spare, dtype=torch.uint8, device=self._device)
         try:
             yield

@@ -260,7 +260,7 @@ def _of_peak(job: Job, account: Account) -> float | None:
     kind = kind_of(models.device_name(job)) if gpus else None
     if kind is None:
         return None
-    shape = shape_of(model_path(job.recipe.base.model), billions=0.0)
+    shape = shape_of(model_path(job.recipe.base.model))
     if not shape.known:
         return None
     weights = shape.linear_weights + shape.vocabulary * shape.hidden

@@ -12,6 +12,8 @@ AUTO_TOKENS = 16_384
 """Tokens of the largest pass that `micro_tokens: auto` tries; larger ones gained nothing on an H200."""
 ENOUGH_TOKENS = 4_096
 """Tokens of a pass from which on recomputing activations costs more than a larger pass gains."""
+SPARE = 0.05
+"""Share of a GPU's memory that training leaves to fragments."""
 _CPU_ROWS = 4  # of a pass on a CPU, where the recipe says nothing: its speed hardly depends on the size
 
 
