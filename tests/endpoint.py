@@ -19,6 +19,7 @@ class Server(ThreadingHTTPServer):
     def __init__(self, answer: Answer):
         super().__init__(("127.0.0.1", 0), _Handler)
         self.answer, self.requests, self.most_at_once, self._open = answer, [], 0, 0
+        self.models: list[str] = []
         self.keys: set[str | None] = set()
         self._lock = threading.Lock()
 
@@ -34,7 +35,10 @@ class Server(ThreadingHTTPServer):
 
 @contextlib.contextmanager
 def serving(answer: Answer) -> Iterator[Server]:
-    """The server, while the block runs; `requests` holds the messages of each call, `keys` who they came from."""
+    """The server, while the block runs.
+
+    `requests` holds the messages of each call, `models` the model that each asked for, `keys` who they came from.
+    """
     server = Server(answer)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     try:
@@ -49,8 +53,10 @@ class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
 
     def do_POST(self):
-        messages = orjson.loads(self.rfile.read(int(self.headers["content-length"])))["messages"]
+        body = orjson.loads(self.rfile.read(int(self.headers["content-length"])))
+        messages = body["messages"]
         self.server.requests.append(messages)
+        self.server.models.append(body["model"])
         self.server.keys.add(self.headers["authorization"])
         self.server.count(1)
         threading.Event().wait(0.02)

@@ -11,6 +11,7 @@ import os
 import sys
 import tempfile
 import uuid
+from collections import Counter
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -107,9 +108,9 @@ def generated_and_filtered(recipe: Recipe, folder: Path) -> dict[str, Any]:
         teachers = tuple(part.model_copy(update=here) if part.base_url else part for part in recipe.teachers)
         local = recipe.model_copy(update={"judges": judges, "teachers": teachers})
         outcomes = dict(run(Context(local, Store(folder), "s", Progress())))
-        judged = len(server.requests)
+        asked = Counter(server.models)
     rows = sum(counts["generated"] for counts in outcomes["generate"].summary["data"].values())
-    return {"rows": rows, "judged": judged}
+    return {"rows": rows, "asked": asked}
 
 
 def served(recipe: Recipe, folder: Path) -> None:

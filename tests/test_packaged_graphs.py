@@ -27,10 +27,13 @@ def built() -> dict[str, dict[str, Any]]:
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_teachers_run_on_the_gpus_that_the_recipe_gives_them(built: dict[str, Any], name: str) -> None:
-    (teacher,) = load_recipe(name).teachers
+    recipe = load_recipe(name)
+    (teacher,), rows = recipe.teachers, built[name]["rows"]
     engines = [line for line in built[name]["records"] if line["kind"] == "engine"]
-    assert built[name]["rows"] == 32 and built[name]["judged"] >= 32
-    assert bool(engines) != bool(teacher.base_url)
+    assert rows == 32
+    assert all(built[name]["asked"][judge.model] >= rows for judge in recipe.judges)
+    assert (built[name]["asked"].get(teacher.model, 0) > rows) == bool(teacher.base_url)
+    assert len(engines) == (0 if teacher.base_url else teacher.actors)
     gpus = [gpu for line in engines for gpu in line["gpus"]]
     assert len(gpus) == len(set(gpus)) == teacher.num_gpus * len(engines)
     for line in engines:
@@ -56,4 +59,5 @@ def test_trainers_ask_for_a_gpu_for_each_worker(built: dict[str, Any], name: str
     for given in built[name]["trainers"]:
         part = recipe.training(given["stage"])
         assert given["use_gpu"] and given["backend"] == "nccl"
+        assert (given["accelerator_type"], given["labels"] or {}) == (part.accelerator_type, part.node_labels)
         assert given["bundles"] == [{"CPU": part.cpus_per_worker, "GPU": 1.0}] * part.workers

@@ -110,4 +110,6 @@ def test_a_stage_that_was_stopped_ends_with_the_adapter_of_one_that_was_not(
 def test_a_pass_that_does_not_fit_is_made_smaller(ray_session: None, context: Context) -> None:
     many = changed(on_gpu(context.recipe), batch=2**20, micro_batch=2**20)
     found = sft.run(replace(context, recipe=many)).summary["train"]["sft"]
-    assert found["steps"] > 0
+    rows = int(found["passes"]["size"].split()[0].replace(",", ""))
+    assert found["steps"] > 0 and 0 < rows < 2**20
+    assert any("does not fit into memory" in reason for reason in found["passes"]["because"])
