@@ -13,7 +13,7 @@ from tests.endpoint import completion
 
 _FAULTY = {
     "429": (429, b'{"error": {"message": "slow down"}}'), "500": (500, b"oops"), "503": (503, b"<html>busy</html>"),
-    "broken": (200, b'{"choices": ['), "not json": (200, b"<html>hello</html>"), "null": (200, b"null"),
+    "broken": (200, b'{"choices": ['), "not json": (200, b"hello"), "null": (200, b"null"),
     "list": (200, b"[1]"), "no choice": (200, b'{"id": "1", "object": "chat.completion", "choices": []}'),
     "400": (400, b'{"error": {"message": "bad prompt"}}'),
 }  # fmt: skip

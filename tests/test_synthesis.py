@@ -4,7 +4,9 @@ import os
 import random
 
 import orjson
+import pytest
 
+from bezoar_ray.errors import BezoarError
 from bezoar_ray.llm.ledger import accounts
 from bezoar_ray.progress import Progress
 from bezoar_ray.recipe import load_recipe, parse_recipe
@@ -57,3 +59,32 @@ def test_whatever_an_endpoint_answers_every_row_ends_with_its_reason_and_the_key
     said = orjson.dumps({name: outcome.summary for name, outcome in outcomes.items()}).decode() + printed.out
     written = b"".join(path.read_bytes() for path in tmp_path.rglob("*") if path.is_file())
     assert KEY.encode() not in written and KEY not in said + printed.err
+
+
+NO_CREDIT = {"type": "error", "error": {"type": "invalid_request_error", "message": "Your credit balance is too low"}}
+
+
+def test_a_run_whose_account_is_empty_goes_on_after_a_top_up_and_loses_no_row(ray_session, tmp_path):
+    asked, empty = [], [True]
+
+    def fate(prompt, times):
+        asked.append(prompt)
+        return (400, orjson.dumps(NO_CREDIT)) if empty[0] and len(asked) > 30 else "good"
+
+    store, faulty = Store(tmp_path / "run"), Faulty(fate, says)
+    with serving(faulty) as url:
+        with pytest.raises(BezoarError, match="the account is empty.* Your credit balance is too low") as caught:
+            dict(run(Context(recipe(url), store, "first", Progress())))
+        assert caught.value.exit_code == 3
+        paid = accounts(store.root, "first")
+        empty[0] = False
+        outcomes = dict(run(Context(recipe(url), store, "second", Progress())))
+    data = outcomes["filter"].summary["data"]
+    for scheme, rows in YIELD.items():
+        assert data[scheme]["accepted"] + data[scheme]["rejected"] == rows and data[scheme]["failed"] == 0
+    calls = accounts(store.root, "second")
+    for role in ("teacher", "judge"):
+        again = calls[role]["last_run"]
+        assert again["from_ledger"] >= paid[role]["sent"]  # none is paid for again
+        assert calls[role]["sent"] == paid[role]["sent"] + again["sent"]
+    assert paid["teacher"]["sent"] > 0

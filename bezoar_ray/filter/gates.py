@@ -4,6 +4,7 @@ import re
 from collections.abc import Sequence
 
 from bezoar_ray.filter.private import holds_personal_data, holds_secrets
+from bezoar_ray.llm.chat import ending
 from bezoar_ray.rows import Sample, normal
 
 # What prompts and chat formats are made of, the teacher's and ours.
@@ -54,7 +55,7 @@ def is_empty(sample: Sample) -> bool:
 
 def is_truncated(sample: Sample) -> bool:
     """The response was cut off: at its longest, or by a provider's own filter."""
-    return sample.finish_reason not in ("stop", "")
+    return ending(sample.finish_reason) != "stop"
 
 
 def is_refusal(sample: Sample) -> bool:

@@ -40,7 +40,7 @@ async def _evolved(sample: Sample, parent: str, chat: Chat) -> Sample:
     try:
         reply = await chat(evolve(sample.operation, parent), step=f"evolve/{sample.round}")
         sample = replace(sample, instruction=reply.text.strip())
-        fault = "truncated" if reply.finish_reason == "length" else spoilt_instruction(sample.instruction)
+        fault = "truncated" if reply.is_cut_off else spoilt_instruction(sample.instruction)
         if not fault and sample.instruction == parent.strip():
             fault = "adds_nothing"
         if not fault and await _same(parent, sample, chat):

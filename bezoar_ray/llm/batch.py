@@ -9,6 +9,7 @@ again.
 import asyncio
 import uuid
 from collections.abc import Awaitable, Callable, Iterator
+from dataclasses import replace
 from functools import partial
 from itertools import count, islice
 from pathlib import Path
@@ -17,9 +18,11 @@ from typing import Any, TypeVar
 import orjson
 
 from bezoar_ray.errors import BezoarError, BudgetReached
-from bezoar_ray.llm.chat import CallFailed, Deferred, Messages, Reply, Sampling, TryAgain
+from bezoar_ray.llm.answers import error_of, read_fault, read_reply
+from bezoar_ray.llm.breaker import REFUSED_FIRST
+from bezoar_ray.llm.chat import CallFailed, Deferred, Messages, Refused, Reply, Sampling, TryAgain
 from bezoar_ray.llm.client import Caller, need, took
-from bezoar_ray.llm.endpoint import fault, open_client, parameters, read_reply, redacted
+from bezoar_ray.llm.endpoint import fault, open_client, parameters, redacted, secrets_kept
 from bezoar_ray.llm.ledger import Ledger
 from bezoar_ray.llm.meter import Need, Permits
 from bezoar_ray.llm.models import identity
@@ -30,7 +33,6 @@ T = TypeVar("T")
 
 _LINES, _BYTES = 50_000, 190 * 2**20  # OpenAI takes 50,000 requests and 200 MB
 _POLL = 30.0  # seconds
-_FOR_GOOD = (400, 404, 413, 422)  # statuses of a line that no further batch would mend
 _TRIES = 60  # of one request, about half an hour of an outage
 _AT_ONCE = 1_000  # answers that share an fsync
 _OVER = ("completed", "failed", "expired", "cancelled")
@@ -173,21 +175,36 @@ class Batches(Caller):
         while (batch := await self._patiently(partial(self._client.batches.retrieve, id))).status not in _OVER:
             await asyncio.sleep(_POLL)
         used: dict[str, Need] = {}
-        faults = dict.fromkeys(calls, (0, f"batch {batch.status} without an answer"))
+        faults: dict[str, Exception] = {}
         for file in filter(None, (batch.output_file_id, batch.error_file_id)):
             for lines in _in_parts(await self._patiently(partial(self._lines_of, file))):
-                answered = {line["custom_id"]: reply for line in lines if (reply := _reply(line))}
-                faults |= {line["custom_id"]: _fault(line) for line in lines}
+                read = {line["custom_id"]: self._read(line) for line in lines}
+                answered = {key: reply for key, reply in read.items() if isinstance(reply, Reply)}
+                faults |= {key: error for key, error in read.items() if isinstance(error, Exception)}
                 settled = await asyncio.gather(*(self._settle(key, answered[key], calls) for key in answered))
                 used |= dict(zip(answered, settled, strict=True))
         self._record(name, {}, over=True)
         if batch.status == "failed" and not used:
             said = redacted(_errors(batch), self._part)
             raise BezoarError(f"{self._part.model}: batch {id} was refused: {said}")
+        _check_some_taken(calls, faults)
         for key in calls.keys() - used.keys():
-            status, said = faults[key]
-            self._fail(key, status, redacted(said, self._part))
+            self._fail(key, faults.get(key) or TryAgain(f"batch {batch.status} without an answer"))
         return used
+
+    def _read(self, line: dict[str, Any]) -> Reply | Exception:
+        """What a line of an output or error file says of its call."""
+        where, key_name = f"{self._part.model} at {self._part.base_url}", self._part.api_key_env
+        response = line.get("response") or {}
+        status, body = response.get("status_code") or 0, response.get("body") or {}
+        try:
+            if status == 200:
+                with secrets_kept(self._part):
+                    return read_reply(body, where, key_name)
+        except Exception as error:
+            return error
+        found = read_fault(status, line if line.get("error") else body)
+        return error_of(replace(found, message=redacted(found.message, self._part)), where, key_name)
 
     async def _settle(self, key: str, reply: Reply, calls: dict[str, float]) -> Need:
         used = took(reply, Need(usd=calls.get(key, 0.0)), self._part)
@@ -199,33 +216,35 @@ class Batches(Caller):
         content = (await self._client.files.content(file)).content
         return [orjson.loads(line) for line in content.split(b"\n") if line.strip()]
 
-    def _fail(self, key: str, status: int, reason: str) -> None:
-        """A batch without an answer to this call: it goes out again as often as the recipe says, if that can help."""
+    def _fail(self, key: str, error: Exception) -> None:
+        """A batch without an answer to this call: it goes out again as often as the recipe says, if that can help.
+
+        Raises:
+            BezoarError: no call would be answered.
+        """
+        if isinstance(error, BezoarError):
+            raise error
         self._tries[key] = self._tries.get(key, 0) + 1
-        if status in _FOR_GOOD or self._tries[key] > self._part.retries:
-            self._failed[key] = f"no answer in {self._tries[key]} batches: {reason}"
+        if isinstance(error, CallFailed) or self._tries[key] > self._part.retries:
+            self._failed[key] = f"no answer in {self._tries[key]} batches: {error}"
 
     def _record(self, name: str, calls: dict[str, float], over: bool) -> None:
         record = {"who": self._who, "over": over, "calls": calls}
         self._store.replace_json(f"{self._folder}/{name}.json", record)
 
 
-def _reply(line: dict[str, Any]) -> Reply | None:
-    """The answer in a line of an output file, where it holds one."""
-    response = line.get("response") or {}
-    if response.get("status_code") != 200:
-        return None
-    try:
-        return read_reply(response["body"])
-    except ValueError:
-        return None
+def _check_some_taken(calls: dict[str, float], faults: dict[str, Exception]) -> None:
+    """Whether the lines of a batch were refused for what they have in common.
 
-
-def _fault(line: dict[str, Any]) -> tuple[int, str]:
-    """Status and reason of a line without an answer."""
-    response = line.get("response") or {}
-    error, status = line.get("error") or (response.get("body") or {}).get("error") or {}, response.get("status_code", 0)
-    return status, f"{status or ''} {error.get('code') or ''} {error.get('message') or ''}".strip()
+    Raises:
+        BezoarError: all were refused in the same way.
+    """
+    refused = [error for error in faults.values() if isinstance(error, Refused)]
+    if len(refused) == len(calls) >= REFUSED_FIRST and len({error.alike for error in refused}) == 1:
+        raise BezoarError(
+            f"all {len(refused)} calls of a batch were refused in the same way, so the fault is not in the rows: "
+            f"{refused[0]}. Correct it, and run the same command again"
+        )
 
 
 def _errors(batch: Any) -> str:

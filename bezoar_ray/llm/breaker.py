@@ -7,19 +7,22 @@ from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
 from bezoar_ray.errors import BezoarError
-from bezoar_ray.llm.chat import CallFailed, TryAgain
+from bezoar_ray.llm.chat import CallFailed, Refused, TryAgain
 
 T = TypeVar("T")
 
 _ATTEMPTS = 20  # the last so many first attempts are looked at: a call that nothing answers says so only once
 _SHARE = 0.5  # more of them failed: the circuit opens
 _LONGEST = 60.0  # seconds between two probes of an open circuit
+REFUSED_FIRST = 5  # calls that are refused alike before any is answered: none will be
+_REFUSED_LATER = 50  # the same after answers, without one between them
 
 
 class Breaker:
     """One endpoint's circuit in this process; `patience` is how many seconds it may stay open, `first` how many until
     it is probed, doubling. A 429 opens nothing: it says that the endpoint is there, and when to come back; an endpoint
-    that says nothing else for longer than `patience` ends the stage, too."""
+    that says nothing else for longer than `patience` ends the stage, too. So does one that refuses calls alike, and
+    answers none: what it refuses is not in the rows."""
 
     def __init__(self, name: str, patience: float = 600.0, first: float = 2.0):
         self._name, self._patience, self._first = name, patience, first
@@ -28,6 +31,8 @@ class Breaker:
         self._limited_since: float | None = None
         self._wait = first
         self._probe = asyncio.Lock()
+        self._has_answered = False
+        self._alike, self._refusals = "", 0
 
     @property
     def is_open(self) -> bool:
@@ -40,7 +45,7 @@ class Breaker:
         `first` says whether it is its call's first one.
 
         Raises:
-            BezoarError: the circuit has been open for too long.
+            BezoarError: the circuit has been open for too long, or all calls are refused alike.
         """
         while self.is_open:
             async with self._probe:
@@ -53,18 +58,31 @@ class Breaker:
     async def _watched(self, attempt: Callable[[], Awaitable[T]], first: bool) -> T:
         try:
             reply = await attempt()
-        except CallFailed:
+        except CallFailed as fault:
             self._answer()
+            if isinstance(fault, Refused):
+                self._refused(fault)
             raise
         except TryAgain as fault:
             self._limited(fault) if fault.limited else self._fault(str(fault), first)
             raise
         self._answer()
+        self._has_answered, self._refusals = True, 0
         return reply
 
     def _answer(self) -> None:
         self._limited_since = None
         self._close()
+
+    def _refused(self, fault: Refused) -> None:
+        self._refusals = self._refusals + 1 if fault.alike == self._alike else 1
+        self._alike = fault.alike
+        if self._refusals >= (_REFUSED_LATER if self._has_answered else REFUSED_FIRST):
+            answered = "the last" if self._has_answered else "all"
+            raise BezoarError(
+                f"{answered} {self._refusals} calls were refused in the same way, so the fault is not in the rows: "
+                f"{fault}. What was answered is kept: correct it, and run the same command again"
+            )
 
     def _limited(self, fault: TryAgain) -> None:
         now = time.monotonic()

@@ -8,15 +8,44 @@ Messages = list[dict[str, str]]
 
 @dataclass(frozen=True)
 class Reply:
-    """What a model said. `finish_reason` is `stop` or `length`, as in the OpenAI API; a `length` answer is cut off.
+    """What a model said.
 
     Tokens are 0 where an endpoint does not say how many there were; such a call is paid for at its upper bound.
     """
 
     text: str
     finish_reason: str
+    """Why it ended, in the provider's own word; `ending` says what that means."""
     tokens_in: int
     tokens_out: int
+    """All that are billed, hidden reasoning included."""
+    tokens_reasoning: int = 0
+    """Those of `tokens_out` that the provider says were reasoning."""
+
+    @property
+    def is_cut_off(self) -> bool:
+        """Whether the text is not whole: at its longest, or ended by a filter."""
+        return ending(self.finish_reason) != "stop"
+
+
+_CUT_OFF = {"length", "max_tokens", "max_output_tokens", "max_length", "model_length", "token_limit"}
+_FILTERED = {
+    "content_filter", "content_filtered", "safety", "recitation", "prohibited_content", "blocklist", "spii", "refusal",
+    "sensitive", "guardrail_intervened", "image_safety",
+}  # fmt: skip
+
+
+def ending(finish_reason: str) -> str:
+    """What a provider's finish reason means: `length` (cut off), `content_filter` or `stop` (whole, as by default).
+
+    Seen: `length`, `stop`, `content_filter` (OpenAI), `max_tokens`, `end_turn`, `refusal` (Anthropic), `MAX_TOKENS`,
+    `STOP`, `SAFETY`, `RECITATION` (Gemini), `model_length` (Mistral), `eos`, `eos_token`, `stop_sequence` (Together,
+    text-generation-inference), `sensitive` (Zhipu).
+    """
+    name = finish_reason.strip().lower().replace("-", "_").removeprefix("finish_reason_")
+    if name in _CUT_OFF:
+        return "length"
+    return "content_filter" if name in _FILTERED else "stop"
 
 
 @dataclass(frozen=True)
@@ -72,6 +101,17 @@ class PromptTooLong(CallFailed):
     """The prompt leaves no room for an answer; a shorter one may."""
 
 
+class Refused(CallFailed):
+    """The endpoint refuses this call, and does not say whether it would take any other.
+
+    `alike` is equal for calls that are refused in the same way: where it refuses them all, the recipe is at fault.
+    """
+
+    def __init__(self, reason: str, alike: str):
+        super().__init__(reason)
+        self.alike = alike
+
+
 class Deferred(Exception):
     """The answer comes with the next batch; the row's chain is taken up again after it."""
 
@@ -83,10 +123,17 @@ class ModelDied(Exception):
 class TryAgain(Exception):
     """A passing fault; `after` is the seconds that the server asked to wait, if it did.
 
-    `limited` says that the server lives and wants fewer requests (429); any other attempt may have to be paid for, as
-    an answer was perhaps made and lost.
+    `limited` says that the server lives and wants fewer requests (429). `billed` is the tokens of the prompt and of the
+    answer that have to be paid for: None where nobody knows, as an answer was perhaps made and lost.
     """
 
-    def __init__(self, reason: str, after: float | None = None, limited: bool = False):
+    def __init__(
+        self,
+        reason: str,
+        after: float | None = None,
+        limited: bool = False,
+        billed: tuple[int, int] | None = None,
+    ):
         super().__init__(reason)
         self.after, self.limited = after, limited
+        self.billed = (0, 0) if limited else billed

@@ -156,8 +156,7 @@ class Talker(Caller):
         try:
             return await self._sent(key, messages, sampling, most)
         except BaseException as fault:
-            free = isinstance(fault, (TryAgain, CallFailed, BezoarError)) and not _billed(fault)
-            self._settle(most, Need() if free else most)
+            self._settle(most, bill(fault, most, self._part))
             raise
 
     def _settle(self, most: Need, used: Need) -> None:
@@ -174,7 +173,7 @@ class Talker(Caller):
         except (TryAgain, CallFailed, BezoarError) as fault:
             if isinstance(fault, TryAgain) and fault.limited:
                 self._pace.limited(turn, fault.after)
-            self._ledger.fail(key, self._part.model, str(fault), most.usd if _billed(fault) else 0.0)
+            self._ledger.fail(key, self._part.model, str(fault), bill(fault, most, self._part).usd)
             raise
 
 
@@ -225,9 +224,13 @@ def took(reply: Reply, most: Need, part: ModelPart) -> Need:
     return Need(reply.tokens_in + reply.tokens_out, part.usd(reply.tokens_in, reply.tokens_out))
 
 
-def _billed(fault: Exception) -> bool:
-    """Whether an attempt that ended so may have to be paid for: an answer was perhaps made, and lost."""
-    return isinstance(fault, TryAgain) and not fault.limited
+def bill(fault: BaseException, most: Need, part: ModelPart) -> Need:
+    """What an attempt that ended so takes: nothing where the endpoint refused it, and at most where nobody knows."""
+    if isinstance(fault, CallFailed | BezoarError):
+        return Need()
+    if not isinstance(fault, TryAgain) or fault.billed is None:
+        return most
+    return Need(sum(fault.billed), part.usd(*fault.billed))
 
 
 def _wait(tries: int, asked: float | None) -> float:

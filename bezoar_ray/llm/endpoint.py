@@ -5,35 +5,34 @@ import contextlib
 import os
 import re
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from email.utils import parsedate_to_datetime
 from typing import Any
 
 import orjson
 
 from bezoar_ray.errors import RecipeError
-from bezoar_ray.llm.chat import CallFailed, Messages, PromptTooLong, Reply, Sampling, TryAgain
+from bezoar_ray.llm.answers import error_of, read_answer, read_fault
+from bezoar_ray.llm.chat import Messages, Reply, Sampling, TryAgain
 from bezoar_ray.llm.models import identity
 from bezoar_ray.recipe import ModelPart
 
 _REASONS = re.compile(r"(.*/)?(o\d|gpt-[5-9])")  # OpenAI's families since o1 and GPT-5
-_EVERYWHERE = {"model", "temperature", "top_p", "max_tokens", "max_completion_tokens", "response_format"}
-_REFUSED = {
-    400: "it does not take a parameter that every call has",
-    401: "the key is wrong or missing",
-    402: "the account is empty",
-    403: "the key may not use it",
-    404: "no such model or address",
-}
+_UNSENT = ("ConnectError", "ConnectTimeout", "PoolTimeout")  # no byte has gone out, and the next attempt may
+_UNSENDABLE = ("InvalidURL", "UnsupportedProtocol", "LocalProtocolError", "UnicodeEncodeError")  # nor ever will
 
 
 class OpenAIEndpoint:
     """One model behind an endpoint. The client's own retries are off: every attempt is counted by the caller."""
 
     def __init__(self, part: ModelPart):
+        import httpx2
+
         self.identity = identity(part)
         self._part = part
-        self._client = open_client(part)
+        self._where = f"{part.model} at {part.base_url}"
+        self._client, self._response = open_client(part), httpx2.Response
 
     async def complete(self, messages: Messages, sampling: Sampling) -> Reply:
         """One attempt; faults are sorted into what passes, what ends this call, and what ends the stage."""
@@ -42,13 +41,15 @@ class OpenAIEndpoint:
         body = {"model": self._part.model, "messages": messages} | parameters(self._part.model, sampling)
         try:  # not chat.completions.create, which takes half of a call's CPU time to check types on both ways
             async with asyncio.timeout(self._part.timeout):  # the client's own is for each read of the answer
-                return read_reply(await self._client.post("/chat/completions", body=body, cast_to=object))
+                answer = await self._client.post("/chat/completions", body=body, cast_to=self._response)
         except openai.APIStatusError as error:
             raise fault(error, self._part) from error
         except TimeoutError as error:
             raise TryAgain(f"{self._part.base_url}: no whole answer within {self._part.timeout:g} s") from error
-        except (openai.APIError, ValueError) as error:  # a lost connection, a cut or broken body, one without a choice
-            raise TryAgain(f"{self._part.base_url}: {redacted(str(error), self._part)[:300]}") from error
+        except (openai.APIError, ValueError) as error:
+            raise unanswered(error, self._part) from error
+        with secrets_kept(self._part):
+            return read_answer(answer.content, self._where, self._part.api_key_env)
 
     async def close(self) -> None:
         """Close the connections."""
@@ -57,27 +58,47 @@ class OpenAIEndpoint:
 
 def fault(error: Any, part: ModelPart) -> Exception:
     """An error status of the client's, sorted into what passes, what ends this call, and what ends the stage."""
-    status, where = error.status_code, f"{part.model} at {part.base_url}"
-    said = redacted(error.message, part)
-    if error.code == "insufficient_quota":  # OpenAI sends it as 429, which no waiting mends
-        status = 402
-    if status in _REFUSED and (status != 400 or error.param in _EVERYWHERE):
-        return RecipeError(
-            f"{where} answers {status}: {_REFUSED[status]}. Check `model`, `base_url` and the key in "
-            f"{part.api_key_env or 'api_key_env (none given)'}. It says: {said}"
-        )
-    if error.code == "context_length_exceeded":
-        return PromptTooLong(f"{where}: {said}")
-    if status in (408, 409, 429) or status >= 500:
-        return TryAgain(
-            f"{where} answers {status}: {said}", seconds_to_wait(error.response.headers), limited=status == 429
-        )
-    return CallFailed(f"{where} answers {status}: {said}")
+    content = error.response.content
+    try:
+        body = orjson.loads(content)
+    except ValueError:
+        body = content.decode(errors="replace")
+    found = read_fault(error.status_code, body)
+    found = replace(found, message=redacted(found.message, part))
+    after = seconds_to_wait(error.response.headers)
+    return error_of(found, f"{part.model} at {part.base_url}", part.api_key_env, after)
+
+
+def unanswered(error: Exception, part: ModelPart) -> Exception:
+    """A request without a whole answer: a lost connection, a broken body, or one that cannot be sent at all."""
+    causes = [str(cause) for cause in _chain(error) if str(cause)]  # the client's own words are "Connection error."
+    told = f"{part.base_url}: {redacted(causes[-1] if causes else type(error).__name__, part)[:300]}"
+    kinds = {type(cause).__name__ for cause in _chain(error)}
+    if kinds & set(_UNSENDABLE):
+        return RecipeError(f"{told}. The request cannot be sent: check base_url and {part.api_key_env or 'the key'}")
+    return TryAgain(told, billed=(0, 0) if kinds & set(_UNSENT) else None)
+
+
+def _chain(error: BaseException | None) -> Iterator[BaseException]:
+    """An exception and its causes."""
+    while error:
+        yield error
+        error = error.__cause__ or error.__context__
+
+
+@contextlib.contextmanager
+def secrets_kept(part: ModelPart) -> Iterator[None]:
+    """Take the key out of what an exception of the block says: some gateways say the one that they refuse."""
+    try:
+        yield
+    except Exception as error:
+        error.args = tuple(redacted(told, part) if isinstance(told, str) else told for told in error.args)
+        raise
 
 
 def redacted(said: str, part: ModelPart) -> str:
-    """What an endpoint said, without the key: some gateways say the one that they refuse."""
-    key = os.environ.get(part.api_key_env or "")
+    """What an endpoint said, without the key."""
+    key = os.environ.get(part.api_key_env or "", "").strip()
     return said.replace(key, "***") if key else said
 
 
@@ -105,30 +126,23 @@ def parameters(model: str, sampling: Sampling) -> dict[str, Any]:
     return found
 
 
-def read_reply(answer: Any) -> Reply:
-    """The reply in the JSON of a chat completion. Without usage, tokens are 0.
-
-    Raises:
-        ValueError: there is none; some gateways answer 200 with an error in the body.
-    """
-    try:
-        choice, usage = answer["choices"][0], answer.get("usage") or {}
-        text = (choice["message"].get("content") or "").encode(errors="replace").decode()  # half a character is no text
-        tokens = [usage.get(name) or 0 for name in ("prompt_tokens", "completion_tokens")]
-        return Reply(text, choice.get("finish_reason") or "stop", *tokens)
-    except (AttributeError, IndexError, KeyError, TypeError) as error:
-        raise ValueError(f"answers without a choice: {answer}") from error
-
-
 def api_key(part: ModelPart) -> str | None:
-    """The key of an endpoint, from the environment by the name that the recipe gives.
+    """The key of an endpoint, from the environment by the name that the recipe gives, without white space around it.
 
     Raises:
-        RecipeError: there is no such variable.
+        RecipeError: there is no such variable, or no header takes what it holds.
     """
-    if part.api_key_env and not os.environ.get(part.api_key_env):
+    if not part.api_key_env:
+        return None
+    key = os.environ.get(part.api_key_env, "").strip()
+    if not key:
         raise RecipeError(f"{part.model} needs a key: set the environment variable {part.api_key_env}")
-    return os.environ.get(part.api_key_env) if part.api_key_env else None
+    if not (key.isascii() and key.isprintable()) or " " in key:
+        raise RecipeError(
+            f"{part.api_key_env}: the key of {part.model} holds a character that no HTTP header takes (white space, a "
+            "line break, or one beyond ASCII). Copy it again"
+        )
+    return key
 
 
 def seconds_to_wait(headers: Mapping[str, str]) -> float | None:

@@ -29,6 +29,7 @@ from bezoar_ray.store import Store
 ROLES = {"teacher": "generate", "judge": "filter", "candidate": "evaluate", "mt_bench_judge": "evaluate"}
 """Who is called, and in which stage."""
 SESSION = "session"  # the file that names the command which holds the run directory
+_TOKENS = ("tokens_in", "tokens_out", "tokens_reasoning")
 _LOOK = 1.0  # seconds for which its content is believed
 _OFFSET_BITS = 44  # a place is a segment's number and an offset in it, in one integer
 _OFFSET_MASK = (1 << _OFFSET_BITS) - 1
@@ -207,7 +208,7 @@ def _account(store: Store, folder: str, session: str) -> dict[str, Any]:
 
 class _Account:
     def __init__(self) -> None:
-        self.numbers = {"attempts": 0, "sent": 0, "from_ledger": 0, "tokens_in": 0, "tokens_out": 0}
+        self.numbers = {"attempts": 0, "sent": 0, "from_ledger": 0} | dict.fromkeys(_TOKENS, 0)
         self.usd = 0.0
         self.by_model: dict[str, dict[str, float]] = {}
 
@@ -231,7 +232,7 @@ class _Account:
         self.numbers["attempts"] += len(calls)
 
     def _settle(self, line: dict[str, Any]) -> None:
-        model = self.by_model.setdefault(line["model"], {"sent": 0, "tokens_in": 0, "tokens_out": 0, "usd": 0.0})
+        model = self.by_model.setdefault(line["model"], {"sent": 0} | dict.fromkeys(_TOKENS, 0) | {"usd": 0.0})
         answer = line.get("answer")
         self.numbers["attempts"] += 1
         self.usd += line["usd"]
@@ -239,8 +240,8 @@ class _Account:
         if answer:
             for counts in (self.numbers, model):
                 counts["sent"] += 1
-                counts["tokens_in"] += answer["tokens_in"]
-                counts["tokens_out"] += answer["tokens_out"]
+                for name in _TOKENS:
+                    counts[name] += answer.get(name, 0)  # older ledgers do not know reasoning
 
     def summary(self) -> dict[str, Any]:
         return self.numbers | {"usd": round(self.usd, 6)}

@@ -1,6 +1,7 @@
 """The OpenAI client against a real HTTP server that answers as it is told."""
 
 import asyncio
+import os
 import threading
 import time
 from collections.abc import Iterator
@@ -10,7 +11,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import orjson
 import pytest
 
-from bezoar_ray.errors import RecipeError
+from bezoar_ray.errors import BezoarError, RecipeError
 from bezoar_ray.llm.chat import CallFailed, Reply, Sampling
 from bezoar_ray.llm.client import open_talker
 from bezoar_ray.llm.endpoint import seconds_to_wait
@@ -118,7 +119,7 @@ def test_a_parameter_that_the_model_does_not_take_stops_at_once_and_says_why(ser
     assert len(server.requests) == 1
 
 
-@pytest.mark.parametrize("status", [401, 402, 403, 404])
+@pytest.mark.parametrize("status", [401, 404])
 def test_a_wrong_key_or_model_stops_at_once_and_says_why(server, tmp_path, status):
     server.statuses = [status]
     with pytest.raises(RecipeError, match=f"judge-1 at .* answers {status}"):
@@ -128,9 +129,95 @@ def test_a_wrong_key_or_model_stops_at_once_and_says_why(server, tmp_path, statu
 
 def test_an_empty_account_stops_at_once_although_it_comes_as_429(server, tmp_path):
     server.statuses, server.bodies = [429], [{"error": {"message": "no credit", "code": "insufficient_quota"}}]
-    with pytest.raises(RecipeError, match="the account is empty"):
+    with pytest.raises(BezoarError, match="the account is empty.* no credit") as caught:
         ask(server, tmp_path)
-    assert len(server.requests) == 1
+    assert len(server.requests) == 1 and caught.value.exit_code == 3
+
+
+def ask_many(server, tmp_path, rows, **more):
+    """What comes of each row, asked one after the other."""
+    url = f"http://127.0.0.1:{server.server_address[1]}/v1"
+    part = ModelPart(**{"model": "judge-1", "base_url": url, "retries": 3, "max_in_flight": 1} | more)
+
+    async def go():
+        talker = open_talker(part, str(tmp_path), "judge", "one")
+        asks = [talker.for_row(f"{n}")([{"role": "user", "content": f"{n}"}], step="judge") for n in range(rows)]
+        found = await asyncio.gather(*asks, return_exceptions=True)
+        await talker.close()
+        return found
+
+    return asyncio.run(go())
+
+
+REFUSAL = {"error": {"message": "`temperature` and `top_p` cannot both be specified"}}
+
+
+def test_an_endpoint_that_refuses_all_calls_alike_stops_the_run(server, tmp_path):
+    server.statuses, server.bodies = [400] * 30, [REFUSAL] * 30
+    found = ask_many(server, tmp_path, 30)
+    assert len(server.requests) in (5, 6)  # the next one may be on its way
+    assert [type(error) for error in found].count(CallFailed) == 0
+    assert all(isinstance(error, BezoarError) for error in found[4:])
+    assert "all 5 calls were refused in the same way" in str(found[-1]) and "cannot both be" in str(found[-1])
+
+
+def test_refusals_among_answers_fail_their_rows_alone(server, tmp_path):
+    server.statuses = [200, 400, 400, 400, 400, 400, 400, 200] * 3
+    server.bodies = [GOOD if status == 200 else REFUSAL for status in server.statuses]
+    found = ask_many(server, tmp_path, 24)
+    assert [isinstance(reply, Reply) for reply in found] == [True, *[False] * 6, True] * 3
+    assert all(isinstance(error, CallFailed) for error in found if not isinstance(error, Reply))
+
+
+def test_refusals_that_differ_are_the_rows_own(server, tmp_path):
+    words = ["alpha", "beta", "gamma", "delta", "epsilon", "zeta", "eta", "theta", "iota", "kappa"]
+    server.statuses = [400] * 10
+    server.bodies = [{"error": {"message": f"unreadable because of {word}"}} for word in words]
+    assert all(isinstance(error, CallFailed) for error in ask_many(server, tmp_path, 10))
+
+
+def test_a_fault_in_a_good_answer_is_billed_as_it_says(server, tmp_path):
+    prices = {"input": 1e6, "output": 1e6}  # a dollar a token
+    empty = {"choices": [{"message": {"content": ""}, "finish_reason": "error"}]}
+    server.bodies = [empty, empty | {"usage": {"prompt_tokens": 3, "completion_tokens": 1}}, GOOD]
+    assert ask(server, tmp_path, prices=prices).text == "four"
+    calls = accounts(tmp_path, "one")["judge"]
+    assert (calls["attempts"], calls["usd"]) == (3, 0 + 4 + 9)
+
+
+def test_an_attempt_of_which_no_byte_went_out_costs_nothing(server, tmp_path):
+    server.shutdown()
+    server.server_close()
+    with pytest.raises(CallFailed, match="Connect call failed"):
+        ask(server, tmp_path, retries=0, prices={"input": 1, "output": 1})
+    assert accounts(tmp_path, "one")["judge"]["usd"] == 0
+
+
+@pytest.mark.parametrize("url", ["htp://127.0.0.1:1/v1", "127.0.0.1:1/v1", "http://127.0.0.1:99999/v1"])
+def test_an_address_to_which_nothing_can_be_sent_stops_at_once(tmp_path, url, server):
+    with pytest.raises(RecipeError, match="cannot be sent: check base_url"):
+        ask(server, tmp_path, base_url=url)
+    assert accounts(tmp_path, "one")["judge"]["usd"] == 0
+
+
+def test_white_space_around_a_key_is_none_of_it(server, tmp_path, monkeypatch):
+    monkeypatch.setenv("MY_KEY", "  sk-1\r\n")
+    ask(server, tmp_path, api_key_env="MY_KEY")
+    assert server.requests[0]["key"] == "Bearer sk-1"
+
+
+@pytest.mark.parametrize("key", ["sk-\u2026", "sk-1\nsk-2", "sk 1", "sk-\x00", "“sk-1”"])
+def test_a_key_that_no_header_takes_is_refused_by_its_name_alone(server, tmp_path, monkeypatch, key):
+    monkeypatch.setitem(os.environ, "MY_KEY", key.replace("\x00", "\x01"))
+    with pytest.raises(RecipeError, match="MY_KEY: the key of judge-1 holds a character") as caught:
+        ask(server, tmp_path, api_key_env="MY_KEY")
+    assert "sk" not in str(caught.value) and not server.requests
+
+
+def test_only_white_space_is_no_key(server, tmp_path, monkeypatch):
+    monkeypatch.setenv("MY_KEY", " \n")
+    with pytest.raises(RecipeError, match="set the environment variable MY_KEY"):
+        ask(server, tmp_path, api_key_env="MY_KEY")
 
 
 @pytest.mark.parametrize("body", [{"error": "overloaded"}, GOOD | {"choices": []}])

@@ -39,7 +39,9 @@ def test_an_answer_is_asked_for_once_and_found_again_by_the_next_process(tmp_pat
     calls = accounts(tmp_path, "two")["judge"]
     assert (calls["attempts"], calls["sent"], calls["from_ledger"]) == (1, 1, 1)
     assert (calls["last_run"]["sent"], calls["last_run"]["from_ledger"]) == (0, 1)
-    assert calls["by_model"]["scripted"] == {"sent": 1, "tokens_in": 10, "tokens_out": 5, "usd": 0.0}
+    assert calls["by_model"]["scripted"] == {
+        "sent": 1, "tokens_in": 10, "tokens_out": 5, "tokens_reasoning": 0, "usd": 0.0,
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize(
