@@ -1,4 +1,4 @@
-"""What this machine can run, what each packaged recipe still misses on it, and what to do about that."""
+"""Check this machine, and list what each packaged recipe is missing on it."""
 
 import importlib.util
 import os
@@ -16,9 +16,11 @@ from bezoar_ray.llm.engine import installed_vllm, is_cpu_build
 from bezoar_ray.plan import Plan, plan
 from bezoar_ray.recipe import ModelPart, Recipe, SourcePart, load_recipe, recipe_names
 from bezoar_ray.recipe.part import matches
+from bezoar_ray.room import asks_of
 from bezoar_ray.shapes import hub_cache
 
 _WHEELS = {("Linux", "x86_64"), ("Linux", "aarch64")}  # what the pinned CPU stack has wheels for
+_AT_ONCE = (("generate", "filter"), ("sft",), ("hh-sft",), ("dpo",), ("evaluate",))  # stages that run together
 _NEEDED = ("ray", "torch", "vllm", "transformers", "trl", "peft", "bitsandbytes", "lm_eval", "openai")
 _DOCKER = """docker build -f cluster/Dockerfile -t bezoar-ray:cpu .
     docker run --rm -v "$PWD/runs:/bezoar/runs" bezoar-ray:cpu run tiny"""
@@ -118,32 +120,32 @@ def models(recipe: Recipe) -> list[tuple[str, ModelPart]]:
 def misses(recipe: Recipe, gpus: list[str]) -> list[str]:
     """A sentence for each thing that this machine lacks for a recipe."""
     files = [line for _, line in missing_files(recipe)]
-    machine = [*_packages(), *_gpus(recipe, gpus), *_too_large(planned(recipe, gpus))]
+    machine = [*_packages(), *_gpus(recipe, gpus), *_too_large(recipe, gpus)]
     return list(dict.fromkeys([*machine, *_keys(recipe), *_hub(recipe), *files]))
 
 
 def _recipe_lines(recipe: Recipe, gpus: list[str]) -> list[str]:
     found = misses(recipe, gpus)
     lines = [f"  {recipe.name}: {'misses' if found else 'can run'}", *(f"    - {line}" for line in found)]
-    if plan_here := planned(recipe, gpus):
+    for plan_here in plans(recipe, gpus)[:1]:
         lines += [f"    {need.stage:<9} {need}" for need in plan_here.needs if need.fits]
         lines += [f"    GPU hours: {hours}" for hours in _hours(plan_here)]
     return lines
 
 
-def planned(recipe: Recipe, gpus: list[str]) -> Plan | None:
-    """A recipe's plan for the smallest GPU of this machine, by `nvidia-smi`'s lines; None where there is no GPU."""
-    found = [(int(there.group(2)), there.group(1)) for gpu in gpus if (there := re.match(r"(.+), (\d+) MiB", gpu))]
-    if not found:
-        return None
-    mebibytes, name = min(found)
-    return plan(recipe, gpu=_gpu(name, mebibytes / 1024))
+def plans(recipe: Recipe, gpus: list[str]) -> list[Plan]:
+    """A recipe's plan for each kind of GPU of this machine, by `nvidia-smi`'s lines, the largest first."""
+    cards = {line.rpartition(", ")[0]: line.rpartition(", ")[2] for line in gpus}
+    memory = {name: int(told.removesuffix(" MiB")) for name, told in cards.items() if re.fullmatch(r"\d+ MiB", told)}
+    largest_first = sorted(memory, key=memory.__getitem__, reverse=True)
+    return [plan(recipe, gpu=_gpu(name, memory[name] / 1024)) for name in largest_first]
 
 
 def _gpu(name: str, memory: float) -> Gpu:
-    """A card with the memory that it has; one of a kind that is not known keeps its name."""
-    kind = kind_of(name)
-    return replace(GPUS[kind or USUAL], kind=kind or name, memory=memory)
+    """A card of this machine; one of a kind that is not known keeps its name."""
+    if kind := kind_of(name):
+        return replace(GPUS[kind], memory=min(memory, GPUS[kind].memory))
+    return replace(GPUS[USUAL], kind=name, memory=memory)
 
 
 def _hours(found: Plan) -> Iterator[str]:
@@ -155,10 +157,21 @@ def _hours(found: Plan) -> Iterator[str]:
         yield ", ".join(f"{stage} {time:.1f}" for stage, time in hours.items() if time)
 
 
-def _too_large(found: Plan | None) -> Iterator[str]:
-    for need in found.needs if found else ():
-        if not need.fits:
-            yield f"GPU memory: {need.stage}: {need}"
+def _too_large(recipe: Recipe, gpus: list[str]) -> Iterator[str]:
+    """What does not fit on the largest card, and the smaller ones on which Ray may start what does."""
+    found = plans(recipe, gpus)
+    too_large = [[need for need in of_card.needs if not need.fits] for of_card in found]
+    for need in too_large[0] if found else ():
+        yield f"GPU memory: {need.stage}: {need}"
+    for needs in too_large[1:]:
+        if needs and not too_large[0]:
+            stages = ", ".join(need.stage for need in needs)
+            yield (
+                f"GPU memory: {needs[0].gpu.kind} is too small for {stages}, and Ray may choose it: leave it out of "
+                "CUDA_VISIBLE_DEVICES"
+            )
+    if unread := [line for line in gpus if not line.endswith(" MiB")]:
+        yield f"GPU memory: nvidia-smi does not say how much {unread[0].rpartition(', ')[0]} has"
 
 
 def _packages() -> Iterator[str]:
@@ -167,17 +180,15 @@ def _packages() -> Iterator[str]:
 
 
 def _gpus(recipe: Recipe, gpus: list[str]) -> Iterator[str]:
-    trained = max((part.workers * part.gpus_per_worker, stage) for stage, part in _trainings(recipe))
-    written = (sum(part.actors * part.num_gpus for part in recipe.teachers), "generate")
-    asked, who = max(trained, written)
+    asked, stages = max(
+        (sum(ask.count * ask.needs.get("GPU", 0.0) for stage in together for ask in asks_of(recipe, stage)), together)
+        for together in _AT_ONCE
+    )
     if asked > len(gpus):
+        who = " and ".join(stages)
         yield f"GPUs: {who} asks for {asked:g}, this machine has {len(gpus)} (a Ray cluster may have them: RAY_ADDRESS)"
     if asked and (not installed_vllm() or is_cpu_build()):
         yield "vLLM's CUDA build: install the extra `gpu` in place of `cpu`"
-
-
-def _trainings(recipe: Recipe):
-    return (("sft", recipe.sft), ("hh_sft", recipe.hh_sft), ("align", recipe.align))
 
 
 def _keys(recipe: Recipe) -> Iterator[str]:

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 
 from bezoar_ray.errors import RecipeError
 
-ENGINE_SHARE = 0.9
-"""Share of a GPU's memory that vLLM takes by default."""
+ENGINE_SHARE = 0.92
+"""Share of a GPU's memory that vLLM 0.29 takes by default."""
 USUAL = "H100"
 """The kind that is planned where a recipe names none."""
 
@@ -16,7 +16,6 @@ class Gpu:
     """A kind of GPU."""
 
     kind: str
-    """Ray's name, or, for cards that Ray does not know, the maker's without spaces."""
     tflops: float
     """Dense bfloat16 products with float32 sums, in 10^12 operations a second."""
     bandwidth: float
@@ -55,19 +54,24 @@ _DRIVER_NAMES = {
 """The whole name of a card, as its driver gives it. A variant (PCIe, NVL, Laptop, Ti, a MIG slice) is another card."""
 
 
-def find_gpu(kind: str, option: str) -> Gpu:
-    """A GPU by the name of its kind.
+_RAYS_NAMES = {"A100-80G": "A100", "GeForce-RTX-4090": "RTX4090", "GeForce-RTX-3090": "RTX3090"}
+"""Ray's other names (`accelerator_type`) for some of them."""
 
-    Args:
-        kind: a name in `GPUS`.
-        option: what gave it, for the error.
+
+def known_gpu(kind: str | None) -> Gpu | None:
+    """A GPU by its kind, or by Ray's name; None where it is not known."""
+    return GPUS.get(_RAYS_NAMES.get(kind or "", kind or ""))
+
+
+def find_gpu(kind: str, option: str) -> Gpu:
+    """The same for what `option` of the command line gives.
 
     Raises:
         RecipeError: no such kind is known.
     """
-    if kind not in GPUS:
-        raise RecipeError(f"{option} {kind}: no such kind of GPU is known; there are {', '.join(GPUS)}")
-    return GPUS[kind]
+    if gpu := known_gpu(kind):
+        return gpu
+    raise RecipeError(f"{option} {kind}: no such kind of GPU is known; there are {', '.join(GPUS)}")
 
 
 def kind_of(name: str) -> str | None:

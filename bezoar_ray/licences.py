@@ -54,7 +54,7 @@ _PROVIDER = Terms(
 )
 _ROUTER = Terms(
     OBLIGATIONS,
-    "it passes on the terms of each model's author and host: ask for models that it lists as distillable",
+    "it passes on the terms of each model's author and host; a teacher has to be one that it lists as distillable",
 )  # https://openrouter.ai/docs/guides/guides/distillation
 _TEACHES_ANYWAY = Terms(NO, "its output is the training data, and may not be used to make other models")
 _UNKNOWN = Terms(UNKNOWN, "no licence that the table knows; read it, and name it in the recipe")
@@ -81,7 +81,12 @@ def terms(name: str) -> Terms:
 
     Of several ("MIT and CC-BY-4.0") the worst counts.
     """
-    return max(map(_terms, re.split(r"\s+and\s+|[,;+&]", name, flags=re.IGNORECASE)), key=_badness)
+    return max(_each(name), key=_badness)
+
+
+def _each(name: str) -> list[Terms]:
+    """What each of the licences in a name means."""
+    return [_terms(part) for part in re.split(r"\s+and\s+|[,;+&]", name, flags=re.IGNORECASE)]
 
 
 def _terms(name: str) -> Terms:
@@ -126,13 +131,12 @@ def _source(part: SourcePart, kind: str) -> Cause:
 
 
 def _teacher(part: ModelPart) -> Cause:
-    found = terms(part.license)
-    found = _TEACHES_ANYWAY if found in (_PROVIDER, _OLD_LLAMA) else found
-    return Cause(f"teacher {part.model}", part.license, found)
+    """Of several licences the worst counts, once each is read as a teacher's."""
+    found = [_TEACHES_ANYWAY if each in (_PROVIDER, _OLD_LLAMA) else each for each in _each(part.license)]
+    return Cause(f"teacher {part.model}", part.license, max(found, key=_badness))
 
 
 def _judge(part: ModelPart) -> Cause:
-    found = terms(part.license)
-    if found in (_LLAMA, _OLD_LLAMA, _GEMMA):  # these bind the weights and what is made from them, not a rating
-        found = _PERMISSIVE
-    return Cause(f"judge {part.model}", part.license, found)
+    """The same as a judge's: what binds the weights, and what is made from them, does not bind a rating."""
+    found = [_PERMISSIVE if each in (_LLAMA, _OLD_LLAMA, _GEMMA) else each for each in _each(part.license)]
+    return Cause(f"judge {part.model}", part.license, max(found, key=_badness))

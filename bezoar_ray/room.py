@@ -82,7 +82,7 @@ def check_stages(recipe: Recipe, stages: Iterable[str]) -> None:
     Raises:
         RecipeError: as `check_room`.
     """
-    _check([[ask] for stage in stages for ask in _asks(recipe, stage)])
+    _check([[ask] for stage in stages for ask in asks_of(recipe, stage)])
 
 
 def grows() -> bool:
@@ -124,7 +124,8 @@ def _check_on(nodes: list[Node], asks: list[Ask]) -> None:
             raise RecipeError(f"{ask}: its nodes have room for {room:g} of them at most. {_REMEDY}")
 
 
-def _asks(recipe: Recipe, stage: str) -> Iterator[Ask]:
+def asks_of(recipe: Recipe, stage: str) -> Iterator[Ask]:
+    """What a stage's actors and workers ask for, at least. Models at endpoints ask for what their actors do."""
     evaluate = recipe.evaluate
     talked_to = {"generate": recipe.teachers, "filter": recipe.judges if recipe.filter.judge else ()}
     for part in talked_to.get(stage, ()):

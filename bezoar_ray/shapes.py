@@ -25,6 +25,8 @@ class Shape:
     """Whether its feed-forward layers have a gate beside the two projections."""
     context: int | None = None
     """Tokens of the longest sequence, where that is known."""
+    bits: int | None = None
+    """Of a weight in the linear maps, where they are quantised."""
     known: bool = True
     """Whether it is the model's own shape; otherwise it is a shape of about its size."""
 
@@ -67,6 +69,7 @@ _KNOWN = {
     "qwen3-14b": Shape(40, 5120, 17408, 40, 8, 128, 151_936, context=40_960),
     "qwen3-8b": Shape(36, 4096, 12288, 32, 8, 128, 151_936, context=40_960),
     "qwen3-4b-instruct-2507": Shape(36, 2560, 9728, 32, 8, 128, 151_936, tied=True, context=262_144),
+    "qwen3-4b-thinking-2507": Shape(36, 2560, 9728, 32, 8, 128, 151_936, tied=True, context=262_144),
     "qwen3-4b": Shape(36, 2560, 9728, 32, 8, 128, 151_936, tied=True, context=40_960),
     "qwen3-1.7b": Shape(28, 2048, 6144, 16, 8, 128, 151_936, tied=True, context=40_960),
     "qwen3-0.6b": Shape(28, 1024, 3072, 16, 8, 128, 151_936, tied=True, context=40_960),
@@ -86,7 +89,8 @@ _FIELDS = {
 _INNER = ("intermediate_size", "ffn_dim", "ffn_hidden_size", "n_inner")
 _KV_HEADS = ("num_key_value_heads", "num_kv_heads")
 _CONTEXT = ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length")
-_EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts")
+_ATTENTION = {"full_attention", "sliding_attention", "chunked_attention"}
+"""Kinds of layers whose keys and values are cached; others (Mamba, linear attention) count otherwise."""
 _PLAIN = ("falcon", "opt", "bloom", "mpt", "gpt2", "gpt_neox", "gpt_bigcode", "phi", "starcoder2")
 """Types of models whose feed-forward layers have no gate."""
 
@@ -99,49 +103,81 @@ def shape_of(model: str, billions: float = USUAL_BILLIONS) -> Shape:
         billions: weights of a model that is neither here nor in the table.
     """
     config = _config(model)
-    shape = _from_config(config) if config else None
+    if config is not None:
+        return _from_config(config) or _about(billions)
     name = model.lower().rpartition("/")[2]
-    return shape or next((known for key, known in _KNOWN.items() if key in name), None) or _about(billions)
+    return next((known for key, known in _KNOWN.items() if key in name), None) or _about(billions)
 
 
 def hub_cache() -> Path:
     """The folder of the Hugging Face hub's cache."""
-    home = os.environ.get("HF_HOME") or "~/.cache/huggingface"
+    home = os.environ.get("HF_HOME") or f"{os.environ.get('XDG_CACHE_HOME') or '~/.cache'}/huggingface"
     return Path(os.environ.get("HF_HUB_CACHE") or f"{home}/hub").expanduser()
 
 
 def _config(model: str) -> dict[str, Any] | None:
-    """The model's config.json: of a local folder, or from the hub's cache."""
+    """The model's config.json: of a local folder, or from the hub's cache; None where none can be read."""
     paths = [Path(model).expanduser() / "config.json"]
     if "/" in model:
         paths += sorted(hub_cache().glob(f"models--{model.replace('/', '--')}/snapshots/*/config.json"))
-    found = next((path for path in paths if path.is_file()), None)
-    return json.loads(found.read_text()) if found else None
+    for path in paths:
+        try:
+            found = json.loads(path.read_text())
+        except (OSError, ValueError):
+            continue
+        if isinstance(found, dict):
+            return found
+    return None
 
 
 def _from_config(config: dict[str, Any]) -> Shape | None:
-    """None where the configuration leaves a size out, has no attention, or mixes experts, which count otherwise."""
-    config = config | (config.get("text_config") or {})
+    """None where the configuration leaves a size out, mixes experts, or has other layers than attention's."""
+    if isinstance(config.get("text_config"), dict):
+        config = config | config["text_config"]
     sizes = {name: _first(config, names) for name, names in _FIELDS.items()}
-    if not all(sizes.values()) or _first(config, _EXPERTS):
+    layer_types = config.get("layer_types") or config.get("layers_block_type") or ()
+    if not all(sizes.values()) or _has_experts(config) or set(layer_types) - _ATTENTION:
         return None
     hidden, heads = sizes["hidden"], sizes["heads"]
-    kind = config.get("model_type")
-    shared = kind == "falcon" and config.get("multi_query", True) and not config.get("new_decoder_architecture")
     return Shape(
         **sizes,
         inner=_first(config, _INNER) or 4 * hidden,
-        kv_heads=1 if shared else _first(config, _KV_HEADS) or heads,
-        head_size=config.get("head_dim") or hidden // heads,
+        kv_heads=_kv_heads(config, heads),
+        head_size=_first(config, ("head_dim",)) or hidden // heads,
         tied=config.get("tie_word_embeddings", True),  # transformers leaves out what is its default
-        gated=kind not in _PLAIN,
+        gated=config.get("model_type") not in _PLAIN,
         context=_first(config, _CONTEXT),
+        bits=_bits(config.get("quantization_config")),
     )
 
 
-def _first(config: dict[str, Any], names: tuple[str, ...]) -> Any:
-    """The first of some fields that a configuration has."""
-    return next((config[name] for name in names if config.get(name)), None)
+def _kv_heads(config: dict[str, Any], heads: int) -> int:
+    old_falcon = config.get("model_type") == "falcon" and not config.get("new_decoder_architecture")
+    if (old_falcon or config.get("model_type") == "gpt_bigcode") and config.get("multi_query", True):
+        return 1
+    return _first(config, _KV_HEADS) or heads
+
+
+def _has_experts(config: dict[str, Any]) -> bool:
+    """Whether feed-forward layers are mixtures; every family has a name of its own for their number."""
+    parts = [config, *(value for value in config.values() if isinstance(value, dict))]
+    numbers = [value for part in parts for name, value in part.items() if "expert" in name]
+    return any(isinstance(number, int) and number > 1 for number in numbers)
+
+
+def _bits(quantization: Any) -> int | None:
+    """Bits of a weight by a configuration's `quantization_config`: GPTQ, AWQ, bitsandbytes, FP8, compressed-tensors."""
+    text = json.dumps(quantization or {}).lower()
+    if told := re.search(r'"(?:bits|num_bits|w_bit)": (\d+)', text):
+        return int(told.group(1))
+    if "fp4" in text or '"load_in_4bit": true' in text:
+        return 4
+    return 8 if "fp8" in text or '"load_in_8bit": true' in text else None
+
+
+def _first(config: dict[str, Any], names: tuple[str, ...]) -> int | None:
+    """The first of some fields in which a configuration has a number."""
+    return next((config[name] for name in names if isinstance(config.get(name), int) and config[name] > 0), None)
 
 
 def _about(billions: float) -> Shape:
@@ -158,6 +194,10 @@ def model_shape(model: str) -> Shape:
 
 
 def billions_in(name: str) -> float | None:
-    """Billions of weights that a name tells, as in `falcon-40b`; None where it tells none."""
-    found = re.search(r"(?<![a-z0-9.])(\d+(?:\.\d+)?)b(?![a-z])", name.lower())
-    return float(found.group(1)) if found else None
+    """Billions of weights that a name tells, as in `falcon-40b`, `smollm2-135m` or `mixtral-8x7b` (at most); None where
+    it tells none."""
+    found = re.search(r"(?<![a-z0-9.])(?:(\d+)x)?(\d+(?:\.\d+)?)([bm])(?![a-z])", name.lower())
+    if not found:
+        return None
+    experts, number, unit = found.groups()
+    return int(experts or 1) * float(number) / (1000 if unit == "m" else 1)

@@ -1,7 +1,8 @@
 """Packaged recipes built for real into Ray's graphs, Serve's app and Ray Train's trainer, on logical GPUs.
 
 `python -m tests.recorded RECIPE ...` starts a Ray with logical GPUs enough. It prints a JSON line for each recipe: what
-engines and trainer were given. Only these two are replaced. A recorded engine takes the part of
+engines and trainer were given. Only these two are replaced; seeds are the tiny world's, sizes are small, and a
+scripted server stands at all endpoints. A recorded engine takes the part of
 vLLM in the actors of generate and filter and in the replicas of Serve; a recorded trainer that of Ray's TorchTrainer.
 """
 

@@ -86,14 +86,14 @@ def test_what_is_there_is_not_missed(bare, monkeypatch):
         (bare / name).write_text("{}\n")
     for part in ("models--Qwen--Qwen3-14B", "models--Qwen--Qwen3-1.7B-Base"):
         (bare / "hub" / part).mkdir(parents=True)
-    (found,) = doctor.misses(load_recipe("modern"), ["H200", "H200"])
+    (found,) = doctor.misses(load_recipe("modern"), ["NVIDIA H200, 143771 MiB"] * 2)
     assert found.startswith("from the Hugging Face hub")
     assert "Qwen" not in found
 
 
 def test_what_the_gpus_that_are_there_are_too_small_for_is_missed(bare):
     recipe = load_recipe("modern")
-    text = "\n".join(doctor.misses(recipe, ["NVIDIA L4, 23034 MiB", "NVIDIA H100 80GB HBM3, 81559 MiB"]))
+    text = "\n".join(doctor.misses(recipe, ["NVIDIA L4, 23034 MiB"] * 2))
     assert "GPU memory: generate: Qwen3-14B: at least 30.1 GiB, and no room is left for a cache: DOES NOT FIT" in text
     assert "GPU memory" not in "\n".join(doctor.misses(recipe, ["NVIDIA H100 80GB HBM3, 81559 MiB"] * 2))
     lines = doctor._recipe_lines(recipe, ["NVIDIA H100 80GB HBM3, 81559 MiB"] * 2)
@@ -101,6 +101,26 @@ def test_what_the_gpus_that_are_there_are_too_small_for_is_missed(bare):
     assert any(re.fullmatch(r" +GPU hours: generate [\d.]+, sft .*", line) for line in lines)
     mystery = doctor._recipe_lines(recipe, ["NVIDIA B999, 81559 MiB"] * 2)
     assert any("fits" in line for line in mystery) and not any("GPU hours" in line for line in mystery)
+
+
+@pytest.mark.parametrize(
+    ("sets", "said"),
+    [
+        (["judges=[{model: j, num_gpus: 4, engine: {tensor_parallel_size: 4}}]"], "generate and filter asks for 6"),
+        (["serve.replicas=4", "serve.num_gpus=1"], "evaluate asks for 4"),
+    ],
+)
+def test_judges_and_the_endpoint_are_counted_among_the_gpus_asked_for(bare, sets, said):
+    text = "\n".join(doctor.misses(load_recipe("modern", sets), ["NVIDIA H100 80GB HBM3, 81559 MiB"] * 2))
+    assert f"GPUs: {said}, this machine has 2" in text
+
+
+def test_a_card_for_the_display_is_named_and_not_planned_on(bare):
+    cards = ["NVIDIA T400, 2048 MiB", "NVIDIA H100 80GB HBM3, 81559 MiB"]
+    text = "\n".join(doctor.misses(load_recipe("modern"), cards))
+    assert "DOES NOT FIT" not in text and "NVIDIA T400 is too small for generate, sft" in text
+    text = "\n".join(doctor.misses(load_recipe("modern"), ["NVIDIA GB10, [N/A]"]))
+    assert "nvidia-smi does not say how much NVIDIA GB10 has" in text
 
 
 @pytest.mark.parametrize(("package", "version", "kind"), [

@@ -49,6 +49,13 @@ def test_the_table_knows_the_usual_licences_and_guesses_none(name, verdict):
     assert terms(name).verdict == verdict
 
 
+@pytest.mark.parametrize("terms", ["OpenAI-terms and OpenRouter-terms", "OpenRouter-terms and OpenAI-terms",
+                                   "CC-BY-4.0 and OpenAI-terms", "Llama-2, Apache-2.0"])  # fmt: skip
+def test_a_teacher_whose_output_may_not_be_trained_on_is_found_in_any_order(terms):
+    assert commercial_use(made_of(teacher=terms))["verdict"] == "no"
+    assert commercial_use(made_of(judge=terms))["verdict"] == "with obligations" or terms.startswith("Llama")
+
+
 def test_permissive_parts_give_yes_and_name_each_part():
     found = commercial_use(made_of())
     assert found["verdict"] == "yes"

@@ -14,7 +14,7 @@ from bezoar_ray.plan import Assumed, plan, plan_from, render, render_scaling, sc
 from bezoar_ray.plan.memory import training_pass
 from bezoar_ray.plan.speeds import SPEEDS, training_speed
 from bezoar_ray.plan.steps import billions
-from bezoar_ray.recipe import load_recipe, parse_recipe
+from bezoar_ray.recipe import load_recipe, parse_recipe, recipe_names
 from bezoar_ray.shapes import Shape, shape_of
 from tests import architectures
 
@@ -162,6 +162,27 @@ def test_a_pilot_replaces_yields_and_tokens(tmp_path):
     assert str(tmp_path) in render(plan_from(RECIPE, tmp_path))
 
 
+@pytest.mark.parametrize("candidates", [1, 4])
+def test_what_was_assumed_comes_back_from_a_run_that_did_so(candidates, tmp_path):
+    """All candidates of an instruction are counted as generated, and one of them at most as accepted."""
+    recipe = load_recipe("modern", [f"generate.candidates={candidates}"])
+    planned = plan(recipe)
+    of_teacher = [step for step in planned.steps if step.stage == "generate"]
+    tokens_in, tokens_out = (sum(getattr(step, name) for step in of_teacher) for name in ("tokens_in", "tokens_out"))
+    data = {
+        scheme: {"generated": rows * candidates, "accepted": rows * planned.assumed.accepted[scheme]}
+        for scheme, rows in planned.rows.items()
+    }
+    teacher = {"sent": sum(step.calls for step in of_teacher), "tokens_in": tokens_in, "tokens_out": tokens_out}
+    judge = next(step for step in planned.steps if step.what == "judge")
+    judged = {"sent": judge.calls, "tokens_in": judge.tokens_in, "tokens_out": judge.tokens_out}
+    (tmp_path / "summary.json").write_text(json.dumps({"data": data, "calls": {"teacher": teacher, "judge": judged}}))
+    again = plan_from(recipe, tmp_path)
+    for before, after in zip(planned.steps, again.steps, strict=True):
+        assert (after.what, after.tokens_in) == (before.what, pytest.approx(before.tokens_in))
+        assert after.gpu_hours == pytest.approx(before.gpu_hours)
+
+
 def test_from_a_folder_without_a_run_says_so(tmp_path):
     (tmp_path / "summary.json").write_text("{}")
     with pytest.raises(RecipeError, match=r"--from .*no summary\.json with rows in it"):
@@ -183,7 +204,7 @@ def test_the_text_holds_every_step_and_names_the_assumptions():
         assert step.what in text
 
 
-@pytest.mark.parametrize("name", ["tiny", "openbezoar-3b", "modern"])
+@pytest.mark.parametrize("name", recipe_names())
 def test_every_packaged_recipe_has_a_plan(name):
     found = plan(load_recipe(name))
     assert found.total("calls") > 0
@@ -268,6 +289,16 @@ def test_steps_on_more_gpus_are_those_of_the_recipe():
     assert f"each of {rows * 3 / 16:,.0f} steps" in sft.bound.replace("\n", " ")
 
 
+def test_on_paper_endpoints_need_no_engine_and_stages_without_work_are_left_out():
+    found = scaling(load_recipe("api-teacher", ["evaluate.mt_bench=null", "evaluate.harness=null"]), "L4")
+    assert [stage.name for stage in found.stages] == ["generate", "filter", "sft", "hh-sft", "dpo"]
+    generate = found.stages[0]
+    assert generate.used(8) == 0 and generate.hours(1) == generate.hours(64) > 0
+    assert "qwen3-235b-a22b-2507 takes 21 calls a second" in generate.bound and "engine" not in generate.bound
+    judge = "judges=[{model: j, num_gpus: 4, engine: {tensor_parallel_size: 4}}]"
+    assert scaling(load_recipe("modern", [judge, "evaluate.mt_bench=null"]), "H100").fewest == 4
+
+
 @pytest.mark.parametrize(("name", "kind", "said"), [("modern", "V100", "H100, H200"), ("tiny", "L4", "uses no GPU")])
 def test_a_cluster_that_cannot_be_is_refused(name, kind, said):
     with pytest.raises(RecipeError, match=said):
@@ -313,12 +344,12 @@ def test_a_model_on_this_machine_has_its_own_shape(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("architecture", architectures.NAMES)
 def test_every_configuration_is_read_or_passed_over(architecture, tmp_path):
-    """By transformers' own files: linear weights and heads are counted, or nothing is claimed."""
+    """By transformers' own files: linear weights are counted, or nothing is claimed."""
     model = architectures.model(architecture)
     model.config.save_pretrained(tmp_path)
     found = shape_of(str(tmp_path))
     if architecture in ("mamba2", "qwen3_5"):  # no attention, or not in all layers
-        assert not found.known or found.layers
+        assert not found.known
         return
     linear = sum(weight.numel() for name, weight in model.named_parameters() if weight.ndim == 2 and "embed" not in name
                  and "lm_head" not in name)  # fmt: skip
@@ -330,12 +361,44 @@ def test_every_configuration_is_read_or_passed_over(architecture, tmp_path):
     {"model_type": "gemma3", "text_config": {"hidden_size": 2560, "num_hidden_layers": 34}},  # the rest is left out
     {"model_type": "qwen3_moe", "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4,
      "vocab_size": 100, "num_experts": 8},
+    {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "vocab_size": 100, "moe_num_experts": 64},
+    {"d_model": 64, "n_layers": 2, "n_heads": 4, "vocab_size": 100, "ffn_config": {"moe_num_experts": 16}},
+    {"hidden_size": [64, 64], "num_hidden_layers": 2, "num_attention_heads": 4, "vocab_size": 100},
+    {"text_config": "x"},
     {},
+    [],
+    "",
 ])  # fmt: skip
 def test_a_configuration_that_does_not_say_enough_claims_nothing(config, tmp_path):
-    (tmp_path / "config.json").write_text(json.dumps(config))
-    found = shape_of(str(tmp_path), 4.0)
-    assert not found.known and found.weights / 1e9 == pytest.approx(4, rel=0.1)
+    (tmp_path / "qwen3-8b-upcycled").mkdir()
+    (tmp_path / "qwen3-8b-upcycled/config.json").write_text(json.dumps(config))
+    found = shape_of(str(tmp_path / "qwen3-8b-upcycled"), 4.0)
+    is_object = isinstance(config, dict)  # else it is no configuration, and the name is all there is
+    assert found.known != is_object
+    assert not is_object or found.weights / 1e9 == pytest.approx(4, rel=0.1)
+
+
+def test_a_configuration_that_is_cut_off_is_passed_over(tmp_path):
+    (tmp_path / "config.json").write_text('{"hidden_size": 64, "num_')
+    assert not shape_of(str(tmp_path), 4.0).known
+
+
+@pytest.mark.parametrize(
+    ("quantization", "bits"),
+    [
+        ({"quant_method": "awq", "bits": 4}, 4),
+        ({"quant_method": "gptq", "bits": 8}, 8),
+        ({"quant_method": "bitsandbytes", "load_in_4bit": True}, 4),
+        ({"quant_method": "mxfp4"}, 4),
+        ({"quant_method": "fp8", "weight_block_size": [128, 128]}, 8),
+        ({"quant_method": "compressed-tensors", "config_groups": {"group_0": {"weights": {"num_bits": 4}}}}, 4),
+        (None, None),
+    ],
+)
+def test_a_configuration_says_whether_weights_are_quantised(quantization, bits, tmp_path):
+    config = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "vocab_size": 100}
+    (tmp_path / "config.json").write_text(json.dumps(config | {"quantization_config": quantization}))
+    assert shape_of(str(tmp_path)).bits == bits
 
 
 def test_one_head_of_keys_serves_all_in_an_old_falcon(tmp_path):
@@ -356,7 +419,7 @@ def test_what_was_measured_on_an_h200_is_what_the_plan_foretells():
     lora = {"targets": ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]}
     for tokens, recomputed, compiled, gib in (
         (3_839, False, False, 21.3), (16_210, False, False, 82.3), (16_210, True, False, 10.8),
-        (3_839, False, True, 18.5),
+        (3_839, False, True, 18.5), (16_210, True, True, 10.8),
     ):  # fmt: skip
         sets = [f"sft.micro_tokens={tokens}", f"sft.gradient_checkpointing={recomputed}", "sft.workers=1",
                 f"sft.lora={json.dumps(lora)}", "sft.batch=64"]  # fmt: skip
@@ -395,7 +458,15 @@ def test_an_engine_holds_its_longest_sequence_or_does_not_fit():
     set_length = gpu_needs(load_recipe("one-gpu", ["teacher.engine={max_model_len: 4096}"]), "L4")["generate"]
     its_own = gpu_needs(load_recipe("one-gpu", ["teacher.engine={}"]), "L4")["generate"]
     assert set_length.fits and not its_own.fits
-    assert "where engine.max_model_len asks for 262,144" in str(its_own)
+    assert "without engine.max_model_len it asks for 262,144" in str(its_own)
+
+
+@pytest.mark.parametrize(("told", "tokens"), [("8k", 8_000), ("8K", 8_192), ("auto", 1), (-1, 1), (4096, 4096)])
+def test_the_longest_sequence_may_be_told_as_vllm_reads_it(told, tokens):
+    need = gpu_needs(load_recipe("one-gpu", [f"serve.engine={{max_model_len: {told}}}"]), "L4")["evaluate"]
+    weights = 2 * shape_of("qwen3-1.7b").weights / 2**30
+    cache = tokens * 2 * shape_of("qwen3-1.7b").kv_numbers / 2**30
+    assert need.least == pytest.approx(weights + 2 + cache)
 
 
 def test_quantised_weights_are_counted_as_such():
@@ -407,6 +478,57 @@ def test_quantised_weights_are_counted_as_such():
         )
     )  # fmt: skip
     assert named.least < told.least < whole.least and named.fits and not whole.fits
+    like = gpu_needs(load_recipe("modern", ["teacher.model=/models/checkpoint4-14b"]), "L4")["generate"]
+    assert like.least > 25  # "int4" is a part of a word there
+
+
+@pytest.mark.parametrize(("model", "said"), [
+    ("mistralai/Mixtral-8x7B-v0.1", "planned by its 56 billion weights"),
+    ("HuggingFaceTB/SmolLM2-135M", "planned by its 0.135 billion weights"),
+    ("deepseek-ai/DeepSeek-V3", "planned as if it had 7 billion weights"),
+])  # fmt: skip
+def test_what_is_known_of_a_models_size_is_said(model, said):
+    assert said in str(gpu_needs(load_recipe("modern", [f"teacher.model={model}"]), "H100")["generate"])
+
+
+def test_hours_and_memory_of_a_local_model_are_of_the_same_size(tmp_path):
+    config = {"hidden_size": 8192, "num_hidden_layers": 80, "num_attention_heads": 64, "num_key_value_heads": 8,
+              "intermediate_size": 28672, "vocab_size": 128256, "tie_word_embeddings": False}  # fmt: skip
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine/config.json").write_text(json.dumps(config))
+    hours = [sum(step.gpu_hours for step in plan(load_recipe("modern", [f"teacher.model={model}"])).steps
+                 if step.stage == "generate") for model in (tmp_path / "mine", "org/other-70.5b")]  # fmt: skip
+    assert hours[0] == pytest.approx(hours[1], rel=0.01)
+
+
+def test_under_zero_3_weights_are_shared_and_activations_recomputed():
+    sets = ["base.model=org/large-70b", "sft.load_in_4bit=false"]
+    alone = gpu_needs(load_recipe("modern", sets), "H100")["sft"]
+    recipe = load_recipe("modern", [*sets, "sft.zero_stage=3", "sft.workers=8", "sft.compile=true"])
+    shared = gpu_needs(recipe, "H100")["sft"]
+    assert "no room for a row" in alone.note and "activations recomputed" in shared.note
+    assert float(re.search(r"take ([\d.]+)", shared.note).group(1)) < 40
+    assert not recipe.sft.compiles(1000)
+
+
+def test_a_float32_base_keeps_twice_as_much():
+    sets = ["sft.micro_tokens=2048", "sft.gradient_checkpointing=false"]
+    half, whole = (gpu_needs(load_recipe("modern", [*sets, f"base.dtype={kind}"]), "H100")["sft"]
+                   for kind in ("bfloat16", "float32"))  # fmt: skip
+    half, whole = (float(re.search(r"take ([\d.]+)", need.note).group(1)) for need in (half, whole))
+    assert 1.8 < whole / half < 2.1
+
+
+def test_a_merge_that_does_not_fit_is_named():
+    need = gpu_needs(load_recipe("modern", ["base.model=Qwen/Qwen3-14B"]), "L4")["sft"]
+    assert not need.fits and "merging at the end takes 27.5" in need.note
+
+
+def test_an_engine_spread_through_ray_takes_gpus_beside_its_actor():
+    engine = "{tensor_parallel_size: 2, distributed_executor_backend: ray, max_model_len: 4096}"
+    found = plan(load_recipe("modern", ["teacher.num_gpus=0", f"teacher.engine={engine}"]))
+    assert sum(step.gpu_hours for step in found.steps if step.stage == "generate") > 0
+    assert found.needs[0].stage == "generate" and "on 2 GPUs" in str(found.needs[0])
 
 
 def test_stages_that_have_nothing_to_train_on_need_no_memory():
@@ -450,7 +572,12 @@ def test_the_recipes_own_kind_of_gpu_is_planned():
 
 def test_a_kind_that_is_not_known_is_named():
     text = render(plan(load_recipe("modern", ["serve.accelerator_type=T4"])))
-    assert "- T4 is not known, and planned as another" in text
+    assert "- T4 is not known, and planned as an H100" in text
+
+
+@pytest.mark.parametrize(("name", "kind"), [("GeForce-RTX-4090", "RTX4090"), ("A100-80G", "A100")])
+def test_rays_other_names_are_known(name, kind):
+    assert {need.gpu.kind for need in plan(load_recipe("modern", [f"sft.accelerator_type={name}"])).needs} == {kind}
 
 
 @pytest.mark.parametrize(

@@ -69,7 +69,9 @@ def test_engine_arguments_that_are_numbers_switches_or_vllms_own_words_pass():
               "speculative_config": {"method": "ngram", "num_speculative_tokens": 4},
               "generation_config": "vllm", "data_parallel_backend": "ray", "mamba_ssm_cache_dtype": "float32",
               "hf_overrides": {"rope_scaling": {"rope_type": "yarn", "factor": 2.0}}}  # fmt: skip
-    assert load_recipe("tiny", [f"teacher.engine={json.dumps(engine)}"]).teachers[0].engine == engine
+    assert load_recipe("tiny", [f"teacher.engine={json.dumps(engine)}"]).teachers[0].engine == (
+        {name.replace("-", "_"): value for name, value in engine.items()}
+    )
 
 
 def test_set_overrides_values_in_sections_and_lists():
@@ -249,6 +251,17 @@ def test_an_engine_that_takes_more_memory_than_its_share_of_a_gpu_is_refused(par
         load_recipe("tiny", [half, f"{most}=0.9"])
     load_recipe("tiny", [half, f"{most}=0.4"])
     load_recipe("tiny", [f"{part}.num_gpus=1", f"{most}=0.95"])
+
+
+@pytest.mark.parametrize("part", ["teacher", "serve"])
+def test_engine_arguments_may_be_written_as_flags_and_null_is_the_default(part):
+    with pytest.raises(RecipeError, match="it spreads over 4 GPUs, and num_gpus is 1"):
+        load_recipe("tiny", [f"{part}.engine={{tensor-parallel-size: 4}}", f"{part}.num_gpus=1"])
+    with pytest.raises(RecipeError, match="takes more of the GPU's memory"):
+        load_recipe("tiny", [f"{part}.engine={{gpu-memory-utilization: 0.9}}", f"{part}.num_gpus=0.5"])
+    nulls = "{tensor_parallel_size: null, gpu_memory_utilization: null, max_model_len: null}"
+    recipe = load_recipe("tiny", [f"{part}.engine={nulls}"])
+    assert (recipe.serve if part == "serve" else recipe.teachers[0]).engine == {}
 
 
 def test_fewer_replicas_at_most_than_at_least_are_refused():

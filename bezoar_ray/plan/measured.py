@@ -35,11 +35,12 @@ def assumed_from(recipe: Recipe, folder: str | Path) -> Assumed:
 def measured(recipe: Recipe, summary: dict[str, Any], name: str) -> Assumed:
     """The assumptions, corrected by a run's summary: yields, judge calls per row, tokens per call by role."""
     counts = {scheme: part for scheme, part in summary.get("data", {}).items() if part.get("generated")}
-    rows = {scheme: float(part["generated"]) for scheme, part in counts.items()}
+    candidates = recipe.generate.candidates  # all of which are counted as generated, and one at most as accepted
+    rows = {scheme: part["generated"] / candidates for scheme, part in counts.items()}
     assumed = Assumed(measured=name)
-    accepted = {scheme: part.get("accepted", 0) / part["generated"] for scheme, part in counts.items()}
+    accepted = {scheme: part.get("accepted", 0) / rows[scheme] for scheme, part in counts.items()}
     assumed = replace(assumed, accepted=assumed.accepted | accepted)
-    calls, total = summary.get("calls", {}), sum(rows.values())
+    calls, total = summary.get("calls", {}), sum(rows.values()) * candidates
     if total and recipe.judges and _sent(calls.get("judge")):
         assumed = replace(assumed, judged=_sent(calls["judge"]) / (total * len(recipe.judges)))
     expected = list(generation(recipe, rows, assumed))

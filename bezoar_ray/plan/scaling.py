@@ -12,6 +12,7 @@ from bezoar_ray.plan.memory import Need
 from bezoar_ray.plan.steps import Plan, plan
 from bezoar_ray.plan.training import Work
 from bezoar_ray.recipe import ModelPart, Recipe
+from bezoar_ray.recipe.part import gpus_of
 
 COUNTS = (1, 8, 64)
 GAIN = 0.9  # twice the GPUs have to take less than this share of the time
@@ -84,8 +85,8 @@ def scaling(recipe: Recipe, kind: str, assumed: Assumed | None = None) -> Scalin
     found = plan(recipe, assumed, gpu)
     if not found.total("gpu_hours"):
         raise RecipeError(f"--cluster {kind}: {recipe.name} uses no GPU")
-    teachers = [teacher for teacher in recipe.teachers if not teacher.base_url]
-    fewest = max([teacher.num_gpus for teacher in teachers] + [recipe.serve.num_gpus, 1.0])
+    local = [model for model in (*recipe.teachers, *recipe.judges) if not model.base_url]
+    fewest = max([gpus_of(model.engine, model.num_gpus) for model in (*local, recipe.serve)] + [1.0])
     works = training.works(recipe, found.rows, assumed)
     stages = (
         _generate(recipe, found, assumed),
@@ -101,27 +102,48 @@ def _gpu_hours(found: Plan, stage: str) -> float:
 
 
 def _generate(recipe: Recipe, found: Plan, assumed: Assumed) -> Stage | None:
-    """Engines share out the works; a chain of calls cannot be shared."""
+    """The longest chain of calls cannot be shared."""
     evol = recipe.generate.evol_instruct
     tokens = sum(assumed.call[f"evol_instruct {kind}"].out for kind in ("rewrite", "comparison", "answer"))
     chain = (evol.epochs * tokens if evol else assumed.call["lamini instructions"].out) / assumed.one_sequence
-    work, start = _gpu_hours(found, "generate"), assumed.start
-    bound = f"an engine starts in {start:.0f} s, the longest chain of calls takes {chain:.0f} s"
-    return Stage("generate", lambda gpus: work / gpus + (start + chain) / 3600, float("inf"), bound)
+    return _talking("generate", recipe.teachers, found, assumed, chain)
 
 
 def _filter(recipe: Recipe, found: Plan, assumed: Assumed) -> Stage | None:
-    """Judges at an endpoint answer as fast as it lets us, whatever the GPUs; our own are shared out like teachers."""
-    judges = recipe.judges if recipe.filter.judge else ()
-    calls = sum(step.calls for step in found.steps if step.stage == "filter") / max(1, len(judges))
-    asked = [judge for judge in judges if judge.base_url]
-    remote = max((calls / _rate(judge, assumed) / 3600 for judge in asked), default=0.0)
-    work, start = _gpu_hours(found, "filter"), assumed.start / 3600 if len(asked) < len(judges) else 0.0
-    slowest = min(asked, key=lambda judge: _rate(judge, assumed), default=None)
-    bound = f"{slowest.model} takes {_rate(slowest, assumed):,.0f} calls a second" if slowest else "an engine's start"
-    if not calls:
+    return _talking("filter", recipe.judges if recipe.filter.judge else (), found, assumed)
+
+
+def _talking(
+    stage: str, models: tuple[ModelPart, ...], found: Plan, assumed: Assumed, chain: float = 0.0
+) -> Stage | None:
+    """Our own engines share out the calls; endpoints answer as fast as they let us, whatever the GPUs.
+
+    Args:
+        stage: whose calls they are.
+        models: that the stage talks to.
+        found: the plan.
+        assumed: how fast endpoints answer, and how long engines start.
+        chain: seconds of the longest chain of calls.
+    """
+    calls = {model.model: 0.0 for model in models}
+    for step in found.steps:
+        if step.stage == stage:
+            calls[step.model] += step.calls
+    if not any(calls.values()):
         return None
-    return Stage("filter", lambda gpus: max(remote, work / gpus + start), float("inf") if work else 0, bound)
+    seconds = {model.model: calls[model.model] / _rate(model, assumed) for model in models if model.base_url}
+    slowest = max(seconds, key=seconds.get, default=None)
+    remote = seconds[slowest] / 3600 if slowest else 0.0
+    local = len(seconds) < len(models)
+    work, start = _gpu_hours(found, stage), assumed.start / 3600 if local else 0.0
+    bounds = [f"an engine starts in {assumed.start:.0f} s"] if local else []
+    bounds += [f"{slowest} takes {calls[slowest] / seconds[slowest]:,.0f} calls a second"] if slowest else []
+    bounds += [f"the longest chain of calls takes {chain:.0f} s"] if chain else []
+
+    def hours(gpus: int) -> float:
+        return max(remote, work / gpus + start) + chain / 3600
+
+    return Stage(stage, hours, float("inf") if work else 0, ", ".join(bounds))
 
 
 def _rate(judge: ModelPart, assumed: Assumed) -> float:
@@ -163,9 +185,11 @@ def _on_workers(recipe: Recipe, stage: str, workers: int) -> Recipe:
 
 def _evaluate(recipe: Recipe, found: Plan, assumed: Assumed) -> Stage | None:
     """Replicas share out the requests; the judge of MT-Bench answers as fast as it lets us."""
+    if not any(step.stage == "evaluate" for step in found.steps):
+        return None
     judge = recipe.mt_bench_judges[0] if recipe.evaluate.mt_bench else None
     calls = sum(step.calls for step in found.steps if step.what.startswith("mt_bench") and step.what[9:] != "answer")
     judged = calls / _rate(judge, assumed) / 3600 if judge else 0.0
     work, start = _gpu_hours(found, "evaluate"), assumed.start / 3600
     bound = f"an engine starts in {assumed.start:.0f} s, and {calls:,.0f} verdicts are waited for"
-    return Stage("evaluate", lambda gpus: max(judged, work / gpus) + start, float("inf"), bound)
+    return Stage("evaluate", lambda gpus: max(judged, work / gpus) + start, float("inf") if work else 0, bound)

@@ -4,15 +4,15 @@ import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
-from bezoar_ray.gpus import GPUS, USUAL, Gpu
+from bezoar_ray.gpus import GPUS, USUAL, Gpu, known_gpu
 from bezoar_ray.licences import commercial_use
 from bezoar_ray.plan import training
 from bezoar_ray.plan.assumed import Assumed
 from bezoar_ray.plan.memory import Need, engine_need
 from bezoar_ray.plan.training import Work
-from bezoar_ray.recipe import CHECKPOINTS, ModelPart, MtBench, Recipe
-from bezoar_ray.recipe.part import Placed, matches
-from bezoar_ray.shapes import billions_in
+from bezoar_ray.recipe import CHECKPOINTS, ModelPart, MtBench, Recipe, Serve
+from bezoar_ray.recipe.part import Placed, gpus_of, matches
+from bezoar_ray.shapes import billions_in, model_shape
 
 
 @dataclass(frozen=True)
@@ -81,16 +81,18 @@ def plan(recipe: Recipe, assumed: Assumed | None = None, gpu: Gpu | None = None)
         code=tuple(_code(recipe)),
         budget=recipe.budget_usd,
         needs=tuple(_needs(recipe, works, gpu)),
-        unknown_gpus=() if gpu else tuple(sorted(_named(recipe) - set(GPUS))),
+        unknown_gpus=() if gpu else tuple(sorted(kind for kind in _named(recipe) if not known_gpu(kind))),
         commercial_use=(use["verdict"], tuple(use["because"])),
     )
 
 
 def gpu_of(recipe: Recipe, part: Placed, given: Gpu | None = None) -> Gpu:
     """The kind of GPU of a section: the one given, its own, the one kind that the recipe names, or an H100."""
-    named = _named(recipe) & set(GPUS)
-    other = named.pop() if len(named) == 1 else USUAL
-    return given or GPUS.get(part.accelerator_type or other, GPUS[USUAL])
+    named = {known.kind: known for kind in _named(recipe) if (known := known_gpu(kind))}
+    usual = next(iter(named.values())) if len(named) == 1 else GPUS[USUAL]
+    if given or not part.accelerator_type:
+        return given or usual
+    return known_gpu(part.accelerator_type) or GPUS[USUAL]
 
 
 def _named(recipe: Recipe) -> set[str]:
@@ -104,13 +106,13 @@ def _needs(recipe: Recipe, works: Iterable[Work], gpu: Gpu | None) -> Iterator[N
     talked_to = [("generate", teacher) for teacher in recipe.teachers]
     talked_to += [("filter", judge) for judge in (recipe.judges if recipe.filter.judge else ())]
     for stage, part in talked_to:
-        if part.num_gpus and not part.base_url:
+        if gpus_of(part.engine, part.num_gpus) and not part.base_url:
             yield engine_need(stage, part.model, part, gpu_of(recipe, part, gpu))
     for work in works:
         part = recipe.training(work.stage)
         if part.gpus_per_worker:
             yield training.need(recipe, work, gpu_of(recipe, part, gpu))
-    if recipe.serve.num_gpus and (recipe.evaluate.harness or recipe.evaluate.mt_bench):
+    if gpus_of(recipe.serve.engine, recipe.serve.num_gpus) and (recipe.evaluate.harness or recipe.evaluate.mt_bench):
         yield engine_need("evaluate", recipe.base.model, recipe.serve, gpu_of(recipe, recipe.serve, gpu))
 
 
@@ -177,21 +179,27 @@ def _judging(recipe: Recipe, rows: dict[str, float], assumed: Assumed, gpu: Gpu 
 def _calls(stage: str, kind: str, model: ModelPart, count: float, assumed: Assumed, gpu: Gpu) -> Step:
     tokens = assumed.tokens(kind)
     into, out = count * tokens.into, count * tokens.out
-    hours = _engine_hours(model.model, model.num_gpus, into, out, assumed, gpu)
+    hours = _engine_hours(model.model, model, into, out, assumed, gpu)
     most = model.usd(into, count * max(model.max_tokens, tokens.out))
     return Step(stage, kind, model.model, count, into, out, model.usd(into, out), hours, most)
 
 
-def _engine_hours(model: str, gpus: float, into: float, out: float, assumed: Assumed, gpu: Gpu) -> float:
+def _engine_hours(model: str, part: ModelPart | Serve, into: float, out: float, assumed: Assumed, gpu: Gpu) -> float:
     """GPU hours in vLLM: the same for one GPU or many, since each adds its own speed. None without a GPU."""
-    active = billions(model, assumed, active=True)
-    return assumed.engine_seconds(gpu, active, into, out) / 3600 if gpus else 0.0
+    if not gpus_of(part.engine, part.num_gpus):
+        return 0.0
+    return assumed.engine_seconds(gpu, billions(model, assumed, active=True), into, out) / 3600
 
 
 def billions(model: str, assumed: Assumed, *, active: bool = False) -> float:
-    """Billions of weights, from a name such as `falcon-40b` or `30B-A3B` (whose active ones are 3 billion)."""
+    """Billions of weights, from a name such as `falcon-40b` or `30B-A3B` (whose active ones are 3 billion), or from
+    the model's shape."""
     working = re.search(r"-a(\d+(?:\.\d+)?)b\b", model.lower()) if active else None
-    return float(working.group(1)) if working else billions_in(model) or assumed.billions
+    if working:
+        return float(working.group(1))
+    shape = model_shape(model)
+    known = shape.weights / 1e9 if shape.known else None
+    return billions_in(model.rpartition("/")[2]) or known or assumed.billions
 
 
 # Training and evaluation.
@@ -213,19 +221,19 @@ def _evaluation(recipe: Recipe, assumed: Assumed, gpu: Gpu | None) -> Iterator[S
         asked = 16 if bench.questions == "tiny" else assumed.mt_bench_questions
         turns = min(bench.limit or asked, asked) * 2
         yield _served(recipe, "mt_bench answer", turns * _checkpoints(recipe), assumed, gpu)
-        yield from verdicts(recipe, turns, assumed)
+        yield from verdicts(recipe, turns, assumed, gpu)
 
 
-def verdicts(recipe: Recipe, turns: float, assumed: Assumed) -> Iterator[Step]:
+def verdicts(recipe: Recipe, turns: float, assumed: Assumed, gpu: Gpu | None = None) -> Iterator[Step]:
     """The calls of MT-Bench's judges for so many turns of each model."""
     models = _checkpoints(recipe) + _published(recipe.evaluate.mt_bench)
     for judge in recipe.mt_bench_judges:
-        yield _calls("evaluate", "mt_bench judge", judge, turns * models, assumed, gpu_of(recipe, judge))
+        yield _calls("evaluate", "mt_bench judge", judge, turns * models, assumed, gpu_of(recipe, judge, gpu))
     left_out = "dpo" if recipe.align.method == "none" else ""
     if pairs := sum(left_out not in pair for pair in recipe.evaluate.mt_bench.pairwise):
         both_orders = 2 * turns * pairs
         judge = recipe.mt_bench_judges[0]
-        yield _calls("evaluate", "mt_bench comparison", judge, both_orders, assumed, gpu_of(recipe, judge))
+        yield _calls("evaluate", "mt_bench comparison", judge, both_orders, assumed, gpu_of(recipe, judge, gpu))
 
 
 def _published(bench: MtBench) -> int:
@@ -246,5 +254,5 @@ def _checkpoints(recipe: Recipe) -> int:
 def _served(recipe: Recipe, kind: str, count: float, assumed: Assumed, gpu: Gpu | None) -> Step:
     into, out = count * assumed.call[kind].into, count * assumed.call[kind].out
     card = gpu_of(recipe, recipe.serve, gpu)
-    hours = _engine_hours(recipe.base.model, recipe.serve.num_gpus, into, out, assumed, card)
+    hours = _engine_hours(recipe.base.model, recipe.serve, into, out, assumed, card)
     return Step("evaluate", kind, recipe.base.model, count, into, out, gpu_hours=hours)

@@ -19,7 +19,7 @@ def render(found: Plan) -> str:
     widths = [max(len(line[column]) for line in table) for column in range(len(head))]
     text = [_line(line, widths) for line in table]
     rule = "-" * len(text[0])
-    rows = ", ".join(f"{scheme} {count:,.0f}" for scheme, count in found.rows.items())
+    rows = ", ".join(f"{scheme} {count:,.0f}" for scheme, count in found.rows.items()) or "none"
     return "\n".join([
         f"Plan of {found.recipe}: nothing has run. Rows to generate, at most: {rows}.", "",
         text[0], rule, *text[1:-1], rule, text[-1], "", *_bill(found), *_memory(found), *_use(found), *_code(found),
@@ -100,7 +100,7 @@ def _memory(found: Plan) -> list[str]:
     several = len(_kinds(found)) > 1
     head = f"Memory of {kinds}, estimated; another kind: --gpu {'|'.join(GPUS)}:"
     lines = [f"- {need.stage:<9} {f'{need.gpu.kind}: ' if several else ''}{need}" for need in found.needs]
-    return [head, *lines, *(f"- {kind} is not known, and planned as another" for kind in found.unknown_gpus), ""]
+    return [head, *lines, *(f"- {kind} is not known, and planned as {_a(USUAL)}" for kind in found.unknown_gpus), ""]
 
 
 def _kinds(found: Plan) -> list[str]:
@@ -160,5 +160,5 @@ def _training_speed(needs: tuple[Need, ...]) -> list[str]:
     return [
         f"- training: QLoRA in flat passes, measured on {_a(cards)} with a model of {SPEEDS[0].billions:g} billion "
         "weights, without the trainer's own work between steps; another model or kind by its operations, and never "
-        "faster than its layers can be started"
+        "faster than its layers can be started. Padded passes (docs/training.md) and float32 take longer"
     ]

@@ -52,7 +52,10 @@ def works(recipe: Recipe, rows: dict[str, float], assumed: Assumed) -> Iterator[
 
 
 def gpu_hours(recipe: Recipe, work: Work, gpu: Gpu) -> float:
-    """Hours of all GPUs of a stage together; none without GPUs, or without rows."""
+    """Hours of all GPUs of a stage together; none without GPUs, or without rows.
+
+    Speeds are those of flat passes in bfloat16, and a worker computes on one GPU, however many it has.
+    """
     part = recipe.training(work.stage)
     if not (part.gpus_per_worker and work.rows):
         return 0.0
@@ -63,7 +66,7 @@ def gpu_hours(recipe: Recipe, work: Work, gpu: Gpu) -> float:
         tokens = min(tokens, found.size.rows * work.row_tokens if found.size.rows else found.size.tokens)
     recomputed = found is None or found.recomputed
     speed = training_speed(model_shape(recipe.base.model), gpu, tokens, compiled, recomputed)
-    return work.passes * work.tokens(part) / speed / 3600
+    return work.passes * work.tokens(part) / speed / 3600 * max(1.0, part.gpus_per_worker)
 
 
 def need(recipe: Recipe, work: Work, gpu: Gpu) -> Need:

@@ -45,6 +45,7 @@ OneOrMore = BeforeValidator(lambda value: [value] if isinstance(value, dict) els
 
 
 def _harmless(engine: dict[str, Any]) -> dict[str, Any]:
+    """The arguments with underscores in their names, and without those that are null: vLLM's own defaults."""
     for given, value in engine.items():
         name = given.replace("-", "_")
         if name in _ELSEWHERE:
@@ -60,7 +61,7 @@ def _harmless(engine: dict[str, Any]) -> dict[str, Any]:
                 f"texts in {', '.join(sorted(_WORDS))} alone. "
                 + "; ".join(f"{key} is one of {', '.join(choices)}" for key, choices in _CHOICES.items())
             )
-    return engine
+    return {given.replace("-", "_"): value for given, value in engine.items() if value is not None}
 
 
 def _holds_text(name: str, value: Any) -> bool:
@@ -85,6 +86,17 @@ def check_gpus(field: str, number: float) -> None:
         raise ValueError(f"{field}: {number:g} GPUs. Ray gives an actor a share of one GPU, or whole GPUs: 0.5, 1, 2")
 
 
+def spread_of(engine: dict[str, Any]) -> int:
+    """Over how many GPUs an engine spreads."""
+    return math.prod(engine.get(f"{kind}_parallel_size", 1) for kind in ("tensor", "pipeline", "data"))
+
+
+def gpus_of(engine: dict[str, Any], num_gpus: float) -> float:
+    """GPUs that an engine takes: its actor's, or, spread through Ray, further ones beside them."""
+    through_ray = engine.get("distributed_executor_backend") == "ray"
+    return max(num_gpus, spread_of(engine)) if through_ray else num_gpus
+
+
 def check_parallel(engine: dict[str, Any], num_gpus: float) -> None:
     """Whether an engine is given the GPUs that it takes; through Ray it takes them beside its actor's.
 
@@ -92,7 +104,7 @@ def check_parallel(engine: dict[str, Any], num_gpus: float) -> None:
         ValueError: it is not, and would not start, or would take a neighbour's memory.
     """
     check_gpus("num_gpus", num_gpus)
-    spread = math.prod(engine.get(f"{kind}_parallel_size", 1) for kind in ("tensor", "pipeline", "data"))
+    spread = spread_of(engine)
     if spread > 1 and 0 < num_gpus < spread and engine.get("distributed_executor_backend") != "ray":
         raise ValueError(f"engine: it spreads over {spread} GPUs, and num_gpus is {num_gpus:g}. Make them equal")
     memory = engine.get("gpu_memory_utilization", 0.0)

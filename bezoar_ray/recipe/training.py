@@ -103,6 +103,8 @@ class Training(Placed):
 
     def compiles(self, steps: float) -> bool:
         """Whether a stage of so many optimiser steps is to compile its layers."""
+        if self.zero_stage == 3:  # no pass can be tried before training
+            return False
         if self.compile == "auto":
             return self.gpus_per_worker > 0 and steps > COMPILED_FROM
         return self.compile

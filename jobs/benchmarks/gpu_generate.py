@@ -1,7 +1,7 @@
 """Generation on one GPU: `python jobs/benchmarks/gpu_generate.py [--tiny]`, `gpu.generate_vs_vllm` as a JSON line.
 
 Our graph (Ray Data, client, ledger) against `vllm.LLM.generate`, one after the other on the same card: a model in the
-shape of Qwen3 1.7B with dummy weights, 1,200 prompts of about 300 tokens, answers of 128 to 384 tokens, 1,500 calls in
+shape of Qwen3 1.7B with dummy weights, 1,200 prompts of 300 tokens, answers of 128 to 384 tokens, 1,500 calls in
 flight. Both sides have the same measure, as in `generate.py`. A second line says how busy the actor's main thread is,
 which makes the calls, and in which functions it is found, every few milliseconds; where it waits, it is in `run_loop`.
 `--tiny` runs a small shape on a CPU.
@@ -71,7 +71,7 @@ def main() -> None:
 def load_of(model: Path, tiny: bool) -> Load:
     """The prompts and what both engines are told."""
     draw = random.Random(0)
-    count, words, least, most = (40, 30, 16, 32) if tiny else (1_200, 220, 128, 384)
+    count, words, least, most = (40, 30, 16, 32) if tiny else (1_200, 300, 128, 384)
     prompts = tuple(" ".join(f"word{draw.randrange(1_000)}" for _ in range(words)) for _ in range(count))
     engine: dict[str, Any] = {"load_format": "dummy", "max_model_len": 512 if tiny else 4_096}
     if not tiny:

@@ -120,7 +120,7 @@ def test_the_cpu_build_is_told_the_same_on_gpus_that_are_only_numbers(tmp_path, 
 
 
 @pytest.mark.parametrize(
-    ("gpus", "given", "told"), [(0.5, None, "0.45"), (0.25, None, "0.225"), (0.5, 0.4, "0.4"), (1, None, None)]
+    ("gpus", "given", "told"), [(0.5, None, "0.46"), (0.25, None, "0.23"), (0.5, 0.4, "0.4"), (1, None, None)]
 )
 def test_an_engine_on_a_share_of_a_gpu_takes_its_share_of_the_memory(tmp_path, cuda_build, gpus, given, told):
     own = {"gpu_memory_utilization": given} if given else {}

@@ -1,6 +1,8 @@
 """Batches come out as the recipe says, and the adapter keeps its precision."""
 
+import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -43,6 +45,29 @@ def test_a_worker_computes_on_a_gpu_where_the_recipe_gives_it_one(
     given = loop.arguments(job, Prepared("x", "x.arrow", 40, 0, 1, 1, 1, {}))
     assert given["use_cpu"] == (not gpus) and given["bf16"] == (job.dtype == "bfloat16")
     assert given["dataloader_pin_memory"] == bool(gpus) == bool(given["dataloader_num_workers"])
+
+
+@pytest.mark.parametrize(
+    ("card", "config", "expected"),
+    [
+        ("NVIDIA H100 80GB HBM3", {}, 6 * (2 * (4 * 64 * 64 + 3 * 64 * 128) + 100 * 64) * 1e9 / (2 * 989e12)),
+        ("NVIDIA H100 NVL", {}, None),  # another card, whose peak is not known
+        ("NVIDIA H100 80GB HBM3", {"num_experts": 8}, None),  # not all weights work on a token
+        ("NVIDIA H100 80GB HBM3", {"vocab_size": "many"}, None),  # a finished stage is worth more than its statistics
+    ],
+)
+def test_the_share_of_the_peak_counts_six_operations_for_each_weight_and_token(
+    recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, card: str, config: dict[str, Any], expected: Any
+) -> None:
+    shape = {"num_hidden_layers": 2, "hidden_size": 64, "intermediate_size": 128, "num_attention_heads": 4,
+             "vocab_size": 100}  # fmt: skip
+    (tmp_path / "config.json").write_text(json.dumps(shape | config))
+    monkeypatch.setattr(models, "device_name", lambda job: card)
+    part = recipe.sft.model_copy(update={"gpus_per_worker": 1.0, "workers": 2})
+    base = recipe.base.model_copy(update={"model": str(tmp_path)})
+    job = Job(str(tmp_path), recipe.model_copy(update={"sft": part, "base": base}), "sft", "test", ())
+    found = loop._of_peak(job, SimpleNamespace(tokens_per_s=1e9))
+    assert found == (expected and pytest.approx(expected, rel=0.01))
 
 
 @pytest.mark.parametrize("stage", ["sft", "dpo"])
