@@ -9,8 +9,8 @@ from bezoar_ray.rows import Sample, normal
 
 # What prompts and chat formats are made of, the teacher's and ours.
 _SCAFFOLDING = re.compile(
-    r"</?example>|#(given|created|rewritten) prompt#|<\|(im_start|im_end|prompt|answer|endoftext|eot_id)\|>"
-    r"|^### (system|instruction|response):|\[/?inst\]",
+    r"</?example>|#(given|created|rewritten) prompt#|<[|｜][\w▁/-]+[|｜]>|<(start|end)_of_turn>|\[/?(inst|think)\]"
+    r"|<</?sys>>|</?think(ing)?>|^### (system|instruction|response):",
     re.IGNORECASE | re.MULTILINE,
 )
 _REFUSAL = re.compile(
@@ -65,7 +65,14 @@ def is_refusal(sample: Sample) -> bool:
 
 def leaks_scaffolding(sample: Sample) -> bool:
     """Marks of our prompts or of a chat format stand in the row's text."""
-    return bool(_SCAFFOLDING.search(f"{sample.instruction}\n{sample.response}"))
+    texts = (sample.instruction, sample.response)
+    return any(_SCAFFOLDING.search(text) or _has_half_a_pair(text) for text in texts)
+
+
+def _has_half_a_pair(text: str) -> bool:
+    """Llama's marks of begin and end, where they are not HTML's for text that no longer holds."""
+    begins, ends = text.lstrip().startswith("<s>"), text.rstrip().endswith("</s>")
+    return (begins and "</s>" not in text) or (ends and "<s>" not in text)
 
 
 def speaks_to_the_judge(sample: Sample) -> bool:

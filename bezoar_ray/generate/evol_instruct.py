@@ -4,6 +4,7 @@ An evolution that fails one of the four elimination rules is a rejected row; its
 """
 
 import random
+import re
 from collections.abc import AsyncIterator, Iterator, Sequence
 from dataclasses import replace
 
@@ -60,4 +61,11 @@ async def _same(parent: str, sample: Sample, chat: Chat) -> bool:
     """Elimination rule 1: the model finds that the evolution asks for nothing new."""
     step = f"adds_nothing/{sample.round}"
     reply = await chat(adds_nothing(parent, sample.instruction), step=step, sampling=_COMPARING)
-    return reply.text.strip().strip("'\"").lower().startswith("equal")
+    return finds_equal(reply.text)
+
+
+def finds_equal(reply: str) -> bool:
+    """Whether a comparison finds two instructions equal: in the word that was asked for, or in a sentence."""
+    said = reply.lower()
+    denied = re.search(r"(\bnot|n['’]t|\bneither|\bhardly)\s+(\w+\s+){0,2}equal|unequal", said)
+    return bool(re.search(r"\bequal\b", said)) and not denied

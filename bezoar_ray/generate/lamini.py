@@ -17,7 +17,14 @@ from bezoar_ray.recipe import Lamini
 from bezoar_ray.rows import Sample, Seed, row_id
 
 SCHEME = "lamini"
-_EXAMPLE = re.compile(r"<example>(.*?)</example>", re.DOTALL)
+_EXAMPLE = re.compile(r"<example>(.*?)</example>", re.DOTALL | re.IGNORECASE)
+_OPEN = re.compile(r"</?example\b[^>]*>", re.IGNORECASE)
+_MARKERS = (  # of the items of a list, by kind: bullets inside of a numbered item are its own
+    re.compile(r"^\W{0,3}(?:new )?(?:instruction|example|task)\s*\d*\s*[:.)]\W{0,3}", re.IGNORECASE),
+    re.compile(r"^\s{0,3}\W{0,2}\d{1,3}[.):]\W{0,2}\s+"),
+    re.compile(r"^\s{0,3}[-*•–]\s+"),
+)
+_SHOWN = 300  # characters of a reply in which nothing was found
 
 
 def plan(part: Lamini, recipe_seed: int, seeds: Sequence[Seed]) -> Iterator[Work]:
@@ -51,9 +58,10 @@ async def lamini(work: Work, chat: Chat, part: Lamini) -> AsyncIterator[Sample]:
         for sample in slots:
             yield sample.ended(*call_failed(error))
         return
-    found = read_instructions(reply.text)[: part.per_call]
+    found = read_instructions(reply.text, reply.is_cut_off)[: part.per_call]
     for sample in slots[len(found) :]:
-        yield sample.ended("failed", "missing")
+        told = "" if found else reply.text[:_SHOWN]  # so that a report can show what such replies look like
+        yield replace(sample, response=told, finish_reason=reply.finish_reason).ended("failed", "missing")
     filled = zip(slots, found, strict=False)
     for sample in await to_the_end(_answer(*one, slot, chat) for slot, one in enumerate(filled)):
         yield sample
@@ -71,9 +79,40 @@ async def _new(work: Work, chat: Chat, per_call: int) -> Reply:
             examples.pop()
 
 
-def read_instructions(reply: str) -> list[str]:
-    """The instructions between the tags; one that was cut off has no closing tag and does not count."""
-    return [text.strip() for text in _EXAMPLE.findall(reply) if text.strip()]
+def read_instructions(reply: str, cut_off: bool = False) -> list[str]:
+    """The instructions in a reply: between the tags that were asked for, or as small models write them instead.
+
+    They leave all tags open, or number their items, or put bullets before them. The last item of a reply that is cut
+    off does not count, and neither does an open one where others are closed.
+    """
+    if closed := _EXAMPLE.findall(reply):
+        return _cleaned(closed)
+    found = _OPEN.split(reply)[1:] if _OPEN.search(reply) else _items(reply)
+    return _cleaned(found[:-1] if cut_off else found)
+
+
+def _items(reply: str) -> list[str]:
+    """The items of a list, each with the lines that follow it; what stands before the first is no item."""
+    lines = reply.splitlines()
+    marker = next((marker for marker in _MARKERS if sum(bool(marker.match(line)) for line in lines) > 1), None)
+    found: list[str] = []
+    for line in lines if marker else ():
+        if marked := marker.match(line):
+            found.append(line[marked.end() :])
+        elif found:
+            found[-1] += f"\n{line}"
+    return found
+
+
+def _cleaned(texts: list[str]) -> list[str]:
+    """Without a label or number before them and emphasis around them, and without empty ones."""
+    cleaned = []
+    for text in texts:
+        text = text.strip()
+        for marker in _MARKERS[:2]:
+            text = marker.sub("", text, count=1)
+        cleaned.append(text.strip().strip("*").strip())
+    return [text for text in cleaned if text]
 
 
 async def _answer(sample: Sample, instruction: str, slot: int, chat: Chat) -> Sample:

@@ -56,10 +56,22 @@ def run(context: Context) -> Outcome:
 def written(spill: Spill, planned: Planned, context: Context) -> Outcome:
     """The files of rows that have all come, and their counts."""
     files, made = SampleFiles(context.store, context.recipe.schemes, ["generated"]), Counter[str]()
+    missing, shown = Counter[str](), dict[str, str]()
     for rows in spill:
         samples = [replace(Sample.from_row(row), verdicts=[]) for row in rows]
         made.update(sample.scheme for sample in samples)
+        for sample in samples:
+            if (sample.status, sample.reason) == ("failed", "missing"):
+                missing[sample.scheme] += 1
+                shown[sample.scheme] = shown.get(sample.scheme) or sample.response
         files.write(samples, "generated")
+    for scheme in made:
+        if missing[scheme] > made[scheme] / 2:
+            begins = " ".join(shown[scheme].split()) or "nothing at all"
+            context.progress.say(
+                f"warning: {missing[scheme]} of {made[scheme]} rows of {scheme} are missing: the teacher's replies "
+                f"hold fewer than were asked for. One that holds none begins: {begins}"
+            )
     counts = {scheme: counts | {"generated": made[scheme]} for scheme, counts in planned.counts.items()}
     return Outcome(files.names, {"data": counts})
 

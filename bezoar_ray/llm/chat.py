@@ -58,6 +58,17 @@ class Sampling:
     schema: str = ""  # JSON schema that the answer has to follow
 
 
+def unread(reply: Reply) -> str:
+    """Why a reply holds no verdict, whatever it says: it is cut off. Empty where it is whole."""
+    if not reply.is_cut_off:
+        return ""
+    if ending(reply.finish_reason) == "content_filter":
+        return f"it was ended by a filter ({reply.finish_reason})"
+    lost = reply.tokens_reasoning or not reply.text.strip()
+    what = "the answer was lost to reasoning" if lost else "it was cut off"
+    return f"{what} ({reply.finish_reason} after {reply.tokens_out:,} tokens): raise max_tokens"
+
+
 class Model(Protocol):
     """A model that answers: `VllmEngine` in this process, or `OpenAIEndpoint` over HTTP."""
 

@@ -5,6 +5,7 @@ import contextlib
 import logging
 import random
 from abc import ABC, abstractmethod
+from dataclasses import replace
 from functools import partial
 
 from bezoar_ray.errors import BezoarError
@@ -13,6 +14,7 @@ from bezoar_ray.llm.chat import CallFailed, Chat, Messages, Model, Reply, Sampli
 from bezoar_ray.llm.ledger import Ledger, call_key
 from bezoar_ray.llm.meter import Need, Permits
 from bezoar_ray.llm.pace import Pace
+from bezoar_ray.llm.reasoning import without_reasoning
 from bezoar_ray.logs import current_row, event
 from bezoar_ray.recipe import ModelPart
 from bezoar_ray.store import Store
@@ -53,7 +55,8 @@ class Caller(ABC):
         current_row.set(row)
         sampling = sampling or self._sampling
         key = call_key(self._identity, messages, sampling, row, step, sample, attempt)
-        return self._ledger.find(key) or await self._ask(key, messages, sampling)
+        reply = self._ledger.find(key) or await self._ask(key, messages, sampling)
+        return replace(reply, text=without_reasoning(reply.text))  # the ledger keeps all of it
 
     @abstractmethod
     async def _ask(self, key: str, messages: Messages, sampling: Sampling) -> Reply:

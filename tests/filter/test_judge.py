@@ -5,6 +5,7 @@ import pytest
 
 from bezoar_ray.filter.judge import judge_sample
 from bezoar_ray.llm.chat import CallFailed, Reply
+from bezoar_ray.llm.reasoning import without_reasoning
 from bezoar_ray.recipe import ModelPart
 from bezoar_ray.rows import Sample, Verdict
 
@@ -19,7 +20,8 @@ def verdict(*replies, accept_rating=4.0):
         calls.append((step, attempt, messages))
         if replies[attempt] is None:
             raise CallFailed("HTTP 400")
-        return Reply(replies[attempt], "stop", 10, 5)
+        found = replies[attempt]
+        return found if isinstance(found, Reply) else Reply(without_reasoning(found), "stop", 10, 5)
 
     part = ModelPart(model="some-judge")
     return asyncio.run(judge_sample(SAMPLE, chat, "Fruit only.", part, accept_rating)), calls
@@ -48,6 +50,74 @@ def test_nonsense_twice_is_never_accepted(reply):
     found, calls = verdict(reply, reply, accept_rating=1)
     assert (found.status, found.rating, len(calls)) == ("failed", None, 2)
     assert reply in found.reason
+
+
+@pytest.mark.parametrize(
+    "reply",
+    [
+        r'{"reason": "It proves that \(x^2\) is \frac{a}{b}.", "rating": 4}',
+        '{"reason": "one line\nand another", "rating": 4}',
+        '{"reason": "so", "rating": 4,}',
+        '{"Reason": "so", "Rating": 4}',
+        '{"reason": "so", "score": 4}',
+        '{"reason": "so", "rating": null, "score": 4}',
+        '{"reason": "so", "rating": "4/5"}',
+        '{"reason": "so", "rating": "4 out of 5"}',
+        "{'reason': 'so', 'rating': 4}",
+        '{"reason": "He says "no" twice.", "rating": 4}',
+        '{"reason": "so" "rating": 4}',
+        "{reason: so, rating: 4}",
+        '{"reason": "so", "rating": 4',
+        '```json\n{"reason": "a set {1, 2}", "rating": 4,}\n```',
+        'A set {1, 2} is right. {"reason": "so", "rating": 4}',
+        '<think>First {"rating": 1}, or rather 5?</think>{"reason": "so", "rating": 4}',
+        'maybe {"rating": 2}\n</think>\n{"reason": "so", "rating": 4}',
+    ],
+)
+def test_a_verdict_is_read_as_judges_write_it(reply):
+    found, calls = verdict(reply)
+    assert (found.status, found.rating, len(calls)) == ("accepted", 4.0, 1)
+
+
+@pytest.mark.parametrize(
+    "reply",
+    [
+        '{"reason": "The answer holds {"rating": 5} itself.", "rating": 2}',  # which of them is the judge's?
+        '{"reason": "so", "rating": "8/10"}',
+        '{"reason": "so", "rating": true}',
+        '{"reason": "so", "rating": "high"}',
+        '{"reason": "so", "rating": 4} {"reason": "or", "rating": 2}',
+        '<think>It deserves {"rating": 5}',
+        "{" * 15_000,
+    ],
+)
+def test_what_could_be_another_verdict_is_none(reply):
+    found, calls = verdict(reply, reply)
+    assert (found.status, len(calls)) == ("failed", 2)
+
+
+@pytest.mark.parametrize(
+    ("reply", "said"),
+    [
+        (Reply('{"reason": "so", "rating": 5}', "length", 10, 512), "it was cut off (length after 512 tokens)"),
+        (Reply("", "max_tokens", 10, 512), "the answer was lost to reasoning (max_tokens after 512 tokens)"),
+        (Reply("Perhaps 5", "length", 10, 512, 400), "the answer was lost to reasoning"),
+        (Reply("", "SAFETY", 10, 0), "it was ended by a filter (SAFETY)"),
+    ],
+)
+def test_a_reply_that_is_cut_off_holds_no_verdict_and_says_what_helps(reply, said):
+    found, calls = verdict(reply, reply)
+    assert found.status == "failed" and said in found.reason
+    assert "filter" in said or "raise max_tokens" in found.reason
+    assert said in calls[1][2][-1]["content"]
+
+
+def test_the_second_attempt_says_what_could_not_be_read():
+    """At temperature 0 the same question would be answered in the same way."""
+    _, calls = verdict("hm", "hm", "hm")
+    (_, _, first), (_, _, second) = calls
+    assert second[:-1] == first[:-1] and second[-1]["content"].startswith(first[-1]["content"])
+    assert "it held no rating that could be read" in second[-1]["content"]
 
 
 @pytest.mark.parametrize(

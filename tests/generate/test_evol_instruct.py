@@ -116,3 +116,17 @@ def test_an_answer_needs_more_than_stop_words():
 def test_words_of_our_own_prompt_spoil_an_instruction(text):
     assert spoilt_instruction(text) == "scaffolding"
     assert spoilt_instruction("Write a prompt reply") is None
+
+
+@pytest.mark.parametrize(
+    "reply", ["Equal", "'Equal'", "**Equal**", "The two instructions are equal.", "They are EQUAL."]
+)
+def test_a_comparison_may_come_as_a_sentence(reply):
+    assert evol_instruct.finds_equal(reply)
+
+
+@pytest.mark.parametrize(
+    "reply", ["Not equal", "not really equal", "They aren't equal, as", "Unequal", "No: the second asks for more.", ""]
+)
+def test_what_is_denied_is_not_equal(reply):
+    assert not evol_instruct.finds_equal(reply)

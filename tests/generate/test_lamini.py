@@ -138,3 +138,39 @@ def test_examples_are_dropped_where_they_leave_no_room_and_one_that_is_too_long_
     assert [s.instruction for s in rows(work, chat(room_for(2)))] == ["", "", "", "Do A"]
     assert [s.instruction for s in rows(work, chat(room_for(1)))] == ["", "", "", "Do A"]
     assert {s.reason for s in rows(work, chat(room_for(0)))} == {"call: prompt of 3000 tokens in a context of 2048"}
+
+
+LISTS = {
+    "open tags": "<example>Do A\n<example>Do B\n<example>Do C",
+    "numbers": "Here are three:\n\n1. Do A\n2. Do B\n3) Do C",
+    "bullets": "- Do A\n* Do B\n• Do C",
+    "labels": "**Instruction 1:** Do A\n\n**Instruction 2:** Do B\n\n**Instruction 3:** Do C",
+    "bold": "1. **Do A**\n2. **Do B**\n3. **Do C**",
+}
+
+
+@pytest.mark.parametrize("reply", LISTS.values(), ids=LISTS)
+def test_instructions_are_read_as_small_models_write_them(reply):
+    assert lamini.read_instructions(reply) == ["Do A", "Do B", "Do C"]
+    assert lamini.read_instructions(reply, cut_off=True) == ["Do A", "Do B"]
+
+
+@pytest.mark.parametrize(
+    ("reply", "found"),
+    [
+        ("<example>1. Do A</example><example>2. Do B</example>", ["Do A", "Do B"]),
+        ("<Example>Do A</Example>", ["Do A"]),
+        ("1. Do:\n- this\n- that\n2. Do B", ["Do:\n- this\n- that", "Do B"]),
+        ("Of course! Write a poem about the sea.", []),
+        ("1. A single line may be an answer.", []),
+        ("", []),
+    ],
+)
+def test_what_is_no_list_of_instructions_gives_none(reply, found):
+    assert lamini.read_instructions(reply) == found
+
+
+def test_a_reply_without_an_instruction_is_kept_with_its_missing_rows(seeds, chat):
+    work = plan(PART, 0, seeds)[0]
+    found = rows(work, chat(lambda step, messages: "Of course!"))
+    assert [(sample.reason, sample.response) for sample in found] == [("missing", "Of course!")] * 4

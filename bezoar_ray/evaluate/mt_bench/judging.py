@@ -5,12 +5,12 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from bezoar_ray.evaluate.mt_bench.loop import Answer
-from bezoar_ray.evaluate.mt_bench.prompts import grade, read_grade
-from bezoar_ray.llm.chat import CallFailed, Chat, Messages
+from bezoar_ray.evaluate.mt_bench.prompts import again, grade, read_grade
+from bezoar_ray.llm.chat import CallFailed, Chat, Messages, unread
 
 T = TypeVar("T")
 
-_ATTEMPTS = 2  # an unreadable reply is asked once more
+_ATTEMPTS = 2  # after an unreadable reply the judge is asked once more
 
 
 @dataclass(frozen=True)
@@ -41,14 +41,17 @@ async def judge_turn(answer: Answer, turn: int, judge: str, chat: Chat) -> Judgm
 
 
 async def asked(messages: Messages, step: str, chat: Chat, read: Callable[[str], T | None]) -> tuple[T | None, str]:
-    """What a judge's reply holds, or None where it cannot be read, and the reply."""
-    text = ""
+    """What a judge's reply holds, or None where it cannot be read, and the reply, with what was wrong with it."""
+    asked_before, text = messages, ""
     for attempt in range(_ATTEMPTS):
         try:
-            text = (await chat(messages, step=step, attempt=attempt)).text
+            reply = await chat(messages, step=step, attempt=attempt)
         except CallFailed as error:
             return None, f"no reply: {error}"
-        found = read(text)
+        why = unread(reply)
+        found = None if why else read(reply.text)
         if found is not None:
-            return found, text
+            return found, reply.text
+        text = f"{reply.text}\n\n(not read: {why})" if why else reply.text
+        messages = again(asked_before, why or "it held no verdict in the form that was asked for")
     return None, text

@@ -17,8 +17,19 @@ _COMPARE = (
     "in exactly this form: [[A]] if assistant a is better, [[B]] if assistant b is better, [[C]] for a tie. " + _DATA
 )
 _LAST = ". Judge the answer to the last question only"
-_RATING = re.compile(r"\[\[\s*(\d+(?:\.\d+)?)\s*\]\]")
-_VERDICT = re.compile(r"\[\[\s*([ABC])\s*\]\]")
+_NUMBER = r"(\d+(?:[.,]\d+)?)(?:\s*(?:/|out of)\s*10)?"
+_RATINGS = (  # the form that was asked for first
+    re.compile(rf"\[\[\s*(?:rating|score)?\W*{_NUMBER}\s*\]\]", re.IGNORECASE),
+    re.compile(rf"(?:rating|score|grade)\W{{0,8}}{_NUMBER}(?![\d.,]*\d)", re.IGNORECASE),
+    re.compile(rf"\[\s*{_NUMBER}\s*\]"),
+    re.compile(rf"\A\W*{_NUMBER}\W*\Z"),
+)
+_VERDICTS = (
+    re.compile(r"\[\[\s*(A|B|C|tie)\s*\]\]", re.IGNORECASE),
+    re.compile(r"(?<!\w)\[\s*(A|B|C)\s*\]"),
+)
+_QUOTED = re.compile(r"\"[^\"\n]*\"|“[^”\n]*”|`[^`\n]*`|^\s*>.*$", re.MULTILINE)
+_TAGS = re.compile(r"<(/?)((?:question|answer|reference)(?:_[ab])?_\d+)>", re.IGNORECASE)
 TIE = "tie"
 
 Texts = Sequence[str]
@@ -38,15 +49,42 @@ def compare(questions: Texts, first: Texts, second: Texts, references: Texts | N
 
 
 def read_grade(reply: str) -> float | None:
-    """The grade in a judge's reply, or None where there is none from 1 to 10: it is counted, never averaged."""
-    found = _RATING.findall(reply)
-    return float(found[-1]) if found and 1 <= float(found[-1]) <= 10 else None
+    """The grade in a judge's reply, or None where there is none from 1 to 10: it is counted, never averaged.
+
+    Of several that differ, the last one outside a quotation counts: a judge may quote an answer that grades itself.
+    """
+    told = _last(_RATINGS, reply)
+    grade = float(told.replace(",", ".")) if told else 0.0
+    return grade if 1 <= grade <= 10 else None
 
 
 def read_verdict(reply: str) -> str | None:
-    """`first`, `second` or `tie`, by the last verdict in a judge's reply; None where there is none."""
-    found = _VERDICT.findall(reply)
-    return {"A": "first", "B": "second", "C": TIE}[found[-1]] if found else None
+    """`first`, `second` or `tie`, by the last verdict outside a quotation in a judge's reply; None without one."""
+    told = _last(_VERDICTS, reply)
+    return {"A": "first", "B": "second", "C": TIE, "TIE": TIE}[told.upper()] if told else None
+
+
+def again(messages: Messages, why: str) -> Messages:
+    """The same question after a reply that could not be used: at temperature 0 it would be given again."""
+    *before, last = messages
+    return [*before, last | {"content": f"{last['content']}\n\nYour last reply could not be used: {why}. Be brief."}]
+
+
+def _last(forms: Sequence[re.Pattern[str]], reply: str) -> str | None:
+    """The last match of the first form that is in a reply, outside quotations; one in a quotation if all agree."""
+    outside = _QUOTED.sub(" ", reply)
+    for form in forms:
+        if found := form.findall(outside):
+            return found[-1]
+    for form in forms:
+        if found := form.findall(reply):
+            return found[-1] if len(set(found)) == 1 else None
+    return None
+
+
+def _data(text: str) -> str:
+    """What a model said, which cannot end the tags that it stands in."""
+    return _TAGS.sub(r"‹\1\2›", text)
 
 
 def _asked(system: str, questions: Texts, answers: dict[str, Texts], references: Texts | None) -> Messages:
@@ -54,7 +92,7 @@ def _asked(system: str, questions: Texts, answers: dict[str, Texts], references:
     for turn, question in enumerate(questions):
         texts = {"question": question} | ({"reference": references[turn]} if references else {})
         texts |= {name: said[turn] for name, said in answers.items()}
-        parts += [f"<{name}_{turn + 1}>\n{text}\n</{name}_{turn + 1}>" for name, text in texts.items()]
+        parts += [f"<{name}_{turn + 1}>\n{_data(text)}\n</{name}_{turn + 1}>" for name, text in texts.items()]
     focus = _LAST if len(questions) > 1 else ""
     return [
         {"role": "system", "content": system.format(focus=focus)},
