@@ -1,5 +1,6 @@
-"""The one way to the tokenizer: with the recipe's chat template, and in agreement with sentencepiece."""
+"""The one way to the tokenizer: with the recipe's chat template, and in agreement with the files of the model."""
 
+import unicodedata
 from typing import Any
 
 from bezoar_ray.errors import RecipeError
@@ -15,11 +16,15 @@ PROBES = (
 )  # fmt: skip
 
 
+ROUND_TRIP = "The  price of 12 naïve cafés,\n\n\tin Ωμέγα and 日本語: 1,234.50 🙂!\nx = [1]\n"
+
+
 def load_tokenizer(recipe: Recipe) -> Any:
     """The base model's tokenizer with the recipe's chat template, ready for training and for saving.
 
     Raises:
-        RecipeError: no end-of-sequence token, or ids that differ from sentencepiece's own.
+        RecipeError: no end-of-sequence token, ids that differ from those of the model's own files, or a text that does
+            not come back from its ids.
     """
     from transformers import AutoTokenizer
 
@@ -28,12 +33,55 @@ def load_tokenizer(recipe: Recipe) -> Any:
     tokenizer = AutoTokenizer.from_pretrained(path, **hub)
     if model_file := _sentencepiece_file(path, base.revision):
         tokenizer = agreeing(tokenizer, model_file)
+    elif json_file := _file(path, "tokenizer.json", base.revision):
+        tokenizer = as_in_json(tokenizer, json_file)
+    check_round_trip(tokenizer, base.model)
     if tokenizer.eos_token is None:
         raise RecipeError(f"base.model {base.model!r}: its tokenizer has no eos_token, so no answer could ever end")
     tokenizer.pad_token = tokenizer.pad_token or tokenizer.unk_token or tokenizer.eos_token
     tokenizer.padding_side = "right"
     tokenizer.chat_template = recipe.template
     return tokenizer
+
+
+def check_round_trip(tokenizer: Any, model: str) -> None:
+    """See that words and lines come back from their ids; a run of spaces may come back as one.
+
+    Raises:
+        RecipeError: they do not, so rows would lose them without notice.
+    """
+    ids = tokenizer(ROUND_TRIP, add_special_tokens=False).input_ids
+    back = tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+    if _lines(back) != _lines(ROUND_TRIP):
+        raise RecipeError(
+            f"base.model {model!r}: its tokenizer does not give a text back. {ROUND_TRIP!r} becomes {back!r}, so rows "
+            "would be trained on without what is lost. Choose another base, or one whose tokenizer.json is whole"
+        )
+
+
+def _lines(text: str) -> list[list[str]]:
+    """The words of each line, as compatibility characters are commonly folded."""
+    return [line.split() for line in unicodedata.normalize("NFKC", text).strip().split("\n")]
+
+
+def as_in_json(tokenizer: Any, json_file: str) -> Any:
+    """The tokenizer itself where it gives the ids of tokenizer.json, else one made of that file.
+
+    transformers 5 rebuilds some classes by their names alone: a byte-level tokenizer.json whose class is
+    LlamaTokenizerFast (DeepSeek's bases) loses all spaces and line breaks.
+    """
+    from tokenizers import Tokenizer
+    from transformers import PreTrainedTokenizerFast
+
+    judge = Tokenizer.from_file(json_file)
+
+    def differs(text: str) -> bool:
+        ids = judge.encode(text, add_special_tokens=False).ids
+        return tokenizer(text, add_special_tokens=False).input_ids != ids
+
+    if not any(map(differs, (*PROBES, ROUND_TRIP))):
+        return tokenizer
+    return PreTrainedTokenizerFast(tokenizer_object=judge, **_kept(tokenizer))
 
 
 def agreeing(tokenizer: Any, model_file: str) -> Any:
@@ -75,9 +123,13 @@ def _rebuilt(tokenizer: Any, model_file: str) -> Any:
 
     backend = tokenizer.backend_tokenizer
     backend.normalizer, backend.pre_tokenizer = _normalizer(_proto(model_file).normalizer_spec), None
+    return PreTrainedTokenizerFast(tokenizer_object=backend, **_kept(tokenizer))
+
+
+def _kept(tokenizer: Any) -> dict[str, Any]:
+    """What one tokenizer tells another that is made in its place."""
     names = ("bos_token", "eos_token", "unk_token", "pad_token", "model_max_length", "clean_up_tokenization_spaces")
-    kept = {name: getattr(tokenizer, name) for name in names if getattr(tokenizer, name, None) is not None}
-    return PreTrainedTokenizerFast(tokenizer_object=backend, **kept)
+    return {name: getattr(tokenizer, name) for name in names if getattr(tokenizer, name, None) is not None}
 
 
 def _normalizer(spec: Any) -> Any:
@@ -104,10 +156,15 @@ def _proto(model_file: str) -> Any:
 
 def _sentencepiece_file(path: str, revision: str | None) -> str | None:
     """The model file of a sentencepiece tokenizer; other formats share its name, and then it is not one."""
+    found = _file(path, "tokenizer.model", revision)
+    return found if found and _is_sentencepiece(found) else None
+
+
+def _file(path: str, name: str, revision: str | None) -> str | None:
+    """A file of a model's folder or repository, where it has one."""
     from transformers.utils import cached_file
 
-    found = cached_file(path, "tokenizer.model", revision=revision, _raise_exceptions_for_missing_entries=False)
-    return found if found and _is_sentencepiece(found) else None
+    return cached_file(path, name, revision=revision, _raise_exceptions_for_missing_entries=False)
 
 
 def _is_sentencepiece(path: str) -> bool:

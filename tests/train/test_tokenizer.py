@@ -3,12 +3,14 @@
 import json
 import random
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from bezoar_ray.errors import RecipeError
 from bezoar_ray.recipe import Recipe
 from bezoar_ray.train.data import IGNORED, encode
-from bezoar_ray.train.tokenizer import PROBES, agreeing, load_tokenizer
+from bezoar_ray.train.tokenizer import PROBES, ROUND_TRIP, agreeing, load_tokenizer
 
 TEXT = """The llama said: 12 + 30 = 42.  It   kept    runs of spaces, 1999 and 2024.
 def double(x):
@@ -80,3 +82,67 @@ def test_saved_with_a_checkpoint_it_stays_the_same(openllama: Path, tmp_path: Pa
         ids = ours("<s>" + text, add_special_tokens=False).input_ids
         assert again("<s>" + text, add_special_tokens=False).input_ids == ids
         assert again.decode(ids, skip_special_tokens=True) == text.replace("▁", " ")
+
+
+# A byte-level tokenizer.json under the class of another tokenizer, as DeepSeek publishes its bases.
+
+SPECIAL = ["<|begin|>", "<|end|>"]
+
+
+def byte_level(folder: Path, kind: str, pieces: str = "bytes") -> Path:
+    """A folder with a tokenizer.json, and a configuration that names a class."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+    if pieces == "bytes":
+        backend = Tokenizer(models.BPE())
+        backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+        backend.decoder = decoders.ByteLevel()
+        alphabet = pre_tokenizers.ByteLevel.alphabet()
+        trainer: Any = trainers.BpeTrainer(vocab_size=500, special_tokens=SPECIAL, initial_alphabet=alphabet)
+    else:  # words without what stands between them
+        backend = Tokenizer(models.WordLevel(unk_token="<|begin|>"))
+        backend.pre_tokenizer = pre_tokenizers.Whitespace()
+        trainer = trainers.WordLevelTrainer(special_tokens=SPECIAL)
+    backend.train_from_iterator([TEXT, ROUND_TRIP] * 5, trainer)
+    folder.mkdir()
+    backend.save(str(folder / "tokenizer.json"))
+    config = {"tokenizer_class": kind, "bos_token": SPECIAL[0], "eos_token": SPECIAL[1], "model_max_length": 2048}
+    (folder / "tokenizer_config.json").write_text(json.dumps(config))
+    (folder / "config.json").write_text(json.dumps({"model_type": "llama"}))
+    return folder
+
+
+def tokenizer_of(recipe: Recipe, folder: Path) -> Any:
+    return load_tokenizer(recipe.model_copy(update={"base": recipe.base.model_copy(update={"model": str(folder)})}))
+
+
+@pytest.mark.parametrize(
+    "kind", ["LlamaTokenizerFast", "LlamaTokenizer", "PreTrainedTokenizerFast", "GPT2TokenizerFast"]
+)
+def test_ids_are_those_of_tokenizer_json_whatever_class_is_named(recipe: Recipe, tmp_path: Path, kind: str) -> None:
+    from tokenizers import Tokenizer
+    from transformers import AutoTokenizer
+
+    folder = byte_level(tmp_path / "base", kind)
+    judge = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    ours = tokenizer_of(recipe, folder)
+    ours.save_pretrained(tmp_path / "saved")
+    for tokenizer in (ours, AutoTokenizer.from_pretrained(tmp_path / "saved")):
+        for text in texts():
+            ids = tokenizer(text, add_special_tokens=False).input_ids
+            assert ids == judge.encode(text, add_special_tokens=False).ids
+            assert tokenizer.decode(ids, clean_up_tokenization_spaces=False) == text
+        assert (tokenizer.bos_token, tokenizer.eos_token) == tuple(SPECIAL)
+
+
+def test_transformers_alone_loses_spaces_and_lines(tmp_path: Path) -> None:
+    """The trap is real: should transformers mend it, `as_in_json` has nothing left to do and may go."""
+    from transformers import AutoTokenizer
+
+    plain = AutoTokenizer.from_pretrained(byte_level(tmp_path / "base", "LlamaTokenizerFast"))
+    assert " " not in plain.decode(plain("two words\n", add_special_tokens=False).input_ids)
+
+
+def test_a_tokenizer_that_gives_no_text_back_is_refused(recipe: Recipe, tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match=r"its tokenizer does not give a text back.*becomes 'The price"):
+        tokenizer_of(recipe, byte_level(tmp_path / "base", "PreTrainedTokenizerFast", pieces="words"))
