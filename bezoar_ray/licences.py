@@ -4,7 +4,9 @@ This is a reading aid, not legal advice: the table holds the licences that the r
 """
 
 import re
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import Any
 
 from bezoar_ray.recipe import ModelPart, Recipe, SourcePart
 
@@ -59,59 +61,97 @@ _ROUTER = Terms(
 _TEACHES_ANYWAY = Terms(NO, "its output is the training data, and may not be used to make other models")
 _UNKNOWN = Terms(UNKNOWN, "no licence that the table knows; read it, and name it in the recipe")
 
-# The first pattern that matches the start of the normalised name counts.
+# What each name means, by the whole of it; anything left over ("Apache-2.0-with-Commons-Clause") is unknown.
+_VERSION = r"(-?v?\d+(\.\d+)*)?"
 _TABLE = (
-    (r"(openai|anthropic|google|mistral-?ai|cohere|xai)-(api|terms|tos)", _PROVIDER),
-    (r"openrouter-(api|terms|tos)", _ROUTER),
-    (r"cc-?by-(sa-)?nc|.*non-?commercial|research-only|mistral-research|mrl\b", _NON_COMMERCIAL),
-    (r"cc-?by-nd", _NO_DERIVATIVES),
-    (r"apache-?2|mit\b|bsd-|isc\b|cc0|unlicense|public-domain|postgresql|zlib", _PERMISSIVE),
-    (r"cc-?by-sa", _SHARE_ALIKE),
-    (r"cc-?by", _ATTRIBUTION),
-    (r"odc-by", _ATTRIBUTION),
-    (r"a?gpl|lgpl|mpl", _COPYLEFT),
-    (r"llama-?(3\.[1-9]|4)", _LLAMA),
-    (r"llama-?[23]", _OLD_LLAMA),
-    (r"gemma", _GEMMA),
+    (r"(openai|anthropic|google|mistral-?ai|cohere|xai)-(api|terms|tos)(-of-(use|service))?", _PROVIDER),
+    (r"openrouter-(api|terms|tos)(-of-(use|service))?", _ROUTER),
+    (
+        rf"cc-?by-(nc-?(sa|nd)?|sa-nc){_VERSION}(-\w+)?|research-only|mistral-research(-license)?|mrl{_VERSION}",
+        _NON_COMMERCIAL,
+    ),
+    (
+        rf"(\w+-)?non-?commercial(-\w+)*|\w+(-\w+)*-non-?commercial(-\w+)*|polyform-noncommercial{_VERSION}",
+        _NON_COMMERCIAL,
+    ),
+    (rf"cc-?by-nd{_VERSION}", _NO_DERIVATIVES),
+    (
+        r"apache-?(license-?)?v?2(\.0)?(-embedded)?|mit(-license|-0)?|isc|cc0(-?1\.0)?|unlicense|public-domain|zlib",
+        _PERMISSIVE,
+    ),
+    (r"bsd(-[0-4]-clause)?|0bsd|postgresql|ncsa|bsl-1\.0|python-2\.0|wtfpl", _PERMISSIVE),
+    (rf"cc-?by-sa{_VERSION}", _SHARE_ALIKE),
+    (rf"cc-?by{_VERSION}|odc-by{_VERSION}", _ATTRIBUTION),
+    (r"(a|l)?gpl(-?v?[23](\.\d)?)?(-only|-or-later|\+)?|mpl(-?2\.0)?|epl-2\.0|odbl(-1\.0)?", _COPYLEFT),
+    (r"llama-?(3\.[1-9]|4)(-community)?(-licen[sc]e)?(-agreement)?", _LLAMA),
+    (r"llama-?[23](-community)?(-licen[sc]e)?(-agreement)?", _OLD_LLAMA),
+    (r"gemma(-terms(-of-use)?)?(-licen[sc]e)?", _GEMMA),
 )
+_EXCEPTIONS = ("llvm-exception", "classpath-exception-2.0", "gcc-exception-3.1")
+"""SPDX's exceptions that only give more rights than the licence."""
+_OPERATOR = re.compile(r"\s+(and|or|with)\s+|\s*([,;+&])(?=\s|$)\s*", re.IGNORECASE)
 
 
 def terms(name: str) -> Terms:
-    """What a licence means, by its SPDX-like name; unknown names are `unknown`, never guessed.
+    """What a licence means, by its SPDX expression or a name like one; unknown names are `unknown`, never guessed.
 
-    Of several ("MIT and CC-BY-4.0") the worst counts.
+    Of several that hold together ("MIT AND CC-BY-4.0", "MIT, CC-BY-4.0") the worst counts, of alternatives
+    ("MIT OR GPL-3.0") the best.
     """
-    return max(_each(name), key=_badness)
+    return _read(name, lambda found: found)
 
 
-def _each(name: str) -> list[Terms]:
-    """What each of the licences in a name means."""
-    return [_terms(part) for part in re.split(r"\s+and\s+|[,;+&]", name, flags=re.IGNORECASE)]
+def _read(name: str, seen: Callable[[Terms], Terms]) -> Terms:
+    """The terms of an expression, in which each licence is `seen` as a teacher's or a judge's."""
+    from license_expression import ExpressionError, Licensing
+
+    words = _OPERATOR.split(name.strip())  # a name, its operator (one of two groups), the next name, and so on
+    names = [re.sub(r"[\s_]+", "-", word.strip()) for word in words[::3]]
+    operators = [(word or "and").upper() for word in (words[n + 1] for n in range(0, len(words) - 1, 3))]
+    expression = " ".join(part for pair in zip(names, [*operators, ""], strict=True) for part in pair)
+    expression = expression.replace("-(embedded)", "-embedded")
+    try:
+        tree = Licensing().parse(expression)
+    except (ExpressionError, ValueError):
+        return _UNKNOWN
+    return _of_tree(tree, seen) if tree is not None else _UNKNOWN
 
 
-def _terms(name: str) -> Terms:
-    normal = re.sub(r"[\s_]+", "-", name.strip().lower())
-    return next((found for pattern, found in _TABLE if re.match(pattern, normal)), _UNKNOWN)
+def _of_tree(tree: Any, seen: Callable[[Terms], Terms]) -> Terms:
+    """Of a parsed expression."""
+    if operator := getattr(tree, "operator", "").strip().upper():
+        found = [_of_tree(part, seen) for part in tree.args]
+        return max(found, key=_badness) if operator == "AND" else min(found, key=_badness)
+    if exception := getattr(tree, "exception_symbol", None):
+        return _of_tree(tree.license_symbol, seen) if exception.key.lower() in _EXCEPTIONS else _UNKNOWN
+    name = str(tree.key).lower()
+    return seen(next((found for pattern, found in _TABLE if re.fullmatch(pattern, name)), _UNKNOWN))
 
 
 def _badness(found: Terms) -> int:
     return _WORST_LAST.index(found.verdict)
 
 
-def causes(recipe: Recipe) -> list[Cause]:
+def causes(recipe: Recipe, rows: Iterable[tuple[str, str]] = ()) -> list[Cause]:
     """Every part whose licence binds the result: seeds that a scheme uses, teacher, base and judges.
 
     MT-Bench's judge is left out: it measures the result, and nothing of it enters.
+
+    Args:
+        recipe: its parts.
+        rows: sources and licences of the seeds of rows that there are, of which the recipe may say something else.
     """
     seeds = [_source(part, kind) for kind, parts in _seeds_in_use(recipe) for part in parts]
+    known = {(cause.part.rpartition(" ")[2], cause.license) for cause in seeds}
+    seeds += [Cause(f"rows from {source}", name, terms(name)) for source, name in rows if (source, name) not in known]
     judges = [_judge(part) for part in recipe.judges] if recipe.filter.judge else []
     base = Cause(f"base {recipe.base.model}", recipe.base.license, terms(recipe.base.license))
     return list(dict.fromkeys([*seeds, *map(_teacher, recipe.teachers), base, *judges]))
 
 
-def commercial_use(recipe: Recipe) -> dict[str, str | list[str]]:
-    """The verdict of a whole recipe: `{"verdict": ..., "because": [...]}`, the worst cause first."""
-    found = sorted(causes(recipe), key=lambda cause: -_badness(cause.terms))
+def commercial_use(recipe: Recipe, rows: Iterable[tuple[str, str]] = ()) -> dict[str, str | list[str]]:
+    """The verdict of a whole recipe, or run: `{"verdict": ..., "because": [...]}`, the worst cause first."""
+    found = sorted(causes(recipe, rows), key=lambda cause: -_badness(cause.terms))
     verdict = found[0].terms.verdict
     because = [str(cause) for cause in found if cause.terms.verdict != YES or verdict == YES]
     return {"verdict": verdict, "because": because}
@@ -119,9 +159,10 @@ def commercial_use(recipe: Recipe) -> dict[str, str | list[str]]:
 
 def _seeds_in_use(recipe: Recipe) -> list[tuple[str, tuple[SourcePart, ...]]]:
     generate, seeds = recipe.generate, recipe.seeds
-    dolly = seeds.dolly if generate.lamini or generate.evol_instruct else ()
+    started_from = {scheme.seeds for scheme in generate.own.values()}
+    dolly = seeds.dolly if generate.lamini or generate.evol_instruct or "dolly" in started_from else ()
+    flan = seeds.flan if generate.orca or "flan" in started_from else ()
     own = tuple(recipe.sft.data.values())
-    flan = seeds.flan if generate.orca else ()
     return [("dolly seeds", dolly), ("FLAN seeds", flan), ("HH-RLHF seeds", seeds.hh_rlhf), ("own rows", own)]
 
 
@@ -131,12 +172,18 @@ def _source(part: SourcePart, kind: str) -> Cause:
 
 
 def _teacher(part: ModelPart) -> Cause:
-    """Of several licences the worst counts, once each is read as a teacher's."""
-    found = [_TEACHES_ANYWAY if each in (_PROVIDER, _OLD_LLAMA) else each for each in _each(part.license)]
-    return Cause(f"teacher {part.model}", part.license, max(found, key=_badness))
+    """A licence that forbids to train on what the model says is none at all for a teacher."""
+
+    def seen(found: Terms) -> Terms:
+        return _TEACHES_ANYWAY if found in (_PROVIDER, _OLD_LLAMA) else found
+
+    return Cause(f"teacher {part.model}", part.license, _read(part.license, seen))
 
 
 def _judge(part: ModelPart) -> Cause:
-    """The same as a judge's: what binds the weights, and what is made from them, does not bind a rating."""
-    found = [_PERMISSIVE if each in (_LLAMA, _OLD_LLAMA, _GEMMA) else each for each in _each(part.license)]
-    return Cause(f"judge {part.model}", part.license, max(found, key=_badness))
+    """What binds the weights, and what is made from them, does not bind a rating."""
+
+    def seen(found: Terms) -> Terms:
+        return _PERMISSIVE if found in (_LLAMA, _OLD_LLAMA, _GEMMA) else found
+
+    return Cause(f"judge {part.model}", part.license, _read(part.license, seen))

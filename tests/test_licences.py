@@ -43,6 +43,21 @@ def made_of(teacher="Apache-2.0", judge="Apache-2.0", base="Apache-2.0", dolly="
         ("", "unknown"),
         ("mitigated", "unknown"),
         ("MIT, in-house", "unknown"),
+        ("MIT OR GPL-3.0-only", "yes"),
+        ("MIT AND GPL-3.0-or-later", "with obligations"),
+        ("GPL-2.0-only OR (MIT AND CC-BY-NC-4.0)", "with obligations"),
+        ("Apache-2.0 WITH LLVM-exception", "yes"),
+        ("Apache-2.0 with Commons-Clause", "unknown"),
+        ("Apache-2.0 + Commons Clause", "unknown"),
+        ("MIT-NC", "unknown"),
+        ("MIT (non-commercial)", "unknown"),
+        ("Apache-2.0-modified", "unknown"),
+        ("BSD-3-Clause-No-Nuclear-License", "unknown"),
+        ("CC-BY-NC-ND-4.0", "no"),
+        ("PolyForm-Noncommercial-1.0.0", "no"),
+        ("MIT AND", "unknown"),
+        ("(MIT", "unknown"),
+        ("Llama 3.1 Community License", "with obligations"),
     ],
 )
 def test_the_table_knows_the_usual_licences_and_guesses_none(name, verdict):
@@ -89,6 +104,21 @@ def test_seeds_of_a_scheme_that_is_left_out_do_not_count():
     without = recipe.model_copy(update={"generate": recipe.generate.model_copy(update={"orca": None})})
     assert commercial_use(recipe)["verdict"] == "no"
     assert commercial_use(without)["verdict"] == "yes"
+
+
+def test_seeds_that_only_a_scheme_of_ones_own_uses_count():
+    own = {"riddles": {"function": "mine.py:riddles", "seeds": "flan"}}
+    tree = made_of(flan="CC-BY-NC-4.0").model_dump(mode="json")
+    tree["generate"] |= {"orca": None, "own": own}
+    assert commercial_use(parse_recipe(tree, "test"))["verdict"] == "no"
+    tree["generate"]["own"]["riddles"]["seeds"] = "dolly"
+    assert commercial_use(parse_recipe(tree, "test"))["verdict"] == "yes"
+
+
+def test_the_licences_of_the_rows_themselves_count():
+    found = commercial_use(made_of(), [("d.jsonl", "MIT"), ("bought.jsonl", "CC-BY-NC-4.0")])
+    assert found["verdict"] == "no" and found["because"][0].startswith("rows from bought.jsonl (CC-BY-NC-4.0)")
+    assert commercial_use(made_of(), [("d.jsonl", "MIT")]) == commercial_use(made_of())
 
 
 def test_the_embedded_world_may_be_sold():

@@ -78,13 +78,14 @@ def gather(recipe: Recipe, store: Store) -> Content:
     """What the files of a run directory hold."""
     summary = store.read_json("summary.json") or {}
     accepted = {scheme: read_samples(store, scheme, "accepted") for scheme in recipe.schemes}
+    provenance = _provenance([sample for samples in accepted.values() for sample in samples])
     results = summary.get("eval", {})
     return Content(
         recipe=recipe,
         run=summary.get("run", {}),
         stages=[_stage(name, summary.get("stages", {}), store) for name in STAGES],
         schemes=[found for name in recipe.schemes if (found := _scheme(name, accepted[name], summary, store))],
-        provenance=_provenance([sample for samples in accepted.values() for sample in samples]),
+        provenance=provenance,
         calls={role: part for role, part in summary.get("calls", {}).items() if part.get("attempts")},
         judges=summary.get("judge", {}),
         kept_out=summary.get("decontaminated", []),
@@ -94,8 +95,8 @@ def gather(recipe: Recipe, store: Store) -> Content:
         served=results.get("served", {}),
         conversations=CONVERSATIONS if store.exists(CONVERSATIONS) else None,
         checkpoints=[name for name in CHECKPOINTS if store.exists(f"checkpoints/{name}/lineage.json")],
-        commercial_use=commercial_use(recipe),
-        causes=causes(recipe),
+        commercial_use=commercial_use(recipe, provenance),
+        causes=causes(recipe, provenance),
     )  # fmt: skip
 
 
