@@ -115,11 +115,20 @@ def with_adapter(model: Any, folder: str, trainable: bool = False, autocast_adap
     return PeftModel.from_pretrained(model, folder, **settings)
 
 
+def _adapted(model: Any) -> tuple[str, ...]:
+    """The names of the layers that an adapter is on."""
+    from peft.tuners.lora import LoraLayer
+
+    layers = (name for name, module in model.named_modules() if isinstance(module, LoraLayer))
+    return tuple(sorted({name.rsplit(".", 1)[-1] for name in layers}))
+
+
 def with_own_adapter(model: Any, folder: str, lora: Lora, autocast_adapter_dtype: bool = True) -> Any:
     """The model under the adapter that the recipe starts from, trainable.
 
     Raises:
-        RecipeError: there is none, it is one of another model, or not the one that `sft.lora` describes.
+        RecipeError: there is none, it is one of another model, not the one that `sft.lora` describes, or one that no
+            merge keeps.
     """
     try:
         model = with_adapter(model, folder, trainable=True, autocast_adapter_dtype=autocast_adapter_dtype)
@@ -129,8 +138,15 @@ def with_own_adapter(model: Any, folder: str, lora: Lora, autocast_adapter_dtype
             "Name a PEFT folder (adapter_config.json, adapter_model.safetensors) that was trained on this base"
         ) from error
     found = model.peft_config["default"]
+    targets = _adapted(model)  # the file may say a pattern, "all-linear" or whole paths
+    embeddings = {"lm_head", "embed_tokens", "wte"} & set(targets)
+    if embeddings and model.get_base_model().config.tie_word_embeddings:
+        raise RecipeError(
+            f"sft.adapter: {folder} adapts {', '.join(sorted(embeddings))}, and this base has one matrix for its input "
+            "and output embeddings. Merging would change both sides. Train one without it"
+        )
     has = {"r": found.r, "alpha": found.lora_alpha, "rank_stabilised": found.use_rslora, "dora": found.use_dora,
-           "targets": tuple(sorted(found.target_modules))}  # fmt: skip
+           "targets": targets}  # fmt: skip
     wanted = {**lora.model_dump(include=set(has)), "targets": tuple(sorted(lora.targets))}
     if has != wanted:
         other = ", ".join(f"{key}: {list(value) if key == 'targets' else value}"

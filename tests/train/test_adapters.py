@@ -8,6 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from bezoar_ray.errors import RecipeError
 from bezoar_ray.recipe import Lora, Recipe
 from bezoar_ray.train import adapters, models
 
@@ -95,3 +96,36 @@ def test_what_cannot_be_served_is_refused_with_the_reason(recipe: Recipe, chain:
     save_file(load_file(weights) | {"base_model.model.model.embed_tokens.weight": torch.zeros(1)}, weights)
     with pytest.raises(adapters.NotJoinable, match="found base_model.model.model.embed_tokens.weight"):
         adapters.join([chain / "first", chain / "second"], chain / "joined", "base")
+
+
+@pytest.mark.parametrize(
+    "targets",
+    [r".*\.(q_proj|v_proj)", r"model\.layers\.0\..*\.(q_proj|v_proj)", ["self_attn.q_proj", "self_attn.v_proj"]],
+)
+def test_an_adapter_of_ones_own_may_name_its_layers_by_a_pattern(recipe: Recipe, chain: Path, targets: Any) -> None:
+    from peft import LoraConfig, get_peft_model
+
+    config = LoraConfig(r=4, lora_alpha=8, lora_dropout=FIRST.dropout, target_modules=targets, task_type="CAUSAL_LM")
+    get_peft_model(models.load(recipe.base), config).save_pretrained(str(chain / "own"))
+    model = models.with_own_adapter(models.load(recipe.base), str(chain / "own"), FIRST)
+    assert any(parameter.requires_grad for parameter in model.parameters())
+    with pytest.raises(RecipeError, match=r"is not what sft.lora says. Write there {targets: \['q_proj', 'v_proj'\]}"):
+        other = FIRST.model_copy(update={"targets": ("q_proj",)})
+        models.with_own_adapter(models.load(recipe.base), str(chain / "own"), other)
+
+
+@pytest.mark.parametrize("layer", ["lm_head", "embed_tokens"])
+def test_an_adapter_on_embeddings_that_are_the_head_is_refused(recipe: Recipe, chain: Path, layer: str) -> None:
+    """Merged, it would change both sides of the one matrix."""
+    from peft import LoraConfig, get_peft_model
+
+    base = models.load(recipe.base)
+    base.config.tie_word_embeddings = True
+    base.tie_weights()
+    base.save_pretrained(str(chain / "tied"))
+    tied = recipe.base.model_copy(update={"model": str(chain / "tied")})
+    config = LoraConfig(r=4, lora_alpha=8, target_modules=["q_proj", layer], task_type="CAUSAL_LM")
+    get_peft_model(models.load(tied), config).save_pretrained(str(chain / "own"))
+    lora = FIRST.model_copy(update={"targets": ("q_proj", layer)})
+    with pytest.raises(RecipeError, match=f"adapts {layer}, and this base has one matrix"):
+        models.with_own_adapter(models.load(tied), str(chain / "own"), lora)
