@@ -73,6 +73,7 @@ class Sample:
     operation: str
     round: int = 0
     system: str = ""
+    history: list[dict[str, str]] = field(default_factory=list)  # turns before the instruction, in rows of one's own
     instruction: str = ""
     input: str = ""
     response: str = ""
@@ -143,10 +144,12 @@ class Pair:
 def sample_schema() -> pa.Schema:
     """Arrow schema of `data/<scheme>/<status>/*.parquet`."""
     strings, whole = pa.list_(pa.string()), {"round", "tokens_in", "tokens_out"}
+    message = pa.struct([("role", pa.string()), ("content", pa.string())])
     verdict = pa.struct(
         [("judge", pa.string()), ("status", pa.string()), ("rating", pa.float64()), ("reason", pa.string())]
     )
-    special = {"seed_ids": strings, "seed_sources": strings, "seed_licenses": strings, "verdicts": pa.list_(verdict)}
+    special = {"seed_ids": strings, "seed_sources": strings, "seed_licenses": strings}
+    special |= {"verdicts": pa.list_(verdict), "history": pa.list_(message)}
     return pa.schema(
         [(f.name, special.get(f.name, pa.int64() if f.name in whole else pa.string())) for f in fields(Sample)]
     )

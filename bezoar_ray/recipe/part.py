@@ -176,7 +176,9 @@ def packaged_text(name: str, own: str | None, field: str) -> str:
 
 
 def matches(pattern: str) -> list[Path]:
-    """The files and folders that a path or glob names, sorted."""
+    """The files and folders that a path or glob names, sorted. A file's own name is no pattern, whatever it holds."""
+    if Path(pattern).expanduser().exists():
+        return [Path(pattern).expanduser()]
     return [Path(name) for name in sorted(glob.glob(str(Path(pattern).expanduser()), recursive=True))]
 
 

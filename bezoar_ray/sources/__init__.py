@@ -1,5 +1,6 @@
 """Where rows come from: the embedded world, hub data sets, own files. Each row knows its source and licence."""
 
+import json
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -94,11 +95,21 @@ def _license(part: SourcePart) -> str:
     return _TINY_LICENSE if part.source == "tiny" and part.license == "unknown" else part.license
 
 
+def _parsed(line: bytes) -> Any:
+    """A line of JSON, or what Python and pandas write as such: NaN is null."""
+    try:
+        return orjson.loads(line)
+    except orjson.JSONDecodeError:
+        if b"NaN" not in line and b"Infinity" not in line:
+            raise
+        return json.loads(line, parse_constant=lambda name: None)
+
+
 def _fields(value: bytes | dict[str, Any]) -> dict[str, Any]:
     """A row's fields; a line of text is parsed here, so that a torn one is a malformed row."""
     try:
-        fields = orjson.loads(value) if isinstance(value, bytes) else value
-    except orjson.JSONDecodeError as error:
+        fields = _parsed(value) if isinstance(value, bytes) else value
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"not valid JSON: {error}") from error
     if not isinstance(fields, dict):
         raise ValueError(f"expected an object with fields, found {type(fields).__name__}")

@@ -1,19 +1,22 @@
-"""Rows in the shape of Anthropic/hh-rlhf: transcripts `chosen` and `rejected`, equal up to the last turn."""
+"""Preference pairs: Anthropic/hh-rlhf's transcripts, or a prompt with `chosen` and `rejected` in the forms of TRL.
 
-import re
+TRL's forms (https://huggingface.co/docs/trl/dataset_formats): prompt and answers as texts or as lists of messages; or
+without a prompt, where both sides hold the whole conversation.
+"""
+
 from typing import Any
 
 from bezoar_ray.rows import Pair
+from bezoar_ray.sources import conversations
+from bezoar_ray.sources.conversations import Messages
 from bezoar_ray.sources.raw import Origin, required
-
-_TURN = re.compile(r"(?:^|\n\n)(Human|Assistant):")
-_ROLES = {"Human": "user", "Assistant": "assistant"}
 
 
 def pair(row: dict[str, Any], origin: Origin) -> Pair:
-    """One pair. Raises `ValueError` where a side is no transcript, or the sides are no choice between two answers."""
-    prompt, chosen = _split(required(row, "chosen"), "chosen")
-    other_prompt, rejected = _split(required(row, "rejected"), "rejected")
+    """One pair. Raises `ValueError` where a side is no conversation, or the sides are no choice between two answers."""
+    begin = _prompt(row)
+    prompt, chosen = _split(row, "chosen", begin)
+    other_prompt, rejected = _split(row, "rejected", begin)
     if prompt != other_prompt:
         raise ValueError("`chosen` and `rejected` differ before the last Assistant turn")
     if chosen == rejected:
@@ -21,29 +24,31 @@ def pair(row: dict[str, Any], origin: Origin) -> Pair:
     return Pair(origin.id("hh_rlhf"), origin.source, origin.license, prompt, chosen, rejected)
 
 
-def messages(transcript: str) -> list[dict[str, str]]:
-    """The turns of a transcript, whose marks stand at the start of a paragraph.
-
-    Raises:
-        ValueError: text before the first mark, an empty turn, or two turns of one side in a row.
-    """
-    head, *parts = _TURN.split(transcript)
-    turns = [{"role": _ROLES[who], "content": said.strip()} for who, said in zip(parts[::2], parts[1::2], strict=True)]
-    if head.strip() or not turns:
-        raise ValueError("it does not begin with 'Human:' or 'Assistant:'")
-    if not all(turn["content"] for turn in turns):
-        raise ValueError("a turn is empty")
-    if any(one["role"] == next_one["role"] for one, next_one in zip(turns, turns[1:], strict=False)):
-        raise ValueError("two turns of one side in a row")
-    return turns
+def _prompt(row: dict[str, Any]) -> Messages:
+    """The messages of the prompt; none where a row has no such field."""
+    value = row.get("prompt")
+    if not value:
+        return []
+    if isinstance(value, str) and not conversations.is_transcript(value):
+        return [{"role": "user", "content": required(row, "prompt")}]
+    return conversations.read(value, "prompt")
 
 
-def _split(transcript: str, side: str) -> tuple[list[dict[str, str]], str]:
-    """The conversation up to the last Assistant turn, and that turn."""
-    try:
-        *prompt, last = messages(transcript)
-    except ValueError as error:
-        raise ValueError(f"`{side}`: {error}") from error
-    if last["role"] != "assistant" or not prompt:
+def _split(row: dict[str, Any], side: str, begin: Messages) -> tuple[Messages, str]:
+    """The conversation up to the last answer, and that answer."""
+    value = row.get(side)
+    if isinstance(value, list) or (isinstance(value, str) and conversations.is_transcript(value)):
+        said = conversations.read(value, side)
+    elif begin:
+        said = [{"role": "assistant", "content": required(row, side)}]
+    else:
+        required(row, side)
+        raise ValueError(
+            f"`{side}`: it does not begin with 'Human:' or 'Assistant:', and the row has no `prompt`. Known are "
+            "transcripts, lists of messages, and texts beside a `prompt`"
+        )
+    continues = begin and said[0]["role"] == "assistant"  # else the side holds the whole conversation
+    *prompt, last = [*begin, *said] if continues else said
+    if last["role"] != "assistant" or not prompt or prompt[-1]["role"] != "user":
         raise ValueError(f"`{side}`: it does not end with an Assistant turn that answers a Human one")
     return prompt, last["content"]

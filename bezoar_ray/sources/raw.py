@@ -30,18 +30,29 @@ class Origin:
 
 
 def text(row: dict[str, Any], field: str) -> str:
-    """A field that may be absent, null or empty."""
+    """A field that may be absent, null or empty; a number is its digits, and pandas' NaN is null."""
     value = row.get(field)
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        value = "" if value != value else str(value)
+    return _text(value, field)
+
+
+def _text(value: Any, field: str) -> str:
     if not isinstance(value, str | None):
         raise ValueError(f"`{field}` holds {type(value).__name__}, not text")
-    return (value or "").strip()
+    return as_text(value or "").strip()
+
+
+def as_text(value: str) -> str:
+    """A text with line breaks of one kind."""
+    return value.replace("\r\n", "\n").replace("\r", "\n")
 
 
 def required(row: dict[str, Any], field: str) -> str:
     """A field that must hold text."""
     if field not in row:
         raise ValueError(f"no `{field}`")
-    found = text(row, field)
+    found = _text(row[field], field)
     if not found:
         raise ValueError(f"empty `{field}`")
     return found

@@ -43,7 +43,8 @@ def pair_tokens(tokenizer: Any, row: dict[str, Any], longest: int) -> Tokens | s
 def conversation(sample: Sample) -> list[dict[str, str]]:
     """The messages that a sample trains on; without a system message the template puts its own."""
     system = [{"role": "system", "content": sample.system}] if sample.system else []
-    return [*system, {"role": "user", "content": sample.task}, {"role": "assistant", "content": sample.response}]
+    last = [{"role": "user", "content": sample.task}, {"role": "assistant", "content": sample.response}]
+    return [*system, *sample.history, *last]
 
 
 def encode(tokenizer: Any, messages: list[dict[str, str]]) -> Tokens:

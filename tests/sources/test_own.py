@@ -55,3 +55,45 @@ def test_their_licence_counts():
 
     found = commercial_use(load_recipe("tiny", ["sft.data={mine: {source: a.jsonl, license: CC-BY-NC-4.0}}"]))
     assert found["verdict"] == "no" and "own rows a.jsonl" in found["because"][0]
+
+
+TURNS = [("system", "Be kind."), ("user", "One?"), ("assistant", "1."), ("user", "Two?"), ("assistant", "2.")]
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"messages": [{"role": role, "content": said} for role, said in TURNS]},
+        {"conversations": [{"from": {"user": "human", "assistant": "gpt"}.get(role, role), "value": said}
+                           for role, said in TURNS]},
+        {"messages": [{"role": role, "content": said} for role, said in TURNS[1:]], "system": "Be kind."},
+        {"messages": [{"role": role, "content": [{"type": "text", "text": said}]} for role, said in TURNS]},
+        {"messages": [{"role": role, "content": said} for role, said in [*TURNS, ("user", "And?")]]},
+    ],
+)  # fmt: skip
+def test_conversations_of_several_turns_are_read_and_trained_on(row, tmp_path):
+    from bezoar_ray.rows import Sample, sample_table
+    from bezoar_ray.train.data import conversation
+
+    (tmp_path / "mine.jsonl").write_text(json.dumps(row))
+    (sample,) = read_own(SourcePart(source=str(tmp_path / "mine.jsonl")), "mine").rows
+    (again,) = map(Sample.from_row, sample_table([sample]).to_pylist())  # as it lies on disk
+    assert conversation(again) == [{"role": role, "content": said} for role, said in TURNS]
+    assert (sample.instruction, sample.response) == ("Two?", "2.")
+
+
+@pytest.mark.parametrize(
+    ("messages", "said"),
+    [
+        ([{"role": "user", "content": "One?"}], "there is no answer"),
+        ([{"role": "assistant", "content": "1."}], "there is no answer"),
+        ([{"role": "user", "content": "a"}, {"role": "user", "content": "b"}], "two turns of one side"),
+        ([{"role": "user", "content": " "}, {"role": "assistant", "content": "b"}], "a turn is empty"),
+        ("One? 1.", "does not begin with 'Human:'"),
+        ({"a": 1}, "expected a list of messages, found dict"),
+    ],
+)
+def test_a_conversation_that_teaches_nothing_says_why(messages, said, tmp_path):
+    (tmp_path / "mine.jsonl").write_text(json.dumps({"messages": messages}))
+    (failed,) = read_own(SourcePart(source=str(tmp_path / "mine.jsonl")), "mine").failed
+    assert "`messages`" in failed and said in failed

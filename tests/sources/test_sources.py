@@ -1,6 +1,7 @@
 """Reading whole sources: files of each kind, malformed rows, the hub, the real data."""
 
 import gzip
+import os
 
 import orjson
 import pyarrow as pa
@@ -131,3 +132,54 @@ def test_real_dolly_flan_and_hh_rlhf(real_data):
     assert len(pairs.rows) + len(pairs.failed) == 1800
     assert len(pairs.failed) == 9  # empty answers, two answers in a row, sides that part earlier
     assert all(pair.prompt[-1]["role"] == "user" and pair.chosen != pair.rejected for pair in pairs.rows)
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-32"])
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+def test_the_first_row_is_read_whatever_windows_puts_before_it(tmp_path, encoding, end):
+    text = "".join(orjson.dumps(row | {"response": "é日"}).decode() + end for row in ROWS)
+    (tmp_path / "a.jsonl").write_bytes(text.encode(encoding))
+    (tmp_path / "a.jsonl.gz").write_bytes(gzip.compress(text.encode(encoding)))
+    for name in ("a.jsonl", "a.jsonl.gz"):
+        loaded = sources.read([part(tmp_path / name)], "dolly")
+        assert [seed.instruction for seed in loaded.rows] == [row["instruction"] for row in ROWS]
+        assert {seed.response for seed in loaded.rows} == {"é日"} and not loaded.failed
+
+
+def test_utf16_without_a_mark_is_named(tmp_path):
+    (tmp_path / "a.jsonl").write_bytes(LINES.decode().encode("utf-16-le"))
+    with pytest.raises(RecipeError, match="zero bytes, as UTF-16 has them: save it as UTF-8"):
+        sources.read([part(tmp_path / "a.jsonl")], "dolly")
+
+
+@pytest.mark.parametrize("number", ["NaN", "Infinity", "-Infinity"])
+def test_numbers_that_json_does_not_have_are_null(tmp_path, number):
+    (tmp_path / "a.jsonl").write_text(f'{{"instruction": "Q", "context": {number}, "response": "A"}}\n')
+    (seed,) = sources.read([part(tmp_path / "a.jsonl")], "dolly").rows
+    assert (seed.input, seed.response) == ("", "A")
+
+
+@pytest.mark.parametrize("name", ["data[1].jsonl", "what?.jsonl", "a*.jsonl", "{b}.jsonl"])
+def test_a_files_own_name_is_no_pattern(tmp_path, name):
+    (tmp_path / name).write_bytes(LINES)
+    assert len(sources.read([part(tmp_path / name)], "dolly").rows) == 5
+
+
+def test_a_name_that_is_no_utf8_is_shown_as_well_as_it_can_be(tmp_path):
+    folder = os.fsencode(tmp_path) + b"/caf\xe9"
+    os.mkdir(folder)
+    with open(folder + b"/a.jsonl", "wb") as file:
+        file.write(LINES + b"{}\n")
+    loaded = sources.read([part(f"{tmp_path}/caf*/a.jsonl")], "dolly")
+    assert {seed.source for seed in loaded.rows} == {"caf\ufffd/a.jsonl"} and len(loaded.rows) == 5
+    assert orjson.dumps(loaded.failed)
+
+
+def test_a_pandas_frame_is_read_with_its_numbers_and_gaps(tmp_path):
+    rows = [{"instruction": "Q", "context": None, "response": "A", "category": 3}]
+    text = pa.large_string()
+    columns = [("instruction", text), ("context", pa.float64()), ("response", text), ("category", pa.int64())]
+    table = pa.Table.from_pylist(rows, schema=pa.schema(columns))
+    pq.write_table(table, tmp_path / "a.parquet")
+    (seed,) = sources.read([part(tmp_path / "a.parquet")], "dolly").rows
+    assert (seed.input, seed.category) == ("", "3")
