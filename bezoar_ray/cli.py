@@ -4,6 +4,7 @@ import argparse
 import os
 import sys
 from pathlib import Path
+from typing import Any
 
 from bezoar_ray.errors import BezoarError, RecipeError
 from bezoar_ray.gpus import GPUS, find_gpu
@@ -67,6 +68,20 @@ def _plan(options: argparse.Namespace) -> None:
     else:
         gpu = find_gpu(options.gpu, "--gpu") if options.gpu else None
         print(render(plan(recipe, assumed, gpu)))
+    if options.check:
+        _check(recipe, options.offline)
+
+
+def _check(recipe: Any, offline: bool) -> None:
+    from bezoar_ray.preflight import STAGES, check
+
+    found = check(recipe, STAGES, offline)
+    print("\nTried: the first rows of each source, templates, tasks and questions.")
+    for kind, lines in (("note", found.notes), ("not tried", found.unchecked)):
+        for line in lines:
+            print(f"- {kind}: {line}")
+    if found.problems:
+        raise RecipeError("\n".join(found.problems))
 
 
 def _submit(options: argparse.Namespace) -> None:
@@ -237,6 +252,10 @@ def _parser() -> argparse.ArgumentParser:
         metavar="GPU[=USD]",
         help="hours and dollars on 1, 8 and 64 GPUs of a kind; A100=1.1 at your price an hour",
     )
+    command.add_argument(
+        "--check", action="store_true", help="try what a run would fail on: rows, templates, tasks, questions, the hub"
+    )
+    command.add_argument("--offline", action="store_true", help="with --check: leave out, and name, what needs the hub")
 
     command = _command(commands, "submit", _submit, "carry out a recipe as a job on a Ray cluster")
     _add_recipe(command)
@@ -295,7 +314,7 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--dry-run", action="store_true", help="say what would be uploaded, and stop")
     command = _command(commands, "tiny", _tiny, "build the embedded world that `run tiny` uses")
     command.add_argument("action", choices=["build"], help="make it now, into the cache")
-    command = _command(commands, "doctor", _doctor, "what this machine can run, and what each recipe still misses")
+    command = _command(commands, "doctor", _doctor, "check this machine, and list what each recipe is missing")
     command.add_argument("recipe", metavar="RECIPE", nargs="*", help="names or YAML files (default: all packaged ones)")
     return parser
 

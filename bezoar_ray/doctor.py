@@ -14,6 +14,7 @@ from bezoar_ray.errors import RecipeError
 from bezoar_ray.gpus import GPUS, USUAL, Gpu, kind_of
 from bezoar_ray.llm.engine import installed_vllm, is_cpu_build
 from bezoar_ray.plan import Plan, plan
+from bezoar_ray.preflight import STAGES, Findings, check
 from bezoar_ray.recipe import ModelPart, Recipe, SourcePart, load_recipe, recipe_names
 from bezoar_ray.recipe.part import matches
 from bezoar_ray.room import asks_of
@@ -27,12 +28,12 @@ _DOCKER = """docker build -f cluster/Dockerfile -t bezoar-ray:cpu .
 
 
 def report(recipes: Iterable[str] = ()) -> str:
-    """The findings as text, of some recipes or of all packaged ones. Keys are looked for by name; what they hold is
-    never shown."""
+    """The findings as text, of some recipes or, without trying their parts, of all packaged ones. Keys are looked for
+    by name; what they hold is never shown."""
     gpus = graphics()
     lines = ["This machine", *(f"  {name:<10} {value}" for name, value in _machine(gpus)), "", "Recipes"]
     for name in recipes or recipe_names():
-        lines += _recipe_lines(load_recipe(name), gpus)
+        lines += _recipe_lines(load_recipe(name), gpus, check(load_recipe(name), STAGES) if recipes else Findings())
     advice = list(_advice())
     return "\n".join([*lines, *(["", "What to do", *(f"  {line}" for line in advice)] if advice else [])])
 
@@ -124,13 +125,14 @@ def misses(recipe: Recipe, gpus: list[str]) -> list[str]:
     return list(dict.fromkeys([*machine, *_keys(recipe), *_hub(recipe), *files]))
 
 
-def _recipe_lines(recipe: Recipe, gpus: list[str]) -> list[str]:
-    found = misses(recipe, gpus)
+def _recipe_lines(recipe: Recipe, gpus: list[str], tried: Findings) -> list[str]:
+    found = list(dict.fromkeys([*misses(recipe, gpus), *tried.problems]))
     lines = [f"  {recipe.name}: {'misses' if found else 'can run'}", *(f"    - {line}" for line in found)]
     for plan_here in plans(recipe, gpus)[:1]:
         lines += [f"    {need.stage:<9} {need}" for need in plan_here.needs if need.fits]
         lines += [f"    GPU hours: {hours}" for hours in _hours(plan_here)]
-    return lines
+    lines += [f"    note: {note}" for note in tried.notes]
+    return lines + [f"    not tried: {what}" for what in tried.unchecked]
 
 
 def plans(recipe: Recipe, gpus: list[str]) -> list[Plan]:

@@ -58,6 +58,7 @@ def run(recipe: Recipe, store: Store, stages: list[str], progress: Progress) -> 
     _check_means(recipe, stages)
     with store.lock():
         _check_order(recipe, store, stages)
+        _check_ahead(recipe, [stage for stage in stages if not _is_done(recipe, store, stage)], progress)
         return Run(recipe, store, progress).carry_out(stages)
 
 
@@ -270,6 +271,25 @@ def _check_means(recipe: Recipe, stages: list[str]) -> None:
             )
     if missing := [line for stage, line in missing_files(recipe) if stage in stages]:
         raise RecipeError(missing[0])
+
+
+def _is_done(recipe: Recipe, store: Store, stage: str) -> bool:
+    return is_done(store, stage, fingerprint(recipe, stage))
+
+
+def _check_ahead(recipe: Recipe, stages: list[str], progress: Progress) -> None:
+    """Try what the stages will read, before one of them is paid for.
+
+    Raises:
+        RecipeError: one of them would fail.
+    """
+    from bezoar_ray.preflight import check
+
+    found = check(recipe, stages)
+    for note in found.notes:
+        progress.say(f"note: {note}")
+    if found.problems:
+        raise RecipeError("\n".join(found.problems))
 
 
 def _check_price(recipe: Recipe, stage: str, part: ModelPart) -> None:

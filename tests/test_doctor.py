@@ -9,6 +9,7 @@ import yaml
 
 from bezoar_ray import doctor
 from bezoar_ray.llm.engine import is_cpu_build
+from bezoar_ray.preflight import Findings
 from bezoar_ray.recipe import load_recipe
 
 
@@ -96,10 +97,10 @@ def test_what_the_gpus_that_are_there_are_too_small_for_is_missed(bare):
     text = "\n".join(doctor.misses(recipe, ["NVIDIA L4, 23034 MiB"] * 2))
     assert "GPU memory: generate: Qwen3-14B: at least 30.1 GiB, and no room is left for a cache: DOES NOT FIT" in text
     assert "GPU memory" not in "\n".join(doctor.misses(recipe, ["NVIDIA H100 80GB HBM3, 81559 MiB"] * 2))
-    lines = doctor._recipe_lines(recipe, ["NVIDIA H100 80GB HBM3, 81559 MiB"] * 2)
+    lines = doctor._recipe_lines(recipe, ["NVIDIA H100 80GB HBM3, 81559 MiB"] * 2, Findings())
     assert any("sft       Qwen3-1.7B-Base:" in line and line.endswith("activations kept: fits") for line in lines)
     assert any(re.fullmatch(r" +GPU hours: generate [\d.]+, sft .*", line) for line in lines)
-    mystery = doctor._recipe_lines(recipe, ["NVIDIA B999, 81559 MiB"] * 2)
+    mystery = doctor._recipe_lines(recipe, ["NVIDIA B999, 81559 MiB"] * 2, Findings())
     assert any("fits" in line for line in mystery) and not any("GPU hours" in line for line in mystery)
 
 

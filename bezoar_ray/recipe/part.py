@@ -173,6 +173,8 @@ def packaged_text(name: str, own: str | None, field: str) -> str:
         return Path(own).read_text() if own else resources.files("bezoar_ray").joinpath("recipes", name).read_text()
     except OSError as error:
         raise RecipeError(f"{field}: cannot read {own!r}: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise RecipeError(f"{field}: {own!r} is no UTF-8 text: {error.reason} at byte {error.start}") from error
 
 
 def matches(pattern: str) -> list[Path]:

@@ -1,6 +1,7 @@
 """What lm-eval's tasks ask."""
 
 from collections.abc import Iterator
+from typing import Any
 
 from bezoar_ray.errors import RecipeError
 from bezoar_ray.recipe import Harness
@@ -16,7 +17,9 @@ def include_path(part: Harness) -> str | None:
 
 
 def task_texts(part: Harness) -> Iterator[tuple[str, str]]:
-    """Name and prompt of each item of the recipe's tasks; groups give those of their tasks.
+    """Name and texts of each item of the recipe's tasks, one by one: its question, its choices and its target.
+
+    A task's text may stand in its choices alone, as Winogrande's does. Groups give the items of their tasks.
 
     Raises:
         RecipeError: a task cannot be loaded.
@@ -29,10 +32,21 @@ def task_texts(part: Harness) -> Iterator[tuple[str, str]]:
             loaded = manager.load(task.task)["tasks"]
             for name, one in loaded.items():
                 for item in one.eval_docs:
-                    yield name, str(one.doc_to_text(item))
+                    yield from ((name, text) for text in _texts(one, item))
         except Exception as error:
             raise RecipeError(
                 f"evaluate.harness.tasks: cannot load {task.task!r}, to keep its items out of the training data: "
                 f"{type(error).__name__}: {error}. `lm-eval ls tasks` lists the tasks; "
                 "--set filter.decontaminate=false goes on without"
             ) from None
+
+
+def _texts(task: Any, item: Any) -> Iterator[str]:
+    """All that an item shows or expects; numbers are places among the choices."""
+    shown = [task.doc_to_text(item), task.doc_to_target(item)]
+    if task.OUTPUT_TYPE == "multiple_choice":
+        shown.append(task.doc_to_choice(item))
+    for found in shown:
+        for text in found if isinstance(found, list | tuple) else [found]:
+            if isinstance(text, str):
+                yield text

@@ -13,6 +13,10 @@ from bezoar_ray.recipe.part import matches
 
 WITHOUT_REFERENCE = ("writing", "roleplay", "extraction", "stem", "humanities")
 """MT-Bench's categories whose judge sees no reference, also where a question brings one."""
+GUIDED = ("math", "reasoning", "coding")
+"""Those whose judge sees one."""
+KNOWN = WITHOUT_REFERENCE + GUIDED
+"""All of MT-Bench's categories."""
 
 
 @dataclass(frozen=True)
@@ -32,7 +36,7 @@ def load_questions(part: MtBench) -> list[Question]:
         RecipeError: a file that cannot be read, or a row that is no question; the message names file and line.
     """
     questions, references = _files(part)
-    answers = dict(_references(references)) if references else {}
+    answers = {str(id): turns for id, turns in _references(references)} if references else {}
     found: dict[int | str, Question] = {}
     for where, row in _rows(questions, "evaluate.mt_bench.questions"):
         question = _question(where, row, answers)
@@ -104,13 +108,13 @@ def _files(part: MtBench) -> tuple[Path, Path | None]:
     return world().questions, Path(part.references) if part.references else world().references
 
 
-def _question(where: str, row: dict[str, Any], answers: dict[int | str, tuple[str, ...]]) -> Question:
+def _question(where: str, row: dict[str, Any], answers: dict[str, tuple[str, ...]]) -> Question:
     try:
         turns, category = _texts(row["turns"]), row["category"]
         own = _texts(row.get("reference") or []) or None
         if not turns:
             raise TypeError("turns is empty")
-        references = None if category in WITHOUT_REFERENCE else answers.get(row["question_id"], own)
+        references = None if category in WITHOUT_REFERENCE else answers.get(str(row["question_id"]), own)
         said = references and [text for text in references[: len(turns)] if text.strip()]
         complete = references if said and len(said) == len(turns) else None
         return Question(row["question_id"], category, turns, complete)
