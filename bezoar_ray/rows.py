@@ -117,7 +117,8 @@ class Sample:
         """The sample that a row of a Parquet file holds."""
         known = {f.name for f in fields(cls)}
         values = {name: value for name, value in row.items() if name in known}
-        return cls(**values | {"verdicts": [Verdict(**v) for v in row["verdicts"]]})
+        lists = {"verdicts": [Verdict(**v) for v in row["verdicts"]], "history": row.get("history") or []}
+        return cls(**values | lists)  # files of earlier versions have no history
 
     def to_row(self) -> dict[str, Any]:
         """The sample as a row for a Parquet file."""

@@ -44,11 +44,7 @@ class Duplicates:
         reasons = np.full(len(self._fresh), "", dtype="U14")
         for group in _groups(np.frombuffer(self._asked, np.uint64)):
             self._mark_same(group, reasons)
-        signatures = np.frombuffer(self._signatures, np.uint32).reshape(-1, _PERMUTATIONS)
-        width = _PERMUTATIONS // _BANDS
-        for band in range(_BANDS):
-            for group in _groups(_keys(signatures[:, band * width : (band + 1) * width])):
-                self._mark_near(group, signatures, reasons)
+        self._mark_near(reasons)
         return reasons[self._seeds :].tolist()
 
     def _add(self, task: str, response: str, rating: float, fresh: bool) -> None:
@@ -68,17 +64,37 @@ class Duplicates:
             if row != best:
                 reasons[row] = "duplicate" if self._ratings[row] == self._ratings[best] else "not_best"
 
-    def _mark_near(self, group: Any, signatures: Any, reasons: Any) -> None:
-        """Compare rows that share a band; one that is near an earlier one stands for nothing new."""
+    def _mark_near(self, reasons: Any) -> None:
+        """Rows in their order: one that is near an earlier row that stays says nothing new.
+
+        A row that goes stands for no other: else the last of a chain, of which each is near the one before, could go
+        for a row that is gone itself.
+        """
         import numpy as np
 
-        kept = group[:0]
-        for row in group[reasons[group] == ""]:
-            close = kept[(signatures[kept] == signatures[row]).mean(axis=1) >= _NEAR] if len(kept) else kept
-            if row >= self._seeds and (len(close) if self._fresh[row] else (close >= self._seeds).any()):
+        signatures = np.frombuffer(self._signatures, np.uint32).reshape(-1, _PERMUTATIONS)
+        places = self._places(signatures)
+        kept: dict[tuple[int, int], list[int]] = {}
+        for row in sorted(places):
+            if reasons[row]:
+                continue
+            near = sorted({other for place in places[row] for other in kept.get(place, ())})
+            close = [other for other in near if (signatures[other] == signatures[row]).mean() >= _NEAR]
+            if row >= self._seeds and any(self._fresh[row] or other >= self._seeds for other in close):
                 reasons[row] = "near_duplicate"
-            else:
-                kept = np.append(kept, row)
+                continue
+            for place in places[row]:
+                kept.setdefault(place, []).append(row)
+
+    def _places(self, signatures: Any) -> dict[int, list[tuple[int, int]]]:
+        """By row that shares a band with another: the bands, each with a number of those that share it."""
+        places: dict[int, list[tuple[int, int]]] = {}
+        width = _PERMUTATIONS // _BANDS
+        for band in range(_BANDS):
+            for number, group in enumerate(_groups(_keys(signatures[:, band * width : (band + 1) * width]))):
+                for row in group.tolist():
+                    places.setdefault(row, []).append((band, number))
+        return places
 
 
 def _groups(keys: Any) -> Iterator[Any]:

@@ -78,3 +78,21 @@ def test_nearly_a_seed_is_found_but_not_orcas():
 
 def test_without_rows_there_is_nothing_to_find():
     assert fates([], [SEED]) == fates([]) == {}
+
+
+def chain(length, changed=6, words=300):
+    """Rows of which each is near the one before, and no other."""
+    text = [f"word{n}" for n in range(words)]
+    rows = []
+    for number in range(length):
+        rows.append(sample(f"{number:03}", f"Read {number}. {' '.join(text)}"))
+        for place in range(changed):
+            text[(number * changed + place) * 4 % words] = f"new{number}and{place}"
+    return rows
+
+
+def test_a_row_that_goes_takes_no_other_with_it():
+    """Of a chain every second stays: what the first stands for is gone, what it does not stand for is not."""
+    found = fates(chain(9))
+    assert found == {f"{n:03}": "near_duplicate" if n % 2 else "" for n in range(9)}
+    assert set(fates(chain(9)[::2]).values()) == {""}  # those that stay say something new each
