@@ -16,8 +16,20 @@ _FAULTY = {
     "broken": (200, b'{"choices": ['), "not json": (200, b"hello"), "null": (200, b"null"),
     "list": (200, b"[1]"), "no choice": (200, b'{"id": "1", "object": "chat.completion", "choices": []}'),
     "400": (400, b'{"error": {"message": "bad prompt"}}'),
+    "flagged": (403, b'{"error": "rejected by moderation"}'),
+    "too long": (400, b'{"error": {"message": "prompt is too long", "type": "invalid_request_error"}}'),
+    "error inside": (200, b'{"error": {"code": 502, "message": "the host hung up"}}'),
+    "limit inside": (200, b'{"error": {"code": 429, "message": "slow down"}}'),
+    "error at the end": (200, b'{"choices": [{"message": {"content": ""}, "finish_reason": "error"}]}'),
+    "overloaded": (529, b'{"type": "error", "error": {"type": "overloaded_error", "message": "Overloaded"}}'),
 }  # fmt: skip
-FAULTS = ["good", "cut off", *_FAULTY, "hang", "close", "cut body"]
+FAULTS = ["good", "cut off", "in parts", *_FAULTY, "hang", "close", "cut body"]
+FOR_GOOD = ("400", "flagged", "too long")
+"""Those that end the row: the same prompt would be refused again."""
+WHOLE = ("good", "cut off", "in parts")
+"""Those that are answers."""
+LIMITED = ("429", "limit inside")
+"""Those after which a call is made again, however often."""
 
 
 class Faulty:
@@ -48,6 +60,11 @@ class Faulty:
         if fault == "close":
             raise ConnectionError
         whole = completion(self._says(messages), "length" if fault == "cut off" else "stop")
+        if fault == "in parts":
+            answer = orjson.loads(whole)
+            said = answer["choices"][0]["message"]
+            said["content"] = [{"type": "thinking", "thinking": "hm"}, {"type": "text", "text": said["content"]}]
+            whole = orjson.dumps(answer)
         status, body = fault if isinstance(fault, tuple) else _FAULTY.get(fault, (200, whole))
         head = (
             f"HTTP/1.1 {status} X\r\ncontent-type: application/json\r\nretry-after: 0.01\r\ncontent-length: {len(body)}"

@@ -14,7 +14,7 @@ from bezoar_ray.samples import read_samples
 from bezoar_ray.stage import Context
 from bezoar_ray.store import Store
 from bezoar_ray.synthesis import run
-from tests.faulty import FAULTS, Faulty, serving
+from tests.faulty import FAULTS, FOR_GOOD, WHOLE, Faulty, serving
 from tests.scripted import says
 
 KEY = os.environ["CANARY_KEY"]
@@ -88,3 +88,36 @@ def test_a_run_whose_account_is_empty_goes_on_after_a_top_up_and_loses_no_row(ra
         assert again["from_ledger"] >= paid[role]["sent"]  # none is paid for again
         assert calls[role]["sent"] == paid[role]["sent"] + again["sent"]
     assert paid["teacher"]["sent"] > 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(3))
+def test_no_row_fails_through_a_fault_that_passes_and_the_budget_holds(ray_session, tmp_path, seed):
+    """Every fault at every twentieth prompt, the passing ones once."""
+    passing = [fault for fault in FAULTS if fault not in (*WHOLE, *FOR_GOOD)]
+
+    def fate(prompt, times):
+        rng = random.Random(f"{seed} {prompt}")
+        drawn = rng.random()
+        if drawn < 0.05 * len(passing):
+            return passing[int(drawn / 0.05)] if times == 1 else "good"
+        return rng.choice(FOR_GOOD) if drawn > 0.97 else "in parts" if drawn > 0.92 else "good"
+
+    store, faulty, budget = Store(tmp_path / "run"), Faulty(fate, says), 0.5
+    with serving(faulty) as url:
+        tree = recipe(url).model_dump(mode="json") | {"budget_usd": budget}
+        for model in (*tree["teachers"], *tree["judges"]):
+            model |= {"prices": {"input": 1.0, "output": 1.0}, "retries": 3}
+        outcomes = dict(run(Context(parse_recipe(tree, "test"), store, "s", Progress())))
+    data = outcomes["filter"].summary["data"]
+    failed = [sample for scheme in YIELD for sample in read_samples(store, scheme, "failed")]
+    assert sum(sum(data[scheme][status] for status in ("accepted", "rejected", "failed")) for scheme in YIELD) == sum(
+        YIELD.values()
+    )
+    for sample in failed:  # by its own prompt, or by that of the call before it
+        why = sample.reason + " ".join(verdict.reason for verdict in sample.verdicts)
+        assert any(said in why for said in ("bad prompt", "moderation", "too long", "missing")), why
+    calls = accounts(store.root, "s")
+    assert 0 < sum(calls[role]["usd"] for role in ("teacher", "judge")) <= budget
+    assert calls["teacher"]["attempts"] + calls["judge"]["attempts"] >= sum(faulty.asked.values())
+    print(f"\nseed {seed}: {sum(faulty.asked.values())} requests, {len(failed)} rows failed for good")

@@ -21,9 +21,9 @@ class Folder:
         self.root = root
 
     def path(self, name: str) -> Path:
-        """The path of a file or folder. Names cannot leave the directory."""
-        path = (self.root / name).resolve()
-        if not path.is_relative_to(self.root.resolve()):
+        """The path of a file or folder. Names cannot leave the directory; what is linked into it belongs to it."""
+        path = Path(os.path.normpath(self.root.absolute() / name))
+        if not path.is_relative_to(os.path.normpath(self.root.absolute())):
             raise RecipeError(f"{name!r} lies outside the run directory {self.root}")
         return path
 
@@ -40,7 +40,7 @@ class Folder:
 
     def list(self, prefix: str) -> Iterator[str]:
         """All files below a folder. Others may remove some meanwhile, as Ray Train does with old checkpoints."""
-        root, walk = self.root.resolve(), os.walk(self.path(prefix), onerror=_unless_gone)
+        root, walk = self.path(""), os.walk(self.path(prefix), onerror=_unless_gone, followlinks=True)
         found = (Path(folder, name) for folder, _, names in walk for name in names)
         return (str(path.relative_to(root)) for path in found if not path.name.startswith("."))
 
@@ -65,6 +65,7 @@ class Folder:
                 file.flush()
                 os.fsync(file.fileno())
             os.replace(partial, path)
+            _sync(path.parent)
         except OSError as error:
             with contextlib.suppress(OSError):
                 partial.unlink()
@@ -73,9 +74,16 @@ class Folder:
             ) from error
 
     def remove(self, prefix: str) -> None:
-        """A file or folder."""
+        """A file or folder. What is left of it would count as new, so nothing goes on where it cannot be removed."""
         path = self.path(prefix)
-        shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
+        try:
+            shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink(missing_ok=True)
+        except FileNotFoundError:  # another process was quicker
+            shutil.rmtree(path, ignore_errors=True)
+        except NotADirectoryError:  # a part of its path is a file: there is none
+            return
+        except OSError as error:
+            raise BezoarError(f"cannot remove {error.filename or path}: {error.strerror}. Remove it by hand") from error
 
     def adopt(self, other: "Folder", name: str) -> None:
         """By a link, or a copy where they lie on different disks."""
@@ -84,8 +92,10 @@ class Folder:
         mine.unlink(missing_ok=True)
         try:
             os.link(theirs, mine)
-        except OSError:
-            shutil.copyfile(theirs, mine)
+        except OSError:  # to a name of its own first: a file that was linked meanwhile is shared
+            partial = mine.with_name(f".{mine.name}.{uuid.uuid4().hex[:8]}")
+            shutil.copyfile(theirs, partial)
+            os.replace(partial, mine)
 
     def open(self, name: str) -> pa.NativeFile:
         """Memory-mapped."""
@@ -100,10 +110,23 @@ class Folder:
             except BlockingIOError:
                 file.seek(0)
                 raise RunLocked(in_use(self.root, file.read().strip())) from None
+            except OSError as error:
+                raise RecipeError(
+                    f"cannot lock {self.path('lock')}: {error.strerror}. Two commands in one run directory would pay "
+                    "twice, so choose a --run-dir on a file system that has locks"
+                ) from error
             file.truncate(0)
             file.write(me())
             file.flush()
             yield
+
+
+def _sync(folder: Path) -> None:
+    """A name is durable once its folder is, as far as the file system knows of that."""
+    handle = os.open(folder, os.O_RDONLY)
+    with contextlib.suppress(OSError):
+        os.fsync(handle)
+    os.close(handle)
 
 
 def _unless_gone(error: OSError) -> None:

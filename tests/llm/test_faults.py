@@ -10,7 +10,7 @@ from bezoar_ray.llm.chat import CallFailed
 from bezoar_ray.llm.client import open_talker
 from bezoar_ray.llm.ledger import accounts
 from bezoar_ray.recipe import ModelPart, Prices
-from tests.faulty import FAULTS, Faulty, serving
+from tests.faulty import FAULTS, FOR_GOOD, LIMITED, WHOLE, Faulty, serving
 
 KEY = "sk-canary-0123456789"
 
@@ -44,22 +44,22 @@ def test_a_fault_that_comes_once_costs_no_row(tmp_path, monkeypatch, fault):
     answers, asked = ask_all(
         tmp_path, lambda row, times: fault if times == 1 else "good", ["r"], monkeypatch, **patience(fault)
     )
-    if fault == "400":
+    if fault in FOR_GOOD:
         assert isinstance(answers["r"], CallFailed)
     else:
         assert answers["r"].text == "four"
         assert answers["r"].finish_reason == ("length" if fault == "cut off" else "stop")
-        assert asked["r"] == (1 if fault in ("good", "cut off") else 2)
+        assert asked["r"] == (1 if fault in WHOLE else 2)
 
 
-@pytest.mark.parametrize("fault", [fault for fault in FAULTS if fault not in ("good", "cut off", "429")])
+@pytest.mark.parametrize("fault", [fault for fault in FAULTS if fault not in (*WHOLE, *LIMITED)])
 def test_a_fault_that_stays_fails_its_row_with_its_reason_and_no_other(tmp_path, monkeypatch, fault):
     rows = ["bad", *map(str, range(30))]
     answers, asked = ask_all(
         tmp_path, lambda row, _: fault if row == "bad" else "good", rows, monkeypatch, **patience(fault)
     )
     assert isinstance(answers.pop("bad"), CallFailed)
-    assert asked["bad"] == (1 if fault == "400" else 4)
+    assert asked["bad"] == (1 if fault in FOR_GOOD else 4)
     assert {reply.text for reply in answers.values()} == {"four"}
 
 
