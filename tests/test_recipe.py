@@ -264,6 +264,21 @@ def test_engine_arguments_may_be_written_as_flags_and_null_is_the_default(part):
     assert (recipe.serve if part == "serve" else recipe.teachers[0]).engine == {}
 
 
+@pytest.mark.parametrize(
+    ("argument", "said"),
+    [
+        ("max_model_len: [0]", r"max_model_len \[0\]: expected tokens"),
+        ("tensor_parallel_size: 0", "tensor_parallel_size 0: expected a whole number from 1 on"),
+        ("tensor_parallel_size: true", "tensor_parallel_size True: expected a whole number"),
+        ("pipeline_parallel_size: 1.5", "pipeline_parallel_size 1.5: expected a whole number"),
+        ("gpu_memory_utilization: 90", "gpu_memory_utilization 90: expected a share of the GPU"),
+    ],
+)
+def test_engine_numbers_that_are_none_are_refused(argument, said):
+    with pytest.raises(RecipeError, match=said):
+        load_recipe("tiny", [f"serve.engine={{{argument}}}"])
+
+
 def test_fewer_replicas_at_most_than_at_least_are_refused():
     with pytest.raises(RecipeError, match="max_replicas is 2, less than replicas, 3"):
         load_recipe("tiny", ["serve.replicas=3", "serve.max_replicas=2"])

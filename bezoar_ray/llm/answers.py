@@ -4,6 +4,7 @@ Status codes do not say it: providers report an empty account as 400, 402, 403 o
 and errors of the model behind a gateway as 200. So a fault is known by what its body says; its status decides last.
 """
 
+import json
 import re
 from dataclasses import dataclass
 from enum import Enum, auto
@@ -256,7 +257,8 @@ def _count(value: Any) -> int:
 
 def _told(said: Any) -> str:
     """What an endpoint says, in a line; of a web page, its title."""
-    text = said if isinstance(said, str) else orjson.dumps(said, default=str).decode()
+    text = said if isinstance(said, str) else json.dumps(said, default=str, ensure_ascii=False)
+    text = text.encode(errors="replace").decode()  # half a character cannot be written down
     if title := re.search(r"<title[^>]*>(.*?)</title>", text, re.IGNORECASE | re.DOTALL):
         text = f"a web page titled {title.group(1)}"
     return " ".join(text.split())[:_SHOWN] or "nothing"

@@ -61,7 +61,20 @@ def _harmless(engine: dict[str, Any]) -> dict[str, Any]:
                 f"texts in {', '.join(sorted(_WORDS))} alone. "
                 + "; ".join(f"{key} is one of {', '.join(choices)}" for key, choices in _CHOICES.items())
             )
-    return {given.replace("-", "_"): value for given, value in engine.items() if value is not None}
+    known = {given.replace("-", "_"): value for given, value in engine.items() if value is not None}
+    for name in ("tensor_parallel_size", "pipeline_parallel_size", "data_parallel_size"):
+        if not _is_number(known.get(name, 1), int) or known.get(name, 1) < 1:
+            raise ValueError(f"{name} {known[name]!r}: expected a whole number from 1 on")
+    memory, longest = known.get("gpu_memory_utilization", 1), known.get("max_model_len", 1)
+    if not _is_number(memory, int | float) or not 0 < memory <= 1:
+        raise ValueError(f"gpu_memory_utilization {memory!r}: expected a share of the GPU, above 0 and at most 1")
+    if not (_is_number(longest, int) or isinstance(longest, str)):
+        raise ValueError(f"max_model_len {longest!r}: expected tokens, as 4096, 4k or auto")
+    return known
+
+
+def _is_number(value: Any, kind: Any) -> bool:
+    return isinstance(value, kind) and not isinstance(value, bool)
 
 
 def _holds_text(name: str, value: Any) -> bool:
