@@ -6,7 +6,7 @@ export UV_FIND_LINKS ?= $(PIP_FIND_LINKS)
 TORCH := $(if $(UV_FIND_LINKS),,--torch-backend cpu)
 export HF_HUB_OFFLINE ?= 1
 SHELL := /bin/bash
-.PHONY: demo test test-slow test-all soak pins lint audit wheel clean
+.PHONY: demo test test-slow test-all real-model soak pins lint audit wheel clean
 
 demo: .venv/ready  ## the whole recipe on this machine, into runs/demo
 	$(BIN)/bezoar run tiny --run-dir runs/demo
@@ -19,6 +19,9 @@ test-slow: .venv/ready
 	$(BIN)/pytest -m "slow and not soak" $(ARGS)
 
 test-all: test test-slow
+
+real-model: .venv/ready  ## a real model of 135 million weights into the cache, for the tests
+	$(BIN)/python -m tests.real_model
 
 soak: .venv/ready  ## many seeds, by hand; keep the table in tests/soak/README.md
 	$(BIN)/pytest -m soak -s $(ARGS)

@@ -6,7 +6,7 @@ from typing import Any
 
 from bezoar_ray.licences import causes, commercial_use
 from bezoar_ray.recipe import CHECKPOINTS, Recipe
-from bezoar_ray.report.results import Harness, harness
+from bezoar_ray.report.results import Harness, below_base, harness
 from bezoar_ray.rows import Sample
 from bezoar_ray.samples import read_samples
 from bezoar_ray.store import Store
@@ -72,6 +72,11 @@ class Content:
         """A sentence for each part that is not there."""
         absent = [f"{stage.name}: {stage.status}" for stage in self.stages if stage.status != "done"]
         return absent + [_took(scheme) for scheme in self.schemes if scheme.generated and not scheme.accepted]
+
+    @property
+    def warnings(self) -> list[str]:
+        """What the results say against the checkpoints."""
+        return below_base(self.harness, self.mt_bench)
 
 
 def gather(recipe: Recipe, store: Store) -> Content:

@@ -39,6 +39,31 @@ def harness(recipe: Recipe, found: dict[str, Any]) -> Harness:
     return Harness(names, rows, others, {name: mean for name in names if (mean := _mean(rows, name))})
 
 
+def below_base(table: Harness, mt_bench: dict[str, Any]) -> list[str]:
+    """A sentence for each checkpoint that is worse than its base by more than the error bars (95 %).
+
+    Args:
+        table: the harness results; the mean counts, with the tasks taken as independent.
+        mt_bench: of summary.json, by model; the paired difference counts.
+    """
+    found = []
+    base = table.mean.get("base")
+    for name, mean in table.mean.items():
+        errors = (mean.stderr, base.stderr) if base else ()
+        if name != "base" and errors and None not in errors:
+            least = base.value - 1.96 * (errors[0] ** 2 + errors[1] ** 2) ** 0.5
+            if mean.value < least:
+                found.append(
+                    f"{name} is below its base in the harness: {100 * mean.value:.1f} % in the mean, and base "
+                    f"{100 * base.value:.1f} %"
+                )
+    for name in CHECKPOINTS:
+        versus = mt_bench.get(name, {}).get("versus_base") or {}
+        if versus.get("ci95") and versus["ci95"][1] < 0:
+            found.append(f"{name} is below its base in MT-Bench, by {-versus['difference']:.2f}")
+    return found
+
+
 def _scores(found: dict[str, Any], names: list[str], task: str, metric: str) -> dict[str, Score]:
     parts = {name: found[name].get(task, {}).get(metric) for name in names}
     return {

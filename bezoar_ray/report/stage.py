@@ -15,4 +15,7 @@ def run(context: Context) -> Outcome:
     conversations = write_conversations(context.store)
     content = gather(context.recipe, context.store)
     context.store.replace("report.html", render(content))
-    return Outcome(["report.html", *conversations, *write_cards(content, context.store)])
+    for warning in content.warnings:
+        context.progress.say(f"warning: {warning}")
+    files = ["report.html", *conversations, *write_cards(content, context.store)]
+    return Outcome(files, {"warnings": content.warnings})

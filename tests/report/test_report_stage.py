@@ -256,3 +256,32 @@ def test_what_is_no_share_stands_apart_and_enters_no_mean(context):
     text = text_of(page_of(context))
     assert "tiny_answers, exact_match: base 12.50, sft 12.50" in text and "mean 30.0 ± 3.0 40.0" in text
     assert "tiny_answers, exact_match: base 12.50" in context.store.read("cards/dpo.md").decode()
+
+
+def test_a_checkpoint_below_its_base_is_warned_of_where_its_results_stand(context, capsys):
+    summary = context.store.read_json("summary.json")
+    for metrics in summary["eval"]["harness"]["dpo"].values():
+        for metric in metrics.values():
+            metric["value"] = 0.02
+    summary["eval"]["mt_bench"]["sft"]["versus_base"] = {"difference": -1.25, "ci95": [-2.0, -0.5]}
+    summary["eval"]["mt_bench"]["dpo"]["versus_base"] = {"difference": -0.2, "ci95": [-0.9, 0.5]}  # within its errors
+    context.store.replace_json("summary.json", summary)
+    outcome = run(context)
+    harness, mt_bench = outcome.summary["warnings"]
+    assert harness.startswith("dpo is below its base in the harness: ") and "and base 20.0 %" in harness
+    assert mt_bench == "sft is below its base in MT-Bench, by 1.25"
+    printed = capsys.readouterr().out
+    assert f"warning: {harness}" in printed and f"warning: {mt_bench}" in printed
+    card, page = context.store.read("cards/dpo.md").decode(), text_of(context.store.read("report.html").decode())
+    for warning in (harness, mt_bench):
+        assert f"**Warning: {warning}.**" in card and warning in page
+
+
+def test_results_that_are_better_or_within_the_error_bars_warn_of_nothing(context):
+    assert run(context).summary["warnings"] == []
+    summary = context.store.read_json("summary.json")
+    for metrics in summary["eval"]["harness"]["sft"].values():
+        for metric in metrics.values():
+            metric["value"] = 0.15
+    context.store.replace_json("summary.json", summary)
+    assert run(context).summary["warnings"] == []  # base has 20 %, each with errors of 3 to 4 %
