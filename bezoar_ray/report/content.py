@@ -2,13 +2,18 @@
 
 from collections import Counter
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+import orjson
+
+from bezoar_ray.evaluate.mt_bench.files import QUESTIONS
 from bezoar_ray.licences import causes, commercial_use
 from bezoar_ray.recipe import CHECKPOINTS, Recipe
 from bezoar_ray.report.results import Harness, below_base, harness
 from bezoar_ray.rows import Sample
 from bezoar_ray.samples import read_samples
+from bezoar_ray.sources.mt_bench import IDS as MT_BENCH_IDS
 from bezoar_ray.store import Store
 
 STAGES = ("generate", "filter", "sft", "hh-sft", "dpo", "evaluate")
@@ -61,6 +66,7 @@ class Content:
     train: dict[str, Any]
     harness: Harness
     mt_bench: dict[str, Any]
+    bench_name: str  # what its questions are called: only MT-Bench's own are MT-Bench
     served: dict[str, str]  # how each checkpoint was served while it was measured
     conversations: str | None  # the page to read MT-Bench's, if there is one
     checkpoints: list[str]
@@ -76,7 +82,7 @@ class Content:
     @property
     def warnings(self) -> list[str]:
         """What the results say against the checkpoints."""
-        return below_base(self.harness, self.mt_bench)
+        return below_base(self.harness, self.mt_bench, self.bench_name)
 
 
 def gather(recipe: Recipe, store: Store) -> Content:
@@ -97,12 +103,25 @@ def gather(recipe: Recipe, store: Store) -> Content:
         train={name: part for name in CHECKPOINTS if (part := summary.get("train", {}).get(name))},
         harness=harness(recipe, results.get("harness", {})),
         mt_bench=_checkpoints_first(results.get("mt_bench", {})),
+        bench_name=_bench_name(recipe, store),
         served=results.get("served", {}),
         conversations=CONVERSATIONS if store.exists(CONVERSATIONS) else None,
         checkpoints=[name for name in CHECKPOINTS if store.exists(f"checkpoints/{name}/lineage.json")],
         commercial_use=commercial_use(recipe, provenance),
         causes=causes(recipe, provenance),
     )  # fmt: skip
+
+
+def _bench_name(recipe: Recipe, store: Store) -> str:
+    """What the questions are called that the run has asked."""
+    if not (recipe.evaluate.mt_bench and store.exists(QUESTIONS)):
+        return "MT-Bench"
+    ids = {orjson.loads(line)["question_id"] for line in store.read(QUESTIONS).splitlines()}
+    if ids <= set(MT_BENCH_IDS):
+        whole = len(ids) == len(MT_BENCH_IDS)
+        return "MT-Bench" if whole else f"MT-Bench ({len(ids)} of its {len(MT_BENCH_IDS)} questions)"
+    asked = recipe.evaluate.mt_bench.questions
+    return f"{'embedded questions' if asked == 'tiny' else Path(asked).name} ({len(ids)}, in MT-Bench's form)"
 
 
 def _checkpoints_first(scores: dict[str, Any]) -> dict[str, Any]:

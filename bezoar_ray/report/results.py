@@ -39,12 +39,13 @@ def harness(recipe: Recipe, found: dict[str, Any]) -> Harness:
     return Harness(names, rows, others, {name: mean for name in names if (mean := _mean(rows, name))})
 
 
-def below_base(table: Harness, mt_bench: dict[str, Any]) -> list[str]:
+def below_base(table: Harness, mt_bench: dict[str, Any], bench_name: str) -> list[str]:
     """A sentence for each checkpoint that is worse than its base by more than the error bars (95 %).
 
     Args:
         table: the harness results; the mean counts, with the tasks taken as independent.
         mt_bench: of summary.json, by model; the paired difference counts.
+        bench_name: what its questions are called.
     """
     found = []
     base = table.mean.get("base")
@@ -60,7 +61,7 @@ def below_base(table: Harness, mt_bench: dict[str, Any]) -> list[str]:
     for name in CHECKPOINTS:
         versus = mt_bench.get(name, {}).get("versus_base") or {}
         if versus.get("ci95") and versus["ci95"][1] < 0:
-            found.append(f"{name} is below its base in MT-Bench, by {-versus['difference']:.2f}")
+            found.append(f"{name} is below its base in {bench_name}, by {-versus['difference']:.2f}")
     return found
 
 

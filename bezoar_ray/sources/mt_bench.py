@@ -13,6 +13,8 @@ from bezoar_ray.recipe.part import matches
 
 WITHOUT_REFERENCE = ("writing", "roleplay", "extraction", "stem", "humanities")
 """MT-Bench's categories whose judge sees no reference, also where a question brings one."""
+IDS = range(81, 161)
+"""MT-Bench's own questions."""
 GUIDED = ("math", "reasoning", "coding")
 """Those whose judge sees one."""
 KNOWN = WITHOUT_REFERENCE + GUIDED

@@ -4,12 +4,15 @@ import re
 from dataclasses import replace
 from html.parser import HTMLParser
 
+import orjson
 import pytest
 import yaml
 
 from bezoar_ray.progress import Progress
 from bezoar_ray.recipe import CHECKPOINTS, SCHEMES, Recipe, load_recipe
+from bezoar_ray.report.cards import write_cards
 from bezoar_ray.report.content import choose, gather
+from bezoar_ray.report.page import render
 from bezoar_ray.report.stage import run
 from bezoar_ray.rows import Sample, Verdict, row_id
 from bezoar_ray.stage import Context
@@ -285,3 +288,23 @@ def test_results_that_are_better_or_within_the_error_bars_warn_of_nothing(contex
             metric["value"] = 0.15
     context.store.replace_json("summary.json", summary)
     assert run(context).summary["warnings"] == []  # base has 20 %, each with errors of 3 to 4 %
+
+
+@pytest.mark.parametrize(
+    ("ids", "questions", "name"),
+    [
+        (range(81, 161), "question.jsonl", "MT-Bench"),
+        (range(81, 91), "question.jsonl", "MT-Bench (10 of its 80 questions)"),
+        (range(1, 17), "tiny", "embedded questions (16, in MT-Bench's form)"),
+        (["a", "b"], "lists/mine.jsonl", "mine.jsonl (2, in MT-Bench's form)"),
+    ],
+)
+def test_only_mt_benchs_own_questions_are_called_so(context, ids, questions, name):
+    lines = b"".join(orjson.dumps({"question_id": id}) + b"\n" for id in ids)
+    context.store.replace("eval/mt_bench/question.jsonl", lines)
+    recipe = load_recipe("tiny", [f"evaluate.mt_bench.questions={questions}"])
+    content = gather(recipe, context.store)
+    write_cards(content, context.store)
+    for text in (text_of(render(content)), context.store.read("cards/dpo.md").decode()):
+        assert name.replace("'", "&#39;") in text or name in text
+        assert "cannot be compared with published ones" in " ".join(text.split())
