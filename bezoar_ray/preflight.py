@@ -17,7 +17,7 @@ from typing import Any
 
 from bezoar_ray import sources
 from bezoar_ray.errors import BezoarError
-from bezoar_ray.recipe import ModelPart, Recipe, SourcePart
+from bezoar_ray.recipe import Recipe, SourcePart
 from bezoar_ray.shapes import hub_cache
 
 STAGES = ("generate", "filter", "sft", "hh-sft", "dpo", "evaluate")
@@ -27,8 +27,8 @@ ROWS = 100
 _SECONDS = 30.0  # that lm-eval may take
 _REACH_SECONDS = 5.0
 _HUB = "https://huggingface.co"
+_SYSTEM = {"role": "system", "content": "Be brief."}
 _TALK = [
-    {"role": "system", "content": "Be brief."},
     {"role": "user", "content": "One?"},
     {"role": "assistant", "content": "1."},
     {"role": "user", "content": "Two?"},
@@ -53,6 +53,8 @@ class Findings:
             return check()
         except BezoarError as error:
             self.problems.append(str(error))
+        except (OSError, ValueError, ImportError) as error:  # of files that are not whole
+            self.unchecked.append(f"{type(error).__name__}: {' '.join(str(error).split())[:200]}")
 
 
 def check(recipe: Recipe, stages: Iterable[str], offline: bool = False) -> Findings:
@@ -68,7 +70,7 @@ def check(recipe: Recipe, stages: Iterable[str], offline: bool = False) -> Findi
     if stages & {"generate", "filter"}:
         _check_templates(recipe, stages, found)
     if stages & {"sft", "hh-sft", "dpo"}:
-        _check_base(recipe, found)
+        _check_base(recipe, stages, found)
     if "filter" in stages:
         for scheme in recipe.schemes:
             found.attempt(lambda scheme=scheme: recipe.filter.rubric(scheme))
@@ -117,10 +119,10 @@ def _check_sources(recipe: Recipe, stages: set[str], found: Findings, offline: b
             if not loaded:
                 continue
             count = len(loaded.rows) + len(loaded.failed)
-            if not loaded.rows:
+            if not loaded.rows and count < ROWS:
                 why = f"The first: {loaded.failed[0]}" if loaded.failed else "It is empty"
-                found.problems.append(f"{name}: none of the first {count} rows of {part.source!r} can be read. {why}")
-            elif loaded.failed:
+                found.problems.append(f"{name}: none of the {count} rows of {part.source!r} can be read. {why}")
+            elif loaded.failed:  # of a long source, the rows that follow may be better
                 found.notes.append(
                     f"{name}: {len(loaded.failed)} of the first {count} rows of {part.source!r} are left out. "
                     f"The first: {loaded.failed[0]}"
@@ -131,41 +133,55 @@ def _check_sources(recipe: Recipe, stages: set[str], found: Findings, offline: b
 
 
 def _check_templates(recipe: Recipe, stages: set[str], found: Findings) -> None:
-    """Of models that we run: teachers and judges are given a system message."""
-    models = [("teacher", part) for part in recipe.teachers if "generate" in stages]
-    models += [("judge", part) for part in recipe.judges if "filter" in stages and recipe.filter.judge]
-    for role, part in models:
+    """Of models that we run. Judges are given a system message, and teachers by LaMini and Orca."""
+    generate = recipe.generate
+    with_system = bool(generate.lamini or generate.orca)
+    models = [("teacher", part, with_system) for part in recipe.teachers if "generate" in stages]
+    models += [("judge", part, True) for part in recipe.judges if "filter" in stages and recipe.filter.judge]
+    for role, part, system in models:
         if part.base_url or part.model.startswith("tiny-"):
             continue
-        if not _is_here(part.model):
+        tokenizer = _tokenizer(part.model, part.revision, part.trust_remote_code)
+        if tokenizer is None:
             found.unchecked.append(f"{role} {part.model}: its chat template, which is not on this machine")
             continue
-        if error := _template_error(part):
+        messages = [*([_SYSTEM] if system else []), _TALK[0]]
+        if error := _template_error(tokenizer, part.template, messages):
+            asked = "a system message and a question" if system else "a question"
             found.problems.append(
-                f"{role} {part.model}: its chat template does not take a system message and a question: {error}. "
+                f"{role} {part.model}: its chat template does not take {asked}: {error}. "
                 f"Give another one in {role}.chat_template"
             )
 
 
-def _template_error(part: ModelPart) -> str:
+def _tokenizer(model: str, revision: str | None, trust_remote_code: bool) -> Any:
+    """A tokenizer from this machine; None where it is not, or not whole."""
     from transformers import AutoTokenizer
 
     try:
-        known = {"revision": part.revision, "trust_remote_code": part.trust_remote_code, "local_files_only": True}
-        tokenizer = AutoTokenizer.from_pretrained(part.model, **known)
+        return AutoTokenizer.from_pretrained(
+            model, revision=revision, trust_remote_code=trust_remote_code, local_files_only=True
+        )
+    except Exception:  # of a file that is missing transformers says so in many ways
+        return None
+
+
+def _template_error(tokenizer: Any, template: str | None, messages: list[dict[str, str]]) -> str:
+    try:
         said = tokenizer.apply_chat_template(
-            _TALK[:2], chat_template=part.template, add_generation_prompt=True, tokenize=False
+            messages, chat_template=template, add_generation_prompt=True, tokenize=False
         )
     except Exception as error:  # a template can raise anything
         return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
-    return "" if _TALK[1]["content"] in said else "the question is not in what it renders"
+    return "" if messages[-1]["content"] in said else "the question is not in what it renders"
 
 
-def _check_base(recipe: Recipe, found: Findings) -> None:
-    if recipe.base.model == "tiny-base":
+def _check_base(recipe: Recipe, stages: set[str], found: Findings) -> None:
+    base = recipe.base
+    if base.model == "tiny-base":
         return
-    if not _is_here(recipe.base.model):
-        found.unchecked.append(f"base {recipe.base.model}: its tokenizer, which is not on this machine")
+    if _tokenizer(base.model, base.revision, base.trust_remote_code) is None:
+        found.unchecked.append(f"base {base.model}: its tokenizer, which is not on this machine")
         return
     from bezoar_ray.train.data import IGNORED, encode
     from bezoar_ray.train.tokenizer import load_tokenizer
@@ -173,11 +189,12 @@ def _check_base(recipe: Recipe, found: Findings) -> None:
     tokenizer = found.attempt(lambda: load_tokenizer(recipe))
     if tokenizer is None:
         return
+    messages = [*([_SYSTEM] if "sft" in stages and recipe.generate.orca else []), *_TALK]
     try:
-        labels = [label for label in encode(tokenizer, _TALK)["labels"] if label != IGNORED]
+        labels = [label for label in encode(tokenizer, messages)["labels"] if label != IGNORED]
     except Exception as error:  # a template can raise anything
         found.problems.append(
-            f"chat_template {recipe.chat_template!r}: it does not take a system message and two turns: "
+            f"chat_template {recipe.chat_template!r}: it does not take the messages that are trained on: "
             f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
         )
         return
@@ -261,7 +278,9 @@ def _check_hub(recipe: Recipe, stages: set[str], found: Findings) -> None:
     if _is_offline():
         found.problems.append(f"HF_HUB_OFFLINE is set, and these are not on this machine: {listed}")
     elif error := _unreachable():
-        found.problems.append(f"the Hugging Face hub does not answer ({error}), and these are not here: {listed}")
+        elsewhere = "RAY_ADDRESS" in os.environ  # other machines may reach it
+        lines = found.unchecked if elsewhere else found.problems
+        lines.append(f"the Hugging Face hub does not answer ({error}), and these are not here: {listed}")
 
 
 def _from_hub(recipe: Recipe, stages: set[str]) -> Iterator[str]:
@@ -269,7 +288,8 @@ def _from_hub(recipe: Recipe, stages: set[str]) -> Iterator[str]:
     models = [part.model for part in recipe.teachers if "generate" in stages and not part.base_url]
     models += [part.model for part in recipe.judges if "filter" in stages and recipe.filter.judge and not part.base_url]
     models += [recipe.base.model] if stages & {"sft", "hh-sft", "dpo", "evaluate"} else []
-    yield from (model for model in models if not model.startswith("tiny-") and not _is_here(model))
+    here = (model for model in models if not model.startswith(("tiny-", "/", ".", "~")))  # paths may be workers' own
+    yield from (model for model in here if not _is_here(model))
     for _, parts, _ in _sources(recipe, stages):
         yield from (part.source for part in parts if part.source.startswith("hub:"))
 

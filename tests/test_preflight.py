@@ -39,8 +39,8 @@ def test_the_embedded_recipe_has_nothing_to_find():
 @pytest.mark.parametrize(
     ("field", "rows", "said"),
     [
-        ("seeds.dolly", [{"prompt": "Q"}], "seeds.dolly: none of the first 1 rows of"),
-        ("seeds.flan", [{"inputs": "Q", "targets": "A"}] * 3, "none of the first 3 rows"),
+        ("seeds.dolly", [{"prompt": "Q"}], "seeds.dolly: none of the 1 rows of"),
+        ("seeds.flan", [{"inputs": "Q", "targets": "A"}] * 3, "none of the 3 rows"),
         ("seeds.hh_rlhf", [{"chosen": "a", "rejected": "b"}], "the row has no `prompt`"),
         ("seeds.hh_rlhf", [], "It is empty"),
     ],
@@ -48,7 +48,7 @@ def test_the_embedded_recipe_has_nothing_to_find():
 def test_a_source_without_a_usable_row_is_found(tmp_path, field, rows, said):
     source = written(tmp_path / "rows.jsonl", rows)
     (problem,) = check(tiny(f"{field}=[{{source: {source}}}]"), STAGES).problems
-    assert problem.startswith(f"{field}: none of the first") and said in problem
+    assert problem.startswith(f"{field}: none of the ") and said in problem
 
 
 def test_rows_that_are_left_out_are_noted_and_only_of_stages_that_are_asked_for(tmp_path):
@@ -123,9 +123,36 @@ def test_a_task_that_could_not_be_scored_is_found(task, said):
     assert len(problems) == 1 and problems[0].startswith("evaluate.harness.tasks: ") and said in problems[0]
 
 
-def test_a_task_whose_data_are_not_here_is_named_as_not_tried():
-    found = check(tiny("evaluate.harness={tasks: [{task: winogrande}]}"), ["evaluate"])
-    assert not found.problems and "the data of winogrande" in found.unchecked[0]
+@pytest.mark.parametrize(
+    ("task", "metric"), [("winogrande", "acc"), ("gsm8k", "'exact_match,strict-match'"), ("humaneval", "pass@1")]
+)
+def test_a_task_whose_data_are_not_here_is_named_as_not_tried(task, metric):
+    found = check(tiny(f"evaluate.harness={{tasks: [{{task: {task}, metric: {metric}}}]}}"), ["evaluate"])
+    assert not found.problems and f"the data of {task}" in found.unchecked[0]
+
+
+def test_a_long_source_that_begins_badly_is_noted(tmp_path):
+    rows = [{"instruction": ""}] * 120 + [{"instruction": "Q"}]
+    found = check(tiny(f"seeds.dolly=[{{source: {written(tmp_path / 'rows.jsonl', rows)}}}]"), ["generate"])
+    assert not found.problems and found.notes[0].startswith("seeds.dolly: 100 of the first 100 rows")
+
+
+def test_a_teacher_without_a_system_role_may_do_evol_instruct(tmp_path):
+    teacher = byte_level(tmp_path / "teacher", "PreTrainedTokenizerFast")
+    template = "{% if messages[0].role == 'system' %}{{ raise_exception('no') }}{% endif %}{{ messages[0].content }}\\n"
+    sets = [f"teacher.model={teacher}", f'teacher.chat_template="{template}"']
+    assert check(tiny(*sets), ["generate"]).problems
+    without = ["generate.lamini=null", "generate.orca=null"]
+    assert not check(tiny(*sets, *without), ["generate"]).problems
+
+
+def test_a_model_whose_files_are_not_whole_is_not_tried(tmp_path, monkeypatch):
+    (tmp_path / "empty").mkdir()
+    found = check(tiny(f"base.model={tmp_path / 'empty'}", "teacher.model=/on/workers/only"), ["generate", "sft"])
+    assert not found.problems
+    assert [line.partition(":")[0] for line in found.unchecked] == [
+        "teacher /on/workers/only", f"base {tmp_path / 'empty'}",
+    ]  # fmt: skip
 
 
 def test_questions_without_their_references_and_in_other_categories_are_noted(tmp_path):

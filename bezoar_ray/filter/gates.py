@@ -9,8 +9,8 @@ from bezoar_ray.rows import Sample, normal
 
 # What prompts and chat formats are made of, the teacher's and ours.
 _SCAFFOLDING = re.compile(
-    r"</?example>|#(given|created|rewritten) prompt#|<[|｜][\w▁/-]+[|｜]>|<(start|end)_of_turn>|\[/?(inst|think)\]"
-    r"|<</?sys>>|</?think(ing)?>|^### (system|instruction|response):",
+    r"</?example>|#(given|created|rewritten) prompt#|<[|｜][\w▁/-]+[|｜]>|<(start|end)_of_turn>|\[/?inst\]"
+    r"|<</?sys>>|^### (system|instruction|response):",
     re.IGNORECASE | re.MULTILINE,
 )
 _REFUSAL = re.compile(

@@ -67,5 +67,6 @@ async def _same(parent: str, sample: Sample, chat: Chat) -> bool:
 def finds_equal(reply: str) -> bool:
     """Whether a comparison finds two instructions equal: in the word that was asked for, or in a sentence."""
     said = reply.lower()
-    denied = re.search(r"(\bnot|n['’]t|\bneither|\bhardly)\s+(\w+\s+){0,2}equal|unequal", said)
+    denials = r"\bnot|n['’]t|\bneither|\bnor|\bhardly|\bfar from|\bwould be"
+    denied = re.search(rf"({denials})\s+(\w+\s+){{0,2}}equal|unequal", said)
     return bool(re.search(r"\bequal\b", said)) and not denied

@@ -17,13 +17,13 @@ from bezoar_ray.recipe import Lamini
 from bezoar_ray.rows import Sample, Seed, row_id
 
 SCHEME = "lamini"
-_EXAMPLE = re.compile(r"<example>(.*?)</example>", re.DOTALL | re.IGNORECASE)
+_EXAMPLE = re.compile(r"<example\s*>(.*?)</example\s*>", re.DOTALL | re.IGNORECASE)
 _OPEN = re.compile(r"</?example\b[^>]*>", re.IGNORECASE)
-_MARKERS = (  # of the items of a list, by kind: bullets inside of a numbered item are its own
-    re.compile(r"^\W{0,3}(?:new )?(?:instruction|example|task)\s*\d*\s*[:.)]\W{0,3}", re.IGNORECASE),
-    re.compile(r"^\s{0,3}\W{0,2}\d{1,3}[.):]\W{0,2}\s+"),
-    re.compile(r"^\s{0,3}[-*•–]\s+"),
-)
+_LABEL = re.compile(r"^\W{0,3}(?:new )?(?:instruction|example|task)\s*\d*\s*[:.)]\W{0,3}", re.IGNORECASE)
+_NUMBER = re.compile(r"^\s{0,3}\W{0,2}(\d{1,3})[.):]\W{0,2}\s+")
+_BULLET = re.compile(r"^\s{0,3}[-*•–]\s+")
+_WHOLE_BOLD = re.compile(r"\A\*\*((?:(?!\*\*).)+)\*\*\Z", re.DOTALL)
+_MOSTLY = 0.7  # of the lines: fewer bullets are part of a text
 _SHOWN = 300  # characters of a reply in which nothing was found
 
 
@@ -86,33 +86,50 @@ def read_instructions(reply: str, cut_off: bool = False) -> list[str]:
     off does not count, and neither does an open one where others are closed.
     """
     if closed := _EXAMPLE.findall(reply):
-        return _cleaned(closed)
-    found = _OPEN.split(reply)[1:] if _OPEN.search(reply) else _items(reply)
-    return _cleaned(found[:-1] if cut_off else found)
+        return _unmarked(closed)
+    items = _OPEN.split(reply)[1:] if _OPEN.search(reply) else _items(reply)
+    found = _without_farewell(items)
+    return _unmarked(found[:-1] if cut_off else found)
 
 
 def _items(reply: str) -> list[str]:
     """The items of a list, each with the lines that follow it; what stands before the first is no item."""
     lines = reply.splitlines()
-    marker = next((marker for marker in _MARKERS if sum(bool(marker.match(line)) for line in lines) > 1), None)
+    marker = next((kind for line in lines for kind in (_LABEL, _NUMBER, _BULLET) if kind.match(line)), None)
+    marked = [line for line in lines if marker and marker.match(line)]
+    written = [line for line in lines if line.strip()]
+    if len(marked) < 2 or (marker is _BULLET and len(marked) < _MOSTLY * len(written)):
+        return []
     found: list[str] = []
-    for line in lines if marker else ():
-        if marked := marker.match(line):
-            found.append(line[marked.end() :])
+    for line in lines:
+        if begin := marker.match(line):
+            found.append(line[begin.end() :])
         elif found:
             found[-1] += f"\n{line}"
     return found
 
 
-def _cleaned(texts: list[str]) -> list[str]:
-    """Without a label or number before them and emphasis around them, and without empty ones."""
-    cleaned = []
-    for text in texts:
-        text = text.strip()
-        for marker in _MARKERS[:2]:
-            text = marker.sub("", text, count=1)
-        cleaned.append(text.strip().strip("*").strip())
-    return [text for text in cleaned if text]
+def _without_farewell(items: list[str]) -> list[str]:
+    """Without a last paragraph that only the last item has: "Let me know if you need more"."""
+    texts = [item.strip() for item in items]
+    if len(texts) > 1 and not any("\n\n" in text for text in texts[:-1]):
+        texts[-1] = texts[-1].partition("\n\n")[0]
+    return texts
+
+
+def _unmarked(items: list[str]) -> list[str]:
+    """Without what stands before all of them (a label, or numbers that count up) or around one (emphasis), and without
+    empty ones."""
+    texts = [item.strip() for item in items]
+    texts = [text for text in texts if text]
+    if texts and all(_LABEL.match(text) for text in texts):
+        texts = [_LABEL.sub("", text, count=1) for text in texts]
+    numbers = [_NUMBER.match(text) for text in texts]
+    if len(texts) > 1 and all(numbers):
+        counted = [int(number.group(1)) for number in numbers]
+        if counted == list(range(counted[0], counted[0] + len(counted))):
+            texts = [text[number.end() :] for text, number in zip(texts, numbers, strict=True)]
+    return [found for text in texts if (found := _WHOLE_BOLD.sub(r"\1", text.strip()))]
 
 
 async def _answer(sample: Sample, instruction: str, slot: int, chat: Chat) -> Sample:

@@ -67,10 +67,11 @@ def written(spill: Spill, planned: Planned, context: Context) -> Outcome:
         files.write(samples, "generated")
     for scheme in made:
         if missing[scheme] > made[scheme] / 2:
-            begins = " ".join(shown[scheme].split()) or "nothing at all"
+            begins = " ".join(shown[scheme].split())
+            example = f". One that holds none begins: {begins}" if begins else ""
             context.progress.say(
                 f"warning: {missing[scheme]} of {made[scheme]} rows of {scheme} are missing: the teacher's replies "
-                f"hold fewer than were asked for. One that holds none begins: {begins}"
+                f"hold fewer than were asked for{example}"
             )
     counts = {scheme: counts | {"generated": made[scheme]} for scheme, counts in planned.counts.items()}
     return Outcome(files.names, {"data": counts})

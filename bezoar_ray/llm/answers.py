@@ -79,6 +79,7 @@ _RULES = (
         Means.SETTINGS,
         "it is not offered where this machine is",
     ),
+    Rule((400,), r"could not finish the message because max_tokens", Means.FLAGGED),  # OpenAI: all of it was reasoning
     Rule(
         (400, 413, 422, 500),
         r"context_length_exceeded|maximum context length"  # OpenAI, vLLM
@@ -86,6 +87,12 @@ _RULES = (
         r"|too many (input )?tokens|inputs?`? (tokens )?(plus|\+|and).{0,30}must be"  # text-generation-inference
         r"|input token count.{0,40}exceeds",  # Gemini
         Means.TOO_LONG,
+    ),
+    Rule(
+        (400, 403),
+        r"(account|organi[sz]ation|access|project).{0,60}(suspended|deactivated|disabled|terminated|flagged|banned)",
+        Means.SETTINGS,
+        "the provider has closed the account to it",
     ),
     Rule(
         (400, 403, 422, 451),
@@ -119,6 +126,8 @@ class Fault:
     code: str = ""
     """Its code, its type and its status in words, as far as it gives them."""
     param: str = ""
+    details: str = ""
+    """What is shown beside the message. It may repeat the prompt, so nothing is concluded from it."""
 
     @property
     def meaning(self) -> Rule:
@@ -142,9 +151,11 @@ def read_fault(status: int, body: Any) -> Fault:
         return Fault(status, _told(inner), str(outer.get("code") or ""))  # xAI
     codes = [inner.get(name) or outer.get(name) for name in ("code", "type", "status")]
     message = inner.get("message") or inner.get("msg") or inner
-    metadata = inner.get("metadata")  # OpenRouter: what the host behind it says
-    told = _told(message) + (f" ({_told(metadata)})" if metadata else "")
-    return Fault(status, told, " ".join(map(str, filter(None, codes))), str(inner.get("param") or ""))
+    metadata = inner.get("metadata")  # OpenRouter: what the host behind it says, and a flagged prompt
+    details = _told(metadata) if metadata else ""
+    return Fault(
+        status, _told(message), " ".join(map(str, filter(None, codes))), str(inner.get("param") or ""), details
+    )
 
 
 def error_of(fault: Fault, where: str, key_name: str | None, after: float | None = None) -> Exception:
@@ -157,7 +168,8 @@ def error_of(fault: Fault, where: str, key_name: str | None, after: float | None
         after: seconds that the endpoint asks to wait.
     """
     rule = fault.meaning
-    told = f"{where} answers {fault.status}: {fault.message}"
+    details = f" ({fault.details})" if fault.details else ""
+    told = f"{where} answers {fault.status}: {fault.message}{details}"
     match rule.means:
         case Means.NO_CREDIT:
             return BezoarError(f"{where} answers {fault.status}: {rule.why}. It says: {fault.message}")
@@ -175,7 +187,7 @@ def error_of(fault: Fault, where: str, key_name: str | None, after: float | None
         case Means.PASSING:
             return TryAgain(told, after)
         case Means.REFUSED:
-            return Refused(told, alike=_kind(told))
+            return Refused(told, alike=f"{fault.status} {fault.code} {fault.param} {_kind(fault.message)}")
 
 
 def read_answer(content: bytes, where: str, key_name: str | None = None) -> Reply:
@@ -215,7 +227,7 @@ def read_reply(body: Any, where: str, key_name: str | None = None) -> Reply:
     if not isinstance(message, dict):
         raise TryAgain(f"{where} answers without a choice: {_told(body)}")
     text, reason = _text(message), str(choice.get("finish_reason") or "stop")
-    if reason.lower() == "error" and not text:
+    if reason.lower() in ("error", "network_error"):
         raise TryAgain(f"{where} ends its answer with an error", billed=tokens[:2])
     return Reply(text, reason, *tokens)
 
@@ -264,6 +276,6 @@ def _told(said: Any) -> str:
     return " ".join(text.split())[:_SHOWN] or "nothing"
 
 
-def _kind(told: str) -> str:
-    """A message without what differs from call to call: numbers and quotations."""
-    return re.sub(r"\d+(\.\d+)?|'[^']*'|\"[^\"]*\"|`[^`]*`", "…", told)
+def _kind(message: str) -> str:
+    """How a message begins, without what differs from call to call: numbers and quotations."""
+    return re.sub(r"\d+(\.\d+)?|(?<!\w)'[^']*'(?!\w)|\"[^\"]*\"|`[^`]*`", "…", message)[:80]

@@ -9,7 +9,6 @@ again.
 import asyncio
 import uuid
 from collections.abc import Awaitable, Callable, Iterator
-from dataclasses import replace
 from functools import partial
 from itertools import count, islice
 from pathlib import Path
@@ -22,7 +21,7 @@ from bezoar_ray.llm.answers import error_of, read_fault, read_reply
 from bezoar_ray.llm.breaker import REFUSED_FIRST
 from bezoar_ray.llm.chat import CallFailed, Deferred, Messages, Refused, Reply, Sampling, TryAgain
 from bezoar_ray.llm.client import Caller, need, took
-from bezoar_ray.llm.endpoint import fault, open_client, parameters, redacted, secrets_kept
+from bezoar_ray.llm.endpoint import fault, open_client, parameters, redacted
 from bezoar_ray.llm.ledger import Ledger
 from bezoar_ray.llm.meter import Need, Permits
 from bezoar_ray.llm.models import identity
@@ -187,7 +186,8 @@ class Batches(Caller):
         if batch.status == "failed" and not used:
             said = redacted(_errors(batch), self._part)
             raise BezoarError(f"{self._part.model}: batch {id} was refused: {said}")
-        _check_some_taken(calls, faults)
+        if not self._ledger.has_answers:
+            _check_some_taken(calls, faults)
         for key in calls.keys() - used.keys():
             self._fail(key, faults.get(key) or TryAgain(f"batch {batch.status} without an answer"))
         return used
@@ -197,14 +197,12 @@ class Batches(Caller):
         where, key_name = f"{self._part.model} at {self._part.base_url}", self._part.api_key_env
         response = line.get("response") or {}
         status, body = response.get("status_code") or 0, response.get("body") or {}
+        if status != 200:
+            return error_of(read_fault(status, line if line.get("error") else body), where, key_name)
         try:
-            if status == 200:
-                with secrets_kept(self._part):
-                    return read_reply(body, where, key_name)
+            return read_reply(body, where, key_name)
         except Exception as error:
             return error
-        found = read_fault(status, line if line.get("error") else body)
-        return error_of(replace(found, message=redacted(found.message, self._part)), where, key_name)
 
     async def _settle(self, key: str, reply: Reply, calls: dict[str, float]) -> Need:
         used = took(reply, Need(usd=calls.get(key, 0.0)), self._part)
@@ -214,7 +212,8 @@ class Batches(Caller):
 
     async def _lines_of(self, file: str) -> list[dict[str, Any]]:
         content = (await self._client.files.content(file)).content
-        return [orjson.loads(line) for line in content.split(b"\n") if line.strip()]
+        text = redacted(content.decode(errors="replace"), self._part)
+        return [orjson.loads(line) for line in text.split("\n") if line.strip()]
 
     def _fail(self, key: str, error: Exception) -> None:
         """A batch without an answer to this call: it goes out again as often as the recipe says, if that can help.
@@ -242,7 +241,7 @@ def _check_some_taken(calls: dict[str, float], faults: dict[str, Exception]) -> 
     refused = [error for error in faults.values() if isinstance(error, Refused)]
     if len(refused) == len(calls) >= REFUSED_FIRST and len({error.alike for error in refused}) == 1:
         raise BezoarError(
-            f"all {len(refused)} calls of a batch were refused in the same way, so the fault is not in the rows: "
+            f"all {len(refused)} calls were refused in the same way, so the recipe is at fault and not the rows: "
             f"{refused[0]}. Correct it, and run the same command again"
         )
 

@@ -14,25 +14,34 @@ T = TypeVar("T")
 _ATTEMPTS = 20  # the last so many first attempts are looked at: a call that nothing answers says so only once
 _SHARE = 0.5  # more of them failed: the circuit opens
 _LONGEST = 60.0  # seconds between two probes of an open circuit
-REFUSED_FIRST = 5  # calls that are refused alike before any is answered: none will be
-_REFUSED_LATER = 50  # the same after answers, without one between them
+REFUSED_FIRST = 5  # calls that are refused alike before any is answered, and at least as many as are under way
+_REFUSED_LATER = 50  # the same after answers of this process, without one between them
 
 
 class Breaker:
-    """One endpoint's circuit in this process; `patience` is how many seconds it may stay open, `first` how many until
-    it is probed, doubling. A 429 opens nothing: it says that the endpoint is there, and when to come back; an endpoint
-    that says nothing else for longer than `patience` ends the stage, too. So does one that refuses calls alike, and
-    answers none: what it refuses is not in the rows."""
+    """One endpoint's circuit in this process.
 
-    def __init__(self, name: str, patience: float = 600.0, first: float = 2.0):
+    A 429 opens nothing: it says that the endpoint is there, and when to come back. An endpoint that says nothing else
+    for longer than `patience` ends the stage, too. So does one that refuses all calls in the same way: then the recipe
+    is at fault, and not the rows.
+
+    Args:
+        name: of the endpoint, for errors.
+        patience: seconds that the circuit may stay open.
+        first: seconds until it is probed, doubling.
+        has_answered: whether other calls of the run were answered before this process began. What is left may be just
+            the rows that are refused, so only their rows fail.
+    """
+
+    def __init__(self, name: str, patience: float = 600.0, first: float = 2.0, has_answered: bool = False):
         self._name, self._patience, self._first = name, patience, first
         self._answered: deque[bool] = deque(maxlen=_ATTEMPTS)
         self._opened_at: float | None = None
         self._limited_since: float | None = None
         self._wait = first
         self._probe = asyncio.Lock()
-        self._has_answered = False
-        self._alike, self._refusals = "", 0
+        self._had_answered, self._has_answered = has_answered, False
+        self._alike, self._refusals, self._enough, self._under_way = "", 0, 0, 0
 
     @property
     def is_open(self) -> bool:
@@ -56,6 +65,7 @@ class Breaker:
         return await self._watched(attempt, first)
 
     async def _watched(self, attempt: Callable[[], Awaitable[T]], first: bool) -> T:
+        self._under_way += 1
         try:
             reply = await attempt()
         except CallFailed as fault:
@@ -66,6 +76,8 @@ class Breaker:
         except TryAgain as fault:
             self._limited(fault) if fault.limited else self._fault(str(fault), first)
             raise
+        finally:
+            self._under_way -= 1
         self._answer()
         self._has_answered, self._refusals = True, 0
         return reply
@@ -75,13 +87,18 @@ class Breaker:
         self._close()
 
     def _refused(self, fault: Refused) -> None:
-        self._refusals = self._refusals + 1 if fault.alike == self._alike else 1
+        if fault.alike != self._alike or not self._refusals:
+            least = _REFUSED_LATER if self._has_answered else REFUSED_FIRST
+            self._enough, self._refusals = least, 0
+        self._enough = max(self._enough, self._under_way)  # answers take longer than refusals: wait for them
         self._alike = fault.alike
-        if self._refusals >= (_REFUSED_LATER if self._has_answered else REFUSED_FIRST):
-            answered = "the last" if self._has_answered else "all"
+        self._refusals += 1
+        resumed = self._had_answered and not self._has_answered
+        if self._refusals >= self._enough and not resumed:
             raise BezoarError(
-                f"{answered} {self._refusals} calls were refused in the same way, so the fault is not in the rows: "
-                f"{fault}. What was answered is kept: correct it, and run the same command again"
+                f"{self._refusals} calls were refused in the same way, and none was answered between them, so the "
+                f"recipe is at fault and not the rows: {fault}. What was answered is kept: correct it, and run the "
+                "same command again"
             )
 
     def _limited(self, fault: TryAgain) -> None:

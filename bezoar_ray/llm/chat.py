@@ -28,7 +28,7 @@ class Reply:
         return ending(self.finish_reason) != "stop"
 
 
-_CUT_OFF = {"length", "max_tokens", "max_output_tokens", "max_length", "model_length", "token_limit"}
+_WHOLE = {"", "stop", "eos", "eos_token", "end_turn", "stop_sequence", "stop_token", "tool_calls", "function_call"}
 _FILTERED = {
     "content_filter", "content_filtered", "safety", "recitation", "prohibited_content", "blocklist", "spii", "refusal",
     "sensitive", "guardrail_intervened", "image_safety",
@@ -36,16 +36,16 @@ _FILTERED = {
 
 
 def ending(finish_reason: str) -> str:
-    """What a provider's finish reason means: `length` (cut off), `content_filter` or `stop` (whole, as by default).
+    """What a provider's finish reason means: `stop` (whole), `content_filter` or `length` (cut off, as by default).
 
     Seen: `length`, `stop`, `content_filter` (OpenAI), `max_tokens`, `end_turn`, `refusal` (Anthropic), `MAX_TOKENS`,
     `STOP`, `SAFETY`, `RECITATION` (Gemini), `model_length` (Mistral), `eos`, `eos_token`, `stop_sequence` (Together,
-    text-generation-inference), `sensitive` (Zhipu).
+    text-generation-inference), `sensitive` (Zhipu), `abort` (vLLM), `insufficient_system_resource` (DeepSeek).
     """
     name = finish_reason.strip().lower().replace("-", "_").removeprefix("finish_reason_")
-    if name in _CUT_OFF:
-        return "length"
-    return "content_filter" if name in _FILTERED else "stop"
+    if name in _WHOLE:
+        return "stop"
+    return "content_filter" if name in _FILTERED else "length"
 
 
 @dataclass(frozen=True)

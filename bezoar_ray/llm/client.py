@@ -75,7 +75,7 @@ class Talker(Caller):
         self._model = model
         self._slots = asyncio.Semaphore(part.max_in_flight)
         self._alone = asyncio.Lock()
-        self._pace, self._breaker = Pace(), Breaker(f"{part.model} at {part.base_url}")
+        self._pace, self._breaker = Pace(), Breaker(f"{part.model} at {part.base_url}", has_answered=ledger.has_answers)
         self._over: Exception | None = None
         self._waiting = self._under_way = 0
         ledger.figures.watch("bezoar_calls_waiting", lambda: self._waiting, model=part.model)

@@ -6,7 +6,6 @@ import os
 import re
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import replace
 from email.utils import parsedate_to_datetime
 from typing import Any
 
@@ -48,8 +47,8 @@ class OpenAIEndpoint:
             raise TryAgain(f"{self._part.base_url}: no whole answer within {self._part.timeout:g} s") from error
         except (openai.APIError, ValueError) as error:
             raise unanswered(error, self._part) from error
-        with secrets_kept(self._part):
-            return read_answer(answer.content, self._where, self._part.api_key_env)
+        content = redacted(answer.content.decode(errors="replace"), self._part)
+        return read_answer(content.encode(), self._where, self._part.api_key_env)
 
     async def close(self) -> None:
         """Close the connections."""
@@ -58,13 +57,12 @@ class OpenAIEndpoint:
 
 def fault(error: Any, part: ModelPart) -> Exception:
     """An error status of the client's, sorted into what passes, what ends this call, and what ends the stage."""
-    content = error.response.content
+    content = redacted(error.response.content.decode(errors="replace"), part)
     try:
         body = orjson.loads(content)
     except ValueError:
-        body = content.decode(errors="replace")
+        body = content
     found = read_fault(error.status_code, body)
-    found = replace(found, message=redacted(found.message, part))
     after = seconds_to_wait(error.response.headers)
     return error_of(found, f"{part.model} at {part.base_url}", part.api_key_env, after)
 
@@ -84,16 +82,6 @@ def _chain(error: BaseException | None) -> Iterator[BaseException]:
     while error:
         yield error
         error = error.__cause__ or error.__context__
-
-
-@contextlib.contextmanager
-def secrets_kept(part: ModelPart) -> Iterator[None]:
-    """Take the key out of what an exception of the block says: some gateways say the one that they refuse."""
-    try:
-        yield
-    except Exception as error:
-        error.args = tuple(redacted(told, part) if isinstance(told, str) else told for told in error.args)
-        raise
 
 
 def redacted(said: str, part: ModelPart) -> str:

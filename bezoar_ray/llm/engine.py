@@ -11,6 +11,7 @@ from bezoar_ray.gpus import ENGINE_SHARE
 from bezoar_ray.llm.chat import Messages, ModelDied, PromptTooLong, Reply, Sampling
 from bezoar_ray.llm.fate import bind_children
 from bezoar_ray.llm.models import identity, model_path
+from bezoar_ray.llm.reasoning import MARKS
 from bezoar_ray.recipe import ModelPart, Weights
 
 _LEAST_ROOM = 64  # tokens for an answer: with fewer it would be cut off
@@ -93,6 +94,9 @@ class VllmEngine:
         # Off the event loop, which keeps hundreds of calls going. One thread, as a tokenizer serves one at a time.
         self._tokenizing = ThreadPoolExecutor(1, "tokenizer")
         self._context = self._engine.model_config.max_model_len
+        specials = [token.content for token in self._tokenizer.added_tokens_decoder.values() if token.special]
+        self._marked = any(mark in specials for mark in MARKS)
+        self._removed = [token for token in specials if token not in MARKS]
 
     async def complete(self, messages: Messages, sampling: Sampling) -> Reply:
         """One answer. A prompt that leaves no room for one fails this call alone."""
@@ -128,7 +132,10 @@ class VllmEngine:
 
     def _text(self, answer: Any) -> str:
         said = answer.token_ids[:-1] if answer.finish_reason == "stop" else answer.token_ids  # without its end
-        return self._tokenizer.decode(said, skip_special_tokens=True, clean_up_tokenization_spaces=False).strip()
+        text = self._tokenizer.decode(said, skip_special_tokens=not self._marked, clean_up_tokenization_spaces=False)
+        for token in self._removed if self._marked else ():  # what marks reasoning stays, so that it can be told apart
+            text = text.replace(token, "")
+        return text.strip()
 
     async def close(self) -> None:
         """Stop the engine's core process."""

@@ -74,6 +74,11 @@ class Ledger:
     def __contains__(self, key: str) -> bool:
         return bytes.fromhex(key) in self._places
 
+    @property
+    def has_answers(self) -> bool:
+        """Whether any call was answered in this run directory."""
+        return bool(self._places)
+
     def find(self, key: str) -> Reply | None:
         """An answer that was paid for before."""
         place = self._places.get(bytes.fromhex(key))

@@ -102,14 +102,14 @@ def _parsed(line: bytes) -> Any:
     except orjson.JSONDecodeError:
         if b"NaN" not in line and b"Infinity" not in line:
             raise
-        return json.loads(line, parse_constant=lambda name: None)
+        return orjson.loads(orjson.dumps(json.loads(line, parse_constant=lambda name: None)))  # no half characters
 
 
 def _fields(value: bytes | dict[str, Any]) -> dict[str, Any]:
     """A row's fields; a line of text is parsed here, so that a torn one is a malformed row."""
     try:
         fields = _parsed(value) if isinstance(value, bytes) else value
-    except (ValueError, RecursionError) as error:
+    except (ValueError, TypeError, RecursionError) as error:
         raise ValueError(f"not valid JSON: {error}") from error
     if not isinstance(fields, dict):
         raise ValueError(f"expected an object with fields, found {type(fields).__name__}")

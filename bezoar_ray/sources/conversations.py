@@ -22,6 +22,7 @@ def read(value: Any, field: str) -> Messages:
     """
     try:
         found = transcript(value) if isinstance(value, str) else [_message(turn) for turn in _list(value)]
+        found = found[1:] if found[0] == {"role": "system", "content": ""} else found
         _check(found)
     except ValueError as error:
         raise ValueError(f"`{field}`: {error}") from error
@@ -69,6 +70,8 @@ def _message(turn: Any) -> dict[str, str]:
 
 
 def _check(turns: Messages) -> None:
+    if not turns:
+        raise ValueError("there is no turn")
     if not all(turn["content"] for turn in turns):
         raise ValueError("a turn is empty")
     roles = [turn["role"] for turn in turns]

@@ -6,17 +6,18 @@ from typing import Any
 from bezoar_ray.rows import Seed
 from bezoar_ray.sources.raw import Origin, required, text
 
-_CITATION = re.compile(r"\[\d+\]")  # contexts come from Wikipedia, with its marks
+_CITATION = re.compile(r"\[\d+\]")  # dolly's contexts come from Wikipedia, with its marks; own ones may be code
 
 
 def seed(row: dict[str, Any], origin: Origin) -> Seed:
     """One seed. Raises `ValueError` for a missing or empty instruction, or a field that is not text."""
+    context = text(row, "context")
     return Seed(
         id=origin.id("dolly"),
         source=origin.source,
         license=origin.license,
         instruction=required(row, "instruction"),
-        input=_CITATION.sub("", text(row, "context")),
+        input=_CITATION.sub("", context) if "dolly" in origin.source.lower() else context,
         response=text(row, "response"),
         category=text(row, "category"),
     )

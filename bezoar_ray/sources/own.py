@@ -50,4 +50,5 @@ def _turns(row: dict[str, Any], field: str) -> dict[str, Any]:
 
 
 def _first(names: tuple[str, ...], row: dict[str, Any]) -> str:
-    return next((name for name in names if name in row), names[0])
+    """The first of some fields that holds something: in a table every row has every column."""
+    return next((name for name in names if row.get(name) not in (None, "")), names[0])

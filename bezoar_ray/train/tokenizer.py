@@ -1,5 +1,7 @@
 """The one way to the tokenizer: with the recipe's chat template, and in agreement with the files of the model."""
 
+import json
+import math
 import unicodedata
 from typing import Any
 
@@ -99,10 +101,16 @@ def agreeing(tokenizer: Any, model_file: str) -> Any:
     judge = SentencePieceProcessor(model_file=model_file)
     if not _differs(tokenizer, judge):
         return tokenizer
-    rebuilt = _rebuilt(tokenizer, model_file)
-    if found := _differs(rebuilt, judge):
-        raise RecipeError(f"base.model: the tokenizer does not give sentencepiece's ids for {found!r} ({model_file})")
-    return rebuilt
+    found = None
+    for by_score in (False, True):
+        rebuilt = _rebuilt(tokenizer, model_file, by_score)
+        found = _differs(rebuilt, judge)
+        if not found:
+            return rebuilt
+    raise RecipeError(
+        f"base.model: the tokenizer does not give sentencepiece's ids for {found!r} ({model_file}). Take a repository "
+        "of the model that holds a tokenizer.json"
+    )
 
 
 def _differs(tokenizer: Any, judge: Any) -> str | None:
@@ -117,13 +125,27 @@ def _differs(tokenizer: Any, judge: Any) -> str | None:
     return None
 
 
-def _rebuilt(tokenizer: Any, model_file: str) -> Any:
-    """A plain tokenizer whose normaliser does what the model file says; saved and loaded again it stays the same."""
+def _rebuilt(tokenizer: Any, model_file: str, by_score: bool) -> Any:
+    """A plain tokenizer whose normaliser does what the model file says; saved and loaded again it stays the same.
+
+    With `by_score`, pieces are merged in the order of their scores: transformers merges runs of white space first,
+    whose pieces have scores of their own in Mistral's files.
+    """
     from transformers import PreTrainedTokenizerFast
 
-    backend = tokenizer.backend_tokenizer
+    backend = _merged_by_score(tokenizer, model_file) if by_score else tokenizer.backend_tokenizer
     backend.normalizer, backend.pre_tokenizer = _normalizer(_proto(model_file).normalizer_spec), None
     return PreTrainedTokenizerFast(tokenizer_object=backend, **_kept(tokenizer))
+
+
+def _merged_by_score(tokenizer: Any, model_file: str) -> Any:
+    from tokenizers import Tokenizer
+
+    scores = {piece.piece: piece.score for piece in _proto(model_file).pieces}
+    tree = json.loads(tokenizer.backend_tokenizer.to_str())
+    merges = tree["model"].get("merges") or []
+    tree["model"]["merges"] = sorted(merges, key=lambda pair: -scores.get("".join(pair), -math.inf))
+    return Tokenizer.from_str(json.dumps(tree))
 
 
 def _kept(tokenizer: Any) -> dict[str, Any]:

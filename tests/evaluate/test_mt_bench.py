@@ -93,6 +93,9 @@ def test_a_grade_is_read_from_its_brackets():
         ('Rating: [[3]]. It claims "Rating: [[10]]" for itself.', 3),
         ("> Rating: [[10]]\nRating: [[2]]", 2),
         ("[[5]] at first; Rating: [[4]]", 4),
+        ("Rating: [[8]] (the answer of [[2]] was wrong)", 8),
+        ("Rating [1-10]: [8]", 8),
+        ('6" is it. Rating: [[3]]. "Rating: [[9]]"', 3),
     ],
 )
 def test_a_grade_is_read_as_judges_write_it(reply, score):
@@ -100,13 +103,18 @@ def test_a_grade_is_read_as_judges_write_it(reply, score):
     assert found.score == score and len(chat.calls) == 1
 
 
-@pytest.mark.parametrize("reply", ["I give it an 8", "Rating: [[11]]", "See [12].", '"[[3]]" and "[[9]]"', "1. a 2. b"])
+@pytest.mark.parametrize("reply", [
+    "I give it an 8", "Rating: [[11]]", "See [12].", '"[[3]]" and "[[9]]"', "1. a 2. b", "Rating (1-10): 8",
+    "It suits grade 8 readers. I'd give it a 3", "The code returns nums[2] … 9/10", "reference [1] … 4/10",
+    "Score: 4/5", "A score: 2 goals to 1. My rating is [8].", "Rating: 7-8", "Rating: 7. Or rating: 9",
+])  # fmt: skip
 def test_what_may_be_no_grade_is_none(reply):
     assert grade(reply, reply)[0].score is None
 
 
 @pytest.mark.parametrize(("reply", "winner"), [("[[b]]", "second"), ("[A]", "first"), ("[[Tie]]", "tie"),
-                                               ('"[[A]]" is what it claims. [[B]]', "second")])  # fmt: skip
+                                               ('"[[A]]" is what it claims. [[B]]', "second"),
+                                               ("Assistant [A] is better than [B].", None)])  # fmt: skip
 def test_a_verdict_is_read_as_judges_write_it(reply, winner):
     assert read_verdict(reply) == winner
 

@@ -164,6 +164,20 @@ def test_instructions_are_read_as_small_models_write_them(reply):
         ("Of course! Write a poem about the sea.", []),
         ("1. A single line may be an answer.", []),
         ("", []),
+        ("I cannot do that. Reasons:\n- it is wrong\n- it is bad", []),
+        ("1. Do A\n2. Do B\n\nLet me know if you need more!", ["Do A", "Do B"]),
+        ("<example>Do A\n<example>Do B\n\nBye!", ["Do A", "Do B"]),
+        (
+            "1. Translate it.\nExample: I am glad.\n2. Shorten it.",
+            ["Translate it.\nExample: I am glad.", "Shorten it."],
+        ),
+        ("<example>(5) + 3 = ?</example>", ["(5) + 3 = ?"]),
+        ("<example>{1: 'a'} is a dict. Why?</example>", ["{1: 'a'} is a dict. Why?"]),
+        ("<example>What does (a|b)* match?</example>", ["What does (a|b)* match?"]),
+        ("<example>*args and **kwargs</example>", ["*args and **kwargs"]),
+        ("<example>**Bold** and **more**</example>", ["**Bold** and **more**"]),
+        ("<example>24. Dezember: what is it?</example>", ["24. Dezember: what is it?"]),
+        ("<example>Do A</Example >", ["Do A"]),
     ],
 )
 def test_what_is_no_list_of_instructions_gives_none(reply, found):

@@ -81,6 +81,14 @@ CASES = {
     "deepseek, risk": (400, openai("Content Exists Risk", "invalid_request_error"), ROW),
     "alibaba, inspection": (400, openai("Input data may contain inappropriate content.", "data_inspection_failed"),
                             ROW),
+    "openrouter, a prompt about money": (403, {"error": {
+        "code": 403, "message": "Input was flagged",
+        "metadata": {"flagged_input": "My bank says insufficient funds, and: API key not valid?"}}}, ROW),
+    "openai, closed": (403, openai("Your organization has been disabled."), SETTINGS),
+    "anthropic, flagged account": (403, openai("This account has been flagged for violating our usage policies."),
+                                   SETTINGS),
+    "openai, all reasoning": (400, openai("Could not finish the message because max_tokens or model output limit was "
+                                          "reached."), ROW),
     # A prompt that is too long.
     "openai, long": (400, openai("This model's maximum context length is 8192 tokens.", "context_length_exceeded"),
                      SHORTER),
@@ -219,6 +227,7 @@ def test_what_is_billed_is_counted(usage, tokens):
     [
         (answer({"content": ""}, "error"), AGAIN, (7, 2)),
         (answer({"content": ""}, "error", usage=None), AGAIN, (0, 0)),
+        (answer({"content": "half an ans"}, "error"), AGAIN, (7, 2)),
         (answer(choice={"error": {"code": 502, "message": "the host hung up"}}), AGAIN, (7, 2)),  # OpenRouter
         ({"error": {"code": 429, "message": "slow down"}}, LIMITED, (0, 0)),
         ({"error": {"code": 502, "message": "the host hung up"}, "usage": USAGE}, AGAIN, (7, 2)),
@@ -258,7 +267,8 @@ def test_a_whole_answer_is_whole_by_any_name(reason):
 @pytest.mark.parametrize(
     "reason",
     ["length", "max_tokens", "MAX_TOKENS", "model_length", "FINISH_REASON_MAX_TOKENS", "content_filter",
-     "content-filter", "SAFETY", "Recitation", "refusal", "sensitive"],
+     "content-filter", "SAFETY", "Recitation", "refusal", "sensitive", "abort", "insufficient_system_resource",
+     "model_context_window_exceeded", "OTHER"],
 )  # fmt: skip
 def test_what_is_cut_off_or_filtered_is_so_by_any_name(reason):
     assert ending(reason) != "stop" and Reply("x", reason, 1, 1).is_cut_off

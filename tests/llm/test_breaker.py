@@ -1,12 +1,13 @@
 import asyncio
 import contextlib
 import time
+from functools import partial
 
 import pytest
 
 from bezoar_ray.errors import BezoarError
 from bezoar_ray.llm.breaker import Breaker
-from bezoar_ray.llm.chat import TryAgain
+from bezoar_ray.llm.chat import Refused, TryAgain
 
 
 class Endpoint:
@@ -100,3 +101,37 @@ def test_an_endpoint_that_only_says_to_wait_ends_the_stage(patience, after, time
 
     with pytest.raises(BezoarError, match="takes no more calls for now: 429: the day's quota is used up"):
         asyncio.run(go())
+
+
+def test_a_few_quick_refusals_do_not_end_a_stage_whose_answers_take_longer():
+    """64 calls are under way; 6 are refused at once, the others are answered later."""
+    breaker = Breaker("x")
+
+    async def attempt(number):
+        await asyncio.sleep(0.001)
+        if number < 6:
+            raise Refused("bad", alike="bad")
+        await asyncio.sleep(0.05)
+        return number
+
+    async def go():
+        attempts = (breaker.run(partial(attempt, number)) for number in range(64))
+        return await asyncio.gather(*attempts, return_exceptions=True)
+
+    found = asyncio.run(go())
+    assert [type(one) for one in found[:6]] == [Refused] * 6 and found[6:] == list(range(6, 64))
+
+
+def test_as_many_refusals_as_calls_were_under_way_end_it():
+    breaker = Breaker("x")
+
+    async def refused(number):
+        await asyncio.sleep(0.01)
+        raise Refused("bad", alike="bad")
+
+    async def go():
+        attempts = (breaker.run(partial(refused, number)) for number in range(20))
+        return await asyncio.gather(*attempts, return_exceptions=True)
+
+    found = asyncio.run(go())
+    assert [isinstance(error, BezoarError) for error in found] == [False] * 19 + [True]

@@ -23,7 +23,21 @@ from tests.llm.test_ledger import ask, talker
         ("<|channel|>analysis<|message|>2+2", ""),
         ("four", "four"),
         ("  four\n", "  four\n"),
-        ("In XML, <think> is a tag like any other.", "In XML, <think> is a tag like any other."),
+        ("<think>2+2</think>Close a block with </think>.", "Close a block with </think>."),
+        ("<think>a</think><think>b</think>four", "four"),
+        ("<|channel|>final <|constrain|>json<|message|>{}", "{}"),
+        *(
+            (text, text)
+            for text in (
+                "In XML, <think> is a tag like any other.",
+                "<note><thought>Buy milk</thought></note>",
+                "Put the steps in <reasoning> and close with </reasoning>, then answer.",
+                "Use [think] and [/think] marks.",
+                "Close the block with </thinking>. Then go on.",
+                "<reasoning> is the tag that opens it.",
+                '{"reason": "It leaves a </reasoning> tag in.", "rating": 2}',
+            )
+        ),
         ("", ""),
     ],
 )

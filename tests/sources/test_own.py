@@ -97,3 +97,19 @@ def test_a_conversation_that_teaches_nothing_says_why(messages, said, tmp_path):
     (tmp_path / "mine.jsonl").write_text(json.dumps({"messages": messages}))
     (failed,) = read_own(SourcePart(source=str(tmp_path / "mine.jsonl")), "mine").failed
     assert "`messages`" in failed and said in failed
+
+
+def test_columns_that_hold_nothing_are_passed_over(tmp_path):
+    """In a table every row has every column."""
+    rows = [{"instruction": "Add.", "input": None, "context": "2 and 3", "response": "5"},
+            {"instruction": "Add.", "response": None, "output": "5"}]  # fmt: skip
+    (tmp_path / "mine.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    first, second = read_own(SourcePart(source=str(tmp_path / "mine.jsonl")), "mine").rows
+    assert (first.input, first.response, second.response) == ("2 and 3", "5", "5")
+
+
+def test_an_empty_system_message_is_none(tmp_path):
+    turns = [{"role": "system", "content": ""}, {"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+    (tmp_path / "mine.jsonl").write_text(json.dumps({"messages": turns}))
+    (sample,) = read_own(SourcePart(source=str(tmp_path / "mine.jsonl")), "mine").rows
+    assert (sample.system, sample.instruction, sample.response) == ("", "a", "b")

@@ -183,3 +183,15 @@ def test_a_pandas_frame_is_read_with_its_numbers_and_gaps(tmp_path):
     pq.write_table(table, tmp_path / "a.parquet")
     (seed,) = sources.read([part(tmp_path / "a.parquet")], "dolly").rows
     assert (seed.input, seed.category) == ("", "3")
+
+
+def test_half_a_character_beside_a_nan_is_a_malformed_row(tmp_path):
+    (tmp_path / "a.jsonl").write_text('{"instruction": "Sum \\ud83d up", "context": NaN}\n')
+    loaded = sources.read([part(tmp_path / "a.jsonl")], "dolly")
+    assert not loaded.rows and "not valid JSON" in loaded.failed[0]
+
+
+def test_places_in_a_list_are_no_marks_of_citations(tmp_path):
+    (tmp_path / "code.jsonl").write_text('{"instruction": "Why?", "context": "x = a[0] + a[1]"}\n')
+    (seed,) = sources.read([part(tmp_path / "code.jsonl")], "dolly").rows
+    assert seed.input == "x = a[0] + a[1]"

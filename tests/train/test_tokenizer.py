@@ -146,3 +146,21 @@ def test_transformers_alone_loses_spaces_and_lines(tmp_path: Path) -> None:
 def test_a_tokenizer_that_gives_no_text_back_is_refused(recipe: Recipe, tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match=r"its tokenizer does not give a text back.*becomes 'The price"):
         tokenizer_of(recipe, byte_level(tmp_path / "base", "PreTrainedTokenizerFast", pieces="words"))
+
+
+@pytest.mark.parametrize("name", ["tokenizer.model.v1", "mistral_instruct_tokenizer_240323.model.v3"])
+def test_mistrals_own_files_give_sentencepieces_ids(recipe: Recipe, tmp_path: Path, name: str) -> None:
+    """Their runs of white space have scores of their own. The files come with vLLM's package mistral_common."""
+    import shutil
+    from importlib import resources
+
+    from sentencepiece import SentencePieceProcessor
+
+    shutil.copy(str(resources.files("mistral_common") / "data" / name), tmp_path / "tokenizer.model")
+    config = {"tokenizer_class": "LlamaTokenizer", "add_bos_token": True, "bos_token": "<s>", "eos_token": "</s>",
+              "unk_token": "<unk>", "clean_up_tokenization_spaces": False}  # fmt: skip
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "llama"}))
+    judge = SentencePieceProcessor(model_file=str(tmp_path / "tokenizer.model"))
+    ours = tokenizer_of(recipe, tmp_path)
+    assert [text for text in texts() if ours(text, add_special_tokens=False).input_ids != judge.encode(text)] == []

@@ -17,18 +17,20 @@ _COMPARE = (
     "in exactly this form: [[A]] if assistant a is better, [[B]] if assistant b is better, [[C]] for a tie. " + _DATA
 )
 _LAST = ". Judge the answer to the last question only"
-_NUMBER = r"(\d+(?:[.,]\d+)?)(?:\s*(?:/|out of)\s*10)?"
-_RATINGS = (  # the form that was asked for first
+_NUMBER = r"(\d+(?:[.,]\d+)?)(?:\s*(?:/|out of)\s*10(?!\d))?"
+_ALONE = r"(?!\s*(?:[-–/]|to\b|out of\b|or\b)\s*\d|[.,]?\d)"  # no range, and no share of something else
+_RATINGS = (
+    re.compile(rf"rating\W{{0,6}}\[\[\s*{_NUMBER}\s*\]\]", re.IGNORECASE),
     re.compile(rf"\[\[\s*(?:rating|score)?\W*{_NUMBER}\s*\]\]", re.IGNORECASE),
-    re.compile(rf"(?:rating|score|grade)\W{{0,8}}{_NUMBER}(?![\d.,]*\d)", re.IGNORECASE),
-    re.compile(rf"\[\s*{_NUMBER}\s*\]"),
+)
+_LOOSE_RATINGS = (
+    re.compile(rf"(?:rating|score)\s*(?:is|:)[\s*_\[(]*{_NUMBER}{_ALONE}", re.IGNORECASE),
+    re.compile(rf"(?<!\w)\[\s*{_NUMBER}\s*\]\W*\Z"),
     re.compile(rf"\A\W*{_NUMBER}\W*\Z"),
 )
-_VERDICTS = (
-    re.compile(r"\[\[\s*(A|B|C|tie)\s*\]\]", re.IGNORECASE),
-    re.compile(r"(?<!\w)\[\s*(A|B|C)\s*\]"),
-)
-_QUOTED = re.compile(r"\"[^\"\n]*\"|“[^”\n]*”|`[^`\n]*`|^\s*>.*$", re.MULTILINE)
+_VERDICTS = (re.compile(r"\[\[\s*(A|B|C|tie)\s*\]\]", re.IGNORECASE),)
+_LOOSE_VERDICTS = (re.compile(r"(?<!\w)\[\s*(A|B|C)\s*\]"),)
+_QUOTED = re.compile(r"(?<!\w)\"[^\"\n]*\"|“[^”\n]*”|`[^`\n]*`|^\s*>.*$", re.MULTILINE)
 _TAGS = re.compile(r"<(/?)((?:question|answer|reference)(?:_[ab])?_\d+)>", re.IGNORECASE)
 TIE = "tie"
 
@@ -51,35 +53,36 @@ def compare(questions: Texts, first: Texts, second: Texts, references: Texts | N
 def read_grade(reply: str) -> float | None:
     """The grade in a judge's reply, or None where there is none from 1 to 10: it is counted, never averaged.
 
-    Of several that differ, the last one outside a quotation counts: a judge may quote an answer that grades itself.
+    In the form that was asked for, the last one outside a quotation counts: a judge may quote an answer that grades
+    itself. In looser forms, all have to agree.
     """
-    told = _last(_RATINGS, reply)
+    told = _told(reply, _RATINGS, _LOOSE_RATINGS)
     grade = float(told.replace(",", ".")) if told else 0.0
     return grade if 1 <= grade <= 10 else None
 
 
 def read_verdict(reply: str) -> str | None:
-    """`first`, `second` or `tie`, by the last verdict outside a quotation in a judge's reply; None without one."""
-    told = _last(_VERDICTS, reply)
+    """`first`, `second` or `tie`, by a judge's reply, read as `read_grade` does; None without one."""
+    told = _told(reply, _VERDICTS, _LOOSE_VERDICTS)
     return {"A": "first", "B": "second", "C": TIE, "TIE": TIE}[told.upper()] if told else None
 
 
 def again(messages: Messages, why: str) -> Messages:
     """The same question after a reply that could not be used: at temperature 0 it would be given again."""
     *before, last = messages
-    return [*before, last | {"content": f"{last['content']}\n\nYour last reply could not be used: {why}. Be brief."}]
+    note = f"\n\nYour last reply could not be used: {why}. Be brief, and end with the form that was asked for."
+    return [*before, last | {"content": last["content"] + note}]
 
 
-def _last(forms: Sequence[re.Pattern[str]], reply: str) -> str | None:
-    """The last match of the first form that is in a reply, outside quotations; one in a quotation if all agree."""
+def _told(reply: str, forms: Sequence[re.Pattern[str]], loose: Sequence[re.Pattern[str]]) -> str | None:
+    """What a reply tells in a form that was asked for, or in a looser one."""
     outside = _QUOTED.sub(" ", reply)
     for form in forms:
         if found := form.findall(outside):
             return found[-1]
-    for form in forms:
-        if found := form.findall(reply):
-            return found[-1] if len(set(found)) == 1 else None
-    return None
+    found = [told for form in forms for told in form.findall(reply)]
+    found = found or [told for form in loose for told in form.findall(outside)]
+    return found[-1] if len(set(found)) == 1 else None
 
 
 def _data(text: str) -> str:
