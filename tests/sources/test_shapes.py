@@ -13,7 +13,7 @@ def test_a_dolly_row_loses_its_citation_marks():
     row = {"instruction": "When?", "context": "In 1990.[42] Or[3][4] so.", "response": "1990", "category": "closed_qa"}
     seed = dolly.seed(row, Origin("hub:databricks/databricks-dolly-15k", 1, "CC-BY-SA-3.0"))
     assert seed.input == "In 1990. Or so."
-    assert (seed.source, seed.license, seed.category) == ("folder/rows.jsonl", "MIT", "closed_qa")
+    assert (seed.license, seed.category) == ("CC-BY-SA-3.0", "closed_qa")
     assert seed.task == "When?\n\nInput:\nIn 1990. Or so."
 
 
