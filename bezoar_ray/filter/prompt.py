@@ -9,6 +9,7 @@ import json_repair
 import orjson
 
 from bezoar_ray.llm.chat import Messages
+from bezoar_ray.llm.verdicts import as_data
 from bezoar_ray.rows import Sample
 
 _SYSTEM = (
@@ -26,30 +27,18 @@ VERDICT = orjson.dumps(
 ).decode()
 _OF_FIVE = re.compile(r"(\d+(?:\.\d+)?)\s*(?:/|out of|of)\s*5(?:\.0)?(?: stars)?", re.IGNORECASE)
 _LONGEST, _MOST = 20_000, 100  # characters and opening braces of a reply that is repaired
-_TAGS = re.compile(r"<(/?)(rubric|system|instruction|response)>", re.IGNORECASE)
+_TAGS = "rubric|system|instruction|response"
 
 
 def rate(sample: Sample, rubric: str) -> Messages:
     """Ask for a rating of one sample under a rubric."""
-    system = f"<system>\n{_data(sample.system)}\n</system>\n" if sample.system else ""
+    system = f"<system>\n{as_data(sample.system, _TAGS)}\n</system>\n" if sample.system else ""
     row = (
         f"<rubric>\n{rubric.strip()}\n</rubric>\n{system}"
-        f"<instruction>\n{_data(sample.task)}\n</instruction>\n"
-        f"<response>\n{_data(sample.response)}\n</response>"
+        f"<instruction>\n{as_data(sample.task, _TAGS)}\n</instruction>\n"
+        f"<response>\n{as_data(sample.response, _TAGS)}\n</response>"
     )
     return [{"role": "system", "content": _SYSTEM}, {"role": "user", "content": row}]
-
-
-def _data(text: str) -> str:
-    """A row's text, which cannot end the tags that it stands in."""
-    return _TAGS.sub(r"‹\1\2›", text)
-
-
-def again(messages: Messages, why: str) -> Messages:
-    """The same question after a reply that held no rating: at temperature 0 it would be given again."""
-    *before, last = messages
-    note = f"\n\nYour last reply could not be used: {why}. Reply with the JSON object alone, and keep its reason short."
-    return [*before, last | {"content": last["content"] + note}]
 
 
 def read_rating(reply: str) -> tuple[float, str] | None:

@@ -61,6 +61,6 @@ async def _game(first: Answer, second: Answer, turn: int, chat: Chat) -> Game:
     question = first.question
     references = question.references and question.references[:turn]
     messages = compare(question.turns[:turn], first.turns[:turn], second.turns[:turn], references)
-    verdict, text = await asked(messages, f"compare/{first.model}/{second.model}/{turn}", chat, read_verdict)
+    verdict, text = await asked(messages, f"compare/{first.model}/{second.model}/{turn}", chat, read_verdict, "verdict")
     names = {"first": first.model, "second": second.model, TIE: TIE, None: None}
     return Game(names[verdict], text, messages[-1]["content"])
