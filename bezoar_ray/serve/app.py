@@ -6,14 +6,16 @@ Checkpoints that are served merged have an engine each, behind a router.
 
 import contextlib
 import hashlib
+import logging
 import os
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from bezoar_ray.cluster import beside_driver
 from bezoar_ray.errors import BezoarError, RecipeError
+from bezoar_ray.logs import event
 from bezoar_ray.recipe import CHECKPOINTS, Recipe, recipe_of
 from bezoar_ray.room import check_room, of_engines
 from bezoar_ray.serve.arguments import hosted, modes
@@ -285,12 +287,20 @@ def _stop() -> None:
     controller = _get_global_client()._controller
     for name in serve.status().applications:
         serve.delete(name, _blocking=False)
-    while serve.status().applications:  # Serve ends a replica that takes longer than it was given
-        time.sleep(0.2)
+    _wait_until(lambda: not serve.status().applications)  # Serve ends a replica that takes longer than it was given
     ray.get(controller.graceful_shutdown.remote(wait=False))
-    while any(actor["namespace"] == "serve" for actor in ray.util.list_named_actors(all_namespaces=True)):
-        time.sleep(0.2)
+    _wait_until(lambda: not any(actor["namespace"] == "serve" for actor in ray.util.list_named_actors(True)))
     _set_global_client(None)  # as `serve.shutdown` does: whoever serves next in this process starts anew
+
+
+def _wait_until(over: Callable[[], bool]) -> None:
+    """Look until it is so. What is not over by the deadline is left to Ray, which ends it with the session."""
+    deadline = time.monotonic() + 2 * DRAIN_SECONDS
+    while not over():
+        if time.monotonic() > deadline:
+            event("the endpoint did not end in time", logging.WARNING)
+            return
+        time.sleep(0.2)
 
 
 def _free_port() -> int:

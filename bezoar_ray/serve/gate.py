@@ -6,6 +6,8 @@ from typing import Any
 
 from bezoar_ray.errors import RecipeError
 
+_CLOSED = {"type": "websocket.close", "code": 1008, "reason": "wrong or missing API key"}
+
 
 class Gate:
     """ASGI middleware, on every path: vLLM's own `--api-key` leaves paths outside /v1 open.
@@ -17,10 +19,13 @@ class Gate:
         self._app, self._key, self._most = app, key, most
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        if scope["type"] != "http":
+        if scope["type"] not in ("http", "websocket"):
             return await self._app(scope, receive, send)
         headers = dict(scope["headers"])
-        if self._key and not self._opens(headers.get(b"authorization", b"")):
+        opens = not self._key or self._opens(headers.get(b"authorization", b""))
+        if scope["type"] == "websocket":
+            return await (self._app(scope, receive, send) if opens else send(_CLOSED))
+        if not opens:
             return await refusal(401, "wrong or missing API key")(scope, receive, send)
         too_long = refusal(413, f"the request is longer than {self._most} bytes (serve.max_request_bytes)")
         if int(headers.get(b"content-length", 0)) > self._most:

@@ -1,7 +1,7 @@
 """What passes to the engines and what does not."""
 
 import pytest
-from fastapi import FastAPI, Request
+from fastapi import FastAPI, Request, WebSocket, WebSocketDisconnect
 from fastapi.testclient import TestClient
 
 from bezoar_ray.serve.gate import Gate
@@ -49,3 +49,22 @@ def test_a_body_that_grows_too_long_on_its_way_is_refused():
     for path in ("/", "/typed"):  # FastAPI reads the body of the second itself, and takes any error for broken JSON
         assert behind(most=4999).post(path, content=chunks(), headers=typed).status_code == 413
     assert behind().post("/typed", content=iter([b'{"a": ', b"1}"]), headers=typed).json() == 1
+
+
+def test_a_key_guards_websockets():
+    app = FastAPI()
+
+    @app.websocket("/v1/realtime")
+    async def talk(socket: WebSocket) -> None:
+        await socket.accept()
+        await socket.send_text("hello")
+        await socket.close()
+
+    app.add_middleware(Gate, key="secret", most=1000)
+    client = TestClient(app)
+    for headers in ({}, {"Authorization": "Bearer wrong"}):
+        with pytest.raises(WebSocketDisconnect) as closed, client.websocket_connect("/v1/realtime", headers=headers):
+            pass
+        assert closed.value.code == 1008
+    with client.websocket_connect("/v1/realtime", headers={"Authorization": "Bearer secret"}) as socket:
+        assert socket.receive_text() == "hello"
