@@ -7,6 +7,7 @@ import pytest
 
 from bezoar_ray import preflight
 from bezoar_ray.errors import RecipeError
+from bezoar_ray.evaluate.tasks import _known
 from bezoar_ray.preflight import STAGES, check
 from bezoar_ray.progress import Progress
 from bezoar_ray.recipe import load_recipe
@@ -104,31 +105,36 @@ def test_a_base_whose_tokenizer_loses_spaces_is_found(tmp_path):
     assert "does not give a text back" in problem
 
 
-@pytest.mark.parametrize(
-    ("task", "said"),
-    [
-        ("{task: winograndee}", "no task 'winograndee'; did you mean winogrande"),
-        ("{task: truthfulqa, metric: mc2}", "is a tag, which has no result of its own; name its tasks: truthfulqa_gen"),
-        ("{task: pythia}", "the group 'pythia' has no common metric"),
-        ("{task: winogrande, metric: f1}", "winogrande has no metric 'f1'. It has: acc"),
-        (
-            "{task: ifeval, metric: prompt_level_strict_acc}",
-            "answers of 1,280 tokens, and serve.engine.max_model",
-        ),
-    ],
-)
-def test_a_task_that_could_not_be_scored_is_found(task, said):
-    recipe = tiny(f"evaluate.harness={{tasks: [{task}]}}", "serve.engine.max_model_len=1024")
-    problems = check(recipe, ["evaluate"]).problems
-    assert len(problems) == 1 and problems[0].startswith("evaluate.harness.tasks: ") and said in problems[0]
+BAD_TASKS = {
+    "{task: winograndee}": "no task 'winograndee'; did you mean winogrande",
+    "{task: truthfulqa, metric: mc2}": "is a tag, which has no result of its own; name its tasks: truthfulqa_gen",
+    "{task: pythia}": "the group 'pythia' has no common metric",
+    "{task: winogrande, metric: f1}": "winogrande has no metric 'f1'. It has: acc",
+    "{task: ifeval, metric: prompt_level_strict_acc}": "answers of 1,280 tokens, and serve.engine.max_model_len",
+}
 
 
-@pytest.mark.parametrize(
-    ("task", "metric"), [("winogrande", "acc"), ("gsm8k", "'exact_match,strict-match'"), ("humaneval", "pass@1")]
-)
-def test_a_task_whose_data_are_not_here_is_named_as_not_tried(task, metric):
-    found = check(tiny(f"evaluate.harness={{tasks: [{{task: {task}, metric: {metric}}}]}}"), ["evaluate"])
-    assert not found.problems and f"the data of {task}" in found.unchecked[0]
+def test_tasks_that_could_not_be_scored_are_found():
+    sets = [f"evaluate.harness={{tasks: [{', '.join(BAD_TASKS)}]}}", "serve.engine.max_model_len=1024"]
+    problems = check(tiny(*sets), ["evaluate"]).problems
+    assert len(problems) == len(BAD_TASKS)
+    for problem, said in zip(problems, BAD_TASKS.values(), strict=True):
+        assert problem.startswith("evaluate.harness.tasks: ") and said in problem
+
+
+def test_tasks_whose_data_are_not_here_are_named_as_not_tried():
+    asked = "[{task: winogrande}, {task: gsm8k, metric: 'exact_match,strict-match'}]"
+    found = check(tiny(f"evaluate.harness={{tasks: {asked}}}"), ["evaluate"])
+    assert not found.problems
+    assert [line.partition(" (")[0] for line in found.unchecked] == [
+        "evaluate.harness.tasks: the data of winogrande", "evaluate.harness.tasks: the data of gsm8k",
+    ]  # fmt: skip
+
+
+def test_a_metric_that_a_function_names_is_not_refused():
+    from lm_eval.tasks import TaskManager
+
+    assert not list(_known(TaskManager(), {"task": "humaneval", "metric": "pass@1"}, None))
 
 
 def test_a_long_source_that_begins_badly_is_noted(tmp_path):
