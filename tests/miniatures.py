@@ -4,6 +4,10 @@ from pathlib import Path
 
 from bezoar_ray.generate import prompts
 
+_CHATML = (
+    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
 _VOCABULARY = 400  # few tokens, so that a random model ends its answer by chance within `max_tokens`
 _TEXT = [
     *(message["content"] for message in prompts.new_instructions(["Name a river."], ["lakes"], 5)),
@@ -52,7 +56,7 @@ def qwen3(folder: Path) -> Path:
     """Qwen3: normalised queries and keys, tied embeddings, a head size of its own."""
     from transformers import Qwen3Config, Qwen3ForCausalLM
 
-    size = _byte_level(folder, ["<|endoftext|>", "<|im_start|>", "<|im_end|>"], end="<|im_end|>")
+    size = _byte_level(folder, ["<|endoftext|>", "<|im_start|>", "<|im_end|>"], end="<|im_end|>", template=_CHATML)
     config = Qwen3Config(
         vocab_size=size, hidden_size=128, intermediate_size=256, num_hidden_layers=2, num_attention_heads=4,
         num_key_value_heads=2, head_dim=32, max_position_embeddings=4096, tie_word_embeddings=True, eos_token_id=2,
@@ -61,8 +65,8 @@ def qwen3(folder: Path) -> Path:
     return folder
 
 
-def _byte_level(folder: Path, special: list[str], end: str) -> int:
-    """Save a byte-level BPE tokenizer; returns its size."""
+def _byte_level(folder: Path, special: list[str], end: str, template: str | None = None) -> int:
+    """Save a byte-level BPE tokenizer, with the model's own chat template if it has one; returns its size."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
 
@@ -73,5 +77,6 @@ def _byte_level(folder: Path, special: list[str], end: str) -> int:
     trainer = trainers.BpeTrainer(vocab_size=_VOCABULARY, special_tokens=special, initial_alphabet=alphabet)
     tokenizer.train_from_iterator(_TEXT, trainer)
     fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=end, pad_token=special[0])
+    fast.chat_template = template
     fast.save_pretrained(folder)
     return len(fast)
