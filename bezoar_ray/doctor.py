@@ -33,7 +33,8 @@ def report(recipes: Iterable[str] = ()) -> str:
     gpus = graphics()
     lines = ["This machine", *(f"  {name:<10} {value}" for name, value in _machine(gpus)), "", "Recipes"]
     for name in recipes or recipe_names():
-        lines += _recipe_lines(load_recipe(name), gpus, check(load_recipe(name), STAGES) if recipes else Findings())
+        recipe = load_recipe(name)
+        lines += _recipe_lines(recipe, gpus, check(recipe, STAGES) if recipes else Findings())
     advice = list(_advice())
     return "\n".join([*lines, *(["", "What to do", *(f"  {line}" for line in advice)] if advice else [])])
 
