@@ -362,8 +362,8 @@ def row_tokens(row: dict[str, Any]) -> int:
 
 
 def write_model(shape: str, folder: Path, longest: int) -> int:
-    """A model with random weights, and a tokenizer of which no token is used; returns the weights of its products."""
-    from tokenizers import Tokenizer
+    """A model with random weights, and a tokenizer of bytes; returns the weights of its products."""
+    from tokenizers import Tokenizer, decoders, pre_tokenizers
     from tokenizers import models as kinds
 
     torch.manual_seed(0)
@@ -372,7 +372,10 @@ def write_model(shape: str, folder: Path, longest: int) -> int:
         model = LlamaForCausalLM(LlamaConfig(max_position_embeddings=longest, pad_token_id=PAD, **SHAPES[shape]))
     torch.set_default_dtype(torch.float32)
     model.save_pretrained(folder)
-    backend = Tokenizer(kinds.WordLevel({"<s>": 0, "</s>": 1, "<pad>": PAD}, unk_token="<pad>"))
+    letters = ["<s>", "</s>", "<pad>", *sorted(pre_tokenizers.ByteLevel.alphabet())]
+    backend = Tokenizer(kinds.BPE({letter: n for n, letter in enumerate(letters)}, merges=[]))
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
     tokens = {"bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>"}
     PreTrainedTokenizerFast(tokenizer_object=backend, **tokens).save_pretrained(folder)
     embedded = model.get_input_embeddings().weight.numel()
