@@ -27,6 +27,7 @@ from bezoar_ray.progress import Progress
 from bezoar_ray.recipe import ModelPart, Recipe
 from bezoar_ray.room import check_stages
 from bezoar_ray.stage import Context, Outcome
+from bezoar_ray.stats import as_percent
 from bezoar_ray.store import Store
 
 # Every stage, in order, and the module whose `run` carries it out; each reads what the one before it left.
@@ -365,8 +366,15 @@ def _headline(outcome: Outcome) -> str:
         return ", ".join(f"{scheme} " + " ".join(f"{n} {k}" for k, n in counts.items() if isinstance(n, int) and n)
                          for scheme, counts in data.items())  # fmt: skip
     numbers = outcome.summary.get("train", {})
-    return ", ".join(f"{name} {key} {part[key]:.3g}" for name, part in numbers.items()
-                     for key in ("loss_last", "heldout_accuracy") if key in part) or "done"  # fmt: skip
+    return ", ".join(text for name, part in numbers.items() for text in _scores(name, part)) or "done"
+
+
+def _scores(checkpoint: str, part: dict[str, Any]) -> Iterator[str]:
+    """What training says of a checkpoint; either is None where there was nothing to measure."""
+    if part.get("loss_last") is not None:
+        yield f"{checkpoint} loss_last {part['loss_last']:.3g}"
+    if part.get("heldout_accuracy") is not None:
+        yield f"{checkpoint} heldout_accuracy {as_percent(part['heldout_accuracy'], part.get('heldout_ci95'))}"
 
 
 def _merge(into: dict[str, Any], more: dict[str, Any]) -> None:

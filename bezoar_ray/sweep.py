@@ -6,22 +6,23 @@ import os
 import subprocess
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import yaml
 
+from bezoar_ray.best_trial import Choice, choose, verdict
 from bezoar_ray.cluster import ray_session
 from bezoar_ray.errors import BezoarError, RecipeError
 from bezoar_ray.manifest import fingerprint, is_done, load
 from bezoar_ray.progress import Progress
 from bezoar_ray.recipe import Recipe, load_recipe
-from bezoar_ray.report.compare import as_page, as_text, compare
+from bezoar_ray.report.compare import Comparison, as_page, as_text, compare
 from bezoar_ray.report.plots import ranked
 from bezoar_ray.run import STEPS, run
 from bezoar_ray.store import Store
+from bezoar_ray.train import heldout
 
-MEASURE = "heldout_accuracy"
 _LAST = "dpo"
 _STAGES = list(STEPS)[: list(STEPS).index(_LAST) + 1]
 _LOOK_SECONDS = 2.0
@@ -39,8 +40,20 @@ class Trial:
 
     def result(self) -> float | None:
         """The held-out accuracy of its dpo checkpoint, once there is one."""
+        return self._scores().get("heldout_accuracy")
+
+    def ci95(self) -> list[float] | None:
+        """The interval of that; trials of earlier versions have none."""
+        return self._scores().get("heldout_ci95")
+
+    def right(self) -> dict[str, bool] | None:
+        """Whether it gets each held-out pair right, by the pair's id; None for trials of earlier versions."""
+        margins = heldout.read(self.store, _LAST)
+        return margins and {id: heldout.is_right(margin) for id, margin in margins.items()}
+
+    def _scores(self) -> dict[str, Any]:
         train = (self.store.read_json("summary.json") or {}).get("train", {})
-        return train.get(_LAST, {}).get(MEASURE)
+        return train.get(_LAST, {})
 
 
 def trials(recipe: str, overrides: list[str], parameters: list[str], store: Store) -> list[Trial]:
@@ -66,15 +79,61 @@ def _values(parameter: str) -> list[str]:
 
 def report(found: list[Trial], store: Store) -> str:
     """The trials that have a result side by side, the best first, and how far the others came: as text, and in
-    sweep.html."""
-    ended = sorted((trial for trial in found if trial.result() is not None), key=lambda trial: -trial.result())
+    sweep.html.
+
+    Half of the held-out pairs choose the best; what is said of it is by the other half.
+    """
+    ended = [trial for trial in found if trial.result() is not None]
     without = [_how_far(trial) for trial in found if trial.result() is None]
     if not ended:
         return "\n".join(["no trial has a result yet", *without])
-    table = compare([(trial.name, trial.recipe, trial.store) for trial in ended])
-    chart = ranked("Held-out pairs right", {trial.name: trial.result() for trial in ended})
-    store.replace("sweep.html", as_page(table, chart, without))
-    return "\n".join([as_text(table), *without, "", f"{store.root}/sweep.html"])
+    by_pair = {trial.name: right for trial in ended if (right := trial.right())}
+    choice = choose(by_pair)
+    ended = _best_first(ended, choice)
+    notes = [*_said(ended, by_pair, choice), *without]
+    table = _by_half(compare([(trial.name, trial.recipe, trial.store) for trial in ended]), choice)
+    chart = ranked(
+        "Held-out pairs right",
+        {trial.name: trial.result() for trial in ended},
+        {trial.name: trial.ci95() for trial in ended},
+    )
+    store.replace("sweep.html", as_page(table, chart, notes))
+    return "\n".join([as_text(table), "", *notes, "", f"{store.root}/sweep.html"])
+
+
+def _best_first(trials: list[Trial], choice: Choice | None) -> list[Trial]:
+    """By the pairs that select, and then, of trials without results by pair, by all of them."""
+    order = list(choice.selecting) if choice else []
+
+    def rank(trial: Trial) -> tuple[int, float]:
+        return (order.index(trial.name) if trial.name in order else len(order)), -trial.result()
+
+    return sorted(trials, key=rank)
+
+
+def _by_half(table: Comparison, choice: Choice | None) -> Comparison:
+    """The table, with how each trial does on the pairs that select and on the others."""
+    if not choice:
+        return table
+    halves = {"that select": choice.selecting, "the others": choice.reporting}
+    lines = [(half, [str(shares.get(name, "–")) for name in table.names]) for half, shares in halves.items()]
+    return replace(table, results={"held-out pairs by half, 95 %": lines, **table.results})
+
+
+def _said(trials: list[Trial], by_pair: dict[str, dict[str, bool]], choice: Choice | None) -> list[str]:
+    """What can be said of the best trial, and what is missing for more."""
+    missing = [
+        f"{trial.name}: no results by pair, as an earlier version trained it. It is not tested against the others; to "
+        f"have it trained again, remove {trial.store.root}"
+        for trial in trials
+        if trial.name not in by_pair
+    ]
+    if choice:
+        return verdict(choice) + missing
+    unchosen = "the order is by all of each trial's held-out pairs, and no test tells the best from the others"
+    if by_pair:
+        unchosen += ": too few pairs are held out of all trials"
+    return [unchosen, *missing]
 
 
 def _how_far(trial: Trial) -> str:

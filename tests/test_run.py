@@ -6,7 +6,8 @@ from bezoar_ray import run as run_module
 from bezoar_ray.errors import BezoarError, BudgetReached, RecipeError
 from bezoar_ray.progress import Progress
 from bezoar_ray.recipe import load_recipe
-from bezoar_ray.run import STEPS, parse_stages, report_again, run
+from bezoar_ray.run import STEPS, _headline, parse_stages, report_again, run
+from bezoar_ray.stage import Outcome
 from bezoar_ray.store import Store
 from tests import stages
 
@@ -113,6 +114,20 @@ def test_a_missing_key_is_named_before_any_work(tmp_path):
     with pytest.raises(RecipeError, match="set the environment variable NO_SUCH_KEY"):
         go(tmp_path, "judges.0.api_key_env=NO_SUCH_KEY")
     assert stages.calls == []
+
+
+@pytest.mark.parametrize(
+    ("part", "said"),
+    [
+        ({"loss_last": 1.234, "heldout_accuracy": 0.81, "heldout_ci95": [0.7222, 0.8749]},
+         "dpo loss_last 1.23, dpo heldout_accuracy 81.0 % (72.2 to 87.5)"),
+        ({"heldout_accuracy": 0.81}, "dpo heldout_accuracy 81.0 %"),
+        ({"loss_last": 1.234, "heldout_accuracy": None, "heldout_ci95": None}, "dpo loss_last 1.23"),
+        ({"heldout_accuracy": None}, "done"),
+    ],
+)  # fmt: skip
+def test_a_trained_stage_ends_with_its_scores_where_there_are_any(part, said):
+    assert _headline(Outcome([], {"train": {"dpo": part}})) == said
 
 
 def test_stages_are_asked_for_by_name():

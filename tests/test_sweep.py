@@ -9,6 +9,7 @@ from bezoar_ray.errors import RecipeError
 from bezoar_ray.manifest import Done, fingerprint, save
 from bezoar_ray.store import Store
 from bezoar_ray.sweep import _room, report, share, trials
+from bezoar_ray.train import heldout
 
 PARAMETERS = ["align.beta=0.1,0.5", "align.learning_rate=1e-4,1e-5"]
 
@@ -67,6 +68,47 @@ def test_trials_without_a_result_are_told_with_how_far_they_came(store):
     assert stopped in told and stopped in store.path("sweep.html").read_text()
 
 
+def ended(trial, margins):
+    """A trial that has come to its end with these margins."""
+    trial.store.replace_json("summary.json", {"train": {"dpo": heldout.summary(margins)}})
+    heldout.write(trial.store, "dpo", margins)
+
+
+def test_the_best_is_reported_on_pairs_that_did_not_choose_it_with_what_it_can_be_told_from(store):
+    found = trials("tiny", [], ["align.beta=0.1,0.5,1.0"], store)
+    ids = [f"pair{number}" for number in range(100)]
+    ended(found[0], {id: 1.0 if number % 5 else -1.0 for number, id in enumerate(ids)})
+    ended(found[1], {id: 1.0 if number % 10 else -1.0 for number, id in enumerate(ids)})
+    ended(found[2], {id: 1.0 if number % 2 else -1.0 for number, id in enumerate(ids)})
+    told, page = report(found, store), store.path("sweep.html").read_text()
+    assert told.index("align.beta=0.5") < told.index("align.beta=0.1") < told.index("align.beta=1.0")
+    assert "90.0 % (82.6 to 94.5)" in told and "that select" in told and "the others" in told
+    for text in (told, page):
+        assert "align.beta=0.5 is best on the " in text
+        assert "not distinguishable from align.beta=0.1 (p = " in text
+        assert "better than align.beta=1.0 (p = " in text
+
+
+def test_trials_of_an_earlier_version_are_told_what_they_miss_and_the_others_go_on(store):
+    found = trials("tiny", [], ["align.beta=0.1,0.5,1.0"], store)
+    found[0].store.replace_json("summary.json", {"train": {"dpo": {"heldout_accuracy": 0.99}}})
+    told = report(found, store)
+    assert "no test tells the best from the others" in told and "align.beta=0.1: no results by pair" in told
+    ended(found[1], {f"pair{number}": 1.0 for number in range(100)})
+    told = report(found, store)
+    assert "align.beta=0.5 is best" in told and "99.0 %" in told
+    assert "align.beta=0.1: no results by pair" in told and f"remove {found[0].store.root}" in told
+
+
+def test_trials_that_hold_out_other_pairs_are_ranked_untested(store):
+    found = trials("tiny", [], ["seed=1,2"], store)
+    ended(found[0], {f"one{number}": -1.0 for number in range(10)})
+    ended(found[1], {f"two{number}": 1.0 for number in range(10)})
+    told = report(found, store)
+    assert told.index("seed=2") < told.index("seed=1")
+    assert "too few pairs are held out of all trials" in told
+
+
 def test_a_parameter_that_no_stage_reads_is_refused_before_anything_runs(tmp_path, capsys):
     arguments = ["sweep", "tiny", "--run-dir", str(tmp_path / "x"), "--param", "serve.num_cpus=1,2"]
     assert main(arguments) == 2
@@ -88,6 +130,7 @@ def test_a_sweep_of_beta_trains_each_once_and_ranks_them(tiny_world, tmp_path, c
     assert "<svg" in (tmp_path / "run/sweep.html").read_text()
     references = list((tmp_path / "run/train/data").glob("cache-*.arrow"))
     assert len(references) == 1  # asked once for both
+    assert " is best on the " in printed and "not distinguishable from" in printed
     weights = tmp_path / "run/sweep/align.beta=0.1/checkpoints/dpo/adapter/adapter_model.safetensors"
     written = weights.stat().st_mtime_ns
     assert main(arguments) == 0 and weights.stat().st_mtime_ns == written

@@ -9,6 +9,7 @@ from markupsafe import Markup
 from bezoar_ray.recipe import CHECKPOINTS, Recipe
 from bezoar_ray.report.content import Content, gather
 from bezoar_ray.report.page import environment
+from bezoar_ray.stats import as_percent
 from bezoar_ray.store import Store
 
 Line = tuple[str, list[str]]
@@ -29,7 +30,7 @@ def compare(runs: list[tuple[str, Recipe, Store]]) -> Comparison:
     contents = [gather(recipe, store) for _, recipe, store in runs]
     return Comparison([name for name, _, _ in runs], _differences(contents), {
         "rows accepted": _lines(contents, _accepted),
-        "held-out pairs right": _lines(contents, _heldout),
+        "held-out pairs right, 95 %": _lines(contents, _heldout),
         "served": _lines(contents, lambda content: content.served),
         "harness mean": _lines(contents, _harness),
         "MT-Bench, 95 %": _lines(contents, _mt_bench),
@@ -90,7 +91,11 @@ def _accepted(content: Content) -> dict[str, str]:
 
 def _heldout(content: Content) -> dict[str, str]:
     scores = {name: part.get("heldout_accuracy") for name, part in content.train.items()}
-    return {name: f"{100 * score:.1f} %" for name, score in scores.items() if score is not None}
+    return {
+        name: as_percent(score, content.train[name].get("heldout_ci95"))
+        for name, score in scores.items()
+        if score is not None
+    }
 
 
 def _harness(content: Content) -> dict[str, str]:

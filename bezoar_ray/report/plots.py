@@ -131,12 +131,15 @@ def radar(mt_bench: dict[str, Any]) -> str | None:
     return _figure("MT-Bench by category", (5.2, 4.6), draw)
 
 
-def ranked(title: str, values: dict[str, float]) -> str:
-    """Shares by name, in their order from the top."""
+def ranked(title: str, values: dict[str, float], intervals: dict[str, list[float] | None]) -> str:
+    """Shares by name, in their order from the top, each with its 95 % interval where it has one."""
 
     def draw(figure: Any) -> None:
         axes = figure.subplots()
         axes.barh([_short(name) for name in values], list(values.values()), color=_ENDS[0], height=0.62)
+        for place, name in enumerate(values):
+            if ci95 := intervals[name]:
+                axes.plot(ci95, [place, place], color="#888", linewidth=1.5)
         axes.invert_yaxis()
         axes.set_xlim(0, 1)
         axes.grid(visible=False, axis="y")

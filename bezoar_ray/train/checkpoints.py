@@ -16,22 +16,22 @@ CHAIN = {"sft": ("sft",), "hh-sft": ("sft", "hh-sft"), "dpo": ("sft", "dpo")}
 PARENT = {"sft": "base", "hh-sft": "sft", "dpo": "hh-sft"}
 
 
-def finish(job: Job, tokenizer: Any, lora: Lora, layout: Layout) -> dict[str, float | None]:
+def finish(job: Job, tokenizer: Any, lora: Lora, layout: Layout) -> dict[str, dict[str, Any]]:
     """Merge and join the adapter that lies in the checkpoint's folder, and score it in a layout; one model load.
 
     Returns:
-        `heldout_accuracy` by checkpoint: the stage's own, and base's from sft.
+        `heldout_accuracy` and its interval by checkpoint: the stage's own, and base's from sft.
     """
     store, name = job.store, job.stage
     below = None if name == "sft" else str(store.path("checkpoints/sft/merged"))
     model = models.load(job.recipe.base, below, device_map={"": models.device(job)})
     scores = {}
     if name == "sft":
-        scores["base"] = _score(job, model, tokenizer, layout)
+        scores["base"] = _score(job, "base", model, tokenizer, layout)
         _base(job, tokenizer)
     folder = f"checkpoints/{name}"
     model = adapters.merge(models.with_adapter(model, str(store.path(f"{folder}/adapter"))))
-    scores[name] = _score(job, model, tokenizer, layout)
+    scores[name] = _score(job, name, model, tokenizer, layout)
     with store.writing(f"{folder}/merged") as path:
         adapters.save(model, tokenizer, path)
     chain = [store.path(f"checkpoints/{part}/adapter") for part in CHAIN[name]]
@@ -66,11 +66,14 @@ def _base_mark(job: Job) -> str:
     return f"{base.model}@{base.revision or 'main'}"
 
 
-def _score(job: Job, model: Any, tokenizer: Any, layout: Layout) -> float | None:
+def _score(job: Job, name: str, model: Any, tokenizer: Any, layout: Layout) -> dict[str, Any]:
+    """A checkpoint on the held-out pairs: each margin into its folder, the share into the summary."""
     computing = in_float32(model) if job.dtype == "float32" else contextlib.nullcontext()
+    kept_out = pairs.read(job.store, "heldout")
     with computing:
-        found = pairs.read(job.store, "heldout")
-        return heldout.accuracy(model, tokenizer, found, job.recipe.align.max_length, layout)
+        found = heldout.margins(model, tokenizer, kept_out, job.recipe.align.max_length, layout)
+    heldout.write(job.store, name, found)
+    return heldout.summary(found)
 
 
 def clear(context: Context, name: str) -> None:

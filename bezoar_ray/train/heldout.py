@@ -1,8 +1,13 @@
 """How well a checkpoint tells a chosen answer from a rejected one, by its own likelihood alone."""
 
+import math
 from typing import Any
 
+import orjson
+
 from bezoar_ray.rows import Pair
+from bezoar_ray.stats import wilson
+from bezoar_ray.store import Store
 from bezoar_ray.train.data import IGNORED, last_answer
 from bezoar_ray.train.packing import Layout, fused_head, packed
 from bezoar_ray.train.pass_size import PassSize
@@ -11,21 +16,45 @@ from bezoar_ray.train.passes import Row, split
 _PASS = PassSize(tokens=8_192)  # without gradients a pass takes little memory
 
 
-def accuracy(model: Any, tokenizer: Any, pairs: list[Pair], max_length: int, layout: Layout) -> float | None:
-    """Share of the pairs whose chosen answer has the higher mean log-probability of a token; None without pairs.
+def margins(model: Any, tokenizer: Any, pairs: list[Pair], max_length: int, layout: Layout) -> dict[str, float]:
+    """By pair id, how much higher the mean log-probability of a token is in the chosen answer, in nats.
 
     Pairs of which a side is longer than `max_length` tokens do not count.
     """
-    sides = [tuple(last_answer(tokenizer, p.prompt, answer) for answer in (p.chosen, p.rejected)) for p in pairs]
-    rows = [side for pair in sides if all(len(s["input_ids"]) <= max_length for s in pair) for side in pair]
-    scores = mean_log_probabilities(model, rows, layout)
-    return share_higher(scores[::2], scores[1::2])
+    sides = {p.id: [last_answer(tokenizer, p.prompt, answer) for answer in (p.chosen, p.rejected)] for p in pairs}
+    short = {id: pair for id, pair in sides.items() if all(len(side["input_ids"]) <= max_length for side in pair)}
+    scores = mean_log_probabilities(model, [side for pair in short.values() for side in pair], layout)
+    return {id: scores[2 * n] - scores[2 * n + 1] for n, id in enumerate(short)}
 
 
-def share_higher(chosen: list[float], rejected: list[float]) -> float | None:
-    """Share of the places where the first is higher; a tie is not."""
-    won = [a > b for a, b in zip(chosen, rejected, strict=True)]
-    return round(sum(won) / len(won), 4) if won else None
+def summary(found: dict[str, float]) -> dict[str, Any]:
+    """The share of pairs that are right, and its 95 % interval, for summary.json; None without pairs."""
+    right = sum(map(is_right, found.values()))
+    share = round(right / len(found), 4) if found else None
+    return {"heldout_accuracy": share, "heldout_ci95": wilson(right, len(found))}
+
+
+def is_right(margin: float) -> bool:
+    """Whether the chosen answer is the likelier one; a tie is not right, nor is NaN."""
+    return margin > 0
+
+
+def write(store: Store, checkpoint: str, found: dict[str, float]) -> None:
+    """Keep a checkpoint's margins, a line for each pair."""
+    lines = [orjson.dumps({"id": id, "margin": margin}) + b"\n" for id, margin in found.items()]
+    store.replace(_file(checkpoint), b"".join(lines))
+
+
+def read(store: Store, checkpoint: str) -> dict[str, float] | None:
+    """A checkpoint's margins; None where it was scored before they were kept."""
+    if not store.exists(_file(checkpoint)):
+        return None
+    rows = map(orjson.loads, store.read(_file(checkpoint)).splitlines())
+    return {row["id"]: math.nan if row["margin"] is None else row["margin"] for row in rows}  # JSON has no NaN
+
+
+def _file(checkpoint: str) -> str:
+    return f"checkpoints/{checkpoint}/heldout.jsonl"
 
 
 def mean_log_probabilities(model: Any, rows: list[dict[str, list[int]]], layout: Layout) -> list[float]:

@@ -227,8 +227,7 @@ def close(job: Job, tokenizer: Any, lora: Lora, account: Account, figures: dict[
     if get_context().get_world_rank() != 0:
         return {}
     scores = finish(job, tokenizer, lora, Layout(account.passes.get("layout", "padded")))
-    own = {**figures, "heldout_accuracy": scores.pop(job.stage)}
-    return {**{name: {"heldout_accuracy": score} for name, score in scores.items()}, job.stage: own}
+    return {**scores, job.stage: {**figures, **scores[job.stage]}}
 
 
 def figures(job: Job, account: Account) -> dict[str, Any]:

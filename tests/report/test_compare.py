@@ -31,13 +31,17 @@ def test_only_what_differs_in_the_recipes_is_shown(runs):
 
 
 def test_results_stand_side_by_side_and_what_is_missing_is_a_dash(runs):
-    _, _, store = runs[1]
+    _, _, weak = runs[0]
+    found = weak.read_json("summary.json")
+    found["train"]["dpo"]["heldout_ci95"] = [0.7222, 0.8749]
+    weak.replace_json("summary.json", found)
+    _, _, store = runs[1]  # of an earlier version, without intervals
     found = store.read_json("summary.json")
     del found["train"]["sft"]
     store.replace_json("summary.json", found)
     results = compare(runs).results
-    assert dict(results["held-out pairs right"])["dpo"] == ["81.0 %", "93.0 %"]
-    assert dict(results["held-out pairs right"])["sft"][1] == "–"
+    assert dict(results["held-out pairs right, 95 %"])["dpo"] == ["81.0 % (72.2 to 87.5)", "93.0 %"]
+    assert dict(results["held-out pairs right, 95 %"])["sft"][1] == "–"
     assert dict(results["rows accepted"])["lamini"] == ["12 of 29", "12 of 29"]
     assert dict(results["dollars"])["teacher"] == ["1.25", "1.25"]
     assert dict(results["MT-Bench, 95 %"])["dpo"][0] == "5.00 (4.50 to 5.50; flips 13 %; longer wins 68 %)"

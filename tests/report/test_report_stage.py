@@ -138,6 +138,17 @@ def test_the_four_checkpoints_stand_side_by_side_with_their_errors_and_mean(cont
     assert "dpo 5.00 4.50 to 5.50" in text
 
 
+def test_the_share_of_held_out_pairs_stands_with_its_interval_where_there_is_one(context):
+    assert "50.0 % –" in text_of(page_of(context))  # of an earlier version
+    found = summary()
+    found["train"]["dpo"] |= {"heldout_accuracy": 0.81, "heldout_ci95": [0.7222, 0.8749]}
+    context.store.replace_json("summary.json", found)
+    text, card = text_of(page_of(context)), context.store.read("cards/dpo.md").decode()
+    assert "81.0 % 72.2 to 87.5" in text
+    assert "is the likelier one: 81.0 % (95 % interval 72.2 to 87.5)." in card
+    assert "is the likelier one: 50.0 %." in context.store.read("cards/sft.md").decode()
+
+
 def test_every_score_stands_beside_its_bias_and_how_it_was_served(context):
     text, card = text_of(page_of(context)), context.store.read("cards/dpo.md").decode()
     assert "dpo 12.9 % of 31 68.0 % of 25 5.50 / 4.50" in text

@@ -1,12 +1,14 @@
 """The held-out score is the mean log-probability of the answer's tokens, as one would work it out by hand."""
 
 import math
+from pathlib import Path
 
 import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from bezoar_ray.recipe import Recipe
+from bezoar_ray.store import Store
 from bezoar_ray.train import data, heldout, models, pairs
 from bezoar_ray.train.packing import Layout
 from bezoar_ray.train.tokenizer import load_tokenizer
@@ -43,8 +45,20 @@ def test_scores_by_hand(fixed: LlamaForCausalLM, layout: Layout) -> None:
 
 
 def test_a_tie_is_no_win_and_nothing_is_no_score() -> None:
-    assert heldout.share_higher([1.0, 2.0, 0.0, 5.0], [0.0, 2.0, 1.0, 4.0]) == 0.5
-    assert heldout.share_higher([], []) is None
+    found = heldout.summary({"a": 1.0, "b": 0.0, "c": -1.0, "d": 1e-9})
+    assert found == {"heldout_accuracy": 0.5, "heldout_ci95": [0.15, 0.85]}
+    assert heldout.summary({}) == {"heldout_accuracy": None, "heldout_ci95": None}
+
+
+def test_margins_are_kept_as_they_are(tmp_path: Path) -> None:
+    store, found = Store(tmp_path), {"a": -1 / 3, "b": 1e-17, "c": 0.0}
+    assert heldout.read(store, "dpo") is None
+    heldout.write(store, "dpo", found)
+    assert heldout.read(store, "dpo") == found
+    heldout.write(store, "dpo", {"a": math.nan, "b": 1.0})
+    assert heldout.summary(heldout.read(store, "dpo"))["heldout_accuracy"] == 0.5
+    heldout.write(store, "dpo", {})
+    assert heldout.read(store, "dpo") == {}
 
 
 @pytest.mark.parametrize("layout", [FLAT, PADDED])
@@ -61,4 +75,16 @@ def test_a_pass_scores_as_its_rows_do_alone(recipe: Recipe, layout: Layout) -> N
 def test_pairs_that_are_too_long_do_not_count(recipe: Recipe, fixed: LlamaForCausalLM) -> None:
     tokenizer, asked = load_tokenizer(recipe), [{"role": "user", "content": "?"}]
     long = pairs.Pair("1", "s", "MIT", asked, "blue " * 300, "red")
-    assert heldout.accuracy(fixed, tokenizer, [long], 100, FLAT) is None
+    assert heldout.margins(fixed, tokenizer, [long], 100, FLAT) == {}
+
+
+def test_each_pair_has_its_own_margin(recipe: Recipe) -> None:
+    """A pair and its reverse differ in sign alone, and a pair of equals has none."""
+    tokenizer, model = load_tokenizer(recipe), models.load(recipe.base)
+    asked = [{"role": "user", "content": "What colour is animal1?"}]
+    sides = {"there": ("blue", "red red"), "back": ("red red", "blue"), "equal": ("blue", "blue")}
+    rows = [pairs.Pair(id, "s", "MIT", asked, *answers) for id, answers in sides.items()]
+    found = heldout.margins(model, tokenizer, rows, 256, PADDED)
+    assert list(found) == ["there", "back", "equal"]
+    assert found["there"] == pytest.approx(-found["back"], abs=1e-5) and abs(found["there"]) > 1e-3
+    assert found["equal"] == pytest.approx(0, abs=1e-5)

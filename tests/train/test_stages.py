@@ -14,7 +14,7 @@ from bezoar_ray.errors import BezoarError
 from bezoar_ray.recipe import Recipe
 from bezoar_ray.stage import Context
 from bezoar_ray.store import Store
-from bezoar_ray.train import models, pairs, sft
+from bezoar_ray.train import checkpoints, heldout, models, pairs, sft
 from bezoar_ray.train.tokenizer import load_tokenizer
 from tests.train.conftest import in_process
 
@@ -84,6 +84,19 @@ def test_the_summary_has_the_contracts_fields(trained: Trained) -> None:
         assert part["tokens_per_s"] > 0 and part["loss_first"] == part["by_step"][0]["loss"]
     assert all(0 <= part["heldout_accuracy"] <= 1 for part in summary.values())
     assert 0 <= summary["dpo"]["reward_accuracy"] <= 1
+
+
+def test_the_held_out_share_can_be_traced_to_each_pair(trained: Trained) -> None:
+    store, summary = trained
+    ids = {pair.id for pair in pairs.read(store, "heldout")}
+    assert len(ids) == 4
+    for name, part in summary.items():
+        margins = heldout.read(store, name)
+        assert set(margins) == ids
+        assert part["heldout_accuracy"] == sum(margin > 0 for margin in margins.values()) / 4
+        low, high = part["heldout_ci95"]
+        assert low <= part["heldout_accuracy"] <= high
+    assert "checkpoints/base/heldout.jsonl" in checkpoints.files(store, "base", "sft")
 
 
 def test_every_checkpoint_has_its_lineage_and_the_recipes_template(trained: Trained, recipe: Recipe) -> None:

@@ -1,0 +1,39 @@
+"""Intervals and tests agree with published and hand-worked values."""
+
+import pytest
+
+from bezoar_ray.stats import as_percent, paired_p, wilson
+
+
+@pytest.mark.parametrize(
+    ("right", "count", "interval"),
+    [
+        (81, 263, [0.2553, 0.3662]),  # Newcombe 1998, table I, method 3
+        (0, 20, [0.0, 0.1611]),
+        (1, 29, [0.0061, 0.1718]),
+        (20, 20, [0.8389, 1.0]),
+    ],
+)
+def test_wilsons_interval_of_published_examples(right, count, interval):
+    assert wilson(right, count) == pytest.approx(interval, abs=1e-4)
+
+
+def test_nothing_has_no_interval():
+    assert wilson(0, 0) is None
+
+
+def test_a_share_is_shown_with_its_interval_where_it_has_one():
+    assert as_percent(0.81, [0.7222, 0.8749]) == "81.0 % (72.2 to 87.5)"
+    assert as_percent(0.81, None) == "81.0 %"
+
+
+def test_only_items_on_which_two_models_differ_count():
+    """9 against 1 of 10: twice the binomial's 11 / 1024."""
+    first, second = [True] * 9 + [False], [False] * 9 + [True]
+    assert paired_p(first, second) == pytest.approx(22 / 1024) == paired_p(second, first)
+    assert paired_p(first + [True] * 500, second + [True] * 500) == pytest.approx(22 / 1024)
+
+
+def test_models_that_agree_on_all_cannot_be_told_apart():
+    assert paired_p([True, False], [True, False]) == 1.0
+    assert paired_p([], []) == 1.0
