@@ -104,20 +104,30 @@ def file_of(name: str) -> str:
     return f"eval/harness/{name}.json"
 
 
-def compact(result: dict[str, Any], task: HarnessTask) -> dict[str, dict[str, float | None]]:
-    """The recipe's metric of one task: `{metric: {"value", "stderr"}}`.
+def compact(result: dict[str, Any], task: HarnessTask) -> dict[str, dict[str, float | bool | None]]:
+    """All metrics of one task: `{metric: {"value", "stderr", "higher_is_better"}}`.
+
+    lm-eval calls a metric `name,filter`. Here the filter `none` is left out, and the recipe's metric has the name that
+    the recipe gives it. `higher_is_better` is None where lm-eval does not know; old results of lm-eval have none.
 
     Raises:
         RecipeError: the task has no such metric; the message names those that it has.
     """
-    values = result["results"][task.task]
-    for key in values:
-        name, _, rule = key.partition(",")
-        if task.metric in (key, name):
-            stderr = values.get(f"{name}_stderr,{rule}")
-            return {task.metric: {"value": _finite(values[key]), "stderr": _finite(stderr)}}
-    known = ", ".join(key.partition(",")[0] for key in values if "," in key and "_stderr" not in key)
-    raise RecipeError(f"evaluate.harness.tasks: {task.task} has no metric {task.metric!r}. It has: {known}")
+    keys = [key for key in result["results"][task.task] if "," in key and "_stderr," not in key]
+    asked = next((key for key in keys if task.metric in (key, key.partition(",")[0])), None)
+    if asked is None:
+        known = ", ".join(key.partition(",")[0] for key in keys)
+        raise RecipeError(f"evaluate.harness.tasks: {task.task} has no metric {task.metric!r}. It has: {known}")
+    further = {key.removesuffix(",none"): _metric(result, task.task, key) for key in keys if key != asked}
+    return further | {task.metric: _metric(result, task.task, asked)}
+
+
+def _metric(result: dict[str, Any], task: str, key: str) -> dict[str, float | bool | None]:
+    values, (name, _, rule) = result["results"][task], key.partition(",")
+    metric = {"value": _finite(values[key]), "stderr": _finite(values.get(f"{name}_stderr,{rule}"))}
+    if "higher_is_better" in result:
+        metric["higher_is_better"] = result["higher_is_better"].get(task, {}).get(name)
+    return metric
 
 
 def _finite(number: Any) -> float | None:

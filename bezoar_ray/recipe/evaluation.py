@@ -63,12 +63,12 @@ class Serve(Placed):
 
 
 class HarnessTask(Part):
-    """One lm-eval task and the one metric of it that is compared."""
+    """One lm-eval task; all its metrics are shown, and one of them enters the mean."""
 
     task: str
     """Name of the task or group."""
     metric: str = "acc"
-    """The metric that enters the mean."""
+    """The metric that enters the mean, if it is a share of which a higher one is better."""
     num_fewshot: int | None = None
     """Examples in the prompt; the task's own default where empty."""
     limit: Positive | None = None
@@ -97,7 +97,9 @@ class Harness(Part):
     def _tells_its_tasks_apart(self) -> "Harness":
         names = [self.name_of(task) for task in self.all_tasks]
         if twice := next((name for n, name in enumerate(names) if name in names[:n]), None):
-            raise ValueError(f"{twice} stands twice, with another metric or limit; leave one out")
+            raise ValueError(
+                f"{twice} stands twice, with another metric or limit; leave one out. All metrics of a task are shown"
+            )
         return self
 
     @cached_property

@@ -33,6 +33,7 @@ def compare(runs: list[tuple[str, Recipe, Store]]) -> Comparison:
         "held-out pairs right, 95 %": _lines(contents, _heldout),
         "served": _lines(contents, lambda content: content.served),
         "harness mean": _lines(contents, _harness),
+        "harness, in no mean": _lines(contents, _harness_others),
         "MT-Bench, 95 %": _lines(contents, _mt_bench),
         "dollars": _lines(contents, lambda content: {
             role: f"{part['usd']:,.2f}" for role, part in content.calls.items()
@@ -102,6 +103,15 @@ def _harness(content: Content) -> dict[str, str]:
     return {
         name: f"{100 * mean.value:.1f}" + (f" ± {100 * mean.stderr:.1f}" if mean.stderr is not None else "")
         for name, mean in content.harness.mean.items()
+    }
+
+
+def _harness_others(content: Content) -> dict[str, str]:
+    return {
+        f"{name}: {row.task} {row.metric}, {row.direction}": f"{score.value:.3f}"
+        + (f" ± {score.stderr:.3f}" if score.stderr is not None else "")
+        for row in content.harness.others
+        for name, score in row.scores.items()
     }
 
 

@@ -88,7 +88,7 @@ def bars(table: Harness) -> str | None:
     """Harness scores by task, a bar for each checkpoint, with one standard error."""
     if not table.rows:
         return None
-    rows = [(task, scores) for task, _, scores in table.rows]
+    rows = [(row.task, row.scores) for row in table.rows]
     rows += [("mean", table.mean)] if table.mean and len(rows) > 1 else []
 
     def draw(figure: Any) -> None:

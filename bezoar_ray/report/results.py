@@ -1,26 +1,55 @@
-"""LM Evaluation Harness results as one table: a row per task, a column per checkpoint, and their mean."""
+"""LM Evaluation Harness results as a table: a row per metric, a column per checkpoint, and the mean of what has one."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from bezoar_ray.recipe import CHECKPOINTS, Recipe
+from bezoar_ray.recipe import CHECKPOINTS, HarnessTask, Recipe
+
+# Of lm-eval's metrics, those that are better the lower they are: for results without `higher_is_better`.
+_LOWER = {"bits_per_byte", "brier_score", "byte_perplexity", "perplexity", "ter", "word_perplexity"}
+_DIRECTIONS = {True: "higher is better", False: "lower is better", None: "direction unknown"}
 
 
 @dataclass(frozen=True)
 class Score:
-    """A share from 0 to 1 with its standard error, which is null where lm-eval gives none."""
+    """A value with its standard error, which is null where lm-eval gives none."""
 
     value: float
     stderr: float | None
 
 
-Row = tuple[str, str, dict[str, Score]]
+@dataclass(frozen=True)
+class Row:
+    """One metric of a task, with its score by checkpoint; the direction is None where lm-eval knows none."""
+
+    task: str
+    metric: str
+    scores: dict[str, Score]
+    higher_is_better: bool | None
+
+    @property
+    def best(self) -> float | None:
+        """The best checkpoint's value; None where the direction is unknown."""
+        if self.higher_is_better is None:
+            return None
+        return (max if self.higher_is_better else min)(score.value for score in self.scores.values())
+
+    @property
+    def direction(self) -> str:
+        """Which values are better, in words."""
+        return _DIRECTIONS[self.higher_is_better]
+
+    @property
+    def is_share(self) -> bool:
+        """Whether all values are shares, a higher one is better, and so a mean with others of them makes sense."""
+        return self.higher_is_better is True and all(0 <= score.value <= 1 for score in self.scores.values())
 
 
 @dataclass(frozen=True)
 class Harness:
-    """`rows`: (task, metric, score by checkpoint); `mean`: over the tasks that the checkpoint has all of; `others`: of
-    metrics that are no shares of a whole (perplexity), and enter no mean."""
+    """`rows`: of each task the metric that the recipe names, if it is a share; `mean`: of these, for checkpoints that
+    have all of them; `others`: all other metrics, in their own units, which enter no mean."""
 
     checkpoints: list[str]
     rows: list[Row]
@@ -29,13 +58,15 @@ class Harness:
 
 
 def harness(recipe: Recipe, found: dict[str, Any]) -> Harness:
-    """The table of `eval.harness` of summary.json, one metric per task: the one that the recipe names."""
+    """The table of `eval.harness` of summary.json."""
     part = recipe.evaluate.harness
-    tasks = [(part.name_of(task), task.metric) for task in part.all_tasks] if part else []
     names = [name for name in CHECKPOINTS if found.get(name)]
-    rows = [(task, metric, _scores(found, names, task, metric)) for task, metric in tasks]
-    others = [row for row in rows if any(not 0 <= score.value <= 1 for score in row[2].values())]
-    rows = [row for row in rows if row[2] and row not in others]
+    rows: list[Row] = []
+    others: list[Row] = []
+    for task in part.all_tasks if part else ():
+        results = {name: found[name].get(part.name_of(task), {}) for name in names}
+        for row in _rows(part.name_of(task), task, results):
+            (rows if row.metric == task.metric and row.is_share else others).append(row)
     return Harness(names, rows, others, {name: mean for name in names if (mean := _mean(rows, name))})
 
 
@@ -65,18 +96,28 @@ def below_base(table: Harness, mt_bench: dict[str, Any], bench_name: str) -> lis
     return found
 
 
-def _scores(found: dict[str, Any], names: list[str], task: str, metric: str) -> dict[str, Score]:
-    parts = {name: found[name].get(task, {}).get(metric) for name in names}
-    return {
-        name: Score(part["value"], _number(part.get("stderr")))
-        for name, part in parts.items()
-        if part and part["value"] is not None
-    }
+def _rows(title: str, task: HarnessTask, results: dict[str, Any]) -> Iterator[Row]:
+    """The metrics of one task that have a value, the recipe's first, from its results by checkpoint."""
+    for metric in dict.fromkeys((task.metric, *(metric for found in results.values() for metric in found))):
+        parts = {name: found[metric] for name, found in results.items() if metric in found}
+        scores = {
+            name: Score(part["value"], _number(part.get("stderr")))
+            for name, part in parts.items()
+            if part["value"] is not None
+        }
+        if scores:
+            yield Row(title, metric, scores, _direction(metric, list(parts.values())))
+
+
+def _direction(metric: str, parts: list[dict[str, Any]]) -> bool | None:
+    """As lm-eval has it; by the name in summaries of earlier versions."""
+    known = (part["higher_is_better"] for part in parts if "higher_is_better" in part)
+    return next(known, metric.partition(",")[0] not in _LOWER)
 
 
 def _mean(rows: list[Row], name: str) -> Score | None:
     """Mean over the tasks, and its standard error with the tasks taken as independent."""
-    scores = [row[2][name] for row in rows if name in row[2]]
+    scores = [row.scores[name] for row in rows if name in row.scores]
     if not scores or len(scores) < len(rows):
         return None
     value = sum(score.value for score in scores) / len(scores)

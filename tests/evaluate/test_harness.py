@@ -1,5 +1,7 @@
 """lm-eval's results: which are kept, and what of them is compared."""
 
+import json
+
 import pytest
 
 from bezoar_ray.errors import RecipeError
@@ -14,12 +16,46 @@ RESULT = {
 }
 
 
-def test_the_recipes_metric_is_taken_with_its_error():
-    assert compact(RESULT, HarnessTask(task="t")) == {"acc": {"value": 0.25, "stderr": 0.02}}
+def test_all_metrics_are_taken_with_their_errors_from_results_without_directions_too():
+    acc, f1 = {"value": 0.25, "stderr": 0.02}, {"value": 0.5, "stderr": None}
+    assert compact(RESULT, HarnessTask(task="t")) == {"acc": acc, "f1,strict": f1}
 
 
-def test_a_metric_may_be_named_with_its_filter_and_may_have_no_error():
-    assert compact(RESULT, HarnessTask(task="t", metric="f1,strict")) == {"f1,strict": {"value": 0.5, "stderr": None}}
+@pytest.mark.parametrize("metric", ["f1", "f1,strict"])
+def test_the_recipes_metric_has_the_name_that_the_recipe_gives_it(metric):
+    assert set(compact(RESULT, HarnessTask(task="t", metric=metric))) == {"acc", metric}
+
+
+def test_the_first_of_two_filters_is_the_recipes_metric_and_the_other_keeps_its_name():
+    values = {"exact_match,strict-match": 0.1, "exact_match,flexible-extract": 0.3, "sample_len": 20}
+    found = compact({"results": {"t": values}}, HarnessTask(task="t", metric="exact_match"))
+    assert found["exact_match"]["value"] == 0.1 and found["exact_match,flexible-extract"]["value"] == 0.3
+    assert len(found) == 2
+
+
+def test_directions_are_lm_evals_own_and_none_where_it_knows_none():
+    directions = {"higher_is_better": {"t": {"acc": True, "f1": None}}}
+    found = compact(RESULT | directions, HarnessTask(task="t"))
+    assert found["acc"]["higher_is_better"] is True and found["f1,strict"]["higher_is_better"] is None
+    assert compact(RESULT | {"higher_is_better": {}}, HarnessTask(task="t"))["acc"]["higher_is_better"] is None
+
+
+def test_lm_eval_says_of_a_real_task_that_lower_is_better(tmp_path):
+    from lm_eval import simple_evaluate
+    from lm_eval.tasks import TaskManager
+
+    texts = tmp_path / "texts.jsonl"
+    texts.write_text('{"text": "one two three"}\n{"text": "four five"}\n')
+    task = {
+        "task": "our_text", "dataset_path": "json", "dataset_kwargs": {"data_files": {"test": str(texts)}},
+        "output_type": "loglikelihood_rolling", "test_split": "test", "doc_to_text": "", "doc_to_target": "{{text}}",
+        "metric_list": [{"metric": "bits_per_byte"}, {"metric": "word_perplexity"}],
+    }  # fmt: skip
+    (tmp_path / "our_text.yaml").write_text(json.dumps(task))
+    result = simple_evaluate(model="dummy", tasks=["our_text"], task_manager=TaskManager(include_path=str(tmp_path)))
+    found = compact(result, HarnessTask(task="our_text", metric="bits_per_byte"))
+    assert set(found) == {"bits_per_byte", "word_perplexity"}
+    assert {metric["higher_is_better"] for metric in found.values()} == {False}
 
 
 def test_what_is_no_number_is_none_the_first_time_and_when_it_is_read_again():

@@ -48,6 +48,16 @@ def test_results_stand_side_by_side_and_what_is_missing_is_a_dash(runs):
     assert dict(results["served"])["dpo"] == ["joined", "joined"]
 
 
+def test_metrics_that_enter_no_mean_stand_side_by_side_with_their_direction(runs):
+    for value, (_, _, store) in zip((0.9, 0.8), runs, strict=True):
+        found = store.read_json("summary.json")
+        bits = {"value": value, "stderr": None, "higher_is_better": False}
+        found["eval"]["harness"]["dpo"]["tiny_choice"] = {"acc": {"value": 0.5, "stderr": 0.1}, "bits_per_byte": bits}
+        store.replace_json("summary.json", found)
+    lines = dict(compare(runs).results["harness, in no mean"])
+    assert lines["dpo: tiny_choice bits_per_byte, lower is better"] == ["0.900", "0.800"]
+
+
 def test_the_command_prints_a_table_and_writes_a_page(runs, tmp_path, capsys):
     page = tmp_path / "side.html"
     assert main(["compare", str(tmp_path / "weak"), str(tmp_path / "strong"), "--page", str(page)]) == 0

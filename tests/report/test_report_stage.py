@@ -262,14 +262,57 @@ def test_the_mean_is_left_out_for_a_checkpoint_that_lacks_a_task(context):
     assert list(table.mean) == ["base", "sft", "hh-sft"]
 
 
+def with_metric(context, task: str, metric: str, values: list[float], **more) -> None:
+    """The finished run, where each checkpoint has another value of one metric."""
+    found = context.store.read_json("summary.json")
+    for name, value in zip(CHECKPOINTS, values, strict=True):
+        found["eval"]["harness"][name][task][metric] = {"value": value, "stderr": 0.01, **more}
+    context.store.replace_json("summary.json", found)
+
+
 def test_what_is_no_share_stands_apart_and_enters_no_mean(context):
+    with_metric(context, "tiny_answers", "exact_match", [12.5] * 4)
+    text = text_of(page_of(context))
+    assert "tiny_answers exact_match higher is better 12.500 ± 0.010 12.500" in text
+    assert "mean 30.0 ± 3.0 40.0" in text
+    card = context.store.read("cards/dpo.md").decode()
+    assert "tiny_answers, exact_match (higher is better): base 12.500, sft 12.500" in card
+
+
+BITS = [0.9, 0.7, 0.6, 0.8]  # between 0 and 1, as accuracies are
+
+
+@pytest.mark.parametrize("direction", [{"higher_is_better": False}, {}])  # by its name in an earlier version's summary
+def test_the_lowest_is_the_best_of_what_is_better_the_lower_and_enters_no_mean(context, direction):
+    recipe = load_recipe("tiny", ["evaluate.harness.tasks=[{task: tiny_facts}, {task: wiki, metric: bits_per_byte}]"])
     found = summary()
     for name in CHECKPOINTS:
-        found["eval"]["harness"][name]["tiny_answers"]["exact_match"]["value"] = 12.5  # as a perplexity is
+        found["eval"]["harness"][name]["wiki"] = {}
     context.store.replace_json("summary.json", found)
-    text = text_of(page_of(context))
-    assert "tiny_answers, exact_match: base 12.50, sft 12.50" in text and "mean 30.0 ± 3.0 40.0" in text
-    assert "tiny_answers, exact_match: base 12.50" in context.store.read("cards/dpo.md").decode()
+    with_metric(context, "wiki", "bits_per_byte", BITS, **direction)
+    table = gather(recipe, context.store).harness
+    assert [row.task for row in table.rows] == ["tiny_facts"]
+    assert table.mean["base"].value == pytest.approx(0.3)
+    assert [(row.task, row.direction, row.best) for row in table.others] == [("wiki", "lower is better", 0.6)]
+    page = page_of(replace(context, recipe=recipe))
+    assert '<span class="best">0.600</span>' in page and '<span class="best">0.900</span>' not in page
+    assert "wiki, bits_per_byte (lower is better): base 0.900" in context.store.read("cards/dpo.md").decode()
+
+
+def test_further_metrics_of_a_task_are_shown_and_enter_no_mean(context):
+    with_metric(context, "tiny_facts", "acc_norm", [0.1, 0.2, 0.4, 0.3], higher_is_better=True)
+    page = page_of(context)
+    assert "tiny_facts acc_norm higher is better 0.100 ± 0.010" in text_of(page)
+    assert '<span class="best">0.400</span>' in page
+    assert "mean 20.0 ± 2.5 35.0 ± 2.5 50.0 ± 2.5 65.0 ± 2.5" in text_of(page)
+
+
+def test_where_lm_eval_knows_no_direction_none_is_best_and_none_enters_the_mean(context):
+    with_metric(context, "tiny_answers", "exact_match", BITS, higher_is_better=None)
+    page = page_of(context)
+    assert "tiny_answers exact_match direction unknown 0.900" in text_of(page)
+    assert not re.search(r'class="best">0\.\d{3}<', page)
+    assert "mean 30.0 ± 3.0 40.0" in text_of(page)
 
 
 def test_a_checkpoint_below_its_base_is_warned_of_where_its_results_stand(context, capsys):
