@@ -232,7 +232,7 @@ def missing_files(recipe: Recipe) -> Iterator[tuple[str, str]]:
     for scheme, path in recipe.filter.rubrics.items():
         if not Path(path).is_file():
             yield "filter", f"filter.rubrics.{scheme}: no file {path!r}"
-    for field in ("questions", "references") if bench else ():
+    for field in ("questions", "references", "prompts") if bench else ():
         name = getattr(bench, field)
         if name and name != "tiny" and not Path(name).is_file():
             where = "See fastchat/llm_judge/data/mt_bench in FastChat, or --set evaluate.mt_bench=null"

@@ -247,13 +247,23 @@ def _check_tasks(recipe: Recipe, found: Findings) -> None:
 
 def _check_questions(recipe: Recipe, found: Findings) -> None:
     bench = recipe.evaluate.mt_bench
-    if not bench or bench.questions == "tiny":
+    if not bench:
         return
-    from bezoar_ray.sources.mt_bench import GUIDED, KNOWN, load_questions
+    from bezoar_ray.evaluate.mt_bench.fastchat import load_prompts
+    from bezoar_ray.evaluate.mt_bench.run import Bench
+    from bezoar_ray.sources.mt_bench import GUIDED, KNOWN
 
-    if not Path(bench.questions).is_file() or (bench.references and not Path(bench.references).is_file()):
+    named = [name for name in (bench.questions, bench.references, bench.prompts) if name and name != "tiny"]
+    if not all(Path(name).is_file() for name in named):
         return  # named by those who look for files
-    questions = found.attempt(lambda: load_questions(bench)) or []
+    if bench.questions == "tiny":  # known to be whole, and perhaps not built yet
+        if bench.prompts:
+            found.attempt(lambda: load_prompts(Path(bench.prompts)))
+        return
+    asked = Bench(bench, ())
+    questions = found.attempt(lambda: asked.questions) or []
+    if questions:
+        found.attempt(lambda: asked.prompts)
     if unguided := [question.id for question in questions if question.category in GUIDED and not question.references]:
         found.notes.append(
             f"evaluate.mt_bench.references: {len(unguided)} questions about {', '.join(GUIDED)} have no whole "

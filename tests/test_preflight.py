@@ -17,6 +17,12 @@ from tests.train.test_tokenizer import byte_level
 
 
 @pytest.fixture(autouse=True)
+def patient(monkeypatch):
+    """lm-eval has the time that it takes on a busy machine."""
+    monkeypatch.setattr(preflight, "_SECONDS", 300.0)
+
+
+@pytest.fixture(autouse=True)
 def cut_off(monkeypatch, tmp_path):
     """No hub, and nothing of it on this machine."""
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
@@ -169,6 +175,19 @@ def test_questions_without_their_references_and_in_other_categories_are_noted(tm
     unguided, other = check(tiny(f"evaluate.mt_bench={json.dumps(bench)}"), ["evaluate"]).notes
     assert "1 questions about math, reasoning, coding have no whole reference answer (1)" in unguided
     assert "no category schreiben" in other
+
+
+def test_judge_prompts_of_another_form_and_skipped_questions_that_are_not_there_are_found(tmp_path):
+    prompts = written(tmp_path / "p.jsonl", [{"name": "single-v1", "system_prompt": "", "prompt_template": "{answer}"}])
+    (problem,) = check(tiny(f"evaluate.mt_bench.prompts={prompts}"), ["evaluate"]).problems
+    assert "'single-v1': its places are {answer}, not {answer}, {question}" in problem
+    rows = [{"question_id": 1, "category": "puns", "turns": ["a", "b", "c"]}]
+    long = {"questions": written(tmp_path / "q.jsonl", rows), "prompts": prompts}
+    (problem,) = check(tiny(f"evaluate.mt_bench={json.dumps(long)}"), ["evaluate"]).problems
+    assert "FastChat's prompts have places for 2 turns, and question 1 has 3" in problem
+    skipped = {"questions": long["questions"], "references_skip": [104]}
+    (problem,) = check(tiny(f"evaluate.mt_bench={json.dumps(skipped)}"), ["evaluate"]).problems
+    assert "references_skip" in problem and "has no question 104" in problem
 
 
 def test_what_has_to_come_from_a_hub_that_is_out_of_reach_is_found(monkeypatch, tmp_path):

@@ -100,6 +100,7 @@ def test_set_overrides_values_in_sections_and_lists():
         ("sft.report_to=wandb", r"report_to: expected a list, as in \[a, b\] \(found 'wandb'\)"),
         ("generate=7", "generate: expected a section with keys"),
         ("dpo.beta=1", "dpo: unknown key. Did you mean 'align'?"),
+        ("evaluate.mt_bench={limit: 3}", "evaluate.mt_bench.questions: missing; add it"),
         ("evaluate.mt_bench.pairwise=[[dpo,dpo2]]", "'dpo2' is none of base, sft, hh-sft, dpo"),
     ],
 )

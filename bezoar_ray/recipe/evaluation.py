@@ -125,10 +125,16 @@ class Harness(Part):
 class MtBench(Part):
     """MT-Bench (arXiv 2306.05685): judges grade each turn, and one of them compares models two at a time."""
 
-    questions: Annotated[str, FILES] = "tiny"
+    questions: Annotated[str, FILES]
     """FastChat's question.jsonl, questions of your own in its shape, or `tiny` for the embedded ones."""
     references: Annotated[str | None, FILES] = None
     """Reference answers in FastChat's shape (.jsonl): shown for math, reasoning, coding and categories of your own."""
+    references_skip: tuple[int | str, ...] = ()
+    """Ids of questions whose reference answers are disputed. They are judged like the others, and a second score leaves
+    them out."""
+    prompts: Annotated[str | None, FILES] = None
+    """FastChat's judge_prompts.jsonl: scores can be compared with published ones only where the judge is asked in the
+    same words. The judge is asked in our own words where empty."""
     judges: Annotated[tuple[Judge, ...], OneOrMore, Field(validation_alias=AliasChoices("judges", "judge"))] = ()
     """The first one's grades are the score; those of others tell how far judges agree. A single one may stand under
     `judge`; the recipe's first judge where empty."""
@@ -172,7 +178,7 @@ class Evaluate(Part):
     """What the checkpoints are measured with; a null part is left out."""
 
     harness: Harness | None = Harness()
-    mt_bench: MtBench | None = MtBench()
+    mt_bench: MtBench | None = None
     budget_usd: Annotated[Money | None, HOW] = None
     """Dollars that the MT-Bench judge's calls may cost."""
     heldout_pairs: Positive = 200

@@ -80,6 +80,21 @@ class Content:
         return absent + [_took(scheme) for scheme in self.schemes if scheme.generated and not scheme.accepted]
 
     @property
+    def judge_prompts(self) -> str:
+        """In whose words MT-Bench's judge was asked, and what its scores can be compared with."""
+        whose = next((part["prompts"] for part in self.mt_bench.values() if "prompts" in part), "bezoar_ray's own")
+        verb = "can be compared with published ones of the same judge"
+        if whose != "FastChat's":
+            verb = "cannot be compared with published ones"
+        return f"The judge's prompts are {whose}: the scores {verb}."
+
+    @property
+    def skipped(self) -> list[str]:
+        """The questions whose reference answers are disputed."""
+        bench = self.recipe.evaluate.mt_bench
+        return [str(question) for question in bench.references_skip] if bench else []
+
+    @property
     def warnings(self) -> list[str]:
         """What the results say against the checkpoints."""
         return below_base(self.harness, self.mt_bench, self.bench_name)

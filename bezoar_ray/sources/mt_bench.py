@@ -40,11 +40,14 @@ def load_questions(part: MtBench) -> list[Question]:
     questions, references = _files(part)
     answers = {str(id): turns for id, turns in _references(references)} if references else {}
     found: dict[int | str, Question] = {}
-    for where, row in _rows(questions, "evaluate.mt_bench.questions"):
+    for where, row in read_rows(questions, "evaluate.mt_bench.questions"):
         question = _question(where, row, answers)
         if question.id in found:
             raise RecipeError(f"{where}: question_id {question.id!r} stands twice; verdicts are kept by it")
         found[question.id] = question
+    known = set(map(str, found))
+    if unknown := next((id for id in part.references_skip if str(id) not in known), None):
+        raise RecipeError(f"evaluate.mt_bench.references_skip: {str(questions)!r} has no question {unknown!r}")
     return list(found.values())[: part.limit]
 
 
@@ -93,13 +96,32 @@ def load_verdicts(part: MtBench) -> Iterator[dict[str, Any]]:
             ) from error
 
 
+def read_rows(path: Path, field: str) -> Iterator[tuple[str, Any]]:
+    """The rows of a .jsonl file, each with the place that it stands at; `field` of the recipe names the file.
+
+    Raises:
+        RecipeError: the file cannot be read, or a line is no JSON.
+    """
+    try:
+        lines = path.read_bytes().splitlines()
+    except OSError as error:
+        raise RecipeError(f"{field}: cannot read {str(path)!r}: {error.strerror}") from error
+    for number, line in enumerate(lines, 1):
+        where = f"{path}:{number}"
+        if line.strip():
+            try:
+                yield where, orjson.loads(line)
+            except orjson.JSONDecodeError as error:
+                raise RecipeError(f"{where}: not valid JSON: {error}") from error
+
+
 def _all_rows(patterns: tuple[str, ...], field: str) -> Iterator[tuple[str, dict[str, Any]]]:
     for pattern in patterns:
         paths = matches(pattern)
         if not paths:
             raise RecipeError(f"{field}: no file {pattern!r} (looked from {Path.cwd()})")
         for path in paths:
-            yield from _rows(path, field)
+            yield from read_rows(path, field)
 
 
 def _files(part: MtBench) -> tuple[Path, Path | None]:
@@ -132,22 +154,8 @@ def _texts(found: Any) -> tuple[str, ...]:
 
 
 def _references(path: Path) -> Iterator[tuple[int | str, tuple[str, ...]]]:
-    for where, row in _rows(path, "evaluate.mt_bench.references"):
+    for where, row in read_rows(path, "evaluate.mt_bench.references"):
         try:
             yield row["question_id"], _texts(row["choices"][0]["turns"])
         except (KeyError, IndexError, TypeError) as error:
             raise RecipeError(f"{where}: not a reference answer (needs question_id, choices): {error!r}") from error
-
-
-def _rows(path: Path, field: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    try:
-        lines = path.read_bytes().splitlines()
-    except OSError as error:
-        raise RecipeError(f"{field}: cannot read {str(path)!r}: {error.strerror}") from error
-    for number, line in enumerate(lines, 1):
-        where = f"{path}:{number}"
-        if line.strip():
-            try:
-                yield where, orjson.loads(line)
-            except orjson.JSONDecodeError as error:
-                raise RecipeError(f"{where}: not valid JSON: {error}") from error

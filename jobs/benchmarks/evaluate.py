@@ -35,7 +35,7 @@ from jobs.benchmarks.family import write_family
 
 RANKS = {"sft": 16, "hh-sft": 32, "dpo": 32}
 QUESTIONS = 80
-BENCH = MtBench(max_tokens=64)
+BENCH = MtBench(questions="tiny", max_tokens=64)
 _THREADS = {"OMP_NUM_THREADS": f"{load_recipe('tiny').serve.num_cpus:g}"}
 
 

@@ -12,7 +12,7 @@ from bezoar_ray.llm.chat import CallFailed, Reply
 from bezoar_ray.recipe import MtBench
 from bezoar_ray.sources.mt_bench import Question
 
-TEMPERATURES = MtBench().temperatures | {"puns": 1.3}
+TEMPERATURES = MtBench(questions="tiny").temperatures | {"puns": 1.3}
 QUESTION = Question(7, "math", ("What is 2+2?", "And doubled?"), ("4", "8"))
 
 
@@ -31,7 +31,7 @@ class Script:
 
 
 def conversation(chat, max_tokens=64, room=1000, question=QUESTION) -> Answer:
-    part = MtBench(max_tokens=max_tokens, temperatures=TEMPERATURES)
+    part = MtBench(questions="tiny", max_tokens=max_tokens, temperatures=TEMPERATURES)
     return asyncio.run(converse(question, "sft", chat, part, lambda messages: room))
 
 

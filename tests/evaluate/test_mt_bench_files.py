@@ -116,13 +116,13 @@ def test_questions_and_answers_can_be_read_again(saved):
 def test_grades_of_others_are_read_and_minus_one_is_none(tmp_path):
     row = {"question_id": 1, "model": "sft", "judge": ["gpt-4", "single-v1"], "turn": 1, "judgment": "x"}
     path = write(tmp_path / "gpt-4_single.jsonl", [row | {"score": 8}, row | {"turn": 2, "score": -1}])
-    found = list(load_grades(MtBench(judgments=(path,))))
+    found = list(load_grades(MtBench(questions="tiny", judgments=(path,))))
     assert [(grade["judge"], grade["turn"], grade["score"]) for grade in found] == [("gpt-4", 1, 8), ("gpt-4", 2, None)]
 
 
 def test_comparisons_are_read_again_beside_grades(saved):
     folder = saved / "eval/mt_bench"
-    part = MtBench(judgments=(str(folder / "judgments.jsonl"), str(folder / "comparisons.jsonl")))
+    part = MtBench(questions="tiny", judgments=(str(folder / "judgments.jsonl"), str(folder / "comparisons.jsonl")))
     assert len(list(load_grades(part))) == 3
     assert list(load_verdicts(part)) == [
         {"question_id": 1, "turn": 2, "models": ("sft", "org/other"), "judge": "tiny-judge", "winners": ("sft", None)}
@@ -132,13 +132,14 @@ def test_comparisons_are_read_again_beside_grades(saved):
 def test_a_damaged_answer_or_grade_is_named_by_file_and_line(tmp_path):
     path = write(tmp_path / "x.jsonl", [{"question_id": 1}])
     with pytest.raises(RecipeError, match=r"x\.jsonl:1: not an answer"):
-        load_answers(MtBench(answers=(path,)))
+        load_answers(MtBench(questions="tiny", answers=(path,)))
     with pytest.raises(RecipeError, match=r"x\.jsonl:1: not a single grade"):
-        list(load_grades(MtBench(judgments=(path,))))
+        list(load_grades(MtBench(questions="tiny", judgments=(path,))))
     with pytest.raises(RecipeError, match=r"y\.jsonl:1: not a comparison"):
-        list(load_verdicts(MtBench(judgments=(write(tmp_path / "y.jsonl", [{"g1_winner": "model_1"}]),))))
+        verdicts = write(tmp_path / "y.jsonl", [{"g1_winner": "model_1"}])
+        list(load_verdicts(MtBench(questions="tiny", judgments=(verdicts,))))
     with pytest.raises(RecipeError, match=r"evaluate\.mt_bench\.answers: no file"):
-        load_answers(MtBench(answers=(str(tmp_path / "absent*.jsonl"),)))
+        load_answers(MtBench(questions="tiny", answers=(str(tmp_path / "absent*.jsonl"),)))
 
 
 @pytest.mark.parametrize(

@@ -20,6 +20,8 @@ from bezoar_ray.stage import Context
 from bezoar_ray.store import Store
 from tests.endpoint import serving
 from tests.engine import CONTEXT, hosting
+from tests.evaluate.test_fastchat import rows as prompt_rows
+from tests.evaluate.test_fastchat import write
 from tests.family import family_recipe, read_lines
 from tests.scripted import says
 
@@ -90,6 +92,27 @@ def test_garbage_is_counted_on_the_real_questions_too(engine, tokenizer, tmp_pat
         scores = judged(tmp_path, engine, tokenizer, questions, judges=[judge])
     assert {part["scored"] + part["unscored"] for part in scores.values()} == {160}
     assert 0.2 < sum(part["unscored"] for part in scores.values()) / 640 < 0.5
+
+
+def test_a_second_score_leaves_questions_with_disputed_references_out(engine, tokenizer, tmp_path):
+    with serving(says) as judge:
+        scores = judged(tmp_path, engine, tokenizer, "evaluate.mt_bench.references_skip=[1003, '1005']", judges=[judge])
+    grades = read_lines(Store(tmp_path / "run"), "eval/mt_bench/judgments.jsonl")
+    for name, part in scores.items():
+        mine = [grade for grade in grades if grade["model"] == name]
+        assert part["scored"] == len(mine) == 32
+        rest = [grade["score"] for grade in mine if grade["question_id"] not in (1003, 1005)]
+        assert part["without_skipped"]["scored"] == len(rest) == 28
+        assert part["without_skipped"]["score"] == pytest.approx(fmean(rest))
+
+
+def test_a_judge_is_asked_in_the_words_of_a_file(engine, tokenizer, tmp_path):
+    prompts = write(tmp_path / "judge_prompts.jsonl", prompt_rows())
+    with serving(lambda messages: "Rating: [[6]] [[C]]") as judge:
+        scores = judged(tmp_path, engine, tokenizer, f"evaluate.mt_bench.prompts={prompts}", judges=[judge])
+    assert {part["score"] for part in scores.values()} == {6.0}
+    assert {part["prompts"] for part in scores.values()} == {"those of judge_prompts.jsonl"}
+    assert {messages[0]["content"] for messages in judge.requests} == {row["system_prompt"] for row in prompt_rows()}
 
 
 def test_each_checkpoint_is_compared_with_its_parent_and_knows_its_judges(engine, tokenizer, tmp_path):

@@ -362,3 +362,16 @@ def test_only_mt_benchs_own_questions_are_called_so(context, ids, questions, nam
     for text in (text_of(render(content)), context.store.read("cards/dpo.md").decode()):
         assert name.replace("'", "&#39;") in text or name in text
         assert "cannot be compared with published ones" in " ".join(text.split())
+
+
+def test_scores_by_fastchats_prompts_and_without_disputed_questions_are_shown_as_such(context):
+    summary = context.store.read_json("summary.json")
+    for part in summary["eval"]["mt_bench"].values():
+        part |= {"prompts": "FastChat's", "without_skipped": {"score": 6.54, "ci95": [6.1, 7.0]}}
+    context.store.replace_json("summary.json", summary)
+    content = gather(load_recipe("tiny", ["evaluate.mt_bench.references_skip=[104, 105]"]), context.store)
+    write_cards(content, context.store)
+    for text in (text_of(render(content)), context.store.read("cards/dpo.md").decode()):
+        said = " ".join(text.split()).replace("&#39;", "'")
+        assert "The judge's prompts are FastChat's: the scores can be compared with published ones" in said
+        assert "of 2 questions are disputed (104, 105)" in said and "6.54" in said

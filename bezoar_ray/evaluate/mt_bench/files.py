@@ -14,6 +14,7 @@ import orjson
 from bezoar_ray.evaluate.mt_bench.judging import Judgment
 from bezoar_ray.evaluate.mt_bench.loop import Answer
 from bezoar_ray.evaluate.mt_bench.pairwise import Comparison, Game
+from bezoar_ray.evaluate.mt_bench.prompts import kind
 from bezoar_ray.rows import row_id
 from bezoar_ray.sources.mt_bench import Question
 from bezoar_ray.store import Store
@@ -79,7 +80,7 @@ def _judgment_row(judgment: Judgment) -> dict[str, Any]:
     return {
         "question_id": judgment.question_id,
         "model": judgment.model,
-        "judge": [judgment.judge, _kind("single", judgment.with_reference, judgment.turn)],
+        "judge": [judgment.judge, kind("single", judgment.with_reference, judgment.turn)],
         "user_prompt": judgment.user_prompt,
         "judgment": judgment.text,
         "score": judgment.score,
@@ -94,7 +95,7 @@ def _comparison_row(comparison: Comparison) -> dict[str, Any]:
         "question_id": comparison.question_id,
         "model_1": comparison.models[0],
         "model_2": comparison.models[1],
-        "judge": [comparison.judge, _kind("pair", comparison.with_reference, comparison.turn)],
+        "judge": [comparison.judge, kind("pair", comparison.with_reference, comparison.turn)],
         **{key: value for game, found in games for key, value in _game_fields(game, found, comparison).items()},
         "turn": comparison.turn,
         "tstamp": time.time(),
@@ -108,9 +109,3 @@ def _game_fields(name: str, game: Game, comparison: Comparison) -> dict[str, Any
         f"{name}_user_prompt": game.user_prompt,
         f"{name}_judgment": game.text,
     }
-
-
-def _kind(way: str, with_reference: bool, turn: int) -> str:
-    """What FastChat calls prompts of this kind; the words are ours."""
-    version = "v1" if way == "single" or with_reference else "v2"
-    return f"{way}{'-math' if with_reference else ''}-{version}{'-multi-turn' if turn > 1 else ''}"

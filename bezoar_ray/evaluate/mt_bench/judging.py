@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from bezoar_ray.evaluate.mt_bench.loop import Answer
-from bezoar_ray.evaluate.mt_bench.prompts import grade, read_grade
+from bezoar_ray.evaluate.mt_bench.prompts import OWN, JudgePrompts, read_grade
 from bezoar_ray.llm.chat import CallFailed, Chat, Messages
 from bezoar_ray.llm.verdicts import hear
 
@@ -27,13 +27,13 @@ class Judgment:
     with_reference: bool = False
 
 
-async def judge_turn(answer: Answer, turn: int, judge: str, chat: Chat) -> Judgment:
+async def judge_turn(answer: Answer, turn: int, judge: str, chat: Chat, prompts: JudgePrompts = OWN) -> Judgment:
     """Grade one turn, from 1; it is judged with the whole conversation before it."""
     question = answer.question
     if len(answer.turns) < turn:
         return Judgment(question.id, question.category, answer.model, judge, turn, None, "no answer to judge")
     references = question.references and question.references[:turn]
-    messages = grade(question.turns[:turn], answer.turns[:turn], references)
+    messages = prompts.grade(question.turns[:turn], answer.turns[:turn], references)
     score, text = await asked(messages, f"grade/{answer.model}/{turn}", chat, read_grade, "rating")
     prompt, guided = messages[-1]["content"], references is not None
     return Judgment(question.id, question.category, answer.model, judge, turn, score, text, prompt, guided)

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from bezoar_ray.evaluate.mt_bench.judging import asked
 from bezoar_ray.evaluate.mt_bench.loop import Answer
-from bezoar_ray.evaluate.mt_bench.prompts import TIE, compare, read_verdict
+from bezoar_ray.evaluate.mt_bench.prompts import OWN, TIE, JudgePrompts, read_verdict
 from bezoar_ray.llm.chat import Chat
 from bezoar_ray.llm.together import to_the_end
 
@@ -45,22 +45,24 @@ class Comparison:
         return {game.winner for game in self.games} == set(self.models)
 
 
-async def compare_turn(first: Answer, second: Answer, turn: int, judge: str, chat: Chat) -> Comparison:
+async def compare_turn(
+    first: Answer, second: Answer, turn: int, judge: str, chat: Chat, prompts: JudgePrompts = OWN
+) -> Comparison:
     """Both games of one turn, from 1."""
     question, models = first.question, (first.model, second.model)
     if min(len(first.turns), len(second.turns)) < turn:
         games = (Game(None, "no answer to judge"),) * 2
         return Comparison(question.id, question.category, models, judge, turn, games)
-    games = await to_the_end([_game(first, second, turn, chat), _game(second, first, turn, chat)])
+    games = await to_the_end([_game(*sides, turn, chat, prompts) for sides in ((first, second), (second, first))])
     words = tuple(len(answer.turns[turn - 1].split()) for answer in (first, second))
     guided = question.references is not None
     return Comparison(question.id, question.category, models, judge, turn, tuple(games), words, guided)
 
 
-async def _game(first: Answer, second: Answer, turn: int, chat: Chat) -> Game:
+async def _game(first: Answer, second: Answer, turn: int, chat: Chat, prompts: JudgePrompts) -> Game:
     question = first.question
     references = question.references and question.references[:turn]
-    messages = compare(question.turns[:turn], first.turns[:turn], second.turns[:turn], references)
+    messages = prompts.compare(question.turns[:turn], first.turns[:turn], second.turns[:turn], references)
     verdict, text = await asked(messages, f"compare/{first.model}/{second.model}/{turn}", chat, read_verdict, "verdict")
     names = {"first": first.model, "second": second.model, TIE: TIE, None: None}
     return Game(names[verdict], text, messages[-1]["content"])

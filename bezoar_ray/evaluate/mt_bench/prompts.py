@@ -1,7 +1,8 @@
 """What MT-Bench's judge is asked (arXiv 2306.05685, figures 5 to 10, in our own words), and how its reply is read."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 from bezoar_ray.llm.chat import Messages
 from bezoar_ray.llm.verdicts import as_data
@@ -49,6 +50,33 @@ def grade(questions: Texts, answers: Texts, references: Texts | None = None) -> 
 def compare(questions: Texts, first: Texts, second: Texts, references: Texts | None = None) -> Messages:
     """Ask which of two conversations has the better last answer."""
     return _asked(_COMPARE, questions, {"answer_a": first, "answer_b": second}, references)
+
+
+@dataclass(frozen=True)
+class JudgePrompts:
+    """The words in which judges are asked, and whose words they are."""
+
+    grade: Callable[[Texts, Texts, Texts | None], Messages]
+    """As `grade` below."""
+    compare: Callable[[Texts, Texts, Texts, Texts | None], Messages]
+    """As `compare` below."""
+    whose: str
+    """For the report, as in "bezoar_ray's own"."""
+
+
+OWN = JudgePrompts(grade, compare, "bezoar_ray's own")
+
+
+def kind(way: str, with_reference: bool, turn: int) -> str:
+    """FastChat's name for the prompt of one turn.
+
+    Args:
+        way: `single` or `pair`.
+        with_reference: whether the judge sees a reference answer.
+        turn: from 1.
+    """
+    version = "v1" if way == "single" or with_reference else "v2"
+    return f"{way}{'-math' if with_reference else ''}-{version}{'-multi-turn' if turn > 1 else ''}"
 
 
 def read_grade(reply: str) -> float | None:

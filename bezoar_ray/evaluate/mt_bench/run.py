@@ -5,15 +5,18 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import chain
+from pathlib import Path
 from typing import Any
 
 from bezoar_ray.errors import RecipeError
 from bezoar_ray.evaluate.endpoint import Endpoint
 from bezoar_ray.evaluate.mt_bench import files
 from bezoar_ray.evaluate.mt_bench.bias import bias
+from bezoar_ray.evaluate.mt_bench.fastchat import TURNS, load_prompts
 from bezoar_ray.evaluate.mt_bench.judging import Judgment, judge_turn
 from bezoar_ray.evaluate.mt_bench.loop import Answer, converse, room_of
 from bezoar_ray.evaluate.mt_bench.pairwise import Comparison, Game, compare_turn
+from bezoar_ray.evaluate.mt_bench.prompts import OWN, JudgePrompts
 from bezoar_ray.evaluate.mt_bench.scores import against, summarise
 from bezoar_ray.llm.client import Talker, open_talker
 from bezoar_ray.llm.limits import limits, shared_permits
@@ -37,6 +40,22 @@ class Bench:
     def questions(self) -> list[Question]:
         """The questions."""
         return load_questions(self.part)
+
+    @cached_property
+    def prompts(self) -> JudgePrompts:
+        """The words in which the judges are asked.
+
+        Raises:
+            RecipeError: the file is not one of FastChat's, or has no places for all turns of a question.
+        """
+        if self.part.prompts is None:
+            return OWN
+        if long := next((question for question in self.questions if len(question.turns) > TURNS), None):
+            raise RecipeError(
+                f"evaluate.mt_bench.prompts: FastChat's prompts have places for {TURNS} turns, and question "
+                f"{long.id!r} has {len(long.turns)}. Leave `prompts` out"
+            )
+        return load_prompts(Path(self.part.prompts))
 
     @cached_property
     def published(self) -> dict[str, dict[int | str, tuple[str, ...]]]:
@@ -92,7 +111,7 @@ async def mt_bench(
     Returns:
         `eval.mt_bench` of summary.json, and the files written.
     """
-    further = bench.elsewhere  # read before a call is paid for
+    further, _ = bench.elsewhere, bench.prompts  # read before a call is paid for
     root, parts = str(context.store.root), context.recipe.mt_bench_judges
     granted = shared_permits(root, parts, _JUDGE, limits(context.recipe))
     names = _names(parts)
@@ -168,7 +187,9 @@ class Trials:
         answer = await answered
         row, turns = _row(answer.question), range(1, len(answer.question.turns) + 1)
         found = await to_the_end(
-            judge_turn(answer, turn, name, judge.for_row(row)) for name, judge in self._judges.items() for turn in turns
+            judge_turn(answer, turn, name, judge.for_row(row), self._bench.prompts)
+            for name, judge in self._judges.items()
+            for turn in turns
         )
         self._step()
         return found
@@ -177,7 +198,7 @@ class Trials:
         one, other = await first, await second
         name, judge = next(iter(self._judges.items()))
         chat, turns = judge.for_row(_row(one.question)), range(1, len(one.question.turns) + 1)
-        found = await to_the_end(compare_turn(one, other, turn, name, chat) for turn in turns)
+        found = await to_the_end(compare_turn(one, other, turn, name, chat, self._bench.prompts) for turn in turns)
         self._step()
         return found
 
@@ -199,11 +220,15 @@ def _scores(
 
     first = [judgment for judgment in judgments if judgment.judge == judge]
     others = [judgment for judgment in judgments if judgment.judge != judge] + grades
+    skipped = set(map(str, bench.part.references_skip))
     base, scores = of("base", first), {}
     for name in bench.models:
         mine, games = of(name, first), [game for game in comparisons if name in game.models]
         theirs = [game for game in verdicts if name in game.models]
         scores[name] = summarise(mine, None if name == "base" else base)
         shown = bias(mine, of(name, others), games, theirs)
-        scores[name] |= {"judge": judge, "pairwise": against(name, games), "bias": shown}
+        asked = {"judge": judge, "prompts": bench.prompts.whose}
+        scores[name] |= asked | {"pairwise": against(name, games), "bias": shown}
+        if skipped:
+            scores[name]["without_skipped"] = summarise([one for one in mine if str(one.question_id) not in skipped])
     return scores
