@@ -22,7 +22,7 @@ def asked(name: str) -> str:
 
 
 def test_they_are_packaged():
-    assert recipe_names() == ["api-teacher", "modern", "one-gpu", "openbezoar-3b", "tiny"]
+    assert recipe_names() == ["api-teacher", "modern", "one-gpu", "openbezoar-3b", "smol", "tiny"]
 
 
 @pytest.mark.parametrize("card", ["L4", "A10G", "RTX4090", "RTX3090"])

@@ -34,7 +34,7 @@ def compare(runs: list[tuple[str, Recipe, Store]]) -> Comparison:
         "served": _lines(contents, lambda content: content.served),
         "harness mean": _lines(contents, _harness),
         "harness, in no mean": _lines(contents, _harness_others),
-        "MT-Bench, 95 %": _lines(contents, _mt_bench),
+        f"{_bench_name(contents)}, 95 %": _lines(contents, _mt_bench),
         "dollars": _lines(contents, lambda content: {
             role: f"{part['usd']:,.2f}" for role, part in content.calls.items()
         }),
@@ -113,6 +113,12 @@ def _harness_others(content: Content) -> dict[str, str]:
         for row in content.harness.others
         for name, score in row.scores.items()
     }
+
+
+def _bench_name(contents: Sequence[Content]) -> str:
+    """What the graded questions are called; a plain word where runs were asked different ones."""
+    names = {content.bench_name for content in contents if content.mt_bench}
+    return names.pop() if len(names) == 1 else "graded answers"
 
 
 def _mt_bench(content: Content) -> dict[str, str]:

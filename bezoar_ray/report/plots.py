@@ -128,7 +128,7 @@ def radar(mt_bench: dict[str, Any]) -> str | None:
         axes.spines["polar"].set_visible(False)
         figure.legend(loc="outside lower center", ncols=4)
 
-    return _figure("MT-Bench by category", (5.2, 4.6), draw)
+    return _figure("Grades by category", (5.2, 4.6), draw)
 
 
 def ranked(title: str, values: dict[str, float], intervals: dict[str, list[float] | None]) -> str:

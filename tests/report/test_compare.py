@@ -1,5 +1,6 @@
 """What a user sees of runs side by side."""
 
+import orjson
 import pytest
 
 from bezoar_ray.cli import main
@@ -46,6 +47,21 @@ def test_results_stand_side_by_side_and_what_is_missing_is_a_dash(runs):
     assert dict(results["dollars"])["teacher"] == ["1.25", "1.25"]
     assert dict(results["MT-Bench, 95 %"])["dpo"][0] == "5.00 (4.50 to 5.50; flips 13 %; longer wins 68 %)"
     assert dict(results["served"])["dpo"] == ["joined", "joined"]
+
+
+@pytest.mark.parametrize(
+    ("ids", "name"),
+    [
+        ([range(81, 161)] * 2, "MT-Bench"),
+        ([range(1, 4)] * 2, "embedded questions (3, in MT-Bench's form)"),
+        ([range(81, 161), range(1, 4)], "graded answers"),
+    ],
+)
+def test_grades_stand_under_the_name_of_their_questions(runs, ids, name):
+    for asked, (_, _, store) in zip(ids, runs, strict=True):
+        lines = b"".join(orjson.dumps({"question_id": id}) + b"\n" for id in asked)
+        store.replace("eval/mt_bench/question.jsonl", lines)
+    assert f"{name}, 95 %" in compare(runs).results
 
 
 def test_metrics_that_enter_no_mean_stand_side_by_side_with_their_direction(runs):
