@@ -146,15 +146,15 @@ def score(settings: dict[str, Any], name: str, task: HarnessTask, endpoint: Endp
     from lm_eval import simple_evaluate
     from lm_eval.utils import handle_non_serializable
 
+    from bezoar_ray.evaluate.completions import Completions
+
     try:
         result = simple_evaluate(
-            model="local-completions",
-            model_args=_model_arguments(settings, name, endpoint),
+            model=Completions(**_model_arguments(settings, name, endpoint)),
             tasks=[task.task],
             num_fewshot=task.num_fewshot,
             limit=task.limit,
             apply_chat_template=settings["chat"],
-            batch_size=_PROMPTS_PER_REQUEST,
             task_manager=manager,
             log_samples=False,
         )
@@ -198,6 +198,7 @@ def _model_arguments(settings: dict[str, Any], name: str, endpoint: Endpoint) ->
         "add_bos_token": not settings["chat"] and _begins_with_bos(endpoint.tokenizer),
         "max_length": endpoint.context,
         "num_concurrent": settings["concurrency"],
+        "batch_size": _PROMPTS_PER_REQUEST,
     }
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from bezoar_ray.gpus import ENGINE_SHARE
 from bezoar_ray.llm.chat import Messages, ModelDied, PromptTooLong, Reply, Sampling
+from bezoar_ray.llm.chat_tokens import chat_tokens
 from bezoar_ray.llm.fate import bind_children
 from bezoar_ray.llm.models import identity, model_path
 from bezoar_ray.llm.reasoning import MARKS
@@ -94,9 +95,10 @@ class VllmEngine:
         # Off the event loop, which keeps hundreds of calls going. One thread, as a tokenizer serves one at a time.
         self._tokenizing = ThreadPoolExecutor(1, "tokenizer")
         self._context = self._engine.model_config.max_model_len
-        specials = [token.content for token in self._tokenizer.added_tokens_decoder.values() if token.special]
-        self._marked = any(mark in specials for mark in MARKS)
-        self._removed = [token for token in specials if token not in MARKS]
+        added = self._tokenizer.added_tokens_decoder.items()
+        specials = {number: token.content for number, token in added if token.special}
+        self._marked = not MARKS.isdisjoint(specials.values())
+        self._removed = {number for number, token in specials.items() if token not in MARKS}
 
     async def complete(self, messages: Messages, sampling: Sampling) -> Reply:
         """One answer. A prompt that leaves no room for one fails this call alone."""
@@ -126,15 +128,14 @@ class VllmEngine:
         return Reply(text, answer.finish_reason or "stop", len(ids), len(answer.token_ids))
 
     def _encode(self, messages: Messages) -> list[int]:
-        return self._tokenizer.apply_chat_template(
-            messages, chat_template=self._template, add_generation_prompt=True, tokenize=True, return_dict=False
-        )
+        options = {"chat_template": self._template, "add_generation_prompt": True}
+        return chat_tokens(self._tokenizer, messages, **options)["input_ids"]
 
     def _text(self, answer: Any) -> str:
         said = answer.token_ids[:-1] if answer.finish_reason == "stop" else answer.token_ids  # without its end
+        if self._marked:  # what marks reasoning stays, so that it can be told apart
+            said = [token for token in said if token not in self._removed]
         text = self._tokenizer.decode(said, skip_special_tokens=not self._marked, clean_up_tokenization_spaces=False)
-        for token in self._removed if self._marked else ():  # what marks reasoning stays, so that it can be told apart
-            text = text.replace(token, "")
         return text.strip()
 
     async def close(self) -> None:

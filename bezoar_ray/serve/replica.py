@@ -8,6 +8,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+from bezoar_ray.llm.chat_tokens import guard
 from bezoar_ray.logs import redirect
 from bezoar_ray.metrics import hold_gpus
 from bezoar_ray.recipe import Recipe, Serve
@@ -147,6 +148,7 @@ async def _openai_app(arguments: list[str]) -> AsyncIterator[Any]:
         usage_context=UsageContext.OPENAI_API_SERVER,
         stat_loggers=[RayPrometheusStatLogger],
     )
+    guard(found.renderer.tokenizer)
     try:
         tasks = await found.get_supported_tasks()
         inner = build_app(args, tasks, found.model_config)

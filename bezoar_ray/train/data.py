@@ -3,6 +3,7 @@
 from os.path import commonprefix
 from typing import Any
 
+from bezoar_ray.llm.chat_tokens import chat_tokens
 from bezoar_ray.rows import Pair, Sample
 
 IGNORED = -100  # torch's label for "not in the loss"
@@ -49,7 +50,7 @@ def conversation(sample: Sample) -> list[dict[str, str]]:
 
 def encode(tokenizer: Any, messages: list[dict[str, str]]) -> Tokens:
     """`input_ids` and `labels` of one conversation; labels are ignored outside the template's generation marks."""
-    coded = tokenizer.apply_chat_template(messages, return_dict=True, return_assistant_tokens_mask=True)
+    coded = chat_tokens(tokenizer, messages, return_assistant_tokens_mask=True)
     ids, marks = coded["input_ids"], coded["assistant_masks"]
     return {"input_ids": ids, "labels": [i if mark else IGNORED for i, mark in zip(ids, marks, strict=True)]}
 

@@ -1,5 +1,7 @@
 """lm-eval through our endpoint and through its own `hf` backend, on the same weights, after two examples."""
 
+from typing import Any
+
 import pytest
 
 from bezoar_ray.evaluate import harness
@@ -17,6 +19,8 @@ def both(family, tiny_world, tmp_path_factory) -> tuple[dict, dict]:
     """What lm-eval says of `sft` through the endpoint, and through transformers."""
     from transformers import AutoTokenizer
 
+    from bezoar_ray.evaluate.completions import Completions
+
     store = Store(tmp_path_factory.mktemp("merged"))
     write_merged(store, tiny_world, "sft", family.store)
     merged = str(store.path("checkpoints/sft/merged"))
@@ -27,13 +31,13 @@ def both(family, tiny_world, tmp_path_factory) -> tuple[dict, dict]:
 def measured_both_ways(endpoint: Endpoint, store: Store, name: str, folder: str) -> tuple[dict, dict]:
     """lm-eval's results of a checkpoint through the endpoint, and of the same weights in a folder through `hf`."""
     settings = harness._settings(load_recipe("tiny").evaluate.harness, store)
-    ours = evaluated(settings, "local-completions", harness._model_arguments(settings, name, endpoint))
+    ours = evaluated(settings, Completions(**harness._model_arguments(settings, name, endpoint)))
     bos = harness._begins_with_bos(folder)
     theirs = {"pretrained": folder, "dtype": "float32", "device": "cpu", "add_bos_token": bos, "max_length": 2048}
     return ours, evaluated(settings, "hf", theirs)
 
 
-def evaluated(settings: dict, model: str, arguments: dict) -> dict:
+def evaluated(settings: dict, model: Any, arguments: dict | None = None) -> dict:
     from lm_eval import simple_evaluate
     from lm_eval.tasks import TaskManager
 

@@ -25,17 +25,19 @@ def test_the_engine_answers_keeps_to_a_schema_and_fails_a_prompt_that_is_too_lon
                 engine.complete(ask("Name a bird."), Sampling(0.0, 1.0, 5)),
                 engine.complete(ask("Rate this row."), Sampling(1.0, 1.0, 400, VERDICT)),
                 engine.complete(ask("word " * 5000), Sampling()),
+                engine.complete(ask("<s>old price</s>"), Sampling(0.0, 1.0, 5)),
                 return_exceptions=True,
             )
         finally:
             await engine.close()
 
-    short, verdict, long = asyncio.run(go())
+    short, verdict, long, spelt = asyncio.run(go())
     assert short.text and 0 < short.tokens_out <= 5 and short.finish_reason in ("stop", "length")
     if verdict.finish_reason == "stop":
         assert orjson.loads(verdict.text)["rating"] in (1, 2, 3, 4, 5)
     assert verdict.text.lstrip().startswith("{")
     assert isinstance(long, CallFailed) and "tokens in a context of" in str(long)
+    assert spelt.tokens_in > short.tokens_in + 5  # what spells control tokens is text, of several tokens each
 
 
 def test_on_a_cpu_an_engine_that_needs_one_process_gets_one():

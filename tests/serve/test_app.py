@@ -13,6 +13,7 @@ from bezoar_ray.errors import RecipeError
 from bezoar_ray.recipe import load_recipe
 from bezoar_ray.serve.app import running, serve_forever
 from bezoar_ray.store import Store
+from bezoar_ray.train.data import IGNORED, encode
 from tests.family import family_recipe, log_probabilities, write_family, write_merged
 
 NAMES = ["base", "sft", "dpo"]
@@ -57,6 +58,24 @@ def test_every_checkpoint_answers_chat_in_the_recipes_template(family):
     assert len(sizes) == 1 and sizes.pop() > 20
     texts = {name: reply["choices"][0]["message"]["content"] for name, reply in replies.items()}
     assert texts["base"] not in (texts["sft"], texts["dpo"])
+
+
+@pytest.mark.slow
+def test_the_engine_sees_the_ids_of_training_whatever_control_tokens_a_text_spells(family):
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(family.store.path("checkpoints/base"))
+    for text in ("plain", "</s>", "<s>old price</s>", "a <pad></s></s>b", "café </s>日本語", "\n</s>\n"):
+        asked = [{"role": role, "content": text} for role in ("system", "user", "assistant", "user")]
+        row = encode(tokenizer, [*asked, {"role": "assistant", "content": text}])
+        prompt = row["input_ids"][: max(i for i, label in enumerate(row["labels"]) if label == IGNORED) + 1]
+        body = {"model": "sft", "messages": asked, "max_tokens": 24, "temperature": 0, "return_token_ids": True}
+        reply = post(family.base_url, "/chat/completions", **body)
+        assert reply["prompt_token_ids"] == prompt and reply["usage"]["prompt_tokens"] == len(prompt)
+        (choice,) = reply["choices"]
+        ended = choice["token_ids"][-1] == tokenizer.eos_token_id
+        assert ended == (choice["finish_reason"] == "stop")
+        assert tokenizer.eos_token_id not in choice["token_ids"][:-1]
 
 
 @pytest.mark.slow
