@@ -25,6 +25,7 @@ from bezoar_ray.logs import event, keep_events, stderr_to
 from bezoar_ray.manifest import Done, fingerprint, forget, is_done, load, save
 from bezoar_ray.progress import Progress
 from bezoar_ray.recipe import ModelPart, Recipe
+from bezoar_ray.revisions import pinned
 from bezoar_ray.room import check_stages
 from bezoar_ray.stage import Context, Outcome
 from bezoar_ray.stats import as_percent
@@ -58,6 +59,7 @@ def run(recipe: Recipe, store: Store, stages: list[str], progress: Progress) -> 
     """
     _check_means(recipe, stages)
     with store.lock():
+        recipe = pinned(recipe, store, progress.say)
         _check_order(recipe, store, stages)
         _check_ahead(recipe, [stage for stage in stages if not _is_done(recipe, store, stage)], progress)
         return Run(recipe, store, progress).carry_out(stages)

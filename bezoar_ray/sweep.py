@@ -19,6 +19,7 @@ from bezoar_ray.progress import Progress
 from bezoar_ray.recipe import Recipe, load_recipe
 from bezoar_ray.report.compare import Comparison, as_page, as_text, compare
 from bezoar_ray.report.plots import ranked
+from bezoar_ray.revisions import pinned
 from bezoar_ray.run import STEPS, run
 from bezoar_ray.store import Store
 from bezoar_ray.train import heldout
@@ -157,6 +158,7 @@ def sweep(found: list[Trial], store: Store, progress: Progress) -> None:
     shared = [stage for stage in _STAGES if len({fingerprint(t.recipe, stage) for t in found}) == 1]
     if shared == _STAGES:
         raise RecipeError(f"--param: no stage up to {_LAST} reads it; all trials would be one")
+    found = [replace(trial, recipe=pinned(trial.recipe, store, progress.say)) for trial in found]
     run(found[0].recipe, store, shared, progress)
     with ray_session():
         failed = _tuned(found, store)
@@ -213,8 +215,9 @@ def _trainable() -> type:
             self._base, self._trial, self._seen = Store(root), trials[config["trial"]], -1
             share(self._base, self._trial)
             store = self._trial.store
-            recipe = store.here("sweep.yaml")
-            recipe.write_text(yaml.safe_dump(self._trial.recipe.model_dump(mode="json"), sort_keys=False))
+            recipe, tree = store.here("sweep.yaml"), self._trial.recipe.model_dump(mode="json")
+            recipe.write_text(yaml.safe_dump(tree, sort_keys=False))
+            store.replace("recipe.yaml", recipe.read_bytes())  # so that it keeps the sweep's names and commits
             command = [sys.executable, "-m", "bezoar_ray.cli", "run", str(recipe)]
             command += ["--run-dir", str(store.root), "--stages", ",".join(_STAGES)]
             with open(store.log("sweep.log"), "w") as log:

@@ -19,7 +19,7 @@ from bezoar_ray.recipe.part import (
     decisive,
 )  # fmt: skip
 
-_COMMIT = re.compile("[0-9a-f]{7,64}")
+COMMIT = re.compile("[0-9a-f]{7,64}")
 _BATCH_SHARE = 0.5  # of a live call's price, as OpenAI and those who copy its interface have it
 
 
@@ -36,7 +36,7 @@ class Weights(Part):
     """Which of a model's weights are loaded, and how far they are trusted."""
 
     revision: str | None = None
-    """Commit of a Hugging Face model; pinned, so that it stays the same model."""
+    """Commit of a Hugging Face model; a branch or tag becomes the commit that it stands for when a run begins."""
     trust_remote_code: bool = False
     """Run code that comes with the model. Only with a pinned revision."""
     pickled_weights: Annotated[bool, HOW] = False
@@ -44,7 +44,7 @@ class Weights(Part):
 
     @model_validator(mode="after")
     def _pinned_code(self) -> "Weights":
-        if self.trust_remote_code and not _COMMIT.fullmatch(self.revision or ""):
+        if self.trust_remote_code and not COMMIT.fullmatch(self.revision or ""):
             raise ValueError(
                 f"trust_remote_code of {self.model!r} needs `revision`: pin the commit whose code you read"
             )
@@ -172,7 +172,7 @@ class SourcePart(Part):
     source: Annotated[str, FILES]
     """`tiny`, `hub:<owner>/<name>[:<config>]`, or a path or glob of .jsonl, .jsonl.gz or .parquet files."""
     revision: str | None = None
-    """Commit of a hub data set."""
+    """Commit of a hub data set; a branch or tag becomes the commit that it stands for when a run begins."""
     split: str = "train"
     """Split of a hub data set."""
     license: str = "unknown"
