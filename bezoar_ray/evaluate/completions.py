@@ -1,4 +1,4 @@
-"""lm-eval's client of the endpoint, to which control tokens in a task's texts are text."""
+"""lm-eval's client of the endpoint under a chat template, which alone writes control tokens."""
 
 from typing import Any
 
@@ -7,9 +7,9 @@ from lm_eval.models.openai_completions import LocalCompletionsAPI
 from bezoar_ray.llm.chat_tokens import spelling_of
 
 
-class Completions(LocalCompletionsAPI):
-    """`local-completions`, whose prompts are spelt as `chat_tokens` has it: control tokens of the chat template by
-    their marks, so that all else in a prompt is text."""
+class ChatCompletions(LocalCompletionsAPI):
+    """`local-completions` with the control tokens of the chat template spelt by their marks in its prompts, so that
+    what a task's texts spell is text."""
 
     def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
         """The prompt of a conversation."""

@@ -146,11 +146,9 @@ def score(settings: dict[str, Any], name: str, task: HarnessTask, endpoint: Endp
     from lm_eval import simple_evaluate
     from lm_eval.utils import handle_non_serializable
 
-    from bezoar_ray.evaluate.completions import Completions
-
     try:
         result = simple_evaluate(
-            model=Completions(**_model_arguments(settings, name, endpoint)),
+            model=client(settings, name, endpoint),
             tasks=[task.task],
             num_fewshot=task.num_fewshot,
             limit=task.limit,
@@ -185,6 +183,16 @@ def _task_manager(include_path: str | None, offline: bool, log: str, **_: Any) -
     from lm_eval.tasks import TaskManager
 
     return TaskManager(include_path=include_path)
+
+
+def client(settings: dict[str, Any], name: str, endpoint: Endpoint) -> Any:
+    """What asks the endpoint for lm-eval. Without the chat template a task writes whole prompts, control tokens too."""
+    from lm_eval.models.openai_completions import LocalCompletionsAPI
+
+    from bezoar_ray.evaluate.completions import ChatCompletions
+
+    chosen = ChatCompletions if settings["chat"] else LocalCompletionsAPI
+    return chosen(**_model_arguments(settings, name, endpoint))
 
 
 def _model_arguments(settings: dict[str, Any], name: str, endpoint: Endpoint) -> dict[str, Any]:

@@ -3,11 +3,15 @@
 import json
 
 import pytest
+from transformers import AutoTokenizer
 
 from bezoar_ray.errors import RecipeError
+from bezoar_ray.evaluate import harness
+from bezoar_ray.evaluate.endpoint import Endpoint
 from bezoar_ray.evaluate.harness import Shelf, compact
-from bezoar_ray.recipe import Harness, HarnessTask
+from bezoar_ray.recipe import Harness, HarnessTask, load_recipe
 from bezoar_ray.store import Store
+from tests.train.test_tokenizer import byte_level
 
 RESULT = {
     "results": {
@@ -108,3 +112,17 @@ def test_a_result_is_found_again_for_the_same_weights_and_settings_only(tmp_path
     assert found(tmp_path, task_folder, limit=5) and found(tmp_path, task_folder)  # both are kept
     (task_folder / "t.yaml").write_text("task: t\nchanged: true")
     assert not found(tmp_path, task_folder)
+
+
+@pytest.mark.parametrize("chat", [True, False])
+def test_control_tokens_of_a_task_are_text_under_the_chat_template_alone(tmp_path, chat):
+    tokenizer = AutoTokenizer.from_pretrained(byte_level(tmp_path / "base", "PreTrainedTokenizerFast"))
+    tokenizer.chat_template = load_recipe("tiny").template
+    tokenizer.save_pretrained(tmp_path / "saved")
+    settings = {"chat": chat, "concurrency": 1}
+    client = harness.client(settings, "sft", Endpoint("http://127.0.0.1:9/v1", str(tmp_path / "saved"), 512))
+    prompt, answer = "<|begin|>Which?", " <|end|>"
+    prompt = client.apply_chat_template([{"role": "user", "content": prompt}]) if chat else prompt
+    ids = [*client._encode_pair(prompt, answer)[0], *client._encode_pair(prompt, answer)[1]]
+    assert [ids.count(number) for number in tokenizer.all_special_ids] == ([1, 0] if chat else [1, 1])
+    assert tokenizer.decode(ids).endswith("<|begin|>Which?\n\n### Response:\n <|end|>" if chat else "Which? <|end|>")

@@ -19,8 +19,6 @@ def both(family, tiny_world, tmp_path_factory) -> tuple[dict, dict]:
     """What lm-eval says of `sft` through the endpoint, and through transformers."""
     from transformers import AutoTokenizer
 
-    from bezoar_ray.evaluate.completions import Completions
-
     store = Store(tmp_path_factory.mktemp("merged"))
     write_merged(store, tiny_world, "sft", family.store)
     merged = str(store.path("checkpoints/sft/merged"))
@@ -31,7 +29,7 @@ def both(family, tiny_world, tmp_path_factory) -> tuple[dict, dict]:
 def measured_both_ways(endpoint: Endpoint, store: Store, name: str, folder: str) -> tuple[dict, dict]:
     """lm-eval's results of a checkpoint through the endpoint, and of the same weights in a folder through `hf`."""
     settings = harness._settings(load_recipe("tiny").evaluate.harness, store)
-    ours = evaluated(settings, Completions(**harness._model_arguments(settings, name, endpoint)))
+    ours = evaluated(settings, harness.client(settings, name, endpoint))
     bos = harness._begins_with_bos(folder)
     theirs = {"pretrained": folder, "dtype": "float32", "device": "cpu", "add_bos_token": bos, "max_length": 2048}
     return ours, evaluated(settings, "hf", theirs)

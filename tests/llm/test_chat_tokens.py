@@ -157,14 +157,14 @@ def test_between_the_templates_own_a_text_is_as_sentencepiece_has_it(openllama: 
 def test_training_serving_and_scoring_see_the_same_ids(tokenizer: Any, tmp_path: Path) -> None:
     from transformers import AutoTokenizer
 
-    from bezoar_ray.evaluate.completions import Completions
+    from bezoar_ray.evaluate.completions import ChatCompletions
     from bezoar_ray.evaluate.mt_bench.loop import room_of
 
     tokenizer.save_pretrained(tmp_path)
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "llama"}))
     served = AutoTokenizer.from_pretrained(tmp_path)
     guard(served)  # as vLLM's server asks it
-    scored = Completions(base_url="http://127.0.0.1:9/v1", model="sft", tokenizer=str(tmp_path),
+    scored = ChatCompletions(base_url="http://127.0.0.1:9/v1", model="sft", tokenizer=str(tmp_path),
                          tokenizer_backend="huggingface", tokenized_requests=True, add_bos_token=False)  # fmt: skip
     room = room_of(str(tmp_path), 10_000)
     for text in hostile(tokenizer):
@@ -180,16 +180,16 @@ def test_training_serving_and_scoring_see_the_same_ids(tokenizer: Any, tmp_path:
     assert plain == tokenizer.apply_chat_template(talk("plain")[:-1], **options)  # a text, which vLLM encodes
 
 
-def test_tasks_without_a_template_are_encoded_as_lm_eval_does(tokenizer: Any, tmp_path: Path) -> None:
+def test_prompts_without_control_tokens_are_encoded_as_lm_eval_does(tokenizer: Any, tmp_path: Path) -> None:
     from lm_eval.models.openai_completions import LocalCompletionsAPI
 
-    from bezoar_ray.evaluate.completions import Completions
+    from bezoar_ray.evaluate.completions import ChatCompletions
 
     tokenizer.save_pretrained(tmp_path)
     for bos in (True, False):
         arguments = {"base_url": "http://127.0.0.1:9/v1", "model": "sft", "tokenizer": str(tmp_path),
                      "tokenizer_backend": "huggingface", "add_bos_token": bos}  # fmt: skip
-        ours, theirs = Completions(**arguments), LocalCompletionsAPI(**arguments)
+        ours, theirs = ChatCompletions(**arguments), LocalCompletionsAPI(**arguments)
         asked = [text for text in ORDINARY if text.strip()]
         assert ours.tok_encode(asked) == theirs.tok_encode(asked)
         assert ours.tok_encode(asked[0], left_truncate_len=2) == theirs.tok_encode(asked[0], left_truncate_len=2)
