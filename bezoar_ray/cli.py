@@ -182,8 +182,11 @@ def _push(options: argparse.Namespace) -> None:
 
 
 def _tiny(options: argparse.Namespace) -> None:
+    from bezoar_ray.caches import unwritable, world_folder
     from bezoar_ray.tiny import world
 
+    for problem in () if world_folder().exists() else unwritable(embedded=True):
+        raise RecipeError(problem)
     print(world().base.parent)
 
 

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
+from bezoar_ray.caches import hub_cache, is_world_missing, unwritable, world_folder
 from bezoar_ray.errors import RecipeError
 from bezoar_ray.gpus import GPUS, USUAL, Gpu, kind_of
 from bezoar_ray.llm.engine import installed_vllm, is_cpu_build
@@ -18,7 +19,6 @@ from bezoar_ray.preflight import STAGES, Findings, check
 from bezoar_ray.recipe import ModelPart, Recipe, SourcePart, load_recipe, recipe_names
 from bezoar_ray.recipe.part import matches
 from bezoar_ray.room import asks_of
-from bezoar_ray.shapes import hub_cache
 
 _WHEELS = {("Linux", "x86_64"), ("Linux", "aarch64")}  # what the pinned CPU stack has wheels for
 _AT_ONCE = (("generate", "filter"), ("sft",), ("hh-sft",), ("dpo",), ("evaluate",))  # stages that run together
@@ -99,9 +99,7 @@ def _key_names() -> list[str]:
 
 
 def _tiny_world() -> str:
-    from bezoar_ray.tiny import cache, fingerprint
-
-    folder = cache() / f"tiny-{fingerprint()}"
+    folder = world_folder()
     return (
         f"built, in {folder}"
         if folder.exists()
@@ -123,7 +121,7 @@ def misses(recipe: Recipe, gpus: list[str]) -> list[str]:
     """A sentence for each thing that this machine lacks for a recipe."""
     files = [line for _, line in missing_files(recipe)]
     machine = [*_packages(), *_gpus(recipe, gpus), *_too_large(recipe, gpus)]
-    return list(dict.fromkeys([*machine, *_keys(recipe), *_hub(recipe), *files]))
+    return list(dict.fromkeys([*machine, *_keys(recipe), *_hub(recipe), *_caches(recipe), *files]))
 
 
 def _recipe_lines(recipe: Recipe, gpus: list[str], tried: Findings) -> list[str]:
@@ -211,6 +209,11 @@ def _hub(recipe: Recipe) -> Iterator[str]:
         blocked = " But HF_HUB_OFFLINE is set." if os.environ.get("HF_HUB_OFFLINE", "0") not in ("0", "") else ""
         listed = ", ".join(name.split("--", 1)[1] for name in absent)
         yield f"from the Hugging Face hub, at first use: {listed}.{blocked}"
+
+
+def _caches(recipe: Recipe) -> Iterator[str]:
+    """Those that the recipe would fill, and cannot."""
+    return unwritable(is_world_missing(recipe), hub=any(_hub(recipe)), datasets=recipe.evaluate.harness is not None)
 
 
 def _sources(recipe: Recipe) -> tuple[SourcePart, ...]:

@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from bezoar_ray import sources
+from bezoar_ray.caches import hub_cache, is_world_missing, unwritable
 from bezoar_ray.errors import BezoarError
 from bezoar_ray.recipe import Recipe, SourcePart
-from bezoar_ray.shapes import hub_cache
 
 STAGES = ("generate", "filter", "sft", "hh-sft", "dpo", "evaluate")
 """All that read something."""
@@ -79,6 +79,7 @@ def check(recipe: Recipe, stages: Iterable[str], offline: bool = False) -> Findi
     if "evaluate" in stages:
         _check_tasks(recipe, found)
         _check_questions(recipe, found)
+    _check_caches(recipe, stages, found)
     if not offline:
         _check_hub(recipe, stages, found)
     return found
@@ -276,7 +277,16 @@ def _check_questions(recipe: Recipe, found: Findings) -> None:
         )
 
 
-# The hub.
+# Caches and the hub.
+
+
+def _check_caches(recipe: Recipe, stages: set[str], found: Findings) -> None:
+    """Whether what is built, or comes from the hub, has a place; on a cluster, its nodes have caches of their own."""
+    if "RAY_ADDRESS" in os.environ:
+        return
+    asked = "evaluate" in stages or ("filter" in stages and recipe.filter.decontaminate)
+    hub = any(_from_hub(recipe, stages))
+    found.problems += unwritable(is_world_missing(recipe), hub, datasets=asked and recipe.evaluate.harness is not None)
 
 
 def _check_hub(recipe: Recipe, stages: set[str], found: Findings) -> None:

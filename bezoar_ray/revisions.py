@@ -5,9 +5,9 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from bezoar_ray.caches import hub_cache
 from bezoar_ray.recipe import Part, Recipe, SourcePart
 from bezoar_ray.recipe.models import COMMIT
-from bezoar_ray.shapes import hub_cache
 from bezoar_ray.store import Store
 
 FILE = "revisions.json"

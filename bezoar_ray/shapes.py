@@ -1,11 +1,12 @@
 """The shapes of models: their weights, and what a token takes of a cache."""
 
 import json
-import os
 import re
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
+
+from bezoar_ray.caches import hub_cache
 
 
 @dataclass(frozen=True)
@@ -107,12 +108,6 @@ def shape_of(model: str, billions: float = USUAL_BILLIONS) -> Shape:
         return _from_config(config) or _about(billions)
     name = model.lower().rpartition("/")[2]
     return next((known for key, known in _KNOWN.items() if key in name), None) or _about(billions)
-
-
-def hub_cache() -> Path:
-    """The folder of the Hugging Face hub's cache."""
-    home = os.environ.get("HF_HOME") or f"{os.environ.get('XDG_CACHE_HOME') or '~/.cache'}/huggingface"
-    return Path(os.environ.get("HF_HUB_CACHE") or f"{home}/hub").expanduser()
 
 
 def _config(model: str) -> dict[str, Any] | None:
