@@ -119,15 +119,20 @@ def models(recipe: Recipe) -> list[tuple[str, ModelPart]]:
 
 def misses(recipe: Recipe, gpus: list[str]) -> list[str]:
     """A sentence for each thing that this machine lacks for a recipe."""
+    return _misses(recipe, gpus, plans(recipe, gpus))
+
+
+def _misses(recipe: Recipe, gpus: list[str], planned: list[Plan]) -> list[str]:
     files = [line for _, line in missing_files(recipe)]
-    machine = [*_packages(), *_gpus(recipe, gpus), *_too_large(recipe, gpus)]
+    machine = [*_packages(), *_gpus(recipe, gpus), *_too_large(planned, gpus)]
     return list(dict.fromkeys([*machine, *_keys(recipe), *_hub(recipe), *_caches(recipe), *files]))
 
 
 def _recipe_lines(recipe: Recipe, gpus: list[str], tried: Findings) -> list[str]:
-    found = list(dict.fromkeys([*misses(recipe, gpus), *tried.problems]))
+    planned = plans(recipe, gpus)
+    found = list(dict.fromkeys([*_misses(recipe, gpus, planned), *tried.problems]))
     lines = [f"  {recipe.name}: {'misses' if found else 'can run'}", *(f"    - {line}" for line in found)]
-    for plan_here in plans(recipe, gpus)[:1]:
+    for plan_here in planned[:1]:
         lines += [f"    {need.stage:<9} {need}" for need in plan_here.needs if need.fits]
         lines += [f"    GPU hours: {hours}" for hours in _hours(plan_here)]
     lines += [f"    note: {note}" for note in tried.notes]
@@ -158,11 +163,10 @@ def _hours(found: Plan) -> Iterator[str]:
         yield ", ".join(f"{stage} {time:.1f}" for stage, time in hours.items() if time)
 
 
-def _too_large(recipe: Recipe, gpus: list[str]) -> Iterator[str]:
+def _too_large(planned: list[Plan], gpus: list[str]) -> Iterator[str]:
     """What does not fit on the largest card, and the smaller ones on which Ray may start what does."""
-    found = plans(recipe, gpus)
-    too_large = [[need for need in of_card.needs if not need.fits] for of_card in found]
-    for need in too_large[0] if found else ():
+    too_large = [[need for need in of_card.needs if not need.fits] for of_card in planned]
+    for need in too_large[0] if planned else ():
         yield f"GPU memory: {need.stage}: {need}"
     for needs in too_large[1:]:
         if needs and not too_large[0]:

@@ -181,14 +181,16 @@ def _check_base(recipe: Recipe, stages: set[str], found: Findings) -> None:
     base = recipe.base
     if base.model == "tiny-base":
         return
-    if _tokenizer(base.model, base.revision, base.trust_remote_code) is None:
-        found.unchecked.append(f"base {base.model}: its tokenizer, which is not on this machine")
-        return
     from bezoar_ray.train.data import IGNORED, encode
     from bezoar_ray.train.tokenizer import load_tokenizer
 
-    tokenizer = found.attempt(lambda: load_tokenizer(recipe))
-    if tokenizer is None:
+    try:
+        tokenizer = load_tokenizer(recipe, local_files_only=True)
+    except BezoarError as error:
+        found.problems.append(str(error))
+        return
+    except Exception:  # of a file that is missing transformers says so in many ways
+        found.unchecked.append(f"base {base.model}: its tokenizer, which is not on this machine")
         return
     messages = [*([_SYSTEM] if "sft" in stages and recipe.generate.orca else []), *_TALK]
     try:

@@ -104,6 +104,16 @@ def test_what_the_gpus_that_are_there_are_too_small_for_is_missed(bare):
     assert any("fits" in line for line in mystery) and not any("GPU hours" in line for line in mystery)
 
 
+def test_a_recipe_is_planned_once_for_each_kind_of_card(bare, monkeypatch):
+    planned = []
+    monkeypatch.setattr(
+        doctor, "plan", lambda recipe, gpu, _real=doctor.plan: planned.append(gpu) or _real(recipe, gpu=gpu)
+    )
+    cards = ["NVIDIA L4, 23034 MiB", "NVIDIA H100 80GB HBM3, 81559 MiB"]
+    doctor._recipe_lines(load_recipe("modern"), cards, Findings())
+    assert [gpu.kind for gpu in planned] == ["H100", "L4"]
+
+
 @pytest.mark.parametrize(
     ("sets", "said"),
     [

@@ -218,3 +218,14 @@ def test_a_run_stops_on_it_before_anything_is_written(tmp_path):
     with pytest.raises(RecipeError, match=r"(?s)seeds\.dolly: none of .*\nseeds\.hh_rlhf: none of"):
         run(recipe, store, ["generate", "filter", "sft", "hh-sft"], Progress())
     assert not store.exists("summary.json") and not store.exists("ledger")
+
+
+def test_the_bases_tokenizer_is_loaded_once(tmp_path, monkeypatch):
+    from transformers import AutoTokenizer
+
+    loaded, real = [], AutoTokenizer.from_pretrained
+    monkeypatch.setattr(
+        AutoTokenizer, "from_pretrained", lambda *args, **said: loaded.append(args) or real(*args, **said)
+    )
+    folder = byte_level(tmp_path / "base", "PreTrainedTokenizerFast")
+    assert check(tiny(f"base.model={folder}"), ["sft"]).problems == [] and len(loaded) == 1

@@ -21,8 +21,10 @@ PROBES = (
 ROUND_TRIP = "The  price of 12 naïve cafés,\n\n\tin Ωμέγα and 日本語: 1,234.50 🙂!\nx = [1]\n"
 
 
-def load_tokenizer(recipe: Recipe) -> Any:
+def load_tokenizer(recipe: Recipe, local_files_only: bool = False) -> Any:
     """The base model's tokenizer with the recipe's chat template, ready for training and for saving.
+
+    With `local_files_only` nothing comes from the hub; transformers has many kinds of errors for a missing file.
 
     Raises:
         RecipeError: no end-of-sequence token, ids that differ from those of the model's own files, or a text that does
@@ -31,11 +33,11 @@ def load_tokenizer(recipe: Recipe) -> Any:
     from transformers import AutoTokenizer
 
     base, path = recipe.base, model_path(recipe.base.model)
-    hub = {"revision": base.revision, "trust_remote_code": base.trust_remote_code}
-    tokenizer = AutoTokenizer.from_pretrained(path, **hub)
-    if model_file := _sentencepiece_file(path, base.revision):
+    hub = {"revision": base.revision, "local_files_only": local_files_only}
+    tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=base.trust_remote_code, **hub)
+    if model_file := _sentencepiece_file(path, hub):
         tokenizer = agreeing(tokenizer, model_file)
-    elif json_file := _file(path, "tokenizer.json", base.revision):
+    elif json_file := _file(path, "tokenizer.json", hub):
         tokenizer = as_in_json(tokenizer, json_file)
     check_round_trip(tokenizer, base.model)
     if tokenizer.eos_token is None:
@@ -176,17 +178,17 @@ def _proto(model_file: str) -> Any:
     return proto
 
 
-def _sentencepiece_file(path: str, revision: str | None) -> str | None:
+def _sentencepiece_file(path: str, hub: dict[str, Any]) -> str | None:
     """The model file of a sentencepiece tokenizer; other formats share its name, and then it is not one."""
-    found = _file(path, "tokenizer.model", revision)
+    found = _file(path, "tokenizer.model", hub)
     return found if found and _is_sentencepiece(found) else None
 
 
-def _file(path: str, name: str, revision: str | None) -> str | None:
+def _file(path: str, name: str, hub: dict[str, Any]) -> str | None:
     """A file of a model's folder or repository, where it has one."""
     from transformers.utils import cached_file
 
-    return cached_file(path, name, revision=revision, _raise_exceptions_for_missing_entries=False)
+    return cached_file(path, name, _raise_exceptions_for_missing_entries=False, **hub)
 
 
 def _is_sentencepiece(path: str) -> bool:
