@@ -1,5 +1,6 @@
 """A run keeps the commits that branches stood for when it began."""
 
+import contextlib
 import json
 import threading
 from collections.abc import Iterator
@@ -10,6 +11,7 @@ import pytest
 import yaml
 
 from bezoar_ray import run as run_module
+from bezoar_ray import sweep as sweep_module
 from bezoar_ray.progress import Progress
 from bezoar_ray.recipe import Recipe, load_recipe
 from bezoar_ray.revisions import FILE, pinned
@@ -132,6 +134,20 @@ def test_a_first_command_that_is_refused_decides_nothing(hub, tmp_path):
     assert pinned(recipe, store, said.append) == recipe and len(said) == 1
     hub.set("models/org/base", "main", OLD)
     assert pinned(recipe, store, said.append).base.revision == OLD and len(said) == 1
+
+
+def test_all_trials_of_a_sweep_have_the_commit_that_it_began_with(hub, tmp_path, monkeypatch):
+    trained = []
+    monkeypatch.setattr(sweep_module, "run", lambda recipe, *_: trained.append(recipe))
+    monkeypatch.setattr(sweep_module, "ray_session", contextlib.nullcontext)
+    monkeypatch.setattr(sweep_module, "_tuned", lambda found, _: trained.extend(trial.recipe for trial in found))
+    hub.set("models/org/base", "main", OLD)
+    store = Store(tmp_path / "run")
+    for _ in range(2):
+        found = sweep_module.trials("tiny", ["base.model=org/base"], ["align.beta=0.1,0.5"], store)
+        sweep_module.sweep(found, store, Progress())
+        hub.set("models/org/base", "main", NEW)
+    assert [recipe.base.revision for recipe in trained] == [OLD] * 6
 
 
 EVERYWHERE = [

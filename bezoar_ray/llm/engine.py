@@ -91,14 +91,17 @@ class VllmEngine:
         )
         # Batches as large as those of vLLM's offline class: its default for others is 128 sequences, even on an H100.
         self._engine = AsyncLLM.from_engine_args(arguments, usage_context=UsageContext.LLM_CLASS)
-        self._tokenizer = self._engine.get_tokenizer()
+        self._read(self._engine.get_tokenizer())
         # Off the event loop, which keeps hundreds of calls going. One thread, as a tokenizer serves one at a time.
         self._tokenizing = ThreadPoolExecutor(1, "tokenizer")
         self._context = self._engine.model_config.max_model_len
-        added = self._tokenizer.added_tokens_decoder.items()
-        specials = {number: token.content for number, token in added if token.special}
+
+    def _read(self, tokenizer: Any) -> None:
+        """Know the tokenizer, and which of its control tokens are no part of an answer."""
+        self._tokenizer = tokenizer
+        specials = {id: token.content for id, token in tokenizer.added_tokens_decoder.items() if token.special}
         self._marked = not MARKS.isdisjoint(specials.values())
-        self._removed = {number for number, token in specials.items() if token not in MARKS}
+        self._removed = {id for id, token in specials.items() if token not in MARKS}
 
     async def complete(self, messages: Messages, sampling: Sampling) -> Reply:
         """One answer. A prompt that leaves no room for one fails this call alone."""

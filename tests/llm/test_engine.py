@@ -1,6 +1,7 @@
 """The real engine: vLLM on this machine with the tiny teacher, started once."""
 
 import asyncio
+from types import SimpleNamespace
 
 import orjson
 import pytest
@@ -45,3 +46,23 @@ def test_on_a_cpu_an_engine_that_needs_one_process_gets_one():
     assert alone["max_model_len"] == 512 and alone["distributed_executor_backend"].endswith("UniProcExecutor")
     assert "distributed_executor_backend" not in on_cpu({"tensor_parallel_size": 2})
     assert on_cpu({"distributed_executor_backend": "mp"})["distributed_executor_backend"] == "mp"
+
+
+@pytest.mark.parametrize("marks", [("<think>", "</think>"), ("<a>", "<b>")])
+def test_what_an_answer_spells_stays_and_its_control_tokens_go(marks):
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    backend = Tokenizer(models.BPE({letter: number for number, letter in enumerate(alphabet)}, []))
+    backend.pre_tokenizer, backend.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, bos_token="<s>", eos_token="</s>")
+    tokenizer.add_special_tokens({"additional_special_tokens": list(marks)})
+    said = tokenizer(f"{marks[0]}hm{marks[1]}<s>a", add_special_tokens=False).input_ids
+    said += tokenizer("<s>old</s>", add_special_tokens=False, split_special_tokens=True).input_ids
+    engine = object.__new__(VllmEngine)
+    engine._read(tokenizer)
+    reasoning = "".join((marks[0], "hm", marks[1])) if "think" in marks[0] else "hm"
+    for finish, ids in (("length", said), ("stop", [*said, tokenizer.eos_token_id])):
+        answer = SimpleNamespace(token_ids=ids, finish_reason=finish)
+        assert engine._text(answer) == f"{reasoning}a<s>old</s>"
