@@ -31,7 +31,6 @@ class Branch:
         from huggingface_hub import HfApi
 
         api = HfApi(endpoint=os.environ.get("HF_ENDPOINT"))
-
         try:
             found = api.repo_info(self.repository, repo_type=self.kind, revision=self.name, timeout=_SECONDS).sha
         except Exception:  # the client's errors have no common class

@@ -82,10 +82,17 @@ def chat_tokens(tokenizer: Any, messages: list[dict[str, str]], **options: Any) 
     return _apart(tokenizer, messages, options) or tokenizer.apply_chat_template(messages, return_dict=True, **options)
 
 
+def chat_ids(tokenizer: Any, messages: list[dict[str, str]], **options: Any) -> list[int]:
+    """As `chat_tokens`, for tokenizers that know nothing but ids, too, as those of mistral_common."""
+    if found := _apart(tokenizer, messages, options):
+        return found["input_ids"]
+    return tokenizer.apply_chat_template(messages, tokenize=True, return_dict=False, **options)
+
+
 def _apart(tokenizer: Any, messages: Any, options: dict[str, Any]) -> dict[str, list[int]] | None:
     """None where no text spells a control token, or the tokenizer is slow or renders in its own way."""
-    chosen = options.get("chat_template") or tokenizer.chat_template
-    if not (chosen and getattr(tokenizer, "is_fast", False)):
+    chosen = options.get("chat_template") or getattr(tokenizer, "chat_template", None)
+    if not (chosen and getattr(tokenizer, "backend_tokenizer", None)):
         return None
     from transformers.utils.chat_template_utils import render_jinja_template
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from bezoar_ray.gpus import ENGINE_SHARE
 from bezoar_ray.llm.chat import Messages, ModelDied, PromptTooLong, Reply, Sampling
-from bezoar_ray.llm.chat_tokens import chat_tokens
+from bezoar_ray.llm.chat_tokens import chat_ids
 from bezoar_ray.llm.fate import bind_children
 from bezoar_ray.llm.models import identity, model_path
 from bezoar_ray.llm.reasoning import MARKS
@@ -131,8 +131,7 @@ class VllmEngine:
         return Reply(text, answer.finish_reason or "stop", len(ids), len(answer.token_ids))
 
     def _encode(self, messages: Messages) -> list[int]:
-        options = {"chat_template": self._template, "add_generation_prompt": True}
-        return chat_tokens(self._tokenizer, messages, **options)["input_ids"]
+        return chat_ids(self._tokenizer, messages, chat_template=self._template, add_generation_prompt=True)
 
     def _text(self, answer: Any) -> str:
         said = answer.token_ids[:-1] if answer.finish_reason == "stop" else answer.token_ids  # without its end

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from bezoar_ray.llm.chat_tokens import chat_tokens, guard, spelling_of
+from bezoar_ray.llm.chat_tokens import chat_ids, chat_tokens, guard, spelling_of
 from bezoar_ray.recipe import load_recipe
 from bezoar_ray.rows import Sample
 from bezoar_ray.sources import read_pairs
@@ -222,6 +222,16 @@ def test_a_template_may_put_control_tokens_together(tmp_path: Path) -> None:
     ids = chat_tokens(ours, asked, chat_template=template, tools=[{"name": "<|end|>"}])["input_ids"]
     assert [number for number in ids if number in ours.all_special_ids] == [0, 1]
     assert ours.decode(ids) == '<|begin|><|end|>\n<|end|><|begin|>\n[{"name": "<|end|>"}]'
+
+
+def test_a_tokenizer_that_is_none_of_transformers_is_asked_as_it_knows():
+    class Ids:
+        """As vLLM's of mistral_common."""
+
+        def apply_chat_template(self, messages: Any, tools: Any = None, **options: Any) -> list[int]:
+            return [len(messages[0]["content"])]
+
+    assert chat_ids(Ids(), [{"role": "user", "content": "</s>"}], add_generation_prompt=True) == [4]
 
 
 def test_a_template_that_is_not_there_is_named_as_before(tmp_path: Path) -> None:

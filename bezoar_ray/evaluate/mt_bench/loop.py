@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from bezoar_ray.llm.chat import CallFailed, Chat, Messages, Sampling
-from bezoar_ray.llm.chat_tokens import chat_tokens
+from bezoar_ray.llm.chat_tokens import chat_ids
 from bezoar_ray.recipe import MtBench
 from bezoar_ray.sources.mt_bench import Question
 
@@ -45,6 +45,6 @@ def room_of(tokenizer_folder: str, context: int) -> Room:
     tokenizer = AutoTokenizer.from_pretrained(tokenizer_folder)
 
     def room(messages: Messages) -> int:
-        return max(1, context - len(chat_tokens(tokenizer, messages, add_generation_prompt=True)["input_ids"]))
+        return max(1, context - len(chat_ids(tokenizer, messages, add_generation_prompt=True)))
 
     return room
