@@ -6,6 +6,7 @@ from pathlib import Path
 
 from bezoar_ray.errors import BezoarError, RecipeError
 from bezoar_ray.recipe import CHECKPOINTS, Recipe
+from bezoar_ray.samples import sample_files
 from bezoar_ray.store import Store
 
 PARTS = (*CHECKPOINTS[1:], "dataset")
@@ -65,7 +66,7 @@ def push(found: list[Upload], private: bool) -> None:
 def _uploads(recipe: Recipe, store: Store, repository: str, part: str) -> Iterator[Upload]:
     if part == "dataset":
         files = {f"{scheme}/{Path(name).name}": store.path(name) for scheme in recipe.schemes
-                 for name in store.list(f"data/{scheme}/accepted", ".parquet")}  # fmt: skip
+                 for name in sample_files(store, scheme, "accepted")}  # fmt: skip
         if files:
             yield Upload(repository, "dataset", files | _card(store, part))
         return

@@ -11,11 +11,34 @@ from types import TracebackType
 import orjson
 import pyarrow.parquet as pq
 
+from bezoar_ray.errors import BezoarError
 from bezoar_ray.progress import Progress
 from bezoar_ray.rows import Sample, sample_schema, sample_table
 from bezoar_ray.store import Store
 
 ROWS_PER_FILE = 10_000
+
+
+def sample_files(store: Store, scheme: str, status: str) -> list[str]:
+    """The files of one scheme and status that count: those that their stage's manifest lists.
+
+    All Parquet files of the folder count where the stage has no manifest, because it failed, or one that lists no file.
+
+    Raises:
+        BezoarError: one that it lists is missing.
+    """
+    folder, stage = f"data/{scheme}/{status}", "generate" if status == "generated" else "filter"
+    there = store.list(folder, ".parquet")
+    listed = (store.read_json(f"manifests/{stage}.json") or {}).get("files")
+    if not listed:
+        return there
+    counted = sorted(name for name in listed if name.startswith(f"{folder}/"))
+    if missing := sorted(set(counted) - set(there)):
+        raise BezoarError(
+            f"{store.root}/{missing[0]} is missing, although manifests/{stage}.json lists it. Put it back, or let "
+            f"`bezoar run` make it again: it redoes the stage {stage}, and those after it"
+        )
+    return counted
 
 
 def read_samples(store: Store, scheme: str, status: str) -> list[Sample]:
@@ -25,15 +48,14 @@ def read_samples(store: Store, scheme: str, status: str) -> list[Sample]:
 
 def iter_samples(store: Store, scheme: str, status: str) -> Iterator[Sample]:
     """The same, a file at a time in memory."""
-    for name in store.list(f"data/{scheme}/{status}", ".parquet"):
+    for name in sample_files(store, scheme, status):
         for row in pq.read_table(store.open(name), schema=sample_schema()).to_pylist():
             yield Sample.from_row(row)
 
 
 def count_samples(store: Store, scheme: str, status: str) -> int:
     """How many samples there are of one scheme and status."""
-    names = store.list(f"data/{scheme}/{status}", ".parquet")
-    return sum(pq.read_metadata(store.open(name)).num_rows for name in names)
+    return sum(pq.read_metadata(store.open(name)).num_rows for name in sample_files(store, scheme, status))
 
 
 class SampleFiles:

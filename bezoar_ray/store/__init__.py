@@ -6,7 +6,7 @@ knows neither rename nor append: all that is written there is whole objects.
 
 import contextlib
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from io import BytesIO
 from pathlib import Path, PurePath
 from typing import Any
@@ -124,8 +124,9 @@ class Store:
         self.replace(name, orjson.dumps(value, option=orjson.OPT_INDENT_2 | orjson.OPT_NON_STR_KEYS))
 
     def read_table(self, prefix: str, schema: pa.Schema) -> pa.Table:
-        """All Parquet files below a folder as one table, in the order of their names; empty where there are none."""
-        tables = [pq.read_table(BytesIO(self.read(name)), schema=schema) for name in self.list(prefix, ".parquet")]
+        """A Parquet file as a table, or all below a folder, in the order of their names; empty where there are none."""
+        names = [prefix] if prefix.endswith(".parquet") else self.list(prefix, ".parquet")
+        tables = [pq.read_table(BytesIO(self.read(name)), schema=schema) for name in names]
         return pa.concat_tables(tables) if tables else schema.empty_table()
 
     def replace_table(self, name: str, table: pa.Table) -> None:
@@ -137,6 +138,11 @@ class Store:
     def digest(self, *names: str) -> str:
         """A fingerprint of files and folders by content."""
         return digest(*map(self.path, names))
+
+    def digest_of(self, names: Sequence[str]) -> str:
+        """What `digest` of a folder would be that held just these of its files."""
+        folder = self.path(str(PurePath(names[0]).parent))
+        return _digest((folder / PurePath(name).name, folder) for name in names)
 
     @contextlib.contextmanager
     def lock(self) -> Iterator[None]:
@@ -163,9 +169,17 @@ def at(path: str | Path) -> tuple[Store, str]:
 
 def digest(*paths: Path) -> str:
     """A fingerprint of files and folders by content: 16 hex digits of SHA-256 over relative names and bytes."""
+    return _digest(
+        (path, top)
+        for top in paths
+        for path in (sorted(p for p in top.rglob("*") if p.is_file()) if top.is_dir() else [top])
+    )
+
+
+def _digest(files: Iterable[tuple[Path, Path]]) -> str:
+    """Of files, each with what its name is relative to."""
     total = hashlib.sha256()
-    for top in paths:
-        for path in sorted(p for p in top.rglob("*") if p.is_file()) if top.is_dir() else [top]:
-            with open(path, "rb") as file:
-                total.update(f"{path.relative_to(top)}:{hashlib.file_digest(file, 'sha256').hexdigest()};".encode())
+    for path, top in files:
+        with open(path, "rb") as file:
+            total.update(f"{path.relative_to(top)}:{hashlib.file_digest(file, 'sha256').hexdigest()};".encode())
     return total.hexdigest()[:16]

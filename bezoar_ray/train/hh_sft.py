@@ -4,7 +4,7 @@ from functools import partial
 from typing import Any
 
 from bezoar_ray.stage import Context, Outcome
-from bezoar_ray.train import data, loop, models, on_pairs, trainers, worker
+from bezoar_ray.train import data, loop, models, on_pairs, pairs, trainers, worker
 from bezoar_ray.train.prepared import Prepared, prepare
 from bezoar_ray.train.tokenizer import load_tokenizer
 
@@ -20,7 +20,7 @@ def run(context: Context) -> Outcome:
 
 def prepared(context: Context) -> Prepared:
     """The chosen conversations."""
-    return prepare(context, "hh-sft", "hh_rlhf", "data/hh_rlhf/sft", data.chosen_tokens, data.CONVERSATION)
+    return prepare(context, "hh-sft", "hh_rlhf", [pairs.file("sft")], data.chosen_tokens, data.CONVERSATION)
 
 
 def _train(job: worker.Job) -> dict[str, Any]:

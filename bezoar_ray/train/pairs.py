@@ -27,7 +27,7 @@ def ensure(context: Context) -> int:
     recipe, store, name = context.recipe, context.store, f"{FOLDER}/split.json"
     wanted = orjson.loads(orjson.dumps(_settings(recipe)))
     there = store.read_json(name) or {}
-    if there.get("settings") == wanted and all(store.exists(_file(part)) for part in PARTS):
+    if there.get("settings") == wanted and all(store.exists(file(part)) for part in PARTS):
         return there["seeds_failed"]
     store.remove(FOLDER)
     loaded = read_pairs(recipe.seeds.hh_rlhf)
@@ -35,7 +35,7 @@ def ensure(context: Context) -> int:
     training, heldout = split(loaded.rows, recipe.evaluate.heldout_pairs, recipe.seed)
     parts = dict(zip(PARTS, (training[: recipe.hh_sft.limit], training[: recipe.align.limit], heldout), strict=True))
     for part, rows in parts.items():
-        store.replace_table(_file(part), pair_table(rows))
+        store.replace_table(file(part), pair_table(rows))
     counts = {part: len(rows) for part, rows in parts.items()}
     store.replace_json(name, {"settings": wanted, "seeds_failed": len(loaded.failed), **counts})
     return len(loaded.failed)
@@ -51,7 +51,7 @@ def name_malformed(context: Context, failed: list[str], what: str) -> None:
 
 def read(store: Store, part: str) -> list[Pair]:
     """The pairs of `sft`, `pairs` or `heldout`, in the order of the source."""
-    return [Pair(**row) for row in store.read_table(f"{FOLDER}/{part}", pair_schema()).to_pylist()]
+    return [Pair(**row) for row in store.read_table(file(part), pair_schema()).to_pylist()]
 
 
 def split(pairs: list[Pair], wanted: int, seed: int) -> tuple[list[Pair], list[Pair]]:
@@ -70,7 +70,8 @@ def split(pairs: list[Pair], wanted: int, seed: int) -> tuple[list[Pair], list[P
     return [p for p in pairs if p.id not in heldout], [p for p in pairs if p.id in heldout]
 
 
-def _file(part: str) -> str:
+def file(part: str) -> str:
+    """The one file of `sft`, `pairs` or `heldout`."""
     return f"{FOLDER}/{part}/part-0.parquet"
 
 

@@ -6,7 +6,7 @@ from typing import Any
 from bezoar_ray.logs import event
 from bezoar_ray.recipe import Align
 from bezoar_ray.stage import Context, Outcome
-from bezoar_ray.train import checkpoints, data, loop, models, on_pairs, trainers, worker
+from bezoar_ray.train import checkpoints, data, loop, models, on_pairs, pairs, trainers, worker
 from bezoar_ray.train.prepared import Prepared, prepare
 from bezoar_ray.train.tokenizer import load_tokenizer
 
@@ -27,7 +27,7 @@ def run(context: Context) -> Outcome:
 
 def prepared(context: Context) -> Prepared:
     """The pairs."""
-    return prepare(context, "dpo", "pairs", "data/hh_rlhf/pairs", data.pair_tokens, data.PAIR)
+    return prepare(context, "dpo", "pairs", [pairs.file("pairs")], data.pair_tokens, data.PAIR)
 
 
 def _train(job: worker.Job) -> dict[str, Any]:

@@ -57,19 +57,21 @@ class Prepared:
         return Dataset(MemoryMappedTable.from_file(str(path)), fingerprint=path.stem.rpartition("-")[2])
 
 
-def prepare(context: Context, stage: str, name: str, folder: str, encode: Encode, columns: dict[str, int]) -> Prepared:
-    """Tokenise the rows of a folder in their order; what was prepared of the same is kept.
+def prepare(
+    context: Context, stage: str, name: str, files: list[str], encode: Encode, columns: dict[str, int]
+) -> Prepared:
+    """Tokenise the rows of some files in their order; what was prepared of the same is kept.
 
     Args:
         context: the run.
         stage: whose part of the recipe says what is too long, how many rows count.
         name: of the data set.
-        folder: its Parquet files, in the run directory.
+        files: its Parquet files, all in one folder of the run directory.
         encode: from a row to its tokens; it runs on Ray Data's workers.
         columns: of tokens, with how often their tokens go through the model.
     """
     part, store = context.recipe.training(stage), context.store
-    mark = _mark(context, [part.max_length, part.limit, sorted(columns), store.digest(folder)])
+    mark = _mark(context, [part.max_length, part.limit, sorted(columns), store.digest_of(files)])
     start = f"{FOLDER}/{stage}-{name}"
     file, record = f"{start}-{mark}.arrow", f"{start}-{mark}.json"
     if found := store.read_json(record):
@@ -77,7 +79,7 @@ def prepare(context: Context, stage: str, name: str, folder: str, encode: Encode
     for old in (file for file in store.list(FOLDER) if file.startswith(f"{start}-")):
         store.remove(old)
     context.progress.say(f"tokenising {name}")
-    tables = _encoded(_Work(context.recipe, encode, columns, part.max_length), store, folder, part.limit)
+    tables = _encoded(_Work(context.recipe, encode, columns, part.max_length), store, files, part.limit)
     with store.writing(file) as path:
         prepared = Prepared(name, file, **_write(tables, columns, path))
     store.replace_json(record, asdict(prepared))
@@ -132,17 +134,17 @@ def _tokenizer(recipe: str) -> Any:
     return load_tokenizer(Recipe.model_validate_json(recipe))
 
 
-def _encoded(work: _Work, store: Store, folder: str, limit: int | None) -> Iterator[pa.Table]:
+def _encoded(work: _Work, store: Store, files: list[str], limit: int | None) -> Iterator[pa.Table]:
     """The rows as tokens, in their order; every file is read by the node that takes it."""
     import ray
 
-    root, names = str(store.root), store.list(folder, ".parquet")
+    root = str(store.root)
     settings = ray.data.DataContext.get_current().copy()
     settings.execution_options.preserve_order = True
     quieten(settings)
     with ray.data.DataContext.current(settings):
-        files = ray.data.from_items([{"file": name} for name in names], override_num_blocks=len(names))
-        rows = files.map_batches(lambda batch: _rows(root, batch["file"][0]), batch_size=1)
+        names = ray.data.from_items([{"file": name} for name in files], override_num_blocks=len(files))
+        rows = names.map_batches(lambda batch: _rows(root, batch["file"][0]), batch_size=1)
         rows = rows.limit(limit) if limit else rows
         tokens = rows.map_batches(lambda table: work(table), batch_size=_ROWS, batch_format="pyarrow")
         yield from tokens.iter_batches(batch_size=None, batch_format="pyarrow")

@@ -5,7 +5,7 @@ from typing import Any
 
 from bezoar_ray import sources
 from bezoar_ray.errors import BezoarError
-from bezoar_ray.samples import SampleFiles, count_samples
+from bezoar_ray.samples import SampleFiles, sample_files
 from bezoar_ray.stage import Context, Outcome
 from bezoar_ray.train import checkpoints, data, loop, models, pairs, trainers, worker
 from bezoar_ray.train.prepared import Prepared, checked, prepare
@@ -30,13 +30,12 @@ def prepared(context: Context) -> list[Prepared]:
     """The schemes that have rows, in the order of training; the others are named. Raises as `run` does."""
     found = []
     for scheme in context.recipe.sft_order:
-        if scheme in context.recipe.sft.data:
-            _copy_own(context, scheme)
-        if not count_samples(context.store, scheme, "accepted"):
+        own = scheme in context.recipe.sft.data
+        files = _copy_own(context, scheme) if own else sample_files(context.store, scheme, "accepted")
+        if not files:
             context.progress.say(f"warning: {scheme} has no accepted rows; its training step is left out")
             continue
-        accepted = f"data/{scheme}/accepted"
-        found.append(prepare(context, "sft", scheme, accepted, data.sample_tokens, data.CONVERSATION))
+        found.append(prepare(context, "sft", scheme, files, data.sample_tokens, data.CONVERSATION))
     if not found:
         raise BezoarError(
             f"sft: none of {', '.join(context.recipe.sft_order)} has an accepted row to train on. summary.json says "
@@ -45,11 +44,13 @@ def prepared(context: Context) -> list[Prepared]:
     return checked(context, "sft", found)
 
 
-def _copy_own(context: Context, name: str) -> None:
-    """Put the recipe's own rows where the filter leaves accepted ones."""
+def _copy_own(context: Context, name: str) -> list[str]:
+    """Put the recipe's own rows where the filter leaves accepted ones. Returns the names of the files."""
     loaded = sources.read_own(context.recipe.sft.data[name], name)
     pairs.name_malformed(context, loaded.failed, f"rows of {name}")
-    SampleFiles(context.store, [name], ["accepted"]).write(loaded.rows)
+    files = SampleFiles(context.store, [name], ["accepted"])
+    files.write(loaded.rows)
+    return files.names
 
 
 def _train(job: worker.Job) -> dict[str, Any]:

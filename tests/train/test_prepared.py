@@ -4,12 +4,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import orjson
 import pyarrow as pa
 import pytest
 
 from bezoar_ray.errors import BezoarError
+from bezoar_ray.manifest import Done, save
 from bezoar_ray.recipe import SourcePart
-from bezoar_ray.rows import Sample, sample_table
+from bezoar_ray.rows import Sample, pair_table, sample_table
+from bezoar_ray.samples import sample_files
 from bezoar_ray.stage import Context
 from bezoar_ray.train import data, hh_sft, pairs, preference, sft
 from bezoar_ray.train.prepared import Prepared, prepare
@@ -22,7 +25,8 @@ def changed(context: Context, **values: Any) -> Context:
 
 
 def of(context: Context, scheme: str = "lamini") -> Prepared:
-    return prepare(context, "sft", scheme, f"data/{scheme}/accepted", data.sample_tokens, data.CONVERSATION)
+    files = sample_files(context.store, scheme, "accepted")
+    return prepare(context, "sft", scheme, files, data.sample_tokens, data.CONVERSATION)
 
 
 def encoded(context: Context, count: int = 8) -> list[data.Tokens]:
@@ -69,6 +73,32 @@ def test_what_is_left_out_is_counted(ray_session: None, context: Context) -> Non
 def test_nothing_left_is_an_error_that_says_why(ray_session: None, context: Context) -> None:
     with pytest.raises(BezoarError, match=r"sft: no row is left.*16 longer than max_length \(max_length is 4\)"):
         sft.prepared(changed(context, max_length=4))
+
+
+def test_files_that_no_manifest_lists_are_not_trained_on(ray_session: None, context: Context) -> None:
+    own = [{"instruction": "What colour is animal1?", "response": "Green."}]
+    (context.store.path("mine.jsonl")).write_bytes(orjson.dumps(own[0]))
+    source = SourcePart(source=str(context.store.path("mine.jsonl")))
+    context = changed(context, data={"mine": source})
+    files = [name for name in context.store.list("data", ".parquet") if name.endswith("part-0.parquet")]
+    save(context.store, "filter", Done("f", 1.0, files))
+    pairs.ensure(context)
+    before = [*sft.prepared(context), hh_sft.prepared(context), preference.prepared(context)]
+    heldout = pairs.read(context.store, "heldout")
+    assert [data.name for data in before] == ["lamini", "evol_instruct", "mine", "hh_rlhf", "pairs"]
+    for name in ("lamini", "evol_instruct", "orca", "mine"):
+        stale = Sample("zz", name, "op", instruction="Stale?", response="Stale.")
+        context.store.replace_table(f"data/{name}/accepted/part-9.parquet", sample_table([stale]))
+    for part in pairs.PARTS:
+        rows = pairs.read(context.store, part)
+        context.store.replace_table(f"data/hh_rlhf/{part}/part-9.parquet", pair_table(rows))
+    assert [*sft.prepared(context), hh_sft.prepared(context), preference.prepared(context)] == before
+    assert pairs.read(context.store, "heldout") == heldout
+
+
+def test_a_run_directory_of_before_keeps_what_it_has_prepared(context: Context) -> None:
+    folder = "data/lamini/accepted"
+    assert context.store.digest_of(context.store.list(folder)) == context.store.digest(folder)
 
 
 def test_pairs_keep_what_goes_through_the_model(ray_session: None, context: Context) -> None:
