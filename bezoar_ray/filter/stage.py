@@ -1,8 +1,10 @@
 """The filter stage: free gates, the judges, then duplicates over all rows; every row ends somewhere."""
 
-from collections.abc import AsyncIterator, Callable, Iterator
+import sys
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from dataclasses import asdict
 from functools import partial
+from itertools import chain
 from typing import Any
 
 import orjson
@@ -60,24 +62,27 @@ def judging(context: Context) -> list[Pass]:
 def ended(spill: Spill, context: Context, benchmarks: Benchmarks | None) -> Outcome:
     """The files of judged rows, each at its end, and their counts. Raises as `run` does."""
     part = context.recipe.filter
+    duplicates = Duplicates(sources.stream(context.recipe.seeds.dolly, "dolly", lambda _: None))
+    ends: list[tuple[str, str]] = []  # by row: gates and benchmarks are dear, and there are several passes
+    for sample in _decided(spill, part, benchmarks):
+        ends.append((sample.status, sys.intern(sample.reason)))
+        if sample.status == "accepted":
+            duplicates.add(sample)
 
     def accepted() -> Iterator[Sample]:
-        return (sample for sample in _decided(spill, part, benchmarks) if sample.status == "accepted")
+        return (sample for sample in _ended(chain.from_iterable(spill), ends) if sample.status == "accepted")
 
-    duplicates = Duplicates(sources.stream(context.recipe.seeds.dolly, "dolly", lambda _: None))
-    for sample in accepted():
-        duplicates.add(sample)
     reasons = duplicates.found()
     if part.meaning:
         _mark_same_meaning(part.meaning, accepted, reasons)
     for scheme, cap in part.cap.items():
         _cap(scheme, cap, accepted, reasons)
-    again = iter(reasons)
+    again, rest = iter(reasons), iter(ends)
     figures = Figures(context.recipe.schemes, _truth(context))
     files = SampleFiles(context.store, context.recipe.schemes, _STATUSES)
     for rows in spill:
         samples = []
-        for sample in _decided([rows], part, benchmarks):
+        for sample in _ended(rows, rest):
             reason = next(again) if sample.status == "accepted" else ""
             samples.append(sample.ended("rejected", reason) if reason else sample)
             figures.add(samples[-1])
@@ -128,6 +133,11 @@ def _decided(rows: Any, part: Filter, benchmarks: Benchmarks | None) -> Iterator
             sample = decided(sample, part)
             name = benchmarks.found(sample) if benchmarks and sample.status == "accepted" else None
             yield sample.ended("rejected", f"contaminated: {name}") if name else sample
+
+
+def _ended(rows: Iterable[dict[str, Any]], ends: Iterable[tuple[str, str]]) -> Iterator[Sample]:
+    """The samples, each with the status and reason that `_decided` has found for it."""
+    return (Sample.from_row(row).ended(*end) for row, end in zip(rows, ends, strict=False))
 
 
 def _mark_same_meaning(part: Meaning, accepted: Callable[[], Iterator[Sample]], reasons: list[str]) -> None:

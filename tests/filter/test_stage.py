@@ -1,11 +1,14 @@
 """The filter stage in real Ray actors, against a real HTTP endpoint whose verdicts are scripted."""
 
+from collections import Counter
 from dataclasses import replace
 
 import orjson
 import pytest
 
 from bezoar_ray.filter import stage
+from bezoar_ray.filter.decontamination import Benchmarks
+from bezoar_ray.filter.dedup import Duplicates
 from bezoar_ray.progress import Progress
 from bezoar_ray.recipe import SCHEMES, load_recipe, parse_recipe
 from bezoar_ray.rows import Sample
@@ -120,6 +123,33 @@ def test_a_cap_keeps_so_many_rows_of_its_scheme(tmp_path):
     stage.run(context(tmp_path, None, rows=rows, judge=False, cap={"lamini": 2}))
     found = [read_samples(Store(tmp_path), "lamini", status) for status in ("accepted", "rejected")]
     assert [len(some) for some in found] == [2, 4] and {row.reason for row in found[1]} >= {"capped"}
+
+
+def test_gates_and_benchmarks_look_at_each_row_once(tmp_path, monkeypatch):
+    """However many passes caps take; secrets and personal data are gates, too."""
+    calls = Counter()
+
+    def counting(name, function):
+        def counted(*arguments):
+            row = next(argument for argument in arguments if isinstance(argument, Sample))
+            calls[name, row.id] += 1
+            return function(*arguments)
+
+        return counted
+
+    monkeypatch.setattr(stage, "gate", counting("gate", stage.gate))
+    monkeypatch.setattr(Benchmarks, "found", counting("found", Benchmarks.found))
+    monkeypatch.setattr(Duplicates, "add", counting("duplicates", Duplicates.add))
+    caps = {"lamini": 2, "evol_instruct": 1, "orca": 1}
+    stage.run(context(tmp_path, None, judge=False, cap=caps, gates=["secrets", "personal_data"]))
+    generated = {row.id for row in ROWS if row.status == "generated"}
+    looked_up = generated - {"d", "e"}  # which a gate has taken
+    assert calls == Counter(
+        [("gate", id) for id in generated]
+        + [("found", id) for id in looked_up]
+        + [("duplicates", id) for id in looked_up - {"fd"}]
+    )
+    assert fates(tmp_path)["fd"] == ("rejected", "contaminated")
 
 
 def test_where_nothing_is_accepted_the_gate_that_took_most_is_named(ray_session, tmp_path):
