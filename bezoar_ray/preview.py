@@ -2,9 +2,10 @@
 
 import textwrap
 from collections.abc import Iterable
+from itertools import islice
 
 from bezoar_ray.rows import Sample
-from bezoar_ray.samples import read_samples
+from bezoar_ray.samples import count_samples, iter_samples
 from bezoar_ray.store import Store
 
 
@@ -13,9 +14,8 @@ def show(store: Store, schemes: Iterable[str], count: int = 3) -> str:
     lines = []
     for scheme in schemes:
         for status in ("accepted", "rejected"):
-            samples = read_samples(store, scheme, status)
-            lines.append(f"\n== {scheme}: {len(samples)} {status}")
-            lines += map(_block, samples[:count])
+            lines.append(f"\n== {scheme}: {count_samples(store, scheme, status)} {status}")
+            lines += map(_block, islice(iter_samples(store, scheme, status), count))
     return "\n".join(lines)
 
 

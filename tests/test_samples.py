@@ -3,7 +3,7 @@ import random
 import orjson
 
 from bezoar_ray import samples
-from bezoar_ray.rows import Sample, Verdict, row_id
+from bezoar_ray.rows import Sample, Verdict, row_id, sample_table
 from bezoar_ray.samples import SampleFiles, Spill, count_samples, read_samples
 from bezoar_ray.store import Store
 from tests.rows_on_disk import write_samples
@@ -23,6 +23,13 @@ def test_samples_come_back_whole_and_in_the_order_of_their_ids(tmp_path):
     assert names == ["data/orca/accepted/part-00000.parquet"]
     assert read_samples(Store(tmp_path), "orca", "accepted") == rows(5)
     assert count_samples(Store(tmp_path), "orca", "accepted") == 5
+
+
+def test_files_of_versions_that_knew_no_history_are_read(tmp_path):
+    (name,) = write_samples(Store(tmp_path), "orca", "accepted", rows(2))
+    table = Store(tmp_path).read_table(name, sample_table([]).schema)
+    Store(tmp_path).replace_table(name, table.drop_columns(["history", "task_source"]))
+    assert read_samples(Store(tmp_path), "orca", "accepted") == rows(2)
 
 
 def test_files_of_an_earlier_run_are_gone(tmp_path):

@@ -1,6 +1,8 @@
 """What the report shows, gathered from the run directory; parts that are missing are named, never guessed."""
 
-from collections import Counter
+from bisect import insort
+from collections import Counter, defaultdict
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +14,7 @@ from bezoar_ray.licences import causes, commercial_use
 from bezoar_ray.recipe import CHECKPOINTS, Recipe
 from bezoar_ray.report.results import Harness, below_base, harness
 from bezoar_ray.rows import Sample
-from bezoar_ray.samples import read_samples
+from bezoar_ray.samples import count_samples, iter_samples
 from bezoar_ray.sources.mt_bench import IDS as MT_BENCH_IDS
 from bezoar_ray.store import Store
 
@@ -44,6 +46,7 @@ class Scheme:
     seeds: int | None
     seeds_failed: int | None
     shown: dict[str, list[Sample]]
+    provenance: Counter[tuple[str, str]]  # (source, licence) of the accepted rows' seeds, and how many rows
 
     @property
     def yielded(self) -> float | None:
@@ -103,14 +106,14 @@ class Content:
 def gather(recipe: Recipe, store: Store) -> Content:
     """What the files of a run directory hold."""
     summary = store.read_json("summary.json") or {}
-    accepted = {scheme: read_samples(store, scheme, "accepted") for scheme in recipe.schemes}
-    provenance = _provenance([sample for samples in accepted.values() for sample in samples])
+    schemes = [found for name in recipe.schemes if (found := _scheme(name, summary, store))]
+    provenance = dict(sum((found.provenance for found in schemes), Counter()).most_common())
     results = summary.get("eval", {})
     return Content(
         recipe=recipe,
         run=summary.get("run", {}),
         stages=[_stage(name, summary.get("stages", {}), store) for name in STAGES],
-        schemes=[found for name in recipe.schemes if (found := _scheme(name, accepted[name], summary, store))],
+        schemes=schemes,
         provenance=provenance,
         calls={role: part for role, part in summary.get("calls", {}).items() if part.get("attempts")},
         judges=summary.get("judge", {}),
@@ -153,45 +156,52 @@ def _stage(name: str, stages: dict[str, Any], store: Store) -> Stage:
     return Stage(name, known.get("status", "not run"), known.get("seconds", 0.0))
 
 
-def _scheme(name: str, accepted: list[Sample], summary: dict[str, Any], store: Store) -> Scheme | None:
+def _scheme(name: str, summary: dict[str, Any], store: Store) -> Scheme | None:
     counts = summary.get("data", {}).get(name, {})
-    rows = {"accepted": accepted} | {status: read_samples(store, name, status) for status in _ENDS[1:]}
-    waiting = counts.get("generated") or len(read_samples(store, name, "generated"))
-    ended = {status: counts.get(status, len(rows[status])) for status in _ENDS}
+    rows = {status: _Rows(iter_samples(store, name, status)) for status in _ENDS}
+    waiting = counts.get("generated") or count_samples(store, name, "generated")
+    ended = {status: counts.get(status, rows[status].count) for status in _ENDS}
     if not waiting and not any(ended.values()):
         return None
     return Scheme(
         name=name,
         generated=waiting or sum(ended.values()),
         **ended,
-        reasons=counts.get("reasons") or _reasons([*rows["rejected"], *rows["failed"]]),
+        reasons=counts.get("reasons") or dict((rows["rejected"].gates + rows["failed"].gates).most_common()),
         seeds=counts.get("seeds"),
         seeds_failed=counts.get("seeds_failed"),
-        shown={status: choose(rows[status]) for status in ("accepted", "rejected")},
+        shown={status: rows[status].shown for status in ("accepted", "rejected")},
+        provenance=rows["accepted"].provenance,
     )
 
 
-def _reasons(samples: list[Sample]) -> dict[str, int]:
-    """How many rows each gate took."""
-    return dict(Counter(sample.gate for sample in samples).most_common())
+class _Rows:
+    """What the page says of the rows of one scheme and status, from one look at each."""
+
+    def __init__(self, samples: Iterable[Sample]):
+        self.count = 0
+        self.gates: Counter[str] = Counter()
+        """How many rows each gate took."""
+        self.provenance: Counter[tuple[str, str]] = Counter()
+        """Rows by source and licence of their seeds; a row with seeds of two sources counts for both."""
+        self.shown = choose(map(self._counted, samples))
+
+    def _counted(self, sample: Sample) -> Sample:
+        self.count += 1
+        self.gates[sample.gate] += 1
+        self.provenance.update(set(zip(sample.seed_sources, sample.seed_licenses, strict=False)))
+        return sample
 
 
-def choose(samples: list[Sample], count: int = SHOWN) -> list[Sample]:
+def choose(samples: Iterable[Sample], count: int = SHOWN) -> list[Sample]:
     """The samples to show: in turn one of each reason, in the order of ids, which are hashes and so a fair draw."""
-    place: Counter[str] = Counter()
-    ranked = []
-    for sample in sorted(samples, key=lambda sample: sample.id):
-        place[sample.gate] += 1
-        ranked.append((place[sample.gate], sample.id, sample))
-    return [sample for _, _, sample in sorted(ranked, key=lambda entry: entry[:2])[:count]]
-
-
-def _provenance(samples: list[Sample]) -> dict[tuple[str, str], int]:
-    """Rows by source and licence of their seeds; a row with seeds of two sources counts for both."""
-    found: Counter[tuple[str, str]] = Counter()
+    first: dict[str, list[Sample]] = defaultdict(list)  # by gate: no more than could be shown
     for sample in samples:
-        found.update(set(zip(sample.seed_sources, sample.seed_licenses, strict=False)))
-    return dict(found.most_common())
+        of_gate = first[sample.gate]
+        insort(of_gate, sample, key=lambda sample: sample.id)
+        del of_gate[count:]
+    ranked = [(turn, sample.id, sample) for of_gate in first.values() for turn, sample in enumerate(of_gate)]
+    return [sample for _, _, sample in sorted(ranked, key=lambda entry: entry[:2])[:count]]
 
 
 def _took(scheme: Scheme) -> str:

@@ -1,11 +1,16 @@
 """What a user sees of runs side by side."""
 
+import tracemalloc
+
 import orjson
 import pytest
 
+from bezoar_ray import preview
 from bezoar_ray.cli import main
 from bezoar_ray.recipe import load_recipe
 from bezoar_ray.report.compare import as_page, as_text, compare
+from bezoar_ray.report.content import gather
+from bezoar_ray.samples import ROWS_PER_FILE, SampleFiles, read_samples
 from bezoar_ray.store import Store
 from tests.report.test_report_stage import sample, summary
 from tests.rows_on_disk import write_samples
@@ -20,6 +25,33 @@ def run(folder, beta: float, dpo: float):
     store.replace_json("summary.json", found)
     store.replace("recipe.yaml", recipe.model_dump_json())
     return folder.name, recipe, store
+
+
+def peak(work) -> int:
+    """Bytes that it holds at most."""
+    tracemalloc.start()
+    work()
+    _, most = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    return most
+
+
+@pytest.mark.parametrize("status", ["accepted", "rejected"])
+def test_report_comparison_and_preview_hold_a_part_of_the_rows_at_a_time(tmp_path, status):
+    name, recipe, store = run(tmp_path / "many", 0.1, 0.81)
+    rows = [sample("lamini", number, status, "judge" if status == "rejected" else "") for number in range(20_000)]
+    files = SampleFiles(store, ["lamini"], [status])
+    for start in range(0, len(rows), ROWS_PER_FILE):
+        files.write(rows[start : start + ROWS_PER_FILE])
+    del rows
+    whole = peak(lambda: read_samples(store, "lamini", status))
+    for show in (
+        lambda: gather(recipe, store),
+        lambda: compare([(name, recipe, store), ("again", recipe, store)]),
+        lambda: preview.show(store, recipe.schemes),
+    ):
+        show()  # what it imports
+        assert peak(show) < whole / 10
 
 
 @pytest.fixture
