@@ -4,11 +4,8 @@ Credentials, region and endpoint come from the environment, by the names that AW
 """
 
 import contextlib
-import fcntl
-import hashlib
 import io
 import os
-import shutil
 import tempfile
 import threading
 import time
@@ -22,11 +19,10 @@ import orjson
 import pyarrow as pa
 
 from bezoar_ray.errors import BezoarError, RecipeError, RunLocked
+from bezoar_ray.store.copies import Copies, Entries
 from bezoar_ray.store.holder import alive, died, in_use, me
 
 T = TypeVar("T")
-Entries = list[dict[str, Any]]
-"""Objects, each with its path, tag, version, size and time."""
 
 _RETRIES = {"max_retries": 10, "retry_timeout": timedelta(minutes=3)}
 _CLIENT = {
@@ -54,20 +50,15 @@ class Bucket:
             self._store = from_url(self.root, client_options=_CLIENT, retry_config=_RETRIES)
         except (BaseError, ValueError) as error:
             raise RecipeError(f"--run-dir {url}: not a folder, s3:// or gs:// address: {_first_line(error)}") from error
-        self._here = _own_folder() / _mark(self.root)
+        self._copies = Copies(self.root, self._fetch)
 
     def here(self, name: str) -> Path:
         """The place of a file of this node's own."""
-        return self._here / self._checked(name)
+        return self._copies.folder / self._checked(name)
 
     def path(self, name: str) -> Path:
         """A copy as of now: objects that have not changed since an earlier one are not read again."""
-        found = self._objects(name)
-        mark = _mark(*(f"{entry['path']} {entry['e_tag']}" for entry in found))
-        copy = self._here / "copies" / mark
-        if found and not copy.exists():
-            self._copy(found, copy)
-        return copy / self._checked(name)
+        return self._copies.get(name, self._objects(name)) / self._checked(name)
 
     @contextlib.contextmanager
     def writing(self, name: str) -> Iterator[Path]:
@@ -195,30 +186,10 @@ class Bucket:
 
         _patiently(lambda: obstore.delete(self._store, names))
 
-    def _copy(self, found: Entries, folder: Path) -> None:
-        """Whole, or not at all: several processes of a node may want the same copy."""
-        partial = folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:8]}")
-        for entry in found:
-            target = partial / entry["path"]
-            target.parent.mkdir(parents=True, exist_ok=True)
-            os.link(self._object(entry), target)
-        with contextlib.suppress(OSError):  # another process was faster
-            partial.rename(folder)
-        shutil.rmtree(partial, ignore_errors=True)
-
-    def _object(self, entry: dict[str, Any]) -> Path:
-        """A node's one copy of an object's bytes."""
-        file = self._here / "objects" / _mark(entry["path"], entry["e_tag"])
-        if not file.exists():
-            file.parent.mkdir(parents=True, exist_ok=True)
-            with open(file.with_name(f".{file.name}.lock"), "w") as lock:
-                fcntl.flock(lock, fcntl.LOCK_EX)  # the workers of a node want the same weights at once
-                if not file.exists():
-                    partial = file.with_name(f".{file.name}")
-                    with self._reading(entry["path"]):
-                        _patiently(lambda: self._download(entry["path"], partial))
-                    partial.rename(file)
-        return file
+    def _fetch(self, name: str, file: Path) -> None:
+        """All of an object, into a file."""
+        with self._reading(name):
+            _patiently(lambda: self._download(name, file))
 
     def _download(self, name: str, file: Path) -> None:
         import obstore
@@ -345,15 +316,6 @@ class _Lock:
         return (now - self._bucket.head(self.NAME)["last_modified"]).total_seconds() > _STALE
 
 
-def _own_folder() -> Path:
-    """Of this user, on this node's disk: nobody else may read rows there, or put weights in their place."""
-    folder = Path(tempfile.gettempdir()) / f"bezoar_ray-{os.getuid()}"
-    folder.mkdir(mode=0o700, exist_ok=True)
-    if folder.is_symlink() or folder.stat().st_uid != os.getuid():
-        raise RecipeError(f"{folder} is another user's. Remove it, or name a folder of your own in TMPDIR")
-    return folder
-
-
 def _patiently(action: Callable[[], T]) -> T:
     """What changes nothing where it is done again: the client does not by itself where an answer was cut off."""
     from obstore.exceptions import GenericError
@@ -365,10 +327,6 @@ def _patiently(action: Callable[[], T]) -> T:
             if attempt + 1 == _CUTS:
                 raise
             time.sleep(0.1 * 2**attempt)
-
-
-def _mark(*texts: str) -> str:
-    return hashlib.sha256("\n".join(texts).encode()).hexdigest()[:16]
 
 
 def _first_line(error: Exception) -> str:
