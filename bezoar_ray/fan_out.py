@@ -23,6 +23,7 @@ from bezoar_ray.errors import BezoarError
 from bezoar_ray.items import FEW, Items
 from bezoar_ray.llm.chat import ModelDied
 from bezoar_ray.llm.client import open_talker
+from bezoar_ray.llm.index import read_index
 from bezoar_ray.llm.ledger import ROLES, SESSION
 from bezoar_ray.llm.limits import Limit, RunMeter, limits, permits, terms
 from bezoar_ray.llm.together import to_the_end
@@ -88,13 +89,14 @@ def fan_out(heads: list[tuple[Items, Pass]], tail: list[Pass], place: Place) -> 
     cells = [items.cells(work.part.max_in_flight) for items, work in heads]
     sizes = [FEW * len(of_head[0]) for of_head in cells]
     meter, branches = _meter(passes, place), []
+    indexes = {role: ray.put(read_index(place.root, role, place.session)) for role in {work.role for work in passes}}
     for n, ((items, work), of_head) in enumerate(zip(heads, cells, strict=True)):
         places = [{"start": cell.start, "stop": cell.stop} for cell in of_head]
         numbers = ray.data.from_items(places, override_num_blocks=len(places))
-        branches.append(_mapped(numbers, work, sizes[n], (work, place, (meter, str(n)), items)))
+        branches.append(_mapped(numbers, work, sizes[n], (work, place, (meter, str(n)), indexes[work.role], items)))
     rows = branches[0].union(*branches[1:]) if branches[1:] else branches[0]
     for n, work in enumerate(tail, len(heads)):
-        rows = _mapped(rows, work, max(sizes), (work, place, (meter, str(n))))
+        rows = _mapped(rows, work, max(sizes), (work, place, (meter, str(n)), indexes[work.role]))
     done = (
         cell
         for batch in rows.iter_batches(batch_size=None, batch_format="pyarrow")
@@ -119,7 +121,8 @@ def lines(cell: bytes) -> list[bytes]:
 class _Actor:
     """An actor with one open model; the work itself is the function's."""
 
-    def __init__(self, work: Pass, place: Place, meter: tuple[Any, str], items: Items | None = None):
+    def __init__(self, work: Pass, place: Place, meter: tuple[Any, str], index: Any, items: Items | None = None):
+        import ray
         import uvloop
 
         redirect(place.log(f"{work.role}.log"))
@@ -128,6 +131,7 @@ class _Actor:
         hold_gpus(store.name, stage)
         uvloop.install()  # before Ray makes the loop in which the calls run
         self._work, self._place, self._meter, self._items = work, place, meter, items
+        self._index = ray.get(index)  # of the ledger, mapped into this process's memory
         self._talker: Any = None
 
     async def __call__(self, batch: dict[str, Any]) -> dict[str, list[bytes]]:
@@ -158,7 +162,8 @@ class _Actor:
         work, place, (meter, line) = self._work, self._place, self._meter
         if place.held and not Store(place.root).exists(SESSION):  # what is paid for here would be lost
             raise BezoarError(unseen(place.root, "which joined after the start"))
-        return open_talker(work.part, place.root, work.role, place.session, permits=meter and permits(meter, line))
+        limited = meter and permits(meter, line)
+        return open_talker(work.part, place.root, work.role, place.session, permits=limited, index=self._index)
 
     def _ours(self, error: Exception) -> BezoarError:
         if isinstance(error, BezoarError):

@@ -36,8 +36,8 @@ def part(server, **more) -> ModelPart:
     return ModelPart(**{"model": "m", "base_url": server.url, "max_in_flight": 16} | more)
 
 
-def rows(server, tmp_path, items, function=twice, tail=(), limits=(), **more):
-    place = Place(str(tmp_path), "s1", limits)
+def rows(server, tmp_path, items, function=twice, tail=(), limits=(), session="s1", **more):
+    place = Place(str(tmp_path), session, limits)
     first = Pass(function, part(server, **more), "teacher")
     head = spool(items, tmp_path / "scratch/items.arrow"), first
     return list(fan_out([head], [Pass(f, part(server), "judge") for f in tail], place))
@@ -58,6 +58,8 @@ def test_every_row_of_every_item_arrives_once(ray_session, tmp_path):
         assert server.most_at_once > 4
         assert sorted(rows(server, tmp_path, ITEMS)) == sorted(found)
         assert len(server.requests) == 60  # the second time all came from the ledger
+        assert sorted(rows(server, tmp_path, ITEMS, session="s2", actors=2)) == sorted(found)
+        assert len(server.requests) == 60  # and so for the next command
 
 
 def test_rows_go_on_to_the_next_model_while_others_are_still_being_made(ray_session, tmp_path):

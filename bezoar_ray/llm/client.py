@@ -11,6 +11,7 @@ from functools import partial
 from bezoar_ray.errors import BezoarError
 from bezoar_ray.llm.breaker import Breaker
 from bezoar_ray.llm.chat import CallFailed, Chat, Messages, Model, Reply, Sampling, TryAgain
+from bezoar_ray.llm.index import Index
 from bezoar_ray.llm.ledger import Ledger, call_key
 from bezoar_ray.llm.meter import Need, Permits
 from bezoar_ray.llm.pace import Pace
@@ -188,11 +189,12 @@ def open_talker(
     *,
     identity: str | None = None,
     permits: Permits | None = None,
+    index: Index | None = None,
 ) -> Talker:
     """The model of a recipe entry, in this process, with the run directory's ledger of that role.
 
-    `identity` names the checkpoint behind an endpoint, so that a retrained one never gets old answers. Call it where an
-    event loop runs: in an async actor.
+    `identity` names the checkpoint behind an endpoint, so that a retrained one never gets old answers. `index` is that
+    of the role's ledger, if it has been read. Call it where an event loop runs: in an async actor.
 
     Raises:
         BezoarError: the actors of this session keep dying before they answer anything.
@@ -201,7 +203,7 @@ def open_talker(
     from bezoar_ray.llm.engine import VllmEngine
 
     endpoint = OpenAIEndpoint(part) if part.base_url else None  # first: without its key nothing is written
-    ledger = Ledger(root, role, session)
+    ledger = Ledger(root, role, session, index)
     if ledger.fruitless > _HOPELESS * part.most_actors:
         log = Store(root).log(f"{role}.log")
         raise BezoarError(

@@ -23,6 +23,7 @@ import orjson
 from bezoar_ray.errors import BezoarError
 from bezoar_ray.llm import segments
 from bezoar_ray.llm.chat import Messages, Reply, Sampling
+from bezoar_ray.llm.index import OFFSET_BITS, Index, before
 from bezoar_ray.metrics import Figures
 from bezoar_ray.store import Store
 
@@ -31,8 +32,7 @@ ROLES = {"teacher": "generate", "judge": "filter", "candidate": "evaluate", "mt_
 SESSION = "session"  # the file that names the command which holds the run directory
 _TOKENS = ("tokens_in", "tokens_out", "tokens_reasoning")
 _LOOK = 1.0  # seconds for which its content is believed
-_OFFSET_BITS = 44  # a place is a segment's number and an offset in it, in one integer
-_OFFSET_MASK = (1 << _OFFSET_BITS) - 1
+_OFFSET_MASK = (1 << OFFSET_BITS) - 1
 
 
 def call_key(
@@ -51,18 +51,26 @@ def _parameters(sampling: Sampling) -> dict[str, Any]:
 class Ledger:
     """The calls of one role: what earlier writers recorded, and a segment of our own.
 
-    In memory are only the places of the answers, some 150 bytes each.
+    In memory are only the places of the answers: of this session some 150 bytes each, of earlier ones an index, which
+    is read here where none is given.
     """
 
-    def __init__(self, root: str | Path, role: str, session: str):
+    def __init__(self, root: str | Path, role: str, session: str, index: Index | None = None):
         self._store, folder = Store(root), f"ledger/{role}"
         self._session, self._looked = session, 0.0
-        self._segments: list[BinaryIO] = []
         self._places: dict[bytes, int] = {}
         self._deaths: Counter[bytes] = Counter()
         self._fruitless = 0
-        for writer, segment in segments.earlier(self._store, folder):
-            self._index(len(self._segments), segment, count_deaths=writer.startswith(session))
+        there = dict(segments.earlier(self._store, folder))
+        self._earlier = Index.of(before(there, session)) if index is None else index
+        if unseen := set(self._earlier.writers) - there.keys():
+            raise BezoarError(
+                f"{self._store.root}/{folder}: the segment {min(unseen)} is not there, or this node does not see it. "
+                "What it holds would be paid for again. Put it back, and run the same command again"
+            )
+        self._segments: list[BinaryIO] = [there.pop(writer) for writer in self._earlier.writers]
+        for writer, segment in there.items():
+            self._add(len(self._segments), segment, count_deaths=writer.startswith(session))
             self._segments.append(segment)
         self._own = segments.own(self._store, f"{folder}/{session}-{uuid.uuid4().hex[:8]}")
         self._segments.append(self._own.reader)
@@ -72,20 +80,20 @@ class Ledger:
         self._committing: asyncio.Task[None] | None = None
 
     def __contains__(self, key: str) -> bool:
-        return bytes.fromhex(key) in self._places
+        return self._place(key) is not None
 
     @property
     def has_answers(self) -> bool:
         """Whether any call was answered in this run directory."""
-        return bool(self._places)
+        return bool(self._places or len(self._earlier))
 
     def find(self, key: str) -> Reply | None:
         """An answer that was paid for before."""
-        place = self._places.get(bytes.fromhex(key))
+        place = self._place(key)
         if place is None:
             return None
         self._queue({"hit": key})
-        segment = self._segments[place >> _OFFSET_BITS]
+        segment = self._segments[place >> OFFSET_BITS]
         segment.seek(place & _OFFSET_MASK)
         entry = orjson.loads(segment.readline())
         self.figures.add("bezoar_calls", model=entry["model"], outcome="found")
@@ -116,7 +124,7 @@ class Ledger:
     async def settle(self, key: str, model: str, reply: Reply, usd: float) -> None:
         """Record an answer, durably; only then may it be used."""
         offset = await self._queue({"reply": key, "model": model, "answer": reply, "usd": usd})
-        self._places[bytes.fromhex(key)] = (len(self._segments) - 1) << _OFFSET_BITS | offset
+        self._places[bytes.fromhex(key)] = (len(self._segments) - 1) << OFFSET_BITS | offset
         self.figures.add("bezoar_calls", model=model, outcome="answered")
         self.figures.add("bezoar_tokens", reply.tokens_in, model=model, direction="in")
         self.figures.add("bezoar_tokens", reply.tokens_out, model=model, direction="out")
@@ -141,12 +149,17 @@ class Ledger:
         for segment in (self._own, *self._segments):
             segment.close()
 
-    def _index(self, number: int, segment: BinaryIO, count_deaths: bool) -> None:
+    def _place(self, key: str) -> int | None:
+        digits = bytes.fromhex(key)
+        place = self._places.get(digits)
+        return self._earlier.find(digits) if place is None else place
+
+    def _add(self, number: int, segment: BinaryIO, count_deaths: bool) -> None:
         offset, answered, in_flight = 0, False, Counter[bytes]()
-        for line, entry in _entries(segment):
+        for line, entry in segments.entries(segment):
             key = bytes.fromhex(entry.get("reply") or entry.get("failed") or entry.get("intent") or "")
             if "reply" in entry:
-                self._places[key] = number << _OFFSET_BITS | offset
+                self._places[key] = number << OFFSET_BITS | offset
                 answered = True
             if count_deaths and "hit" not in entry:
                 in_flight[key] += 1 if "intent" in entry else -1
@@ -205,7 +218,7 @@ def _account(store: Store, folder: str, session: str) -> dict[str, Any]:
         with segment:
             for account in (total, last) if writer.startswith(session) else (total,):
                 segment.seek(0)
-                account.add(entry for _, entry in _entries(segment))
+                account.add(entry for _, entry in segments.entries(segment))
     for batch in store.list(f"{folder}/batches", ".json"):
         total.add_batch(store.read_json(batch)["calls"])
     return total.summary() | {"by_model": total.by_model, "last_run": last.summary()}
@@ -250,10 +263,3 @@ class _Account:
 
     def summary(self) -> dict[str, Any]:
         return self.numbers | {"usd": round(self.usd, 6)}
-
-
-def _entries(file: BinaryIO) -> Iterator[tuple[bytes, dict[str, Any]]]:
-    """The lines and what they say. One without its end is what a crash tore."""
-    for line in file:
-        if line.endswith(b"\n"):
-            yield line, orjson.loads(line)

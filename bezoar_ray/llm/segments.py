@@ -10,7 +10,9 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from itertools import groupby
-from typing import BinaryIO, Protocol
+from typing import Any, BinaryIO, Protocol
+
+import orjson
 
 from bezoar_ray.errors import BezoarError
 from bezoar_ray.store import Store
@@ -60,6 +62,13 @@ def earlier(store: Store, folder: str) -> Iterator[tuple[str, BinaryIO]]:
                 shutil.copyfileobj(part, whole)
         whole.seek(0)
         yield writer, whole
+
+
+def entries(file: BinaryIO) -> Iterator[tuple[bytes, dict[str, Any]]]:
+    """The lines of a segment and what they say. One without its end is what a crash tore."""
+    for line in file:
+        if line.endswith(b"\n"):
+            yield line, orjson.loads(line)
 
 
 class FileSegment:

@@ -19,6 +19,7 @@ from bezoar_ray.evaluate.mt_bench.pairwise import Comparison, Game, compare_turn
 from bezoar_ray.evaluate.mt_bench.prompts import OWN, JudgePrompts
 from bezoar_ray.evaluate.mt_bench.scores import against, summarise
 from bezoar_ray.llm.client import Talker, open_talker
+from bezoar_ray.llm.index import read_index
 from bezoar_ray.llm.limits import limits, shared_permits
 from bezoar_ray.llm.together import to_the_end
 from bezoar_ray.recipe import ModelPart, MtBench
@@ -115,12 +116,13 @@ async def mt_bench(
     root, parts = str(context.store.root), context.recipe.mt_bench_judges
     granted = shared_permits(root, parts, _JUDGE, limits(context.recipe))
     names = _names(parts)
+    judging, answering = (read_index(root, role, context.session) for role in (_JUDGE, "candidate"))
     judges = {
-        name: open_talker(part, root, _JUDGE, context.session, permits=own)
+        name: open_talker(part, root, _JUDGE, context.session, permits=own, index=judging)
         for name, part, own in zip(names, parts, granted, strict=True)
     }
     candidates = {
-        name: open_talker(_part(name, endpoint), root, "candidate", context.session, identity=mark)
+        name: open_talker(_part(name, endpoint), root, "candidate", context.session, identity=mark, index=answering)
         for name, mark in fingerprints.items()
     }
     try:
