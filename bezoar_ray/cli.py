@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from bezoar_ray.errors import BezoarError, RecipeError
-from bezoar_ray.gpus import GPUS, find_gpu
+from bezoar_ray.runtime.gpus import GPUS, find_gpu
 
 _EPILOG = """\
 examples:
@@ -42,9 +42,9 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _run(options: argparse.Namespace) -> None:
-    from bezoar_ray.preview import show
-    from bezoar_ray.progress import Progress
-    from bezoar_ray.run import parse_stages, pilot, run
+    from bezoar_ray.report.preview import show
+    from bezoar_ray.runs.orchestrator import parse_stages, pilot, run
+    from bezoar_ray.runtime.progress import Progress
     from bezoar_ray.store import Store
 
     recipe, stages = _recipe(options), parse_stages(options.stages)
@@ -73,7 +73,7 @@ def _plan(options: argparse.Namespace) -> None:
 
 
 def _check(recipe: Any, offline: bool) -> None:
-    from bezoar_ray.preflight import STAGES, check
+    from bezoar_ray.runs.preflight import STAGES, check
 
     found = check(recipe, STAGES, offline)
     print("\nTried: the first rows of each source, templates, tasks and questions.")
@@ -85,7 +85,7 @@ def _check(recipe: Any, offline: bool) -> None:
 
 
 def _submit(options: argparse.Namespace) -> None:
-    from bezoar_ray.submit import Jobs
+    from bezoar_ray.runs.submit import Jobs
 
     arguments = [part for name in ("stages", "pilot") if (value := getattr(options, name))
                  for part in (f"--{name}", str(value))]  # fmt: skip
@@ -105,14 +105,14 @@ def _follow(jobs, id: str) -> None:
 
 
 def _status(options: argparse.Namespace) -> None:
-    from bezoar_ray.status import render
+    from bezoar_ray.runs.status import render
     from bezoar_ray.store import Store
 
     if options.follow and not options.address:
         raise RecipeError("--follow needs the --address of the cluster whose job is to be followed")
     if not options.address:
         return print(render(Store(options.dir)))
-    from bezoar_ray.submit import Jobs
+    from bezoar_ray.runs.submit import Jobs
 
     jobs = Jobs(options.address)
     job = jobs.last(options.dir)
@@ -127,8 +127,8 @@ def _status(options: argparse.Namespace) -> None:
 
 
 def _report(options: argparse.Namespace) -> None:
-    from bezoar_ray.progress import Progress
-    from bezoar_ray.run import report_again
+    from bezoar_ray.runs.orchestrator import report_again
+    from bezoar_ray.runtime.progress import Progress
 
     store, recipe = _existing(options.dir)
     report_again(recipe, store, Progress())
@@ -148,7 +148,7 @@ def _compare(options: argparse.Namespace) -> None:
 
 
 def _serve(options: argparse.Namespace) -> None:
-    from bezoar_ray.cluster import ray_session
+    from bezoar_ray.runtime.session import ray_session
     from bezoar_ray.serve.app import serve_forever
 
     store, recipe = _existing(options.dir, options.set)
@@ -157,10 +157,10 @@ def _serve(options: argparse.Namespace) -> None:
 
 
 def _sweep(options: argparse.Namespace) -> None:
-    from bezoar_ray.progress import Progress
     from bezoar_ray.recipe import load_recipe
+    from bezoar_ray.runs.sweep import report, sweep, trials
+    from bezoar_ray.runtime.progress import Progress
     from bezoar_ray.store import Store
-    from bezoar_ray.sweep import report, sweep, trials
 
     name = load_recipe(options.recipe, options.set).name
     store = Store(options.run_dir or Path("runs") / f"{name}-sweep")
@@ -172,7 +172,7 @@ def _sweep(options: argparse.Namespace) -> None:
 
 
 def _push(options: argparse.Namespace) -> None:
-    from bezoar_ray.publish import push, uploads
+    from bezoar_ray.report.hub import push, uploads
 
     store, recipe = _existing(options.dir)
     found = uploads(recipe, store, options.owner, options.only)
@@ -182,7 +182,7 @@ def _push(options: argparse.Namespace) -> None:
 
 
 def _tiny(options: argparse.Namespace) -> None:
-    from bezoar_ray.caches import unwritable, world_folder
+    from bezoar_ray.runtime.caches import unwritable, world_folder
     from bezoar_ray.tiny import world
 
     for problem in () if world_folder().exists() else unwritable(embedded=True):
@@ -191,7 +191,7 @@ def _tiny(options: argparse.Namespace) -> None:
 
 
 def _doctor(options: argparse.Namespace) -> None:
-    from bezoar_ray.doctor import report
+    from bezoar_ray.runs.doctor import report
 
     print(report(options.recipe))
 

@@ -8,14 +8,14 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 
-os.environ.setdefault("HF_HUB_OFFLINE", "1")
-os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-os.environ["CANARY_KEY"] = "sk-canary-9876543210"  # an endpoint's; set here, as Ray's workers get what it starts with
-
 import pytest
 
 from bezoar_ray.llm.chat import Messages, Reply, Sampling
 from bezoar_ray.store import Store
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ["CANARY_KEY"] = "sk-canary-9876543210"  # an endpoint's; set here, as Ray's workers get what it starts with
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -46,7 +46,7 @@ def tiny_world():
 @pytest.fixture(scope="session")
 def ray_session() -> Iterator[None]:
     """One local Ray for all tests. Its two GPUs are logical: Ray schedules by them, and nothing computes on them."""
-    from bezoar_ray.cluster import ray_session as session
+    from bezoar_ray.runtime.session import ray_session as session
 
     with contextlib.ExitStack() as stack:
         with pytest.MonkeyPatch.context() as environment:  # for this Ray alone, and not for commands that tests start

@@ -98,10 +98,10 @@ class RecordedTrainer:
 
 def generated_and_filtered(recipe: Recipe, folder: Path) -> dict[str, Any]:
     """Both stages as one Ray Data graph; the judges' endpoints are a scripted server."""
-    from bezoar_ray.progress import Progress
-    from bezoar_ray.stage import Context
+    from bezoar_ray.runs.generate_and_filter import run
+    from bezoar_ray.runtime.progress import Progress
+    from bezoar_ray.stages import Context
     from bezoar_ray.store import Store
-    from bezoar_ray.synthesis import run
 
     with serving(says) as server:
         here = {"base_url": server.url, "api_key_env": None}
@@ -130,12 +130,12 @@ def trained(recipe: Recipe, folder: Path) -> list[dict[str, Any]]:
     """What Ray Train would be given for each stage."""
     import ray.train.torch
 
-    from bezoar_ray.train import worker
+    from bezoar_ray.train import launcher
 
     RecordedTrainer.seen.clear()
     ray.train.torch.TorchTrainer = RecordedTrainer
     for stage in ("sft", "hh-sft", "dpo"):
-        worker._run(worker.Job(str(folder), recipe, stage, "recorded", ()), lambda job: {})
+        launcher._run(launcher.Job(str(folder), recipe, stage, "recorded", ()), lambda job: {})
     return list(RecordedTrainer.seen)
 
 

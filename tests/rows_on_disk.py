@@ -1,7 +1,7 @@
 """Samples in a run directory, as a stage would have left them."""
 
-from bezoar_ray.rows import Sample
-from bezoar_ray.samples import SampleFiles
+from bezoar_ray.data.sample_io import SampleFiles
+from bezoar_ray.data.schema import Sample
 from bezoar_ray.store import Store
 
 

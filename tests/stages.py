@@ -1,7 +1,7 @@
 """Stages for tests of control flow: they leave a file, or fail as they are told."""
 
 from bezoar_ray.errors import BezoarError, BudgetReached
-from bezoar_ray.stage import Context, Outcome
+from bezoar_ray.stages import Context, Outcome
 
 calls: list[str] = []
 fails: dict[str, BaseException] = {}

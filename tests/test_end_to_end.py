@@ -10,8 +10,8 @@ import orjson
 import pyarrow.parquet as pq
 import pytest
 
+from bezoar_ray.data.sample_io import read_samples
 from bezoar_ray.recipe import CHECKPOINTS, SCHEMES
-from bezoar_ray.samples import read_samples
 from bezoar_ray.store import Store
 from bezoar_ray.tiny import World, build
 from tests.end_to_end import SMALL, Command, harness_scores, in_stage, replies, summary

@@ -13,10 +13,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from bezoar_ray.errors import BezoarError, RecipeError
-from bezoar_ray.filter.prompt import read_rating
-from bezoar_ray.llm.answers import error_of, read_answer, read_fault
+from bezoar_ray.filter.rating_prompt import read_rating
 from bezoar_ray.llm.chat import CallFailed, Reply, TryAgain
 from bezoar_ray.llm.reasoning import without_reasoning
+from bezoar_ray.llm.responses import error_of, read_answer, read_fault
 from bezoar_ray.plan import plan, render
 from bezoar_ray.recipe import SourcePart, load_recipe, parse_recipe
 from bezoar_ray.sources import read, read_own, read_pairs

@@ -11,7 +11,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from bezoar_ray.cluster import SETTINGS
+from bezoar_ray.runtime.session import SETTINGS
 from tests.cluster.nodes import free_port
 from tests.end_to_end import SMALL, Command, replies, summary
 

@@ -9,13 +9,13 @@ import sys
 import pytest
 
 from bezoar_ray.errors import BezoarError, RecipeError
-from bezoar_ray.gpus import GPUS, find_gpu, kind_of
 from bezoar_ray.plan import Assumed, plan, plan_from, render, render_scaling, scaling
 from bezoar_ray.plan.memory import training_pass
 from bezoar_ray.plan.speeds import SPEEDS, training_speed
 from bezoar_ray.plan.steps import billions
 from bezoar_ray.recipe import load_recipe, parse_recipe, recipe_names
-from bezoar_ray.shapes import Shape, shape_of
+from bezoar_ray.runtime.gpus import GPUS, find_gpu, kind_of
+from bezoar_ray.runtime.model_shapes import Shape, shape_of
 from tests import architectures
 
 TREE = {

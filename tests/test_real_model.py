@@ -12,14 +12,14 @@ import pytest
 from datasets import Dataset
 from transformers import AutoModelForCausalLM
 
-from bezoar_ray.evaluate.endpoint import Endpoint
+from bezoar_ray.data.sample_io import read_samples
+from bezoar_ray.data.schema import Sample
+from bezoar_ray.evaluate.served import Endpoint
 from bezoar_ray.recipe import SCHEMES, Recipe, load_recipe
-from bezoar_ray.rows import Sample
-from bezoar_ray.samples import read_samples
 from bezoar_ray.serve.app import running
 from bezoar_ray.store import Store
-from bezoar_ray.train import models
-from bezoar_ray.train.data import conversation, encode
+from bezoar_ray.train import model_loading
+from bezoar_ray.train.encoding import conversation, encode
 from bezoar_ray.train.heldout import mean_log_probabilities
 from bezoar_ray.train.packing import Layout
 from bezoar_ray.train.tokenizer import load_tokenizer
@@ -92,7 +92,7 @@ def test_sft_lowers_the_perplexity_of_answers_that_it_was_not_trained_on(run_dir
     scored = [encode(tokenizer, conversation(row)) for row in accepted if row.id not in trained]
     assert len(trained) > 6 and len(scored) > 6
     base, sft = (
-        fmean(mean_log_probabilities(models.load(recipe.base, folder), scored, FLAT))
+        fmean(mean_log_probabilities(model_loading.load(recipe.base, folder), scored, FLAT))
         for folder in (None, str(store.path("checkpoints/sft/merged")))
     )
     print(f"\nperplexity of {len(scored)} held-out answers: base {exp(-base):.2f}, sft {exp(-sft):.2f}")
@@ -103,8 +103,10 @@ def test_the_joined_adapters_are_the_merged_chain_within_bfloat16s_rounding(run_
     tokenizer, store = load_tokenizer(recipe), Store(run_dir)
     scored = [encode(tokenizer, conversation(row)) for row in accepted]
     for name in ("sft", "hh-sft", "dpo"):
-        merged = models.load(recipe.base, str(store.path(f"checkpoints/{name}/merged")))
-        joined = models.with_adapter(models.load(recipe.base), str(store.path(f"checkpoints/{name}/joined")))
+        merged = model_loading.load(recipe.base, str(store.path(f"checkpoints/{name}/merged")))
+        joined = model_loading.with_adapter(
+            model_loading.load(recipe.base), str(store.path(f"checkpoints/{name}/joined"))
+        )
         both = [mean_log_probabilities(model, scored, FLAT) for model in (merged, joined)]
         apart = [abs(a - b) for a, b in zip(*both, strict=True)]
         print(f"\n{name}: mean log-probability {max(apart):.4f} apart at most")

@@ -11,13 +11,13 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from bezoar_ray.cluster import beside_driver, errors_as_raised
 from bezoar_ray.errors import BezoarError, RecipeError
-from bezoar_ray.evaluate.endpoint import Endpoint
-from bezoar_ray.llm.together import to_the_end
-from bezoar_ray.logs import redirect
+from bezoar_ray.evaluate.served import Endpoint
+from bezoar_ray.llm.aio import to_the_end
 from bezoar_ray.recipe import Harness, HarnessTask
-from bezoar_ray.sources.harness import include_path
+from bezoar_ray.runtime.logs import redirect
+from bezoar_ray.runtime.session import beside_driver, errors_as_raised
+from bezoar_ray.sources.harness_items import include_path
 from bezoar_ray.store import Store, digest
 
 LOG = "evaluate.log"

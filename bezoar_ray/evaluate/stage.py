@@ -8,13 +8,13 @@ import orjson
 
 from bezoar_ray.errors import BezoarError
 from bezoar_ray.evaluate import harness
-from bezoar_ray.evaluate.endpoint import Endpoint
-from bezoar_ray.evaluate.mt_bench.run import Bench, mt_bench
-from bezoar_ray.llm.together import to_the_end
+from bezoar_ray.evaluate.mt_bench.bench import Bench, mt_bench
+from bezoar_ray.evaluate.served import Endpoint
+from bezoar_ray.llm.aio import to_the_end
 from bezoar_ray.recipe import CHECKPOINTS, Recipe
 from bezoar_ray.serve.app import running
 from bezoar_ray.serve.arguments import modes
-from bezoar_ray.stage import Context, Outcome
+from bezoar_ray.stages import Context, Outcome
 from bezoar_ray.store import Store
 
 

@@ -12,9 +12,9 @@ from typing import Any
 
 import xxhash
 
-from bezoar_ray.cluster import errors_as_raised
+from bezoar_ray.data.schema import Sample
 from bezoar_ray.recipe import Recipe
-from bezoar_ray.rows import Sample
+from bezoar_ray.runtime.session import errors_as_raised
 
 _N = 13
 _SHORTEST = 5  # words of an item that is shorter than a run and still tells
@@ -79,8 +79,8 @@ def read(recipe: Recipe) -> Benchmarks:
 
 
 def _items(recipe: Recipe) -> Iterator[tuple[str, str]]:
-    from bezoar_ray.sources.harness import task_texts
-    from bezoar_ray.sources.mt_bench import load_questions
+    from bezoar_ray.sources.harness_items import task_texts
+    from bezoar_ray.sources.mt_bench_files import load_questions
 
     if recipe.evaluate.mt_bench:
         for question in load_questions(recipe.evaluate.mt_bench):

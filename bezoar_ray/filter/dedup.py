@@ -15,7 +15,7 @@ from array import array
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from bezoar_ray.rows import Sample, Seed, normal
+from bezoar_ray.data.schema import Sample, Seed, normal
 
 _NEAR = 0.85  # Jaccard similarity of word triples, instruction and response together
 _PERMUTATIONS = 128

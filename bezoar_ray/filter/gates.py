@@ -3,9 +3,9 @@
 import re
 from collections.abc import Sequence
 
-from bezoar_ray.filter.private import holds_personal_data, holds_secrets
+from bezoar_ray.data.schema import Sample, normal
+from bezoar_ray.filter.pii import holds_personal_data, holds_secrets
 from bezoar_ray.llm.chat import ending
-from bezoar_ray.rows import Sample, normal
 
 # What prompts and chat formats are made of, the teacher's and ours.
 _SCAFFOLDING = re.compile(

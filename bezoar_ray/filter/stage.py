@@ -10,22 +10,22 @@ from typing import Any
 import orjson
 
 from bezoar_ray import sources
+from bezoar_ray.data.sample_io import SampleFiles, Spill, count_samples, iter_samples
+from bezoar_ray.data.schema import Sample
+from bezoar_ray.data.spool import spool
 from bezoar_ray.errors import BezoarError
-from bezoar_ray.fan_out import Pass, place
-from bezoar_ray.filter.decision import decided
+from bezoar_ray.filter.aggregate import decided
 from bezoar_ray.filter.decontamination import Benchmarks, finish, start
 from bezoar_ray.filter.dedup import Duplicates
-from bezoar_ray.filter.figures import Figures, Truth
 from bezoar_ray.filter.gates import gate
-from bezoar_ray.filter.judge import judge_sample
-from bezoar_ray.filter.meaning import same_meaning
+from bezoar_ray.filter.judge_metrics import Figures, Truth
+from bezoar_ray.filter.rate import judge_sample
 from bezoar_ray.filter.selection import choose
-from bezoar_ray.flow import flow
-from bezoar_ray.items import spool
+from bezoar_ray.filter.semantic_dedup import same_meaning
+from bezoar_ray.pipeline.actor_pool import Pass, place
+from bezoar_ray.pipeline.runner import flow
 from bezoar_ray.recipe import Filter, Meaning, ModelPart
-from bezoar_ray.rows import Sample
-from bezoar_ray.samples import SampleFiles, Spill, count_samples, iter_samples
-from bezoar_ray.stage import Context, Outcome
+from bezoar_ray.stages import Context, Outcome
 
 _STATUSES = ("accepted", "rejected", "failed")
 

@@ -6,10 +6,10 @@ A scheme knows nothing of it: what its answer was asked for with is asked again,
 from dataclasses import replace
 from typing import Any
 
-from bezoar_ray.generate.work import answered, call_failed, prompt_hash
+from bezoar_ray.data.schema import Sample, row_id
+from bezoar_ray.generate.task import answered, call_failed, prompt_hash
+from bezoar_ray.llm.aio import to_the_end
 from bezoar_ray.llm.chat import CallFailed, Chat, Messages, Reply
-from bezoar_ray.llm.together import to_the_end
-from bezoar_ray.rows import Sample, row_id
 
 
 class Remembering:

@@ -8,12 +8,12 @@ import re
 from collections.abc import AsyncIterator, Iterator, Sequence
 from dataclasses import replace
 
+from bezoar_ray.data.schema import Sample, Seed
 from bezoar_ray.generate.elimination import spoilt_answer, spoilt_instruction
 from bezoar_ray.generate.prompts import adds_nothing, evolve, evolved_answer
-from bezoar_ray.generate.work import Work, answered, call_failed, one_for_each
+from bezoar_ray.generate.task import Work, answered, call_failed, one_for_each
 from bezoar_ray.llm.chat import CallFailed, Chat, Sampling
 from bezoar_ray.recipe import EvolInstruct
-from bezoar_ray.rows import Sample, Seed
 
 SCHEME = "evol_instruct"
 _COMPARING = Sampling(temperature=0.0, max_tokens=16)  # "Equal" or "Not equal": nothing to sample

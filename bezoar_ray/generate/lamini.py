@@ -8,13 +8,13 @@ import re
 from collections.abc import AsyncIterator, Iterator, Sequence
 from dataclasses import replace
 
+from bezoar_ray.data.schema import Sample, Seed, row_id
 from bezoar_ray.errors import RecipeError
 from bezoar_ray.generate.prompts import concise_answer, new_instructions
-from bezoar_ray.generate.work import Work, answered, call_failed
+from bezoar_ray.generate.task import Work, answered, call_failed
+from bezoar_ray.llm.aio import to_the_end
 from bezoar_ray.llm.chat import CallFailed, Chat, PromptTooLong, Reply
-from bezoar_ray.llm.together import to_the_end
 from bezoar_ray.recipe import Lamini
-from bezoar_ray.rows import Sample, Seed, row_id
 
 SCHEME = "lamini"
 _EXAMPLE = re.compile(r"<example\s*>(.*?)</example\s*>", re.DOTALL | re.IGNORECASE)

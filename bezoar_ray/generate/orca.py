@@ -6,11 +6,11 @@ from collections.abc import AsyncIterator, Iterator, Sequence
 from dataclasses import replace
 from itertools import chain, islice, zip_longest
 
+from bezoar_ray.data.schema import Sample, Seed, row_id
 from bezoar_ray.generate.prompts import ORCA_MESSAGES, ORCA_MULTIPLE_CHOICE, ORCA_SYSTEM, explain
-from bezoar_ray.generate.work import Work, answered, call_failed
+from bezoar_ray.generate.task import Work, answered, call_failed
 from bezoar_ray.llm.chat import CallFailed, Chat
 from bezoar_ray.recipe import Mixture, Orca
-from bezoar_ray.rows import Sample, Seed, row_id
 
 SCHEME = "orca"
 

@@ -13,19 +13,19 @@ from typing import Any
 import orjson
 
 from bezoar_ray import sources
+from bezoar_ray.data.sample_io import SampleFiles, Spill
+from bezoar_ray.data.schema import Sample, Seed, normal, row_id
+from bezoar_ray.data.spool import Items, ItemWriter
 from bezoar_ray.errors import RecipeError
-from bezoar_ray.fan_out import Pass, place
-from bezoar_ray.flow import flow
-from bezoar_ray.generate import evol_instruct, lamini, orca, own
+from bezoar_ray.generate import custom_scheme, evol_instruct, lamini, orca
 from bezoar_ray.generate.candidates import Remembering
-from bezoar_ray.generate.work import Work, one_for_each
-from bezoar_ray.items import Items, ItemWriter
-from bezoar_ray.logs import event
+from bezoar_ray.generate.task import Work, one_for_each
+from bezoar_ray.pipeline.actor_pool import Pass, place
+from bezoar_ray.pipeline.runner import flow
 from bezoar_ray.recipe import SCHEMES, Recipe, Teacher
-from bezoar_ray.rows import Sample, Seed, normal, row_id
-from bezoar_ray.samples import SampleFiles, Spill
-from bezoar_ray.sources.table import write_seeds
-from bezoar_ray.stage import Context, Outcome
+from bezoar_ray.runtime.logs import event
+from bezoar_ray.sources.seed_table import write_seeds
+from bezoar_ray.stages import Context, Outcome
 
 _FAILED_SEEDS = "seeds-failed.txt"  # a log
 _SEEDS = {"lamini": "dolly", "evol_instruct": "dolly", "orca": "flan"}  # what each scheme starts from
@@ -169,7 +169,10 @@ def _whose(work: Work, teachers: Sequence[Teacher]) -> int:
 
 def _teaching(recipe: Recipe, teacher: Teacher) -> Pass:
     parts: dict[str, Any] = {scheme: getattr(recipe.generate, scheme) for scheme in SCHEMES}
-    parts |= {name: own.Code(part.source, part.function, part.settings) for name, part in recipe.generate.own.items()}
+    parts |= {
+        name: custom_scheme.Code(part.source, part.function, part.settings)
+        for name, part in recipe.generate.own.items()
+    }
     return Pass(partial(_answer, parts, recipe.generate.candidates, teacher), teacher, "teacher")
 
 
@@ -180,7 +183,7 @@ async def _answer(
     work = Work.from_json(item)
     known = {normal(seed.task) for seed in work.seeds} if work.scheme != "orca" else set()
     chat = Remembering(talker.for_row(work.id))
-    function = _FUNCTIONS.get(work.scheme, own.run)
+    function = _FUNCTIONS.get(work.scheme, custom_scheme.run)
     async for sample in function(work, chat, parts[work.scheme]):
         asks = normal(sample.task)
         if sample.status == "generated" and asks in known:

@@ -17,14 +17,14 @@ from typing import Any, TypeVar
 import orjson
 
 from bezoar_ray.errors import BezoarError, BudgetReached
-from bezoar_ray.llm.answers import error_of, read_fault, read_reply
 from bezoar_ray.llm.breaker import REFUSED_FIRST
 from bezoar_ray.llm.chat import CallFailed, Deferred, Messages, Refused, Reply, Sampling, TryAgain
 from bezoar_ray.llm.client import Caller, need, took
 from bezoar_ray.llm.endpoint import fault, open_client, parameters, redacted
 from bezoar_ray.llm.ledger import Ledger
-from bezoar_ray.llm.meter import Need, Permits
-from bezoar_ray.llm.models import identity
+from bezoar_ray.llm.model_identity import identity
+from bezoar_ray.llm.quota import Need, Permits
+from bezoar_ray.llm.responses import error_of, read_fault, read_reply
 from bezoar_ray.recipe import ModelPart
 from bezoar_ray.store import Store
 

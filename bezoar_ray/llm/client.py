@@ -11,13 +11,13 @@ from functools import partial
 from bezoar_ray.errors import BezoarError
 from bezoar_ray.llm.breaker import Breaker
 from bezoar_ray.llm.chat import CallFailed, Chat, Messages, Model, Reply, Sampling, TryAgain
-from bezoar_ray.llm.index import Index
 from bezoar_ray.llm.ledger import Ledger, call_key
-from bezoar_ray.llm.meter import Need, Permits
-from bezoar_ray.llm.pace import Pace
+from bezoar_ray.llm.ledger_index import Index
+from bezoar_ray.llm.quota import Need, Permits
+from bezoar_ray.llm.rate_control import Pace
 from bezoar_ray.llm.reasoning import without_reasoning
-from bezoar_ray.logs import current_row, event
 from bezoar_ray.recipe import ModelPart
+from bezoar_ray.runtime.logs import current_row, event
 from bezoar_ray.store import Store
 
 _LONGEST_WAIT = 60.0  # seconds between two attempts

@@ -12,9 +12,9 @@ from typing import Any
 import orjson
 
 from bezoar_ray.errors import RecipeError
-from bezoar_ray.llm.answers import error_of, read_answer, read_fault
 from bezoar_ray.llm.chat import Messages, Reply, Sampling, TryAgain
-from bezoar_ray.llm.models import identity
+from bezoar_ray.llm.model_identity import identity
+from bezoar_ray.llm.responses import error_of, read_answer, read_fault
 from bezoar_ray.recipe import ModelPart
 
 _REASONS = re.compile(r"(.*/)?(o\d|gpt-[5-9])")  # OpenAI's families since o1 and GPT-5

@@ -7,13 +7,13 @@ from concurrent.futures import ThreadPoolExecutor
 from importlib import metadata
 from typing import Any
 
-from bezoar_ray.gpus import ENGINE_SHARE
 from bezoar_ray.llm.chat import Messages, ModelDied, PromptTooLong, Reply, Sampling
 from bezoar_ray.llm.chat_tokens import chat_ids
-from bezoar_ray.llm.fate import bind_children
-from bezoar_ray.llm.models import identity, model_path
+from bezoar_ray.llm.model_identity import identity, model_path
 from bezoar_ray.llm.reasoning import MARKS
 from bezoar_ray.recipe import ModelPart, Weights
+from bezoar_ray.runtime.engine_parent import bind_children
+from bezoar_ray.runtime.gpus import ENGINE_SHARE
 
 _LEAST_ROOM = 64  # tokens for an answer: with fewer it would be cut off
 

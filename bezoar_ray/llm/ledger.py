@@ -21,10 +21,10 @@ from typing import Any, BinaryIO
 import orjson
 
 from bezoar_ray.errors import BezoarError
-from bezoar_ray.llm import segments
+from bezoar_ray.llm import ledger_files
 from bezoar_ray.llm.chat import Messages, Reply, Sampling
-from bezoar_ray.llm.index import OFFSET_BITS, Index, before
-from bezoar_ray.metrics import Figures
+from bezoar_ray.llm.ledger_index import OFFSET_BITS, Index, before
+from bezoar_ray.runtime.metrics import Figures
 from bezoar_ray.store import Store
 
 ROLES = {"teacher": "generate", "judge": "filter", "candidate": "evaluate", "mt_bench_judge": "evaluate"}
@@ -61,7 +61,7 @@ class Ledger:
         self._places: dict[bytes, int] = {}
         self._deaths: Counter[bytes] = Counter()
         self._fruitless = 0
-        there = dict(segments.earlier(self._store, folder))
+        there = dict(ledger_files.earlier(self._store, folder))
         self._earlier = Index.of(before(there, session)) if index is None else index
         if unseen := set(self._earlier.writers) - there.keys():
             raise BezoarError(
@@ -72,7 +72,7 @@ class Ledger:
         for writer, segment in there.items():
             self._add(len(self._segments), segment, count_deaths=writer.startswith(session))
             self._segments.append(segment)
-        self._own = segments.own(self._store, f"{folder}/{session}-{uuid.uuid4().hex[:8]}")
+        self._own = ledger_files.own(self._store, f"{folder}/{session}-{uuid.uuid4().hex[:8]}")
         self._segments.append(self._own.reader)
         self.figures = Figures(run=self._store.name, stage=ROLES[role], role=role)
         self._waiting: list[tuple[bytes, asyncio.Future[int]]] = []
@@ -156,7 +156,7 @@ class Ledger:
 
     def _add(self, number: int, segment: BinaryIO, count_deaths: bool) -> None:
         offset, answered, in_flight = 0, False, Counter[bytes]()
-        for line, entry in segments.entries(segment):
+        for line, entry in ledger_files.entries(segment):
             key = bytes.fromhex(entry.get("reply") or entry.get("failed") or entry.get("intent") or "")
             if "reply" in entry:
                 self._places[key] = number << OFFSET_BITS | offset
@@ -214,11 +214,11 @@ def accounts(root: str | Path, session: str) -> dict[str, dict[str, Any]]:
 def _account(store: Store, folder: str, session: str) -> dict[str, Any]:
     total = _Account()
     last = _Account()
-    for writer, segment in segments.earlier(store, folder):
+    for writer, segment in ledger_files.earlier(store, folder):
         with segment:
             for account in (total, last) if writer.startswith(session) else (total,):
                 segment.seek(0)
-                account.add(entry for _, entry in segments.entries(segment))
+                account.add(entry for _, entry in ledger_files.entries(segment))
     for batch in store.list(f"{folder}/batches", ".json"):
         total.add_batch(store.read_json(batch)["calls"])
     return total.summary() | {"by_model": total.by_model, "last_run": last.summary()}

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from bezoar_ray.llm.ledger import ROLES, accounts
-from bezoar_ray.llm.meter import Budget, Meter, Permits, Terms
+from bezoar_ray.llm.quota import Budget, Meter, Permits, Terms
 from bezoar_ray.recipe import ModelPart, Recipe
 
 

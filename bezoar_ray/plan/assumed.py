@@ -2,8 +2,8 @@
 
 from dataclasses import dataclass, field
 
-from bezoar_ray.gpus import GPUS, USUAL, Gpu
-from bezoar_ray.shapes import USUAL_BILLIONS
+from bezoar_ray.runtime.gpus import GPUS, USUAL, Gpu
+from bezoar_ray.runtime.model_shapes import USUAL_BILLIONS
 
 
 @dataclass(frozen=True)

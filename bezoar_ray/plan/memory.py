@@ -5,10 +5,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from bezoar_ray.gpus import ENGINE_SHARE, Gpu
 from bezoar_ray.recipe import ModelPart, Recipe, Serve, Training
 from bezoar_ray.recipe.part import spread_of
-from bezoar_ray.shapes import USUAL_BILLIONS, Shape, billions_in, model_shape
+from bezoar_ray.runtime.gpus import ENGINE_SHARE, Gpu
+from bezoar_ray.runtime.model_shapes import USUAL_BILLIONS, Shape, billions_in, model_shape
 from bezoar_ray.train.pass_size import SPARE, PassSize, choose_size
 
 GIB = 2**30

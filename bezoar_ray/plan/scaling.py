@@ -5,14 +5,14 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from bezoar_ray.errors import RecipeError
-from bezoar_ray.gpus import Gpu, find_gpu
-from bezoar_ray.plan import training
+from bezoar_ray.plan import training_hours
 from bezoar_ray.plan.assumed import Assumed
 from bezoar_ray.plan.memory import Need
 from bezoar_ray.plan.steps import Plan, plan
-from bezoar_ray.plan.training import Work
+from bezoar_ray.plan.training_hours import Work
 from bezoar_ray.recipe import ModelPart, Recipe
 from bezoar_ray.recipe.part import gpus_of
+from bezoar_ray.runtime.gpus import Gpu, find_gpu
 
 COUNTS = (1, 8, 64)
 GAIN = 0.9  # twice the GPUs have to take less than this share of the time
@@ -87,7 +87,7 @@ def scaling(recipe: Recipe, kind: str, assumed: Assumed | None = None) -> Scalin
         raise RecipeError(f"--cluster {kind}: {recipe.name} uses no GPU")
     local = [model for model in (*recipe.teachers, *recipe.judges) if not model.base_url]
     fewest = max([gpus_of(model.engine, model.num_gpus) for model in (*local, recipe.serve)] + [1.0])
-    works = training.works(recipe, found.rows, assumed)
+    works = training_hours.works(recipe, found.rows, assumed)
     stages = (
         _generate(recipe, found, assumed),
         _filter(recipe, found, assumed),
@@ -155,14 +155,14 @@ def _rate(judge: ModelPart, assumed: Assumed) -> float:
 def _train(recipe: Recipe, work: Work, gpu: Gpu, assumed: Assumed) -> Stage | None:
     """Workers share out a batch, row by row at most, and passes of few rows are slow; steps come one after another."""
     part = recipe.training(work.stage)
-    if not training.gpu_hours(recipe, work, gpu):
+    if not training_hours.gpu_hours(recipe, work, gpu):
         return None
     steps = work.steps(part)
     idle = (assumed.start + steps * assumed.step) / 3600
 
     def hours(gpus: int) -> float:
         workers = _workers(part.batch, gpus)
-        return training.gpu_hours(_on_workers(recipe, work.stage, workers), work, gpu) / workers + idle
+        return training_hours.gpu_hours(_on_workers(recipe, work.stage, workers), work, gpu) / workers + idle
 
     bound = (
         f"a batch has {part.batch} rows, a pass of few is no faster, and no GPU shares {assumed.step * 1000:.0f} ms of "

@@ -7,8 +7,8 @@ another card than the measured one is a guess, and `bezoar plan` says so.
 import math
 from dataclasses import dataclass
 
-from bezoar_ray.gpus import GPUS, Gpu
-from bezoar_ray.shapes import Shape
+from bezoar_ray.runtime.gpus import GPUS, Gpu
+from bezoar_ray.runtime.model_shapes import Shape
 
 
 @dataclass(frozen=True)

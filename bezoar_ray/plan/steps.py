@@ -4,15 +4,15 @@ import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
-from bezoar_ray.gpus import GPUS, USUAL, Gpu, known_gpu
-from bezoar_ray.licences import commercial_use
-from bezoar_ray.plan import training
+from bezoar_ray.licenses import commercial_use
+from bezoar_ray.plan import training_hours
 from bezoar_ray.plan.assumed import Assumed
 from bezoar_ray.plan.memory import Need, engine_need
-from bezoar_ray.plan.training import Work
+from bezoar_ray.plan.training_hours import Work
 from bezoar_ray.recipe import CHECKPOINTS, ModelPart, MtBench, Recipe, Serve
 from bezoar_ray.recipe.part import Placed, gpus_of, matches
-from bezoar_ray.shapes import billions_in, model_shape
+from bezoar_ray.runtime.gpus import GPUS, USUAL, Gpu, known_gpu
+from bezoar_ray.runtime.model_shapes import billions_in, model_shape
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ def plan(recipe: Recipe, assumed: Assumed | None = None, gpu: Gpu | None = None)
     """
     assumed = assumed or Assumed()
     rows = generated(recipe, assumed)
-    works = tuple(training.works(recipe, rows, assumed))
+    works = tuple(training_hours.works(recipe, rows, assumed))
     use = commercial_use(recipe)
     return Plan(
         recipe=recipe.name,
@@ -111,7 +111,7 @@ def _needs(recipe: Recipe, works: Iterable[Work], gpu: Gpu | None) -> Iterator[N
     for work in works:
         part = recipe.training(work.stage)
         if part.gpus_per_worker:
-            yield training.need(recipe, work, gpu_of(recipe, part, gpu))
+            yield training_hours.need(recipe, work, gpu_of(recipe, part, gpu))
     if gpus_of(recipe.serve.engine, recipe.serve.num_gpus) and (recipe.evaluate.harness or recipe.evaluate.mt_bench):
         yield engine_need("evaluate", recipe.base.model, recipe.serve, gpu_of(recipe, recipe.serve, gpu))
 
@@ -139,13 +139,13 @@ def generated(recipe: Recipe, assumed: Assumed) -> dict[str, float]:
     if part.lamini:
         found["lamini"] = float(part.lamini.calls * part.lamini.per_call)
     if part.evol_instruct:
-        seeds = min(part.evol_instruct.seeds, training.limit_of(recipe.seeds.dolly) or part.evol_instruct.seeds)
+        seeds = min(part.evol_instruct.seeds, training_hours.limit_of(recipe.seeds.dolly) or part.evol_instruct.seeds)
         found["evol_instruct"] = float(seeds * part.evol_instruct.epochs)
     if part.orca:
         drawn = sum(mixture.rows or assumed.open_rows for mixture in part.orca.mixtures.values())
-        found["orca"] = float(min(drawn, training.limit_of(recipe.seeds.flan) or drawn, part.orca.rows or drawn))
+        found["orca"] = float(min(drawn, training_hours.limit_of(recipe.seeds.flan) or drawn, part.orca.rows or drawn))
     for name, own in part.own.items():
-        works = min(own.works, training.limit_of(getattr(recipe.seeds, own.seeds)) or own.works)
+        works = min(own.works, training_hours.limit_of(getattr(recipe.seeds, own.seeds)) or own.works)
         found[name] = float(works * own.rows_per_work)
     return found
 
@@ -208,7 +208,7 @@ def billions(model: str, assumed: Assumed, *, active: bool = False) -> float:
 def _training(recipe: Recipe, works: Iterable[Work], gpu: Gpu | None) -> Iterator[Step]:
     for work in works:
         part = recipe.training(work.stage)
-        hours = training.gpu_hours(recipe, work, gpu_of(recipe, part, gpu))
+        hours = training_hours.gpu_hours(recipe, work, gpu_of(recipe, part, gpu))
         yield Step(work.stage, work.what, recipe.base.model, tokens_in=work.tokens(part), gpu_hours=hours)
 
 
@@ -241,7 +241,7 @@ def _published(bench: MtBench) -> int:
     there = tuple(pattern for pattern in bench.answers if matches(pattern))
     if not there:
         return 0
-    from bezoar_ray.sources.mt_bench import load_answers
+    from bezoar_ray.sources.mt_bench_files import load_answers
 
     return len(load_answers(bench.model_copy(update={"answers": there})))
 

@@ -2,11 +2,11 @@
 
 from collections.abc import Callable
 
-from bezoar_ray.gpus import GPUS, USUAL
 from bezoar_ray.plan.memory import Need
 from bezoar_ray.plan.scaling import COUNTS, GAIN, Scaling
 from bezoar_ray.plan.speeds import SPEEDS
 from bezoar_ray.plan.steps import Plan, Step
+from bezoar_ray.runtime.gpus import GPUS, USUAL
 
 _COLUMNS = ("calls", "tokens_in", "tokens_out", "usd", "gpu_hours")
 

@@ -17,7 +17,7 @@ from bezoar_ray.recipe.generation import (
     OwnScheme,
 )
 from bezoar_ray.recipe.load import Recipe, load_recipe, parse_recipe, recipe_names, recipe_of
-from bezoar_ray.recipe.models import ModelPart, Prices, Seeds, SourcePart, Teacher, Weights
+from bezoar_ray.recipe.model_sections import ModelPart, Prices, Seeds, SourcePart, Teacher, Weights
 from bezoar_ray.recipe.part import Part, Placed
 from bezoar_ray.recipe.training import Align, Base, HhSft, Lora, Sft, Training
 

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import AliasChoices, Field, field_validator, model_validator
 
-from bezoar_ray.recipe.models import Judge, told_apart
+from bezoar_ray.recipe.model_sections import Judge, told_apart
 from bezoar_ray.recipe.part import (
     FILES,
     HOW,

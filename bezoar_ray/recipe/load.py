@@ -11,7 +11,7 @@ from pydantic import AliasChoices, BaseModel, Field, ValidationError, field_vali
 from bezoar_ray.errors import RecipeError
 from bezoar_ray.recipe.evaluation import Evaluate, Serve
 from bezoar_ray.recipe.generation import SCHEMES, Filter, Generate
-from bezoar_ray.recipe.models import Judge, Seeds, Teacher, told_apart
+from bezoar_ray.recipe.model_sections import Judge, Seeds, Teacher, told_apart
 from bezoar_ray.recipe.part import FILES, HOW, Money, OneOrMore, Part
 from bezoar_ray.recipe.training import Align, Base, HhSft, Sft, Training
 

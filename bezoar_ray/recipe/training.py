@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from bezoar_ray.recipe.models import SourcePart, Weights
+from bezoar_ray.recipe.model_sections import SourcePart, Weights
 from bezoar_ray.recipe.part import FILES, HOW, Part, Placed, Positive, PositiveRate, Share, check_gpus
 
 LossType = Literal[

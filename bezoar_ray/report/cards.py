@@ -5,7 +5,7 @@ from typing import Any
 import yaml
 from markupsafe import Markup
 
-from bezoar_ray.licences import YES
+from bezoar_ray.licenses import YES
 from bezoar_ray.report.content import Content
 from bezoar_ray.report.page import environment
 from bezoar_ray.store import Store

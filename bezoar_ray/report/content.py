@@ -9,13 +9,13 @@ from typing import Any
 
 import orjson
 
-from bezoar_ray.evaluate.mt_bench.files import QUESTIONS
-from bezoar_ray.licences import causes, commercial_use
+from bezoar_ray.data.sample_io import count_samples, iter_samples
+from bezoar_ray.data.schema import Sample
+from bezoar_ray.evaluate.mt_bench.fastchat_files import QUESTIONS
+from bezoar_ray.licenses import causes, commercial_use
 from bezoar_ray.recipe import CHECKPOINTS, Recipe
-from bezoar_ray.report.results import Harness, below_base, harness
-from bezoar_ray.rows import Sample
-from bezoar_ray.samples import count_samples, iter_samples
-from bezoar_ray.sources.mt_bench import IDS as MT_BENCH_IDS
+from bezoar_ray.report.harness_table import Harness, below_base, harness
+from bezoar_ray.sources.mt_bench_files import IDS as MT_BENCH_IDS
 from bezoar_ray.store import Store
 
 STAGES = ("generate", "filter", "sft", "hh-sft", "dpo", "evaluate")

@@ -7,9 +7,9 @@ import yaml
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from bezoar_ray.progress import duration
 from bezoar_ray.report import plots
 from bezoar_ray.report.content import Content
+from bezoar_ray.runtime.progress import duration
 
 
 def render(content: Content) -> str:

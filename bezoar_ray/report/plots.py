@@ -5,7 +5,7 @@ from io import StringIO
 from typing import Any
 
 from bezoar_ray.report.content import Scheme
-from bezoar_ray.report.results import Harness
+from bezoar_ray.report.harness_table import Harness
 
 COLOURS = {"base": "#8a93a3", "sft": "#3b82f6", "hh-sft": "#f59e0b", "dpo": "#10b981"}
 _OTHER = "#a855f7"  # models that are no checkpoints

@@ -2,9 +2,9 @@
 
 from bezoar_ray.report.cards import write_cards
 from bezoar_ray.report.content import gather
-from bezoar_ray.report.conversations import write_conversations
 from bezoar_ray.report.page import render
-from bezoar_ray.stage import Context, Outcome
+from bezoar_ray.report.transcripts import write_conversations
+from bezoar_ray.stages import Context, Outcome
 
 
 def run(context: Context) -> Outcome:

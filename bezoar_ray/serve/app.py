@@ -13,13 +13,13 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from bezoar_ray.cluster import beside_driver
 from bezoar_ray.errors import BezoarError, RecipeError
-from bezoar_ray.logs import event
 from bezoar_ray.recipe import CHECKPOINTS, Recipe, recipe_of
-from bezoar_ray.room import check_room, of_engines
+from bezoar_ray.runtime.capacity import check_room, of_engines
+from bezoar_ray.runtime.logs import event
+from bezoar_ray.runtime.session import beside_driver
 from bezoar_ray.serve.arguments import hosted, modes
-from bezoar_ray.serve.gate import key_for
+from bezoar_ray.serve.auth import key_for
 from bezoar_ray.serve.replica import DRAIN_SECONDS, LOG, engine, router
 from bezoar_ray.store import Store
 

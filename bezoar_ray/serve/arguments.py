@@ -7,7 +7,7 @@ from typing import Any
 
 from bezoar_ray.errors import BezoarError
 from bezoar_ray.llm.engine import is_cpu_build, on_this_machine, trusted
-from bezoar_ray.llm.models import model_path
+from bezoar_ray.llm.model_identity import model_path
 from bezoar_ray.recipe import CHECKPOINTS, Recipe, Serve
 from bezoar_ray.store import Store
 

@@ -9,11 +9,11 @@ from types import SimpleNamespace
 from typing import Any
 
 from bezoar_ray.llm.chat_tokens import guard
-from bezoar_ray.logs import redirect
-from bezoar_ray.metrics import hold_gpus
 from bezoar_ray.recipe import Recipe, Serve
+from bezoar_ray.runtime.logs import redirect
+from bezoar_ray.runtime.metrics import hold_gpus
 from bezoar_ray.serve.arguments import engine_arguments
-from bezoar_ray.serve.gate import Gate
+from bezoar_ray.serve.auth import Gate
 from bezoar_ray.serve.router import Request, answer
 from bezoar_ray.serve.router import router as routed
 from bezoar_ray.store import Store
@@ -163,7 +163,7 @@ async def _openai_app(arguments: list[str]) -> AsyncIterator[Any]:
 def _settle(log: Path) -> None:
     """Make this process and the engine's core, its child, write to the run's log and end together."""
     from bezoar_ray.llm.engine import set_up_cpu
-    from bezoar_ray.llm.fate import bind_children
+    from bezoar_ray.runtime.engine_parent import bind_children
 
     set_up_cpu()
     os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")

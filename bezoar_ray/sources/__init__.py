@@ -9,10 +9,10 @@ from typing import Any, Generic, Literal, TypeVar
 
 import orjson
 
+from bezoar_ray.data.schema import Pair, Sample, Seed
 from bezoar_ray.recipe import SourcePart
-from bezoar_ray.rows import Pair, Sample, Seed
-from bezoar_ray.sources import dolly, files, flan, hh_rlhf, hub, own
-from bezoar_ray.sources.raw import Origin, Raw
+from bezoar_ray.sources import custom_rows, dolly, flan, hh_rlhf, hub, row_files
+from bezoar_ray.sources.record import Origin, Raw
 
 T = TypeVar("T", Seed, Pair, Sample)
 
@@ -44,7 +44,7 @@ def read_pairs(parts: Iterable[SourcePart]) -> Loaded[Pair]:
 
 def read_own(part: SourcePart, name: str) -> Loaded[Sample]:
     """The rows of `sft.data.<name>`. Raises as `read` does."""
-    return _load([part], f"sft.data.{name}", partial(own.sample, name))
+    return _load([part], f"sft.data.{name}", partial(custom_rows.sample, name))
 
 
 def stream(
@@ -85,10 +85,10 @@ def _raw(part: SourcePart, field: str) -> Iterator[Raw]:
         from bezoar_ray.tiny import world
 
         kind = field.removeprefix("seeds.") if field.startswith("seeds.") else "dolly"
-        return files.rows(str(getattr(world(), kind)), field, name="tiny")
+        return row_files.rows(str(getattr(world(), kind)), field, name="tiny")
     if part.source.startswith("hub:"):
         return hub.rows(part, field)
-    return files.rows(part.source, field)
+    return row_files.rows(part.source, field)
 
 
 def _license(part: SourcePart) -> str:

@@ -3,7 +3,7 @@
 import re
 from typing import Any
 
-from bezoar_ray.sources.raw import as_text
+from bezoar_ray.sources.record import as_text
 
 Messages = list[dict[str, str]]
 

@@ -3,8 +3,8 @@
 import re
 from typing import Any
 
-from bezoar_ray.rows import Seed
-from bezoar_ray.sources.raw import Origin, required, text
+from bezoar_ray.data.schema import Seed
+from bezoar_ray.sources.record import Origin, required, text
 
 _CITATION = re.compile(r"\[\d+\]")  # dolly's contexts come from Wikipedia, with its marks; own ones may be code
 

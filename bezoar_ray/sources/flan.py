@@ -2,8 +2,8 @@
 
 from typing import Any
 
-from bezoar_ray.rows import Seed
-from bezoar_ray.sources.raw import Origin, required
+from bezoar_ray.data.schema import Seed
+from bezoar_ray.sources.record import Origin, required
 
 _NAMES = {"p3": "T0", "t0": "T0", "niv2": "NIV2", "flan2021": "Flan2021", "cot": "CoT", "dialog": "Dialog"}
 _TEMPLATES = ("zs_opt", "zs_noopt", "fs_opt", "fs_noopt")

@@ -6,10 +6,10 @@ without a prompt, where both sides hold the whole conversation.
 
 from typing import Any
 
-from bezoar_ray.rows import Pair
+from bezoar_ray.data.schema import Pair
 from bezoar_ray.sources import conversations
 from bezoar_ray.sources.conversations import Messages
-from bezoar_ray.sources.raw import Origin, required
+from bezoar_ray.sources.record import Origin, required
 
 
 def pair(row: dict[str, Any], origin: Origin) -> Pair:

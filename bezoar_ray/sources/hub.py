@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 from bezoar_ray.errors import RecipeError
 from bezoar_ray.recipe import SourcePart
-from bezoar_ray.sources.raw import Raw
+from bezoar_ray.sources.record import Raw
 
 
 def rows(part: SourcePart, field: str) -> Iterator[Raw]:

@@ -20,7 +20,7 @@ import pyarrow as pa
 
 from bezoar_ray.errors import BezoarError, RecipeError, RunLocked
 from bezoar_ray.store.copies import Copies, Entries
-from bezoar_ray.store.holder import alive, died, in_use, me
+from bezoar_ray.store.lock_owner import alive, died, in_use, me
 
 T = TypeVar("T")
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pyarrow as pa
 
 from bezoar_ray.errors import BezoarError, RecipeError, RunLocked
-from bezoar_ray.store.holder import in_use, me
+from bezoar_ray.store.lock_owner import in_use, me
 
 
 class Folder:

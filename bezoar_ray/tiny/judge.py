@@ -21,7 +21,7 @@ _PARENT_DEATH, _SIGKILL = 1, 9  # PR_SET_PDEATHSIG of prctl(2)
 
 
 def reply(messages: list[dict[str, str]]) -> str:
-    """What the judge says to a prompt of filter/prompt.py or evaluate/mt_bench/prompts.py, in the form asked for."""
+    """The judge's reply to a prompt of the filter or of MT-Bench, in the form that the prompt asks for."""
     text = "\n".join(str(message.get("content") or "") for message in messages if message.get("role") != "system")
     if "<answer_a_1>" in text:
         return _compared(text)

@@ -5,11 +5,11 @@ from pathlib import Path
 from typing import Any
 
 from bezoar_ray.recipe import Lora
-from bezoar_ray.stage import Context
+from bezoar_ray.stages import Context
 from bezoar_ray.store import Store, digest
-from bezoar_ray.train import adapters, heldout, models, pairs
+from bezoar_ray.train import adapters, heldout, model_loading, pairs
+from bezoar_ray.train.launcher import Job
 from bezoar_ray.train.packing import Layout, in_float32
-from bezoar_ray.train.worker import Job
 
 CHAIN = {"sft": ("sft",), "hh-sft": ("sft", "hh-sft"), "dpo": ("sft", "dpo")}
 """The adapters that add up to a checkpoint: dpo goes on with hh-sft's own."""
@@ -24,13 +24,13 @@ def finish(job: Job, tokenizer: Any, lora: Lora, layout: Layout) -> dict[str, di
     """
     store, name = job.store, job.stage
     below = None if name == "sft" else str(store.path("checkpoints/sft/merged"))
-    model = models.load(job.recipe.base, below, device_map={"": models.device(job)})
+    model = model_loading.load(job.recipe.base, below, device_map={"": model_loading.device(job)})
     scores = {}
     if name == "sft":
         scores["base"] = _score(job, "base", model, tokenizer, layout)
         _base(job, tokenizer)
     folder = f"checkpoints/{name}"
-    model = adapters.merge(models.with_adapter(model, str(store.path(f"{folder}/adapter"))))
+    model = adapters.merge(model_loading.with_adapter(model, str(store.path(f"{folder}/adapter"))))
     scores[name] = _score(job, name, model, tokenizer, layout)
     with store.writing(f"{folder}/merged") as path:
         adapters.save(model, tokenizer, path)
@@ -60,7 +60,7 @@ def _base(job: Job, tokenizer: Any) -> None:
 
 def _base_mark(job: Job) -> str:
     base = job.recipe.base
-    folder = Path(models.model_path(base.model))
+    folder = Path(model_loading.model_path(base.model))
     if folder.is_dir():
         return digest(folder)
     return f"{base.model}@{base.revision or 'main'}"

@@ -12,13 +12,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from bezoar_ray.errors import BezoarError
-from bezoar_ray.logs import event
 from bezoar_ray.recipe import Training
-from bezoar_ray.train.data import IGNORED
+from bezoar_ray.runtime.logs import event
+from bezoar_ray.train.encoding import IGNORED
+from bezoar_ray.train.launcher import Job
 from bezoar_ray.train.packing import Layout, first_line
 from bezoar_ray.train.pass_size import AUTO_TOKENS, SPARE, PassSize, choose_size, wanted_size
-from bezoar_ray.train.prepared import Prepared
-from bezoar_ray.train.worker import Job
+from bezoar_ray.train.tokenized_dataset import Prepared
 
 _OPTIMISER = 12  # bytes for each trained weight: its gradient and Adam's two moments, in float32
 _SHORT = 64  # tokens of the first passes, which load and compile

@@ -3,9 +3,9 @@
 from functools import partial
 from typing import Any
 
-from bezoar_ray.stage import Context, Outcome
-from bezoar_ray.train import data, loop, models, on_pairs, pairs, trainers, worker
-from bezoar_ray.train.prepared import Prepared, prepare
+from bezoar_ray.stages import Context, Outcome
+from bezoar_ray.train import encoding, launcher, loop, model_loading, on_pairs, pairs, trainers
+from bezoar_ray.train.tokenized_dataset import Prepared, prepare
 from bezoar_ray.train.tokenizer import load_tokenizer
 
 
@@ -20,12 +20,12 @@ def run(context: Context) -> Outcome:
 
 def prepared(context: Context) -> Prepared:
     """The chosen conversations."""
-    return prepare(context, "hh-sft", "hh_rlhf", [pairs.file("sft")], data.chosen_tokens, data.CONVERSATION)
+    return prepare(context, "hh-sft", "hh_rlhf", [pairs.file("sft")], encoding.chosen_tokens, encoding.CONVERSATION)
 
 
-def _train(job: worker.Job) -> dict[str, Any]:
+def _train(job: launcher.Job) -> dict[str, Any]:
     """On every worker: the chosen conversations; rank 0 then makes the checkpoint."""
     part, tokenizer = job.recipe.hh_sft, load_tokenizer(job.recipe)
-    model = partial(models.with_new_adapter, lora=part.lora, seed=job.recipe.seed)
+    model = partial(model_loading.with_new_adapter, lora=part.lora, seed=job.recipe.seed)
     account = loop.train(job, model, trainers.supervised(tokenizer, part))
     return loop.close(job, tokenizer, part.lora, account, loop.figures(job, account))

@@ -11,20 +11,20 @@ from typing import Any
 import orjson
 
 from bezoar_ray.errors import BezoarError
-from bezoar_ray.gpus import GPUS, kind_of
-from bezoar_ray.llm.models import model_path
-from bezoar_ray.logs import event
+from bezoar_ray.llm.model_identity import model_path
 from bezoar_ray.recipe import Lora, Training
-from bezoar_ray.shapes import shape_of
-from bezoar_ray.train import models, packing
+from bezoar_ray.runtime.gpus import GPUS, kind_of
+from bezoar_ray.runtime.logs import event
+from bezoar_ray.runtime.model_shapes import shape_of
+from bezoar_ray.train import model_loading, packing
 from bezoar_ray.train.checkpoints import finish
 from bezoar_ray.train.fitting import RECOMPUTING, Passes, everywhere, fitting, without_input_gradients
+from bezoar_ray.train.launcher import Job
 from bezoar_ray.train.nonfinite import stop_if_not_finite
 from bezoar_ray.train.packing import Layout
-from bezoar_ray.train.prepared import Prepared, left_out
 from bezoar_ray.train.reporting import STATE, Account, reporter
+from bezoar_ray.train.tokenized_dataset import Prepared, left_out
 from bezoar_ray.train.trainers import Build
-from bezoar_ray.train.worker import Job
 
 _BUCKET = 50_000_000  # gradients that ZeRO sums at a time; its own 5e8 take a GB that no trial of a pass sees
 POINTS = 200  # at most so many losses are kept of a step
@@ -37,7 +37,7 @@ def train(job: Job, adapt: Callable[..., Any], build: Build) -> Account:
     be made in the memory that they took.
     """
     # ZeRO-3 gathers all weights into one buffer: they must be of one type.
-    model = adapt(models.for_training(job), autocast_adapter_dtype=job.part.zero_stage != 3)
+    model = adapt(model_loading.for_training(job), autocast_adapter_dtype=job.part.zero_stage != 3)
     account, saved = _last()
     event("training goes on" if saved else "training begins", after_step=account.at)
     if job.part.zero_stage != 3:
@@ -78,14 +78,18 @@ def _layout(job: Job, model: Any) -> Layout:
     layout = packing.choose(model)
     if layout.flat and (failure := _fails(job, model, layout)):
         layout = Layout("padded", failure)
-    return layout if everywhere(layout.flat, models.device(job)) else Layout("padded", layout.because or "elsewhere")
+    return (
+        layout
+        if everywhere(layout.flat, model_loading.device(job))
+        else Layout("padded", layout.because or "elsewhere")
+    )
 
 
 def _fails(job: Job, model: Any, layout: Layout) -> str:
     """Why a flat pass fails in the type that training computes in, forward or backward; empty where it does not."""
     import torch
 
-    device = models.device(job)
+    device = model_loading.device(job)
     ids = torch.zeros((2, 8), dtype=torch.long, device=device)
     batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": ids}
     autocast = torch.autocast(device.type, torch.bfloat16, enabled=job.dtype == "bfloat16")
@@ -256,7 +260,7 @@ def _of_peak(job: Job, account: Account) -> float | None:
     weights need four. Recomputation and a reference do not count.
     """
     gpus = job.part.workers * job.part.gpus_per_worker
-    kind = kind_of(models.device_name(job)) if gpus else None
+    kind = kind_of(model_loading.device_name(job)) if gpus else None
     if kind is None:
         return None
     shape = shape_of(model_path(job.recipe.base.model))

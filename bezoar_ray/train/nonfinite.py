@@ -4,8 +4,8 @@ import math
 from typing import Any
 
 from bezoar_ray.errors import BezoarError
-from bezoar_ray.train.prepared import Prepared
-from bezoar_ray.train.worker import Job
+from bezoar_ray.train.launcher import Job
+from bezoar_ray.train.tokenized_dataset import Prepared
 
 _SHOWN = 8  # rows that are named
 

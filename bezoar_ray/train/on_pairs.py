@@ -3,12 +3,12 @@
 from collections.abc import Callable
 
 from bezoar_ray.errors import BezoarError
-from bezoar_ray.stage import Context, Outcome
-from bezoar_ray.train import checkpoints, pairs, worker
-from bezoar_ray.train.prepared import Prepared, checked
+from bezoar_ray.stages import Context, Outcome
+from bezoar_ray.train import checkpoints, launcher, pairs
+from bezoar_ray.train.tokenized_dataset import Prepared, checked
 
 
-def run(context: Context, stage: str, prepared: Callable[[Context], Prepared], loop: worker.Loop) -> Outcome:
+def run(context: Context, stage: str, prepared: Callable[[Context], Prepared], loop: launcher.Loop) -> Outcome:
     """Train a stage on what it has prepared of the pairs, from its parent checkpoint; score it on the held-out ones.
 
     Raises:
@@ -20,6 +20,6 @@ def run(context: Context, stage: str, prepared: Callable[[Context], Prepared], l
     data = checked(context, stage, [prepared(context)])
     checkpoints.clear(context, stage)
     parent = f"checkpoints/{checkpoints.PARENT[stage]}/lineage.json"
-    result = worker.fit(context, stage, loop, data, [f"{pairs.FOLDER}/heldout", parent])
+    result = launcher.fit(context, stage, loop, data, [f"{pairs.FOLDER}/heldout", parent])
     result[stage]["seeds_failed"] = malformed
     return Outcome(checkpoints.files(context.store, stage), {"train": result})

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from bezoar_ray.train import attention
-from bezoar_ray.train.data import IGNORED
+from bezoar_ray.train.encoding import IGNORED
 
 TOLERANCE = 1e-3  # relative difference of logits, in float32, between a row in a pass and the row alone
 _LOOSE_TOLERANCE = 3e-2  # the same where memory has no room for float32, and bfloat16 rounds either

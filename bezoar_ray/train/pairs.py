@@ -5,10 +5,10 @@ from itertools import groupby
 
 import orjson
 
+from bezoar_ray.data.schema import Pair, pair_schema, pair_table
 from bezoar_ray.recipe import Recipe
-from bezoar_ray.rows import Pair, pair_schema, pair_table
 from bezoar_ray.sources import read_pairs
-from bezoar_ray.stage import Context
+from bezoar_ray.stages import Context
 from bezoar_ray.store import Store
 from bezoar_ray.tiny import fingerprint
 

@@ -3,11 +3,11 @@
 from functools import partial
 from typing import Any
 
-from bezoar_ray.logs import event
 from bezoar_ray.recipe import Align
-from bezoar_ray.stage import Context, Outcome
-from bezoar_ray.train import checkpoints, data, loop, models, on_pairs, pairs, trainers, worker
-from bezoar_ray.train.prepared import Prepared, prepare
+from bezoar_ray.runtime.logs import event
+from bezoar_ray.stages import Context, Outcome
+from bezoar_ray.train import checkpoints, encoding, launcher, loop, model_loading, on_pairs, pairs, trainers
+from bezoar_ray.train.tokenized_dataset import Prepared, prepare
 from bezoar_ray.train.tokenizer import load_tokenizer
 
 LAST_PART = 0.25  # of the logged steps, whose mean is the reward accuracy
@@ -27,20 +27,20 @@ def run(context: Context) -> Outcome:
 
 def prepared(context: Context) -> Prepared:
     """The pairs."""
-    return prepare(context, "dpo", "pairs", [pairs.file("pairs")], data.pair_tokens, data.PAIR)
+    return prepare(context, "dpo", "pairs", [pairs.file("pairs")], encoding.pair_tokens, encoding.PAIR)
 
 
-def _train(job: worker.Job) -> dict[str, Any]:
+def _train(job: launcher.Job) -> dict[str, Any]:
     """On every worker: the pairs on hh-sft's adapter; rank 0 then makes the checkpoint."""
     tokenizer = load_tokenizer(job.recipe)
     adapter = str(job.store.path("checkpoints/hh-sft/adapter"))
-    model = partial(models.with_adapter, folder=adapter, trainable=True)
+    model = partial(model_loading.with_adapter, folder=adapter, trainable=True)
     account = loop.train(job, model, trainers.preference(tokenizer, _align(job)))
     figures = loop.figures(job, account) | {"reward_accuracy": reward_accuracy(account.history)}
     return loop.close(job, tokenizer, job.recipe.hh_sft.lora, account, figures)
 
 
-def _align(job: worker.Job) -> Align:
+def _align(job: launcher.Job) -> Align:
     """As the recipe has it; but the reference's answers lie on a disk, which workers on several nodes share only where
     the run directory does: with a bucket they ask it in every step."""
     from ray.train import get_context

@@ -11,9 +11,9 @@ import orjson
 
 from bezoar_ray.errors import BezoarError
 from bezoar_ray.train.fitting import Passes
-from bezoar_ray.train.models import device
-from bezoar_ray.train.prepared import Prepared
-from bezoar_ray.train.worker import PROGRESS, STOP, Job
+from bezoar_ray.train.launcher import PROGRESS, STOP, Job
+from bezoar_ray.train.model_loading import device
+from bezoar_ray.train.tokenized_dataset import Prepared
 
 STATE = "bezoar.json"
 _LOOK_SECONDS = 1.0

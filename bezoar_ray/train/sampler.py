@@ -6,7 +6,7 @@ from typing import Any
 
 from torch.utils.data import Dataset, Sampler
 
-from bezoar_ray.train.data import IGNORED
+from bezoar_ray.train.encoding import IGNORED
 
 
 class StepSampler(Sampler):

@@ -4,11 +4,11 @@ from functools import partial
 from typing import Any
 
 from bezoar_ray import sources
+from bezoar_ray.data.sample_io import SampleFiles, sample_files
 from bezoar_ray.errors import BezoarError
-from bezoar_ray.samples import SampleFiles, sample_files
-from bezoar_ray.stage import Context, Outcome
-from bezoar_ray.train import checkpoints, data, loop, models, pairs, trainers, worker
-from bezoar_ray.train.prepared import Prepared, checked, prepare
+from bezoar_ray.stages import Context, Outcome
+from bezoar_ray.train import checkpoints, encoding, launcher, loop, model_loading, pairs, trainers
+from bezoar_ray.train.tokenized_dataset import Prepared, checked, prepare
 from bezoar_ray.train.tokenizer import load_tokenizer
 
 
@@ -22,7 +22,7 @@ def run(context: Context) -> Outcome:
     found = prepared(context)
     checkpoints.clear(context, "base")
     checkpoints.clear(context, "sft")
-    result = worker.fit(context, "sft", _train, found, [f"{pairs.FOLDER}/heldout"])
+    result = launcher.fit(context, "sft", _train, found, [f"{pairs.FOLDER}/heldout"])
     return Outcome(checkpoints.files(context.store, "base", "sft"), {"train": result})
 
 
@@ -35,7 +35,7 @@ def prepared(context: Context) -> list[Prepared]:
         if not files:
             context.progress.say(f"warning: {scheme} has no accepted rows; its training step is left out")
             continue
-        found.append(prepare(context, "sft", scheme, files, data.sample_tokens, data.CONVERSATION))
+        found.append(prepare(context, "sft", scheme, files, encoding.sample_tokens, encoding.CONVERSATION))
     if not found:
         raise BezoarError(
             f"sft: none of {', '.join(context.recipe.sft_order)} has an accepted row to train on. summary.json says "
@@ -53,11 +53,11 @@ def _copy_own(context: Context, name: str) -> list[str]:
     return files.names
 
 
-def _train(job: worker.Job) -> dict[str, Any]:
+def _train(job: launcher.Job) -> dict[str, Any]:
     """On every worker: all data sets on one adapter; rank 0 then makes the checkpoint."""
     part, tokenizer = job.recipe.sft, load_tokenizer(job.recipe)
-    model = partial(models.with_new_adapter, lora=part.lora, seed=job.recipe.seed)
+    model = partial(model_loading.with_new_adapter, lora=part.lora, seed=job.recipe.seed)
     if part.adapter:
-        model = partial(models.with_own_adapter, folder=part.adapter, lora=part.lora)
+        model = partial(model_loading.with_own_adapter, folder=part.adapter, lora=part.lora)
     account = loop.train(job, model, trainers.supervised(tokenizer, part))
     return loop.close(job, tokenizer, part.lora, account, loop.figures(job, account))

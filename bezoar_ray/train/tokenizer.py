@@ -6,7 +6,7 @@ import unicodedata
 from typing import Any
 
 from bezoar_ray.errors import RecipeError
-from bezoar_ray.llm.models import model_path
+from bezoar_ray.llm.model_identity import model_path
 from bezoar_ray.recipe import Recipe
 
 # What the conversion to `tokenizers` is known to get wrong: leading and repeated spaces, digits, characters that fall

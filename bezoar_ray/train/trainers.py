@@ -151,7 +151,7 @@ def _reference_free(tokenizer: Any, align: Align) -> Build:
         from trl.trainer.dpo_trainer import DataCollatorForPreference
         from trl.trainer.utils import add_fused_lm_head
 
-        from bezoar_ray.train.odds import LOSSES, mean_log_probability
+        from bezoar_ray.train.orpo_asft import LOSSES, mean_log_probability
 
         class OddsTrainer(Trainer):
             """The mean loss of the pairs of a pass."""

@@ -3,9 +3,9 @@
 from pathlib import Path
 from typing import Any
 
-from bezoar_ray.progress import Progress
 from bezoar_ray.recipe import load_recipe, parse_recipe
-from bezoar_ray.stage import Context
+from bezoar_ray.runtime.progress import Progress
+from bezoar_ray.stages import Context
 from bezoar_ray.store import Store
 
 

@@ -19,16 +19,16 @@ from typing import Any
 
 import psutil
 
-from bezoar_ray.cluster import ray_session
 from bezoar_ray.evaluate import harness
-from bezoar_ray.evaluate.endpoint import Endpoint
-from bezoar_ray.evaluate.mt_bench.loop import Answer, converse, room_of
+from bezoar_ray.evaluate.mt_bench.answers import Answer, converse, room_of
+from bezoar_ray.evaluate.served import Endpoint
 from bezoar_ray.llm.client import open_talker
-from bezoar_ray.llm.models import model_path
+from bezoar_ray.llm.model_identity import model_path
 from bezoar_ray.recipe import CHECKPOINTS, MtBench, load_recipe
+from bezoar_ray.runtime.session import ray_session
 from bezoar_ray.serve.app import _free_port, running
 from bezoar_ray.serve.arguments import engine_arguments
-from bezoar_ray.sources.mt_bench import Question, load_questions
+from bezoar_ray.sources.mt_bench_files import Question, load_questions
 from bezoar_ray.store import Store
 from bezoar_ray.tiny import world
 from jobs.benchmarks.family import write_family

@@ -17,12 +17,12 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from bezoar_ray.cluster import ray_session
-from bezoar_ray.fan_out import Pass, Place, fan_out
-from bezoar_ray.items import spool
+from bezoar_ray.data.spool import spool
 from bezoar_ray.llm.chat import Sampling
-from bezoar_ray.llm.models import model_path
+from bezoar_ray.llm.model_identity import model_path
+from bezoar_ray.pipeline.actor_pool import Pass, Place, fan_out
 from bezoar_ray.recipe import ModelPart, load_recipe
+from bezoar_ray.runtime.session import ray_session
 
 PROMPTS = 3_000
 

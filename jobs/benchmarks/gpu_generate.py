@@ -20,10 +20,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).parents[2]))
-from bezoar_ray.cluster import ray_session
+from bezoar_ray.runtime.session import ray_session
 from jobs.benchmarks import generate
 from jobs.benchmarks.generate import Load
+
+sys.path.insert(0, str(Path(__file__).parents[2]))
 
 SHAPE = {
     "vocab_size": 151_936,

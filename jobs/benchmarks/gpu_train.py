@@ -33,14 +33,15 @@ from peft import LoraConfig, get_peft_model
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast, TrainerCallback
 from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer
 
-sys.path.insert(0, str(Path(__file__).parents[2]))
-from bezoar_ray.cluster import ray_session
 from bezoar_ray.recipe import Recipe, load_recipe
+from bezoar_ray.runtime.session import ray_session
 from bezoar_ray.store import Store
-from bezoar_ray.train import loop, models, trainers
-from bezoar_ray.train.prepared import Prepared
+from bezoar_ray.train import loop, model_loading, trainers
+from bezoar_ray.train.launcher import Job
+from bezoar_ray.train.tokenized_dataset import Prepared
 from bezoar_ray.train.tokenizer import load_tokenizer
-from bezoar_ray.train.worker import Job
+
+sys.path.insert(0, str(Path(__file__).parents[2]))
 
 SHAPES = {
     "3.4B": {
@@ -198,10 +199,10 @@ def ours(run: Path, model: Path, case: Case, rows: list[dict[str, Any]], clock: 
     job = Job(str(run), recipe, case.method, "benchmark", (prepared(store, case, rows),))
     tokenizer = load_tokenizer(recipe)
     if case.method == "sft":
-        adapt: Callable[..., Any] = partial(models.with_new_adapter, lora=recipe.sft.lora, seed=0)
+        adapt: Callable[..., Any] = partial(model_loading.with_new_adapter, lora=recipe.sft.lora, seed=0)
         build = trainers.supervised(tokenizer, recipe.sft)
     else:
-        adapt = partial(models.with_adapter, folder=hh_sft_adapter(store, job, model), trainable=True)
+        adapt = partial(model_loading.with_adapter, folder=hh_sft_adapter(store, job, model), trainable=True)
         build = trainers.preference(tokenizer, recipe.align)
 
     def timed(*args: Any) -> Any:
@@ -260,7 +261,7 @@ def hh_sft_adapter(store: Store, job: Job, model: Path) -> str:
     """What dpo starts from: merged sft, and hh-sft's adapter on it."""
     sft, adapter = store.path("checkpoints/sft/merged"), store.path("checkpoints/hh-sft/adapter")
     shutil.copytree(model, sft, copy_function=os.link)
-    made = models.with_new_adapter(models.for_training(job), job.recipe.hh_sft.lora, 0)
+    made = model_loading.with_new_adapter(model_loading.for_training(job), job.recipe.hh_sft.lora, 0)
     made.save_pretrained(str(adapter))
     del made
     free_memory()
@@ -284,10 +285,10 @@ def plain_trl(model: Path, case: Case, rows: list[dict[str, Any]], clock: "Clock
         "logging_strategy": "no",
         "num_train_epochs": 1,
     }
-    four_bit = models.nf4("bfloat16")
+    four_bit = model_loading.nf4("bfloat16")
     base = load_recipe("tiny", [f"base.model={model}"]).base
-    loaded = models.load(base, quantization_config=four_bit, device_map={"": 0 if on_gpu() else "cpu"})
-    models._keep_backward(loaded)
+    loaded = model_loading.load(base, quantization_config=four_bit, device_map={"": 0 if on_gpu() else "cpu"})
+    model_loading._keep_backward(loaded)
     lora = LoraConfig(r=16, lora_alpha=16, lora_dropout=0.05, target_modules=TARGETS, task_type="CAUSAL_LM")
     adapted = get_peft_model(loaded, lora)
     data, tokenizer = Dataset.from_list(rows), PreTrainedTokenizerFast.from_pretrained(model)

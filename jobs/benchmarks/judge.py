@@ -11,10 +11,10 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 
-from bezoar_ray.cluster import ray_session
-from bezoar_ray.fan_out import Pass, Place, fan_out
-from bezoar_ray.items import spool
+from bezoar_ray.data.spool import spool
+from bezoar_ray.pipeline.actor_pool import Pass, Place, fan_out
 from bezoar_ray.recipe import ModelPart
+from bezoar_ray.runtime.session import ray_session
 from jobs.benchmarks import server
 
 REQUESTS, SLOTS, LATENCY = 10_000, 64, 0.1

@@ -48,9 +48,9 @@ def _pss(top: psutil.Process) -> int:
 
 
 def _work(url: str, rows: int) -> None:
-    from bezoar_ray.cluster import ray_session
     from bezoar_ray.recipe import load_recipe
-    from bezoar_ray.synthesis import run
+    from bezoar_ray.runs.generate_and_filter import run
+    from bezoar_ray.runtime.session import ray_session
     from jobs.benchmarks.context import context
 
     with tempfile.TemporaryDirectory() as folder, ray_session():

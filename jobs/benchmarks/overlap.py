@@ -5,12 +5,12 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from bezoar_ray.cluster import ray_session
 from bezoar_ray.filter import stage as filtering
 from bezoar_ray.generate import stage as generating
 from bezoar_ray.recipe import load_recipe
-from bezoar_ray.stage import Context
-from bezoar_ray.synthesis import run as together
+from bezoar_ray.runs.generate_and_filter import run as together
+from bezoar_ray.runtime.session import ray_session
+from bezoar_ray.stages import Context
 from jobs.benchmarks import server
 from jobs.benchmarks.context import context
 

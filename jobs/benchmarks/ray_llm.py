@@ -17,7 +17,7 @@ from bezoar_ray.generate.elimination import spoilt_instruction
 from bezoar_ray.generate.prompts import adds_nothing, evolve, evolved_answer
 from bezoar_ray.llm.chat import Messages
 from bezoar_ray.llm.engine import on_this_machine
-from bezoar_ray.llm.models import model_path
+from bezoar_ray.llm.model_identity import model_path
 from bezoar_ray.recipe import load_recipe
 from jobs.benchmarks import generate
 from jobs.benchmarks.context import context

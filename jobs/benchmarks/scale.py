@@ -11,13 +11,13 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
-from bezoar_ray.cluster import beside_driver, ray_session
 from bezoar_ray.llm.chat import Messages, Reply, Sampling
 from bezoar_ray.llm.client import Talker
 from bezoar_ray.llm.ledger import Ledger
 from bezoar_ray.llm.limits import Limit, RunMeter, permits, terms
-from bezoar_ray.llm.meter import Need
+from bezoar_ray.llm.quota import Need
 from bezoar_ray.recipe import ModelPart, Prices
+from bezoar_ray.runtime.session import beside_driver, ray_session
 
 ROWS, REPLICAS, PROCESSES, SECONDS = 1_000_000, 1_000, 4, 0.1
 THIRDS = 3

@@ -18,11 +18,11 @@ from pathlib import Path
 from typing import Any
 
 from bezoar_ray import sources
-from bezoar_ray.cluster import ray_session
-from bezoar_ray.rows import Sample, sample_table
-from bezoar_ray.stage import Context
-from bezoar_ray.train import hh_sft, loop, models, preference, sft
-from bezoar_ray.train.worker import Job
+from bezoar_ray.data.schema import Sample, sample_table
+from bezoar_ray.runtime.session import ray_session
+from bezoar_ray.stages import Context
+from bezoar_ray.train import hh_sft, loop, model_loading, preference, sft
+from bezoar_ray.train.launcher import Job
 from jobs.benchmarks.context import context
 
 ROWS = 240
@@ -89,7 +89,7 @@ def _plain(file: str, tokens: str) -> float:
     from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, TrainerCallback
     from trl import SFTConfig, SFTTrainer
 
-    from bezoar_ray.llm.models import model_path
+    from bezoar_ray.llm.model_identity import model_path
     from bezoar_ray.precision import compute_dtype
 
     dtype = compute_dtype("bfloat16")
@@ -166,7 +166,7 @@ def _looped(run: Context, data: Any) -> float:
 
         def adapted(model: Any, **more: Any) -> Any:
             began.append(time.monotonic())
-            return models.with_adapter(model, adapter, trainable=True, **more)
+            return model_loading.with_adapter(model, adapter, trainable=True, **more)
 
         loop.train(job, adapted, build)
         seconds.append(time.monotonic() - began[0])

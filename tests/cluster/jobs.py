@@ -41,7 +41,7 @@ def answered(run_dir: str, role: str = "") -> Counter:
 
 def rows(run_dir: str, scheme: str, status: str = "generated") -> list[str]:
     """The ids of a scheme's rows, sorted."""
-    from bezoar_ray.samples import read_samples
+    from bezoar_ray.data.sample_io import read_samples
 
     return sorted(sample.id for sample in read_samples(Store(run_dir), scheme, status))
 

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import psutil
 
-from bezoar_ray.cluster import SETTINGS
+from bezoar_ray.runtime.session import SETTINGS
 
 _RAY = str(Path(sys.executable).with_name("ray"))
 _CPUS = 3  # logical, of each worker node

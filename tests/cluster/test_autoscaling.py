@@ -23,7 +23,7 @@ import pytest
 import yaml
 from ray.util import get_node_ip_address
 
-from bezoar_ray.cluster import SETTINGS
+from bezoar_ray.runtime.session import SETTINGS
 from bezoar_ray.tiny import cache
 from tests.cluster.nodes import free_port
 from tests.end_to_end import SMALL, Command, in_stage, summary

@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from bezoar_ray.recipe import load_recipe
-from bezoar_ray.room import Ask, Node
+from bezoar_ray.runtime.capacity import Ask, Node
 
 CLUSTER = Path(__file__).parents[2] / "cluster"
 LAUNCHER = ["aws", "gcp"]

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from bezoar_ray.samples import read_samples
+from bezoar_ray.data.sample_io import read_samples
 from bezoar_ray.store import Store
 from tests.cluster.jobs import submitted
 from tests.cluster.nodes import cluster

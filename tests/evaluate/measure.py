@@ -7,13 +7,13 @@ import asyncio
 import sys
 import uuid
 
-from bezoar_ray.cluster import ray_session
-from bezoar_ray.evaluate.endpoint import Endpoint
-from bezoar_ray.evaluate.mt_bench.run import Bench
+from bezoar_ray.evaluate.mt_bench.bench import Bench
+from bezoar_ray.evaluate.served import Endpoint
 from bezoar_ray.evaluate.stage import _counter, _measure, identities
-from bezoar_ray.progress import Progress
 from bezoar_ray.recipe import Recipe, load_recipe
-from bezoar_ray.stage import Context, Outcome
+from bezoar_ray.runtime.progress import Progress
+from bezoar_ray.runtime.session import ray_session
+from bezoar_ray.stages import Context, Outcome
 from bezoar_ray.store import Store
 
 

@@ -7,12 +7,12 @@ from pathlib import Path
 import pytest
 
 from bezoar_ray.errors import RecipeError
+from bezoar_ray.evaluate.mt_bench.answers import Answer
 from bezoar_ray.evaluate.mt_bench.fastchat import load_prompts
+from bezoar_ray.evaluate.mt_bench.judge_prompts import kind
 from bezoar_ray.evaluate.mt_bench.judging import judge_turn
-from bezoar_ray.evaluate.mt_bench.loop import Answer
 from bezoar_ray.evaluate.mt_bench.pairwise import compare_turn
-from bezoar_ray.evaluate.mt_bench.prompts import kind
-from bezoar_ray.sources.mt_bench import Question
+from bezoar_ray.sources.mt_bench_files import Question
 from tests.evaluate.test_mt_bench import Script
 
 GUIDED = Question(111, "math", ("What is 2+2?", "And doubled?"), ("4", "8"))

@@ -4,13 +4,13 @@ import asyncio
 
 import pytest
 
+from bezoar_ray.evaluate.mt_bench.answers import Answer, converse
+from bezoar_ray.evaluate.mt_bench.judge_prompts import read_verdict
 from bezoar_ray.evaluate.mt_bench.judging import judge_turn
-from bezoar_ray.evaluate.mt_bench.loop import Answer, converse
 from bezoar_ray.evaluate.mt_bench.pairwise import compare_turn
-from bezoar_ray.evaluate.mt_bench.prompts import read_verdict
 from bezoar_ray.llm.chat import CallFailed, Reply
 from bezoar_ray.recipe import MtBench
-from bezoar_ray.sources.mt_bench import Question
+from bezoar_ray.sources.mt_bench_files import Question
 
 TEMPERATURES = MtBench(questions="tiny").temperatures | {"puns": 1.3}
 QUESTION = Question(7, "math", ("What is 2+2?", "And doubled?"), ("4", "8"))

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from bezoar_ray.evaluate.mt_bench.bias import bias
+from bezoar_ray.evaluate.mt_bench.judge_diagnostics import bias
 from bezoar_ray.evaluate.mt_bench.judging import Judgment
 from bezoar_ray.evaluate.mt_bench.pairwise import Comparison, Game
 from bezoar_ray.evaluate.mt_bench.scores import against, summarise

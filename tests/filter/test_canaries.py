@@ -6,12 +6,12 @@ from pathlib import Path
 import orjson
 import pytest
 
+from bezoar_ray.data.schema import Sample
 from bezoar_ray.filter.gates import gate
-from bezoar_ray.filter.judge import judge_sample
-from bezoar_ray.filter.prompt import rate, read_rating
+from bezoar_ray.filter.rate import judge_sample
+from bezoar_ray.filter.rating_prompt import rate, read_rating
 from bezoar_ray.llm.client import open_talker
 from bezoar_ray.recipe import load_recipe
-from bezoar_ray.rows import Sample
 
 ROWS = [orjson.loads(line) for line in (Path(__file__).parent / "canaries.jsonl").read_bytes().splitlines()]
 ASKED = "Tell me which is more, 2 or 7."

@@ -1,9 +1,9 @@
 import pytest
 
+from bezoar_ray.data.schema import Sample
 from bezoar_ray.errors import RecipeError
 from bezoar_ray.filter.decontamination import Benchmarks, finish, start
 from bezoar_ray.recipe import load_recipe
-from bezoar_ray.rows import Sample
 
 LONG = "Compose an engaging travel blog post about a recent trip to Hawaii, highlighting cultural experiences."
 

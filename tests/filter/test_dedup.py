@@ -1,7 +1,7 @@
 from dataclasses import replace
 
+from bezoar_ray.data.schema import Sample, Seed, Verdict
 from bezoar_ray.filter.dedup import Duplicates
-from bezoar_ray.rows import Sample, Seed, Verdict
 
 SEED = Seed(id="s", source="own", license="CC0", instruction="Name a bird.", response="A wren.")
 LONG = (

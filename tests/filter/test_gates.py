@@ -1,7 +1,7 @@
 import pytest
 
+from bezoar_ray.data.schema import Sample, normal
 from bezoar_ray.filter.gates import gate
-from bezoar_ray.rows import Sample, normal
 
 
 def sample(**fields) -> Sample:

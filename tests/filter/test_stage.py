@@ -6,14 +6,14 @@ from dataclasses import replace
 import orjson
 import pytest
 
+from bezoar_ray.data.sample_io import read_samples
+from bezoar_ray.data.schema import Sample
 from bezoar_ray.filter import stage
 from bezoar_ray.filter.decontamination import Benchmarks
 from bezoar_ray.filter.dedup import Duplicates
-from bezoar_ray.progress import Progress
 from bezoar_ray.recipe import SCHEMES, load_recipe, parse_recipe
-from bezoar_ray.rows import Sample
-from bezoar_ray.samples import read_samples
-from bezoar_ray.stage import Context
+from bezoar_ray.runtime.progress import Progress
+from bezoar_ray.stages import Context
 from bezoar_ray.store import Store
 from tests.endpoint import serving
 from tests.rows_on_disk import write_samples

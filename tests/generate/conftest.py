@@ -3,8 +3,8 @@ from dataclasses import dataclass, field
 
 import pytest
 
+from bezoar_ray.data.schema import Seed
 from bezoar_ray.llm.chat import CallFailed, Messages, Reply, Sampling
-from bezoar_ray.rows import Seed
 
 
 @dataclass

@@ -3,11 +3,11 @@ from collections import Counter
 
 import pytest
 
+from bezoar_ray.data.schema import Seed
 from bezoar_ray.generate import orca
 from bezoar_ray.generate.prompts import ORCA_MESSAGES, ORCA_SYSTEM
 from bezoar_ray.llm.chat import Reply
 from bezoar_ray.recipe import Mixture, Orca
-from bezoar_ray.rows import Seed
 
 
 def query(number, source="CoT", task="task", template="zs_noopt") -> Seed:

@@ -7,12 +7,12 @@ from collections import Counter
 import orjson
 import pytest
 
+from bezoar_ray.data.sample_io import read_samples
 from bezoar_ray.errors import RecipeError
 from bezoar_ray.generate import stage
-from bezoar_ray.progress import Progress
 from bezoar_ray.recipe import load_recipe, parse_recipe
-from bezoar_ray.samples import read_samples
-from bezoar_ray.stage import Context
+from bezoar_ray.runtime.progress import Progress
+from bezoar_ray.stages import Context
 from bezoar_ray.store import Store
 from tests.endpoint import serving
 

@@ -6,13 +6,13 @@ import orjson
 import pytest
 
 from bezoar_ray.errors import BezoarError, BudgetReached, RecipeError
-from bezoar_ray.fan_out import Pass, Place
-from bezoar_ray.flow import in_batches
 from bezoar_ray.llm import batch
 from bezoar_ray.llm.batch import Batches
 from bezoar_ray.llm.chat import CallFailed, Deferred
 from bezoar_ray.llm.ledger import accounts
 from bezoar_ray.llm.limits import Limit
+from bezoar_ray.pipeline.actor_pool import Pass, Place
+from bezoar_ray.pipeline.runner import in_batches
 from bezoar_ray.recipe import ModelPart, Prices
 from tests.batches import providing
 

@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 
+from bezoar_ray.data.schema import Sample
 from bezoar_ray.llm.chat_tokens import chat_ids, chat_tokens, guard, spelling_of
 from bezoar_ray.recipe import load_recipe
-from bezoar_ray.rows import Sample
 from bezoar_ray.sources import read_pairs
-from bezoar_ray.train import data
+from bezoar_ray.train import encoding
 from bezoar_ray.train.tokenizer import PROBES, ROUND_TRIP, load_tokenizer
 from tests.train.test_tokenizer import TEXT, byte_level, openllama, texts  # noqa: F401
 
@@ -99,22 +99,22 @@ def talk(text: str) -> list[dict[str, str]]:
     return [{"role": role, "content": text} for role in roles]
 
 
-def answers(tokenizer: Any, row: data.Tokens) -> str:
-    labels = [label for label in row["labels"] if label != data.IGNORED]
+def answers(tokenizer: Any, row: encoding.Tokens) -> str:
+    labels = [label for label in row["labels"] if label != encoding.IGNORED]
     return tokenizer.decode(labels, clean_up_tokenization_spaces=False)
 
 
 def test_a_text_adds_no_control_token(tokenizer: Any) -> None:
-    wanted = controls(tokenizer, data.encode(tokenizer, talk("plain"))["input_ids"])
+    wanted = controls(tokenizer, encoding.encode(tokenizer, talk("plain"))["input_ids"])
     for text in hostile(tokenizer):
-        row = data.encode(tokenizer, talk(text))
+        row = encoding.encode(tokenizer, talk(text))
         assert controls(tokenizer, row["input_ids"]) == wanted, text
         assert row["input_ids"].count(tokenizer.eos_token_id) == 2 and row["labels"][-1] == tokenizer.eos_token_id
 
 
 def test_nothing_of_a_text_is_lost(tokenizer: Any) -> None:
     for text in hostile(tokenizer):
-        ids = data.encode(tokenizer, talk(text))["input_ids"]
+        ids = encoding.encode(tokenizer, talk(text))["input_ids"]
         rendered = tokenizer.apply_chat_template(talk(text), tokenize=False)
         decoded = tokenizer.decode(ids, clean_up_tokenization_spaces=False)
         assert decoded.replace(" ", "") == rendered.replace(" ", "")
@@ -122,9 +122,9 @@ def test_nothing_of_a_text_is_lost(tokenizer: Any) -> None:
 
 def test_the_answers_alone_are_trained_on(tokenizer: Any) -> None:
     for text in hostile(tokenizer):
-        answer = answers(tokenizer, data.encode(tokenizer, talk(text)))
+        answer = answers(tokenizer, encoding.encode(tokenizer, talk(text)))
         assert answer.replace(" ", "") == (text + tokenizer.eos_token).replace(" ", "") * 2
-        last = answers(tokenizer, data.last_answer(tokenizer, talk(text)[:-1], text))
+        last = answers(tokenizer, encoding.last_answer(tokenizer, talk(text)[:-1], text))
         assert last.replace(" ", "") == (text + tokenizer.eos_token).replace(" ", "")
 
 
@@ -151,14 +151,14 @@ def test_between_the_templates_own_a_text_is_as_sentencepiece_has_it(openllama: 
     for text in hostile(ours):
         asked = [{"role": "user", "content": text}, {"role": "assistant", "content": text}]
         rendered = ours.apply_chat_template(asked, tokenize=False).removeprefix("<s>").removesuffix("</s>")
-        assert data.encode(ours, asked)["input_ids"] == [1, *judge.encode(rendered), 2]
+        assert encoding.encode(ours, asked)["input_ids"] == [1, *judge.encode(rendered), 2]
 
 
 def test_training_serving_and_scoring_see_the_same_ids(tokenizer: Any, tmp_path: Path) -> None:
     from transformers import AutoTokenizer
 
     from bezoar_ray.evaluate.completions import ChatCompletions
-    from bezoar_ray.evaluate.mt_bench.loop import room_of
+    from bezoar_ray.evaluate.mt_bench.answers import room_of
 
     tokenizer.save_pretrained(tmp_path)
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "llama"}))
@@ -168,8 +168,8 @@ def test_training_serving_and_scoring_see_the_same_ids(tokenizer: Any, tmp_path:
                          tokenizer_backend="huggingface", tokenized_requests=True, add_bos_token=False)  # fmt: skip
     room = room_of(str(tmp_path), 10_000)
     for text in hostile(tokenizer):
-        row = data.encode(tokenizer, talk(text))
-        prompt = row["input_ids"][: max(i for i, label in enumerate(row["labels"]) if label == data.IGNORED) + 1]
+        row = encoding.encode(tokenizer, talk(text))
+        prompt = row["input_ids"][: max(i for i, label in enumerate(row["labels"]) if label == encoding.IGNORED) + 1]
         options: dict[str, Any] = {"add_generation_prompt": True, "tokenize": False, "return_dict": False}
         assert served.apply_chat_template(conversation=talk(text)[:-1], **options) == prompt
         assert scored.tok_encode(scored.apply_chat_template(talk(text)[:-1])) == prompt
@@ -199,14 +199,14 @@ def test_prompts_without_control_tokens_are_encoded_as_lm_eval_does(tokenizer: A
 def test_rows_pairs_and_transcripts_are_text(tokenizer: Any, tmp_path: Path) -> None:
     eos, wanted = tokenizer.eos_token, tokenizer.eos_token_id
     told = Sample("1", "orca", "x", system=f"Say {eos}", instruction=f"What is {eos}?", response=f"{eos} ends").to_row()
-    assert data.sample_tokens(tokenizer, told, 4096)["input_ids"].count(wanted) == 1
+    assert encoding.sample_tokens(tokenizer, told, 4096)["input_ids"].count(wanted) == 1
     row = {"chosen": f"\n\nHuman: {eos}\n\nAssistant: a{eos}\n\nHuman: b\n\nAssistant: {eos}c",
            "rejected": f"\n\nHuman: {eos}\n\nAssistant: a{eos}\n\nHuman: b\n\nAssistant: d{eos}"}  # fmt: skip
     (tmp_path / "hh.jsonl").write_text(json.dumps(row))
     part = load_recipe("tiny").seeds.hh_rlhf[0].model_copy(update={"source": str(tmp_path / "hh.jsonl")})
     (pair,) = read_pairs([part]).rows
-    assert data.chosen_tokens(tokenizer, vars(pair), 4096)["input_ids"].count(wanted) == 2
-    found = data.pair_tokens(tokenizer, vars(pair), 4096)
+    assert encoding.chosen_tokens(tokenizer, vars(pair), 4096)["input_ids"].count(wanted) == 2
+    found = encoding.pair_tokens(tokenizer, vars(pair), 4096)
     sides = {name: tokenizer.decode(found[name]).replace(" ", "") for name in ("chosen_ids", "rejected_ids")}
     assert sides == {"chosen_ids": f"{eos}c{eos}", "rejected_ids": f"d{eos}{eos}"}
     assert [found[name].count(wanted) for name in found] == [1, 1, 1]

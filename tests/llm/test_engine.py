@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import orjson
 import pytest
 
-from bezoar_ray.filter.prompt import VERDICT
+from bezoar_ray.filter.rating_prompt import VERDICT
 from bezoar_ray.llm.chat import CallFailed, Sampling
 from bezoar_ray.llm.engine import VllmEngine, on_cpu
 from bezoar_ray.recipe import ModelPart

@@ -350,7 +350,7 @@ def test_only_calls_in_flight_at_two_deaths_go_one_at_a_time(tmp_path, scripted,
 
 def test_in_a_busy_bucket_a_failed_call_does_not_wait_for_the_others(tmp_path, monkeypatch):
     """Lines go out a batch at a time, with a pause between; there are always some that wait."""
-    monkeypatch.setattr("bezoar_ray.llm.segments.FileSegment.pause", 0.1)
+    monkeypatch.setattr("bezoar_ray.llm.ledger_files.FileSegment.pause", 0.1)
 
     async def go():
         ledger = Ledger(tmp_path, "judge", "one")

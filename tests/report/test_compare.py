@@ -5,12 +5,12 @@ import tracemalloc
 import orjson
 import pytest
 
-from bezoar_ray import preview
 from bezoar_ray.cli import main
+from bezoar_ray.data.sample_io import ROWS_PER_FILE, SampleFiles, read_samples
 from bezoar_ray.recipe import load_recipe
+from bezoar_ray.report import preview
 from bezoar_ray.report.compare import as_page, as_text, compare
 from bezoar_ray.report.content import gather
-from bezoar_ray.samples import ROWS_PER_FILE, SampleFiles, read_samples
 from bezoar_ray.store import Store
 from tests.report.test_report_stage import sample, summary
 from tests.rows_on_disk import write_samples

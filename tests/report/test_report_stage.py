@@ -8,14 +8,14 @@ import orjson
 import pytest
 import yaml
 
-from bezoar_ray.progress import Progress
+from bezoar_ray.data.schema import Sample, Verdict, row_id
 from bezoar_ray.recipe import CHECKPOINTS, SCHEMES, Recipe, load_recipe
 from bezoar_ray.report.cards import write_cards
 from bezoar_ray.report.content import choose, gather
 from bezoar_ray.report.page import render
 from bezoar_ray.report.stage import run
-from bezoar_ray.rows import Sample, Verdict, row_id
-from bezoar_ray.stage import Context
+from bezoar_ray.runtime.progress import Progress
+from bezoar_ray.stages import Context
 from bezoar_ray.store import Store
 from tests.rows_on_disk import write_samples
 

@@ -13,7 +13,7 @@ from bezoar_ray.errors import RecipeError
 from bezoar_ray.recipe import load_recipe
 from bezoar_ray.serve.app import running, serve_forever
 from bezoar_ray.store import Store
-from bezoar_ray.train.data import IGNORED, encode
+from bezoar_ray.train.encoding import IGNORED, encode
 from tests.family import family_recipe, log_probabilities, write_family, write_merged
 
 NAMES = ["base", "sft", "dpo"]
@@ -101,7 +101,7 @@ def test_echoed_log_probabilities_are_each_checkpoints_own_even_in_mixed_batches
 
 FAILING = """
 import sys
-from bezoar_ray.cluster import ray_session
+from bezoar_ray.runtime.session import ray_session
 from bezoar_ray.serve.app import running
 from bezoar_ray.store import Store
 from tests.family import family_recipe
@@ -122,7 +122,7 @@ def test_an_endpoint_that_cannot_start_says_why(tiny_world, tmp_path):
 
 BESIDE = """
 import json, sys
-from bezoar_ray.cluster import ray_session
+from bezoar_ray.runtime.session import ray_session
 from bezoar_ray.serve.app import running
 from bezoar_ray.store import Store
 from tests.family import family_recipe

@@ -9,7 +9,7 @@ import urllib.request
 import openai
 import pytest
 
-from bezoar_ray.train.data import IGNORED, encode
+from bezoar_ray.train.encoding import IGNORED, encode
 from bezoar_ray.train.tokenizer import load_tokenizer
 from tests.family import family_recipe
 

@@ -9,7 +9,7 @@ import orjson
 import psutil
 import pytest
 
-from bezoar_ray.samples import read_samples
+from bezoar_ray.data.sample_io import read_samples
 from bezoar_ray.store import Store
 from tests.end_to_end import Command, replies, summary
 from tests.endpoint import Server, serving

@@ -10,7 +10,7 @@ import orjson
 import pytest
 
 from bezoar_ray.recipe import CHECKPOINTS
-from bezoar_ray.run import STEPS
+from bezoar_ray.runs.orchestrator import STEPS
 from tests.end_to_end import Command, summary
 
 pytestmark = [pytest.mark.soak, pytest.mark.timeout(7200)]

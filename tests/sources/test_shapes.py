@@ -3,7 +3,7 @@
 import pytest
 
 from bezoar_ray.sources import conversations, dolly, flan, hh_rlhf
-from bezoar_ray.sources.raw import Origin
+from bezoar_ray.sources.record import Origin
 
 ORIGIN = Origin("folder/rows.jsonl", 7, "MIT")
 QUERY = {"inputs": "2 + 2?", "targets": "4", "task_source": "P3", "task_name": "sums", "template_type": "zs_noopt"}

@@ -8,8 +8,8 @@ from itertools import pairwise
 import pyarrow as pa
 import pytest
 
+from bezoar_ray.data.spool import Items, spool
 from bezoar_ray.errors import RecipeError
-from bezoar_ray.items import Items, spool
 from bezoar_ray.llm.chat import Reply
 from bezoar_ray.llm.ledger import SESSION, Ledger, accounts
 from bezoar_ray.store import Store
@@ -122,8 +122,8 @@ def test_a_ledger_finds_its_answers_and_its_account_again(store):
 
 
 def test_long_segments_are_cut_into_objects_and_read_as_one(store, monkeypatch):
-    monkeypatch.setattr("bezoar_ray.llm.segments._OBJECT", 2_000)
-    monkeypatch.setattr("bezoar_ray.llm.segments._GATHER", {"s3": 0.0, "gs": 0.0})
+    monkeypatch.setattr("bezoar_ray.llm.ledger_files._OBJECT", 2_000)
+    monkeypatch.setattr("bezoar_ray.llm.ledger_files._GATHER", {"s3": 0.0, "gs": 0.0})
 
     async def written() -> None:
         ledger = Ledger(store.root, "teacher", "one")

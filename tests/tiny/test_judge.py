@@ -7,9 +7,9 @@ import urllib.request
 import openai
 import pytest
 
-from bezoar_ray.evaluate.mt_bench.prompts import compare, grade, read_grade, read_verdict
-from bezoar_ray.filter.prompt import rate, read_rating
-from bezoar_ray.rows import Sample
+from bezoar_ray.data.schema import Sample
+from bezoar_ray.evaluate.mt_bench.judge_prompts import compare, grade, read_grade, read_verdict
+from bezoar_ray.filter.rating_prompt import rate, read_rating
 from bezoar_ray.tiny import draws, judge, lessons
 from bezoar_ray.tiny.grading import grade as judged
 from bezoar_ray.tiny.truth import truth

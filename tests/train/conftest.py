@@ -7,13 +7,13 @@ from typing import Any
 
 import pytest
 
-from bezoar_ray.progress import Progress
+from bezoar_ray.data.schema import Sample, sample_table
 from bezoar_ray.recipe import Recipe, parse_recipe
-from bezoar_ray.rows import Sample, sample_table
-from bezoar_ray.stage import Context
+from bezoar_ray.runtime.progress import Progress
+from bezoar_ray.stages import Context
 from bezoar_ray.store import Store
 from bezoar_ray.train import hh_sft, pairs, preference, sft
-from bezoar_ray.train.worker import Job
+from bezoar_ray.train.launcher import Job
 
 FACTS = [(f"animal{i}", "green" if i % 2 else "blue") for i in range(24)]
 

@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 
 from bezoar_ray.errors import RecipeError
 from bezoar_ray.recipe import Lora, Recipe
-from bezoar_ray.train import adapters, models
+from bezoar_ray.train import adapters, model_loading
 
 IDS = torch.arange(40).reshape(2, 20) * 7 % 300
 FIRST = Lora(r=4, alpha=8, targets=("q_proj", "v_proj"))
@@ -24,7 +24,7 @@ def logits(model: Any) -> torch.Tensor:
 
 def random_adapter(recipe: Recipe, folder: Path, lora: Lora, below: str | None = None) -> None:
     """An adapter far from zero, as after long training."""
-    model = models.with_new_adapter(models.load(recipe.base, below), lora, 1)
+    model = model_loading.with_new_adapter(model_loading.load(recipe.base, below), lora, 1)
     for name, parameter in model.named_parameters():
         if "lora_B" in name:
             torch.nn.init.normal_(parameter, std=0.1)
@@ -35,36 +35,38 @@ def random_adapter(recipe: Recipe, folder: Path, lora: Lora, below: str | None =
 def chain(recipe: Recipe, tmp_path: Path) -> Path:
     """first/ on the base, merged/ of it, second/ on that."""
     random_adapter(recipe, tmp_path / "first", FIRST)
-    merged = adapters.merge(models.with_adapter(models.load(recipe.base), str(tmp_path / "first")))
+    merged = adapters.merge(model_loading.with_adapter(model_loading.load(recipe.base), str(tmp_path / "first")))
     merged.save_pretrained(str(tmp_path / "merged"))
     random_adapter(recipe, tmp_path / "second", SECOND, str(tmp_path / "merged"))
     return tmp_path
 
 
 def test_merged_is_base_plus_adapter(recipe: Recipe, chain: Path) -> None:
-    apart = logits(models.with_adapter(models.load(recipe.base), str(chain / "first")))
-    merged = models.load(recipe.base, str(chain / "merged"))
+    apart = logits(model_loading.with_adapter(model_loading.load(recipe.base), str(chain / "first")))
+    merged = model_loading.load(recipe.base, str(chain / "merged"))
     assert torch.allclose(logits(merged), apart, atol=1e-5)
-    assert (logits(models.load(recipe.base)) - apart).abs().max() > 0.01
+    assert (logits(model_loading.load(recipe.base)) - apart).abs().max() > 0.01
 
 
 def test_joined_is_the_merged_chain(recipe: Recipe, chain: Path) -> None:
     """Adapters of different ranks, scales and targets, one of them rank-stabilised, in float32."""
     rank = adapters.join([chain / "first", chain / "second"], chain / "joined", "base")
-    joined = models.with_adapter(models.load(recipe.base), str(chain / "joined"))
-    twice = adapters.merge(models.with_adapter(models.load(recipe.base, str(chain / "merged")), str(chain / "second")))
+    joined = model_loading.with_adapter(model_loading.load(recipe.base), str(chain / "joined"))
+    twice = adapters.merge(
+        model_loading.with_adapter(model_loading.load(recipe.base, str(chain / "merged")), str(chain / "second"))
+    )
     assert rank == 16
     assert (logits(joined) - logits(twice)).abs().max() < 1e-5 * logits(twice).abs().max()
 
 
 def test_joined_is_what_peft_joins(recipe: Recipe, chain: Path) -> None:
     """PEFT's own concatenation, which needs the model loaded, gives the same update."""
-    model = models.with_adapter(models.load(recipe.base), str(chain / "first"))
+    model = model_loading.with_adapter(model_loading.load(recipe.base), str(chain / "first"))
     model.load_adapter(str(chain / "second"), adapter_name="second")
     model.add_weighted_adapter(["default", "second"], [1.0, 1.0], "both", combination_type="cat")
     model.set_adapter("both")
     adapters.join([chain / "first", chain / "second"], chain / "joined", "base")
-    ours = models.with_adapter(models.load(recipe.base), str(chain / "joined"))
+    ours = model_loading.with_adapter(model_loading.load(recipe.base), str(chain / "joined"))
     assert torch.allclose(logits(ours), logits(model), atol=1e-5)
 
 
@@ -106,12 +108,12 @@ def test_an_adapter_of_ones_own_may_name_its_layers_by_a_pattern(recipe: Recipe,
     from peft import LoraConfig, get_peft_model
 
     config = LoraConfig(r=4, lora_alpha=8, lora_dropout=FIRST.dropout, target_modules=targets, task_type="CAUSAL_LM")
-    get_peft_model(models.load(recipe.base), config).save_pretrained(str(chain / "own"))
-    model = models.with_own_adapter(models.load(recipe.base), str(chain / "own"), FIRST)
+    get_peft_model(model_loading.load(recipe.base), config).save_pretrained(str(chain / "own"))
+    model = model_loading.with_own_adapter(model_loading.load(recipe.base), str(chain / "own"), FIRST)
     assert any(parameter.requires_grad for parameter in model.parameters())
     with pytest.raises(RecipeError, match=r"is not what sft.lora says. Write there {targets: \['q_proj', 'v_proj'\]}"):
         other = FIRST.model_copy(update={"targets": ("q_proj",)})
-        models.with_own_adapter(models.load(recipe.base), str(chain / "own"), other)
+        model_loading.with_own_adapter(model_loading.load(recipe.base), str(chain / "own"), other)
 
 
 @pytest.mark.parametrize("layer", ["lm_head", "embed_tokens"])
@@ -119,13 +121,13 @@ def test_an_adapter_on_embeddings_that_are_the_head_is_refused(recipe: Recipe, c
     """Merged, it would change both sides of the one matrix."""
     from peft import LoraConfig, get_peft_model
 
-    base = models.load(recipe.base)
+    base = model_loading.load(recipe.base)
     base.config.tie_word_embeddings = True
     base.tie_weights()
     base.save_pretrained(str(chain / "tied"))
     tied = recipe.base.model_copy(update={"model": str(chain / "tied")})
     config = LoraConfig(r=4, lora_alpha=8, target_modules=["q_proj", layer], task_type="CAUSAL_LM")
-    get_peft_model(models.load(tied), config).save_pretrained(str(chain / "own"))
+    get_peft_model(model_loading.load(tied), config).save_pretrained(str(chain / "own"))
     lora = FIRST.model_copy(update={"targets": ("q_proj", layer)})
     with pytest.raises(RecipeError, match=f"adapts {layer}, and this base has one matrix"):
-        models.with_own_adapter(models.load(tied), str(chain / "own"), lora)
+        model_loading.with_own_adapter(model_loading.load(tied), str(chain / "own"), lora)

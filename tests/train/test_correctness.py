@@ -15,16 +15,16 @@ from datasets import Dataset
 from safetensors.torch import load_file
 
 from bezoar_ray import sources
-from bezoar_ray.progress import Progress
+from bezoar_ray.data.schema import Sample, sample_table
 from bezoar_ray.recipe import Recipe, load_recipe
-from bezoar_ray.rows import Sample, sample_table
-from bezoar_ray.stage import Context
+from bezoar_ray.runtime.progress import Progress
+from bezoar_ray.stages import Context
 from bezoar_ray.store import Store
-from bezoar_ray.train import data, models, pairs, preference, sft
+from bezoar_ray.train import encoding, model_loading, pairs, preference, sft
 from bezoar_ray.train.heldout import mean_log_probabilities
+from bezoar_ray.train.launcher import Job
 from bezoar_ray.train.packing import Layout
 from bezoar_ray.train.tokenizer import load_tokenizer
-from bezoar_ray.train.worker import Job
 from tests.train.conftest import in_process
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
@@ -86,7 +86,7 @@ def answers(model: Any, prompts: list[list[int]]) -> list[list[int]]:
 
 
 def load(context: Context, folder: str, **settings: Any) -> Any:
-    return models.load(context.recipe.base, str(context.store.path(f"checkpoints/{folder}")), **settings).eval()
+    return model_loading.load(context.recipe.base, str(context.store.path(f"checkpoints/{folder}")), **settings).eval()
 
 
 def test_a_trained_model_stops_by_itself(chain: Context, prompts: list[list[int]]) -> None:
@@ -102,10 +102,13 @@ def test_joined_on_the_base_is_the_merged_chain_within_bfloat16s_rounding(
     config = chain.store.read_json(f"checkpoints/{name}/merged/config.json")
     assert "quantization_config" not in config and config["dtype"] == "bfloat16"
     merged = load(chain, f"{name}/merged")
-    joined = models.with_adapter(models.load(chain.recipe.base), str(chain.store.path(f"checkpoints/{name}/joined")))
+    joined = model_loading.with_adapter(
+        model_loading.load(chain.recipe.base), str(chain.store.path(f"checkpoints/{name}/joined"))
+    )
     said, other = answers(merged, prompts), answers(joined.eval(), prompts)
     scored = [
-        {"input_ids": ids + a, "labels": [data.IGNORED] * len(ids) + a} for ids, a in zip(prompts, said, strict=True)
+        {"input_ids": ids + a, "labels": [encoding.IGNORED] * len(ids) + a}
+        for ids, a in zip(prompts, said, strict=True)
     ]
     apart = [
         abs(a - b)
@@ -133,7 +136,10 @@ def test_dpos_reference_is_hh_sft_in_the_same_quantisation(chain: Context) -> No
     (kept,) = chain.store.path("train/data").glob("cache-*.arrow")
     pairs_of_dpo, reference = preference.prepared(chain).open(chain.store), Dataset.from_file(str(kept))
     scored = [
-        {"input_ids": pair["prompt_ids"] + pair[side], "labels": [data.IGNORED] * len(pair["prompt_ids"]) + pair[side]}
+        {
+            "input_ids": pair["prompt_ids"] + pair[side],
+            "labels": [encoding.IGNORED] * len(pair["prompt_ids"]) + pair[side],
+        }
         for pair in pairs_of_dpo.select(range(24))
         for side in ("chosen_ids", "rejected_ids")
     ]
@@ -142,12 +148,12 @@ def test_dpos_reference_is_hh_sft_in_the_same_quantisation(chain: Context) -> No
     dpo = Job(str(chain.store.root), chain.recipe, "dpo", "test", ())
     apart = {}
     for name, model in (
-        ("quantised", models.with_adapter(models.for_training(dpo), adapter)),
+        ("quantised", model_loading.with_adapter(model_loading.for_training(dpo), adapter)),
         ("whole", load(chain, "hh-sft/merged")),
     ):
         found = mean_log_probabilities(model.eval(), scored, FLAT)
         sums = [
-            mean * (len(row["labels"]) - row["labels"].count(data.IGNORED))
+            mean * (len(row["labels"]) - row["labels"].count(encoding.IGNORED))
             for mean, row in zip(found, scored, strict=True)
         ]
         apart[name] = fmean(abs(a - b) for a, b in zip(sums, told, strict=True))

@@ -10,18 +10,18 @@ import pytest
 import torch
 
 from bezoar_ray.errors import BezoarError
-from bezoar_ray.progress import Progress
 from bezoar_ray.recipe import Align, Recipe, Training
-from bezoar_ray.stage import Context
+from bezoar_ray.runtime.progress import Progress
+from bezoar_ray.stages import Context
 from bezoar_ray.store import Store
-from bezoar_ray.train import fitting, models, packing, pass_size
+from bezoar_ray.train import fitting, model_loading, packing, pass_size
 from bezoar_ray.train.fitting import Passes, Trial
+from bezoar_ray.train.launcher import Job
 from bezoar_ray.train.packing import Layout
 from bezoar_ray.train.pass_size import PassSize, wanted_size
-from bezoar_ray.train.prepared import Prepared
-from bezoar_ray.train.worker import Job
+from bezoar_ray.train.tokenized_dataset import Prepared
 from tests.train.conftest import in_process
-from tests.train.test_worker import changed
+from tests.train.test_launcher import changed
 
 FLAT, PADDED = Layout("flat"), Layout("padded")
 ROWS = Prepared("rows", "", rows=40, tokens=4000, longest=200, longest_sequence=200, sequences=1, left_out={})
@@ -70,7 +70,7 @@ def enough_memory(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(scope="module")
 def model(recipe: Recipe) -> Any:
-    made = models.with_new_adapter(models.load(recipe.base), recipe.sft.lora, 0)
+    made = model_loading.with_new_adapter(model_loading.load(recipe.base), recipe.sft.lora, 0)
     with packing.fused_head(made), packing.packed(made, FLAT):
         yield made
 

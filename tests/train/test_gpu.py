@@ -11,13 +11,13 @@ import torch
 from safetensors.torch import load_file
 
 from bezoar_ray.errors import BezoarError
-from bezoar_ray.progress import Progress
 from bezoar_ray.recipe import Recipe
-from bezoar_ray.stage import Context
+from bezoar_ray.runtime.progress import Progress
+from bezoar_ray.stages import Context
 from bezoar_ray.store import Store
-from bezoar_ray.train import hh_sft, models, pairs, preference, sft, worker
+from bezoar_ray.train import hh_sft, launcher, model_loading, pairs, preference, sft
 from tests.train.conftest import write_rows
-from tests.train.test_worker import changed, stop_under_way
+from tests.train.test_launcher import changed, stop_under_way
 
 pytestmark = [pytest.mark.skipif(not torch.cuda.is_available(), reason="this machine has no GPU"), pytest.mark.slow]
 IDS = torch.arange(40).reshape(2, 20) * 7 % 300
@@ -42,10 +42,10 @@ def run(ray_session: None, recipe: Recipe, tmp_path_factory: pytest.TempPathFact
     return context, found
 
 
-def what_is_trained_on(job: worker.Job) -> dict[str, Any]:
+def what_is_trained_on(job: launcher.Job) -> dict[str, Any]:
     from bitsandbytes.nn import Linear4bit
 
-    model = models.for_training(job)
+    model = model_loading.for_training(job)
     quantised = sum(isinstance(layer, Linear4bit) for layer in model.modules())
     return {"device": model.device.type, "quantised": quantised, "dtype": str(model.dtype)}
 
@@ -62,8 +62,8 @@ def test_three_stages_leave_their_checkpoints(run: tuple[Context, dict[str, Any]
 def test_joined_on_the_base_is_the_merged_chain(run: tuple[Context, dict[str, Any]], name: str) -> None:
     context, there = run[0], {"dtype": "float32", "device_map": {"": "cuda"}}
     folder = context.store.path(f"checkpoints/{name}")
-    merged = models.load(context.recipe.base, str(folder / "merged"), **there)
-    joined = models.with_adapter(models.load(context.recipe.base, **there), str(folder / "joined"))
+    merged = model_loading.load(context.recipe.base, str(folder / "merged"), **there)
+    joined = model_loading.with_adapter(model_loading.load(context.recipe.base, **there), str(folder / "joined"))
     with torch.inference_mode():
         sides = [model.eval()(IDS.to("cuda")).logits for model in (merged, joined)]
     assert (sides[0] - sides[1]).abs().max() < 0.02 * sides[0].abs().max()  # merged is rounded to bfloat16
@@ -74,7 +74,7 @@ def test_a_worker_computes_where_the_recipe_says(
     ray_session: None, context: Context, gpus: float, device: str, dtype: str | None
 ) -> None:
     recipe = changed(on_gpu(context.recipe), gpus_per_worker=gpus)
-    found = worker.fit(replace(context, recipe=recipe), "sft", what_is_trained_on, [], [])
+    found = launcher.fit(replace(context, recipe=recipe), "sft", what_is_trained_on, [], [])
     assert found["device"] == device and found["quantised"] == 14
     assert dtype is None or found["dtype"] == f"torch.{dtype}"
 

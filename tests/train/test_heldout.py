@@ -9,7 +9,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from bezoar_ray.recipe import Recipe
 from bezoar_ray.store import Store
-from bezoar_ray.train import data, heldout, models, pairs
+from bezoar_ray.train import encoding, heldout, model_loading, pairs
 from bezoar_ray.train.packing import Layout
 from bezoar_ray.train.tokenizer import load_tokenizer
 
@@ -33,7 +33,7 @@ def fixed() -> LlamaForCausalLM:
 
 @pytest.mark.parametrize("layout", [FLAT, PADDED])
 def test_scores_by_hand(fixed: LlamaForCausalLM, layout: Layout) -> None:
-    no = data.IGNORED
+    no = encoding.IGNORED
     rows = [
         {"input_ids": [3, 2, 1, 1], "labels": [no, no, 1, 1]},
         {"input_ids": [3, 1, 2], "labels": [no, 1, 2]},
@@ -64,9 +64,9 @@ def test_margins_are_kept_as_they_are(tmp_path: Path) -> None:
 @pytest.mark.parametrize("layout", [FLAT, PADDED])
 def test_a_pass_scores_as_its_rows_do_alone(recipe: Recipe, layout: Layout) -> None:
     """Neighbours, padding and order leave no trace."""
-    tokenizer, model = load_tokenizer(recipe), models.load(recipe.base)
+    tokenizer, model = load_tokenizer(recipe), model_loading.load(recipe.base)
     asked = [{"role": "user", "content": "What colour is animal1?"}]
-    rows = [data.last_answer(tokenizer, asked, "blue " * n) for n in (9, 1, 4)]
+    rows = [encoding.last_answer(tokenizer, asked, "blue " * n) for n in (9, 1, 4)]
     together = heldout.mean_log_probabilities(model, rows, layout)
     alone = [heldout.mean_log_probabilities(model, [row], PADDED)[0] for row in rows]
     assert together == pytest.approx(alone, abs=1e-5)
@@ -80,7 +80,7 @@ def test_pairs_that_are_too_long_do_not_count(recipe: Recipe, fixed: LlamaForCau
 
 def test_each_pair_has_its_own_margin(recipe: Recipe) -> None:
     """A pair and its reverse differ in sign alone, and a pair of equals has none."""
-    tokenizer, model = load_tokenizer(recipe), models.load(recipe.base)
+    tokenizer, model = load_tokenizer(recipe), model_loading.load(recipe.base)
     asked = [{"role": "user", "content": "What colour is animal1?"}]
     sides = {"there": ("blue", "red red"), "back": ("red red", "blue"), "equal": ("blue", "blue")}
     rows = [pairs.Pair(id, "s", "MIT", asked, *answers) for id, answers in sides.items()]

@@ -12,9 +12,9 @@ from bezoar_ray.errors import RecipeError
 from bezoar_ray.precision import compute_dtype
 from bezoar_ray.recipe import Recipe, Sft
 from bezoar_ray.store import Store
-from bezoar_ray.train import loop, models
-from bezoar_ray.train.prepared import Prepared
-from bezoar_ray.train.worker import Job
+from bezoar_ray.train import loop, model_loading
+from bezoar_ray.train.launcher import Job
+from bezoar_ray.train.tokenized_dataset import Prepared
 
 
 def test_a_batch_that_cannot_be_shared_is_refused() -> None:
@@ -40,7 +40,7 @@ def test_a_worker_computes_on_a_gpu_where_the_recipe_gives_it_one(
     part = recipe.sft.model_copy(update={"gpus_per_worker": gpus, "workers": 1})
     base = recipe.base.model_copy(update={"dtype": "bfloat16"})
     job = Job(str(tmp_path), recipe.model_copy(update={"sft": part, "base": base}), "sft", "test", ())
-    assert models.device(job) == torch.device("cuda:1" if gpus else "cpu")
+    assert model_loading.device(job) == torch.device("cuda:1" if gpus else "cpu")
     assert job.dtype == (dtype or compute_dtype("bfloat16"))
     given = loop.arguments(job, Prepared("x", "x.arrow", 40, 0, 1, 1, 1, {}))
     assert given["use_cpu"] == (not gpus) and given["bf16"] == (job.dtype == "bfloat16")
@@ -62,7 +62,7 @@ def test_the_share_of_the_peak_counts_six_operations_for_each_weight_and_token(
     shape = {"num_hidden_layers": 2, "hidden_size": 64, "intermediate_size": 128, "num_attention_heads": 4,
              "vocab_size": 100}  # fmt: skip
     (tmp_path / "config.json").write_text(json.dumps(shape | config))
-    monkeypatch.setattr(models, "device_name", lambda job: card)
+    monkeypatch.setattr(model_loading, "device_name", lambda job: card)
     part = recipe.sft.model_copy(update={"gpus_per_worker": 1.0, "workers": 2})
     base = recipe.base.model_copy(update={"model": str(tmp_path)})
     job = Job(str(tmp_path), recipe.model_copy(update={"sft": part, "base": base}), "sft", "test", ())
@@ -74,7 +74,7 @@ def test_the_share_of_the_peak_counts_six_operations_for_each_weight_and_token(
 def test_what_is_trained_on_is_nf4(trained: tuple[Store, dict[str, Any]], recipe: Recipe, stage: str) -> None:
     from bitsandbytes.nn import Linear4bit
 
-    model = models.for_training(Job(str(trained[0].root), recipe, stage, "test", ()))
+    model = model_loading.for_training(Job(str(trained[0].root), recipe, stage, "test", ()))
     quantised = [layer for layer in model.modules() if isinstance(layer, Linear4bit)]
     assert len(quantised) == 14 and {layer.weight.quant_type for layer in quantised} == {"nf4"}
     assert all(layer.weight.quant_state.nested for layer in quantised)
@@ -83,20 +83,20 @@ def test_what_is_trained_on_is_nf4(trained: tuple[Store, dict[str, Any]], recipe
 def test_pickled_weights_are_not_loaded_unless_the_recipe_says_so(recipe: Recipe, tmp_path: Path) -> None:
     import torch
 
-    model = models.load(recipe.base)
+    model = model_loading.load(recipe.base)
     model.config.save_pretrained(tmp_path)
     torch.save(model.state_dict(), tmp_path / "pytorch_model.bin")
     with pytest.raises(OSError, match="safetensors"):
-        models.load(recipe.base, str(tmp_path))
-    models.load(recipe.base.model_copy(update={"pickled_weights": True}), str(tmp_path))
+        model_loading.load(recipe.base, str(tmp_path))
+    model_loading.load(recipe.base.model_copy(update={"pickled_weights": True}), str(tmp_path))
 
 
 def test_the_adapter_of_a_four_bit_model_stays_in_float32(recipe: Recipe) -> None:
     """A step of 5e-6 on a weight of 0.05 is nothing in bfloat16."""
     import torch
 
-    model = models.with_new_adapter(
-        models.load(recipe.base, quantization_config=models.nf4("float32")), recipe.sft.lora, 0
+    model = model_loading.with_new_adapter(
+        model_loading.load(recipe.base, quantization_config=model_loading.nf4("float32")), recipe.sft.lora, 0
     )
     weights = {name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad}
 
@@ -114,4 +114,4 @@ def test_the_adapter_of_a_four_bit_model_stays_in_float32(recipe: Recipe) -> Non
 def test_an_unknown_target_is_named_with_those_that_exist(recipe: Recipe) -> None:
     lora = recipe.sft.lora.model_copy(update={"targets": ("q_proj", "query_key_value")})
     with pytest.raises(RecipeError, match=r"lora.targets: \['query_key_value'\].*q_proj"):
-        models.with_new_adapter(models.load(recipe.base), lora, 0)
+        model_loading.with_new_adapter(model_loading.load(recipe.base), lora, 0)

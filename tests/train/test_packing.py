@@ -10,8 +10,8 @@ from transformers import set_seed
 from trl.trainer.utils import add_fused_lm_head
 
 from bezoar_ray.recipe import Recipe
-from bezoar_ray.train import attention, models, packing
-from bezoar_ray.train.data import IGNORED
+from bezoar_ray.train import attention, model_loading, packing
+from bezoar_ray.train.encoding import IGNORED
 from bezoar_ray.train.packing import Layout
 from tests import architectures
 
@@ -93,7 +93,7 @@ def test_an_attention_that_drops_out_in_training_is_noticed() -> None:
 
 
 def test_the_check_leaves_the_model_as_it_was(recipe: Recipe) -> None:
-    model = models.load(recipe.base, dtype="bfloat16", quantization_config=models.nf4("bfloat16"))
+    model = model_loading.load(recipe.base, dtype="bfloat16", quantization_config=model_loading.nf4("bfloat16"))
     before = {name: (weight.dtype, weight.clone()) for name, weight in model.named_parameters()}
     model.train()
     assert packing.choose(model) == FLAT
@@ -106,8 +106,8 @@ def test_the_check_leaves_the_model_as_it_was(recipe: Recipe) -> None:
 
 
 def test_a_model_in_bfloat16_learns_after_the_check(recipe: Recipe) -> None:
-    model = models.load(recipe.base, dtype="bfloat16", quantization_config=models.nf4("bfloat16"))
-    models._keep_backward(model)
+    model = model_loading.load(recipe.base, dtype="bfloat16", quantization_config=model_loading.nf4("bfloat16"))
+    model_loading._keep_backward(model)
     assert packing.choose(model) == FLAT
     output, gradients = computed(with_adapter(model, ["q_proj", "v_proj"]), FLAT, batch())
     assert output.log_probs.isfinite().all()

@@ -3,9 +3,9 @@
 from dataclasses import replace
 from pathlib import Path
 
+from bezoar_ray.data.schema import Pair
 from bezoar_ray.recipe import SourcePart
-from bezoar_ray.rows import Pair
-from bezoar_ray.stage import Context
+from bezoar_ray.stages import Context
 from bezoar_ray.train import pairs
 
 

@@ -8,7 +8,7 @@ import torch
 from datasets import Dataset
 
 from bezoar_ray.recipe import Recipe
-from bezoar_ray.train import data, models, packing, trainers
+from bezoar_ray.train import encoding, model_loading, packing, trainers
 from bezoar_ray.train.packing import Layout
 from bezoar_ray.train.pass_size import PassSize
 from bezoar_ray.train.passes import Row, deal, split, take, work
@@ -92,7 +92,7 @@ def uneven(row: dict[str, list[int]], share: float) -> dict[str, list[int]]:
 def rows_of(recipe: Recipe, method: str) -> Dataset:
     """Eight rows of uneven lengths, or pairs."""
     tokenizer = load_tokenizer(recipe)
-    rows = [data.sample_tokens(tokenizer, sample.to_row(), 1000) for sample in samples("lamini")]
+    rows = [encoding.sample_tokens(tokenizer, sample.to_row(), 1000) for sample in samples("lamini")]
     rows = [uneven(row, 1 - n / 10) | {"id": f"row{n}"} for n, row in enumerate(rows)]
     if method == "sft":
         return Dataset.from_list(rows)
@@ -110,7 +110,7 @@ def trained(
 ) -> tuple[list[float], Any]:  # fmt: skip
     """The losses of two epochs, and the adapter after them."""
     tokenizer, lora = load_tokenizer(recipe), recipe.sft.lora
-    model = models.with_new_adapter(models.load(recipe.base), lora, 0)
+    model = model_loading.with_new_adapter(model_loading.load(recipe.base), lora, 0)
     for name, weight in model.named_parameters():  # B begins at zero, where the reference's answers are the policy's
         if "lora_B" in name:
             torch.nn.init.normal_(weight.data, std=0.02, generator=torch.Generator().manual_seed(0))
@@ -154,7 +154,7 @@ def test_a_step_in_passes_is_the_step_in_one(recipe: Recipe, tmp_path: Any, meth
 def test_an_optimiser_step_waits_for_all_of_its_passes(recipe: Recipe, tmp_path: Any) -> None:
     """Three steps of four rows, each row a pass: three updates, not twelve."""
     tokenizer = load_tokenizer(recipe)
-    model = models.with_new_adapter(models.load(recipe.base), recipe.sft.lora, 0)
+    model = model_loading.with_new_adapter(model_loading.load(recipe.base), recipe.sft.lora, 0)
     settings = {"output_dir": str(tmp_path), "per_device_train_batch_size": 4, "max_length": None, "bf16": False,
                 "use_cpu": True, "gradient_checkpointing": False, "max_steps": 3, "report_to": "none"}  # fmt: skip
     trainer = trainers.supervised(tokenizer, recipe.sft)(model, rows_of(recipe, "sft"), settings)

@@ -12,9 +12,9 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from bezoar_ray.errors import BezoarError
 from bezoar_ray.recipe import Recipe
-from bezoar_ray.stage import Context
+from bezoar_ray.stages import Context
 from bezoar_ray.store import Store
-from bezoar_ray.train import checkpoints, heldout, models, pairs, sft
+from bezoar_ray.train import checkpoints, heldout, model_loading, pairs, sft
 from bezoar_ray.train.tokenizer import load_tokenizer
 from tests.train.conftest import in_process
 
@@ -70,8 +70,8 @@ def test_joined_on_the_base_answers_as_merged(trained: Trained, recipe: Recipe, 
     ids = torch.arange(60).reshape(2, 30) * 5 % 300
     folder = store.path(f"checkpoints/{name}")
     with torch.inference_mode():
-        merged = models.load(recipe.base, str(folder / "merged")).eval()(ids).logits
-        joined = models.with_adapter(models.load(recipe.base), str(folder / "joined")).eval()(ids).logits
+        merged = model_loading.load(recipe.base, str(folder / "merged")).eval()(ids).logits
+        joined = model_loading.with_adapter(model_loading.load(recipe.base), str(folder / "joined")).eval()(ids).logits
     assert (merged - joined).abs().max() < 1e-4
 
 

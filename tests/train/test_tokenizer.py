@@ -9,7 +9,7 @@ import pytest
 
 from bezoar_ray.errors import RecipeError
 from bezoar_ray.recipe import Recipe
-from bezoar_ray.train.data import IGNORED, encode
+from bezoar_ray.train.encoding import IGNORED, encode
 from bezoar_ray.train.tokenizer import PROBES, ROUND_TRIP, agreeing, load_tokenizer
 
 TEXT = """The llama said: 12 + 30 = 42.  It   kept    runs of spaces, 1999 and 2024.

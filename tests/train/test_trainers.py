@@ -8,24 +8,26 @@ import pytest
 import torch
 from datasets import Dataset
 
-from bezoar_ray.progress import Progress
 from bezoar_ray.recipe import Recipe
-from bezoar_ray.stage import Context
+from bezoar_ray.runtime.progress import Progress
+from bezoar_ray.stages import Context
 from bezoar_ray.store import Store
-from bezoar_ray.train import data, models, pairs, preference, trainers
-from bezoar_ray.train.odds import mean_log_probability
+from bezoar_ray.train import encoding, model_loading, pairs, preference, trainers
+from bezoar_ray.train.launcher import Job
+from bezoar_ray.train.orpo_asft import mean_log_probability
 from bezoar_ray.train.packing import Layout
 from bezoar_ray.train.pass_size import PassSize
 from bezoar_ray.train.sampler import RowsOrRepeats
 from bezoar_ray.train.tokenizer import load_tokenizer
-from bezoar_ray.train.worker import Job
 from tests.train.conftest import in_process, samples
 
 
 @pytest.fixture
 def rows(recipe: Recipe) -> list[dict[str, Any]]:
     tokenizer = load_tokenizer(recipe)
-    return [data.sample_tokens(tokenizer, sample.to_row(), 1000) | {"id": sample.id} for sample in samples("lamini")]
+    return [
+        encoding.sample_tokens(tokenizer, sample.to_row(), 1000) | {"id": sample.id} for sample in samples("lamini")
+    ]
 
 
 def settings_for(folder: Path, rows: int) -> dict[str, Any]:
@@ -43,7 +45,7 @@ def ready(trainer: Any, size: PassSize | None = None) -> Any:
 
 def test_a_repeated_row_teaches_nothing(recipe: Recipe, rows: list[dict[str, Any]], tmp_path: Path) -> None:
     """A worker without a row of the last step takes one again."""
-    model = models.with_new_adapter(models.load(recipe.base), recipe.sft.lora, 0)
+    model = model_loading.with_new_adapter(model_loading.load(recipe.base), recipe.sft.lora, 0)
     build = trainers.supervised(load_tokenizer(recipe), recipe.sft)
     trainer = ready(build(model, Dataset.from_list(rows[:1]), settings_for(tmp_path, 4)))
     collate = trainer.get_train_dataloader().collate_fn
@@ -59,7 +61,9 @@ def test_a_repeated_row_teaches_nothing(recipe: Recipe, rows: list[dict[str, Any
 
 def test_a_repeated_pair_teaches_nothing(hh: Store, recipe: Recipe, tmp_path: Path) -> None:
     context = Context(recipe, hh, "test", Progress())
-    model = models.with_adapter(models.load(recipe.base), str(hh.path("checkpoints/hh-sft/adapter")), trainable=True)
+    model = model_loading.with_adapter(
+        model_loading.load(recipe.base), str(hh.path("checkpoints/hh-sft/adapter")), trainable=True
+    )
     live = recipe.align.model_copy(update={"precompute_reference": False})
     pair = preference.prepared(context).open(hh).select([0])
     trainer = ready(trainers.preference(load_tokenizer(recipe), live)(model, pair, settings_for(tmp_path, 1)))
@@ -74,9 +78,11 @@ def test_a_repeated_pair_teaches_nothing(hh: Store, recipe: Recipe, tmp_path: Pa
 def test_each_end_is_trained_where_padding_is_the_same_token(recipe: Recipe, tmp_path: Path) -> None:
     tokenizer = load_tokenizer(recipe)
     tokenizer.pad_token = tokenizer.eos_token
-    rows = [data.sample_tokens(tokenizer, sample.to_row(), 1000) | {"id": sample.id} for sample in samples("lamini")]
+    rows = [
+        encoding.sample_tokens(tokenizer, sample.to_row(), 1000) | {"id": sample.id} for sample in samples("lamini")
+    ]
     uneven = [row | {name: row[name][n:] for name in ("input_ids", "labels")} for n, row in enumerate(rows)]
-    model = models.with_new_adapter(models.load(recipe.base), recipe.sft.lora, 0)
+    model = model_loading.with_new_adapter(model_loading.load(recipe.base), recipe.sft.lora, 0)
     part = recipe.sft.model_copy(update={"batch": 8})
     trainer = ready(trainers.supervised(tokenizer, part)(model, Dataset.from_list(uneven), settings_for(tmp_path, 8)))
     (batch,) = trainer.get_train_dataloader()
@@ -115,7 +121,7 @@ def test_kto_estimates_its_reference_point_from_answers_to_other_prompts(
     hh: Store, recipe: Recipe, tmp_path: Path
 ) -> None:
     context = Context(recipe, hh, "test", Progress())
-    model = models.with_adapter(models.for_training(Job(str(hh.root), recipe, "dpo", "x", ())),
+    model = model_loading.with_adapter(model_loading.for_training(Job(str(hh.root), recipe, "dpo", "x", ())),
                                 str(hh.path("checkpoints/hh-sft/adapter")), trainable=True)  # fmt: skip
     kto = recipe.align.model_copy(update={"method": "kto"})
     items = preference.prepared(context).open(hh)
@@ -161,7 +167,9 @@ def test_trls_losses_by_hand(
     beside -11 and -11.5."""
     context = Context(recipe, hh, "test", Progress())
     align = recipe.align.model_copy(update={"loss_type": (loss,), "label_smoothing": smoothing, "beta": beta})
-    model = models.with_adapter(models.load(recipe.base), str(hh.path("checkpoints/hh-sft/adapter")), trainable=True)
+    model = model_loading.with_adapter(
+        model_loading.load(recipe.base), str(hh.path("checkpoints/hh-sft/adapter")), trainable=True
+    )
     pair = preference.prepared(context).open(hh).select([0])
     trainer = ready(trainers.preference(load_tokenizer(recipe), align)(model, pair, settings_for(tmp_path, 1)))
     (batch,) = trainer.get_train_dataloader()

@@ -12,9 +12,9 @@ from typing import Any
 import orjson
 
 from bezoar_ray.errors import RecipeError
-from bezoar_ray.evaluate.mt_bench.prompts import JudgePrompts, Texts, kind
+from bezoar_ray.evaluate.mt_bench.judge_prompts import JudgePrompts, Texts, kind
 from bezoar_ray.llm.chat import Messages
-from bezoar_ray.sources.mt_bench import read_rows
+from bezoar_ray.sources.mt_bench_files import read_rows
 
 TURNS = 2
 """FastChat's prompts have places for so many turns."""

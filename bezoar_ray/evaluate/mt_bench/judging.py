@@ -4,8 +4,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeVar
 
-from bezoar_ray.evaluate.mt_bench.loop import Answer
-from bezoar_ray.evaluate.mt_bench.prompts import OWN, JudgePrompts, read_grade
+from bezoar_ray.evaluate.mt_bench.answers import Answer
+from bezoar_ray.evaluate.mt_bench.judge_prompts import OWN, JudgePrompts, read_grade
 from bezoar_ray.llm.chat import CallFailed, Chat, Messages
 from bezoar_ray.llm.verdicts import hear
 

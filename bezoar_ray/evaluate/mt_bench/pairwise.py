@@ -2,11 +2,11 @@
 
 from dataclasses import dataclass
 
+from bezoar_ray.evaluate.mt_bench.answers import Answer
+from bezoar_ray.evaluate.mt_bench.judge_prompts import OWN, TIE, JudgePrompts, read_verdict
 from bezoar_ray.evaluate.mt_bench.judging import asked
-from bezoar_ray.evaluate.mt_bench.loop import Answer
-from bezoar_ray.evaluate.mt_bench.prompts import OWN, TIE, JudgePrompts, read_verdict
+from bezoar_ray.llm.aio import to_the_end
 from bezoar_ray.llm.chat import Chat
-from bezoar_ray.llm.together import to_the_end
 
 
 @dataclass(frozen=True)

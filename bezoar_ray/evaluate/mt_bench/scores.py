@@ -4,9 +4,9 @@ from collections import Counter, defaultdict
 from collections.abc import Sequence
 from typing import Any
 
+from bezoar_ray.evaluate.mt_bench.judge_prompts import TIE
 from bezoar_ray.evaluate.mt_bench.judging import Judgment
 from bezoar_ray.evaluate.mt_bench.pairwise import Comparison
-from bezoar_ray.evaluate.mt_bench.prompts import TIE
 
 _RESAMPLES = 10_000
 

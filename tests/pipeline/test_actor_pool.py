@@ -1,0 +1,211 @@
+"""Ray Data actors against a real HTTP server that answers as its test tells it."""
+
+import json
+import math
+import os
+import re
+import signal
+import threading
+import time
+from collections import Counter
+
+import pytest
+
+from bezoar_ray.data.spool import Items, spool
+from bezoar_ray.errors import BezoarError, BudgetReached, RecipeError
+from bezoar_ray.llm.ledger import accounts
+from bezoar_ray.llm.limits import Limit
+from bezoar_ray.pipeline.actor_pool import Pass, Place, fan_out
+from bezoar_ray.recipe import ModelPart, Prices
+from tests.endpoint import serving
+
+
+async def twice(item, talker):
+    """Two rows of an item: a call's answer, and that of a second call which builds on it."""
+    chat = talker.for_row(item.decode())
+    first = await chat([{"role": "user", "content": item.decode()}], step="first")
+    yield first.text.encode()
+    yield (await chat([{"role": "user", "content": first.text}], step="second")).text.encode()
+
+
+async def once(item, talker):
+    yield (await talker.for_row(item.decode())([{"role": "user", "content": item.decode()}], step="x")).text.encode()
+
+
+def part(server, **more) -> ModelPart:
+    return ModelPart(**{"model": "m", "base_url": server.url, "max_in_flight": 16} | more)
+
+
+def rows(server, tmp_path, items, function=twice, tail=(), limits=(), session="s1", **more):
+    place = Place(str(tmp_path), session, limits)
+    first = Pass(function, part(server, **more), "teacher")
+    head = spool(items, tmp_path / "scratch/items.arrow"), first
+    return list(fan_out([head], [Pass(f, part(server), "judge") for f in tail], place))
+
+
+ITEMS = [str(n).encode() for n in range(30)]
+
+
+def mark(messages):
+    return f"{messages[-1]['content']}!"
+
+
+def test_every_row_of_every_item_arrives_once(ray_session, tmp_path):
+    with serving(mark) as server:
+        found = rows(server, tmp_path, ITEMS)
+        assert sorted(found) == sorted(item + end for item in ITEMS for end in (b"!", b"!!"))
+        assert len(server.requests) == 60
+        assert server.most_at_once > 4
+        assert sorted(rows(server, tmp_path, ITEMS)) == sorted(found)
+        assert len(server.requests) == 60  # the second time all came from the ledger
+        assert sorted(rows(server, tmp_path, ITEMS, session="s2", actors=2)) == sorted(found)
+        assert len(server.requests) == 60  # and so for the next command
+
+
+def test_rows_go_on_to_the_next_model_while_others_are_still_being_made(ray_session, tmp_path):
+    judged = threading.Event()
+
+    def answer(messages):
+        text = messages[-1]["content"]
+        if text == "slow":
+            assert judged.wait(60)
+        if text.endswith("!"):
+            judged.set()
+        return f"{text}!"
+
+    with serving(answer) as server:
+        found = rows(server, tmp_path, [b"slow", *ITEMS], once, tail=[once])
+    assert sorted(found) == sorted(item + b"!!" for item in [b"slow", *ITEMS])
+
+
+def test_an_error_of_ours_arrives_as_it_was_raised(ray_session, tmp_path):
+    with serving(lambda _: 401) as server, pytest.raises(RecipeError, match="answers 401: the key is wrong or missing"):
+        rows(server, tmp_path, ITEMS)
+
+
+def test_what_is_being_answered_when_another_call_is_refused_is_kept(ray_session, tmp_path):
+    under_way, refuses = threading.Event(), True
+
+    def answer(messages):
+        if refuses and messages[-1]["content"] == "7":
+            under_way.wait(60)
+            return 401
+        under_way.set()
+        time.sleep((2 if messages[-1]["content"] == "6" else 0.2) * refuses)
+        return "fine!"
+
+    with serving(answer) as server:
+        with pytest.raises(RecipeError, match="answers 401"):
+            rows(server, tmp_path, ITEMS, once)
+        refuses = False
+        assert rows(server, tmp_path, ITEMS, once) == [b"fine!"] * len(ITEMS)
+    times = Counter(messages[-1]["content"] for messages in server.requests)
+    assert times.pop("7") == 2 and set(times.values()) == {1}
+
+
+@pytest.mark.parametrize("tail", [[once], [once, once]])
+def test_an_error_of_an_early_pass_is_not_lost_in_the_later_ones(ray_session, tmp_path, tail):
+    def answer(messages):
+        return 401 if messages[-1]["content"] == "7" else "fine!"
+
+    with serving(answer) as server, pytest.raises(RecipeError, match="answers 401"):
+        rows(server, tmp_path, ITEMS, once, tail=tail)
+
+
+def test_actors_that_can_never_all_start_are_refused_at_once(ray_session, tmp_path):
+    with serving(mark) as server, pytest.raises(RecipeError, match=r"1 actors with 100 CPU each.: no node"):
+        rows(server, tmp_path, ITEMS, once, num_cpus=100.0)
+
+
+def test_a_node_that_does_not_see_the_run_directory_makes_no_call(ray_session, tmp_path):
+    """It joined after the start: what it paid for would lie on its own disk."""
+    with serving(mark) as server:
+        work = Pass(once, part(server), "teacher")
+        head, place = spool(ITEMS, tmp_path / "scratch/items.arrow"), Place(str(tmp_path), "s1", held=True)
+        with pytest.raises(BezoarError, match="does not see this folder. Mount the same disk on every node"):
+            list(fan_out([(head, work)], [], place))
+        assert not server.requests
+
+
+def test_without_items_nothing_is_started(tmp_path):
+    nobody = ModelPart(model="no such")
+    nothing = spool([], tmp_path / "none.arrow")
+    assert nothing == Items(str(tmp_path / "none.arrow"), 0)
+    assert list(fan_out([(nothing, Pass(once, nobody, "teacher"))], [], Place("", "s1"))) == []
+
+
+def test_a_budget_is_never_exceeded_and_what_was_paid_for_is_kept(ray_session, tmp_path):
+    prices = Prices(input=0.0, output=1000.0)  # two tokens an answer: 0.002 dollars, at most 0.01
+    limits = (Limit("generate.budget_usd", 0.05, ("teacher",)),)
+    with serving(mark) as server:
+        with pytest.raises(BudgetReached, match=r"generate\.budget_usd of 0\.05 dollars is reached: 0\.04"):
+            rows(server, tmp_path, ITEMS, once, limits=limits, prices=prices, max_tokens=10)
+        spent = accounts(tmp_path, "s1")["teacher"]
+        assert 0.04 <= spent["usd"] <= 0.05 and spent["sent"] == len(server.requests)
+        more = (Limit("generate.budget_usd", 5.0, ("teacher",)),)
+        assert len(rows(server, tmp_path, ITEMS, once, limits=more, prices=prices, max_tokens=10)) == 30
+        assert len(server.requests) == 30
+
+
+def test_an_actor_that_dies_is_replaced_and_its_rows_are_done_again_from_the_ledger(ray_session, tmp_path):
+    died = tmp_path / "died"
+
+    async def deadly(item, talker):
+        reply = await talker.for_row(item.decode())([{"role": "user", "content": item.decode()}], step="x")
+        if item == b"17" and not died.exists():
+            died.touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        yield reply.text.encode()
+
+    with serving(mark) as server:
+        assert sorted(rows(server, tmp_path, ITEMS, deadly)) == sorted(item + b"!" for item in ITEMS)
+        assert 30 <= len(server.requests) <= 30 + 16
+
+
+def visible_gpus() -> list[int]:
+    """The GPUs that Ray gives to the process in which this runs."""
+    import ray
+
+    return sorted(map(int, ray.get_gpu_ids()))
+
+
+async def on_gpus(item, talker):
+    """A call's answer, and the GPUs of the actor that made it."""
+    reply = await talker.for_row(item.decode())([{"role": "user", "content": item.decode()}], step="x")
+    yield f"{reply.text} {visible_gpus()}".encode()
+
+
+@pytest.mark.parametrize(
+    ("teacher", "judge"),
+    [
+        ({"num_gpus": 1}, {"num_gpus": 1}),
+        ({"num_gpus": 1}, {"num_gpus": 0.5}),  # a local judge with half a GPU
+        ({"num_gpus": 0.5}, {"num_gpus": 0.5}),
+        ({"num_gpus": 2, "engine": {"tensor_parallel_size": 2}}, {}),
+    ],
+)
+def test_models_run_on_the_gpus_that_they_ask_for(ray_session, tmp_path, teacher, judge):
+    """Ray Data takes no batch size of None where an actor asks for GPUs."""
+    with serving(mark) as server:
+        first, second = Pass(on_gpus, part(server, **teacher), "teacher"), Pass(on_gpus, part(server, **judge), "judge")
+        head = spool(ITEMS, tmp_path / "scratch/items.arrow"), first
+        found = list(fan_out([head], [second], Place(str(tmp_path), "s1")))
+    assert len(found) == len(ITEMS)
+    for row in found:
+        taught, judged = re.findall(r"\[[\d, ]*\]", row.decode())
+        assert len(json.loads(taught)) == math.ceil(teacher["num_gpus"])
+        assert len(json.loads(judged)) == math.ceil(judge.get("num_gpus", 0))
+
+
+def test_two_teachers_and_a_pool_that_may_grow_share_the_gpus(ray_session, tmp_path):
+    with serving(mark) as server:
+        heads = [
+            (spool(ITEMS[:15], tmp_path / "scratch/a.arrow"), Pass(on_gpus, part(server, num_gpus=1), "teacher")),
+            (
+                spool(ITEMS[15:], tmp_path / "scratch/b.arrow"),
+                Pass(on_gpus, part(server, model="n", num_gpus=0.5, actors=1, max_actors=2), "teacher"),
+            ),
+        ]
+        found = list(fan_out(heads, [], Place(str(tmp_path), "s1")))
+    assert sorted(row.split()[0] for row in found) == sorted(item + b"!" for item in ITEMS)
+    assert {row.split()[1] for row in found} == {b"[0]", b"[1]"}
