@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from bezoar_ray.recipe import ModelPart, Recipe, SourcePart
+from bezoar_ray.recipe import ModelSection, Recipe, SourceSection
 
 YES, OBLIGATIONS, UNKNOWN, NO = "yes", "with obligations", "unknown", "no"
 _WORST_LAST = (YES, OBLIGATIONS, UNKNOWN, NO)
@@ -157,7 +157,7 @@ def commercial_use(recipe: Recipe, rows: Iterable[tuple[str, str]] = ()) -> dict
     return {"verdict": verdict, "because": because}
 
 
-def _seeds_in_use(recipe: Recipe) -> list[tuple[str, tuple[SourcePart, ...]]]:
+def _seeds_in_use(recipe: Recipe) -> list[tuple[str, tuple[SourceSection, ...]]]:
     generate, seeds = recipe.generate, recipe.seeds
     started_from = {scheme.seeds for scheme in generate.own.values()}
     dolly = seeds.dolly if generate.lamini or generate.evol_instruct or "dolly" in started_from else ()
@@ -166,12 +166,12 @@ def _seeds_in_use(recipe: Recipe) -> list[tuple[str, tuple[SourcePart, ...]]]:
     return [("dolly seeds", dolly), ("FLAN seeds", flan), ("HH-RLHF seeds", seeds.hh_rlhf), ("own rows", own)]
 
 
-def _source(part: SourcePart, kind: str) -> Cause:
+def _source(part: SourceSection, kind: str) -> Cause:
     name = "Apache-2.0" if part.source == "tiny" and part.license == "unknown" else part.license
     return Cause(f"{kind} {part.source}", name, terms(name))
 
 
-def _teacher(part: ModelPart) -> Cause:
+def _teacher(part: ModelSection) -> Cause:
     """A licence that forbids to train on what the model says is none at all for a teacher."""
 
     def seen(found: Terms) -> Terms:
@@ -180,7 +180,7 @@ def _teacher(part: ModelPart) -> Cause:
     return Cause(f"teacher {part.model}", part.license, _read(part.license, seen))
 
 
-def _judge(part: ModelPart) -> Cause:
+def _judge(part: ModelSection) -> Cause:
     """What binds the weights, and what is made from them, does not bind a rating."""
 
     def seen(found: Terms) -> Terms:

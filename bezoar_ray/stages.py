@@ -9,7 +9,7 @@ from bezoar_ray.store import Store
 
 
 @dataclass(frozen=True)
-class Context:
+class StageContext:
     """What every stage is given."""
 
     recipe: Recipe
@@ -19,7 +19,7 @@ class Context:
 
 
 @dataclass(frozen=True)
-class Outcome:
+class StageResult:
     """What a stage leaves: the files that count, and its part of summary.json."""
 
     files: list[str]

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from bezoar_ray.llm.chat import Messages, Reply, Sampling
-from bezoar_ray.recipe import ModelPart, Recipe, load_recipe
+from bezoar_ray.recipe import ModelSection, Recipe, load_recipe
 from tests.endpoint import serving
 from tests.scripted import says
 
@@ -42,7 +42,7 @@ def record(kind: str, **given: Any) -> None:
 class RecordedEngine:
     """In vLLM's place in an actor: notes what it would start with, and answers by a script."""
 
-    def __init__(self, part: ModelPart):
+    def __init__(self, part: ModelSection):
         from bezoar_ray.llm import engine
 
         arguments = engine.on_this_machine(engine.trusted(part) | part.engine, part.num_gpus)
@@ -100,7 +100,7 @@ def generated_and_filtered(recipe: Recipe, folder: Path) -> dict[str, Any]:
     """Both stages as one Ray Data graph; the judges' endpoints are a scripted server."""
     from bezoar_ray.runs.generate_and_filter import run
     from bezoar_ray.runtime.progress import Progress
-    from bezoar_ray.stages import Context
+    from bezoar_ray.stages import StageContext
     from bezoar_ray.store import Store
 
     with serving(says) as server:
@@ -108,7 +108,7 @@ def generated_and_filtered(recipe: Recipe, folder: Path) -> dict[str, Any]:
         judges = tuple(judge.model_copy(update=here) for judge in recipe.judges)
         teachers = tuple(part.model_copy(update=here) if part.base_url else part for part in recipe.teachers)
         local = recipe.model_copy(update={"judges": judges, "teachers": teachers})
-        outcomes = dict(run(Context(local, Store(folder), "s", Progress())))
+        outcomes = dict(run(StageContext(local, Store(folder), "s", Progress())))
         asked = Counter(server.models)
     rows = sum(counts["generated"] for counts in outcomes["generate"].summary["data"].values())
     return {"rows": rows, "asked": asked}

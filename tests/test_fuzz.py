@@ -18,7 +18,7 @@ from bezoar_ray.llm.chat import CallFailed, Reply, TryAgain
 from bezoar_ray.llm.reasoning import without_reasoning
 from bezoar_ray.llm.responses import error_of, read_answer, read_fault
 from bezoar_ray.plan import plan, render
-from bezoar_ray.recipe import SourcePart, load_recipe, parse_recipe
+from bezoar_ray.recipe import SourceSection, load_recipe, parse_recipe
 from bezoar_ray.sources import read, read_own, read_pairs
 
 DRAWN = settings(
@@ -107,7 +107,7 @@ def test_every_row_of_any_file_is_read_or_named(kind, lines, encoding):
         path = Path(folder, "rows.jsonl")
         path.write_bytes(data)
         try:
-            loaded = READERS[kind](SourcePart(source=str(path), license="MIT"))
+            loaded = READERS[kind](SourceSection(source=str(path), license="MIT"))
         except RecipeError as error:
             assert str(path) in str(error)
             return

@@ -81,7 +81,7 @@ class SampleFiles:
             self._counts[name] += 1
 
 
-class Spill:
+class ExternalSorter:
     """Rows that come in any order, kept on disk, and read back in the order of their ids without holding them all."""
 
     def __init__(self, expected: int):
@@ -107,7 +107,7 @@ class Spill:
             file.seek(0)
             yield sorted(map(orjson.loads, file), key=lambda row: row["id"])
 
-    def __enter__(self) -> "Spill":
+    def __enter__(self) -> "ExternalSorter":
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:

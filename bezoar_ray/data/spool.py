@@ -19,7 +19,7 @@ _ITEM = pa.schema([("item", pa.binary())])
 
 
 @dataclass(frozen=True)
-class Items:
+class Spool:
     """Items on disk, as an Arrow file with one record batch for each `FEW`: never all of them in memory.
 
     On a cluster the path has to be one that all nodes see, in a bucket or on a disk of theirs.
@@ -50,7 +50,7 @@ class Items:
         return pa.ipc.open_file(store.open(name))
 
     def __reduce__(self) -> Any:
-        return Items, (self.path, self.batches)  # an open file stays where it is
+        return Spool, (self.path, self.batches)  # an open file stays where it is
 
 
 class ItemWriter:
@@ -69,19 +69,19 @@ class ItemWriter:
         if len(self._items) == FEW:
             self._write()
 
-    def close(self) -> Items:
+    def close(self) -> Spool:
         """The items, all written."""
         if self._items:
             self._write()
         self._open.close()
-        return Items(self._path, self._batches)
+        return Spool(self._path, self._batches)
 
     def _write(self) -> None:
         self._writer.write_batch(pa.record_batch([pa.array(self._items, pa.binary())], schema=_ITEM))
         self._items, self._batches = [], self._batches + 1
 
 
-def spool(items: Iterable[bytes], path: str | Path) -> Items:
+def spool(items: Iterable[bytes], path: str | Path) -> Spool:
     """Write items."""
     writer = ItemWriter(path)
     for item in items:

@@ -14,11 +14,11 @@ from bezoar_ray.llm.aio import to_the_end
 from bezoar_ray.recipe import CHECKPOINTS, Recipe
 from bezoar_ray.serve.app import running
 from bezoar_ray.serve.arguments import modes
-from bezoar_ray.stages import Context, Outcome
+from bezoar_ray.stages import StageContext, StageResult
 from bezoar_ray.store import Store
 
 
-def run(context: Context) -> Outcome:
+def run(context: StageContext) -> StageResult:
     """Measure every checkpoint that the run directory holds.
 
     Raises:
@@ -28,7 +28,7 @@ def run(context: Context) -> Outcome:
     marks = identities(context.recipe, context.store)
     part = context.recipe.evaluate
     if not (part.mt_bench or part.harness):
-        return Outcome([], {"eval": {}})
+        return StageResult([], {"eval": {}})
     bench = part.mt_bench and Bench(part.mt_bench, tuple(marks))
     step = _counter(context, len(marks), bench)
     if part.harness:
@@ -48,15 +48,17 @@ def identities(recipe: Recipe, store: Store) -> dict[str, str]:
         raise BezoarError(f"{store.root}/checkpoints/base/lineage.json: missing. Run the sft stage first.")
     served = modes(recipe, store)
     how = {
-        name: hashlib.sha256(orjson.dumps([recipe.serve.what() | {"mode": mode}, recipe.template])).hexdigest()[:8]
+        name: hashlib.sha256(
+            orjson.dumps([recipe.serve.fingerprint_fields() | {"mode": mode}, recipe.template])
+        ).hexdigest()[:8]
         for name, mode in served.items()
     }
     return {name: f"{lineages[name]['fingerprint']}:{how[name]}" for name in served if lineages[name]}
 
 
 async def _measure(
-    context: Context, marks: dict[str, str], endpoint: Endpoint, bench: Bench | None, step: Callable[[], None]
-) -> Outcome:
+    context: StageContext, marks: dict[str, str], endpoint: Endpoint, bench: Bench | None, step: Callable[[], None]
+) -> StageResult:
     part = context.recipe.evaluate
     jobs = {}
     if part.harness:
@@ -66,10 +68,10 @@ async def _measure(
     results = dict(zip(jobs, await to_the_end(jobs.values()), strict=True))
     files = [name for _, written in results.values() for name in written]
     served = {name: mode for name, mode in modes(context.recipe, context.store).items() if name in marks}
-    return Outcome(files, {"eval": {"served": served} | {kind: scores for kind, (scores, _) in results.items()}})
+    return StageResult(files, {"eval": {"served": served} | {kind: scores for kind, (scores, _) in results.items()}})
 
 
-def _counter(context: Context, checkpoints: int, bench: Bench | None) -> Callable[[], None]:
+def _counter(context: StageContext, checkpoints: int, bench: Bench | None) -> Callable[[], None]:
     """Counts what is measured: a task of one checkpoint, a judged conversation, a comparison of two.
 
     Raises:

@@ -12,7 +12,7 @@ Truth = Callable[[str, str], bool | None]
 _ENDS = ("accepted", "rejected", "failed")
 
 
-class Figures:
+class FilterMetrics:
     """Counts samples as they end; it keeps none of them.
 
     `truth` is asked for rows that the first judge rated; it is given with the judge whose world it belongs to.

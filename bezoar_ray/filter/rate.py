@@ -4,10 +4,10 @@ from bezoar_ray.data.schema import Sample, Verdict
 from bezoar_ray.filter.rating_prompt import VERDICT, rate, read_rating
 from bezoar_ray.llm.chat import CallFailed, Chat, Sampling
 from bezoar_ray.llm.verdicts import hear
-from bezoar_ray.recipe import ModelPart
+from bezoar_ray.recipe import ModelSection
 
 
-async def judge_sample(sample: Sample, chat: Chat, rubric: str, part: ModelPart, accept_rating: float) -> Verdict:
+async def judge_sample(sample: Sample, chat: Chat, rubric: str, part: ModelSection, accept_rating: float) -> Verdict:
     """Accepted from `accept_rating` on. After a reply without a rating the judge is asked once more, and told why."""
     schema = VERDICT if part.structured else ""
     sampling = Sampling(part.temperature, part.top_p, part.max_tokens, schema)

@@ -10,7 +10,7 @@ from typing import Any
 import orjson
 
 from bezoar_ray import sources
-from bezoar_ray.data.sample_io import SampleFiles, Spill, count_samples, iter_samples
+from bezoar_ray.data.sample_io import ExternalSorter, SampleFiles, count_samples, iter_samples
 from bezoar_ray.data.schema import Sample
 from bezoar_ray.data.spool import spool
 from bezoar_ray.errors import BezoarError
@@ -18,14 +18,14 @@ from bezoar_ray.filter.aggregate import decided
 from bezoar_ray.filter.decontamination import Benchmarks, finish, start
 from bezoar_ray.filter.dedup import Duplicates
 from bezoar_ray.filter.gates import gate
-from bezoar_ray.filter.judge_metrics import Figures, Truth
+from bezoar_ray.filter.judge_metrics import FilterMetrics, Truth
 from bezoar_ray.filter.rate import judge_sample
 from bezoar_ray.filter.selection import choose
 from bezoar_ray.filter.semantic_dedup import same_meaning
-from bezoar_ray.pipeline.actor_pool import Pass, place
-from bezoar_ray.pipeline.runner import flow
-from bezoar_ray.recipe import Filter, Meaning, ModelPart
-from bezoar_ray.stages import Context, Outcome
+from bezoar_ray.pipeline.actor_pool import ModelStage, run_context
+from bezoar_ray.pipeline.runner import run_pipeline
+from bezoar_ray.recipe import Filter, Meaning, ModelSection
+from bezoar_ray.stages import StageContext, StageResult
 
 _STATUSES = ("accepted", "rejected", "failed")
 
@@ -33,12 +33,12 @@ _STATUSES = ("accepted", "rejected", "failed")
 class NothingAccepted(BezoarError):
     """No scheme has an accepted row. `outcome` holds what was written and counted."""
 
-    def __init__(self, message: str, outcome: Outcome):
+    def __init__(self, message: str, outcome: StageResult):
         super().__init__(message)
         self.outcome = outcome
 
 
-def run(context: Context) -> Outcome:
+def run(context: StageContext) -> StageResult:
     """Move the rows of `generated` on to `accepted`, `rejected` and `failed`.
 
     Raises:
@@ -46,20 +46,20 @@ def run(context: Context) -> Outcome:
     """
     reading = start(context.recipe)
     total = sum(count_samples(context.store, scheme, "generated") for scheme in context.recipe.schemes)
-    with Spill(total) as spill:
+    with ExternalSorter(total) as spill:
         spill.fill(_judged(context), context.progress)
         return ended(spill, context, finish(reading))
 
 
-def judging(context: Context) -> list[Pass]:
+def judging(context: StageContext) -> list[ModelStage]:
     """The passes in which the judges say what they think of each row; none where the recipe asks no judge."""
     part = context.recipe.filter
     rubrics = {scheme: part.rubric(scheme) for scheme in context.recipe.schemes}
     judges = context.recipe.judges if part.judge else ()
-    return [Pass(partial(_judge, judge, rubrics, part), judge, "judge") for judge in judges]
+    return [ModelStage(partial(_judge, judge, rubrics, part), judge, "judge") for judge in judges]
 
 
-def ended(spill: Spill, context: Context, benchmarks: Benchmarks | None) -> Outcome:
+def ended(spill: ExternalSorter, context: StageContext, benchmarks: Benchmarks | None) -> StageResult:
     """The files of judged rows, each at its end, and their counts. Raises as `run` does."""
     part = context.recipe.filter
     duplicates = Duplicates(sources.stream(context.recipe.seeds.dolly, "dolly", lambda _: None))
@@ -78,7 +78,7 @@ def ended(spill: Spill, context: Context, benchmarks: Benchmarks | None) -> Outc
     for scheme, cap in part.cap.items():
         _cap(scheme, cap, accepted, reasons)
     again, rest = iter(reasons), iter(ends)
-    figures = Figures(context.recipe.schemes, _truth(context))
+    figures = FilterMetrics(context.recipe.schemes, _truth(context))
     files = SampleFiles(context.store, context.recipe.schemes, _STATUSES)
     for rows in spill:
         samples = []
@@ -88,13 +88,13 @@ def ended(spill: Spill, context: Context, benchmarks: Benchmarks | None) -> Outc
             figures.add(samples[-1])
         files.write(samples)
     kept_out = benchmarks.names if benchmarks else []
-    outcome = Outcome(files.names, {"data": figures.data(), "judge": figures.judges(), "decontaminated": kept_out})
+    outcome = StageResult(files.names, {"data": figures.data(), "judge": figures.judges(), "decontaminated": kept_out})
     if not figures.accepted:
         raise NothingAccepted(_nothing(figures), outcome)
     return outcome
 
 
-def _judged(context: Context) -> Iterator[bytes]:
+def _judged(context: StageContext) -> Iterator[bytes]:
     """The generated rows, as they come from the judges."""
     schemes = context.recipe.schemes
     samples = (sample for scheme in schemes for sample in iter_samples(context.store, scheme, "generated"))
@@ -105,11 +105,11 @@ def _judged(context: Context) -> Iterator[bytes]:
         return
     with context.store.scratch() as scratch:
         heads = [(spool(rows, f"{scratch}/generated.arrow"), passes[0])]
-        yield from flow(heads, passes[1:], place(context), scratch)
+        yield from run_pipeline(heads, passes[1:], run_context(context), scratch)
 
 
 async def _judge(
-    judge: ModelPart, rubrics: dict[str, str], part: Filter, row: bytes, talker: Any
+    judge: ModelSection, rubrics: dict[str, str], part: Filter, row: bytes, talker: Any
 ) -> AsyncIterator[bytes]:
     """A row with the verdict of one more judge, in an actor; what a gate takes, or the scheme took, is not judged."""
     fields = orjson.loads(row)
@@ -164,7 +164,7 @@ def _left(accepted: Callable[[], Iterator[Sample]], reasons: list[str]) -> Itera
     return ((row, sample) for row, sample in enumerate(accepted()) if not reasons[row])
 
 
-def _truth(context: Context) -> Truth | None:
+def _truth(context: StageContext) -> Truth | None:
     """What the embedded world knows, where its own judge decides."""
     if context.recipe.judges[0].model != "tiny-judge":
         return None
@@ -173,7 +173,7 @@ def _truth(context: Context) -> Truth | None:
     return truth
 
 
-def _nothing(figures: Figures) -> str:
+def _nothing(figures: FilterMetrics) -> str:
     reasons = figures.reasons()
     if not reasons:
         return "no row was generated, so none could be accepted. See the generate stage's counts and its seeds."

@@ -9,7 +9,7 @@ from typing import Any
 
 from bezoar_ray.data.schema import Sample
 from bezoar_ray.errors import BezoarError, RecipeError
-from bezoar_ray.generate.task import Work, call_failed
+from bezoar_ray.generate.task import GenerationTask, call_failed
 from bezoar_ray.llm.chat import CallFailed, Chat, Deferred, ModelDied
 
 
@@ -22,7 +22,7 @@ class Code:
     settings: dict[str, Any]
 
 
-async def run(work: Work, chat: Chat, code: Code) -> AsyncIterator[Sample]:
+async def run(work: GenerationTask, chat: Chat, code: Code) -> AsyncIterator[Sample]:
     """The rows that the user's function makes of a work.
 
     Raises:

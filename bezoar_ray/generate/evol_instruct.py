@@ -11,7 +11,7 @@ from dataclasses import replace
 from bezoar_ray.data.schema import Sample, Seed
 from bezoar_ray.generate.elimination import spoilt_answer, spoilt_instruction
 from bezoar_ray.generate.prompts import adds_nothing, evolve, evolved_answer
-from bezoar_ray.generate.task import Work, answered, call_failed, one_for_each
+from bezoar_ray.generate.task import GenerationTask, answered, call_failed, one_for_each
 from bezoar_ray.llm.chat import CallFailed, Chat, Sampling
 from bezoar_ray.recipe import EvolInstruct
 
@@ -19,12 +19,12 @@ SCHEME = "evol_instruct"
 _COMPARING = Sampling(temperature=0.0, max_tokens=16)  # "Equal" or "Not equal": nothing to sample
 
 
-def plan(part: EvolInstruct, recipe_seed: int, seeds: Sequence[Seed]) -> Iterator[Work]:
+def plan(part: EvolInstruct, recipe_seed: int, seeds: Sequence[Seed]) -> Iterator[GenerationTask]:
     """One work for each drawn seed; all of the seeds where there are fewer than the recipe asks for."""
     return one_for_each(SCHEME, recipe_seed, seeds, part.seeds)
 
 
-async def evol_instruct(work: Work, chat: Chat, part: EvolInstruct) -> AsyncIterator[Sample]:
+async def evol_instruct(work: GenerationTask, chat: Chat, part: EvolInstruct) -> AsyncIterator[Sample]:
     """One row for each epoch. A rerun draws the same operations: they come from the work's id."""
     rng = random.Random(work.id)
     names, weights = zip(*sorted(part.operations.items()), strict=True)

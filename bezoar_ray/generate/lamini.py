@@ -11,7 +11,7 @@ from dataclasses import replace
 from bezoar_ray.data.schema import Sample, Seed, row_id
 from bezoar_ray.errors import RecipeError
 from bezoar_ray.generate.prompts import concise_answer, new_instructions
-from bezoar_ray.generate.task import Work, answered, call_failed
+from bezoar_ray.generate.task import GenerationTask, answered, call_failed
 from bezoar_ray.llm.aio import to_the_end
 from bezoar_ray.llm.chat import CallFailed, Chat, PromptTooLong, Reply
 from bezoar_ray.recipe import Lamini
@@ -27,7 +27,7 @@ _MOSTLY = 0.7  # of the lines: fewer bullets are part of a text
 _SHOWN = 300  # characters of a reply in which nothing was found
 
 
-def plan(part: Lamini, recipe_seed: int, seeds: Sequence[Seed]) -> Iterator[Work]:
+def plan(part: Lamini, recipe_seed: int, seeds: Sequence[Seed]) -> Iterator[GenerationTask]:
     """The calls, each with its examples and topics: the same for the same recipe seed and rows."""
     topics, shown = read_topics(part), _alone(seeds)
     for number in range(part.calls if shown else 0):
@@ -49,7 +49,7 @@ def read_topics(part: Lamini) -> list[str]:
     return topics
 
 
-async def lamini(work: Work, chat: Chat, part: Lamini) -> AsyncIterator[Sample]:
+async def lamini(work: GenerationTask, chat: Chat, part: Lamini) -> AsyncIterator[Sample]:
     """One call's rows: `per_call` slots, of which those that the teacher left empty are failed rows ("missing")."""
     slots = [work.sample(work.draw["generator"], call=work.draw["call"], slot=slot) for slot in range(part.per_call)]
     try:
@@ -67,7 +67,7 @@ async def lamini(work: Work, chat: Chat, part: Lamini) -> AsyncIterator[Sample]:
         yield sample
 
 
-async def _new(work: Work, chat: Chat, per_call: int) -> Reply:
+async def _new(work: GenerationTask, chat: Chat, per_call: int) -> Reply:
     """The reply to the call for new instructions: examples are dropped where they leave no room for it."""
     examples = [seed.instruction for seed in work.seeds]
     while True:
@@ -148,11 +148,11 @@ def _alone(seeds: Sequence[Seed]) -> Sequence[int]:
 
 def _call(
     number: int, part: Lamini, recipe_seed: int, seeds: Sequence[Seed], places: Sequence[int], topics: list[str]
-) -> Work:
+) -> GenerationTask:
     rng = random.Random(row_id(recipe_seed, SCHEME, number))
     shown = [seeds[place] for place in rng.sample(places, min(part.examples, len(places)))]
     guided = int((number + 1) * part.topic_guided) > int(number * part.topic_guided)  # the share, spread evenly
     generator = "topic_guided" if guided else "example_guided"
     named = rng.sample(topics, part.topics_per_call) if guided else []
     id = row_id(recipe_seed, SCHEME, *(seed.id for seed in shown), generator, number)
-    return Work(id, SCHEME, recipe_seed, shown, {"call": number, "generator": generator, "topics": named})
+    return GenerationTask(id, SCHEME, recipe_seed, shown, {"call": number, "generator": generator, "topics": named})

@@ -8,14 +8,14 @@ from itertools import chain, islice, zip_longest
 
 from bezoar_ray.data.schema import Sample, Seed, row_id
 from bezoar_ray.generate.prompts import ORCA_MESSAGES, ORCA_MULTIPLE_CHOICE, ORCA_SYSTEM, explain
-from bezoar_ray.generate.task import Work, answered, call_failed
+from bezoar_ray.generate.task import GenerationTask, answered, call_failed
 from bezoar_ray.llm.chat import CallFailed, Chat
 from bezoar_ray.recipe import Mixture, Orca
 
 SCHEME = "orca"
 
 
-def plan(part: Orca, recipe_seed: int, seeds: Sequence[Seed]) -> Iterator[Work]:
+def plan(part: Orca, recipe_seed: int, seeds: Sequence[Seed]) -> Iterator[GenerationTask]:
     """One work for each drawn query, with its system message: the same for the same recipe seed and rows."""
     places = _by_mixture_and_task(seeds)
     drawn = [_draw(name, mixture, recipe_seed, places[name]) for name, mixture in sorted(part.mixtures.items())]
@@ -23,7 +23,7 @@ def plan(part: Orca, recipe_seed: int, seeds: Sequence[Seed]) -> Iterator[Work]:
     return (_asked(seeds[place], recipe_seed) for place in islice(in_turn, part.rows))
 
 
-async def orca(work: Work, chat: Chat, part: Orca) -> AsyncIterator[Sample]:
+async def orca(work: GenerationTask, chat: Chat, part: Orca) -> AsyncIterator[Sample]:
     """The one row of a query."""
     (seed,), number = work.seeds, work.draw["system_message"]
     sample = work.sample(
@@ -85,7 +85,7 @@ def _stratified(tasks: list[list[int]], rng: random.Random) -> Iterator[int]:
             del left[at]
 
 
-def _asked(seed: Seed, recipe_seed: int) -> Work:
+def _asked(seed: Seed, recipe_seed: int) -> GenerationTask:
     rng = random.Random(row_id(recipe_seed, SCHEME, seed.id))
     draw = {"system_message": rng.choice(messages_for(seed))}
-    return Work(row_id(recipe_seed, SCHEME, seed.id), SCHEME, recipe_seed, [seed], draw)
+    return GenerationTask(row_id(recipe_seed, SCHEME, seed.id), SCHEME, recipe_seed, [seed], draw)

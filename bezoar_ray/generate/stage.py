@@ -13,19 +13,19 @@ from typing import Any
 import orjson
 
 from bezoar_ray import sources
-from bezoar_ray.data.sample_io import SampleFiles, Spill
+from bezoar_ray.data.sample_io import ExternalSorter, SampleFiles
 from bezoar_ray.data.schema import Sample, Seed, normal, row_id
-from bezoar_ray.data.spool import Items, ItemWriter
+from bezoar_ray.data.spool import ItemWriter, Spool
 from bezoar_ray.errors import RecipeError
 from bezoar_ray.generate import custom_scheme, evol_instruct, lamini, orca
 from bezoar_ray.generate.candidates import Remembering
-from bezoar_ray.generate.task import Work, one_for_each
-from bezoar_ray.pipeline.actor_pool import Pass, place
-from bezoar_ray.pipeline.runner import flow
+from bezoar_ray.generate.task import GenerationTask, one_for_each
+from bezoar_ray.pipeline.actor_pool import ModelStage, run_context
+from bezoar_ray.pipeline.runner import run_pipeline
 from bezoar_ray.recipe import SCHEMES, Recipe, Teacher
 from bezoar_ray.runtime.logs import event
 from bezoar_ray.sources.seed_table import write_seeds
-from bezoar_ray.stages import Context, Outcome
+from bezoar_ray.stages import StageContext, StageResult
 
 _FAILED_SEEDS = "seeds-failed.txt"  # a log
 _SEEDS = {"lamini": "dolly", "evol_instruct": "dolly", "orca": "flan"}  # what each scheme starts from
@@ -38,22 +38,22 @@ _FUNCTIONS = {"lamini": lamini.lamini, "evol_instruct": evol_instruct.evol_instr
 class Planned:
     """All works, on disk, with the teacher that does them; the rows that they will give; and `data` of summary.json."""
 
-    heads: list[tuple[Items, Pass]]
+    heads: list[tuple[Spool, ModelStage]]
     rows: int
     counts: dict[str, dict[str, int]]
 
 
-def run(context: Context) -> Outcome:
+def run(context: StageContext) -> StageResult:
     """Make the rows that `data/<scheme>/generated` holds."""
     with context.store.scratch() as scratch:
         planned = prepare(context, scratch)
-        rows = flow(planned.heads, [], place(context), scratch)
-        with Spill(planned.rows) as spill:
+        rows = run_pipeline(planned.heads, [], run_context(context), scratch)
+        with ExternalSorter(planned.rows) as spill:
             spill.fill(rows, context.progress)
             return written(spill, planned, context)
 
 
-def written(spill: Spill, planned: Planned, context: Context) -> Outcome:
+def written(spill: ExternalSorter, planned: Planned, context: StageContext) -> StageResult:
     """The files of rows that have all come, and their counts."""
     files, made = SampleFiles(context.store, context.recipe.schemes, ["generated"]), Counter[str]()
     missing, shown = Counter[str](), dict[str, str]()
@@ -74,10 +74,10 @@ def written(spill: Spill, planned: Planned, context: Context) -> Outcome:
                 f"hold fewer than were asked for{example}"
             )
     counts = {scheme: counts | {"generated": made[scheme]} for scheme, counts in planned.counts.items()}
-    return Outcome(files.names, {"data": counts})
+    return StageResult(files.names, {"data": counts})
 
 
-def prepare(context: Context, scratch: str) -> Planned:
+def prepare(context: StageContext, scratch: str) -> Planned:
     """Read the seeds, and write down the works: neither is ever in memory as a whole."""
     recipe, failed = context.recipe, _FailedSeeds(context)
     rows, used = 0, {scheme: set[int]() for scheme in recipe.schemes}
@@ -103,7 +103,7 @@ def prepare(context: Context, scratch: str) -> Planned:
     return Planned(heads, rows, counts)
 
 
-def plan(recipe: Recipe, seeds: Mapping[str, Sequence[Seed]]) -> Iterator[Work]:
+def plan(recipe: Recipe, seeds: Mapping[str, Sequence[Seed]]) -> Iterator[GenerationTask]:
     """The works of all schemes from the seeds of each kind; the same for the same recipe seed and rows.
 
     Raises:
@@ -140,7 +140,7 @@ def expected(recipe: Recipe, scheme: str) -> int:
 class _FailedSeeds:
     """Malformed seed rows: counted by kind, listed in a log, and said once."""
 
-    def __init__(self, context: Context):
+    def __init__(self, context: StageContext):
         self._context = context
         self.counts: Counter[str] = Counter()
         self._first, self._log = "", context.store.log(_FAILED_SEEDS)
@@ -161,26 +161,26 @@ class _FailedSeeds:
             )
 
 
-def _whose(work: Work, teachers: Sequence[Teacher]) -> int:
+def _whose(work: GenerationTask, teachers: Sequence[Teacher]) -> int:
     """The place of the teacher who does a work: drawn by weight, the same in every run."""
     weights = [teacher.weight for teacher in teachers]
     return random.Random(row_id(work.id, "teacher")).choices(range(len(teachers)), weights)[0]
 
 
-def _teaching(recipe: Recipe, teacher: Teacher) -> Pass:
+def _teaching(recipe: Recipe, teacher: Teacher) -> ModelStage:
     parts: dict[str, Any] = {scheme: getattr(recipe.generate, scheme) for scheme in SCHEMES}
     parts |= {
         name: custom_scheme.Code(part.source, part.function, part.settings)
         for name, part in recipe.generate.own.items()
     }
-    return Pass(partial(_answer, parts, recipe.generate.candidates, teacher), teacher, "teacher")
+    return ModelStage(partial(_answer, parts, recipe.generate.candidates, teacher), teacher, "teacher")
 
 
 async def _answer(
     parts: dict[str, Any], candidates: int, teacher: Teacher, item: bytes, talker: Any
 ) -> AsyncIterator[bytes]:
     """The rows of one work, in an actor. One that asks what its chain has asked before is not worth a judge."""
-    work = Work.from_json(item)
+    work = GenerationTask.from_json(item)
     known = {normal(seed.task) for seed in work.seeds} if work.scheme != "orca" else set()
     chat = Remembering(talker.for_row(work.id))
     function = _FUNCTIONS.get(work.scheme, custom_scheme.run)

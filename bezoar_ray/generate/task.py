@@ -13,7 +13,7 @@ from bezoar_ray.llm.chat import Messages, Reply
 
 
 @dataclass(frozen=True)
-class Work:
+class GenerationTask:
     """One unit of a scheme. Its id is the ledger's row id; all draws inside it come from that id."""
 
     id: str
@@ -41,18 +41,18 @@ class Work:
         return orjson.dumps(asdict(self))
 
     @classmethod
-    def from_json(cls, text: bytes) -> "Work":
+    def from_json(cls, text: bytes) -> "GenerationTask":
         """The work that `to_json` wrote."""
         fields = orjson.loads(text)
         return cls(**fields | {"seeds": [Seed(**seed) for seed in fields["seeds"]]})
 
 
-def one_for_each(scheme: str, recipe_seed: int, seeds: Sequence[Seed], count: int) -> Iterator[Work]:
+def one_for_each(scheme: str, recipe_seed: int, seeds: Sequence[Seed], count: int) -> Iterator[GenerationTask]:
     """One work for each drawn seed; all of the seeds where there are fewer than are asked for."""
     rng = random.Random(row_id(recipe_seed, scheme))
     for place in rng.sample(range(len(seeds)), min(count, len(seeds))):
         seed = seeds[place]
-        yield Work(row_id(recipe_seed, scheme, seed.id), scheme, recipe_seed, [seed])
+        yield GenerationTask(row_id(recipe_seed, scheme, seed.id), scheme, recipe_seed, [seed])
 
 
 def answered(messages: Messages, reply: Reply) -> dict[str, Any]:

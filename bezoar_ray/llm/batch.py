@@ -19,13 +19,13 @@ import orjson
 from bezoar_ray.errors import BezoarError, BudgetReached
 from bezoar_ray.llm.breaker import REFUSED_FIRST
 from bezoar_ray.llm.chat import CallFailed, Deferred, Messages, Refused, Reply, Sampling, TryAgain
-from bezoar_ray.llm.client import Caller, need, took
+from bezoar_ray.llm.client import LedgerClient, cost_at_most, cost_of
 from bezoar_ray.llm.endpoint import fault, open_client, parameters, redacted
 from bezoar_ray.llm.ledger import Ledger
 from bezoar_ray.llm.model_identity import identity
-from bezoar_ray.llm.quota import Need, Permits
+from bezoar_ray.llm.quota import Cost, QuotaClient
 from bezoar_ray.llm.responses import error_of, read_fault, read_reply
-from bezoar_ray.recipe import ModelPart
+from bezoar_ray.recipe import ModelSection
 from bezoar_ray.store import Store
 
 T = TypeVar("T")
@@ -38,22 +38,22 @@ _OVER = ("completed", "failed", "expired", "cancelled")
 _METADATA = "bezoar_ray"
 
 
-class Batches(Caller):
+class Batches(LedgerClient):
     """One model's calls, put down and sent together. One process at a time talks to a run directory so."""
 
-    def __init__(self, part: ModelPart, root: str, role: str, session: str):
+    def __init__(self, part: ModelSection, root: str, role: str, session: str):
         super().__init__(identity(part), Ledger(root, role, session), part)
         self._client = open_client(part)
         self._store, self._folder = Store(root), f"ledger/{role}/batches"
         self._who = f"{self._identity} at {part.base_url}"  # teachers, or judges, share a folder
-        self._asked: dict[str, tuple[bytes, Need]] = {}
+        self._asked: dict[str, tuple[bytes, Cost]] = {}
         self._size = 0
         self._on_their_way: list[asyncio.Task[None]] = []
         self._tries: dict[str, int] = {}
         self._failed: dict[str, str] = {}
         self._attempted: set[str] = set()
 
-    def limit(self, permits: Permits | None) -> None:
+    def limit(self, permits: QuotaClient | None) -> None:
         """From now on, calls wait for these."""
         self._permits = permits
 
@@ -67,7 +67,7 @@ class Batches(Caller):
             raise CallFailed(self._failed[key])
         body = {"model": self._part.model, "messages": messages, **parameters(self._part.model, sampling)}
         line = {"custom_id": key, "method": "POST", "url": "/v1/chat/completions", "body": body}
-        self._put_down(key, orjson.dumps(line) + b"\n", need(messages, sampling, self._part))
+        self._put_down(key, orjson.dumps(line) + b"\n", cost_at_most(messages, sampling, self._part))
         raise Deferred
 
     async def adopt(self) -> None:
@@ -94,7 +94,7 @@ class Batches(Caller):
         if faults:
             raise min(faults, key=lambda error: isinstance(error, BudgetReached))
 
-    def _put_down(self, key: str, line: bytes, most: Need) -> None:
+    def _put_down(self, key: str, line: bytes, most: Cost) -> None:
         if len(self._asked) == _LINES or self._size + len(line) > _BYTES:
             self._dispatch()
         self._asked[key] = line, most
@@ -106,8 +106,8 @@ class Batches(Caller):
         if calls:
             self._on_their_way.append(asyncio.create_task(self._carry_out(calls)))
 
-    async def _carry_out(self, calls: dict[str, tuple[bytes, Need]]) -> None:
-        name, most, reached = uuid.uuid4().hex, dict[str, Need](), None
+    async def _carry_out(self, calls: dict[str, tuple[bytes, Cost]]) -> None:
+        name, most, reached = uuid.uuid4().hex, dict[str, Cost](), None
         try:
             for key, (_, need_of_call) in calls.items():
                 if self._permits:
@@ -120,11 +120,11 @@ class Batches(Caller):
             calls.clear()
             used = await self._sent(name, data, {key: bound.usd for key, bound in most.items()})
             for key, bound in most.items() if self._permits else ():
-                self._permits.settle(bound, used.get(key, Need()))
+                self._permits.record_usage(bound, used.get(key, Cost()))
         if reached:
             raise reached
 
-    async def _sent(self, name: str, data: bytes, bounds: dict[str, float]) -> dict[str, Need]:
+    async def _sent(self, name: str, data: bytes, bounds: dict[str, float]) -> dict[str, Cost]:
         await self._ledger.check_held()
         self._record(name, bounds, over=False)
         upload = partial(self._client.files.create, file=(f"{name}.jsonl", data), purpose="batch")
@@ -169,11 +169,11 @@ class Batches(Caller):
                     raise BezoarError(f"{self._part.base_url}: {said}. Run the same command again to go on") from error
             await asyncio.sleep(min(_POLL, 0.5 * 2**tries))
 
-    async def _collect(self, name: str, id: str, calls: dict[str, float]) -> dict[str, Need]:
+    async def _collect(self, name: str, id: str, calls: dict[str, float]) -> dict[str, Cost]:
         """Wait for a batch; record its answers, and what each took."""
         while (batch := await self._patiently(partial(self._client.batches.retrieve, id))).status not in _OVER:
             await asyncio.sleep(_POLL)
-        used: dict[str, Need] = {}
+        used: dict[str, Cost] = {}
         faults: dict[str, Exception] = {}
         for file in filter(None, (batch.output_file_id, batch.error_file_id)):
             for lines in _in_parts(await self._patiently(partial(self._lines_of, file))):
@@ -204,10 +204,10 @@ class Batches(Caller):
         except Exception as error:
             return error
 
-    async def _settle(self, key: str, reply: Reply, calls: dict[str, float]) -> Need:
-        used = took(reply, Need(usd=calls.get(key, 0.0)), self._part)
+    async def _settle(self, key: str, reply: Reply, calls: dict[str, float]) -> Cost:
+        used = cost_of(reply, Cost(usd=calls.get(key, 0.0)), self._part)
         if key not in self._ledger:  # where a process died while it recorded a batch, some of it is there
-            await self._ledger.settle(key, self._part.model, reply, used.usd)
+            await self._ledger.record_usage(key, self._part.model, reply, used.usd)
         return used
 
     async def _lines_of(self, file: str) -> list[dict[str, Any]]:

@@ -13,10 +13,10 @@ from bezoar_ray.llm.breaker import Breaker
 from bezoar_ray.llm.chat import CallFailed, Chat, Messages, Model, Reply, Sampling, TryAgain
 from bezoar_ray.llm.ledger import Ledger, call_key
 from bezoar_ray.llm.ledger_index import Index
-from bezoar_ray.llm.quota import Need, Permits
-from bezoar_ray.llm.rate_control import Pace
+from bezoar_ray.llm.quota import Cost, QuotaClient
+from bezoar_ray.llm.rate_control import AdaptiveConcurrency
 from bezoar_ray.llm.reasoning import without_reasoning
-from bezoar_ray.recipe import ModelPart
+from bezoar_ray.recipe import ModelSection
 from bezoar_ray.runtime.logs import current_row, event
 from bezoar_ray.store import Store
 
@@ -26,10 +26,10 @@ _HOPELESS = 8  # times all actors died without a single answer: the model cannot
 _BYTES_PER_TOKEN = 4  # for limits of tokens a minute, which are no promise; money is reserved by bytes
 
 
-class Caller(ABC):
+class LedgerClient(ABC):
     """Calls to one model: what the ledger holds is answered from it, the rest is asked for."""
 
-    def __init__(self, identity: str, ledger: Ledger, part: ModelPart, permits: Permits | None = None):
+    def __init__(self, identity: str, ledger: Ledger, part: ModelSection, permits: QuotaClient | None = None):
         self._identity, self._ledger, self._part, self._permits = identity, ledger, part, permits
         self._sampling = Sampling(part.temperature, part.top_p, part.max_tokens)
 
@@ -64,19 +64,22 @@ class Caller(ABC):
         """The reply to a call that the ledger does not hold."""
 
 
-class Talker(Caller):
+class ModelClient(LedgerClient):
     """A model, its ledger and its limits. Every attempt goes through here and is accounted for.
 
     After a fault that no further call would survive (a wrong key, a budget that is reached, a dead engine), calls on
     their way end and are recorded; every other one is refused with the same fault.
     """
 
-    def __init__(self, model: Model, ledger: Ledger, part: ModelPart, permits: Permits | None = None):
+    def __init__(self, model: Model, ledger: Ledger, part: ModelSection, permits: QuotaClient | None = None):
         super().__init__(model.identity, ledger, part, permits)
         self._model = model
         self._slots = asyncio.Semaphore(part.max_in_flight)
         self._alone = asyncio.Lock()
-        self._pace, self._breaker = Pace(), Breaker(f"{part.model} at {part.base_url}", has_answered=ledger.has_answers)
+        self._pace, self._breaker = (
+            AdaptiveConcurrency(),
+            Breaker(f"{part.model} at {part.base_url}", has_answered=ledger.has_answers),
+        )
         self._over: Exception | None = None
         self._waiting = self._under_way = 0
         ledger.figures.watch("bezoar_calls_waiting", lambda: self._waiting, model=part.model)
@@ -112,18 +115,18 @@ class Talker(Caller):
 
     async def _answered(self, key: str, messages: Messages, sampling: Sampling, first: bool) -> Reply:
         """The reply to one attempt, durable. Its slot is free as soon as the reply is there."""
-        most = need(messages, sampling, self._part)
+        most = cost_at_most(messages, sampling, self._part)
         try:
             async with self._suspects(key), self._slot():
                 reply = await self._breaker.run(partial(self._attempt, key, messages, sampling, most), first)
         except (TryAgain, CallFailed, BezoarError):
             await self._ledger.flushed()
             raise
-        used = took(reply, most, self._part)
+        used = cost_of(reply, most, self._part)
         try:
-            await self._ledger.settle(key, self._part.model, reply, used.usd)
+            await self._ledger.record_usage(key, self._part.model, reply, used.usd)
         finally:
-            self._settle(most, used)
+            self._record_usage(most, used)
         return reply
 
     @contextlib.asynccontextmanager
@@ -151,7 +154,7 @@ class Talker(Caller):
         async with self._alone if deaths > 1 else contextlib.nullcontext():
             yield
 
-    async def _attempt(self, key: str, messages: Messages, sampling: Sampling, most: Need) -> Reply:
+    async def _attempt(self, key: str, messages: Messages, sampling: Sampling, most: Cost) -> Reply:
         """The reply to one attempt. What it may take stays reserved; after a fault, what it took is settled."""
         if self._over:
             raise self._over
@@ -160,14 +163,14 @@ class Talker(Caller):
         try:
             return await self._sent(key, messages, sampling, most)
         except BaseException as fault:
-            self._settle(most, bill(fault, most, self._part))
+            self._record_usage(most, cost_of_fault(fault, most, self._part))
             raise
 
-    def _settle(self, most: Need, used: Need) -> None:
+    def _record_usage(self, most: Cost, used: Cost) -> None:
         if self._permits:
-            self._permits.settle(most, used)
+            self._permits.record_usage(most, used)
 
-    async def _sent(self, key: str, messages: Messages, sampling: Sampling, most: Need) -> Reply:
+    async def _sent(self, key: str, messages: Messages, sampling: Sampling, most: Cost) -> Reply:
         turn = await self._pace.turn()
         await self._ledger.check_held()
         if most.usd or not self._part.base_url:
@@ -177,20 +180,20 @@ class Talker(Caller):
         except (TryAgain, CallFailed, BezoarError) as fault:
             if isinstance(fault, TryAgain) and fault.limited:
                 self._pace.limited(turn, fault.after)
-            self._ledger.fail(key, self._part.model, str(fault), bill(fault, most, self._part).usd)
+            self._ledger.fail(key, self._part.model, str(fault), cost_of_fault(fault, most, self._part).usd)
             raise
 
 
-def open_talker(
-    part: ModelPart,
+def open_client(
+    part: ModelSection,
     root: str,
     role: str,
     session: str,
     *,
     identity: str | None = None,
-    permits: Permits | None = None,
+    permits: QuotaClient | None = None,
     index: Index | None = None,
-) -> Talker:
+) -> ModelClient:
     """The model of a recipe entry, in this process, with the run directory's ledger of that role.
 
     `identity` names the checkpoint behind an endpoint, so that a retrained one never gets old answers. `index` is that
@@ -213,29 +216,29 @@ def open_talker(
     model = endpoint or VllmEngine(part)
     if identity:
         model.identity = identity
-    return Talker(model, ledger, part, permits)
+    return ModelClient(model, ledger, part, permits)
 
 
-def need(messages: Messages, sampling: Sampling, part: ModelPart) -> Need:
+def cost_at_most(messages: Messages, sampling: Sampling, part: ModelSection) -> Cost:
     """What one attempt takes at most: no tokenizer makes more tokens than bytes."""
     size = sum(len(message["content"].encode()) for message in messages) + 16 * len(messages)
-    return Need(size / _BYTES_PER_TOKEN + sampling.max_tokens, part.usd(size, sampling.max_tokens))
+    return Cost(size / _BYTES_PER_TOKEN + sampling.max_tokens, part.usd(size, sampling.max_tokens))
 
 
-def took(reply: Reply, most: Need, part: ModelPart) -> Need:
+def cost_of(reply: Reply, most: Cost, part: ModelSection) -> Cost:
     """What an attempt took: by the tokens that the endpoint counted, or at most, where it counted none."""
     if not reply.tokens_in:
         return most
-    return Need(reply.tokens_in + reply.tokens_out, part.usd(reply.tokens_in, reply.tokens_out))
+    return Cost(reply.tokens_in + reply.tokens_out, part.usd(reply.tokens_in, reply.tokens_out))
 
 
-def bill(fault: BaseException, most: Need, part: ModelPart) -> Need:
+def cost_of_fault(fault: BaseException, most: Cost, part: ModelSection) -> Cost:
     """What an attempt that ended so takes: nothing where the endpoint refused it, and at most where nobody knows."""
     if isinstance(fault, CallFailed | BezoarError):
-        return Need()
+        return Cost()
     if not isinstance(fault, TryAgain) or fault.billed is None:
         return most
-    return Need(sum(fault.billed), part.usd(*fault.billed))
+    return Cost(sum(fault.billed), part.usd(*fault.billed))
 
 
 def _wait(tries: int, asked: float | None) -> float:

@@ -15,7 +15,7 @@ from bezoar_ray.errors import RecipeError
 from bezoar_ray.llm.chat import Messages, Reply, Sampling, TryAgain
 from bezoar_ray.llm.model_identity import identity
 from bezoar_ray.llm.responses import error_of, read_answer, read_fault
-from bezoar_ray.recipe import ModelPart
+from bezoar_ray.recipe import ModelSection
 
 _REASONS = re.compile(r"(.*/)?(o\d|gpt-[5-9])")  # OpenAI's families since o1 and GPT-5
 _UNSENT = ("ConnectError", "ConnectTimeout", "PoolTimeout")  # no byte has gone out, and the next attempt may
@@ -25,7 +25,7 @@ _UNSENDABLE = ("InvalidURL", "UnsupportedProtocol", "LocalProtocolError", "Unico
 class OpenAIEndpoint:
     """One model behind an endpoint. The client's own retries are off: every attempt is counted by the caller."""
 
-    def __init__(self, part: ModelPart):
+    def __init__(self, part: ModelSection):
         import httpx2
 
         self.identity = identity(part)
@@ -55,7 +55,7 @@ class OpenAIEndpoint:
         await self._client.close()
 
 
-def fault(error: Any, part: ModelPart) -> Exception:
+def fault(error: Any, part: ModelSection) -> Exception:
     """An error status of the client's, sorted into what passes, what ends this call, and what ends the stage."""
     content = redacted(error.response.content.decode(errors="replace"), part)
     try:
@@ -67,7 +67,7 @@ def fault(error: Any, part: ModelPart) -> Exception:
     return error_of(found, f"{part.model} at {part.base_url}", part.api_key_env, after)
 
 
-def unanswered(error: Exception, part: ModelPart) -> Exception:
+def unanswered(error: Exception, part: ModelSection) -> Exception:
     """A request without a whole answer: a lost connection, a broken body, or one that cannot be sent at all."""
     causes = [str(cause) for cause in _chain(error) if str(cause)]  # the client's own words are "Connection error."
     told = f"{part.base_url}: {redacted(causes[-1] if causes else type(error).__name__, part)[:300]}"
@@ -84,13 +84,13 @@ def _chain(error: BaseException | None) -> Iterator[BaseException]:
         error = error.__cause__ or error.__context__
 
 
-def redacted(said: str, part: ModelPart) -> str:
+def redacted(said: str, part: ModelSection) -> str:
     """What an endpoint said, without the key."""
     key = os.environ.get(part.api_key_env or "", "").strip()
     return said.replace(key, "***") if key else said
 
 
-def open_client(part: ModelPart) -> Any:
+def open_client(part: ModelSection) -> Any:
     """OpenAI's client for an endpoint, without retries of its own, on aiohttp, which costs the least CPU a call."""
     from openai import AsyncOpenAI, DefaultAioHttpClient
 
@@ -114,7 +114,7 @@ def parameters(model: str, sampling: Sampling) -> dict[str, Any]:
     return found
 
 
-def api_key(part: ModelPart) -> str | None:
+def api_key(part: ModelSection) -> str | None:
     """The key of an endpoint, from the environment by the name that the recipe gives, without white space around it.
 
     Raises:

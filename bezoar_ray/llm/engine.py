@@ -11,7 +11,7 @@ from bezoar_ray.llm.chat import Messages, ModelDied, PromptTooLong, Reply, Sampl
 from bezoar_ray.llm.chat_tokens import chat_ids
 from bezoar_ray.llm.model_identity import identity, model_path
 from bezoar_ray.llm.reasoning import MARKS
-from bezoar_ray.recipe import ModelPart, Weights
+from bezoar_ray.recipe import ModelSection, Weights
 from bezoar_ray.runtime.engine_parent import bind_children
 from bezoar_ray.runtime.gpus import ENGINE_SHARE
 
@@ -72,7 +72,7 @@ def set_up_cpu() -> None:
 class VllmEngine:
     """A model that vLLM runs here. Made inside a running event loop; dies with its process."""
 
-    def __init__(self, part: ModelPart):
+    def __init__(self, part: ModelSection):
         from vllm.engine.arg_utils import AsyncEngineArgs
         from vllm.usage.usage_lib import UsageContext
         from vllm.v1.engine.async_llm import AsyncLLM

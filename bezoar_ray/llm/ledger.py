@@ -24,7 +24,7 @@ from bezoar_ray.errors import BezoarError
 from bezoar_ray.llm import ledger_files
 from bezoar_ray.llm.chat import Messages, Reply, Sampling
 from bezoar_ray.llm.ledger_index import OFFSET_BITS, Index, before
-from bezoar_ray.runtime.metrics import Figures
+from bezoar_ray.runtime.metrics import MetricSet
 from bezoar_ray.store import Store
 
 ROLES = {"teacher": "generate", "judge": "filter", "candidate": "evaluate", "mt_bench_judge": "evaluate"}
@@ -74,7 +74,7 @@ class Ledger:
             self._segments.append(segment)
         self._own = ledger_files.own(self._store, f"{folder}/{session}-{uuid.uuid4().hex[:8]}")
         self._segments.append(self._own.reader)
-        self.figures = Figures(run=self._store.name, stage=ROLES[role], role=role)
+        self.figures = MetricSet(run=self._store.name, stage=ROLES[role], role=role)
         self._waiting: list[tuple[bytes, asyncio.Future[int]]] = []
         self._last: asyncio.Future[int] | None = None
         self._committing: asyncio.Task[None] | None = None
@@ -121,7 +121,7 @@ class Ledger:
         """Record, durably, that an attempt which may cost `usd` is about to go out."""
         await self._queue({"intent": key, "usd": usd})
 
-    async def settle(self, key: str, model: str, reply: Reply, usd: float) -> None:
+    async def record_usage(self, key: str, model: str, reply: Reply, usd: float) -> None:
         """Record an answer, durably; only then may it be used."""
         offset = await self._queue({"reply": key, "model": model, "answer": reply, "usd": usd})
         self._places[bytes.fromhex(key)] = (len(self._segments) - 1) << OFFSET_BITS | offset

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from bezoar_ray.llm.ledger import ROLES, accounts
-from bezoar_ray.llm.quota import Budget, Meter, Permits, Terms
-from bezoar_ray.recipe import ModelPart, Recipe
+from bezoar_ray.llm.quota import Budget, QuotaClient, QuotaLimits, QuotaServer
+from bezoar_ray.recipe import ModelSection, Recipe
 
 
 @dataclass(frozen=True)
@@ -28,45 +28,47 @@ def limits(recipe: Recipe) -> tuple[Limit, ...]:
     return tuple(found)
 
 
-def terms(part: ModelPart, role: str, all_limits: Iterable[Limit]) -> Terms:
+def quota_limits(part: ModelSection, role: str, all_limits: Iterable[Limit]) -> QuotaLimits:
     """What limits the calls of a model in a role; what has no price draws on no budget."""
     budgets = tuple(limit.field for limit in all_limits if role in limit.roles) if part.prices else ()
     rates = (part.requests_per_minute, part.tokens_per_minute) if part.mode == "live" else (None, None)
-    return Terms(*rates, budgets, part.timeout)
+    return QuotaLimits(*rates, budgets, part.timeout)
 
 
-class RunMeter(Meter):
+class RunQuotaServer(QuotaServer):
     """A meter that knows from the ledger what was spent before."""
 
-    def __init__(self, root: str | Path, lines: dict[str, Terms], all_limits: Iterable[Limit]):
+    def __init__(self, root: str | Path, lines: dict[str, QuotaLimits], all_limits: Iterable[Limit]):
         spent = {role: account["usd"] for role, account in accounts(root, "").items()}
         super().__init__(
             lines, [Budget(limit.field, limit.usd, sum(spent[r] for r in limit.roles)) for limit in all_limits]
         )
 
 
-def permits(meter: Any, line: str) -> Permits:
+def quota_client(meter: Any, line: str) -> QuotaClient:
     """A process's permits from a meter: the object itself, or the handle of a Ray actor."""
 
     def call(name: str) -> Any:
         method = getattr(meter, name)
         return getattr(method, "remote", method)
 
-    return Permits(
+    return QuotaClient(
         lambda needs, patient: call("lease")(line, needs, patient),
         lambda need, used: call("settle")(line, need, used),
     )
 
 
-def own_permits(root: str | Path, part: ModelPart, role: str, all_limits: Iterable[Limit]) -> Permits | None:
+def own_quota_client(
+    root: str | Path, part: ModelSection, role: str, all_limits: Iterable[Limit]
+) -> QuotaClient | None:
     """Permits for a model that this process alone talks to; None where nothing limits it."""
-    return shared_permits(root, [part], role, all_limits)[0]
+    return shared_quota_clients(root, [part], role, all_limits)[0]
 
 
-def shared_permits(
-    root: str | Path, parts: Sequence[ModelPart], role: str, all_limits: Iterable[Limit]
-) -> list[Permits | None]:
+def shared_quota_clients(
+    root: str | Path, parts: Sequence[ModelSection], role: str, all_limits: Iterable[Limit]
+) -> list[QuotaClient | None]:
     """The same for several models in one role, which draw on the same budgets."""
-    lines = {str(n): terms(part, role, all_limits) for n, part in enumerate(parts)}
-    meter = RunMeter(root, lines, all_limits)
-    return [permits(meter, line) if of_line else None for line, of_line in lines.items()]
+    lines = {str(n): quota_limits(part, role, all_limits) for n, part in enumerate(parts)}
+    meter = RunQuotaServer(root, lines, all_limits)
+    return [quota_client(meter, line) if of_line else None for line, of_line in lines.items()]

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import orjson
 
-from bezoar_ray.recipe import ModelPart
-from bezoar_ray.recipe.part import decisive
+from bezoar_ray.recipe import ModelSection
+from bezoar_ray.recipe.section import decisive
 from bezoar_ray.store import digest
 
 
@@ -19,7 +19,7 @@ def model_path(name: str) -> str:
     return str(getattr(world(), name.removeprefix("tiny-")))
 
 
-def identity(part: ModelPart) -> str:
+def identity(part: ModelSection) -> str:
     """Who answers, for the ledger's key: `name@revision` at an endpoint or on the hub, a fingerprint for local weights.
 
     For a model that we run, the chat template, the type of the weights and some engine arguments decide the answer too.

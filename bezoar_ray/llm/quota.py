@@ -1,7 +1,7 @@
-"""What all actors of a run may send together: requests and tokens a minute, and dollars.
+"""The quota that all actors of a run share: requests and tokens per minute, and dollars.
 
-One `Meter` for them all grants calls; each process asks it, by its `Permits`, for all of its calls that wait at the
-moment, so that one request to the meter serves many. Dollars are reserved by an upper bound and settled afterwards.
+One `QuotaServer` grants calls. Each process asks it through its `QuotaClient` for all of its calls that are waiting, so
+one request to the server serves many calls. Dollars are reserved by an upper bound; the real usage is recorded later.
 """
 
 import asyncio
@@ -18,7 +18,7 @@ _FLUSH = 0.1  # seconds for which settlements gather
 
 
 @dataclass(frozen=True)
-class Need:
+class Cost:
     """What one call takes at most."""
 
     tokens: float = 0.0
@@ -35,7 +35,7 @@ class Budget:
 
 
 @dataclass(frozen=True)
-class Terms:
+class QuotaLimits:
     """The limits of one model: None where there is none. `budgets` are the fields of those that its calls draw on,
     `timeout` is the seconds that one of them takes at most."""
 
@@ -49,14 +49,14 @@ class Terms:
 
 
 @dataclass(frozen=True)
-class Lease:
+class Grant:
     """How many of the calls asked for may go out; none of them where a budget is reached, and then why."""
 
     granted: int
     why: str = ""
 
 
-class Bucket:
+class TokenBucket:
     """A rate per minute as a bucket that fills evenly. An amount above its size waits until it is full."""
 
     def __init__(self, per_minute: float | None):
@@ -79,19 +79,20 @@ class Bucket:
 
 
 @dataclass
-class _Line:
-    terms: Terms
-    requests: Bucket
-    tokens: Bucket
+class _Channel:
+    terms: QuotaLimits
+    requests: TokenBucket
+    tokens: TokenBucket
     turn: asyncio.Lock = field(default_factory=asyncio.Lock)
 
 
-class Meter:
+class QuotaServer:
     """Grants calls. A plain object in one process, a Ray actor where there are several."""
 
-    def __init__(self, terms: dict[str, Terms], budgets: Sequence[Budget]):
+    def __init__(self, terms: dict[str, QuotaLimits], budgets: Sequence[Budget]):
         self._lines = {
-            name: _Line(of, Bucket(of.requests_per_minute), Bucket(of.tokens_per_minute)) for name, of in terms.items()
+            name: _Channel(of, TokenBucket(of.requests_per_minute), TokenBucket(of.tokens_per_minute))
+            for name, of in terms.items()
         }
         self._limits = {budget.field: budget.limit for budget in budgets}
         self._spent = {budget.field: budget.spent for budget in budgets}
@@ -100,7 +101,7 @@ class Meter:
         self._longest = max((of.timeout for of in terms.values()), default=0.0) + _LATE
         self._changed = asyncio.Condition()
 
-    async def lease(self, line: str, needs: list[Need], patient: bool = True) -> Lease:
+    async def lease(self, line: str, needs: list[Cost], patient: bool = True) -> Grant:
         """Grant as many of the calls, the first ones first, as may go out at once; wait until that is at least one.
 
         Where a budget is short, a patient caller waits for what calls on their way may give back.
@@ -109,7 +110,7 @@ class Meter:
         async with own.turn:
             while True:  # what is left may change while the rate is waited for: other models draw on the same budget
                 if why := await self._refusal(own.terms, needs[0], patient):
-                    return Lease(0, why)
+                    return Grant(0, why)
                 wait = max(own.requests.wait(1), own.tokens.wait(needs[0].tokens))
                 if wait <= 0:
                     break
@@ -120,9 +121,9 @@ class Meter:
                     break
                 self._take(own, need)
                 granted += 1
-            return Lease(granted)
+            return Grant(granted)
 
-    async def settle(self, line: str, reserved: Need, used: Need) -> None:
+    async def record_usage(self, line: str, reserved: Cost, used: Cost) -> None:
         """Calls are over that reserved so much, and used that."""
         own = self._lines[line]
         own.tokens.take(used.tokens - reserved.tokens)
@@ -133,18 +134,18 @@ class Meter:
         async with self._changed:
             self._changed.notify_all()
 
-    def _take(self, line: _Line, need: Need) -> None:
+    def _take(self, line: _Channel, need: Cost) -> None:
         line.requests.take(1)
         line.tokens.take(need.tokens)
         for name in line.terms.budgets:
             self._reserved[name] += need.usd
 
-    def _short(self, terms: Terms, need: Need) -> str | None:
+    def _short(self, terms: QuotaLimits, need: Cost) -> str | None:
         """The budget that such a call could exceed."""
         left = {name: self._limits[name] - self._spent[name] - self._reserved[name] for name in terms.budgets}
         return next((name for name, dollars in left.items() if need.usd > dollars), None)
 
-    async def _refusal(self, terms: Terms, need: Need, patient: bool) -> str | None:
+    async def _refusal(self, terms: QuotaLimits, need: Cost, patient: bool) -> str | None:
         """Why such a call must not go out; a patient caller learns it once nothing is on its way any more."""
         while name := self._short(terms, need):
             if not patient or self._reserved[name] <= _NOTHING or not await self._settled_after(self._settlements):
@@ -165,20 +166,20 @@ class Meter:
         return True
 
 
-class Permits:
+class QuotaClient:
     """One process's side: calls that wait are asked for together, settlements are told together."""
 
     def __init__(
-        self, lease: Callable[[list[Need]], Awaitable[Lease]], settle: Callable[[Need, Need], Awaitable[None]]
+        self, lease: Callable[[list[Cost]], Awaitable[Grant]], settle: Callable[[Cost, Cost], Awaitable[None]]
     ):
         self._lease, self._settle = lease, settle
-        self._waiting: list[tuple[Need, asyncio.Future[None]]] = []
+        self._waiting: list[tuple[Cost, asyncio.Future[None]]] = []
         self._asking: asyncio.Task[None] | None = None
-        self._over: list[tuple[Need, Need]] = []
+        self._over: list[tuple[Cost, Cost]] = []
         self._telling: asyncio.Task[None] | None = None
 
-    async def take(self, need: Need, patient: bool = True) -> None:
-        """Wait until a call may go out; `patient` as in `Meter.lease`.
+    async def take(self, need: Cost, patient: bool = True) -> None:
+        """Wait until a call may go out; `patient` as in `QuotaServer.lease`.
 
         Raises:
             BudgetReached: it might cost more than is left.
@@ -193,7 +194,7 @@ class Permits:
             self._asking = asyncio.create_task(self._ask())
         await granted
 
-    def settle(self, need: Need, used: Need) -> None:
+    def record_usage(self, need: Cost, used: Cost) -> None:
         """A granted call is over, and took `used`."""
         self._over.append((need, used))
         if self._telling is None or self._telling.done():
@@ -220,7 +221,7 @@ class Permits:
                 if not granted.done():
                     granted.set_exception(BudgetReached(lease.why)) if lease.why else granted.set_result(None)
                 elif not lease.why:  # a call that was cancelled while it waited
-                    self.settle(need, Need())
+                    self.record_usage(need, Cost())
 
     async def _tell(self) -> None:
         while self._over:
@@ -229,6 +230,6 @@ class Permits:
             await self._settle(_sum(need for need, _ in over), _sum(used for _, used in over))
 
 
-def _sum(needs) -> Need:
+def _sum(needs) -> Cost:
     total = list(needs)
-    return Need(sum(need.tokens for need in total), sum(need.usd for need in total))
+    return Cost(sum(need.tokens for need in total), sum(need.usd for need in total))

@@ -28,7 +28,7 @@ class Turn:
     refused: bool = False
 
 
-class Pace:
+class AdaptiveConcurrency:
     """A rate that follows a server's limit."""
 
     def __init__(self) -> None:

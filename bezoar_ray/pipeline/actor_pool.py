@@ -18,39 +18,39 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
-from bezoar_ray.data.spool import FEW, Items
+from bezoar_ray.data.spool import FEW, Spool
 from bezoar_ray.errors import BezoarError
 from bezoar_ray.llm.aio import to_the_end
 from bezoar_ray.llm.chat import ModelDied
-from bezoar_ray.llm.client import open_talker
+from bezoar_ray.llm.client import open_client
 from bezoar_ray.llm.ledger import ROLES, SESSION
 from bezoar_ray.llm.ledger_index import read_index
-from bezoar_ray.llm.limits import Limit, RunMeter, limits, permits, terms
-from bezoar_ray.recipe import ModelPart
-from bezoar_ray.runtime.capacity import Ask, check_room
+from bezoar_ray.llm.limits import Limit, RunQuotaServer, limits, quota_client, quota_limits
+from bezoar_ray.recipe import ModelSection
+from bezoar_ray.runtime.capacity import ResourceRequest, check_capacity
 from bezoar_ray.runtime.logs import event, keep_events, redirect
 from bezoar_ray.runtime.metrics import hold_gpus
 from bezoar_ray.runtime.session import beside_driver, quieten, unseen
-from bezoar_ray.stages import Context
+from bezoar_ray.stages import StageContext
 from bezoar_ray.store import Store
 
-Function = Callable[[bytes, Any], AsyncIterator[bytes]]  # an item and the actor's Talker, to rows
+Function = Callable[[bytes, Any], AsyncIterator[bytes]]  # an item and the actor's ModelClient, to rows
 
 _UNDER_WAY = 4  # cells that an actor works on at a time, at least, so that some fill the slots while others end
 _DRAIN_SECONDS = 30.0
 
 
 @dataclass(frozen=True)
-class Pass:
+class ModelStage:
     """One model, and what is done with it to each item."""
 
     function: Function
-    part: ModelPart
+    part: ModelSection
     role: str
 
 
 @dataclass(frozen=True)
-class Place:
+class RunContext:
     """On whose account the models are talked to."""
 
     root: str  # the run directory, whose ledger keeps the calls
@@ -63,13 +63,13 @@ class Place:
         return Store(self.root).log(name)
 
 
-def place(context: Context) -> Place:
+def run_context(context: StageContext) -> RunContext:
     """The run that a stage belongs to."""
     held = context.store.exists(SESSION)
-    return Place(str(context.store.root), context.session, limits(context.recipe), held)
+    return RunContext(str(context.store.root), context.session, limits(context.recipe), held)
 
 
-def fan_out(heads: list[tuple[Items, Pass]], tail: list[Pass], place: Place) -> Iterator[bytes]:
+def stream_rows(heads: list[tuple[Spool, ModelStage]], tail: list[ModelStage], place: RunContext) -> Iterator[bytes]:
     """The rows of all items, as they are done: each head works on its own items, then the passes of the tail on all.
 
     Every pass has `part.actors` to `part.max_actors` actors, which open their model once and have at most
@@ -84,7 +84,7 @@ def fan_out(heads: list[tuple[Items, Pass]], tail: list[Pass], place: Place) -> 
     import ray
 
     passes = [work for _, work in heads] + tail
-    check_room([Ask.of(work.part, work.part.actors, work.part.model) for work in passes])
+    check_capacity([ResourceRequest.of(work.part, work.part.actors, work.part.model) for work in passes])
     quieten(ray.data.DataContext.get_current())
     cells = [items.cells(work.part.max_in_flight) for items, work in heads]
     sizes = [FEW * len(of_head[0]) for of_head in cells]
@@ -121,7 +121,9 @@ def lines(cell: bytes) -> list[bytes]:
 class _Actor:
     """An actor with one open model; the work itself is the function's."""
 
-    def __init__(self, work: Pass, place: Place, meter: tuple[Any, str], index: Any, items: Items | None = None):
+    def __init__(
+        self, work: ModelStage, place: RunContext, meter: tuple[Any, str], index: Any, items: Spool | None = None
+    ):
         import ray
         import uvloop
 
@@ -162,8 +164,8 @@ class _Actor:
         work, place, (meter, line) = self._work, self._place, self._meter
         if place.held and not Store(place.root).exists(SESSION):  # what is paid for here would be lost
             raise BezoarError(unseen(place.root, "which joined after the start"))
-        limited = meter and permits(meter, line)
-        return open_talker(work.part, place.root, work.role, place.session, permits=limited, index=self._index)
+        limited = meter and quota_client(meter, line)
+        return open_client(work.part, place.root, work.role, place.session, permits=limited, index=self._index)
 
     def _ours(self, error: Exception) -> BezoarError:
         if isinstance(error, BezoarError):
@@ -173,7 +175,7 @@ class _Actor:
         return BezoarError(f"{role}: {type(error).__name__}: {error}. More in {self._place.log(f'{role}.log')}")
 
 
-def _mapped(rows: Any, work: Pass, size: int, arguments: tuple[Any, ...]) -> Any:
+def _mapped(rows: Any, work: ModelStage, size: int, arguments: tuple[Any, ...]) -> Any:
     """A data set of cells, worked on by a pool of actors."""
     import ray
 
@@ -194,20 +196,20 @@ def _mapped(rows: Any, work: Pass, size: int, arguments: tuple[Any, ...]) -> Any
     )
 
 
-def _tasks(part: ModelPart, size: int) -> int:
+def _tasks(part: ModelSection, size: int) -> int:
     """Cells of `size` items that an actor works on at a time: twice as many items as it has slots."""
     return max(_UNDER_WAY, 2 * part.max_in_flight // size)
 
 
-def _meter(passes: list[Pass], place: Place) -> Any:
+def _meter(passes: list[ModelStage], place: RunContext) -> Any:
     """The handle of the meter that all actors share; None where nothing is limited."""
     import ray
 
-    of_lines = {str(n): terms(work.part, work.role, place.limits) for n, work in enumerate(passes)}
+    of_lines = {str(n): quota_limits(work.part, work.role, place.limits) for n, work in enumerate(passes)}
     if not any(of_lines.values()):
         return None
     # Never restarted: another one would not know what the first has granted and nobody has written down yet.
-    actor = ray.remote(num_cpus=0, max_concurrency=1000, scheduling_strategy=beside_driver())(RunMeter)
+    actor = ray.remote(num_cpus=0, max_concurrency=1000, scheduling_strategy=beside_driver())(RunQuotaServer)
     return actor.remote(place.root, of_lines, place.limits)
 
 

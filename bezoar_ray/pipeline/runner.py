@@ -6,29 +6,31 @@ from collections.abc import Iterable, Iterator
 from itertools import chain, takewhile
 from pathlib import Path
 
-from bezoar_ray.data.spool import Items, spool
+from bezoar_ray.data.spool import Spool, spool
 from bezoar_ray.llm.batch import Batches
 from bezoar_ray.llm.chat import Deferred
-from bezoar_ray.llm.limits import own_permits
-from bezoar_ray.pipeline.actor_pool import Function, Pass, Place, fan_out
+from bezoar_ray.llm.limits import own_quota_client
+from bezoar_ray.pipeline.actor_pool import Function, ModelStage, RunContext, stream_rows
 
 
-def flow(heads: list[tuple[Items, Pass]], tail: list[Pass], place: Place, scratch: str) -> Iterator[bytes]:
+def run_pipeline(
+    heads: list[tuple[Spool, ModelStage]], tail: list[ModelStage], place: RunContext, scratch: str
+) -> Iterator[bytes]:
     """The rows of all items after all passes, as they are done: each head works on its own items, the tail on all.
 
-    `scratch` is a folder that the whole cluster sees. Raises as `fan_out` does.
+    `scratch` is a folder that the whole cluster sees. Raises as `stream_rows` does.
     """
     batched = [(items, work) for items, work in heads if not _is_live(work)]
     if not batched:
         live = list(takewhile(_is_live, tail))
-        yield from _onward(fan_out(heads, live, place), tail[len(live) :], place, scratch)
+        yield from _onward(stream_rows(heads, live, place), tail[len(live) :], place, scratch)
         return
-    live_rows = fan_out([(items, work) for items, work in heads if _is_live(work)], [], place)
-    rows = chain(live_rows, *(in_batches(items, work, place) for items, work in batched))
+    live_rows = stream_rows([(items, work) for items, work in heads if _is_live(work)], [], place)
+    rows = chain(live_rows, *(run_in_batches(items, work, place) for items, work in batched))
     yield from _onward(rows, tail, place, scratch)
 
 
-def in_batches(items: Iterable[bytes], work: Pass, place: Place) -> Iterator[bytes]:
+def run_in_batches(items: Iterable[bytes], work: ModelStage, place: RunContext) -> Iterator[bytes]:
     """The rows that a pass makes of items, in this process: in each round every chain gets one call further."""
     with tempfile.TemporaryDirectory(prefix="bezoar_ray-") as folder, asyncio.Runner() as runner:
         waiting, left = Path(folder, "waiting.jsonl"), Path(folder, "left.jsonl")
@@ -50,10 +52,10 @@ def in_batches(items: Iterable[bytes], work: Pass, place: Place) -> Iterator[byt
             runner.run(batches.close())
 
 
-async def _opened(work: Pass, place: Place) -> Batches:
+async def _opened(work: ModelStage, place: RunContext) -> Batches:
     batches = Batches(work.part, place.root, work.role, place.session)
     await batches.adopt()  # first, as what it brings is spent already
-    batches.limit(own_permits(place.root, work.part, work.role, place.limits))
+    batches.limit(own_quota_client(place.root, work.part, work.role, place.limits))
     return batches
 
 
@@ -65,16 +67,16 @@ async def _rows(item: bytes, function: Function, batches: Batches) -> list[bytes
         return None
 
 
-def _onward(rows: Iterator[bytes], tail: list[Pass], place: Place, scratch: str) -> Iterator[bytes]:
+def _onward(rows: Iterator[bytes], tail: list[ModelStage], place: RunContext, scratch: str) -> Iterator[bytes]:
     if not tail:
         yield from rows
     elif not _is_live(tail[0]):
-        yield from _onward(in_batches(rows, tail[0], place), tail[1:], place, scratch)
+        yield from _onward(run_in_batches(rows, tail[0], place), tail[1:], place, scratch)
     else:
         live = list(takewhile(_is_live, tail))
         heads = [(spool(rows, f"{scratch}/rows-{len(tail)}.arrow"), live[0])]
-        yield from _onward(fan_out(heads, live[1:], place), tail[len(live) :], place, scratch)
+        yield from _onward(stream_rows(heads, live[1:], place), tail[len(live) :], place, scratch)
 
 
-def _is_live(work: Pass) -> bool:
+def _is_live(work: ModelStage) -> bool:
     return work.part.mode == "live"

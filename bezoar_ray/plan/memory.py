@@ -5,8 +5,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from bezoar_ray.recipe import ModelPart, Recipe, Serve, Training
-from bezoar_ray.recipe.part import spread_of
+from bezoar_ray.recipe import ModelSection, Recipe, Serve, Training
+from bezoar_ray.recipe.section import spread_of
 from bezoar_ray.runtime.gpus import ENGINE_SHARE, Gpu
 from bezoar_ray.runtime.model_shapes import USUAL_BILLIONS, Shape, billions_in, model_shape
 from bezoar_ray.train.pass_size import SPARE, PassSize, choose_size
@@ -28,7 +28,7 @@ _ENGINE = 2 * GIB  # what vLLM takes beside weights and cache: activations, CUDA
 
 
 @dataclass(frozen=True)
-class Need:
+class MemoryNeed:
     """What one stage's model needs of one GPU."""
 
     stage: str
@@ -65,7 +65,7 @@ class TrainingPass:
     """With the model and the optimiser."""
 
 
-def engine_need(stage: str, model: str, part: ModelPart | Serve, gpu: Gpu) -> Need:
+def engine_need(stage: str, model: str, part: ModelSection | Serve, gpu: Gpu) -> MemoryNeed:
     """vLLM on a GPU: its share of the weights, and a cache that holds one sequence at least."""
     shape = model_shape(model)
     spread = spread_of(part.engine) // part.engine.get("data_parallel_size", 1)
@@ -84,7 +84,7 @@ def engine_need(stage: str, model: str, part: ModelPart | Serve, gpu: Gpu) -> Ne
         asks = "engine.max_model_len asks" if "max_model_len" in part.engine else "without engine.max_model_len it asks"
         note = f"with room for a cache of {cache:,.0f} tokens, and {asks} for {context:,}"
     note += f" on {spread} GPUs" if spread > 1 else ""
-    return Need(stage, model, gpu, (weights + _ENGINE + context * token) / GIB, fits, note, shape.known)
+    return MemoryNeed(stage, model, gpu, (weights + _ENGINE + context * token) / GIB, fits, note, shape.known)
 
 
 def _context(engine: dict[str, Any], shape: Shape) -> int:
@@ -97,7 +97,7 @@ def _context(engine: dict[str, Any], shape: Shape) -> int:
     return told if told and told > 0 else 1
 
 
-def training_need(recipe: Recipe, stage: str, gpu: Gpu, compiled: bool) -> Need:
+def training_need(recipe: Recipe, stage: str, gpu: Gpu, compiled: bool) -> MemoryNeed:
     """QLoRA on a GPU: what a pass of the longest row takes, and the largest pass that fits.
 
     Args:
@@ -121,7 +121,7 @@ def training_need(recipe: Recipe, stage: str, gpu: Gpu, compiled: bool) -> Need:
     if merged > memory:
         note += f", merging at the end takes {merged:.1f}"
     fits = found is not None and merged <= memory
-    return Need(stage, model, gpu, max(merged, shortest / (1 - SPARE)), fits, note, shape.known)
+    return MemoryNeed(stage, model, gpu, max(merged, shortest / (1 - SPARE)), fits, note, shape.known)
 
 
 def training_pass(recipe: Recipe, stage: str, memory: float, compiled: bool) -> TrainingPass | None:
@@ -184,7 +184,7 @@ def _fixed(recipe: Recipe, stage: str, shape: Shape) -> float:
     return (weights + adapter * _TRAINED) / sharded + reference
 
 
-def _weight_bytes(shape: Shape, model: str, part: ModelPart | Serve) -> float:
+def _weight_bytes(shape: Shape, model: str, part: ModelSection | Serve) -> float:
     """Bytes of a weight in an engine's linear maps."""
     told = f"{model.rpartition('/')[2]} {part.engine.get('quantization') or ''}".lower()
     bits = shape.bits or next((bits for pattern, bits in _NAMED_BITS if re.search(pattern, told)), None)

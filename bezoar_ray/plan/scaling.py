@@ -7,11 +7,11 @@ from dataclasses import dataclass, replace
 from bezoar_ray.errors import RecipeError
 from bezoar_ray.plan import training_hours
 from bezoar_ray.plan.assumed import Assumed
-from bezoar_ray.plan.memory import Need
+from bezoar_ray.plan.memory import MemoryNeed
 from bezoar_ray.plan.steps import Plan, plan
-from bezoar_ray.plan.training_hours import Work
-from bezoar_ray.recipe import ModelPart, Recipe
-from bezoar_ray.recipe.part import gpus_of
+from bezoar_ray.plan.training_hours import TrainingWork
+from bezoar_ray.recipe import ModelSection, Recipe
+from bezoar_ray.recipe.section import gpus_of
 from bezoar_ray.runtime.gpus import Gpu, find_gpu
 
 COUNTS = (1, 8, 64)
@@ -50,7 +50,7 @@ class Scaling:
     api_usd: float
     fewest: float  # GPUs without which it cannot run
     assumed: Assumed
-    needs: tuple[Need, ...]  # of the memory of one GPU, by stage
+    needs: tuple[MemoryNeed, ...]  # of the memory of one GPU, by stage
 
     def hours(self, gpus: int) -> float:
         """Of all stages, one after the other; generate and filter run at the same time."""
@@ -114,7 +114,7 @@ def _filter(recipe: Recipe, found: Plan, assumed: Assumed) -> Stage | None:
 
 
 def _talking(
-    stage: str, models: tuple[ModelPart, ...], found: Plan, assumed: Assumed, chain: float = 0.0
+    stage: str, models: tuple[ModelSection, ...], found: Plan, assumed: Assumed, chain: float = 0.0
 ) -> Stage | None:
     """Our own engines share out the calls; endpoints answer as fast as they let us, whatever the GPUs.
 
@@ -146,13 +146,13 @@ def _talking(
     return Stage(stage, hours, float("inf") if work else 0, ", ".join(bounds))
 
 
-def _rate(judge: ModelPart, assumed: Assumed) -> float:
+def _rate(judge: ModelSection, assumed: Assumed) -> float:
     """Calls a second: by its own limit, or by how many may be under way."""
     limit = judge.requests_per_minute / 60 if judge.requests_per_minute else float("inf")
     return min(limit, judge.most_actors * judge.max_in_flight / assumed.judge_latency)
 
 
-def _train(recipe: Recipe, work: Work, gpu: Gpu, assumed: Assumed) -> Stage | None:
+def _train(recipe: Recipe, work: TrainingWork, gpu: Gpu, assumed: Assumed) -> Stage | None:
     """Workers share out a batch, row by row at most, and passes of few rows are slow; steps come one after another."""
     part = recipe.training(work.stage)
     if not training_hours.gpu_hours(recipe, work, gpu):

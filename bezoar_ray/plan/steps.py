@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from bezoar_ray.licenses import commercial_use
 from bezoar_ray.plan import training_hours
 from bezoar_ray.plan.assumed import Assumed
-from bezoar_ray.plan.memory import Need, engine_need
-from bezoar_ray.plan.training_hours import Work
-from bezoar_ray.recipe import CHECKPOINTS, ModelPart, MtBench, Recipe, Serve
-from bezoar_ray.recipe.part import Placed, gpus_of, matches
+from bezoar_ray.plan.memory import MemoryNeed, engine_need
+from bezoar_ray.plan.training_hours import TrainingWork
+from bezoar_ray.recipe import CHECKPOINTS, ModelSection, MtBench, Recipe, Serve
+from bezoar_ray.recipe.section import SchedulingSection, gpus_of, matches
 from bezoar_ray.runtime.gpus import GPUS, USUAL, Gpu, known_gpu
 from bezoar_ray.runtime.model_shapes import billions_in, model_shape
 
@@ -44,7 +44,7 @@ class Plan:
     """Code of others that the recipe runs."""
     budget: float | None = None
     """Dollars."""
-    needs: tuple[Need, ...] = ()
+    needs: tuple[MemoryNeed, ...] = ()
     """Of each stage that uses GPUs: the memory of one."""
     unknown_gpus: tuple[str, ...] = ()
     """Kinds of GPU that the recipe names and `GPUS` does not hold."""
@@ -86,7 +86,7 @@ def plan(recipe: Recipe, assumed: Assumed | None = None, gpu: Gpu | None = None)
     )
 
 
-def gpu_of(recipe: Recipe, part: Placed, given: Gpu | None = None) -> Gpu:
+def gpu_of(recipe: Recipe, part: SchedulingSection, given: Gpu | None = None) -> Gpu:
     """The kind of GPU of a section: the one given, its own, the one kind that the recipe names, or an H100."""
     named = {known.kind: known for kind in _named(recipe) if (known := known_gpu(kind))}
     usual = next(iter(named.values())) if len(named) == 1 else GPUS[USUAL]
@@ -101,7 +101,7 @@ def _named(recipe: Recipe) -> set[str]:
     return {section.accelerator_type for section in sections if section.accelerator_type}
 
 
-def _needs(recipe: Recipe, works: Iterable[Work], gpu: Gpu | None) -> Iterator[Need]:
+def _needs(recipe: Recipe, works: Iterable[TrainingWork], gpu: Gpu | None) -> Iterator[MemoryNeed]:
     """Of every stage that uses a GPU."""
     talked_to = [("generate", teacher) for teacher in recipe.teachers]
     talked_to += [("filter", judge) for judge in (recipe.judges if recipe.filter.judge else ())]
@@ -176,7 +176,7 @@ def _judging(recipe: Recipe, rows: dict[str, float], assumed: Assumed, gpu: Gpu 
         yield _calls("filter", "judge", judge, asked, assumed, gpu_of(recipe, judge, gpu))
 
 
-def _calls(stage: str, kind: str, model: ModelPart, count: float, assumed: Assumed, gpu: Gpu) -> Step:
+def _calls(stage: str, kind: str, model: ModelSection, count: float, assumed: Assumed, gpu: Gpu) -> Step:
     tokens = assumed.tokens(kind)
     into, out = count * tokens.into, count * tokens.out
     hours = _engine_hours(model.model, model, into, out, assumed, gpu)
@@ -184,7 +184,7 @@ def _calls(stage: str, kind: str, model: ModelPart, count: float, assumed: Assum
     return Step(stage, kind, model.model, count, into, out, model.usd(into, out), hours, most)
 
 
-def _engine_hours(model: str, part: ModelPart | Serve, into: float, out: float, assumed: Assumed, gpu: Gpu) -> float:
+def _engine_hours(model: str, part: ModelSection | Serve, into: float, out: float, assumed: Assumed, gpu: Gpu) -> float:
     """GPU hours in vLLM: the same for one GPU or many, since each adds its own speed. None without a GPU."""
     if not gpus_of(part.engine, part.num_gpus):
         return 0.0
@@ -205,7 +205,7 @@ def billions(model: str, assumed: Assumed, *, active: bool = False) -> float:
 # Training and evaluation.
 
 
-def _training(recipe: Recipe, works: Iterable[Work], gpu: Gpu | None) -> Iterator[Step]:
+def _training(recipe: Recipe, works: Iterable[TrainingWork], gpu: Gpu | None) -> Iterator[Step]:
     for work in works:
         part = recipe.training(work.stage)
         hours = training_hours.gpu_hours(recipe, work, gpu_of(recipe, part, gpu))

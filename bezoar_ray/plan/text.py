@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 
-from bezoar_ray.plan.memory import Need
+from bezoar_ray.plan.memory import MemoryNeed
 from bezoar_ray.plan.scaling import COUNTS, GAIN, Scaling
 from bezoar_ray.plan.speeds import SPEEDS
 from bezoar_ray.plan.steps import Plan, Step
@@ -153,7 +153,7 @@ def _assumptions(found: Plan) -> list[str]:
     ]
 
 
-def _training_speed(needs: tuple[Need, ...]) -> list[str]:
+def _training_speed(needs: tuple[MemoryNeed, ...]) -> list[str]:
     if not any(need.stage in ("sft", "hh-sft", "dpo") for need in needs):
         return []
     cards = ", ".join(sorted({measured.card for measured in SPEEDS}))

@@ -4,15 +4,15 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from bezoar_ray.plan.assumed import Assumed
-from bezoar_ray.plan.memory import Need, training_need, training_pass, worker_memory
+from bezoar_ray.plan.memory import MemoryNeed, training_need, training_pass, worker_memory
 from bezoar_ray.plan.speeds import training_speed
-from bezoar_ray.recipe import Recipe, SourcePart, Training
+from bezoar_ray.recipe import Recipe, SourceSection, Training
 from bezoar_ray.runtime.gpus import Gpu
 from bezoar_ray.runtime.model_shapes import model_shape
 
 
 @dataclass(frozen=True)
-class Work:
+class TrainingWork:
     """What one stage trains on."""
 
     stage: str
@@ -33,25 +33,25 @@ class Work:
         return self.rows * self.row_tokens * part.epochs
 
 
-def works(recipe: Recipe, rows: dict[str, float], assumed: Assumed) -> Iterator[Work]:
+def works(recipe: Recipe, rows: dict[str, float], assumed: Assumed) -> Iterator[TrainingWork]:
     """The training stages of a recipe, given the rows that each scheme generates."""
     kept = {name: _kept(recipe, name, rows, assumed) for name in recipe.sft_order}
     accepted = sum(kept.values())
     tokens = sum(count * _row_tokens(name, assumed) for name, count in kept.items())
-    yield Work("sft", f"{accepted:,.0f} accepted rows", accepted, tokens / accepted if accepted else 0.0)
+    yield TrainingWork("sft", f"{accepted:,.0f} accepted rows", accepted, tokens / accepted if accepted else 0.0)
     if not recipe.seeds.hh_rlhf:
         return
     heldout = recipe.evaluate.heldout_pairs
     pairs = (limit_of(recipe.seeds.hh_rlhf) or assumed.open_rows + heldout) - heldout
     chosen, both = _limited(recipe.hh_sft, pairs), _limited(recipe.align, pairs)
-    yield Work("hh-sft", f"{chosen:,} conversations", chosen, assumed.hh_row)
+    yield TrainingWork("hh-sft", f"{chosen:,} conversations", chosen, assumed.hh_row)
     if recipe.align.method != "none":
         # Both sides, through the policy and (forward alone, a third of the work) through the reference.
         passes = 4 / 3 if recipe.align.method in ("dpo", "kto") else 1.0
-        yield Work("dpo", f"{both:,} pairs", both, 2 * assumed.hh_row, passes)
+        yield TrainingWork("dpo", f"{both:,} pairs", both, 2 * assumed.hh_row, passes)
 
 
-def gpu_hours(recipe: Recipe, work: Work, gpu: Gpu) -> float:
+def gpu_hours(recipe: Recipe, work: TrainingWork, gpu: Gpu) -> float:
     """Hours of all GPUs of a stage together; none without GPUs, or without rows.
 
     Speeds are those of flat passes in bfloat16, and a worker computes on one GPU, however many it has.
@@ -69,13 +69,13 @@ def gpu_hours(recipe: Recipe, work: Work, gpu: Gpu) -> float:
     return work.passes * work.tokens(part) / speed / 3600 * max(1.0, part.gpus_per_worker)
 
 
-def need(recipe: Recipe, work: Work, gpu: Gpu) -> Need:
+def need(recipe: Recipe, work: TrainingWork, gpu: Gpu) -> MemoryNeed:
     """What a training stage takes of a GPU's memory."""
     part = recipe.training(work.stage)
     return training_need(recipe, work.stage, gpu, part.compiles(work.steps(part)))
 
 
-def limit_of(sources: tuple[SourcePart, ...]) -> int | None:
+def limit_of(sources: tuple[SourceSection, ...]) -> int | None:
     """The most rows that sources give; None where one of them has no limit."""
     limits = [source.limit for source in sources]
     return sum(limits) if limits and all(limits) else None

@@ -1,12 +1,13 @@
 """The recipe: what to make (models, prompts, data, thresholds) and how to run it (workers, keys, budget).
 
-Fields marked `HOW` never enter a fingerprint: changing them goes on where the run stopped. All others do, so that a
-changed rubric redoes the filter and what follows, and nothing else.
+Fields marked `RUNTIME_ONLY` do not enter a fingerprint: after a change to one of them, a run resumes. All other fields
+do, so that a changed rubric redoes the filter and the stages after it, and nothing else.
 """
 
 from bezoar_ray.recipe.evaluation import CHECKPOINTS, Evaluate, Harness, HarnessTask, MtBench, Serve
 from bezoar_ray.recipe.generation import (
     SCHEMES,
+    CustomScheme,
     EvolInstruct,
     Filter,
     Generate,
@@ -14,16 +15,15 @@ from bezoar_ray.recipe.generation import (
     Meaning,
     Mixture,
     Orca,
-    OwnScheme,
 )
 from bezoar_ray.recipe.load import Recipe, load_recipe, parse_recipe, recipe_names, recipe_of
-from bezoar_ray.recipe.model_sections import ModelPart, Prices, Seeds, SourcePart, Teacher, Weights
-from bezoar_ray.recipe.part import Part, Placed
+from bezoar_ray.recipe.model_sections import ModelSection, Prices, Seeds, SourceSection, Teacher, Weights
+from bezoar_ray.recipe.section import SchedulingSection, Section
 from bezoar_ray.recipe.training import Align, Base, HhSft, Lora, Sft, Training
 
 __all__ = [
     "CHECKPOINTS", "SCHEMES", "Align", "Base", "Evaluate", "EvolInstruct", "Filter", "Generate", "Harness",
-    "HarnessTask", "HhSft", "Lamini", "Lora", "Meaning", "Mixture", "ModelPart", "MtBench", "Orca", "OwnScheme",
-    "Part", "Placed", "Prices", "Recipe", "Seeds", "Serve", "Sft", "SourcePart", "Teacher", "Training",
+    "HarnessTask", "HhSft", "Lamini", "Lora", "Meaning", "Mixture", "ModelSection", "MtBench", "Orca", "CustomScheme",
+    "Section", "SchedulingSection", "Prices", "Recipe", "Seeds", "Serve", "Sft", "SourceSection", "Teacher", "Training",
     "Weights", "load_recipe", "parse_recipe", "recipe_names", "recipe_of",
 ]  # fmt: skip

@@ -7,16 +7,16 @@ import yaml
 from pydantic import AliasChoices, Field, field_validator, model_validator
 
 from bezoar_ray.recipe.model_sections import Judge, told_apart
-from bezoar_ray.recipe.part import (
+from bezoar_ray.recipe.section import (
     FILES,
-    HOW,
+    RUNTIME_ONLY,
     Engine,
     Money,
     NotNegative,
     OneOrMore,
-    Part,
-    Placed,
     Positive,
+    SchedulingSection,
+    Section,
     check_parallel,
     decisive,
     packaged_text,
@@ -25,7 +25,7 @@ from bezoar_ray.recipe.part import (
 CHECKPOINTS = ("base", "sft", "hh-sft", "dpo")
 
 
-class Serve(Placed):
+class Serve(SchedulingSection):
     """The endpoint that hosts the checkpoints."""
 
     mode: Literal["joined", "merged"] = "joined"
@@ -33,21 +33,21 @@ class Serve(Placed):
     as what has no equal in one LoRA is served in any case."""
     dtype: Literal["bfloat16", "float32"] = "bfloat16"
     """Type of the served weights."""
-    host: Annotated[str, HOW] = "127.0.0.1"
+    host: Annotated[str, RUNTIME_ONLY] = "127.0.0.1"
     """Address that the endpoint binds to."""
-    port: Annotated[int, HOW] = 8000
+    port: Annotated[int, RUNTIME_ONLY] = 8000
     """Port of `bezoar serve`; evaluate takes a free one."""
     engine: Engine = {}
     """Further vLLM engine arguments."""
-    num_cpus: Annotated[float, HOW] = 1.0
+    num_cpus: Annotated[float, RUNTIME_ONLY] = 1.0
     """Ray CPUs per replica; without a GPU, its model computes with as many threads."""
-    num_gpus: Annotated[float, HOW] = 0.0
+    num_gpus: Annotated[float, RUNTIME_ONLY] = 0.0
     """Ray GPUs per replica."""
-    replicas: Annotated[Positive, HOW] = 1
+    replicas: Annotated[Positive, RUNTIME_ONLY] = 1
     """Replicas of each engine; at least so many."""
-    max_replicas: Annotated[Positive | None, HOW] = None
+    max_replicas: Annotated[Positive | None, RUNTIME_ONLY] = None
     """At most so many, as requests come and go; as many as `replicas` where empty."""
-    max_request_bytes: Annotated[Positive, HOW] = 4 * 2**20
+    max_request_bytes: Annotated[Positive, RUNTIME_ONLY] = 4 * 2**20
     """A request with a longer body is refused."""
 
     @model_validator(mode="after")
@@ -57,12 +57,12 @@ class Serve(Placed):
             raise ValueError(f"max_replicas is {self.max_replicas}, less than replicas, {self.replicas}")
         return self
 
-    def what(self) -> dict[str, Any]:
+    def fingerprint_fields(self) -> dict[str, Any]:
         """With the engine's arguments that change what the checkpoints say."""
-        return super().what() | {"engine": decisive(self.engine)}
+        return super().fingerprint_fields() | {"engine": decisive(self.engine)}
 
 
-class HarnessTask(Part):
+class HarnessTask(Section):
     """One lm-eval task; all its metrics are shown, and one of them enters the mean."""
 
     task: str
@@ -75,7 +75,7 @@ class HarnessTask(Part):
     """First so many items."""
 
 
-class Harness(Part):
+class Harness(Section):
     """LM Evaluation Harness, through the endpoint."""
 
     groups: tuple[Literal["openllama", "leaderboard-v1"], ...] = ()
@@ -88,9 +88,9 @@ class Harness(Part):
     """Folder of further task files; `tiny` for the embedded ones."""
     apply_chat_template: bool = False
     """Ask through the recipe's chat template; the published leaderboards send the bare prompt."""
-    concurrency: Annotated[Positive, HOW] = 16
+    concurrency: Annotated[Positive, RUNTIME_ONLY] = 16
     """Requests in flight, for each task that is under way."""
-    at_once: Annotated[Positive, HOW] = 2
+    at_once: Annotated[Positive, RUNTIME_ONLY] = 2
     """Tasks under way at a time, each in a process of its own."""
 
     @model_validator(mode="after")
@@ -117,12 +117,16 @@ class Harness(Part):
             return task.task
         return f"{task.task}, {'default' if task.num_fewshot is None else task.num_fewshot}-shot"
 
-    def what(self) -> dict[str, Any]:
+    def fingerprint_fields(self) -> dict[str, Any]:
         """With the tasks in place of the groups' names."""
-        return super().what() | {"groups": [], "limit": None, "tasks": [task.what() for task in self.all_tasks]}
+        return super().fingerprint_fields() | {
+            "groups": [],
+            "limit": None,
+            "tasks": [task.fingerprint_fields() for task in self.all_tasks],
+        }
 
 
-class MtBench(Part):
+class MtBench(Section):
     """MT-Bench (arXiv 2306.05685): judges grade each turn, and one of them compares models two at a time."""
 
     questions: Annotated[str, FILES]
@@ -174,12 +178,12 @@ class MtBench(Part):
         return self
 
 
-class Evaluate(Part):
+class Evaluate(Section):
     """What the checkpoints are measured with; a null part is left out."""
 
     harness: Harness | None = Harness()
     mt_bench: MtBench | None = None
-    budget_usd: Annotated[Money | None, HOW] = None
+    budget_usd: Annotated[Money | None, RUNTIME_ONLY] = None
     """Dollars that the MT-Bench judge's calls may cost."""
     heldout_pairs: Positive = 200
     """HH-RLHF pairs kept out of training to score every checkpoint on."""

@@ -5,13 +5,13 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from bezoar_ray.recipe.part import FILES, HOW, Money, Part, Positive, Share, packaged_text
+from bezoar_ray.recipe.section import FILES, RUNTIME_ONLY, Money, Positive, Section, Share, packaged_text
 
 SCHEMES = ("lamini", "evol_instruct", "orca")
 Operation = Literal["constraints", "deepen", "concretise", "reasoning", "complicate_input", "breadth"]
 
 
-class Lamini(Part):
+class Lamini(Section):
     """LaMini (arXiv 2304.14402): new instructions from examples and topics, then their answers."""
 
     calls: Positive = 80
@@ -32,12 +32,12 @@ class Lamini(Part):
         """The topics, one a line."""
         return packaged_text("topics.txt", self.topics, "generate.lamini.topics")
 
-    def what(self) -> dict[str, Any]:
+    def fingerprint_fields(self) -> dict[str, Any]:
         """With the topics themselves in place of their file."""
-        return super().what() | {"topics": self.topics_text}
+        return super().fingerprint_fields() | {"topics": self.topics_text}
 
 
-class EvolInstruct(Part):
+class EvolInstruct(Section):
     """Evol-Instruct (arXiv 2304.12244): each seed is rewritten, epoch after epoch."""
 
     seeds: Positive = 600
@@ -50,7 +50,7 @@ class EvolInstruct(Part):
     """Weight of each operation; the paper draws them uniformly."""
 
 
-class Mixture(Part):
+class Mixture(Section):
     """How one FLAN sub-mixture is sampled for Orca."""
 
     rows: int | None = None
@@ -61,7 +61,7 @@ class Mixture(Part):
     """Pick a task uniformly, then a query from it without replacement, until enough are drawn."""
 
 
-class Orca(Part):
+class Orca(Section):
     """Orca (arXiv 2306.02707): FLAN queries, each answered under one of 16 system messages."""
 
     rows: Positive | None = None
@@ -73,7 +73,7 @@ class Orca(Part):
     """Sampling by sub-mixture, as in the paper's table 3."""
 
 
-class OwnScheme(Part):
+class CustomScheme(Section):
     """A scheme of your own: an async function that makes samples of seeds, as those in `bezoar_ray/generate/` do."""
 
     function: str
@@ -82,7 +82,7 @@ class OwnScheme(Part):
     """The seeds that it starts from, one a work."""
     works: Positive = 100
     """Seeds that are drawn."""
-    rows_per_work: Annotated[Positive, HOW] = 1
+    rows_per_work: Annotated[Positive, RUNTIME_ONLY] = 1
     """Rows that it makes of a seed, about: progress, plan and the size of files depend on it, not the result."""
     settings: dict[str, Any] = {}
     """Handed to the function."""
@@ -101,19 +101,19 @@ class OwnScheme(Part):
         """The file that holds the function."""
         yield self.path
 
-    def what(self) -> dict[str, Any]:
+    def fingerprint_fields(self) -> dict[str, Any]:
         """With the code itself."""
-        return super().what() | {"source": self.source}
+        return super().fingerprint_fields() | {"source": self.source}
 
     @model_validator(mode="after")
-    def _names_a_function(self) -> "OwnScheme":
+    def _names_a_function(self) -> "CustomScheme":
         name = self.function.rpartition(":")[2]
         if not self.path.endswith(".py") or not name.isidentifier():
             raise ValueError(f"expected path.py:function, found {self.function!r}")
         return self
 
 
-class Generate(Part):
+class Generate(Section):
     """The schemes; one that is null is left out."""
 
     lamini: Lamini | None = Lamini()
@@ -121,13 +121,13 @@ class Generate(Part):
     orca: Orca | None = Orca()
     candidates: Positive = 1
     """Answers to each instruction, each a row that is judged; the best rated one stays (rejection sampling)."""
-    own: dict[Annotated[str, Field(pattern="^[a-z][a-z0-9_]*$")], OwnScheme] = {}
+    own: dict[Annotated[str, Field(pattern="^[a-z][a-z0-9_]*$")], CustomScheme] = {}
     """Schemes of your own, by name."""
-    budget_usd: Annotated[Money | None, HOW] = None
+    budget_usd: Annotated[Money | None, RUNTIME_ONLY] = None
     """Dollars that the teacher's calls may cost."""
 
 
-class Meaning(Part):
+class Meaning(Section):
     """Duplicates by meaning: a sentence-embedding model and how near is too near."""
 
     model: Annotated[str, FILES]
@@ -138,7 +138,7 @@ class Meaning(Part):
     """Cosine similarity from which two instructions ask the same."""
 
 
-class Filter(Part):
+class Filter(Section):
     """Free gates, then the judges."""
 
     accept_rating: Annotated[float, Field(ge=1, le=5)] = 4.0
@@ -155,7 +155,7 @@ class Filter(Part):
     """Reject instructions that ask what an accepted one asks in other words, too."""
     decontaminate: bool = True
     """Reject rows that share a run of words with MT-Bench's questions or the recipe's lm-eval tasks."""
-    budget_usd: Annotated[Money | None, HOW] = None
+    budget_usd: Annotated[Money | None, RUNTIME_ONLY] = None
     """Dollars that the judges' calls may cost."""
     judge: bool = True
     """Whether judges are asked at all; without them, what passes the gates is accepted (for ablations)."""
@@ -165,8 +165,8 @@ class Filter(Part):
         packaged = scheme if scheme in SCHEMES else "own"
         return packaged_text(f"rubrics/{packaged}.txt", self.rubrics.get(scheme), f"filter.rubrics.{scheme}")
 
-    def what(self) -> dict[str, Any]:
+    def fingerprint_fields(self) -> dict[str, Any]:
         """With the rubrics themselves in place of their files."""
-        return super().what() | {
+        return super().fingerprint_fields() | {
             "rubrics": {scheme: self.rubric(scheme) for scheme in (*SCHEMES, "own", *self.rubrics)}
         }

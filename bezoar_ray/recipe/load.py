@@ -12,7 +12,7 @@ from bezoar_ray.errors import RecipeError
 from bezoar_ray.recipe.evaluation import Evaluate, Serve
 from bezoar_ray.recipe.generation import SCHEMES, Filter, Generate
 from bezoar_ray.recipe.model_sections import Judge, Seeds, Teacher, told_apart
-from bezoar_ray.recipe.part import FILES, HOW, Money, OneOrMore, Part
+from bezoar_ray.recipe.section import FILES, RUNTIME_ONLY, Money, OneOrMore, Section
 from bezoar_ray.recipe.training import Align, Base, HhSft, Sft, Training
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ _EXPECTED = {"tuple_type": "expected a list, as in [a, b]", "model_type": "expec
              "dict_type": "expected a section with keys"}  # fmt: skip
 
 
-class Recipe(Part):
+class Recipe(Section):
     """One whole recipe."""
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
@@ -44,7 +44,7 @@ class Recipe(Part):
     base: Base
     """The model that is trained."""
     seeds: Seeds
-    budget_usd: Annotated[Money | None, HOW] = None
+    budget_usd: Annotated[Money | None, RUNTIME_ONLY] = None
     """Dollars that all calls of the run directory may cost; the sections of stages take one of their own, too."""
     generate: Generate = Generate()
     filter: Filter = Filter()
@@ -230,6 +230,6 @@ def _keys_at(loc: tuple[Any, ...]) -> list[str]:
 
 
 def _part_in(annotation: Any) -> Any:
-    if isinstance(annotation, type) and issubclass(annotation, Part):
+    if isinstance(annotation, type) and issubclass(annotation, Section):
         return annotation
     return next((found for item in get_args(annotation) if (found := _part_in(item))), None)

@@ -6,15 +6,15 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from bezoar_ray.recipe.part import (
+from bezoar_ray.recipe.section import (
     FILES,
-    HOW,
+    RUNTIME_ONLY,
     Engine,
     NotNegative,
-    Part,
-    Placed,
     Positive,
     PositiveRate,
+    SchedulingSection,
+    Section,
     check_parallel,
     decisive,
 )  # fmt: skip
@@ -23,7 +23,7 @@ COMMIT = re.compile("[0-9a-f]{7,64}")
 _BATCH_SHARE = 0.5  # of a live call's price, as OpenAI and those who copy its interface have it
 
 
-class Prices(Part):
+class Prices(Section):
     """Dollars per million tokens."""
 
     input: float = 0.0
@@ -32,14 +32,14 @@ class Prices(Part):
     """Dollars per million completion tokens."""
 
 
-class Weights(Part):
+class Weights(Section):
     """Which of a model's weights are loaded, and how far they are trusted."""
 
     revision: str | None = None
     """Commit of a Hugging Face model; a branch or tag becomes the commit that it stands for when a run begins."""
     trust_remote_code: bool = False
     """Run code that comes with the model. Only with a pinned revision."""
-    pickled_weights: Annotated[bool, HOW] = False
+    pickled_weights: Annotated[bool, RUNTIME_ONLY] = False
     """Load weights from .bin and .pt files, too: they are pickled, and can run code. Without it, safetensors alone."""
 
     @model_validator(mode="after")
@@ -51,7 +51,7 @@ class Weights(Part):
         return self
 
 
-class ModelPart(Weights, Placed):
+class ModelSection(Weights, SchedulingSection):
     """A model that is talked to: teacher or judge."""
 
     model: Annotated[str, FILES]
@@ -70,38 +70,38 @@ class ModelPart(Weights, Placed):
     """Weights' type in vLLM."""
     chat_template: Annotated[str | None, FILES] = None
     """Jinja text or file that wraps messages for this model; the tokenizer's own where empty."""
-    base_url: Annotated[str | None, HOW] = None
+    base_url: Annotated[str | None, RUNTIME_ONLY] = None
     """OpenAI-compatible endpoint. Without one, vLLM runs the model inside Ray actors."""
-    api_key_env: Annotated[str | None, HOW] = None
+    api_key_env: Annotated[str | None, RUNTIME_ONLY] = None
     """Name of the environment variable that holds the endpoint's key."""
-    prices: Annotated[Prices | None, HOW] = None
+    prices: Annotated[Prices | None, RUNTIME_ONLY] = None
     """What the endpoint charges for live calls; needed where a budget is set."""
-    mode: Annotated[Literal["live", "batch"], HOW] = "live"
+    mode: Annotated[Literal["live", "batch"], RUNTIME_ONLY] = "live"
     """`batch`: through the endpoint's batch interface, at half the price, with answers within a day."""
-    requests_per_minute: Annotated[PositiveRate | None, HOW] = None
+    requests_per_minute: Annotated[PositiveRate | None, RUNTIME_ONLY] = None
     """Limit of the endpoint, for all actors together."""
-    tokens_per_minute: Annotated[PositiveRate | None, HOW] = None
+    tokens_per_minute: Annotated[PositiveRate | None, RUNTIME_ONLY] = None
     """Limit of the endpoint, prompts and longest answers counted, for all actors together."""
-    max_in_flight: Annotated[Positive, HOW] = 64
+    max_in_flight: Annotated[Positive, RUNTIME_ONLY] = 64
     """Concurrent calls per actor."""
-    timeout: Annotated[float, HOW] = 120.0
+    timeout: Annotated[float, RUNTIME_ONLY] = 120.0
     """Seconds until a call over HTTP is given up and sent again."""
-    retries: Annotated[int, HOW] = 5
+    retries: Annotated[int, RUNTIME_ONLY] = 5
     """Further attempts after 429, 5xx, a timeout or a lost connection."""
     engine: Engine = {}
     """Further vLLM engine arguments (tensor_parallel_size, gpu_memory_utilization, max_model_len)."""
-    actors: Annotated[Positive, HOW] = 1
+    actors: Annotated[Positive, RUNTIME_ONLY] = 1
     """Ray actors that talk to this model; at least so many."""
-    max_actors: Annotated[Positive | None, HOW] = None
+    max_actors: Annotated[Positive | None, RUNTIME_ONLY] = None
     """At most so many, as work and cluster allow; as many as `actors` where empty."""
-    num_cpus: Annotated[float, HOW] = 1.0
+    num_cpus: Annotated[float, RUNTIME_ONLY] = 1.0
     """Ray CPUs per actor; without a GPU, its model computes with as many threads."""
-    num_gpus: Annotated[float, HOW] = 0.0
+    num_gpus: Annotated[float, RUNTIME_ONLY] = 0.0
     """Ray GPUs per actor."""
 
-    def what(self) -> dict[str, Any]:
+    def fingerprint_fields(self) -> dict[str, Any]:
         """With the engine's arguments that change what the model says."""
-        return super().what() | {"engine": decisive(self.engine)}
+        return super().fingerprint_fields() | {"engine": decisive(self.engine)}
 
     @property
     def most_actors(self) -> int:
@@ -122,12 +122,12 @@ class ModelPart(Weights, Placed):
         return dollars * _BATCH_SHARE if self.mode == "batch" else dollars
 
     @model_validator(mode="after")
-    def _has_the_gpus(self) -> "ModelPart":
+    def _has_the_gpus(self) -> "ModelSection":
         check_parallel(self.engine, self.num_gpus)
         return self
 
     @model_validator(mode="after")
-    def _batch_has_an_endpoint(self) -> "ModelPart":
+    def _batch_has_an_endpoint(self) -> "ModelSection":
         if self.mode == "batch" and not self.base_url:
             raise ValueError(
                 f"mode batch of {self.model!r} needs a `base_url`: an endpoint with OpenAI's batch interface"
@@ -135,7 +135,7 @@ class ModelPart(Weights, Placed):
         return self
 
 
-def told_apart(judges: tuple[ModelPart, ...]) -> tuple[ModelPart, ...]:
+def told_apart(judges: tuple[ModelSection, ...]) -> tuple[ModelSection, ...]:
     """The judges, whose answers the ledger keeps by name and revision.
 
     Raises:
@@ -150,7 +150,7 @@ def told_apart(judges: tuple[ModelPart, ...]) -> tuple[ModelPart, ...]:
     return judges
 
 
-class Judge(ModelPart):
+class Judge(ModelSection):
     """A model that rates; unless told otherwise as FastChat asks it: greedily, with room for an explanation."""
 
     temperature: NotNegative = 0.0
@@ -159,14 +159,14 @@ class Judge(ModelPart):
     """Longest answer, in tokens."""
 
 
-class Teacher(ModelPart):
+class Teacher(ModelSection):
     """A model that writes rows."""
 
     weight: PositiveRate = 1.0
     """Its share of the works, beside the weights of the other teachers."""
 
 
-class SourcePart(Part):
+class SourceSection(Section):
     """Where rows come from: the embedded world, a hub data set, or files."""
 
     source: Annotated[str, FILES]
@@ -181,12 +181,12 @@ class SourcePart(Part):
     """Read at most so many rows, in file order."""
 
 
-class Seeds(Part):
+class Seeds(Section):
     """The human-made data that the recipe starts from."""
 
-    dolly: tuple[SourcePart, ...] = ()
+    dolly: tuple[SourceSection, ...] = ()
     """Instructions in the shape of databricks-dolly-15k: seeds of LaMini and Evol-Instruct."""
-    flan: tuple[SourcePart, ...] = ()
+    flan: tuple[SourceSection, ...] = ()
     """Queries in the shape of the FLAN collection's dumps: seeds of Orca."""
-    hh_rlhf: tuple[SourcePart, ...] = ()
+    hh_rlhf: tuple[SourceSection, ...] = ()
     """Transcripts in the shape of Anthropic/hh-rlhf: hh-sft and dpo."""

@@ -4,8 +4,17 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from bezoar_ray.recipe.model_sections import SourcePart, Weights
-from bezoar_ray.recipe.part import FILES, HOW, Part, Placed, Positive, PositiveRate, Share, check_gpus
+from bezoar_ray.recipe.model_sections import SourceSection, Weights
+from bezoar_ray.recipe.section import (
+    FILES,
+    RUNTIME_ONLY,
+    Positive,
+    PositiveRate,
+    SchedulingSection,
+    Section,
+    Share,
+    check_gpus,
+)
 
 LossType = Literal[
     "sigmoid", "hinge", "ipo", "exo_pair", "nca_pair", "robust", "bco_pair", "sppo_hard", "aot", "aot_unpaired",
@@ -32,7 +41,7 @@ class Base(Weights):
     """Type of the unquantised weights: compute, merge and the saved model."""
 
 
-class Lora(Part):
+class Lora(Section):
     """The adapter of one training stage."""
 
     r: Positive = 16
@@ -49,7 +58,7 @@ class Lora(Part):
     """Names of the linear layers that get an adapter."""
 
 
-class Training(Placed):
+class Training(SchedulingSection):
     """One training stage."""
 
     learning_rate: PositiveRate
@@ -70,30 +79,30 @@ class Training(Placed):
     """Train on the first so many rows."""
     load_in_4bit: bool = True
     """QLoRA: the base in NF4 with double quantisation."""
-    packing: Annotated[bool, HOW] = True
+    packing: Annotated[bool, RUNTIME_ONLY] = True
     """Compute the rows of a pass one after the other in one sequence, where they do not see each other. Where the
     architecture would mix them, or with `false`, each row is padded to the longest of its pass."""
-    micro_tokens: Annotated[Positive | Literal["auto"] | None, HOW] = None
+    micro_tokens: Annotated[Positive | Literal["auto"] | None, RUNTIME_ONLY] = None
     """Tokens in a forward pass of one worker. `auto`, the default on GPUs: as many as fit, and as are of use."""
-    micro_batch: Annotated[Positive | None, HOW] = None
+    micro_batch: Annotated[Positive | None, RUNTIME_ONLY] = None
     """Rows in a forward pass of one worker, in place of `micro_tokens`; 4 by default on CPUs."""
-    workers: Annotated[Positive, HOW] = 1
+    workers: Annotated[Positive, RUNTIME_ONLY] = 1
     """Ray Train workers."""
-    cpus_per_worker: Annotated[float, HOW] = 1.0
+    cpus_per_worker: Annotated[float, RUNTIME_ONLY] = 1.0
     """Ray CPUs per worker."""
-    gpus_per_worker: Annotated[float, HOW] = 0.0
+    gpus_per_worker: Annotated[float, RUNTIME_ONLY] = 0.0
     """Ray GPUs per worker."""
-    zero_stage: Annotated[Literal[0, 2, 3], HOW] = 0
+    zero_stage: Annotated[Literal[0, 2, 3], RUNTIME_ONLY] = 0
     """DeepSpeed ZeRO stage; 0 is plain data parallel."""
-    gradient_checkpointing: Annotated[bool | Literal["auto"], HOW] = "auto"
+    gradient_checkpointing: Annotated[bool | Literal["auto"], RUNTIME_ONLY] = "auto"
     """Recompute activations in the backward pass. `auto`: only where passes would not fit into memory without it."""
-    compile: Annotated[bool | Literal["auto"], HOW] = "auto"
+    compile: Annotated[bool | Literal["auto"], RUNTIME_ONLY] = "auto"
     """Compile the decoder layers (torch.compile). `auto`: on GPUs, for stages of more than 200 steps."""
-    checkpoint_every: Annotated[Positive, HOW] = 200
+    checkpoint_every: Annotated[Positive, RUNTIME_ONLY] = 200
     """Steps between checkpoints from which a killed stage goes on."""
-    max_failures: Annotated[int, HOW] = 3
+    max_failures: Annotated[int, RUNTIME_ONLY] = 3
     """Worker failures after which Ray Train gives up."""
-    report_to: Annotated[tuple[str, ...], HOW] = ()
+    report_to: Annotated[tuple[str, ...], RUNTIME_ONLY] = ()
     """Trackers by transformers' names: wandb, mlflow, tensorboard."""
 
     @property
@@ -151,7 +160,7 @@ class Sft(Training):
     lora: Lora = Lora()
     order: tuple[str, ...] = ("lamini", "orca", "evol_instruct")
     """The data sets, in the order of training; own ones that are not named come last."""
-    data: dict[Annotated[str, Field(pattern="^[a-z][a-z0-9_]*$")], SourcePart] = {}
+    data: dict[Annotated[str, Field(pattern="^[a-z][a-z0-9_]*$")], SourceSection] = {}
     """Rows of your own by name, with `instruction`, and if need be `input` and `system`, and `response`. They are
     trained on as they are: no gate or judge sees them."""
     adapter: Annotated[str | None, FILES] = None
@@ -178,7 +187,7 @@ class Align(Training):
     """dpo's loss, by TRL's name; the sum of several."""
     label_smoothing: Annotated[float, Field(ge=0, lt=0.5)] = 0.0
     """dpo: how often a pair is thought to be the wrong way round, for the losses that ask."""
-    precompute_reference: Annotated[bool, HOW] = True
+    precompute_reference: Annotated[bool, RUNTIME_ONLY] = True
     """dpo, kto: ask the reference once, before training; its answers are kept for runs with another beta."""
 
     @model_validator(mode="after")

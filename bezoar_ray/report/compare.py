@@ -17,7 +17,7 @@ Line = tuple[str, list[str]]
 
 
 @dataclass(frozen=True)
-class Comparison:
+class RunComparison:
     """Runs by name, the recipe fields in which they differ, and their results in groups of lines."""
 
     names: list[str]
@@ -25,10 +25,10 @@ class Comparison:
     results: dict[str, list[Line]]
 
 
-def compare(runs: list[tuple[str, Recipe, Store]]) -> Comparison:
+def compare(runs: list[tuple[str, Recipe, Store]]) -> RunComparison:
     """Runs, each with its recipe and run directory, in the order given."""
     contents = [gather(recipe, store) for _, recipe, store in runs]
-    return Comparison([name for name, _, _ in runs], _differences(contents), {
+    return RunComparison([name for name, _, _ in runs], _differences(contents), {
         "rows accepted": _lines(contents, _accepted),
         "held-out pairs right, 95 %": _lines(contents, _heldout),
         "served": _lines(contents, lambda content: content.served),
@@ -45,7 +45,7 @@ def compare(runs: list[tuple[str, Recipe, Store]]) -> Comparison:
     })  # fmt: skip
 
 
-def as_text(found: Comparison) -> str:
+def as_text(found: RunComparison) -> str:
     """For a terminal."""
     groups = [("recipe", found.differences), *found.results.items()]
     width = max((len(name) for _, lines in groups for name, _ in lines), default=0) + 2
@@ -60,7 +60,7 @@ def as_text(found: Comparison) -> str:
     return "\n".join(text)
 
 
-def as_page(found: Comparison, chart: str = "", notes: Sequence[str] = ()) -> str:
+def as_page(found: RunComparison, chart: str = "", notes: Sequence[str] = ()) -> str:
     """One HTML file that opens offline, with a chart of ours (SVG) on top if there is one, and notes below it."""
     return environment().get_template("compare.html").render(found=found, chart=Markup(chart), notes=notes)
 

@@ -14,7 +14,7 @@ from bezoar_ray.data.schema import Sample
 from bezoar_ray.evaluate.mt_bench.fastchat_files import QUESTIONS
 from bezoar_ray.licenses import causes, commercial_use
 from bezoar_ray.recipe import CHECKPOINTS, Recipe
-from bezoar_ray.report.harness_table import Harness, below_base, harness
+from bezoar_ray.report.harness_table import HarnessTable, below_base, harness
 from bezoar_ray.sources.mt_bench_files import IDS as MT_BENCH_IDS
 from bezoar_ray.store import Store
 
@@ -25,7 +25,7 @@ _ENDS = ("accepted", "rejected", "failed")
 
 
 @dataclass(frozen=True)
-class Stage:
+class StageStatus:
     """How one stage of the run stands: done, failed, running, interrupted or not run."""
 
     name: str
@@ -60,14 +60,14 @@ class Content:
 
     recipe: Recipe
     run: dict[str, Any]
-    stages: list[Stage]
+    stages: list[StageStatus]
     schemes: list[Scheme]
     provenance: dict[tuple[str, str], int]  # (source, licence) of the accepted rows' seeds, and how many rows
     calls: dict[str, Any]
     judges: dict[str, Any]
     kept_out: list[str]
     train: dict[str, Any]
-    harness: Harness
+    harness: HarnessTable
     mt_bench: dict[str, Any]
     bench_name: str  # what its questions are called: only MT-Bench's own are MT-Bench
     served: dict[str, str]  # how each checkpoint was served while it was measured
@@ -147,13 +147,13 @@ def _checkpoints_first(scores: dict[str, Any]) -> dict[str, Any]:
     return {name: scores[name] for name in (*CHECKPOINTS, *scores) if name in scores}
 
 
-def _stage(name: str, stages: dict[str, Any], store: Store) -> Stage:
+def _stage(name: str, stages: dict[str, Any], store: Store) -> StageStatus:
     """The manifest decides: it is written last, and a later command knows nothing of earlier ones."""
     manifest = store.read_json(f"manifests/{name}.json")
     if manifest:
-        return Stage(name, "done", manifest["seconds"])
+        return StageStatus(name, "done", manifest["seconds"])
     known = stages.get(name, {})
-    return Stage(name, known.get("status", "not run"), known.get("seconds", 0.0))
+    return StageStatus(name, known.get("status", "not run"), known.get("seconds", 0.0))
 
 
 def _scheme(name: str, summary: dict[str, Any], store: Store) -> Scheme | None:

@@ -20,7 +20,7 @@ class Score:
 
 
 @dataclass(frozen=True)
-class Row:
+class MetricRow:
     """One metric of a task, with its score by checkpoint; the direction is None where lm-eval knows none."""
 
     task: str
@@ -47,30 +47,30 @@ class Row:
 
 
 @dataclass(frozen=True)
-class Harness:
+class HarnessTable:
     """`rows`: of each task the metric that the recipe names, if it is a share; `mean`: of these, for checkpoints that
     have all of them; `others`: all other metrics, in their own units, which enter no mean."""
 
     checkpoints: list[str]
-    rows: list[Row]
-    others: list[Row]
+    rows: list[MetricRow]
+    others: list[MetricRow]
     mean: dict[str, Score]
 
 
-def harness(recipe: Recipe, found: dict[str, Any]) -> Harness:
+def harness(recipe: Recipe, found: dict[str, Any]) -> HarnessTable:
     """The table of `eval.harness` of summary.json."""
     part = recipe.evaluate.harness
     names = [name for name in CHECKPOINTS if found.get(name)]
-    rows: list[Row] = []
-    others: list[Row] = []
+    rows: list[MetricRow] = []
+    others: list[MetricRow] = []
     for task in part.all_tasks if part else ():
         results = {name: found[name].get(part.name_of(task), {}) for name in names}
         for row in _rows(part.name_of(task), task, results):
             (rows if row.metric == task.metric and row.is_share else others).append(row)
-    return Harness(names, rows, others, {name: mean for name in names if (mean := _mean(rows, name))})
+    return HarnessTable(names, rows, others, {name: mean for name in names if (mean := _mean(rows, name))})
 
 
-def below_base(table: Harness, mt_bench: dict[str, Any], bench_name: str) -> list[str]:
+def below_base(table: HarnessTable, mt_bench: dict[str, Any], bench_name: str) -> list[str]:
     """A sentence for each checkpoint that is worse than its base by more than the error bars (95 %).
 
     Args:
@@ -96,7 +96,7 @@ def below_base(table: Harness, mt_bench: dict[str, Any], bench_name: str) -> lis
     return found
 
 
-def _rows(title: str, task: HarnessTask, results: dict[str, Any]) -> Iterator[Row]:
+def _rows(title: str, task: HarnessTask, results: dict[str, Any]) -> Iterator[MetricRow]:
     """The metrics of one task that have a value, the recipe's first, from its results by checkpoint."""
     for metric in dict.fromkeys((task.metric, *(metric for found in results.values() for metric in found))):
         parts = {name: found[metric] for name, found in results.items() if metric in found}
@@ -106,7 +106,7 @@ def _rows(title: str, task: HarnessTask, results: dict[str, Any]) -> Iterator[Ro
             if part["value"] is not None
         }
         if scores:
-            yield Row(title, metric, scores, _direction(metric, list(parts.values())))
+            yield MetricRow(title, metric, scores, _direction(metric, list(parts.values())))
 
 
 def _direction(metric: str, parts: list[dict[str, Any]]) -> bool | None:
@@ -115,7 +115,7 @@ def _direction(metric: str, parts: list[dict[str, Any]]) -> bool | None:
     return next(known, metric.partition(",")[0] not in _LOWER)
 
 
-def _mean(rows: list[Row], name: str) -> Score | None:
+def _mean(rows: list[MetricRow], name: str) -> Score | None:
     """Mean over the tasks, and its standard error with the tasks taken as independent."""
     scores = [row.scores[name] for row in rows if name in row.scores]
     if not scores or len(scores) < len(rows):

@@ -5,7 +5,7 @@ from io import StringIO
 from typing import Any
 
 from bezoar_ray.report.content import Scheme
-from bezoar_ray.report.harness_table import Harness
+from bezoar_ray.report.harness_table import HarnessTable
 
 COLOURS = {"base": "#8a93a3", "sft": "#3b82f6", "hh-sft": "#f59e0b", "dpo": "#10b981"}
 _OTHER = "#a855f7"  # models that are no checkpoints
@@ -84,7 +84,7 @@ def losses(train: dict[str, Any]) -> str | None:
     return _figure("Training loss", (max(4.0, 3.3 * len(curves)), 2.8), draw)
 
 
-def bars(table: Harness) -> str | None:
+def bars(table: HarnessTable) -> str | None:
     """Harness scores by task, a bar for each checkpoint, with one standard error."""
     if not table.rows:
         return None

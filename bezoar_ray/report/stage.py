@@ -4,10 +4,10 @@ from bezoar_ray.report.cards import write_cards
 from bezoar_ray.report.content import gather
 from bezoar_ray.report.page import render
 from bezoar_ray.report.transcripts import write_conversations
-from bezoar_ray.stages import Context, Outcome
+from bezoar_ray.stages import StageContext, StageResult
 
 
-def run(context: Context) -> Outcome:
+def run(context: StageContext) -> StageResult:
     """Write report.html, self-contained, MT-Bench's conversations to read, and a card for the rows and each checkpoint.
 
     A run that failed gets its report, too: it says what is missing, and which gate took the rows.
@@ -18,4 +18,4 @@ def run(context: Context) -> Outcome:
     for warning in content.warnings:
         context.progress.say(f"warning: {warning}")
     files = ["report.html", *conversations, *write_cards(content, context.store)]
-    return Outcome(files, {"warnings": content.warnings})
+    return StageResult(files, {"warnings": content.warnings})

@@ -13,11 +13,11 @@ from pathlib import Path
 from bezoar_ray.errors import RecipeError
 from bezoar_ray.llm.engine import installed_vllm, is_cpu_build
 from bezoar_ray.plan import Plan, plan
-from bezoar_ray.recipe import ModelPart, Recipe, SourcePart, load_recipe, recipe_names
-from bezoar_ray.recipe.part import matches
+from bezoar_ray.recipe import ModelSection, Recipe, SourceSection, load_recipe, recipe_names
+from bezoar_ray.recipe.section import matches
 from bezoar_ray.runs.preflight import STAGES, Findings, check
 from bezoar_ray.runtime.caches import hub_cache, is_world_missing, unwritable, world_folder
-from bezoar_ray.runtime.capacity import asks_of
+from bezoar_ray.runtime.capacity import requests_of
 from bezoar_ray.runtime.gpus import GPUS, USUAL, Gpu, kind_of
 
 _WHEELS = {("Linux", "x86_64"), ("Linux", "aarch64")}  # what the pinned CPU stack has wheels for
@@ -110,7 +110,7 @@ def _tiny_world() -> str:
 # What a recipe misses.
 
 
-def models(recipe: Recipe) -> list[tuple[str, ModelPart]]:
+def models(recipe: Recipe) -> list[tuple[str, ModelSection]]:
     """The models that a recipe talks to, teachers and judges, each with the stage that does."""
     found = [("generate", part) for part in recipe.teachers]
     found += [("filter", part) for part in (recipe.judges if recipe.filter.judge else ())]
@@ -186,7 +186,10 @@ def _packages() -> Iterator[str]:
 
 def _gpus(recipe: Recipe, gpus: list[str]) -> Iterator[str]:
     asked, stages = max(
-        (sum(ask.count * ask.needs.get("GPU", 0.0) for stage in together for ask in asks_of(recipe, stage)), together)
+        (
+            sum(ask.count * ask.needs.get("GPU", 0.0) for stage in together for ask in requests_of(recipe, stage)),
+            together,
+        )
         for together in _AT_ONCE
     )
     if asked > len(gpus):
@@ -220,11 +223,11 @@ def _caches(recipe: Recipe) -> Iterator[str]:
     return unwritable(is_world_missing(recipe), hub=any(_hub(recipe)), datasets=recipe.evaluate.harness is not None)
 
 
-def _sources(recipe: Recipe) -> tuple[SourcePart, ...]:
+def _sources(recipe: Recipe) -> tuple[SourceSection, ...]:
     return (*recipe.seeds.dolly, *recipe.seeds.flan, *recipe.seeds.hh_rlhf)
 
 
-def _dataset(part: SourcePart) -> str:
+def _dataset(part: SourceSection) -> str:
     return part.source.removeprefix("hub:").partition(":")[0]
 
 

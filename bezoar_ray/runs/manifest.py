@@ -6,7 +6,7 @@ from typing import Any
 
 import orjson
 
-from bezoar_ray.recipe import Part, Recipe
+from bezoar_ray.recipe import Recipe, Section
 from bezoar_ray.store import Store
 
 # What each stage reads of the recipe, besides the stage before it (whose fingerprint enters its own).
@@ -25,7 +25,7 @@ _KEYED = "eval/harness/"  # each result there stands under the key of what it wa
 
 
 @dataclass(frozen=True)
-class Done:
+class StageManifest:
     """What a stage left."""
 
     fingerprint: str
@@ -58,12 +58,12 @@ def is_done(store: Store, stage: str, mark: str) -> bool:
     return done.fingerprint == mark and all(map(store.exists, done.files))
 
 
-def load(store: Store, stage: str) -> Done:
+def load(store: Store, stage: str) -> StageManifest:
     """A stage's manifest."""
-    return Done(**store.read_json(f"manifests/{stage}.json"))
+    return StageManifest(**store.read_json(f"manifests/{stage}.json"))
 
 
-def save(store: Store, stage: str, done: Done) -> None:
+def save(store: Store, stage: str, done: StageManifest) -> None:
     """Say that a stage is done."""
     store.replace_json(f"manifests/{stage}.json", asdict(done))
 
@@ -84,5 +84,5 @@ def _part(recipe: Recipe, path: str) -> Any:
     for key in path.split("."):
         value = getattr(value, key)
     if isinstance(value, tuple):
-        return [item.what() if isinstance(item, Part) else item for item in value]
-    return value.what() if isinstance(value, Part) else value
+        return [item.fingerprint_fields() if isinstance(item, Section) else item for item in value]
+    return value.fingerprint_fields() if isinstance(value, Section) else value

@@ -20,14 +20,14 @@ from bezoar_ray import __version__
 from bezoar_ray.errors import BezoarError, BudgetReached, RecipeError
 from bezoar_ray.licenses import commercial_use
 from bezoar_ray.llm.ledger import SESSION, accounts
-from bezoar_ray.recipe import ModelPart, Recipe
-from bezoar_ray.runs.manifest import Done, fingerprint, forget, is_done, load, save
+from bezoar_ray.recipe import ModelSection, Recipe
+from bezoar_ray.runs.manifest import StageManifest, fingerprint, forget, is_done, load, save
 from bezoar_ray.runs.revisions import pinned
 from bezoar_ray.runtime.capacity import check_stages
 from bezoar_ray.runtime.logs import event, keep_events, stderr_to
 from bezoar_ray.runtime.progress import Progress
 from bezoar_ray.runtime.session import check_shared, own_address, ray_session, stop_on_sigterm
-from bezoar_ray.stages import Context, Outcome
+from bezoar_ray.stages import StageContext, StageResult
 from bezoar_ray.stats import as_percent
 from bezoar_ray.store import Store
 
@@ -69,9 +69,9 @@ def report_again(recipe: Recipe, store: Store, progress: Progress) -> None:
     """Write report and cards anew from what a run directory holds; what summary.json says of the run stays."""
     with store.lock():
         progress.start("report")
-        outcome = _call("report", Context(recipe, store, "", progress))
+        outcome = _call("report", StageContext(recipe, store, "", progress))
         progress.finish("done")
-        save(store, "report", Done(fingerprint(recipe, "report"), 0.0, outcome.files, outcome.summary))
+        save(store, "report", StageManifest(fingerprint(recipe, "report"), 0.0, outcome.files, outcome.summary))
 
 
 class Run:
@@ -126,7 +126,7 @@ class Run:
             for current, outcome in _outcomes(names, self._context(recipe)):
                 seconds, began = round(time.monotonic() - began, 1), time.monotonic()
                 entry = self._stages[current]
-                save(self._store, current, Done(entry["fingerprint"], seconds, outcome.files, outcome.summary))
+                save(self._store, current, StageManifest(entry["fingerprint"], seconds, outcome.files, outcome.summary))
                 entry |= {"status": "done", "seconds": seconds}
                 self._summarise("running")
                 event("stage done", stage=current, seconds=seconds)
@@ -134,7 +134,7 @@ class Run:
                 if current != names[-1]:
                     self._progress.start(names[names.index(current) + 1])
         except BaseException as error:
-            self._left = getattr(error, "outcome", Outcome([])).summary
+            self._left = getattr(error, "outcome", StageResult([])).summary
             status = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
             event(f"stage {status}", logging.ERROR, stage="+".join(names), why=str(error))
             for name in names:
@@ -165,8 +165,8 @@ class Run:
             self._progress.start(names[0])
             yield names
 
-    def _context(self, recipe: Recipe) -> Context:
-        return Context(recipe, self._store, self._session, self._progress)
+    def _context(self, recipe: Recipe) -> StageContext:
+        return StageContext(recipe, self._store, self._session, self._progress)
 
     def _wrapped(self, error: Exception) -> BezoarError:
         """A fault that no stage foresaw, in one line; its traceback goes to the log."""
@@ -239,14 +239,14 @@ class Machinery:
         return _at(self._recipe, url)
 
 
-def _is_ours(part: ModelPart) -> bool:
+def _is_ours(part: ModelSection) -> bool:
     return part.model == "tiny-judge" and part.base_url is None
 
 
 def _at(recipe: Recipe, url: str) -> Recipe:
     """The recipe with its embedded judge at an address."""
 
-    def placed(part: ModelPart) -> ModelPart:
+    def placed(part: ModelSection) -> ModelSection:
         return part.model_copy(update={"base_url": url}) if _is_ours(part) else part
 
     bench = recipe.evaluate.mt_bench
@@ -295,7 +295,7 @@ def _check_ahead(recipe: Recipe, stages: list[str], progress: Progress) -> None:
         raise RecipeError("\n".join(found.problems))
 
 
-def _check_price(recipe: Recipe, stage: str, part: ModelPart) -> None:
+def _check_price(recipe: Recipe, stage: str, part: ModelSection) -> None:
     own = {"budget_usd": recipe.budget_usd, f"{stage}.budget_usd": getattr(recipe, stage).budget_usd}
     field = next((name for name, usd in own.items() if usd is not None), None)
     if field and part.base_url and not part.prices:
@@ -317,11 +317,11 @@ def _check_order(recipe: Recipe, store: Store, stages: list[str]) -> None:
             )
 
 
-def _call(stage: str, context: Context) -> Outcome:
+def _call(stage: str, context: StageContext) -> StageResult:
     return importlib.import_module(STEPS[stage]).run(context)
 
 
-def _outcomes(names: list[str], context: Context) -> Iterator[tuple[str, Outcome]]:
+def _outcomes(names: list[str], context: StageContext) -> Iterator[tuple[str, StageResult]]:
     """What each of the stages leaves, as soon as it is done."""
     if len(names) == 1:
         yield names[0], _call(names[0], context)
@@ -361,7 +361,7 @@ def pilot(recipe: Recipe, seeds: int) -> Recipe:
     return recipe.model_copy(update={"generate": generate.model_copy(update=smaller)})
 
 
-def _headline(outcome: Outcome) -> str:
+def _headline(outcome: StageResult) -> str:
     """The numbers of a stage on one line."""
     data = outcome.summary.get("data")
     if data:

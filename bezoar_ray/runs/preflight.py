@@ -17,7 +17,7 @@ from typing import Any
 
 from bezoar_ray import sources
 from bezoar_ray.errors import BezoarError
-from bezoar_ray.recipe import Recipe, SourcePart
+from bezoar_ray.recipe import Recipe, SourceSection
 from bezoar_ray.runtime.caches import hub_cache, is_world_missing, unwritable
 
 STAGES = ("generate", "filter", "sft", "hh-sft", "dpo", "evaluate")
@@ -88,7 +88,7 @@ def check(recipe: Recipe, stages: Iterable[str], offline: bool = False) -> Findi
 # Sources.
 
 
-Source = tuple[str, tuple[SourcePart, ...], Callable[[SourcePart], Any]]
+Source = tuple[str, tuple[SourceSection, ...], Callable[[SourceSection], Any]]
 """Field, parts and reader."""
 
 

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from bezoar_ray.recipe import Part, Recipe, SourcePart
+from bezoar_ray.recipe import Recipe, Section, SourceSection
 from bezoar_ray.recipe.model_sections import COMMIT
 from bezoar_ray.runtime.caches import hub_cache
 from bezoar_ray.store import Store
@@ -67,7 +67,7 @@ def _resolved(recipe: Recipe, known: dict[str, str], say: Callable[[str], None])
 
 
 def _branches(value: Any) -> Iterator[Branch]:
-    if isinstance(value, Part):
+    if isinstance(value, Section):
         if branch := _branch(value):
             yield branch
         for name in type(value).model_fields:
@@ -78,7 +78,7 @@ def _branches(value: Any) -> Iterator[Branch]:
 
 
 def _with(value: Any, commits: dict[str, str]) -> Any:
-    if isinstance(value, Part):
+    if isinstance(value, Section):
         fields = {name: _with(getattr(value, name), commits) for name in type(value).model_fields}
         commit = commits.get(str(_branch(value)))
         return value.model_copy(update=fields | ({"revision": commit} if commit else {}))
@@ -87,12 +87,12 @@ def _with(value: Any, commits: dict[str, str]) -> Any:
     return tuple(_with(item, commits) for item in value) if isinstance(value, tuple) else value
 
 
-def _branch(part: Part) -> Branch | None:
+def _branch(part: Section) -> Branch | None:
     """What a part takes from the hub by a name that can move; a data set has to name one."""
     revision = getattr(part, "revision", None)
     if COMMIT.fullmatch(revision or ""):
         return None
-    if isinstance(part, SourcePart):
+    if isinstance(part, SourceSection):
         repository = part.source.removeprefix("hub:").partition(":")[0]
         return Branch("dataset", repository, revision) if part.source.startswith("hub:") and revision else None
     model = getattr(part, "model", "")

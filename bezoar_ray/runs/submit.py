@@ -19,7 +19,7 @@ import yaml
 
 from bezoar_ray.errors import BezoarError, RecipeError
 from bezoar_ray.recipe import Recipe
-from bezoar_ray.recipe.part import matches
+from bezoar_ray.recipe.section import matches
 from bezoar_ray.runtime.session import SETTINGS
 
 _PATIENCE = {"RAY_JOB_STOP_WAIT_TIME_S": "30"}  # for training's last checkpoint; Ray's own is 3
@@ -30,7 +30,7 @@ _RUN_DIR, _RECIPE, _PINS = "bezoar_run_dir", "recipe.yaml", "bezoar-requirements
 
 
 @dataclass(frozen=True)
-class Job:
+class SubmittedJob:
     """A job on a cluster: its submission id, Ray's word for its state, and whether it was there before."""
 
     id: str
@@ -68,7 +68,9 @@ class Jobs:
                 "by a tunnel or `kubectl port-forward`); RAY_AUTH_MODE=token and RAY_AUTH_TOKEN open a guarded cluster"
             ) from error
 
-    def submit(self, recipe: Recipe, run_dir: str, arguments: list[str], requirements: str | None = None) -> Job:
+    def submit(
+        self, recipe: Recipe, run_dir: str, arguments: list[str], requirements: str | None = None
+    ) -> SubmittedJob:
         """Submit `bezoar run`, or find the job that works on this run directory already.
 
         Args:
@@ -102,17 +104,17 @@ class Jobs:
                     f"--address {self._address}: the cluster does not take the job: {str(error).strip()[:500]}. "
                     "Submit again; if another command has submitted this run meanwhile, that attaches to it"
                 ) from error
-        return Job(id, "PENDING", found=False)
+        return SubmittedJob(id, "PENDING", found=False)
 
-    def working_on(self, run_dir: str) -> Job | None:
+    def working_on(self, run_dir: str) -> SubmittedJob | None:
         """The job that works on a run directory at the moment."""
         jobs = [job for job in self._of(run_dir) if not job.status.is_terminal()]
-        return Job(jobs[0].submission_id, jobs[0].status.value, found=True) if jobs else None
+        return SubmittedJob(jobs[0].submission_id, jobs[0].status.value, found=True) if jobs else None
 
-    def last(self, run_dir: str) -> Job | None:
+    def last(self, run_dir: str) -> SubmittedJob | None:
         """The latest job of a run directory."""
         jobs = sorted(self._of(run_dir), key=lambda job: job.start_time or 0)
-        return Job(jobs[-1].submission_id, jobs[-1].status.value, found=True) if jobs else None
+        return SubmittedJob(jobs[-1].submission_id, jobs[-1].status.value, found=True) if jobs else None
 
     def follow(self, id: str) -> None:
         """Print a job's lines until it ends. Ctrl-C ends the following, and not the job.

@@ -13,7 +13,7 @@ import yaml
 
 from bezoar_ray.errors import BezoarError, RecipeError
 from bezoar_ray.recipe import Recipe, load_recipe
-from bezoar_ray.report.compare import Comparison, as_page, as_text, compare
+from bezoar_ray.report.compare import RunComparison, as_page, as_text, compare
 from bezoar_ray.report.plots import ranked
 from bezoar_ray.runs.best_trial import Choice, choose, verdict
 from bezoar_ray.runs.manifest import fingerprint, is_done, load
@@ -112,7 +112,7 @@ def _best_first(trials: list[Trial], choice: Choice | None) -> list[Trial]:
     return sorted(trials, key=rank)
 
 
-def _by_half(table: Comparison, choice: Choice | None) -> Comparison:
+def _by_half(table: RunComparison, choice: Choice | None) -> RunComparison:
     """The table, with how each trial does on the pairs that select and on the others."""
     if not choice:
         return table
@@ -208,7 +208,7 @@ def _trainable() -> type:
     """The class that Ray Tune runs a trial with: `bezoar run` as a process of its own, watched."""
     from ray import tune
 
-    class Run(tune.Trainable):
+    class TrialRun(tune.Trainable):
         """One trial."""
 
         def setup(self, config: dict[str, Any], trials: dict[str, Trial], root: str, address: str) -> None:
@@ -253,7 +253,7 @@ def _trainable() -> type:
                 if not self._base.exists(name):
                     self._base.adopt(self._trial.store, name)
 
-    return Run
+    return TrialRun
 
 
 def share(store: Store, trial: Trial) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 
 from bezoar_ray.errors import RecipeError
-from bezoar_ray.recipe import Placed, Recipe
+from bezoar_ray.recipe import Recipe, SchedulingSection
 
 _LAUNCHED = "~/ray_bootstrap_config.yaml"  # the cluster's file, as Ray's launcher leaves it on the head, with drivers
 _ON_KUBERAY = ("RAY_CLUSTER_NAME", "RAY_CLUSTER_NAMESPACE")  # variables of its pods
@@ -19,7 +19,7 @@ _REMEDY = "Lower what the recipe asks for, or start nodes that have it; stages c
 
 
 @dataclass(frozen=True)
-class Ask:
+class ResourceRequest:
     """So many actors, each of which needs these resources on one node."""
 
     who: str
@@ -28,12 +28,12 @@ class Ask:
     labels: dict[str, str] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, part: Placed, count: int, who: str) -> "Ask":
+    def of(cls, part: SchedulingSection, count: int, who: str) -> "ResourceRequest":
         """What the actors of a recipe's section ask for."""
         return cls.each(part, part.num_cpus, part.num_gpus, count, who)
 
     @classmethod
-    def each(cls, part: Placed, cpus: float, gpus: float, count: int, who: str) -> "Ask":
+    def each(cls, part: SchedulingSection, cpus: float, gpus: float, count: int, who: str) -> "ResourceRequest":
         """The same, where the section says CPUs and GPUs by other names."""
         kind = {f"accelerator_type:{part.accelerator_type}": 0.001} if part.accelerator_type else {}
         return cls(
@@ -55,11 +55,11 @@ class Node:
     labels: dict[str, str] = field(default_factory=dict)
     count: float = 1
 
-    def suits(self, ask: Ask) -> bool:
+    def suits(self, ask: ResourceRequest) -> bool:
         """Whether one such actor fits on it while it is empty."""
         return self.holds(ask) > 0
 
-    def holds(self, ask: Ask) -> float:
+    def holds(self, ask: ResourceRequest) -> float:
         """How many such actors fit on all `count` while they are empty."""
         if not ask.labels.items() <= self.labels.items():
             return 0.0
@@ -67,7 +67,7 @@ class Node:
         return self.count * min((math.floor(share + 1e-6) for share in shares), default=math.inf)
 
 
-def check_room(asks: list[Ask]) -> None:
+def check_capacity(asks: list[ResourceRequest]) -> None:
     """See that all of these can run at the same time on the nodes that Ray has, or that its autoscaler may start.
 
     Raises:
@@ -80,9 +80,9 @@ def check_stages(recipe: Recipe, stages: Iterable[str]) -> None:
     """See, before the first stage is paid for, that each will find room by itself.
 
     Raises:
-        RecipeError: as `check_room`.
+        RecipeError: as `check_capacity`.
     """
-    _check([[ask] for stage in stages for ask in asks_of(recipe, stage)])
+    _check([[ask] for stage in stages for ask in requests_of(recipe, stage)])
 
 
 def grows() -> bool:
@@ -93,7 +93,7 @@ def grows() -> bool:
         return False
 
 
-def _check(together: list[list[Ask]]) -> None:
+def _check(together: list[list[ResourceRequest]]) -> None:
     try:
         kinds = [*_autoscaled()]
     except OSError:  # an autoscaler that does not tell us what it may start
@@ -104,7 +104,7 @@ def _check(together: list[list[Ask]]) -> None:
         _check_on(kinds + beside, asks)
 
 
-def _check_on(nodes: list[Node], asks: list[Ask]) -> None:
+def _check_on(nodes: list[Node], asks: list[ResourceRequest]) -> None:
     for ask in asks:
         if not any(node.suits(ask) for node in nodes):
             largest = ", ".join(f"{most(nodes, name):g} {name}" for name in ask.needs if ":" not in name)
@@ -124,27 +124,27 @@ def _check_on(nodes: list[Node], asks: list[Ask]) -> None:
             raise RecipeError(f"{ask}: its nodes have room for {room:g} of them at most. {_REMEDY}")
 
 
-def asks_of(recipe: Recipe, stage: str) -> Iterator[Ask]:
+def requests_of(recipe: Recipe, stage: str) -> Iterator[ResourceRequest]:
     """What a stage's actors and workers ask for, at least. Models at endpoints ask for what their actors do."""
     evaluate = recipe.evaluate
     talked_to = {"generate": recipe.teachers, "filter": recipe.judges if recipe.filter.judge else ()}
     for part in talked_to.get(stage, ()):
-        yield Ask.of(part, part.actors, part.model)
+        yield ResourceRequest.of(part, part.actors, part.model)
     if stage in ("sft", "hh-sft") or (stage == "dpo" and recipe.align.method != "none"):
         yield of_workers(recipe, stage)
     if stage == "evaluate" and (evaluate.harness or evaluate.mt_bench):
         yield of_engines(recipe, 1)
 
 
-def of_workers(recipe: Recipe, stage: str) -> Ask:
+def of_workers(recipe: Recipe, stage: str) -> ResourceRequest:
     """What a stage's training asks for."""
     part = recipe.training(stage)
-    return Ask.each(part, part.cpus_per_worker, part.gpus_per_worker, part.workers, f"{stage}'s workers")
+    return ResourceRequest.each(part, part.cpus_per_worker, part.gpus_per_worker, part.workers, f"{stage}'s workers")
 
 
-def of_engines(recipe: Recipe, engines: int) -> Ask:
+def of_engines(recipe: Recipe, engines: int) -> ResourceRequest:
     """What the endpoint asks for, of so many engines."""
-    return Ask.of(recipe.serve, engines * recipe.serve.replicas, "the endpoint's engines")
+    return ResourceRequest.of(recipe.serve, engines * recipe.serve.replicas, "the endpoint's engines")
 
 
 def most(nodes: list[Node], name: str) -> float:
@@ -160,7 +160,7 @@ def _alive() -> Iterator[Node]:
             yield Node(node["Resources"], node.get("Labels") or {})
 
 
-def _only_there(node: Node, kinds: list[Node], asks: list[Ask]) -> bool:
+def _only_there(node: Node, kinds: list[Node], asks: list[ResourceRequest]) -> bool:
     """Whether one of these fits on this node, but on none of the kinds: what a node finds by itself when it starts,
     such as its accelerator's type, a kind need not say."""
     return any(node.suits(ask) and not any(kind.suits(ask) for kind in kinds) for ask in asks)

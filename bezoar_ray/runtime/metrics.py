@@ -32,7 +32,7 @@ METRICS: dict[str, tuple[str, str, tuple[str, ...]]] = {
 _EVERY = 1.0  # seconds
 
 
-class Figures:
+class MetricSet:
     """Some figures of this process, under tags of their own."""
 
     def __init__(self, **tags: str):

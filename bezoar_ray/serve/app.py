@@ -15,7 +15,7 @@ from typing import Any
 
 from bezoar_ray.errors import BezoarError, RecipeError
 from bezoar_ray.recipe import CHECKPOINTS, Recipe, recipe_of
-from bezoar_ray.runtime.capacity import check_room, of_engines
+from bezoar_ray.runtime.capacity import check_capacity, of_engines
 from bezoar_ray.runtime.logs import event
 from bezoar_ray.runtime.session import beside_driver
 from bezoar_ray.serve.arguments import hosted, modes
@@ -112,7 +112,7 @@ class Family:
 
         wanted = self._wanted()
         engines = len(wanted) - (_ROUTER in wanted)
-        check_room([of_engines(self._recipe, engines)])
+        check_capacity([of_engines(self._recipe, engines)])
         log = self._store.log(LOG)
         log.write_text("")
         changed = [name for name in wanted if wanted[name] != self._deployed.get(name)]

@@ -14,7 +14,7 @@ from bezoar_ray.runtime.logs import redirect
 from bezoar_ray.runtime.metrics import hold_gpus
 from bezoar_ray.serve.arguments import engine_arguments
 from bezoar_ray.serve.auth import Gate
-from bezoar_ray.serve.router import Request, answer
+from bezoar_ray.serve.router import HttpRequest, answer
 from bezoar_ray.serve.router import router as routed
 from bezoar_ray.store import Store
 
@@ -46,7 +46,7 @@ def engine(name: str, recipe: Recipe, root: str, key: str | None) -> Any:
             """Raises where the engine of this replica has died, so that Serve replaces the replica."""
             await check_engines()
 
-        async def answer(self, request: Request) -> AsyncIterator[dict[str, Any]]:
+        async def answer(self, request: HttpRequest) -> AsyncIterator[dict[str, Any]]:
             """ASGI messages, for the router."""
             async for message in inner_answer(request):
                 yield message
@@ -85,7 +85,7 @@ async def check_engines() -> None:
         await found.check_health()
 
 
-def inner_answer(request: Request) -> AsyncIterator[dict[str, Any]]:
+def inner_answer(request: HttpRequest) -> AsyncIterator[dict[str, Any]]:
     """What vLLM's app in this process says, as ASGI messages."""
     return answer(_apps[0], request)
 
@@ -118,7 +118,7 @@ def _router_app(hosts: dict[str, str], part: Serve, key: str | None) -> Any:
         def handle() -> Any:
             return serve.get_app_handle(name).options(stream=True)
 
-        def hand(request: Request) -> AsyncIterator[dict[str, Any]]:
+        def hand(request: HttpRequest) -> AsyncIterator[dict[str, Any]]:
             return handle().answer.remote(request)
 
         return hand

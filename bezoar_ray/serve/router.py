@@ -14,7 +14,7 @@ _MODELS = "/v1/models"
 
 
 @dataclass(frozen=True)
-class Request:
+class HttpRequest:
     """One HTTP request, whole."""
 
     method: str
@@ -34,7 +34,7 @@ class Request:
         return name if isinstance(name, str) else None
 
 
-async def answer(app: Any, request: Request) -> AsyncIterator[dict[str, Any]]:
+async def answer(app: Any, request: HttpRequest) -> AsyncIterator[dict[str, Any]]:
     """An ASGI app's messages in answer to a request."""
     messages: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
     given = iter([{"type": "http.request", "body": request.body, "more_body": False}])
@@ -59,21 +59,21 @@ async def answer(app: Any, request: Request) -> AsyncIterator[dict[str, Any]]:
         task.cancel()
 
 
-def router(engines: dict[str, Callable[[Request], AsyncIterator[dict[str, Any]]]]) -> Any:
+def router(engines: dict[str, Callable[[HttpRequest], AsyncIterator[dict[str, Any]]]]) -> Any:
     """An ASGI app that hands requests on: `engines` by model. What names no model of theirs is the first one's."""
 
     from fastapi import requests, responses
 
     async def route(scope: Any, receive: Any, send: Any) -> None:
         body = await requests.Request(scope, receive).body()
-        request = Request(scope["method"], scope["path"], scope["query_string"], list(scope["headers"]), body)
+        request = HttpRequest(scope["method"], scope["path"], scope["query_string"], list(scope["headers"]), body)
         if request.method == "GET" and request.path.rstrip("/") == _MODELS:
             return await responses.JSONResponse(await _all_models(request))(scope, receive, send)
         chosen = engines.get(request.model or "", next(iter(engines.values())))
         async for message in chosen(request):
             await send(message)
 
-    async def _all_models(request: Request) -> dict[str, Any]:
+    async def _all_models(request: HttpRequest) -> dict[str, Any]:
         found = {}
         for engine in dict.fromkeys(engines.values()):
             body = b"".join([message.get("body", b"") async for message in engine(request)])

@@ -10,8 +10,8 @@ from typing import Any, Generic, Literal, TypeVar
 import orjson
 
 from bezoar_ray.data.schema import Pair, Sample, Seed
-from bezoar_ray.recipe import SourcePart
-from bezoar_ray.sources import custom_rows, dolly, flan, hh_rlhf, hub, row_files
+from bezoar_ray.recipe import SourceSection
+from bezoar_ray.sources import custom_rows, dolly, flan, hh_rlhf, hub_rows, row_files
 from bezoar_ray.sources.record import Origin, Raw
 
 T = TypeVar("T", Seed, Pair, Sample)
@@ -28,7 +28,7 @@ class Loaded(Generic[T]):
     failed: list[str]
 
 
-def read(parts: Iterable[SourcePart], kind: Literal["dolly", "flan"]) -> Loaded[Seed]:
+def read(parts: Iterable[SourceSection], kind: Literal["dolly", "flan"]) -> Loaded[Seed]:
     """The seeds of all sources, in their order.
 
     Raises:
@@ -37,30 +37,30 @@ def read(parts: Iterable[SourcePart], kind: Literal["dolly", "flan"]) -> Loaded[
     return _load(parts, f"seeds.{kind}", _SEEDS[kind])
 
 
-def read_pairs(parts: Iterable[SourcePart]) -> Loaded[Pair]:
+def read_pairs(parts: Iterable[SourceSection]) -> Loaded[Pair]:
     """The preference pairs of all sources, in their order. Raises as `read` does."""
     return _load(parts, "seeds.hh_rlhf", hh_rlhf.pair)
 
 
-def read_own(part: SourcePart, name: str) -> Loaded[Sample]:
+def read_own(part: SourceSection, name: str) -> Loaded[Sample]:
     """The rows of `sft.data.<name>`. Raises as `read` does."""
     return _load([part], f"sft.data.{name}", partial(custom_rows.sample, name))
 
 
 def stream(
-    parts: Iterable[SourcePart], kind: Literal["dolly", "flan"], failed: Callable[[str], None]
+    parts: Iterable[SourceSection], kind: Literal["dolly", "flan"], failed: Callable[[str], None]
 ) -> Iterator[Seed]:
     """The seeds of all sources, one after the other; `failed` is told of each malformed one. Raises as `read` does."""
     return _stream(parts, f"seeds.{kind}", _SEEDS[kind], failed)
 
 
-def _load(parts: Iterable[SourcePart], field: str, convert: Callable[[dict[str, Any], Origin], T]) -> Loaded[T]:
+def _load(parts: Iterable[SourceSection], field: str, convert: Callable[[dict[str, Any], Origin], T]) -> Loaded[T]:
     failed: list[str] = []
     return Loaded(list(_stream(parts, field, convert, failed.append)), failed)
 
 
 def _stream(
-    parts: Iterable[SourcePart],
+    parts: Iterable[SourceSection],
     field: str,
     convert: Callable[[dict[str, Any], Origin], T],
     failed: Callable[[str], None],
@@ -80,18 +80,18 @@ def _stream(
                 failed(f"{raw.where}: {error}")
 
 
-def _raw(part: SourcePart, field: str) -> Iterator[Raw]:
+def _raw(part: SourceSection, field: str) -> Iterator[Raw]:
     if part.source == "tiny":
         from bezoar_ray.tiny import world
 
         kind = field.removeprefix("seeds.") if field.startswith("seeds.") else "dolly"
         return row_files.rows(str(getattr(world(), kind)), field, name="tiny")
     if part.source.startswith("hub:"):
-        return hub.rows(part, field)
+        return hub_rows.rows(part, field)
     return row_files.rows(part.source, field)
 
 
-def _license(part: SourcePart) -> str:
+def _license(part: SourceSection) -> str:
     return _TINY_LICENSE if part.source == "tiny" and part.license == "unknown" else part.license
 
 

@@ -9,7 +9,7 @@ import orjson
 
 from bezoar_ray.errors import RecipeError
 from bezoar_ray.recipe import MtBench
-from bezoar_ray.recipe.part import matches
+from bezoar_ray.recipe.section import matches
 
 WITHOUT_REFERENCE = ("writing", "roleplay", "extraction", "stem", "humanities")
 """MT-Bench's categories whose judge sees no reference, also where a question brings one."""

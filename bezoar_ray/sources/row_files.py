@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from bezoar_ray.errors import RecipeError
-from bezoar_ray.recipe.part import matches
+from bezoar_ray.recipe.section import matches
 from bezoar_ray.sources.record import Raw
 
 _SUFFIXES = (".jsonl", ".jsonl.gz", ".parquet")

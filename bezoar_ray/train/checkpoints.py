@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from bezoar_ray.recipe import Lora
-from bezoar_ray.stages import Context
+from bezoar_ray.stages import StageContext
 from bezoar_ray.store import Store, digest
 from bezoar_ray.train import adapters, heldout, model_loading, pairs
 from bezoar_ray.train.launcher import Job
@@ -76,7 +76,7 @@ def _score(job: Job, name: str, model: Any, tokenizer: Any, layout: Layout) -> d
     return heldout.summary(found)
 
 
-def clear(context: Context, name: str) -> None:
+def clear(context: StageContext, name: str) -> None:
     """Remove what an unfinished attempt left of a checkpoint."""
     context.store.remove(f"checkpoints/{name}")
 

@@ -18,7 +18,7 @@ from bezoar_ray.train.encoding import IGNORED
 from bezoar_ray.train.launcher import Job
 from bezoar_ray.train.packing import Layout, first_line
 from bezoar_ray.train.pass_size import AUTO_TOKENS, SPARE, PassSize, choose_size, wanted_size
-from bezoar_ray.train.tokenized_dataset import Prepared
+from bezoar_ray.train.tokenized_dataset import TokenizedDataset
 
 _OPTIMISER = 12  # bytes for each trained weight: its gradient and Adam's two moments, in float32
 _SHORT = 64  # tokens of the first passes, which load and compile
@@ -44,7 +44,7 @@ class Passes:
             event(message)
 
 
-def fitting(trainer: Any, job: Job, data: Prepared, passes: Passes, steps: int) -> Any:
+def fitting(trainer: Any, job: Job, data: TokenizedDataset, passes: Passes, steps: int) -> Any:
     """A callback that settles before training how its passes are made. It is the first of the trainer's callbacks.
 
     Under ZeRO-3 nothing is tried: a pass outside of the trainer would find no weights.
@@ -66,7 +66,7 @@ def fitting(trainer: Any, job: Job, data: Prepared, passes: Passes, steps: int) 
             trainer.pass_size = wanted_size(part) or PassSize(tokens=AUTO_TOKENS)
             passes.gradient_checkpointing = args.gradient_checkpointing
             if part.zero_stage != 3:
-                trial = Trial(model, trainer.compute_loss_context_manager, data, trainer.layout, args.device)
+                trial = PassTrial(model, trainer.compute_loss_context_manager, data, trainer.layout, args.device)
                 _compile(trial, part, passes, steps)
                 trainer.pass_size = _fit(trial, job, data, trainer.layout, passes)
             passes.layout, passes.size = trainer.layout.name, str(trainer.pass_size)
@@ -74,10 +74,10 @@ def fitting(trainer: Any, job: Job, data: Prepared, passes: Passes, steps: int) 
     return Fitting()
 
 
-class Trial:
+class PassTrial:
     """Real passes of a size, made of the longest rows of a data set, whose gradients are thrown away."""
 
-    def __init__(self, model: Any, autocast: Callable[[], Any], data: Prepared, layout: Layout, device: Any):
+    def __init__(self, model: Any, autocast: Callable[[], Any], data: TokenizedDataset, layout: Layout, device: Any):
         self.model, self._autocast, self._data, self._device = model, autocast, data, device
         self._layout = layout
         self._trained = [weight for weight in model.parameters() if weight.requires_grad]
@@ -146,7 +146,7 @@ class Trial:
             del kept
 
 
-def _compile(trial: Trial, part: Training, passes: Passes, steps: int) -> None:
+def _compile(trial: PassTrial, part: Training, passes: Passes, steps: int) -> None:
     """Compile the decoder layers where the recipe wants it and the architecture can be; one serves as all."""
     if not part.compiles(steps) or passes.compiled:
         return
@@ -176,7 +176,7 @@ def _decoder_layers(model: Any) -> list[Any]:
     return list(max(lists, key=len, default=[]))
 
 
-def _fit(trial: Trial, job: Job, data: Prepared, layout: Layout, passes: Passes) -> PassSize:
+def _fit(trial: PassTrial, job: Job, data: TokenizedDataset, layout: Layout, passes: Passes) -> PassSize:
     """The largest pass that fits, of those that the recipe allows; the model recomputes activations as it needs.
 
     Raises:
@@ -217,7 +217,7 @@ def without_input_gradients(model: Any) -> None:
         module.enable_input_require_grads = lambda: None
 
 
-def longest_row(data: Prepared, layout: Layout) -> int:
+def longest_row(data: TokenizedDataset, layout: Layout) -> int:
     """Tokens of the longest row for each of its sequences. Padded, both sides of a pair are as long as the longer."""
     return data.longest if layout.flat else data.longest_sequence
 
@@ -232,7 +232,7 @@ def is_out_of_memory(error: RuntimeError) -> bool:
     return known or any(name in str(error) for name in of_libraries)
 
 
-def _refusal(trial: Trial, job: Job, data: Prepared) -> str:
+def _refusal(trial: PassTrial, job: Job, data: TokenizedDataset) -> str:
     one, length = PassSize(rows=1), data.longest_sequence // 2
     while length >= _MULTIPLE and not trial.fits(one, 1, length):
         length //= 2

@@ -3,13 +3,13 @@
 from functools import partial
 from typing import Any
 
-from bezoar_ray.stages import Context, Outcome
+from bezoar_ray.stages import StageContext, StageResult
 from bezoar_ray.train import encoding, launcher, loop, model_loading, on_pairs, pairs, trainers
-from bezoar_ray.train.tokenized_dataset import Prepared, prepare
+from bezoar_ray.train.tokenized_dataset import TokenizedDataset, prepare
 from bezoar_ray.train.tokenizer import load_tokenizer
 
 
-def run(context: Context) -> Outcome:
+def run(context: StageContext) -> StageResult:
     """Train hh-sft, and score it on the held-out pairs.
 
     Raises:
@@ -18,7 +18,7 @@ def run(context: Context) -> Outcome:
     return on_pairs.run(context, "hh-sft", prepared, _train)
 
 
-def prepared(context: Context) -> Prepared:
+def prepared(context: StageContext) -> TokenizedDataset:
     """The chosen conversations."""
     return prepare(context, "hh-sft", "hh_rlhf", [pairs.file("sft")], encoding.chosen_tokens, encoding.CONVERSATION)
 

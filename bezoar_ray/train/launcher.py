@@ -15,11 +15,11 @@ from bezoar_ray.data.schema import row_id
 from bezoar_ray.errors import BezoarError, RecipeError
 from bezoar_ray.precision import compute_dtype
 from bezoar_ray.recipe import Recipe, Training
-from bezoar_ray.runtime.capacity import check_room, of_workers
+from bezoar_ray.runtime.capacity import check_capacity, of_workers
 from bezoar_ray.runtime.session import unseen
-from bezoar_ray.stages import Context
+from bezoar_ray.stages import StageContext
 from bezoar_ray.store import Store
-from bezoar_ray.train.tokenized_dataset import Prepared
+from bezoar_ray.train.tokenized_dataset import TokenizedDataset
 
 POLL_SECONDS = 0.5
 _ENDED = "ended"  # of a run, beside what it depends on
@@ -34,7 +34,7 @@ class Job:
     recipe: Recipe
     stage: str
     name: str
-    data: tuple[Prepared, ...]
+    data: tuple[TokenizedDataset, ...]
 
     @property
     def store(self) -> Store:
@@ -64,7 +64,9 @@ Loop = Callable[[Job], dict[str, Any]]
 """What runs on every worker. Rank 0's return value is the stage's result."""
 
 
-def fit(context: Context, stage: str, loop: Loop, data: list[Prepared], inputs: list[str]) -> dict[str, Any]:
+def fit(
+    context: StageContext, stage: str, loop: Loop, data: list[TokenizedDataset], inputs: list[str]
+) -> dict[str, Any]:
     """Run a loop to its end on the workers that the recipe names.
 
     A run of the same recipe part on the same data and inputs (files or folders of the run directory) goes on from its
@@ -75,7 +77,7 @@ def fit(context: Context, stage: str, loop: Loop, data: list[Prepared], inputs: 
         RecipeError: the cluster never has room for the workers.
         BezoarError: what the loop itself raised, or that it failed more often than `max_failures`; names the log.
     """
-    check_room([of_workers(context.recipe, stage)])
+    check_capacity([of_workers(context.recipe, stage)])
     what = _what(context, stage, data, inputs)
     name = row_id(orjson.dumps(what, option=orjson.OPT_SORT_KEYS).decode())
     job = Job(str(context.store.root), context.recipe, stage, name, tuple(data))
@@ -92,16 +94,23 @@ def fit(context: Context, stage: str, loop: Loop, data: list[Prepared], inputs: 
     return result
 
 
-def _what(context: Context, stage: str, data: list[Prepared], inputs: list[str]) -> dict[str, Any]:
+def _what(context: StageContext, stage: str, data: list[TokenizedDataset], inputs: list[str]) -> dict[str, Any]:
     """Whatever a checkpoint depends on. Under ZeRO each worker keeps a share of it."""
     recipe, part = context.recipe, context.recipe.training(stage)
     shares = {"zero_stage": part.zero_stage, "workers": part.workers} if part.zero_stage else {}
-    base = {f"base.{name}": value for name, value in recipe.base.what().items()}
+    base = {f"base.{name}": value for name, value in recipe.base.fingerprint_fields().items()}
     rows, digest = [found.file for found in data], context.store.digest(*inputs)
-    return {**part.what(), **shares, **base, "seed": recipe.seed, "rows": rows, "what it starts from": digest}
+    return {
+        **part.fingerprint_fields(),
+        **shares,
+        **base,
+        "seed": recipe.seed,
+        "rows": rows,
+        "what it starts from": digest,
+    }
 
 
-def _begin(context: Context, job: Job, what: dict[str, Any]) -> None:
+def _begin(context: StageContext, job: Job, what: dict[str, Any]) -> None:
     """Remove the last attempt's progress; say why a run starts afresh beside one that was under way."""
     runs = _runs(job)
     _remove(job, _names(job) - runs - {f"{run}.json" for run in runs})
@@ -208,7 +217,7 @@ def _check_seen(job: Job) -> None:
         raise RecipeError(unseen(job.root, f"where {job.stage} is to be trained"))
 
 
-def _watch(context: Context, job: Job, ended: "Future[None]") -> None:
+def _watch(context: StageContext, job: Job, ended: "Future[None]") -> None:
     """Show how far the workers are until they end."""
     said: set[str] = set()
     try:
@@ -226,7 +235,7 @@ def _watch(context: Context, job: Job, ended: "Future[None]") -> None:
         raise BezoarError(f"{job.stage}: training failed: {_cause(error)}. More in {log}") from error
 
 
-def _show(context: Context, job: Job, said: set[str]) -> None:
+def _show(context: StageContext, job: Job, said: set[str]) -> None:
     """The progress of rank 0, and once each what else it says."""
     with contextlib.suppress(BezoarError):  # an outage of the bucket: the workers may know nothing of it
         if at := context.store.read_json(f"{job.folder}/{PROGRESS}"):
@@ -237,7 +246,7 @@ def _show(context: Context, job: Job, said: set[str]) -> None:
                     context.progress.say(message)
 
 
-def _stop(context: Context, job: Job, ended: "Future[None]") -> None:
+def _stop(context: StageContext, job: Job, ended: "Future[None]") -> None:
     """Have the workers write a last checkpoint, from which the next command goes on."""
     context.progress.say("stopping: a last checkpoint is being written")
     context.store.replace(f"{job.folder}/{STOP}", b"")

@@ -22,15 +22,15 @@ from bezoar_ray.train.fitting import RECOMPUTING, Passes, everywhere, fitting, w
 from bezoar_ray.train.launcher import Job
 from bezoar_ray.train.nonfinite import stop_if_not_finite
 from bezoar_ray.train.packing import Layout
-from bezoar_ray.train.reporting import STATE, Account, reporter
-from bezoar_ray.train.tokenized_dataset import Prepared, left_out
+from bezoar_ray.train.reporting import STATE, TrainState, reporter
+from bezoar_ray.train.tokenized_dataset import TokenizedDataset, left_out
 from bezoar_ray.train.trainers import Build
 
 _BUCKET = 50_000_000  # gradients that ZeRO sums at a time; its own 5e8 take a GB that no trial of a pass sees
 POINTS = 200  # at most so many losses are kept of a step
 
 
-def train(job: Job, adapt: Callable[..., Any], build: Build) -> Account:
+def train(job: Job, adapt: Callable[..., Any], build: Build) -> TrainState:
     """Train an adapter on the job's data sets in their order and save it; goes on from Ray Train's last checkpoint.
 
     `adapt` puts the adapter on the stage's frozen model. No reference to either is left, so that the checkpoint can
@@ -103,21 +103,21 @@ def _fails(job: Job, model: Any, layout: Layout) -> str:
     return ""
 
 
-def _length(data: Prepared, part: Training) -> int:
+def _length(data: TokenizedDataset, part: Training) -> int:
     """Optimiser steps on a data set."""
     return max(1, math.ceil(math.ceil(data.rows / part.batch) * part.epochs))
 
 
-def _last() -> tuple[Account, str | None]:
+def _last() -> tuple[TrainState, str | None]:
     """Where the loop was when it was last saved, and the folder it was saved in."""
     from ray.train import get_checkpoint
 
     checkpoint = get_checkpoint()
     if checkpoint is None:
-        return Account(), None
+        return TrainState(), None
     remote = checkpoint.filesystem.type_name != "local"
     folder = Path(checkpoint.to_directory() if remote else checkpoint.path)
-    return replace(Account(**orjson.loads((folder / STATE).read_bytes())), stopped=False), str(folder)
+    return replace(TrainState(**orjson.loads((folder / STATE).read_bytes())), stopped=False), str(folder)
 
 
 def _load_adapter(model: Any, folder: str) -> None:
@@ -140,7 +140,7 @@ def keep_precision(model: Any, make: Callable[[], Any]) -> Any:
     return trainer
 
 
-def arguments(job: Job, data: Prepared) -> dict[str, Any]:
+def arguments(job: Job, data: TokenizedDataset) -> dict[str, Any]:
     """Keyword arguments that TRL's configurations share, from the recipe."""
     part, recipe = job.part, job.recipe
     length = _length(data, part)
@@ -219,7 +219,7 @@ def _whole(job: Job, model: Any) -> contextlib.AbstractContextManager[Any]:
     return deepspeed.zero.GatheredParameters([p for p in model.parameters() if p.requires_grad])
 
 
-def close(job: Job, tokenizer: Any, lora: Lora, account: Account, figures: dict[str, Any]) -> dict[str, Any]:
+def close(job: Job, tokenizer: Any, lora: Lora, account: TrainState, figures: dict[str, Any]) -> dict[str, Any]:
     """Let rank 0 make the checkpoint of the saved adapter; returns what the stage puts into the summary."""
     import gc
 
@@ -234,7 +234,7 @@ def close(job: Job, tokenizer: Any, lora: Lora, account: Account, figures: dict[
     return {**scores, job.stage: {**figures, **scores[job.stage]}}
 
 
-def figures(job: Job, account: Account) -> dict[str, Any]:
+def figures(job: Job, account: TrainState) -> dict[str, Any]:
     """The stage's part of the summary."""
     losses = [point["loss"] for point in account.history]
     reasons = left_out(job.data)
@@ -253,7 +253,7 @@ def figures(job: Job, account: Account) -> dict[str, Any]:
     }
 
 
-def _of_peak(job: Job, account: Account) -> float | None:
+def _of_peak(job: Job, account: TrainState) -> float | None:
     """The share of the GPUs' bfloat16 peak, by their maker, that training takes; None where either is unknown.
 
     By the usual count of six operations for each weight and token (arXiv 2204.02311, appendix B), of which frozen

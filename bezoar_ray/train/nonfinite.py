@@ -5,7 +5,7 @@ from typing import Any
 
 from bezoar_ray.errors import BezoarError
 from bezoar_ray.train.launcher import Job
-from bezoar_ray.train.tokenized_dataset import Prepared
+from bezoar_ray.train.tokenized_dataset import TokenizedDataset
 
 _SHOWN = 8  # rows that are named
 
@@ -37,7 +37,7 @@ class Finiteness:
         return [id for _, ids in losses for id in ids]
 
 
-def stop_if_not_finite(trainer: Any, job: Job, data: Prepared, done: int) -> Any:
+def stop_if_not_finite(trainer: Any, job: Job, data: TokenizedDataset, done: int) -> Any:
     """A callback that ends training before an optimiser step on a loss or gradient that is not finite.
 
     transformers takes such a loss out of its log, and goes on with weights that are NaN.

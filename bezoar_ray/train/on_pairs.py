@@ -3,12 +3,14 @@
 from collections.abc import Callable
 
 from bezoar_ray.errors import BezoarError
-from bezoar_ray.stages import Context, Outcome
+from bezoar_ray.stages import StageContext, StageResult
 from bezoar_ray.train import checkpoints, launcher, pairs
-from bezoar_ray.train.tokenized_dataset import Prepared, checked
+from bezoar_ray.train.tokenized_dataset import TokenizedDataset, checked
 
 
-def run(context: Context, stage: str, prepared: Callable[[Context], Prepared], loop: launcher.Loop) -> Outcome:
+def run(
+    context: StageContext, stage: str, prepared: Callable[[StageContext], TokenizedDataset], loop: launcher.Loop
+) -> StageResult:
     """Train a stage on what it has prepared of the pairs, from its parent checkpoint; score it on the held-out ones.
 
     Raises:
@@ -22,4 +24,4 @@ def run(context: Context, stage: str, prepared: Callable[[Context], Prepared], l
     parent = f"checkpoints/{checkpoints.PARENT[stage]}/lineage.json"
     result = launcher.fit(context, stage, loop, data, [f"{pairs.FOLDER}/heldout", parent])
     result[stage]["seeds_failed"] = malformed
-    return Outcome(checkpoints.files(context.store, stage), {"train": result})
+    return StageResult(checkpoints.files(context.store, stage), {"train": result})

@@ -8,7 +8,7 @@ import orjson
 from bezoar_ray.data.schema import Pair, pair_schema, pair_table
 from bezoar_ray.recipe import Recipe
 from bezoar_ray.sources import read_pairs
-from bezoar_ray.stages import Context
+from bezoar_ray.stages import StageContext
 from bezoar_ray.store import Store
 from bezoar_ray.tiny import fingerprint
 
@@ -18,7 +18,7 @@ SHOWN = 5  # malformed rows that are named one by one
 LARGEST_SHARE = 0.2  # of all pairs, held out at most
 
 
-def ensure(context: Context) -> int:
+def ensure(context: StageContext) -> int:
     """Write `data/hh_rlhf/{sft,pairs,heldout}`, unless they are there for the same recipe.
 
     Returns:
@@ -41,7 +41,7 @@ def ensure(context: Context) -> int:
     return len(loaded.failed)
 
 
-def name_malformed(context: Context, failed: list[str], what: str) -> None:
+def name_malformed(context: StageContext, failed: list[str], what: str) -> None:
     """Say which rows of a source are left out, or how many where they are many."""
     for message in failed[:SHOWN]:
         context.progress.say(f"left out: {message}")
@@ -81,7 +81,7 @@ def _rank(pair: Pair, seed: int) -> str:
 
 
 def _settings(recipe: Recipe) -> dict[str, object]:
-    sources = [part.what() for part in recipe.seeds.hh_rlhf]
+    sources = [part.fingerprint_fields() for part in recipe.seeds.hh_rlhf]
     limits = {"sft": recipe.hh_sft.limit, "pairs": recipe.align.limit, "heldout": recipe.evaluate.heldout_pairs}
     world = fingerprint() if any(part.source == "tiny" for part in recipe.seeds.hh_rlhf) else None
     return {"sources": sources, "world": world, "seed": recipe.seed, **limits}

@@ -5,15 +5,15 @@ from typing import Any
 
 from bezoar_ray.recipe import Align
 from bezoar_ray.runtime.logs import event
-from bezoar_ray.stages import Context, Outcome
+from bezoar_ray.stages import StageContext, StageResult
 from bezoar_ray.train import checkpoints, encoding, launcher, loop, model_loading, on_pairs, pairs, trainers
-from bezoar_ray.train.tokenized_dataset import Prepared, prepare
+from bezoar_ray.train.tokenized_dataset import TokenizedDataset, prepare
 from bezoar_ray.train.tokenizer import load_tokenizer
 
 LAST_PART = 0.25  # of the logged steps, whose mean is the reward accuracy
 
 
-def run(context: Context) -> Outcome:
+def run(context: StageContext) -> StageResult:
     """Train dpo, and score it on the held-out pairs; without a method there is no such checkpoint.
 
     Raises:
@@ -21,11 +21,11 @@ def run(context: Context) -> Outcome:
     """
     if context.recipe.align.method == "none":
         checkpoints.clear(context, "dpo")
-        return Outcome([])
+        return StageResult([])
     return on_pairs.run(context, "dpo", prepared, _train)
 
 
-def prepared(context: Context) -> Prepared:
+def prepared(context: StageContext) -> TokenizedDataset:
     """The pairs."""
     return prepare(context, "dpo", "pairs", [pairs.file("pairs")], encoding.pair_tokens, encoding.PAIR)
 

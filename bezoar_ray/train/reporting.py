@@ -13,7 +13,7 @@ from bezoar_ray.errors import BezoarError
 from bezoar_ray.train.fitting import Passes
 from bezoar_ray.train.launcher import PROGRESS, STOP, Job
 from bezoar_ray.train.model_loading import device
-from bezoar_ray.train.tokenized_dataset import Prepared
+from bezoar_ray.train.tokenized_dataset import TokenizedDataset
 
 STATE = "bezoar.json"
 _LOOK_SECONDS = 1.0
@@ -21,7 +21,7 @@ _WIRE_SECONDS, _WIRE_SECONDS_REMOTE = 0.5, 2.0
 
 
 @dataclass
-class Account:
+class TrainState:
     """What the loop has done so far; it lies in every checkpoint."""
 
     step: int = 0  # index of the current training step (a data set)
@@ -75,7 +75,7 @@ class Wire:
                 self.stop = self.stop or store.exists(f"{self._job.folder}/{STOP}")
 
 
-def reporter(job: Job, account: Account, data: Prepared, total: int, passes: Passes) -> Any:
+def reporter(job: Job, account: TrainState, data: TokenizedDataset, total: int, passes: Passes) -> Any:
     """A callback that keeps the account, and reports each checkpoint from rank 0 alone. It is the last one.
 
     Ray's own callback copies the whole checkpoint from every rank.
@@ -161,7 +161,7 @@ def reporter(job: Job, account: Account, data: Prepared, total: int, passes: Pas
     return Reporter()
 
 
-def _report(job: Job, folder: Path, account: Account, main: bool, urgent: bool) -> None:
+def _report(job: Job, folder: Path, account: TrainState, main: bool, urgent: bool) -> None:
     """Hand a saved folder to Ray Train once all ranks have written their share of it; with a bucket, each node's.
 
     It is copied while training goes on, and then removed; where this process is about to end, before it does.

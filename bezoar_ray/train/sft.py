@@ -6,13 +6,13 @@ from typing import Any
 from bezoar_ray import sources
 from bezoar_ray.data.sample_io import SampleFiles, sample_files
 from bezoar_ray.errors import BezoarError
-from bezoar_ray.stages import Context, Outcome
+from bezoar_ray.stages import StageContext, StageResult
 from bezoar_ray.train import checkpoints, encoding, launcher, loop, model_loading, pairs, trainers
-from bezoar_ray.train.tokenized_dataset import Prepared, checked, prepare
+from bezoar_ray.train.tokenized_dataset import TokenizedDataset, checked, prepare
 from bezoar_ray.train.tokenizer import load_tokenizer
 
 
-def run(context: Context) -> Outcome:
+def run(context: StageContext) -> StageResult:
     """Train sft, and score it and base on the held-out pairs.
 
     Raises:
@@ -23,10 +23,10 @@ def run(context: Context) -> Outcome:
     checkpoints.clear(context, "base")
     checkpoints.clear(context, "sft")
     result = launcher.fit(context, "sft", _train, found, [f"{pairs.FOLDER}/heldout"])
-    return Outcome(checkpoints.files(context.store, "base", "sft"), {"train": result})
+    return StageResult(checkpoints.files(context.store, "base", "sft"), {"train": result})
 
 
-def prepared(context: Context) -> list[Prepared]:
+def prepared(context: StageContext) -> list[TokenizedDataset]:
     """The schemes that have rows, in the order of training; the others are named. Raises as `run` does."""
     found = []
     for scheme in context.recipe.sft_order:
@@ -44,7 +44,7 @@ def prepared(context: Context) -> list[Prepared]:
     return checked(context, "sft", found)
 
 
-def _copy_own(context: Context, name: str) -> list[str]:
+def _copy_own(context: StageContext, name: str) -> list[str]:
     """Put the recipe's own rows where the filter leaves accepted ones. Returns the names of the files."""
     loaded = sources.read_own(context.recipe.sft.data[name], name)
     pairs.name_malformed(context, loaded.failed, f"rows of {name}")

@@ -17,7 +17,7 @@ from bezoar_ray.errors import BezoarError
 from bezoar_ray.llm.model_identity import model_path
 from bezoar_ray.recipe import Recipe
 from bezoar_ray.runtime.session import quieten
-from bezoar_ray.stages import Context
+from bezoar_ray.stages import StageContext
 from bezoar_ray.store import Store, digest
 from bezoar_ray.train.encoding import Tokens
 from bezoar_ray.train.tokenizer import load_tokenizer
@@ -31,7 +31,7 @@ Encode = Callable[[Any, dict[str, Any], int], Tokens | str]
 
 
 @dataclass(frozen=True)
-class Prepared:
+class TokenizedDataset:
     """One data set of a stage, as its workers train on it."""
 
     name: str
@@ -58,8 +58,8 @@ class Prepared:
 
 
 def prepare(
-    context: Context, stage: str, name: str, files: list[str], encode: Encode, columns: dict[str, int]
-) -> Prepared:
+    context: StageContext, stage: str, name: str, files: list[str], encode: Encode, columns: dict[str, int]
+) -> TokenizedDataset:
     """Tokenise the rows of some files in their order; what was prepared of the same is kept.
 
     Args:
@@ -75,23 +75,23 @@ def prepare(
     start = f"{FOLDER}/{stage}-{name}"
     file, record = f"{start}-{mark}.arrow", f"{start}-{mark}.json"
     if found := store.read_json(record):
-        return Prepared(**found)
+        return TokenizedDataset(**found)
     for old in (file for file in store.list(FOLDER) if file.startswith(f"{start}-")):
         store.remove(old)
     context.progress.say(f"tokenising {name}")
     tables = _encoded(_Work(context.recipe, encode, columns, part.max_length), store, files, part.limit)
     with store.writing(file) as path:
-        prepared = Prepared(name, file, **_write(tables, columns, path))
+        prepared = TokenizedDataset(name, file, **_write(tables, columns, path))
     store.replace_json(record, asdict(prepared))
     return prepared
 
 
-def left_out(found: Iterable[Prepared]) -> Counter[str]:
+def left_out(found: Iterable[TokenizedDataset]) -> Counter[str]:
     """Rows of all data sets that are not trained on, by reason."""
     return sum((Counter(data.left_out) for data in found), Counter())
 
 
-def checked(context: Context, stage: str, found: list[Prepared]) -> list[Prepared]:
+def checked(context: StageContext, stage: str, found: list[TokenizedDataset]) -> list[TokenizedDataset]:
     """The data sets of a stage, of which one at least has rows.
 
     Raises:
@@ -104,7 +104,7 @@ def checked(context: Context, stage: str, found: list[Prepared]) -> list[Prepare
     raise BezoarError(f"{stage}: no row is left to train on: {because} (max_length is {longest})")
 
 
-def _mark(context: Context, *more: Any) -> str:
+def _mark(context: StageContext, *more: Any) -> str:
     base, template = context.recipe.base, context.recipe.template
     text = orjson.dumps([_VERSION, base.model, base.revision, template, *more], option=orjson.OPT_SORT_KEYS)
     return row_id(text.decode(), *([digest(folder)] if (folder := Path(model_path(base.model))).is_dir() else []))

@@ -22,7 +22,7 @@ import psutil
 from bezoar_ray.evaluate import harness
 from bezoar_ray.evaluate.mt_bench.answers import Answer, converse, room_of
 from bezoar_ray.evaluate.served import Endpoint
-from bezoar_ray.llm.client import open_talker
+from bezoar_ray.llm.client import open_client
 from bezoar_ray.llm.model_identity import model_path
 from bezoar_ray.recipe import CHECKPOINTS, MtBench, load_recipe
 from bezoar_ray.runtime.session import ray_session
@@ -131,7 +131,7 @@ async def _answers(endpoint: Endpoint, folder: str) -> list[Answer]:
     part = load_recipe("tiny").judges[0].model_copy(update={"base_url": endpoint.base_url, "timeout": 600.0})
     room = room_of(endpoint.tokenizer, endpoint.context)
     talkers = {
-        name: open_talker(part.model_copy(update={"model": name}), folder, "candidate", "s", identity=name)
+        name: open_client(part.model_copy(update={"model": name}), folder, "candidate", "s", identity=name)
         for name in CHECKPOINTS
     }
     held = [

@@ -20,8 +20,8 @@ from typing import Any
 from bezoar_ray.data.spool import spool
 from bezoar_ray.llm.chat import Sampling
 from bezoar_ray.llm.model_identity import model_path
-from bezoar_ray.pipeline.actor_pool import Pass, Place, fan_out
-from bezoar_ray.recipe import ModelPart, load_recipe
+from bezoar_ray.pipeline.actor_pool import ModelStage, RunContext, stream_rows
+from bezoar_ray.recipe import ModelSection, load_recipe
 from bezoar_ray.runtime.session import ray_session
 
 PROMPTS = 3_000
@@ -81,7 +81,7 @@ def prompts() -> list[str]:
 
 def ours(load: Load) -> list[Answered]:
     """The calls of our graph, in the Ray that is running."""
-    teacher = ModelPart(
+    teacher = ModelSection(
         model=load.model,
         dtype=load.dtype,
         temperature=load.temperature,
@@ -94,7 +94,7 @@ def ours(load: Load) -> list[Answered]:
     with tempfile.TemporaryDirectory() as folder:
         items = spool((json.dumps(pair).encode() for pair in asked), Path(folder) / "items.arrow")
         ask = partial(_ask, load.temperature, load.top_p)
-        rows = fan_out([(items, Pass(ask, teacher, "teacher"))], [], Place(folder, "s"))
+        rows = stream_rows([(items, ModelStage(ask, teacher, "teacher"))], [], RunContext(folder, "s"))
         return [Answered(**json.loads(row)) for row in rows]
 
 

@@ -38,7 +38,7 @@ from bezoar_ray.runtime.session import ray_session
 from bezoar_ray.store import Store
 from bezoar_ray.train import loop, model_loading, trainers
 from bezoar_ray.train.launcher import Job
-from bezoar_ray.train.tokenized_dataset import Prepared
+from bezoar_ray.train.tokenized_dataset import TokenizedDataset
 from bezoar_ray.train.tokenizer import load_tokenizer
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
@@ -244,7 +244,7 @@ def recipe_for(model: Path, case: Case) -> Recipe:
     return load_recipe("tiny", [f"{path}={json.dumps(value)}" for path, value in sets.items()])
 
 
-def prepared(store: Store, case: Case, rows: list[dict[str, Any]]) -> Prepared:
+def prepared(store: Store, case: Case, rows: list[dict[str, Any]]) -> TokenizedDataset:
     """The rows as the stage finds them after tokenising."""
     file = f"train/data/{case.method}-rows-0123456789abcdef.arrow"
     with store.writing(file) as path:
@@ -254,7 +254,7 @@ def prepared(store: Store, case: Case, rows: list[dict[str, Any]]) -> Prepared:
     sequences = 1 if case.method == "sft" else 2
     lengths = [row_tokens(row) for row in rows]
     longest = max(lengths) // sequences  # both sides of a pair are equally long
-    return Prepared("rows", file, len(rows), sum(lengths), longest, longest, sequences, {})
+    return TokenizedDataset("rows", file, len(rows), sum(lengths), longest, longest, sequences, {})
 
 
 def hh_sft_adapter(store: Store, job: Job, model: Path) -> str:

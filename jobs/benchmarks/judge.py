@@ -12,8 +12,8 @@ from functools import partial
 from pathlib import Path
 
 from bezoar_ray.data.spool import spool
-from bezoar_ray.pipeline.actor_pool import Pass, Place, fan_out
-from bezoar_ray.recipe import ModelPart
+from bezoar_ray.pipeline.actor_pool import ModelStage, RunContext, stream_rows
+from bezoar_ray.recipe import ModelSection
 from bezoar_ray.runtime.session import ray_session
 from jobs.benchmarks import server
 
@@ -72,10 +72,10 @@ def _theirs(name: str, python: str, url: str) -> float:
 
 def _ours(url: str) -> float:
     """When we were done."""
-    part = ModelPart(model="m", base_url=url, max_in_flight=SLOTS)
+    part = ModelSection(model="m", base_url=url, max_in_flight=SLOTS)
     with tempfile.TemporaryDirectory() as folder:
         items = spool((str(n).encode() for n in range(REQUESTS)), Path(folder) / "items.arrow")
-        rows = sum(1 for _ in fan_out([(items, Pass(ask, part, "judge"))], [], Place(folder, "s")))
+        rows = sum(1 for _ in stream_rows([(items, ModelStage(ask, part, "judge"))], [], RunContext(folder, "s")))
         over = time.monotonic()
     assert rows == REQUESTS
     return over

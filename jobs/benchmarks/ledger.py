@@ -25,7 +25,7 @@ async def _rate() -> float:
 
         async def worker() -> None:
             for key in keys:
-                await ledger.settle(key, "m", REPLY, 0.0)
+                await ledger.record_usage(key, "m", REPLY, 0.0)
                 assert ledger.find(key) == REPLY
 
         began = time.monotonic()

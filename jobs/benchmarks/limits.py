@@ -5,8 +5,8 @@ import tempfile
 import time
 from collections.abc import Iterator
 
-from bezoar_ray.llm.client import open_talker
-from bezoar_ray.recipe import ModelPart
+from bezoar_ray.llm.client import open_client
+from bezoar_ray.recipe import ModelSection
 from jobs.benchmarks import server
 
 RATES = [110, 20, 200, 60, 150, 30, 180, 90, 40, 200, 20, 130]
@@ -29,7 +29,7 @@ def figures() -> Iterator[tuple[str, list[float]]]:
 async def _use(url: str) -> None:
     end = time.monotonic() + SECONDS
     with tempfile.TemporaryDirectory() as folder:
-        talker = open_talker(ModelPart(model="m", base_url=url, max_in_flight=SLOTS), folder, "judge", "s")
+        talker = open_client(ModelSection(model="m", base_url=url, max_in_flight=SLOTS), folder, "judge", "s")
         rows = iter(range(10**9))
 
         async def worker() -> None:

@@ -10,7 +10,7 @@ from bezoar_ray.generate import stage as generating
 from bezoar_ray.recipe import load_recipe
 from bezoar_ray.runs.generate_and_filter import run as together
 from bezoar_ray.runtime.session import ray_session
-from bezoar_ray.stages import Context
+from bezoar_ray.stages import StageContext
 from jobs.benchmarks import server
 from jobs.benchmarks.context import context
 
@@ -35,7 +35,7 @@ def figures() -> Iterator[tuple[str, list[float]]]:
     yield "overlap.ratio", ratios
 
 
-def _seconds(work: Callable[[Context], Any], run: Context) -> float:
+def _seconds(work: Callable[[StageContext], Any], run: StageContext) -> float:
     began = time.monotonic()
     work(run)
     return time.monotonic() - began

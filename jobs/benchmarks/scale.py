@@ -12,22 +12,22 @@ from collections.abc import Iterator
 from typing import Any
 
 from bezoar_ray.llm.chat import Messages, Reply, Sampling
-from bezoar_ray.llm.client import Talker
+from bezoar_ray.llm.client import ModelClient
 from bezoar_ray.llm.ledger import Ledger
-from bezoar_ray.llm.limits import Limit, RunMeter, permits, terms
-from bezoar_ray.llm.quota import Need
-from bezoar_ray.recipe import ModelPart, Prices
+from bezoar_ray.llm.limits import Limit, RunQuotaServer, quota_client, quota_limits
+from bezoar_ray.llm.quota import Cost
+from bezoar_ray.recipe import ModelSection, Prices
 from bezoar_ray.runtime.session import beside_driver, ray_session
 
 ROWS, REPLICAS, PROCESSES, SECONDS = 1_000_000, 1_000, 4, 0.1
 THIRDS = 3
 LIMIT = Limit("budget_usd", 1e9, ("judge",))
-PART = ModelPart(
+PART = ModelSection(
     model="virtual", base_url="http://virtual/v1", max_in_flight=REPLICAS // PROCESSES, max_tokens=512,
     prices=Prices(input=1.0, output=4.0), requests_per_minute=1e9, tokens_per_minute=1e12,
 )  # fmt: skip
 REPLY = Reply("x" * 400, "stop", 300, 100)
-NEED, USED = Need(800, 0.003), Need(400, 0.001)
+NEED, USED = Cost(800, 0.003), Cost(400, 0.001)
 PERMIT_SECONDS, SLOTS = 20, 64  # as many calls as an actor has under way
 
 
@@ -60,8 +60,8 @@ def _processes(root: str) -> list[Any]:
     """Four processes and the meter that they share."""
     import ray
 
-    meter = ray.remote(num_cpus=0, max_concurrency=1000, scheduling_strategy=beside_driver())(RunMeter)
-    meter = meter.remote(root, {"0": terms(PART, "judge", (LIMIT,))}, (LIMIT,))
+    meter = ray.remote(num_cpus=0, max_concurrency=1000, scheduling_strategy=beside_driver())(RunQuotaServer)
+    meter = meter.remote(root, {"0": quota_limits(PART, "judge", (LIMIT,))}, (LIMIT,))
     return [ray.remote(num_cpus=0)(Process).remote(root, meter) for _ in range(PROCESSES)]
 
 
@@ -96,7 +96,7 @@ class Process:
 
     async def open(self) -> None:
         """Open one client for all, with its own segment of the ledger."""
-        self._talker = Talker(Virtual(), Ledger(self._root, "judge", "s"), PART, permits(self._meter, "0"))
+        self._talker = ModelClient(Virtual(), Ledger(self._root, "judge", "s"), PART, quota_client(self._meter, "0"))
 
     async def call(self, name: str, rows: int) -> None:
         """Make so many calls, as many at a time as there are replicas."""
@@ -112,7 +112,7 @@ class Process:
 
     async def permit(self) -> int:
         """How many permits the replicas had, each of which asks for its own."""
-        clients = [permits(self._meter, "0") for _ in range(REPLICAS // PROCESSES)]
+        clients = [quota_client(self._meter, "0") for _ in range(REPLICAS // PROCESSES)]
         end, granted = time.monotonic() + PERMIT_SECONDS, 0
 
         async def slot(client: Any) -> None:
@@ -120,7 +120,7 @@ class Process:
             while time.monotonic() < end:
                 await client.take(NEED)
                 await asyncio.sleep(SECONDS)
-                client.settle(NEED, USED)
+                client.record_usage(NEED, USED)
                 granted += 1
 
         await asyncio.gather(*(slot(client) for client in clients for _ in range(SLOTS)))

@@ -20,7 +20,7 @@ from typing import Any
 from bezoar_ray import sources
 from bezoar_ray.data.schema import Sample, sample_table
 from bezoar_ray.runtime.session import ray_session
-from bezoar_ray.stages import Context
+from bezoar_ray.stages import StageContext
 from bezoar_ray.train import hh_sft, loop, model_loading, preference, sft
 from bezoar_ray.train.launcher import Job
 from jobs.benchmarks.context import context
@@ -51,7 +51,7 @@ def figures() -> Iterator[tuple[str, list[float]]]:
                 yield name, [round(_aligned(run, betas, False) / _aligned(run, betas, True), 4) for _ in range(3)]
 
 
-def _context(folder: str, mixed: bool = False, **part: Any) -> Context:
+def _context(folder: str, mixed: bool = False, **part: Any) -> StageContext:
     """A run directory with accepted rows: the world's own instructions and answers, or `mixed` lengths of them."""
     run = context(
         folder, sft=PART | {"lora": LORA, "epochs": 3, **part}, hh_sft=PART | PAIRS | {"lora": LORA}, align=PART | PAIRS
@@ -128,7 +128,7 @@ def _plain(file: str, tokens: str) -> float:
     return int(tokens) * epochs / (times[-1] - times[0])
 
 
-def _aligned(run: Context, betas: tuple[float, ...], ahead: bool) -> float:
+def _aligned(run: StageContext, betas: tuple[float, ...], ahead: bool) -> float:
     """Seconds of the dpo loop with each beta, the reference asked ahead of it or live; nothing is kept from before."""
     run.store.remove("train/data")
     run.store.remove("train/dpo")
@@ -148,7 +148,7 @@ def _align(folder: str, ahead: str, *betas: str) -> float:
     return seconds
 
 
-def _looped(run: Context, data: Any) -> float:
+def _looped(run: StageContext, data: Any) -> float:
     from ray.train import RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
 

@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from bezoar_ray.recipe import load_recipe
-from bezoar_ray.runtime.capacity import Ask, Node
+from bezoar_ray.runtime.capacity import Node, ResourceRequest
 
 CLUSTER = Path(__file__).parents[2] / "cluster"
 LAUNCHER = ["aws", "gcp"]
@@ -124,10 +124,13 @@ def offers(name: str) -> list[dict[str, float]]:
 @pytest.mark.parametrize("recipe", ["openbezoar-3b", "modern"])
 def test_every_stage_of_the_shipped_recipes_finds_a_node_that_fits(name, recipe):
     recipe = load_recipe(recipe)
-    asks = [Ask.of(part, 1, part.model) for part in (*recipe.teachers, *recipe.judges)]
-    asks += [Ask.of(recipe.serve, 1, "serve")]
+    asks = [ResourceRequest.of(part, 1, part.model) for part in (*recipe.teachers, *recipe.judges)]
+    asks += [ResourceRequest.of(recipe.serve, 1, "serve")]
     parts = [recipe.training(stage) for stage in ("sft", "hh-sft", "dpo")]
-    asks += [Ask.each(part, part.cpus_per_worker, part.gpus_per_worker, part.workers, "workers") for part in parts]
+    asks += [
+        ResourceRequest.each(part, part.cpus_per_worker, part.gpus_per_worker, part.workers, "workers")
+        for part in parts
+    ]
     assert [ask for ask in asks if not any(Node(found).suits(ask) for found in offers(name))] == []
 
 

@@ -14,7 +14,7 @@ from bezoar_ray.report.content import gather
 from bezoar_ray.report.hub import uploads
 from bezoar_ray.report.page import render
 from bezoar_ray.report.preview import show
-from bezoar_ray.runs.manifest import Done, save
+from bezoar_ray.runs.manifest import StageManifest, save
 from bezoar_ray.store import Store
 from tests.rows_on_disk import write_samples
 
@@ -32,8 +32,8 @@ def store(tmp_path) -> Store:
     """A run directory after generate and filter."""
     store = Store(tmp_path / "run")
     files = {status: write_samples(store, "lamini", status, rows(status)) for status in STATUSES}
-    save(store, "generate", Done("f", 1.0, files["generated"]))
-    save(store, "filter", Done("f", 1.0, [name for status in STATUSES[1:] for name in files[status]]))
+    save(store, "generate", StageManifest("f", 1.0, files["generated"]))
+    save(store, "filter", StageManifest("f", 1.0, [name for status in STATUSES[1:] for name in files[status]]))
     return store
 
 
@@ -75,7 +75,7 @@ def test_a_file_that_is_listed_and_missing_is_named_with_the_remedy(store):
     assert len(read_samples(store, "lamini", "rejected")) == 3
 
 
-@pytest.mark.parametrize("manifest", [None, Done("f", 1.0, [])])
+@pytest.mark.parametrize("manifest", [None, StageManifest("f", 1.0, [])])
 def test_without_a_list_every_parquet_file_counts(store, manifest):
     leave_stale_files(store)
     store.remove("manifests/filter.json")
@@ -86,5 +86,5 @@ def test_without_a_list_every_parquet_file_counts(store, manifest):
 
 
 def test_a_folder_is_not_taken_for_one_whose_name_it_begins(store):
-    save(store, "filter", Done("f", 1.0, ["data/lamini2/accepted/part-00000.parquet"]))
+    save(store, "filter", StageManifest("f", 1.0, ["data/lamini2/accepted/part-00000.parquet"]))
     assert sample_files(store, "lamini", "accepted") == []

@@ -3,7 +3,7 @@ import random
 import orjson
 
 from bezoar_ray.data import sample_io
-from bezoar_ray.data.sample_io import SampleFiles, Spill, count_samples, read_samples
+from bezoar_ray.data.sample_io import ExternalSorter, SampleFiles, count_samples, read_samples
 from bezoar_ray.data.schema import Sample, Verdict, row_id, sample_table
 from bezoar_ray.store import Store
 from tests.rows_on_disk import write_samples
@@ -43,7 +43,7 @@ def test_files_of_an_earlier_run_are_gone(tmp_path):
 def test_rows_that_come_in_any_order_are_read_back_in_that_of_their_ids_some_at_a_time(tmp_path, monkeypatch):
     monkeypatch.setattr(sample_io, "ROWS_PER_FILE", 100)
     made = rows(1000)
-    with Spill(1000) as spill:
+    with ExternalSorter(1000) as spill:
         for sample in random.Random(0).sample(made, 1000):
             spill.add(orjson.dumps(sample.to_row()))
         for _ in range(2):

@@ -13,13 +13,13 @@ from bezoar_ray.evaluate.stage import _counter, _measure, identities
 from bezoar_ray.recipe import Recipe, load_recipe
 from bezoar_ray.runtime.progress import Progress
 from bezoar_ray.runtime.session import ray_session
-from bezoar_ray.stages import Context, Outcome
+from bezoar_ray.stages import StageContext, StageResult
 from bezoar_ray.store import Store
 
 
-def measure(recipe: Recipe, store: Store, base_url: str, session: str) -> Outcome:
+def measure(recipe: Recipe, store: Store, base_url: str, session: str) -> StageResult:
     """What the stage leaves, once its endpoint stands."""
-    context = Context(recipe, store, session, Progress())
+    context = StageContext(recipe, store, session, Progress())
     marks = identities(recipe, store)
     bench = recipe.evaluate.mt_bench and Bench(recipe.evaluate.mt_bench, tuple(marks))
     step = _counter(context, len(marks), bench)

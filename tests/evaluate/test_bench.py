@@ -16,7 +16,7 @@ from bezoar_ray.evaluate.served import Endpoint
 from bezoar_ray.llm.ledger import accounts
 from bezoar_ray.recipe import load_recipe
 from bezoar_ray.runtime.progress import Progress
-from bezoar_ray.stages import Context
+from bezoar_ray.stages import StageContext
 from bezoar_ray.store import Store
 from tests.endpoint import serving
 from tests.engine import CONTEXT, hosting
@@ -51,7 +51,7 @@ def judged(folder, engine, tokenizer, *sets, marks=None, judges):
              enumerate(judges)]  # fmt: skip
     recipe = load_recipe("tiny", [f"evaluate.mt_bench.judges={orjson.dumps(parts).decode()}", *sets])
     bench, steps = Bench(recipe.evaluate.mt_bench, NAMES), []
-    context = Context(recipe, Store(folder / "run"), f"s{len(list(folder.rglob('*.jsonl')))}", Progress())
+    context = StageContext(recipe, Store(folder / "run"), f"s{len(list(folder.rglob('*.jsonl')))}", Progress())
     marks = marks or {name: f"weights of {name}" for name in NAMES}
     endpoint = Endpoint(engine.url, tokenizer, CONTEXT)
     scores, _ = asyncio.run(mt_bench(context, bench, endpoint, marks, lambda: steps.append(1)))

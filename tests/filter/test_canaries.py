@@ -10,7 +10,7 @@ from bezoar_ray.data.schema import Sample
 from bezoar_ray.filter.gates import gate
 from bezoar_ray.filter.rate import judge_sample
 from bezoar_ray.filter.rating_prompt import rate, read_rating
-from bezoar_ray.llm.client import open_talker
+from bezoar_ray.llm.client import open_client
 from bezoar_ray.recipe import load_recipe
 
 ROWS = [orjson.loads(line) for line in (Path(__file__).parent / "canaries.jsonl").read_bytes().splitlines()]
@@ -28,7 +28,7 @@ def test_canaries_are_not_accepted(judge_url, tmp_path, capsys):
     samples = [canary(number, **row) for number, row in enumerate(ROWS)]
 
     async def judged():
-        talker = open_talker(part, str(tmp_path), "judge", "s")
+        talker = open_client(part, str(tmp_path), "judge", "s")
         rubric = recipe.filter.rubric("lamini")
         asked = [judge_sample(s, talker.for_row(s.id), rubric, part, recipe.filter.accept_rating) for s in samples]
         verdicts = await asyncio.gather(*asked)

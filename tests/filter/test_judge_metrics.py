@@ -1,5 +1,5 @@
 from bezoar_ray.data.schema import Sample, Verdict
-from bezoar_ray.filter.judge_metrics import Figures
+from bezoar_ray.filter.judge_metrics import FilterMetrics
 
 
 def sample(*statuses, right=None, status="generated", reason=""):
@@ -10,8 +10,8 @@ def sample(*statuses, right=None, status="generated", reason=""):
     )
 
 
-def counted(rows, truth=None) -> Figures:
-    figures = Figures(["orca"], truth)
+def counted(rows, truth=None) -> FilterMetrics:
+    figures = FilterMetrics(["orca"], truth)
     for row in rows:
         figures.add(row)
     return figures

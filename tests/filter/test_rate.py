@@ -7,7 +7,7 @@ from bezoar_ray.data.schema import Sample, Verdict
 from bezoar_ray.filter.rate import judge_sample
 from bezoar_ray.llm.chat import CallFailed, Reply
 from bezoar_ray.llm.reasoning import without_reasoning
-from bezoar_ray.recipe import ModelPart
+from bezoar_ray.recipe import ModelSection
 
 SAMPLE = Sample(id="1", scheme="orca", operation="x", system="Be kind.", instruction="Name a fruit.", response="Fig.")
 
@@ -23,7 +23,7 @@ def verdict(*replies, accept_rating=4.0):
         found = replies[attempt]
         return found if isinstance(found, Reply) else Reply(without_reasoning(found), "stop", 10, 5)
 
-    part = ModelPart(model="some-judge")
+    part = ModelSection(model="some-judge")
     return asyncio.run(judge_sample(SAMPLE, chat, "Fruit only.", part, accept_rating)), calls
 
 
@@ -149,7 +149,7 @@ def test_a_verdict_is_asked_for_by_schema_where_the_recipe_says_so(structured):
         asked.append(sampling)
         return Reply('{"reason": "good", "rating": 4}', "stop", 10, 5)
 
-    part = ModelPart(model="j", temperature=0.5, max_tokens=99, structured=structured)
+    part = ModelSection(model="j", temperature=0.5, max_tokens=99, structured=structured)
     asyncio.run(judge_sample(SAMPLE, chat, "Fruit only.", part, 4.0))
     (sampling,) = asked
     assert (sampling.temperature, sampling.max_tokens) == (0.5, 99)

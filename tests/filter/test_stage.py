@@ -13,7 +13,7 @@ from bezoar_ray.filter.decontamination import Benchmarks
 from bezoar_ray.filter.dedup import Duplicates
 from bezoar_ray.recipe import SCHEMES, load_recipe, parse_recipe
 from bezoar_ray.runtime.progress import Progress
-from bezoar_ray.stages import Context
+from bezoar_ray.stages import StageContext
 from bezoar_ray.store import Store
 from tests.endpoint import serving
 from tests.rows_on_disk import write_samples
@@ -48,7 +48,7 @@ def judge(messages):
     return '{"reason": "good", "rating": 5}' if "good" in row else '{"reason": "poor", "rating": 2}'
 
 
-def context(tmp_path, url, rows=ROWS, judges=("first",), **part) -> Context:
+def context(tmp_path, url, rows=ROWS, judges=("first",), **part) -> StageContext:
     store = Store(tmp_path)
     for scheme in SCHEMES:
         write_samples(store, scheme, "generated", [row for row in rows if row.scheme == scheme])
@@ -57,7 +57,7 @@ def context(tmp_path, url, rows=ROWS, judges=("first",), **part) -> Context:
     tree["seeds"]["dolly"] = []
     tree["evaluate"]["harness"] = None
     tree["evaluate"]["mt_bench"] = {"questions": str(_questions(tmp_path))}
-    return Context(parse_recipe(tree, "test"), store, "s1", Progress())
+    return StageContext(parse_recipe(tree, "test"), store, "s1", Progress())
 
 
 def _questions(tmp_path):

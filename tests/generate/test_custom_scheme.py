@@ -10,7 +10,7 @@ from bezoar_ray.generate.task import one_for_each
 from bezoar_ray.llm.chat import CallFailed, Reply
 from bezoar_ray.recipe import load_recipe
 from bezoar_ray.runtime.progress import Progress
-from bezoar_ray.stages import Context
+from bezoar_ray.stages import StageContext
 from tests.endpoint import serving
 from tests.generate.test_stage import context
 
@@ -86,7 +86,7 @@ def test_it_runs_in_the_actors_and_goes_through_generate_like_any_other(ray_sess
     own_part = {"short": {"function": f"{file}:short", "works": 3, "settings": {"style": "Briefly:"}}}
     with serving(lambda messages: "A wren.") as server:
         given = context(tmp_path, server.url, lamini=None, evol_instruct=None, orca=None, own=own_part)
-        outcome = stage.run(Context(given.recipe, given.store, "s1", Progress()))
+        outcome = stage.run(StageContext(given.recipe, given.store, "s1", Progress()))
     assert outcome.summary["data"] == {"short": {"seeds": 3, "seeds_failed": 1, "generated": 3}}
     assert {row.response for row in read_samples(given.store, "short", "generated")} == {"A wren."}
 

@@ -12,7 +12,7 @@ from bezoar_ray.errors import RecipeError
 from bezoar_ray.generate import stage
 from bezoar_ray.recipe import load_recipe, parse_recipe
 from bezoar_ray.runtime.progress import Progress
-from bezoar_ray.stages import Context
+from bezoar_ray.stages import StageContext
 from bezoar_ray.store import Store
 from tests.endpoint import serving
 
@@ -40,14 +40,14 @@ def jsonl(path, rows):
     return {"source": str(path), "license": "CC0"}
 
 
-def context(tmp_path, url, session="s1", **generate) -> Context:
+def context(tmp_path, url, session="s1", **generate) -> StageContext:
     part = {"lamini": {"calls": 3, "per_call": 3}, "evol_instruct": {"seeds": 4, "epochs": 2}, "orca": {}} | generate
     flan = [FLAN | {"inputs": f"Is {n} odd?"} for n in range(5)] + [FLAN | {"inputs": "x", "targets": ""}]
     tree = load_recipe("tiny").model_dump(mode="json") | {"generate": part}
     tree["teachers"][0] |= {"model": "scripted", "license": "MIT", "base_url": url}
     tree["seeds"]["dolly"] = [jsonl(tmp_path / "dolly.jsonl", [*DOLLY, {"instruction": ""}])]
     tree["seeds"]["flan"] = [jsonl(tmp_path / "flan.jsonl", flan)]
-    return Context(parse_recipe(tree, "test"), Store(tmp_path / "run"), session, Progress())
+    return StageContext(parse_recipe(tree, "test"), Store(tmp_path / "run"), session, Progress())
 
 
 def test_one_pass_makes_the_rows_of_all_schemes_and_a_rerun_pays_for_nothing(ray_session, tmp_path):
@@ -81,7 +81,7 @@ def test_several_teachers_share_the_works_by_weight_and_each_row_names_its_own(r
         first = tree["teachers"][0]
         tree["teachers"] = [first | {"weight": 2}, first | {"model": "other", "license": "Apache-2.0"}]
         recipe = parse_recipe(tree, "test")
-        stage.run(Context(recipe, asked.store, "s1", Progress()))
+        stage.run(StageContext(recipe, asked.store, "s1", Progress()))
         rows = read_samples(asked.store, "evol_instruct", "generated")
     counts = Counter((row.teacher, row.teacher_license) for row in rows)
     assert counts.total() == 9 and set(counts) == {("scripted", "MIT"), ("other", "Apache-2.0")}

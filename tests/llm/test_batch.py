@@ -11,9 +11,9 @@ from bezoar_ray.llm.batch import Batches
 from bezoar_ray.llm.chat import CallFailed, Deferred
 from bezoar_ray.llm.ledger import accounts
 from bezoar_ray.llm.limits import Limit
-from bezoar_ray.pipeline.actor_pool import Pass, Place
-from bezoar_ray.pipeline.runner import in_batches
-from bezoar_ray.recipe import ModelPart, Prices
+from bezoar_ray.pipeline.actor_pool import ModelStage, RunContext
+from bezoar_ray.pipeline.runner import run_in_batches
+from bezoar_ray.recipe import ModelSection, Prices
 from tests.batches import providing
 
 ROWS = [str(n).encode() for n in range(10)]
@@ -36,14 +36,14 @@ async def judged(item, talker):
         yield second.text.encode()
 
 
-def part(url, **more) -> ModelPart:
+def part(url, **more) -> ModelSection:
     prices = Prices(input=10.0, output=100.0)
-    return ModelPart(**{"model": "m", "base_url": url, "mode": "batch", "prices": prices, "retries": 1} | more)
+    return ModelSection(**{"model": "m", "base_url": url, "mode": "batch", "prices": prices, "retries": 1} | more)
 
 
 def go(tmp_path, url, session="one", limits=(), **more):
-    work = Pass(judged, part(url, **more), "judge")
-    return sorted(in_batches(ROWS, work, Place(str(tmp_path), session, limits)))
+    work = ModelStage(judged, part(url, **more), "judge")
+    return sorted(run_in_batches(ROWS, work, RunContext(str(tmp_path), session, limits)))
 
 
 def mark(messages):
@@ -76,10 +76,10 @@ def test_several_judges_take_their_batches_one_after_the_other(tmp_path):
         ).text.encode()
 
     def go(session):
-        place = Place(str(tmp_path), session)
-        passes = [Pass(judge, part(url, model=name), "judge") for name in ("one", "two")]
-        rows = in_batches(ROWS, passes[0], place)
-        return sorted(in_batches(rows, passes[1], place))
+        place = RunContext(str(tmp_path), session)
+        passes = [ModelStage(judge, part(url, model=name), "judge") for name in ("one", "two")]
+        rows = run_in_batches(ROWS, passes[0], place)
+        return sorted(run_in_batches(rows, passes[1], place))
 
     with providing(mark) as (provider, url):
         assert go("a") == go("b") == [row + b"!!" for row in ROWS]

@@ -13,10 +13,10 @@ import pytest
 
 from bezoar_ray.errors import BezoarError, RecipeError
 from bezoar_ray.llm.chat import CallFailed, Refused, Reply, Sampling
-from bezoar_ray.llm.client import open_talker
+from bezoar_ray.llm.client import open_client
 from bezoar_ray.llm.endpoint import seconds_to_wait
 from bezoar_ray.llm.ledger import accounts
-from bezoar_ray.recipe import ModelPart
+from bezoar_ray.recipe import ModelSection
 from tests.endpoint import completion
 
 GOOD = orjson.loads(completion("four"))
@@ -61,10 +61,10 @@ def server() -> Iterator[Server]:
 
 def ask(server, tmp_path, sampling=None, **more) -> Reply:
     url = f"http://127.0.0.1:{server.server_address[1]}/v1"
-    part = ModelPart(**{"model": "judge-1", "base_url": url, "retries": 3} | more)
+    part = ModelSection(**{"model": "judge-1", "base_url": url, "retries": 3} | more)
 
     async def go():
-        talker = open_talker(part, str(tmp_path), "judge", "one")
+        talker = open_client(part, str(tmp_path), "judge", "one")
         try:
             return await talker.for_row("r")([{"role": "user", "content": "2 + 2?"}], step="judge", sampling=sampling)
         finally:
@@ -137,10 +137,10 @@ def test_an_empty_account_stops_at_once_although_it_comes_as_429(server, tmp_pat
 def ask_many(server, tmp_path, rows, **more):
     """What comes of each row, asked one after the other."""
     url = f"http://127.0.0.1:{server.server_address[1]}/v1"
-    part = ModelPart(**{"model": "judge-1", "base_url": url, "retries": 3, "max_in_flight": 1} | more)
+    part = ModelSection(**{"model": "judge-1", "base_url": url, "retries": 3, "max_in_flight": 1} | more)
 
     async def go():
-        talker = open_talker(part, str(tmp_path), "judge", "one")
+        talker = open_client(part, str(tmp_path), "judge", "one")
         asks = [talker.for_row(f"{n}")([{"role": "user", "content": f"{n}"}], step="judge") for n in range(rows)]
         found = await asyncio.gather(*asks, return_exceptions=True)
         await talker.close()

@@ -9,7 +9,7 @@ import pytest
 from bezoar_ray.filter.rating_prompt import VERDICT
 from bezoar_ray.llm.chat import CallFailed, Sampling
 from bezoar_ray.llm.engine import VllmEngine, on_cpu
-from bezoar_ray.recipe import ModelPart
+from bezoar_ray.recipe import ModelSection
 
 
 def ask(text):
@@ -20,7 +20,7 @@ def ask(text):
 @pytest.mark.timeout(300)
 def test_the_engine_answers_keeps_to_a_schema_and_fails_a_prompt_that_is_too_long_alone(tiny_world):
     async def go():
-        engine = VllmEngine(ModelPart(model="tiny-teacher", dtype="float32"))
+        engine = VllmEngine(ModelSection(model="tiny-teacher", dtype="float32"))
         try:
             return await asyncio.gather(
                 engine.complete(ask("Name a bird."), Sampling(0.0, 1.0, 5)),

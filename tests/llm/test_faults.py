@@ -7,9 +7,9 @@ import orjson
 import pytest
 
 from bezoar_ray.llm.chat import CallFailed
-from bezoar_ray.llm.client import open_talker
+from bezoar_ray.llm.client import open_client
 from bezoar_ray.llm.ledger import accounts
-from bezoar_ray.recipe import ModelPart, Prices
+from bezoar_ray.recipe import ModelSection, Prices
 from tests.faulty import FAULTS, FOR_GOOD, LIMITED, WHOLE, Faulty, serving
 
 KEY = "sk-canary-0123456789"
@@ -24,7 +24,7 @@ def ask_all(tmp_path, fate, rows, monkeypatch, **more):
 
     async def go(url):
         settings = {"model": "m", "base_url": url, "api_key_env": "FAULTS_KEY", "timeout": 20.0, "retries": 3}
-        talker = open_talker(ModelPart(**settings | more), str(tmp_path), "judge", "s")
+        talker = open_client(ModelSection(**settings | more), str(tmp_path), "judge", "s")
         asks = [talker.for_row(row)([{"role": "user", "content": row}], step="x") for row in rows]
         done = await asyncio.gather(*asks, return_exceptions=True)
         await talker.close()

@@ -9,17 +9,17 @@ import pytest
 from bezoar_ray.errors import BezoarError, RecipeError
 from bezoar_ray.llm.breaker import Breaker
 from bezoar_ray.llm.chat import CallFailed, ModelDied, Reply, Sampling, TryAgain
-from bezoar_ray.llm.client import Talker, open_talker
+from bezoar_ray.llm.client import ModelClient, open_client
 from bezoar_ray.llm.ledger import SESSION, Ledger, accounts, call_key
-from bezoar_ray.recipe import ModelPart, Prices
+from bezoar_ray.recipe import ModelSection, Prices
 
 QUESTION = [{"role": "user", "content": "2 + 2?"}]
-PART = ModelPart(model="scripted", retries=2)
+PART = ModelSection(model="scripted", retries=2)
 PAID = PART.model_copy(update={"prices": Prices(input=1.0, output=10.0)})
 
 
 def talker(tmp_path, model, part=PART, session="one"):
-    return Talker(model, Ledger(tmp_path, "judge", session), part)
+    return ModelClient(model, Ledger(tmp_path, "judge", session), part)
 
 
 def ask(talker_, row="r1", **more):
@@ -122,7 +122,7 @@ def test_many_answers_share_their_fsyncs_and_all_are_durable(tmp_path, monkeypat
     async def go():
         ledger = Ledger(tmp_path, "teacher", "one")
         reply = Reply("x", "stop", 1, 1)
-        await asyncio.gather(*(ledger.settle(f"{i:032x}", "m", reply, 0.0) for i in range(500)))
+        await asyncio.gather(*(ledger.record_usage(f"{i:032x}", "m", reply, 0.0) for i in range(500)))
         await ledger.close()
 
     asyncio.run(go())
@@ -134,7 +134,7 @@ def test_a_cancelled_call_holds_nobody_up(tmp_path):
     async def go():
         ledger = Ledger(tmp_path, "teacher", "one")
         reply = Reply("x", "stop", 1, 1)
-        given_up, other = (asyncio.create_task(ledger.settle(key, "m", reply, 0.0)) for key in ("aa", "bb"))
+        given_up, other = (asyncio.create_task(ledger.record_usage(key, "m", reply, 0.0)) for key in ("aa", "bb"))
         await asyncio.sleep(0)
         given_up.cancel()
         await asyncio.wait_for(other, 5)
@@ -147,16 +147,16 @@ def test_a_cancelled_call_holds_nobody_up(tmp_path):
 def test_a_full_disk_tears_no_line_and_is_named(tmp_path):
     async def go():
         ledger, reply = Ledger(tmp_path, "teacher", "one"), Reply("x" * 200, "stop", 1, 1)
-        await ledger.settle("aa", "m", reply, 0.0)
+        await ledger.record_usage("aa", "m", reply, 0.0)
         (segment,) = (tmp_path / "ledger/teacher").glob("*.jsonl")
         limits = resource.getrlimit(resource.RLIMIT_FSIZE)
         resource.setrlimit(resource.RLIMIT_FSIZE, (segment.stat().st_size + 50, limits[1]))
         try:
             with pytest.raises(BezoarError, match="cannot write .*Free space"):
-                await ledger.settle("bb", "m", reply, 0.0)
+                await ledger.record_usage("bb", "m", reply, 0.0)
         finally:
             resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-        await ledger.settle("cc", "m", reply, 0.0)
+        await ledger.record_usage("cc", "m", reply, 0.0)
         await ledger.close()
 
     asyncio.run(go())
@@ -256,7 +256,7 @@ def test_actors_that_die_again_and_again_before_they_answer_anything_end_the_sta
         await Ledger(tmp_path, "judge", "one").intend(uuid.uuid4().hex, 1.0)
 
     async def start(session):
-        await open_talker(part, str(tmp_path), "judge", session).close()
+        await open_client(part, str(tmp_path), "judge", session).close()
 
     for _ in range(9):
         asyncio.run(die())

@@ -1,7 +1,7 @@
 import asyncio
 import time
 
-from bezoar_ray.llm.rate_control import Pace
+from bezoar_ray.llm.rate_control import AdaptiveConcurrency
 
 
 class Limited:
@@ -38,7 +38,7 @@ async def use(server, pace, seconds, slots=32):
 
 def test_without_a_limit_nothing_waits():
     async def go():
-        pace, began = Pace(), time.monotonic()
+        pace, began = AdaptiveConcurrency(), time.monotonic()
         for _ in range(1000):
             await pace.turn()
         return time.monotonic() - began
@@ -48,14 +48,14 @@ def test_without_a_limit_nothing_waits():
 
 def test_most_of_what_a_server_allows_is_used_and_little_is_refused():
     server = Limited(100)
-    asyncio.run(use(server, Pace(), 4))
+    asyncio.run(use(server, AdaptiveConcurrency(), 4))
     assert server.served > 0.6 * 400
     assert server.refused < 0.15 * server.served
 
 
 def test_a_limit_that_moves_is_followed_both_ways():
     async def go():
-        server, pace = Limited(150), Pace()
+        server, pace = Limited(150), AdaptiveConcurrency()
         served = []
         for rate in (150, 30, 150):
             server.rate, before = rate, server.served
@@ -70,7 +70,7 @@ def test_a_limit_that_moves_is_followed_both_ways():
 
 def test_retry_after_is_honoured():
     async def go():
-        pace = Pace()
+        pace = AdaptiveConcurrency()
         refused = await pace.turn()
         pace.limited(refused, 0.4)
         return (await pace.turn()).at - refused.at

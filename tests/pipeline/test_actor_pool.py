@@ -11,12 +11,12 @@ from collections import Counter
 
 import pytest
 
-from bezoar_ray.data.spool import Items, spool
+from bezoar_ray.data.spool import Spool, spool
 from bezoar_ray.errors import BezoarError, BudgetReached, RecipeError
 from bezoar_ray.llm.ledger import accounts
 from bezoar_ray.llm.limits import Limit
-from bezoar_ray.pipeline.actor_pool import Pass, Place, fan_out
-from bezoar_ray.recipe import ModelPart, Prices
+from bezoar_ray.pipeline.actor_pool import ModelStage, RunContext, stream_rows
+from bezoar_ray.recipe import ModelSection, Prices
 from tests.endpoint import serving
 
 
@@ -32,15 +32,15 @@ async def once(item, talker):
     yield (await talker.for_row(item.decode())([{"role": "user", "content": item.decode()}], step="x")).text.encode()
 
 
-def part(server, **more) -> ModelPart:
-    return ModelPart(**{"model": "m", "base_url": server.url, "max_in_flight": 16} | more)
+def part(server, **more) -> ModelSection:
+    return ModelSection(**{"model": "m", "base_url": server.url, "max_in_flight": 16} | more)
 
 
 def rows(server, tmp_path, items, function=twice, tail=(), limits=(), session="s1", **more):
-    place = Place(str(tmp_path), session, limits)
-    first = Pass(function, part(server, **more), "teacher")
+    place = RunContext(str(tmp_path), session, limits)
+    first = ModelStage(function, part(server, **more), "teacher")
     head = spool(items, tmp_path / "scratch/items.arrow"), first
-    return list(fan_out([head], [Pass(f, part(server), "judge") for f in tail], place))
+    return list(stream_rows([head], [ModelStage(f, part(server), "judge") for f in tail], place))
 
 
 ITEMS = [str(n).encode() for n in range(30)]
@@ -120,18 +120,18 @@ def test_actors_that_can_never_all_start_are_refused_at_once(ray_session, tmp_pa
 def test_a_node_that_does_not_see_the_run_directory_makes_no_call(ray_session, tmp_path):
     """It joined after the start: what it paid for would lie on its own disk."""
     with serving(mark) as server:
-        work = Pass(once, part(server), "teacher")
-        head, place = spool(ITEMS, tmp_path / "scratch/items.arrow"), Place(str(tmp_path), "s1", held=True)
+        work = ModelStage(once, part(server), "teacher")
+        head, place = spool(ITEMS, tmp_path / "scratch/items.arrow"), RunContext(str(tmp_path), "s1", held=True)
         with pytest.raises(BezoarError, match="does not see this folder. Mount the same disk on every node"):
-            list(fan_out([(head, work)], [], place))
+            list(stream_rows([(head, work)], [], place))
         assert not server.requests
 
 
 def test_without_items_nothing_is_started(tmp_path):
-    nobody = ModelPart(model="no such")
+    nobody = ModelSection(model="no such")
     nothing = spool([], tmp_path / "none.arrow")
-    assert nothing == Items(str(tmp_path / "none.arrow"), 0)
-    assert list(fan_out([(nothing, Pass(once, nobody, "teacher"))], [], Place("", "s1"))) == []
+    assert nothing == Spool(str(tmp_path / "none.arrow"), 0)
+    assert list(stream_rows([(nothing, ModelStage(once, nobody, "teacher"))], [], RunContext("", "s1"))) == []
 
 
 def test_a_budget_is_never_exceeded_and_what_was_paid_for_is_kept(ray_session, tmp_path):
@@ -187,9 +187,12 @@ async def on_gpus(item, talker):
 def test_models_run_on_the_gpus_that_they_ask_for(ray_session, tmp_path, teacher, judge):
     """Ray Data takes no batch size of None where an actor asks for GPUs."""
     with serving(mark) as server:
-        first, second = Pass(on_gpus, part(server, **teacher), "teacher"), Pass(on_gpus, part(server, **judge), "judge")
+        first, second = (
+            ModelStage(on_gpus, part(server, **teacher), "teacher"),
+            ModelStage(on_gpus, part(server, **judge), "judge"),
+        )
         head = spool(ITEMS, tmp_path / "scratch/items.arrow"), first
-        found = list(fan_out([head], [second], Place(str(tmp_path), "s1")))
+        found = list(stream_rows([head], [second], RunContext(str(tmp_path), "s1")))
     assert len(found) == len(ITEMS)
     for row in found:
         taught, judged = re.findall(r"\[[\d, ]*\]", row.decode())
@@ -200,12 +203,12 @@ def test_models_run_on_the_gpus_that_they_ask_for(ray_session, tmp_path, teacher
 def test_two_teachers_and_a_pool_that_may_grow_share_the_gpus(ray_session, tmp_path):
     with serving(mark) as server:
         heads = [
-            (spool(ITEMS[:15], tmp_path / "scratch/a.arrow"), Pass(on_gpus, part(server, num_gpus=1), "teacher")),
+            (spool(ITEMS[:15], tmp_path / "scratch/a.arrow"), ModelStage(on_gpus, part(server, num_gpus=1), "teacher")),
             (
                 spool(ITEMS[15:], tmp_path / "scratch/b.arrow"),
-                Pass(on_gpus, part(server, model="n", num_gpus=0.5, actors=1, max_actors=2), "teacher"),
+                ModelStage(on_gpus, part(server, model="n", num_gpus=0.5, actors=1, max_actors=2), "teacher"),
             ),
         ]
-        found = list(fan_out(heads, [], Place(str(tmp_path), "s1")))
+        found = list(stream_rows(heads, [], RunContext(str(tmp_path), "s1")))
     assert sorted(row.split()[0] for row in found) == sorted(item + b"!" for item in ITEMS)
     assert {row.split()[1] for row in found} == {b"[0]", b"[1]"}

@@ -15,7 +15,7 @@ from bezoar_ray.report.content import choose, gather
 from bezoar_ray.report.page import render
 from bezoar_ray.report.stage import run
 from bezoar_ray.runtime.progress import Progress
-from bezoar_ray.stages import Context
+from bezoar_ray.stages import StageContext
 from bezoar_ray.store import Store
 from tests.rows_on_disk import write_samples
 
@@ -31,7 +31,7 @@ def recipe() -> Recipe:
 
 
 @pytest.fixture
-def context(tmp_path, recipe) -> Context:
+def context(tmp_path, recipe) -> StageContext:
     """A finished run: 12 accepted and 15 rejected rows of each scheme, all checkpoints, all results."""
     store = Store(tmp_path / "run")
     for scheme in SCHEMES:
@@ -42,7 +42,7 @@ def context(tmp_path, recipe) -> Context:
     for stage in ("generate", "filter", "sft", "hh-sft", "dpo", "evaluate"):
         store.replace_json(f"manifests/{stage}.json", {"fingerprint": "f", "seconds": 61.0, "files": [], "summary": {}})
     store.replace_json("summary.json", summary())
-    return Context(recipe, store, "session", Progress())
+    return StageContext(recipe, store, "session", Progress())
 
 
 def sample(scheme: str, number: int, status: str, reason: str) -> Sample:

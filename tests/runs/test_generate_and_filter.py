@@ -12,7 +12,7 @@ from bezoar_ray.llm.ledger import accounts
 from bezoar_ray.recipe import load_recipe, parse_recipe
 from bezoar_ray.runs.generate_and_filter import run
 from bezoar_ray.runtime.progress import Progress
-from bezoar_ray.stages import Context
+from bezoar_ray.stages import StageContext
 from bezoar_ray.store import Store
 from tests.faulty import FAULTS, FOR_GOOD, WHOLE, Faulty, serving
 from tests.scripted import says
@@ -43,7 +43,7 @@ def test_whatever_an_endpoint_answers_every_row_ends_with_its_reason_and_the_key
 
     store, faulty = Store(tmp_path / "run"), Faulty(fate, says)
     with serving(faulty) as url:
-        outcomes = dict(run(Context(recipe(url), store, "s", Progress())))
+        outcomes = dict(run(StageContext(recipe(url), store, "s", Progress())))
     data = outcomes["filter"].summary["data"]
     for scheme, rows in YIELD.items():
         ends = {status: read_samples(store, scheme, status) for status in ("accepted", "rejected", "failed")}
@@ -74,11 +74,11 @@ def test_a_run_whose_account_is_empty_goes_on_after_a_top_up_and_loses_no_row(ra
     store, faulty = Store(tmp_path / "run"), Faulty(fate, says)
     with serving(faulty) as url:
         with pytest.raises(BezoarError, match="the account is empty.* Your credit balance is too low") as caught:
-            dict(run(Context(recipe(url), store, "first", Progress())))
+            dict(run(StageContext(recipe(url), store, "first", Progress())))
         assert caught.value.exit_code == 3
         paid = accounts(store.root, "first")
         empty[0] = False
-        outcomes = dict(run(Context(recipe(url), store, "second", Progress())))
+        outcomes = dict(run(StageContext(recipe(url), store, "second", Progress())))
     data = outcomes["filter"].summary["data"]
     for scheme, rows in YIELD.items():
         assert data[scheme]["accepted"] + data[scheme]["rejected"] == rows and data[scheme]["failed"] == 0
@@ -108,7 +108,7 @@ def test_no_row_fails_through_a_fault_that_passes_and_the_budget_holds(ray_sessi
         tree = recipe(url).model_dump(mode="json") | {"budget_usd": budget}
         for model in (*tree["teachers"], *tree["judges"]):
             model |= {"prices": {"input": 1.0, "output": 1.0}, "retries": 3}
-        outcomes = dict(run(Context(parse_recipe(tree, "test"), store, "s", Progress())))
+        outcomes = dict(run(StageContext(parse_recipe(tree, "test"), store, "s", Progress())))
     data = outcomes["filter"].summary["data"]
     failed = [sample for scheme in YIELD for sample in read_samples(store, scheme, "failed")]
     assert sum(sum(data[scheme][status] for status in ("accepted", "rejected", "failed")) for scheme in YIELD) == sum(

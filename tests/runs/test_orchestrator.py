@@ -7,7 +7,7 @@ from bezoar_ray.recipe import load_recipe
 from bezoar_ray.runs import orchestrator as run_module
 from bezoar_ray.runs.orchestrator import STEPS, _headline, parse_stages, report_again, run
 from bezoar_ray.runtime.progress import Progress
-from bezoar_ray.stages import Outcome
+from bezoar_ray.stages import StageResult
 from bezoar_ray.store import Store
 from tests import stages
 
@@ -127,7 +127,7 @@ def test_a_missing_key_is_named_before_any_work(tmp_path):
     ],
 )  # fmt: skip
 def test_a_trained_stage_ends_with_its_scores_where_there_are_any(part, said):
-    assert _headline(Outcome([], {"train": {"dpo": part}})) == said
+    assert _headline(StageResult([], {"train": {"dpo": part}})) == said
 
 
 def test_stages_are_asked_for_by_name():

@@ -6,7 +6,7 @@ import pytest
 
 from bezoar_ray.cli import main
 from bezoar_ray.errors import RecipeError
-from bezoar_ray.runs.manifest import Done, fingerprint, save
+from bezoar_ray.runs.manifest import StageManifest, fingerprint, save
 from bezoar_ray.runs.sweep import _room, report, share, trials
 from bezoar_ray.store import Store
 from bezoar_ray.train import heldout
@@ -37,7 +37,7 @@ def test_a_trial_has_the_files_of_the_stages_that_its_parameter_leaves_alone(sto
     for stage in ("generate", "filter", "sft", "hh-sft", "dpo"):
         store.replace(f"{stage}.bin", stage)
         mark = fingerprint(trial.recipe, stage) if stage != "dpo" else "another"
-        save(store, stage, Done(mark, 1.0, [f"{stage}.bin"]))
+        save(store, stage, StageManifest(mark, 1.0, [f"{stage}.bin"]))
     store.replace("train/data/pairs.arrow", "tokens")
     share(store, trial)
     there = trial.store.list("")

@@ -7,9 +7,9 @@ import orjson
 import pytest
 
 from bezoar_ray.llm.chat import CallFailed, TryAgain
-from bezoar_ray.llm.client import Talker
+from bezoar_ray.llm.client import ModelClient
 from bezoar_ray.llm.ledger import Ledger
-from bezoar_ray.recipe import ModelPart
+from bezoar_ray.recipe import ModelSection
 from bezoar_ray.runtime import logs
 from bezoar_ray.store import Store
 
@@ -36,7 +36,7 @@ def test_failed_attempts_and_calls_name_their_rows(events, tmp_path, scripted):
         raise {"passing": TryAgain("500", after=0), "refused": CallFailed("400")}[messages[0]["content"]]
 
     async def go():
-        talker = Talker(scripted(answer), Ledger(tmp_path, "judge", "one"), ModelPart(model="m", retries=1))
+        talker = ModelClient(scripted(answer), Ledger(tmp_path, "judge", "one"), ModelSection(model="m", retries=1))
         calls = [talker.for_row(f"row of {kind}")([{"role": "user", "content": kind}], step="x")
                  for kind in ("passing", "refused")]  # fmt: skip
         done = await asyncio.gather(*calls, return_exceptions=True)

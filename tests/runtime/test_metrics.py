@@ -9,7 +9,7 @@ import pytest
 
 from bezoar_ray.llm.chat import Reply
 from bezoar_ray.llm.ledger import Ledger
-from bezoar_ray.runtime.metrics import METRICS, Figures, hold_gpus, set_stage
+from bezoar_ray.runtime.metrics import METRICS, MetricSet, hold_gpus, set_stage
 
 
 def exported(*names: str) -> dict[str, list[str]]:
@@ -37,7 +37,7 @@ def test_calls_tokens_dollars_and_stages_are_exported(ray_session, tmp_path, mon
     async def go() -> None:
         ledger = Ledger(tmp_path / "metered", "judge", "one")
         ledger.figures.watch("bezoar_calls_waiting", lambda: 7, model="m")
-        await asyncio.gather(*(ledger.settle(f"{n:02x}", "m", Reply("x", "stop", 10, 4), 0.5) for n in range(6)))
+        await asyncio.gather(*(ledger.record_usage(f"{n:02x}", "m", Reply("x", "stop", 10, 4), 0.5) for n in range(6)))
         ledger.fail("aa", "m", "500", 0.25)
         assert ledger.find("01")
         await ledger.close()
@@ -61,7 +61,7 @@ def test_calls_tokens_dollars_and_stages_are_exported(ray_session, tmp_path, mon
 
 def test_without_ray_figures_go_nowhere(monkeypatch):
     monkeypatch.setattr("bezoar_ray.runtime.metrics._ray_runs", lambda: False)
-    figures = Figures(run="r", role="judge")
+    figures = MetricSet(run="r", role="judge")
     figures.watch("bezoar_calls_waiting", lambda: 1 / 0, model="m")
     figures.add("bezoar_calls", model="m", outcome="answered")
     figures.tell()

@@ -84,7 +84,7 @@ def test_a_client_that_goes_away_ends_its_request():
             ended.append(True)
 
     async def leave() -> None:
-        from bezoar_ray.serve.router import Request as Asked
+        from bezoar_ray.serve.router import HttpRequest as Asked
 
         messages = answer(endless, Asked("POST", "/", b"", [], b""))
         await anext(messages)

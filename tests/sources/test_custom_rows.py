@@ -5,7 +5,7 @@ import json
 import pytest
 
 from bezoar_ray.errors import RecipeError
-from bezoar_ray.recipe import SourcePart, load_recipe
+from bezoar_ray.recipe import SourceSection, load_recipe
 from bezoar_ray.sources import read_own
 
 
@@ -23,7 +23,7 @@ def file(tmp_path):
 
 
 def test_alpacas_and_dollys_names_are_read(file):
-    found = read_own(SourcePart(source=str(file), license="MIT"), "mine")
+    found = read_own(SourceSection(source=str(file), license="MIT"), "mine")
     alpaca, dolly = found.rows
     assert (alpaca.system, alpaca.task, alpaca.response) == ("Be brief.", "Add.\n\nInput:\n2 and 3", "5")
     assert (dolly.task, dolly.response, dolly.scheme, dolly.status) == ("Name a colour.", "Blue.", "mine", "accepted")
@@ -31,7 +31,7 @@ def test_alpacas_and_dollys_names_are_read(file):
 
 
 def test_malformed_rows_are_named_and_left_out(file):
-    failed = read_own(SourcePart(source=str(file)), "mine").failed
+    failed = read_own(SourceSection(source=str(file)), "mine").failed
     assert [line.rpartition("/")[2] for line in failed] == [
         "mine.jsonl:3: empty `response`", "mine.jsonl:4: no `instruction`",
     ]  # fmt: skip
@@ -39,7 +39,7 @@ def test_malformed_rows_are_named_and_left_out(file):
 
 def test_a_missing_file_is_named_with_its_field(tmp_path):
     with pytest.raises(RecipeError, match=r"sft.data.mine: no file"):
-        read_own(SourcePart(source=str(tmp_path / "none.jsonl")), "mine")
+        read_own(SourceSection(source=str(tmp_path / "none.jsonl")), "mine")
 
 
 def test_they_are_trained_on_last_or_where_the_order_says():
@@ -76,7 +76,7 @@ def test_conversations_of_several_turns_are_read_and_trained_on(row, tmp_path):
     from bezoar_ray.train.encoding import conversation
 
     (tmp_path / "mine.jsonl").write_text(json.dumps(row))
-    (sample,) = read_own(SourcePart(source=str(tmp_path / "mine.jsonl")), "mine").rows
+    (sample,) = read_own(SourceSection(source=str(tmp_path / "mine.jsonl")), "mine").rows
     (again,) = map(Sample.from_row, sample_table([sample]).to_pylist())  # as it lies on disk
     assert conversation(again) == [{"role": role, "content": said} for role, said in TURNS]
     assert (sample.instruction, sample.response) == ("Two?", "2.")
@@ -95,7 +95,7 @@ def test_conversations_of_several_turns_are_read_and_trained_on(row, tmp_path):
 )
 def test_a_conversation_that_teaches_nothing_says_why(messages, said, tmp_path):
     (tmp_path / "mine.jsonl").write_text(json.dumps({"messages": messages}))
-    (failed,) = read_own(SourcePart(source=str(tmp_path / "mine.jsonl")), "mine").failed
+    (failed,) = read_own(SourceSection(source=str(tmp_path / "mine.jsonl")), "mine").failed
     assert "`messages`" in failed and said in failed
 
 
@@ -104,12 +104,12 @@ def test_columns_that_hold_nothing_are_passed_over(tmp_path):
     rows = [{"instruction": "Add.", "input": None, "context": "2 and 3", "response": "5"},
             {"instruction": "Add.", "response": None, "output": "5"}]  # fmt: skip
     (tmp_path / "mine.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    first, second = read_own(SourcePart(source=str(tmp_path / "mine.jsonl")), "mine").rows
+    first, second = read_own(SourceSection(source=str(tmp_path / "mine.jsonl")), "mine").rows
     assert (first.input, first.response, second.response) == ("2 and 3", "5", "5")
 
 
 def test_an_empty_system_message_is_none(tmp_path):
     turns = [{"role": "system", "content": ""}, {"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
     (tmp_path / "mine.jsonl").write_text(json.dumps({"messages": turns}))
-    (sample,) = read_own(SourcePart(source=str(tmp_path / "mine.jsonl")), "mine").rows
+    (sample,) = read_own(SourceSection(source=str(tmp_path / "mine.jsonl")), "mine").rows
     assert (sample.system, sample.instruction, sample.response) == ("", "a", "b")

@@ -10,15 +10,15 @@ import pytest
 
 from bezoar_ray import sources
 from bezoar_ray.errors import RecipeError
-from bezoar_ray.recipe import SourcePart
-from bezoar_ray.sources import hub
+from bezoar_ray.recipe import SourceSection
+from bezoar_ray.sources import hub_rows
 
 ROWS = [{"instruction": f"Say {n}", "context": "", "response": str(n), "category": "open_qa"} for n in range(5)]
 LINES = b"".join(orjson.dumps(row) + b"\n" for row in ROWS)
 
 
-def part(path, **fields) -> SourcePart:
-    return SourcePart(source=str(path), **fields)
+def part(path, **fields) -> SourceSection:
+    return SourceSection(source=str(path), **fields)
 
 
 def test_jsonl_gz_and_parquet_hold_the_same_seeds(tmp_path):
@@ -101,13 +101,13 @@ def test_hub_rows_are_streamed_up_to_the_limit(tmp_path, monkeypatch):
         (tmp_path / "a/b" / name).write_bytes(content)
     (tmp_path / "a/b/1.jsonl").write_bytes(b"{broken")
     monkeypatch.chdir(tmp_path)
-    real = hub._stream
+    real = hub_rows._stream
 
     def watched(name, config, source):
         assert (name, config, source.revision) == ("a/b", "c", "1")
         return real(name, config, source)
 
-    monkeypatch.setattr(hub, "_stream", watched)
+    monkeypatch.setattr(hub_rows, "_stream", watched)
     loaded = sources.read([part("hub:a/b:c", revision="1", limit=3)], "dolly")
     assert [seed.source for seed in loaded.rows] == ["hub:a/b:c"] * 3
     assert len({seed.id for seed in loaded.rows}) == 3

@@ -8,7 +8,7 @@ from itertools import pairwise
 import pyarrow as pa
 import pytest
 
-from bezoar_ray.data.spool import Items, spool
+from bezoar_ray.data.spool import Spool, spool
 from bezoar_ray.errors import RecipeError
 from bezoar_ray.llm.chat import Reply
 from bezoar_ray.llm.ledger import SESSION, Ledger, accounts
@@ -92,7 +92,7 @@ def test_another_run_directory_takes_over_files(store):
 def test_items_are_read_from_anywhere(store):
     with store.scratch() as scratch:
         items = spool((str(n).encode() for n in range(1000)), f"{scratch}/items.arrow")
-        assert [int(item) for cell in items.cells(16) for item in Items(items.path, items.batches).read(cell)] == list(
+        assert [int(item) for cell in items.cells(16) for item in Spool(items.path, items.batches).read(cell)] == list(
             range(1000)
         )
     assert not store.exists("scratch")
@@ -102,7 +102,7 @@ def test_a_ledger_finds_its_answers_and_its_account_again(store):
     async def written() -> None:
         ledger = Ledger(store.root, "judge", "one")
         await asyncio.gather(*(ledger.intend(f"{n:02x}", 0.5) for n in range(50)))
-        await asyncio.gather(*(ledger.settle(f"{n:02x}", "m", Reply(f"text {n}", "stop", 3, 2), 0.25)
+        await asyncio.gather(*(ledger.record_usage(f"{n:02x}", "m", Reply(f"text {n}", "stop", 3, 2), 0.25)
                                for n in range(40)))  # fmt: skip
         assert ledger.find("07").text == "text 7"
         await ledger.close()
@@ -129,7 +129,7 @@ def test_long_segments_are_cut_into_objects_and_read_as_one(store, monkeypatch):
         ledger = Ledger(store.root, "teacher", "one")
         for n in range(60):
             await ledger.intend(f"{n:02x}", 0.0)  # and its answer in another object, perhaps
-            await ledger.settle(f"{n:02x}", "m", Reply("x" * 150 + str(n), "stop", 1, 1), 0.0)
+            await ledger.record_usage(f"{n:02x}", "m", Reply("x" * 150 + str(n), "stop", 1, 1), 0.0)
         assert ledger.find("03").text.endswith("x3")
         await ledger.close()
 
@@ -160,7 +160,7 @@ def test_in_a_bucket_a_writers_lines_gather_between_two_puts(store, monkeypatch)
 
     async def later(ledger: Ledger, n: int) -> None:
         await asyncio.sleep(n * 0.02)
-        await ledger.settle(f"{n:02x}", "m", Reply("x", "stop", 1, 1), 0.0)
+        await ledger.record_usage(f"{n:02x}", "m", Reply("x", "stop", 1, 1), 0.0)
 
     monkeypatch.setattr(Store, "replace", replace)
     asyncio.run(go())

@@ -10,7 +10,7 @@ import pytest
 from bezoar_ray.data.schema import Sample, sample_table
 from bezoar_ray.recipe import Recipe, parse_recipe
 from bezoar_ray.runtime.progress import Progress
-from bezoar_ray.stages import Context
+from bezoar_ray.stages import StageContext
 from bezoar_ray.store import Store
 from bezoar_ray.train import hh_sft, pairs, preference, sft
 from bezoar_ray.train.launcher import Job
@@ -99,7 +99,7 @@ def trained(
     """A run directory after all three stages, and their summaries; the loops ran in this process."""
     store = Store(tmp_path_factory.mktemp("trained"))
     write_rows(store, "lamini", "orca", "evol_instruct")
-    context = Context(recipe, store, "test", Progress())
+    context = StageContext(recipe, store, "test", Progress())
     pairs.ensure(context)
     summary: dict[str, Any] = {}
     for stage in ("sft", "hh-sft", "dpo"):
@@ -107,7 +107,7 @@ def trained(
     return store, summary
 
 
-def in_process(context: Context, stage: str, name: str = "test") -> dict[str, Any]:
+def in_process(context: StageContext, stage: str, name: str = "test") -> dict[str, Any]:
     """A stage's loop on what it prepares, under Ray Train's local mode."""
     from ray.train import RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
@@ -124,8 +124,8 @@ def in_process(context: Context, stage: str, name: str = "test") -> dict[str, An
 
 
 @pytest.fixture
-def context(recipe: Recipe, tmp_path: Path) -> Context:
+def context(recipe: Recipe, tmp_path: Path) -> StageContext:
     """A run directory with accepted rows of two schemes."""
     store = Store(tmp_path / "run")
     write_rows(store, "lamini", "evol_instruct")
-    return Context(recipe, store, "test", Progress())
+    return StageContext(recipe, store, "test", Progress())

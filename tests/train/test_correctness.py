@@ -18,7 +18,7 @@ from bezoar_ray import sources
 from bezoar_ray.data.schema import Sample, sample_table
 from bezoar_ray.recipe import Recipe, load_recipe
 from bezoar_ray.runtime.progress import Progress
-from bezoar_ray.stages import Context
+from bezoar_ray.stages import StageContext
 from bezoar_ray.store import Store
 from bezoar_ray.train import encoding, model_loading, pairs, preference, sft
 from bezoar_ray.train.heldout import mean_log_probabilities
@@ -58,10 +58,10 @@ def rows(recipe: Recipe) -> list[Sample]:
 
 
 @pytest.fixture(scope="module")
-def chain(ray_session, tiny_world, tmp_path_factory) -> Context:
+def chain(ray_session, tiny_world, tmp_path_factory) -> StageContext:
     """All three stages on the embedded base, kept in bfloat16, on the world's own instructions."""
     recipe = load_recipe("tiny", SETTINGS)
-    context = Context(recipe, Store(tmp_path_factory.mktemp("chain")), "test", Progress())
+    context = StageContext(recipe, Store(tmp_path_factory.mktemp("chain")), "test", Progress())
     context.store.replace_table("data/lamini/accepted/part-0.parquet", sample_table(rows(recipe)))
     pairs.ensure(context)
     for stage in ("sft", "hh-sft", "dpo"):
@@ -70,7 +70,7 @@ def chain(ray_session, tiny_world, tmp_path_factory) -> Context:
 
 
 @pytest.fixture(scope="module")
-def prompts(chain: Context) -> list[list[int]]:
+def prompts(chain: StageContext) -> list[list[int]]:
     tokenizer = load_tokenizer(chain.recipe)
     asked = [[{"role": "user", "content": row.task}] for row in rows(chain.recipe)[:ASKED]]
     return [tokenizer.apply_chat_template(m, add_generation_prompt=True)["input_ids"] for m in asked]
@@ -85,11 +85,11 @@ def answers(model: Any, prompts: list[list[int]]) -> list[list[int]]:
         ]
 
 
-def load(context: Context, folder: str, **settings: Any) -> Any:
+def load(context: StageContext, folder: str, **settings: Any) -> Any:
     return model_loading.load(context.recipe.base, str(context.store.path(f"checkpoints/{folder}")), **settings).eval()
 
 
-def test_a_trained_model_stops_by_itself(chain: Context, prompts: list[list[int]]) -> None:
+def test_a_trained_model_stops_by_itself(chain: StageContext, prompts: list[list[int]]) -> None:
     ends = load_tokenizer(chain.recipe).eos_token_id
     said = answers(load(chain, "sft/merged"), prompts[:20])
     assert sum(answer[-1] == ends and len(answer) > 1 for answer in said) >= 18
@@ -97,7 +97,7 @@ def test_a_trained_model_stops_by_itself(chain: Context, prompts: list[list[int]
 
 @pytest.mark.parametrize("name", ["sft", "hh-sft", "dpo"])
 def test_joined_on_the_base_is_the_merged_chain_within_bfloat16s_rounding(
-    chain: Context, prompts: list[list[int]], name: str
+    chain: StageContext, prompts: list[list[int]], name: str
 ) -> None:
     config = chain.store.read_json(f"checkpoints/{name}/merged/config.json")
     assert "quantization_config" not in config and config["dtype"] == "bfloat16"
@@ -121,7 +121,9 @@ def test_joined_on_the_base_is_the_merged_chain_within_bfloat16s_rounding(
     assert max(apart) < 0.05 and diverged <= ASKED / 5
 
 
-def test_the_saved_model_says_the_same_in_transformers_and_in_vllm(chain: Context, prompts: list[list[int]]) -> None:
+def test_the_saved_model_says_the_same_in_transformers_and_in_vllm(
+    chain: StageContext, prompts: list[list[int]]
+) -> None:
     folder = chain.store.path("checkpoints/dpo/merged")
     from transformers import AutoModelForCausalLM
 
@@ -132,7 +134,7 @@ def test_the_saved_model_says_the_same_in_transformers_and_in_vllm(chain: Contex
     assert json.loads(done.stdout.splitlines()[-1]) == ours
 
 
-def test_dpos_reference_is_hh_sft_in_the_same_quantisation(chain: Context) -> None:
+def test_dpos_reference_is_hh_sft_in_the_same_quantisation(chain: StageContext) -> None:
     (kept,) = chain.store.path("train/data").glob("cache-*.arrow")
     pairs_of_dpo, reference = preference.prepared(chain).open(chain.store), Dataset.from_file(str(kept))
     scored = [
@@ -161,7 +163,7 @@ def test_dpos_reference_is_hh_sft_in_the_same_quantisation(chain: Context) -> No
     assert apart["quantised"] < 0.2 and apart["quantised"] < apart["whole"] / 3
 
 
-def exact(context: Context, folder: Path, **part: Any) -> tuple[list[float], dict[str, torch.Tensor]]:
+def exact(context: StageContext, folder: Path, **part: Any) -> tuple[list[float], dict[str, torch.Tensor]]:
     """sft in float32 on Ray's workers, without dropout: its losses and its adapter."""
     recipe = load_recipe("tiny", [*SETTINGS, "base.dtype=float32"])
     lora = recipe.sft.lora.model_copy(update={"dropout": 0.0})
@@ -176,7 +178,7 @@ def exact(context: Context, folder: Path, **part: Any) -> tuple[list[float], dic
 
 
 def test_two_workers_of_half_the_batch_train_as_one_of_the_whole_and_the_same_again(
-    chain: Context, tmp_path: Path
+    chain: StageContext, tmp_path: Path
 ) -> None:
     one, again = exact(chain, tmp_path / "one"), exact(chain, tmp_path / "again")
     two = exact(chain, tmp_path / "two", workers=2)

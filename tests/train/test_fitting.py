@@ -12,19 +12,19 @@ import torch
 from bezoar_ray.errors import BezoarError
 from bezoar_ray.recipe import Align, Recipe, Training
 from bezoar_ray.runtime.progress import Progress
-from bezoar_ray.stages import Context
+from bezoar_ray.stages import StageContext
 from bezoar_ray.store import Store
 from bezoar_ray.train import fitting, model_loading, packing, pass_size
-from bezoar_ray.train.fitting import Passes, Trial
+from bezoar_ray.train.fitting import Passes, PassTrial
 from bezoar_ray.train.launcher import Job
 from bezoar_ray.train.packing import Layout
 from bezoar_ray.train.pass_size import PassSize, wanted_size
-from bezoar_ray.train.tokenized_dataset import Prepared
+from bezoar_ray.train.tokenized_dataset import TokenizedDataset
 from tests.train.conftest import in_process
 from tests.train.test_launcher import changed
 
 FLAT, PADDED = Layout("flat"), Layout("padded")
-ROWS = Prepared("rows", "", rows=40, tokens=4000, longest=200, longest_sequence=200, sequences=1, left_out={})
+ROWS = TokenizedDataset("rows", "", rows=40, tokens=4000, longest=200, longest_sequence=200, sequences=1, left_out={})
 PAIRS = replace(ROWS, name="pairs", sequences=2)
 KIB = 2**10
 
@@ -75,8 +75,8 @@ def model(recipe: Recipe) -> Any:
         yield made
 
 
-def trial(model: Any, data: Prepared = ROWS, layout: Layout = FLAT) -> Trial:
-    return Trial(model, contextlib.nullcontext, data, layout, torch.device("cpu"))
+def trial(model: Any, data: TokenizedDataset = ROWS, layout: Layout = FLAT) -> PassTrial:
+    return PassTrial(model, contextlib.nullcontext, data, layout, torch.device("cpu"))
 
 
 def taken(model: Any, sequences: int, length: int) -> int:
@@ -107,7 +107,7 @@ def memory(monkeypatch: pytest.MonkeyPatch, model: Any) -> Any:
     return limit
 
 
-def fitted(model: Any, recipe: Recipe, data: Prepared = ROWS, **part: Any) -> tuple[PassSize, Passes]:
+def fitted(model: Any, recipe: Recipe, data: TokenizedDataset = ROWS, **part: Any) -> tuple[PassSize, Passes]:
     """The size of the passes of a data set, and what was decided with it."""
     job, passes = Job("", changed(recipe, **{"micro_batch": None, "batch": 40} | part), "sft", "x", (data,)), Passes()
     return fitting._fit(trial(model, data), job, data, FLAT, passes), passes
@@ -136,11 +136,11 @@ def test_left_to_choose_passes_are_as_large_as_a_step_but_no_larger_than_is_of_u
 def test_a_smaller_pass_comes_before_recomputing_while_it_keeps_a_gpu_busy(
     model: Any, recipe: Recipe, monkeypatch: pytest.MonkeyPatch, gib: float, expected: int, recomputed: bool
 ) -> None:
-    def fits(self: Trial, size: PassSize, *_: Any) -> bool:
+    def fits(self: PassTrial, size: PassSize, *_: Any) -> bool:
         kept = not self.model.get_base_model().model.gradient_checkpointing
         return size.tokens * (1.0 if kept else 0.25) <= 1024 * gib
 
-    monkeypatch.setattr(Trial, "fits", fits)
+    monkeypatch.setattr(PassTrial, "fits", fits)
     size, passes = fitted(model, recipe, micro_tokens="auto", batch=400)
     assert (size, passes.gradient_checkpointing) == (PassSize(tokens=expected), recomputed)
     never, passes = fitted(model, recipe, micro_tokens="auto", batch=400, gradient_checkpointing=False)
@@ -177,7 +177,7 @@ def test_padded_pairs_are_tried_as_long_as_their_longer_side(
     model: Any, monkeypatch: pytest.MonkeyPatch, layout: Layout, tokens: int
 ) -> None:
     tried: list[int] = []
-    monkeypatch.setattr(Trial, "run", lambda self, sequences, length: tried.append(sequences * length))
+    monkeypatch.setattr(PassTrial, "run", lambda self, sequences, length: tried.append(sequences * length))
     uneven = replace(PAIRS, longest_sequence=350)
     assert trial(model, uneven, layout).fits(PassSize(rows=3), share=16)
     assert tried == [tokens]
@@ -196,10 +196,10 @@ def test_memory_may_run_out_in_many_words(model: Any, monkeypatch: pytest.Monkey
     def fails(*_: Any) -> None:
         raise error
 
-    monkeypatch.setattr(Trial, "run", fails)
+    monkeypatch.setattr(PassTrial, "run", fails)
     assert not trial(model).fits(PassSize(rows=1), share=1)
     other = RuntimeError("no kernel image is available")
-    monkeypatch.setattr(Trial, "run", lambda *_: (_ for _ in ()).throw(other))
+    monkeypatch.setattr(PassTrial, "run", lambda *_: (_ for _ in ()).throw(other))
     with pytest.raises(RuntimeError, match="no kernel image"):
         trial(model).fits(PassSize(rows=1), share=1)
 
@@ -230,8 +230,8 @@ def test_a_stage_whose_passes_do_not_fit_trains_in_smaller_ones(
     trained: tuple[Store, dict[str, Any]], tmp_path: Path, recipe: Recipe, monkeypatch: pytest.MonkeyPatch, stage: str
 ) -> None:
     shutil.copytree(trained[0].root, tmp_path / "run", ignore=shutil.ignore_patterns("train"))
-    context = Context(recipe, Store(tmp_path / "run"), "test", Progress())
-    monkeypatch.setattr(Trial, "fits", lambda self, size, *_: size.rows == 1)
+    context = StageContext(recipe, Store(tmp_path / "run"), "test", Progress())
+    monkeypatch.setattr(PassTrial, "fits", lambda self, size, *_: size.rows == 1)
     found = in_process(context, stage)[stage]
     assert found["passes"]["size"] == "1 rows" and found["passes"]["gradient_checkpointing"]
     assert all("a pass of 4 rows of" in said and "does not fit" in said for said in found["passes"]["because"])
@@ -259,7 +259,7 @@ def test_an_architecture_that_does_not_compile_runs_as_it_is(model: Any, monkeyp
     def fails(self: Any, *args: Any) -> None:
         raise RuntimeError("no such operator\nand more")
 
-    monkeypatch.setattr(Trial, "run", fails)
+    monkeypatch.setattr(PassTrial, "run", fails)
     fitting._compile(trial(model), Training(learning_rate=1e-4, compile=True), passes, steps=1)
     assert not passes.compiled and not any(layer._compiled_call_impl for layer in layers)
     assert passes.because == ["layers are not compiled: RuntimeError: no such operator"]
@@ -269,7 +269,7 @@ def test_an_architecture_that_does_not_compile_runs_as_it_is(model: Any, monkeyp
 def test_short_stages_and_cpus_do_not_compile(
     model: Any, monkeypatch: pytest.MonkeyPatch, steps: int, gpus: float, compiled: bool
 ) -> None:
-    monkeypatch.setattr(Trial, "run", lambda *_: None)
+    monkeypatch.setattr(PassTrial, "run", lambda *_: None)
     passes = Passes()
     fitting._compile(trial(model), Training(learning_rate=1e-4, gpus_per_worker=gpus), passes, steps)
     assert passes.compiled is compiled

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from bezoar_ray.errors import BezoarError
 from bezoar_ray.recipe import Recipe
 from bezoar_ray.runtime.progress import Progress
-from bezoar_ray.stages import Context
+from bezoar_ray.stages import StageContext
 from bezoar_ray.store import Store
 from bezoar_ray.train import hh_sft, launcher, model_loading, pairs, preference, sft
 from tests.train.conftest import write_rows
@@ -31,9 +31,11 @@ def on_gpu(recipe: Recipe, **values: Any) -> Recipe:
 
 
 @pytest.fixture(scope="module")
-def run(ray_session: None, recipe: Recipe, tmp_path_factory: pytest.TempPathFactory) -> tuple[Context, dict[str, Any]]:
+def run(
+    ray_session: None, recipe: Recipe, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[StageContext, dict[str, Any]]:
     """All three stages on Ray's workers, and their summaries."""
-    context = Context(on_gpu(recipe), Store(tmp_path_factory.mktemp("gpu")), "test", Progress())
+    context = StageContext(on_gpu(recipe), Store(tmp_path_factory.mktemp("gpu")), "test", Progress())
     write_rows(context.store, "lamini", "orca", "evol_instruct")
     pairs.ensure(context)
     found: dict[str, Any] = {}
@@ -50,7 +52,7 @@ def what_is_trained_on(job: launcher.Job) -> dict[str, Any]:
     return {"device": model.device.type, "quantised": quantised, "dtype": str(model.dtype)}
 
 
-def test_three_stages_leave_their_checkpoints(run: tuple[Context, dict[str, Any]]) -> None:
+def test_three_stages_leave_their_checkpoints(run: tuple[StageContext, dict[str, Any]]) -> None:
     context, found = run
     assert {found[stage]["steps"] for stage in ("sft", "hh-sft", "dpo")} == {5, 6}
     assert found["sft"]["loss_last"] < found["sft"]["loss_first"]
@@ -59,7 +61,7 @@ def test_three_stages_leave_their_checkpoints(run: tuple[Context, dict[str, Any]
 
 
 @pytest.mark.parametrize("name", ["sft", "hh-sft", "dpo"])
-def test_joined_on_the_base_is_the_merged_chain(run: tuple[Context, dict[str, Any]], name: str) -> None:
+def test_joined_on_the_base_is_the_merged_chain(run: tuple[StageContext, dict[str, Any]], name: str) -> None:
     context, there = run[0], {"dtype": "float32", "device_map": {"": "cuda"}}
     folder = context.store.path(f"checkpoints/{name}")
     merged = model_loading.load(context.recipe.base, str(folder / "merged"), **there)
@@ -71,7 +73,7 @@ def test_joined_on_the_base_is_the_merged_chain(run: tuple[Context, dict[str, An
 
 @pytest.mark.parametrize(("gpus", "device", "dtype"), [(1.0, "cuda", "bfloat16"), (0.0, "cpu", None)])
 def test_a_worker_computes_where_the_recipe_says(
-    ray_session: None, context: Context, gpus: float, device: str, dtype: str | None
+    ray_session: None, context: StageContext, gpus: float, device: str, dtype: str | None
 ) -> None:
     recipe = changed(on_gpu(context.recipe), gpus_per_worker=gpus)
     found = launcher.fit(replace(context, recipe=recipe), "sft", what_is_trained_on, [], [])
@@ -79,13 +81,13 @@ def test_a_worker_computes_where_the_recipe_says(
     assert dtype is None or found["dtype"] == f"torch.{dtype}"
 
 
-def test_a_worker_without_a_gpu_trains_beside_one(ray_session: None, context: Context) -> None:
+def test_a_worker_without_a_gpu_trains_beside_one(ray_session: None, context: StageContext) -> None:
     outcome = sft.run(context)
     assert outcome.summary["train"]["sft"]["steps"] == 4
 
 
 def test_a_stage_that_was_stopped_ends_with_the_adapter_of_one_that_was_not(
-    run: tuple[Context, dict[str, Any]], tmp_path: Path
+    run: tuple[StageContext, dict[str, Any]], tmp_path: Path
 ) -> None:
     context = run[0]
     align = context.recipe.align.model_copy(update={"epochs": 30, "checkpoint_every": 1000})
@@ -93,7 +95,7 @@ def test_a_stage_that_was_stopped_ends_with_the_adapter_of_one_that_was_not(
     for name in ("calm", "stopped"):
         shutil.copytree(context.store.root, tmp_path / name, ignore=shutil.ignore_patterns("dpo"))
         recipe = context.recipe.model_copy(update={"align": align})
-        contexts.append(Context(recipe, Store(tmp_path / name), "test", Progress()))
+        contexts.append(StageContext(recipe, Store(tmp_path / name), "test", Progress()))
     calm, stopped = contexts
     preference.run(calm)
     threading.Thread(target=stop_under_way, args=(stopped.store,), daemon=True).start()
@@ -107,7 +109,7 @@ def test_a_stage_that_was_stopped_ends_with_the_adapter_of_one_that_was_not(
     assert apart < 1e-4
 
 
-def test_a_pass_that_does_not_fit_is_made_smaller(ray_session: None, context: Context) -> None:
+def test_a_pass_that_does_not_fit_is_made_smaller(ray_session: None, context: StageContext) -> None:
     many = changed(on_gpu(context.recipe), batch=2**20, micro_batch=2**20)
     found = sft.run(replace(context, recipe=many)).summary["train"]["sft"]
     rows = int(found["passes"]["size"].split()[0].replace(",", ""))

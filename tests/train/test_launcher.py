@@ -26,7 +26,7 @@ from bezoar_ray.data.schema import Sample, sample_table
 from bezoar_ray.errors import BezoarError, RecipeError
 from bezoar_ray.recipe import Recipe
 from bezoar_ray.runtime.progress import Progress
-from bezoar_ray.stages import Context
+from bezoar_ray.stages import StageContext
 from bezoar_ray.store import Store
 from bezoar_ray.train import launcher, model_loading, pairs, preference, sft
 from bezoar_ray.train.reporting import STATE
@@ -62,7 +62,9 @@ def break_down(job: launcher.Job) -> dict[str, Any]:
     raise ValueError("the disk is on fire")
 
 
-def test_a_stage_runs_on_a_worker_with_its_noise_in_the_log(ray_session: None, context: Context, capfd: Any) -> None:
+def test_a_stage_runs_on_a_worker_with_its_noise_in_the_log(
+    ray_session: None, context: StageContext, capfd: Any
+) -> None:
     outcome = sft.run(context)
     printed = capfd.readouterr()
     assert context.store.exists("checkpoints/sft/merged/model.safetensors")
@@ -73,7 +75,7 @@ def test_a_stage_runs_on_a_worker_with_its_noise_in_the_log(ray_session: None, c
 
 
 @pytest.mark.slow
-def test_our_own_errors_are_not_tried_again_and_others_name_the_log(ray_session: None, context: Context) -> None:
+def test_our_own_errors_are_not_tried_again_and_others_name_the_log(ray_session: None, context: StageContext) -> None:
     with pytest.raises(RecipeError, match="sft: no such target"):
         launcher.fit(context, "sft", refuse, [], [])
     once = replace(context, recipe=changed(context.recipe, max_failures=0))
@@ -84,7 +86,7 @@ def test_our_own_errors_are_not_tried_again_and_others_name_the_log(ray_session:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("zero_stage", [2, 3])  # 0 is in test_correctness.py
-def test_two_workers_train_one_adapter(ray_session: None, context: Context, zero_stage: int) -> None:
+def test_two_workers_train_one_adapter(ray_session: None, context: StageContext, zero_stage: int) -> None:
     shared = changed(context.recipe, workers=2, zero_stage=zero_stage, batch=8, load_in_4bit=zero_stage < 3)
     outcome = sft.run(replace(context, recipe=shared))
     assert outcome.summary["train"]["sft"]["steps"] == 2
@@ -94,7 +96,7 @@ def test_two_workers_train_one_adapter(ray_session: None, context: Context, zero
     assert all(tensor.any() for tensor in tensors.values())
 
 
-def begun(context: Context, **values: Any) -> launcher.Job:
+def begun(context: StageContext, **values: Any) -> launcher.Job:
     """As `fit` begins an sft of a changed recipe, and Ray Train after it."""
     changed_recipe = replace(context, recipe=changed(context.recipe, **values))
     job = launcher.Job(str(context.store.root), changed_recipe.recipe, "sft", f"run-{len(values)}", ())
@@ -104,7 +106,7 @@ def begun(context: Context, **values: Any) -> launcher.Job:
 
 
 def test_a_stop_reaches_the_workers_whatever_the_driver_does_at_that_moment(
-    context: Context, monkeypatch: pytest.MonkeyPatch
+    context: StageContext, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """An outage of the bucket while it looks at their progress ends nothing; Ctrl-C in the same look stops them."""
     faults: list[BaseException] = [BezoarError("cannot read s3://…"), KeyboardInterrupt()]
@@ -121,7 +123,7 @@ def test_a_stop_reaches_the_workers_whatever_the_driver_does_at_that_moment(
     assert stopped == ["sft"] and not faults
 
 
-def test_another_recipe_trains_afresh_and_says_what_differs(context: Context, capsys: Any) -> None:
+def test_another_recipe_trains_afresh_and_says_what_differs(context: StageContext, capsys: Any) -> None:
     """What was under way is kept beside it: with its own recipe it goes on."""
     first, other = begun(context), begun(context, epochs=5.0, learning_rate=0.5)
     said = capsys.readouterr().out
@@ -133,7 +135,7 @@ def test_another_recipe_trains_afresh_and_says_what_differs(context: Context, ca
     assert capsys.readouterr().out == ""
 
 
-def test_a_training_that_has_ended_is_not_spoken_of(context: Context, capsys: Any) -> None:
+def test_a_training_that_has_ended_is_not_spoken_of(context: StageContext, capsys: Any) -> None:
     first = begun(context)
     record = f"train/sft/{first.name}.json"
     context.store.replace_json(record, context.store.read_json(record) | {launcher._ENDED: True})
@@ -174,7 +176,7 @@ def adapter(store: Store) -> dict[str, torch.Tensor]:
     [("worker", 1), ("worker", 2), ("driver", 1), ("everything", 1), ("nobody: it is asked to stop", 1)],
 )
 def test_training_that_was_killed_ends_with_the_adapter_of_one_that_was_not(
-    context: Context, undisturbed: Callable[[int], dict[str, torch.Tensor]], whom: str, workers: int
+    context: StageContext, undisturbed: Callable[[int], dict[str, torch.Tensor]], whom: str, workers: int
 ) -> None:
     """Killed in the second data set. The same to the bit: every step has seen its own rows, once, in their order."""
     asked = command(context.recipe, context.store, workers)
@@ -211,7 +213,7 @@ def test_training_that_was_killed_ends_with_the_adapter_of_one_that_was_not(
 
 @pytest.mark.slow
 def test_a_loss_that_is_not_finite_stops_at_the_last_good_checkpoint(
-    ray_session: None, context: Context, tmp_path: Path
+    ray_session: None, context: StageContext, tmp_path: Path
 ) -> None:
     """A base whose embedding of a rare character is broken, and one row that has it."""
     model, tokenizer = model_loading.load(context.recipe.base), load_tokenizer(context.recipe)
@@ -239,7 +241,7 @@ def test_workers_share_one_reference_that_was_asked_ahead(
 ) -> None:
     shutil.copytree(trained[0].root, tmp_path / "run", ignore=shutil.ignore_patterns("dpo"))
     two = recipe.align.model_copy(update={"method": method, "workers": 2, "epochs": 2})
-    context = Context(recipe.model_copy(update={"align": two}), Store(tmp_path / "run"), "test", Progress())
+    context = StageContext(recipe.model_copy(update={"align": two}), Store(tmp_path / "run"), "test", Progress())
     pairs.ensure(context)
     found = preference.run(context).summary["train"]["dpo"]
     assert found["steps"] == 10 and found["loss_last"] < found["loss_first"]
@@ -256,7 +258,7 @@ def test_a_preference_stage_that_was_stopped_ends_with_the_adapter_of_one_that_w
     for name in ("calm", "stopped"):
         shutil.copytree(trained[0].root, tmp_path / name, ignore=shutil.ignore_patterns("dpo"))
         store = Store(tmp_path / name)
-        contexts.append(Context(recipe.model_copy(update={"align": part}), store, "test", Progress()))
+        contexts.append(StageContext(recipe.model_copy(update={"align": part}), store, "test", Progress()))
         pairs.ensure(contexts[-1])
     calm, stopped = contexts
     preference.run(calm)
@@ -276,7 +278,7 @@ def stop_under_way(store: Store) -> None:
     store.replace("train/dpo/stop", b"")
 
 
-def at(context: Context) -> int:
+def at(context: StageContext) -> int:
     progress = context.store.path("train/sft/progress.json")
     return json.loads(progress.read_text())["step"] if progress.exists() else 0
 

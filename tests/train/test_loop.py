@@ -14,7 +14,7 @@ from bezoar_ray.recipe import Recipe, Sft
 from bezoar_ray.store import Store
 from bezoar_ray.train import loop, model_loading
 from bezoar_ray.train.launcher import Job
-from bezoar_ray.train.tokenized_dataset import Prepared
+from bezoar_ray.train.tokenized_dataset import TokenizedDataset
 
 
 def test_a_batch_that_cannot_be_shared_is_refused() -> None:
@@ -24,7 +24,7 @@ def test_a_batch_that_cannot_be_shared_is_refused() -> None:
 
 @pytest.mark.parametrize(("rows", "epochs", "steps"), [(1, 1, 1), (16, 1, 1), (17, 1, 2), (40, 2, 6), (40, 0.5, 2)])
 def test_steps_are_counted_as_the_trainer_counts_them(rows: int, epochs: float, steps: int) -> None:
-    data = Prepared("x", "x.arrow", rows, 0, 1, 1, 1, {})
+    data = TokenizedDataset("x", "x.arrow", rows, 0, 1, 1, 1, {})
     assert loop._length(data, Sft(batch=16, epochs=epochs)) == steps
 
 
@@ -42,7 +42,7 @@ def test_a_worker_computes_on_a_gpu_where_the_recipe_gives_it_one(
     job = Job(str(tmp_path), recipe.model_copy(update={"sft": part, "base": base}), "sft", "test", ())
     assert model_loading.device(job) == torch.device("cuda:1" if gpus else "cpu")
     assert job.dtype == (dtype or compute_dtype("bfloat16"))
-    given = loop.arguments(job, Prepared("x", "x.arrow", 40, 0, 1, 1, 1, {}))
+    given = loop.arguments(job, TokenizedDataset("x", "x.arrow", 40, 0, 1, 1, 1, {}))
     assert given["use_cpu"] == (not gpus) and given["bf16"] == (job.dtype == "bfloat16")
     assert given["dataloader_pin_memory"] == bool(gpus) == bool(given["dataloader_num_workers"])
 

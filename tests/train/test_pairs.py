@@ -4,8 +4,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from bezoar_ray.data.schema import Pair
-from bezoar_ray.recipe import SourcePart
-from bezoar_ray.stages import Context
+from bezoar_ray.recipe import SourceSection
+from bezoar_ray.stages import StageContext
 from bezoar_ray.train import pairs
 
 
@@ -33,7 +33,7 @@ def test_the_split_does_not_depend_on_order_but_on_the_seed() -> None:
     assert first == again != other
 
 
-def test_written_once_and_anew_for_another_recipe(context: Context) -> None:
+def test_written_once_and_anew_for_another_recipe(context: StageContext) -> None:
     pairs.ensure(context)
     path = context.store.path("data/hh_rlhf/heldout/part-0.parquet")
     written = path.stat().st_mtime_ns
@@ -46,10 +46,10 @@ def test_written_once_and_anew_for_another_recipe(context: Context) -> None:
     assert len(pairs.read(context.store, "pairs")) == 20
 
 
-def test_malformed_pairs_are_counted_and_left_out(context: Context, pairs_file: Path, tmp_path: Path) -> None:
+def test_malformed_pairs_are_counted_and_left_out(context: StageContext, pairs_file: Path, tmp_path: Path) -> None:
     path = tmp_path / "hh.jsonl"
     path.write_text(pairs_file.read_text() + '\n{"chosen": "no transcript"}\n')
-    seeds = context.recipe.seeds.model_copy(update={"hh_rlhf": (SourcePart(source=str(path)),)})
+    seeds = context.recipe.seeds.model_copy(update={"hh_rlhf": (SourceSection(source=str(path)),)})
     broken = replace(context, recipe=context.recipe.model_copy(update={"seeds": seeds}))
     assert pairs.ensure(broken) == pairs.ensure(broken) == 1
     assert len(pairs.read(context.store, "sft")) == 20

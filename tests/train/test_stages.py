@@ -12,7 +12,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from bezoar_ray.errors import BezoarError
 from bezoar_ray.recipe import Recipe
-from bezoar_ray.stages import Context
+from bezoar_ray.stages import StageContext
 from bezoar_ray.store import Store
 from bezoar_ray.train import checkpoints, heldout, model_loading, pairs, sft
 from bezoar_ray.train.tokenizer import load_tokenizer
@@ -118,19 +118,19 @@ def test_what_is_merged_is_whole_in_the_bases_type(trained: Trained) -> None:
         assert "quantization_config" not in config and config["dtype"] == "float32"
 
 
-def test_no_accepted_row_at_all_is_an_error_that_says_where_to_look(context: Context) -> None:
+def test_no_accepted_row_at_all_is_an_error_that_says_where_to_look(context: StageContext) -> None:
     context.store.remove("data/lamini")
     context.store.remove("data/evol_instruct")
     with pytest.raises(BezoarError, match="none of lamini, orca, evol_instruct has an accepted row"):
         sft.run(context)
 
 
-def starting(context: Context, **sft: Any) -> Context:
+def starting(context: StageContext, **sft: Any) -> StageContext:
     recipe = context.recipe
     return replace(context, recipe=recipe.model_copy(update={"sft": recipe.sft.model_copy(update=sft)}))
 
 
-def test_sft_goes_on_with_an_adapter_of_your_own(trained: tuple[Store, dict], context: Context) -> None:
+def test_sft_goes_on_with_an_adapter_of_your_own(trained: tuple[Store, dict], context: StageContext) -> None:
     own = str(trained[0].path("checkpoints/sft/adapter"))
     pairs.ensure(context)
     begun = in_process(starting(context, adapter=own), "sft")["sft"]["loss_first"]
@@ -139,7 +139,7 @@ def test_sft_goes_on_with_an_adapter_of_your_own(trained: tuple[Store, dict], co
 
 
 def test_an_adapter_that_does_not_fit_is_refused_with_the_reason(
-    trained: tuple[Store, dict], context: Context, tmp_path: Path
+    trained: tuple[Store, dict], context: StageContext, tmp_path: Path
 ) -> None:
     pairs.ensure(context)
     own = str(trained[0].path("checkpoints/sft/adapter"))

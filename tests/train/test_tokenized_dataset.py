@@ -11,31 +11,31 @@ import pytest
 from bezoar_ray.data.sample_io import sample_files
 from bezoar_ray.data.schema import Sample, pair_table, sample_table
 from bezoar_ray.errors import BezoarError
-from bezoar_ray.recipe import SourcePart
-from bezoar_ray.runs.manifest import Done, save
-from bezoar_ray.stages import Context
+from bezoar_ray.recipe import SourceSection
+from bezoar_ray.runs.manifest import StageManifest, save
+from bezoar_ray.stages import StageContext
 from bezoar_ray.train import encoding, hh_sft, pairs, preference, sft
-from bezoar_ray.train.tokenized_dataset import Prepared, prepare
+from bezoar_ray.train.tokenized_dataset import TokenizedDataset, prepare
 from bezoar_ray.train.tokenizer import load_tokenizer
 
 
-def changed(context: Context, **values: Any) -> Context:
+def changed(context: StageContext, **values: Any) -> StageContext:
     recipe = context.recipe
     return replace(context, recipe=recipe.model_copy(update={"sft": recipe.sft.model_copy(update=values)}))
 
 
-def of(context: Context, scheme: str = "lamini") -> Prepared:
+def of(context: StageContext, scheme: str = "lamini") -> TokenizedDataset:
     files = sample_files(context.store, scheme, "accepted")
     return prepare(context, "sft", scheme, files, encoding.sample_tokens, encoding.CONVERSATION)
 
 
-def encoded(context: Context, count: int = 8) -> list[encoding.Tokens]:
+def encoded(context: StageContext, count: int = 8) -> list[encoding.Tokens]:
     tokenizer = load_tokenizer(context.recipe)
     rows = context.store.read_table("data/lamini/accepted", sample_table([]).schema).to_pylist()
     return [encoding.sample_tokens(tokenizer, row, 10_000) for row in rows[:count]]
 
 
-def test_rows_stay_in_order(ray_session: None, context: Context) -> None:
+def test_rows_stay_in_order(ray_session: None, context: StageContext) -> None:
     found = of(context)
     rows = found.open(context.store)
     assert rows["id"][:] == [f"lamini{n}" for n in range(8)]
@@ -44,7 +44,7 @@ def test_rows_stay_in_order(ray_session: None, context: Context) -> None:
     assert found.tokens == sum(len(row["input_ids"]) for row in encoded(context))
 
 
-def test_every_worker_maps_the_same_file_into_its_memory(ray_session: None, context: Context) -> None:
+def test_every_worker_maps_the_same_file_into_its_memory(ray_session: None, context: StageContext) -> None:
     found = of(context)
     allocated = pa.total_allocated_bytes()
     rows = found.open(context.store)
@@ -52,7 +52,7 @@ def test_every_worker_maps_the_same_file_into_its_memory(ray_session: None, cont
     assert pa.total_allocated_bytes() == allocated and len(rows) == 8
 
 
-def test_the_file_is_kept_until_something_in_it_would_change(ray_session: None, context: Context) -> None:
+def test_the_file_is_kept_until_something_in_it_would_change(ray_session: None, context: StageContext) -> None:
     found = of(context)
     written = context.store.path(found.file).stat().st_mtime_ns
     assert of(changed(context, learning_rate=1.0, batch=8, packing=False)) == found
@@ -62,7 +62,7 @@ def test_the_file_is_kept_until_something_in_it_would_change(ray_session: None, 
     assert not context.store.exists(found.file)
 
 
-def test_what_is_left_out_is_counted(ray_session: None, context: Context) -> None:
+def test_what_is_left_out_is_counted(ray_session: None, context: StageContext) -> None:
     longest = min(len(row["input_ids"]) for row in encoded(context)) + 1
     silent = Sample("zz", "lamini", "op", instruction="What colour is animal1?", response=" ")
     context.store.replace_table("data/lamini/accepted/part-1.parquet", sample_table([silent]))
@@ -70,18 +70,18 @@ def test_what_is_left_out_is_counted(ray_session: None, context: Context) -> Non
     assert found.left_out == {encoding.TOO_LONG: 8 - found.rows, encoding.NO_ANSWER: 1} and found.rows > 0
 
 
-def test_nothing_left_is_an_error_that_says_why(ray_session: None, context: Context) -> None:
+def test_nothing_left_is_an_error_that_says_why(ray_session: None, context: StageContext) -> None:
     with pytest.raises(BezoarError, match=r"sft: no row is left.*16 longer than max_length \(max_length is 4\)"):
         sft.prepared(changed(context, max_length=4))
 
 
-def test_files_that_no_manifest_lists_are_not_trained_on(ray_session: None, context: Context) -> None:
+def test_files_that_no_manifest_lists_are_not_trained_on(ray_session: None, context: StageContext) -> None:
     own = [{"instruction": "What colour is animal1?", "response": "Green."}]
     (context.store.path("mine.jsonl")).write_bytes(orjson.dumps(own[0]))
-    source = SourcePart(source=str(context.store.path("mine.jsonl")))
+    source = SourceSection(source=str(context.store.path("mine.jsonl")))
     context = changed(context, data={"mine": source})
     files = [name for name in context.store.list("data", ".parquet") if name.endswith("part-0.parquet")]
-    save(context.store, "filter", Done("f", 1.0, files))
+    save(context.store, "filter", StageManifest("f", 1.0, files))
     pairs.ensure(context)
     before = [*sft.prepared(context), hh_sft.prepared(context), preference.prepared(context)]
     heldout = pairs.read(context.store, "heldout")
@@ -96,12 +96,12 @@ def test_files_that_no_manifest_lists_are_not_trained_on(ray_session: None, cont
     assert pairs.read(context.store, "heldout") == heldout
 
 
-def test_a_run_directory_of_before_keeps_what_it_has_prepared(context: Context) -> None:
+def test_a_run_directory_of_before_keeps_what_it_has_prepared(context: StageContext) -> None:
     folder = "data/lamini/accepted"
     assert context.store.digest_of(context.store.list(folder)) == context.store.digest(folder)
 
 
-def test_pairs_keep_what_goes_through_the_model(ray_session: None, context: Context) -> None:
+def test_pairs_keep_what_goes_through_the_model(ray_session: None, context: StageContext) -> None:
     pairs.ensure(context)
     found = preference.prepared(context)
     rows = found.open(context.store)
@@ -110,9 +110,9 @@ def test_pairs_keep_what_goes_through_the_model(ray_session: None, context: Cont
 
 
 @pytest.mark.parametrize("stage", [hh_sft, preference])
-def test_a_source_without_a_pair_is_an_error_that_names_it(context: Context, tmp_path: Path, stage: Any) -> None:
+def test_a_source_without_a_pair_is_an_error_that_names_it(context: StageContext, tmp_path: Path, stage: Any) -> None:
     (tmp_path / "hh.jsonl").write_text("")
-    seeds = context.recipe.seeds.model_copy(update={"hh_rlhf": (SourcePart(source=str(tmp_path / "hh.jsonl")),)})
+    seeds = context.recipe.seeds.model_copy(update={"hh_rlhf": (SourceSection(source=str(tmp_path / "hh.jsonl")),)})
     empty = replace(context, recipe=context.recipe.model_copy(update={"seeds": seeds}))
     with pytest.raises(BezoarError, match="seeds.hh_rlhf gave no pairs to train on"):
         stage.run(empty)

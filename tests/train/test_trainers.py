@@ -10,7 +10,7 @@ from datasets import Dataset
 
 from bezoar_ray.recipe import Recipe
 from bezoar_ray.runtime.progress import Progress
-from bezoar_ray.stages import Context
+from bezoar_ray.stages import StageContext
 from bezoar_ray.store import Store
 from bezoar_ray.train import encoding, model_loading, pairs, preference, trainers
 from bezoar_ray.train.launcher import Job
@@ -60,7 +60,7 @@ def test_a_repeated_row_teaches_nothing(recipe: Recipe, rows: list[dict[str, Any
 
 
 def test_a_repeated_pair_teaches_nothing(hh: Store, recipe: Recipe, tmp_path: Path) -> None:
-    context = Context(recipe, hh, "test", Progress())
+    context = StageContext(recipe, hh, "test", Progress())
     model = model_loading.with_adapter(
         model_loading.load(recipe.base), str(hh.path("checkpoints/hh-sft/adapter")), trainable=True
     )
@@ -103,7 +103,7 @@ def aligned(hh: Store, recipe: Recipe, folder: Path, **align: Any) -> dict[str, 
 
     shutil.copytree(hh.root, folder, ignore=shutil.ignore_patterns("dpo", "train"))
     changed = recipe.model_copy(update={"align": recipe.align.model_copy(update={"learning_rate": 2e-3, **align})})
-    context = Context(changed, Store(folder), "test", Progress())
+    context = StageContext(changed, Store(folder), "test", Progress())
     pairs.ensure(context)
     return in_process(context, "dpo")["dpo"]
 
@@ -120,7 +120,7 @@ def test_every_method_raises_what_is_chosen(hh: Store, recipe: Recipe, tmp_path:
 def test_kto_estimates_its_reference_point_from_answers_to_other_prompts(
     hh: Store, recipe: Recipe, tmp_path: Path
 ) -> None:
-    context = Context(recipe, hh, "test", Progress())
+    context = StageContext(recipe, hh, "test", Progress())
     model = model_loading.with_adapter(model_loading.for_training(Job(str(hh.root), recipe, "dpo", "x", ())),
                                 str(hh.path("checkpoints/hh-sft/adapter")), trainable=True)  # fmt: skip
     kto = recipe.align.model_copy(update={"method": "kto"})
@@ -165,7 +165,7 @@ def test_trls_losses_by_hand(
 ) -> None:
     """The chosen answer has gained 1 on the reference, the rejected one has lost 0.5: log-probabilities of -10 and -12
     beside -11 and -11.5."""
-    context = Context(recipe, hh, "test", Progress())
+    context = StageContext(recipe, hh, "test", Progress())
     align = recipe.align.model_copy(update={"loss_type": (loss,), "label_smoothing": smoothing, "beta": beta})
     model = model_loading.with_adapter(
         model_loading.load(recipe.base), str(hh.path("checkpoints/hh-sft/adapter")), trainable=True

@@ -19,12 +19,12 @@ from bezoar_ray.evaluate.mt_bench.pairwise import Comparison, Game, compare_turn
 from bezoar_ray.evaluate.mt_bench.scores import against, summarise
 from bezoar_ray.evaluate.served import Endpoint
 from bezoar_ray.llm.aio import to_the_end
-from bezoar_ray.llm.client import Talker, open_talker
+from bezoar_ray.llm.client import ModelClient, open_client
 from bezoar_ray.llm.ledger_index import read_index
-from bezoar_ray.llm.limits import limits, shared_permits
-from bezoar_ray.recipe import ModelPart, MtBench
+from bezoar_ray.llm.limits import limits, shared_quota_clients
+from bezoar_ray.recipe import ModelSection, MtBench
 from bezoar_ray.sources.mt_bench_files import Question, load_answers, load_grades, load_questions, load_verdicts
-from bezoar_ray.stages import Context
+from bezoar_ray.stages import StageContext
 
 _JUDGE = "mt_bench_judge"
 _IN_FLIGHT = 64  # per checkpoint; the engine queues what it cannot run at once
@@ -105,7 +105,7 @@ class Bench:
 
 
 async def mt_bench(
-    context: Context, bench: Bench, endpoint: Endpoint, fingerprints: dict[str, str], step: Callable[[], None]
+    context: StageContext, bench: Bench, endpoint: Endpoint, fingerprints: dict[str, str], step: Callable[[], None]
 ) -> tuple[dict[str, Any], list[str]]:
     """Answer, judge and score; `step` is called after every judged conversation and every comparison.
 
@@ -114,15 +114,15 @@ async def mt_bench(
     """
     further, _ = bench.elsewhere, bench.prompts  # read before a call is paid for
     root, parts = str(context.store.root), context.recipe.mt_bench_judges
-    granted = shared_permits(root, parts, _JUDGE, limits(context.recipe))
+    granted = shared_quota_clients(root, parts, _JUDGE, limits(context.recipe))
     names = _names(parts)
     judging, answering = (read_index(root, role, context.session) for role in (_JUDGE, "candidate"))
     judges = {
-        name: open_talker(part, root, _JUDGE, context.session, permits=own, index=judging)
+        name: open_client(part, root, _JUDGE, context.session, permits=own, index=judging)
         for name, part, own in zip(names, parts, granted, strict=True)
     }
     candidates = {
-        name: open_talker(_part(name, endpoint), root, "candidate", context.session, identity=mark, index=answering)
+        name: open_client(_part(name, endpoint), root, "candidate", context.session, identity=mark, index=answering)
         for name, mark in fingerprints.items()
     }
     try:
@@ -134,7 +134,7 @@ async def mt_bench(
     return scores, fastchat_files.save(context.store, bench.questions, answers, judgments, comparisons)
 
 
-def _names(parts: tuple[ModelPart, ...]) -> list[str]:
+def _names(parts: tuple[ModelSection, ...]) -> list[str]:
     """What each judge is called: by its model, and its revision where that judges twice."""
     models = [part.model for part in parts]
     return [
@@ -143,8 +143,8 @@ def _names(parts: tuple[ModelPart, ...]) -> list[str]:
     ]
 
 
-def _part(name: str, endpoint: Endpoint) -> ModelPart:
-    return ModelPart(model=name, base_url=endpoint.base_url, max_in_flight=_IN_FLIGHT, timeout=600.0)
+def _part(name: str, endpoint: Endpoint) -> ModelSection:
+    return ModelSection(model=name, base_url=endpoint.base_url, max_in_flight=_IN_FLIGHT, timeout=600.0)
 
 
 class Trials:
@@ -154,8 +154,8 @@ class Trials:
         self,
         bench: Bench,
         endpoint: Endpoint,
-        candidates: dict[str, Talker],
-        judges: dict[str, Talker],
+        candidates: dict[str, ModelClient],
+        judges: dict[str, ModelClient],
         step: Callable[[], None],
     ):
         self._bench, self._candidates, self._judges, self._step = bench, candidates, judges, step

@@ -12,7 +12,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 
 from bezoar_ray.errors import RecipeError
 
-HOW = "how"
+RUNTIME_ONLY = "how"
 FILES = "files"  # the field names files or a folder: their content counts in its place, where there are any
 _PLACEMENT = {
     "tensor_parallel_size", "pipeline_parallel_size", "data_parallel_size", "gpu_memory_utilization", "max_num_seqs",
@@ -85,7 +85,7 @@ def _holds_text(name: str, value: Any) -> bool:
     return isinstance(value, str) and name not in _WORDS
 
 
-Engine = Annotated[dict[str, Any], HOW, AfterValidator(_harmless)]
+Engine = Annotated[dict[str, Any], RUNTIME_ONLY, AfterValidator(_harmless)]
 """vLLM engine arguments, but for those that say what is loaded and which code runs."""
 
 
@@ -128,7 +128,7 @@ def check_parallel(engine: dict[str, Any], num_gpus: float) -> None:
         )
 
 
-class Part(BaseModel):
+class Section(BaseModel):
     """A section of the recipe: frozen, and closed to unknown keys."""
 
     model_config = ConfigDict(
@@ -140,14 +140,18 @@ class Part(BaseModel):
         for name, field in type(self).model_fields.items():
             yield from _files_in(getattr(self, name), FILES in field.metadata)
 
-    def what(self) -> dict[str, Any]:
+    def fingerprint_fields(self) -> dict[str, Any]:
         """The fields that decide what comes out, with the content of named files in place of their paths."""
-        fields = {name: field.metadata for name, field in type(self).model_fields.items() if HOW not in field.metadata}
-        return {name: _what(getattr(self, name), FILES in marks) for name, marks in fields.items()}
+        fields = {
+            name: field.metadata
+            for name, field in type(self).model_fields.items()
+            if RUNTIME_ONLY not in field.metadata
+        }
+        return {name: _fingerprint_value(getattr(self, name), FILES in marks) for name, marks in fields.items()}
 
 
 def _files_in(value: Any, files: bool) -> Iterator[str]:
-    if isinstance(value, Part):
+    if isinstance(value, Section):
         yield from value.files()
     elif isinstance(value, dict | list | tuple):
         for item in value.values() if isinstance(value, dict) else value:
@@ -156,12 +160,12 @@ def _files_in(value: Any, files: bool) -> Iterator[str]:
         yield value
 
 
-class Placed(Part):
+class SchedulingSection(Section):
     """A section whose work runs in Ray actors that ask for a kind of node."""
 
-    accelerator_type: Annotated[str | None, HOW] = None
+    accelerator_type: Annotated[str | None, RUNTIME_ONLY] = None
     """Kind of GPU, by Ray's name (H100, A100, L4); any where empty."""
-    node_labels: Annotated[dict[str, Label], HOW] = {}
+    node_labels: Annotated[dict[str, Label], RUNTIME_ONLY] = {}
     """Labels that the nodes which may be used have, as the files in `cluster/` give them."""
 
     @property
@@ -197,13 +201,13 @@ def matches(pattern: str) -> list[Path]:
     return [Path(name) for name in sorted(glob.glob(str(Path(pattern).expanduser()), recursive=True))]
 
 
-def _what(value: Any, files: bool) -> Any:
-    if isinstance(value, Part):
-        return value.what()
+def _fingerprint_value(value: Any, files: bool) -> Any:
+    if isinstance(value, Section):
+        return value.fingerprint_fields()
     if isinstance(value, dict):
-        return {key: _what(item, files) for key, item in value.items()}
+        return {key: _fingerprint_value(item, files) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_what(item, files) for item in value]
+        return [_fingerprint_value(item, files) for item in value]
     return (_content(value) or value) if files and isinstance(value, str) and "\n" not in value else value
 
 

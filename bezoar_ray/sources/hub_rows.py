@@ -3,11 +3,11 @@
 from collections.abc import Iterator
 
 from bezoar_ray.errors import RecipeError
-from bezoar_ray.recipe import SourcePart
+from bezoar_ray.recipe import SourceSection
 from bezoar_ray.sources.record import Raw
 
 
-def rows(part: SourcePart, field: str) -> Iterator[Raw]:
+def rows(part: SourceSection, field: str) -> Iterator[Raw]:
     """The rows of `hub:<owner>/<name>[:<config>]`, in the data set's order.
 
     Raises:
@@ -26,7 +26,7 @@ def rows(part: SourcePart, field: str) -> Iterator[Raw]:
         ) from error
 
 
-def _stream(name: str, config: str | None, part: SourcePart):
+def _stream(name: str, config: str | None, part: SourceSection):
     from datasets import load_dataset
 
     return load_dataset(name, config, split=part.split, revision=part.revision, streaming=True)
