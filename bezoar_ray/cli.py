@@ -8,6 +8,7 @@ from typing import Any
 
 from bezoar_ray.errors import BezoarError, RecipeError
 from bezoar_ray.runtime.gpus import GPUS, find_gpu
+from bezoar_ray.stages import STAGES, checkpoint_names, training_stages, working_stages
 
 _EPILOG = """\
 examples:
@@ -73,9 +74,9 @@ def _plan(options: argparse.Namespace) -> None:
 
 
 def _check(recipe: Any, offline: bool) -> None:
-    from bezoar_ray.runs.preflight import STAGES, check
+    from bezoar_ray.runs.preflight import check
 
-    found = check(recipe, STAGES, offline)
+    found = check(recipe, working_stages(), offline)
     print("\nTried: the first rows of each source, templates, tasks and questions.")
     for kind, lines in (("note", found.notes), ("not tried", found.unchecked)):
         for line in lines:
@@ -289,7 +290,8 @@ def _parser() -> argparse.ArgumentParser:
     )
     command = _command(
         commands, "serve", _serve, "host a run's checkpoints behind one OpenAI-compatible endpoint, until Ctrl-C: "
-        "http://127.0.0.1:8000/v1, with the models base, sft, hh-sft and dpo; BEZOAR_API_KEY has clients show a key"
+        f"http://127.0.0.1:8000/v1, with the models {', '.join(checkpoint_names())}; BEZOAR_API_KEY has clients show "
+        "a key"
     )  # fmt: skip
     _add_dir(command)
     command.add_argument(
@@ -312,7 +314,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     _add_dir(command)
     command.add_argument("owner", metavar="OWNER", help="user or organisation; repositories are OWNER/<recipe>-<part>")
-    command.add_argument("--only", nargs="+", metavar="PART", help="of sft, hh-sft, dpo and dataset (default: all)")
+    command.add_argument(
+        "--only", nargs="+", metavar="PART", help=f"of {', '.join(training_stages())} and dataset (default: all)"
+    )
     command.add_argument("--private", action="store_true", help="create the repositories as private ones")
     command.add_argument("--dry-run", action="store_true", help="say what would be uploaded, and stop")
     command = _command(commands, "tiny", _tiny, "build the embedded world that `run tiny` uses")
@@ -334,7 +338,7 @@ def _add_dir(command: argparse.ArgumentParser) -> None:
 
 def _add_stages(command: argparse.ArgumentParser) -> None:
     either = command.add_mutually_exclusive_group()
-    either.add_argument("--stages", metavar="A,B", help="only these of generate,filter,sft,hh-sft,dpo,evaluate,report")
+    either.add_argument("--stages", metavar="A,B", help=f"only these of {','.join(STAGES)}")
     either.add_argument(
         "--pilot", type=_positive, metavar="N",
         help="N seeds per scheme (of LaMini, N calls), generate and filter only; shows the samples",

@@ -1,21 +1,167 @@
-"""What a stage is: a function of the recipe and of what earlier stages left in the run directory, to files."""
+"""The registry: every stage and every checkpoint, once.
+
+The orchestrator, fingerprints, plan, doctor, capacity check, sweep, serving, report, cards and `--help` read their
+lists from here. A new stage is a module with a function `run(context)` and one entry in `STAGES`.
+"""
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from bezoar_ray.recipe import Recipe
-from bezoar_ray.runtime.progress import Progress
-from bezoar_ray.store import Store
+if TYPE_CHECKING:
+    from bezoar_ray.recipe import Recipe
+    from bezoar_ray.runtime.progress import Progress
+    from bezoar_ray.store import Store
+
+BASE = "base"
+"""The checkpoint that training starts from: it holds the tokenizer and the chat template."""
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint that a training stage makes; it has the stage's name."""
+
+    parent: str
+    """The checkpoint that it continues."""
+    adapters: tuple[str, ...]
+    """The checkpoints whose adapters add up to it, on the base."""
+    trained: str
+    """How it was trained, for its card; `{method}` is the method of `align`."""
+    colour: str
+    """In charts."""
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One stage of a recipe."""
+
+    name: str
+    label: str
+    """Its work in a few words, for `bezoar plan`."""
+    module: str
+    """The module whose `run(context)` carries it out."""
+    reads: tuple[str, ...] = ()
+    """Paths in the recipe that enter its fingerprint, beside all that the stages before it read."""
+    section: str = ""
+    """The recipe's section of a training stage."""
+    scheduled: tuple[str, ...] = ()
+    """The recipe's sections that say which Ray resources its actors or workers ask for."""
+    checkpoint: Checkpoint | None = None
+    """What a training stage makes."""
+
+
+def _by_name(*stages: Stage) -> dict[str, Stage]:
+    return {stage.name: stage for stage in stages}
+
+
+STAGES = _by_name(
+    Stage(
+        name="generate",
+        label="rows by the teachers",
+        module="bezoar_ray.generate.stage",
+        reads=("seed", "seeds.dolly", "seeds.flan", "teachers", "generate"),
+        scheduled=("teachers",),
+    ),
+    Stage(
+        name="filter",
+        label="gates and judges",
+        module="bezoar_ray.filter.stage",
+        reads=("judges", "filter"),
+        scheduled=("judges",),
+    ),
+    Stage(
+        name="sft",
+        label="training on accepted rows",
+        module="bezoar_ray.train.sft",
+        reads=("base", "template", "seeds.hh_rlhf", "evaluate.heldout_pairs", "sft"),
+        section="sft",
+        scheduled=("sft",),
+        checkpoint=Checkpoint(
+            parent=BASE,
+            adapters=("sft",),
+            trained="supervised fine-tuning on the accepted synthetic rows",
+            colour="#3b82f6",
+        ),
+    ),
+    Stage(
+        name="hh-sft",
+        label="training on preferred answers",
+        module="bezoar_ray.train.hh_sft",
+        reads=("hh_sft",),
+        section="hh_sft",
+        scheduled=("hh_sft",),
+        checkpoint=Checkpoint(
+            parent="sft",
+            adapters=("sft", "hh-sft"),
+            trained="supervised fine-tuning on the preferred side of HH-RLHF, from `sft`",
+            colour="#f59e0b",
+        ),
+    ),
+    Stage(
+        name="dpo",
+        label="training on pairs",
+        module="bezoar_ray.train.preference",
+        reads=("align",),
+        section="align",
+        scheduled=("align",),
+        checkpoint=Checkpoint(
+            parent="hh-sft",
+            adapters=("sft", "dpo"),  # it continues hh-sft's own adapter
+            trained="{method} on the same pairs, from `hh-sft`",
+            colour="#10b981",
+        ),
+    ),
+    Stage(
+        name="evaluate",
+        label="tasks and questions",
+        module="bezoar_ray.evaluate.stage",
+        reads=("serve", "evaluate", "mt_bench_judges"),
+        scheduled=("serve",),
+    ),
+    Stage(
+        name="report",
+        label="page and cards",
+        module="bezoar_ray.report.stage",
+        reads=("name",),
+    ),
+)
+"""By name, in order: each stage reads what the one before it left."""
+
+TOGETHER = {("generate", "filter"): "bezoar_ray.runs.generate_and_filter"}
+"""Stages that run as one where both are asked for, and the module that does it."""
+
+
+def checkpoint_names() -> tuple[str, ...]:
+    """All checkpoints, in the order of training; the base comes first."""
+    return (BASE, *training_stages())
+
+
+def training_stages() -> tuple[str, ...]:
+    """The stages that make a checkpoint."""
+    return tuple(name for name, stage in STAGES.items() if stage.checkpoint)
+
+
+def working_stages() -> tuple[str, ...]:
+    """All stages but the report, which reads what the others left."""
+    return tuple(name for name in STAGES if name != "report")
+
+
+def checkpoint_of(stage: str) -> Checkpoint:
+    """The checkpoint of a training stage."""
+    checkpoint = STAGES[stage].checkpoint
+    if checkpoint is None:
+        raise ValueError(f"{stage} makes no checkpoint")
+    return checkpoint
 
 
 @dataclass(frozen=True)
 class StageContext:
     """What every stage is given."""
 
-    recipe: Recipe
-    store: Store
-    session: str  # id of this command: names its ledger segments, so that `last_run` can be told from the totals
-    progress: Progress
+    recipe: "Recipe"
+    store: "Store"
+    session: str
+    """Id of this command. It names the command's ledger segments, so that `last_run` can be told from the totals."""
+    progress: "Progress"
 
 
 @dataclass(frozen=True)

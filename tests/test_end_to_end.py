@@ -11,7 +11,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from bezoar_ray.data.sample_io import read_samples
-from bezoar_ray.recipe import CHECKPOINTS, SCHEMES
+from bezoar_ray.recipe import SCHEMES
+from bezoar_ray.stages import checkpoint_names, training_stages
 from bezoar_ray.store import Store
 from bezoar_ray.tiny import World, build
 from tests.end_to_end import SMALL, Command, harness_scores, in_stage, replies, summary
@@ -71,8 +72,8 @@ def ids(run_dir: Path, status: str) -> dict[str, set[str]]:
 def test_every_file_of_the_contract_is_there(small_run):
     names = ["recipe.yaml", "summary.json", "report.html", "cards", "logs", "eval/mt_bench/answers.jsonl"]
     names += ["eval/mt_bench/judgments.jsonl", "data/hh_rlhf/sft", "data/hh_rlhf/pairs", "data/hh_rlhf/heldout"]
-    names += [f"eval/harness/{name}.json" for name in CHECKPOINTS]
-    names += [f"checkpoints/{name}/{part}" for name in CHECKPOINTS[1:] for part in ("adapter", "merged", "joined")]
+    names += [f"eval/harness/{name}.json" for name in checkpoint_names()]
+    names += [f"checkpoints/{name}/{part}" for name in training_stages() for part in ("adapter", "merged", "joined")]
     names += [f"manifests/{stage}.json" for stage in summary(small_run)["stages"]]
     assert [name for name in names if not (small_run / name).exists()] == []
 

@@ -11,10 +11,10 @@ from bezoar_ray.evaluate import harness
 from bezoar_ray.evaluate.mt_bench.bench import Bench, mt_bench
 from bezoar_ray.evaluate.served import Endpoint
 from bezoar_ray.llm.aio import to_the_end
-from bezoar_ray.recipe import CHECKPOINTS, Recipe
+from bezoar_ray.recipe import Recipe
 from bezoar_ray.serve.app import running
 from bezoar_ray.serve.arguments import modes
-from bezoar_ray.stages import StageContext, StageResult
+from bezoar_ray.stages import StageContext, StageResult, checkpoint_names
 from bezoar_ray.store import Store
 
 
@@ -43,7 +43,7 @@ def identities(recipe: Recipe, store: Store) -> dict[str, str]:
     Raises:
         BezoarError: there is no base checkpoint.
     """
-    lineages = {name: store.read_json(f"checkpoints/{name}/lineage.json") for name in CHECKPOINTS}
+    lineages = {name: store.read_json(f"checkpoints/{name}/lineage.json") for name in checkpoint_names()}
     if lineages["base"] is None:
         raise BezoarError(f"{store.root}/checkpoints/base/lineage.json: missing. Run the sft stage first.")
     served = modes(recipe, store)

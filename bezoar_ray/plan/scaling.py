@@ -13,13 +13,14 @@ from bezoar_ray.plan.training_hours import TrainingWork
 from bezoar_ray.recipe import ModelSection, Recipe
 from bezoar_ray.recipe.section import gpus_of
 from bezoar_ray.runtime.gpus import Gpu, find_gpu
+from bezoar_ray.stages import STAGES
 
 COUNTS = (1, 8, 64)
 GAIN = 0.9  # twice the GPUs have to take less than this share of the time
 
 
 @dataclass(frozen=True)
-class Stage:
+class PlannedStage:
     """One stage as a function of GPUs: hours with so many, how many of them it can use, and what bounds it then."""
 
     name: str
@@ -46,7 +47,7 @@ class Scaling:
 
     recipe: str
     gpu: Gpu
-    stages: tuple[Stage, ...]
+    stages: tuple[PlannedStage, ...]
     api_usd: float
     fewest: float  # GPUs without which it cannot run
     assumed: Assumed
@@ -63,7 +64,7 @@ class Scaling:
         return self.api_usd + self.gpu.usd * sum(stage.hours(gpus) * stage.used(gpus) for stage in self.stages)
 
     @property
-    def first(self) -> Stage:
+    def first(self) -> PlannedStage:
         """The stage that stops gaining first, of those that take long enough to matter on many GPUs."""
         most = COUNTS[-1]
         long = (stage for stage in self.stages if stage.hours(most) > 0.02 * self.hours(most))
@@ -101,7 +102,7 @@ def _gpu_hours(found: Plan, stage: str) -> float:
     return sum(step.gpu_hours for step in found.steps if step.stage == stage)
 
 
-def _generate(recipe: Recipe, found: Plan, assumed: Assumed) -> Stage | None:
+def _generate(recipe: Recipe, found: Plan, assumed: Assumed) -> PlannedStage | None:
     """The longest chain of calls cannot be shared."""
     evol = recipe.generate.evol_instruct
     tokens = sum(assumed.call[f"evol_instruct {kind}"].out for kind in ("rewrite", "comparison", "answer"))
@@ -109,13 +110,13 @@ def _generate(recipe: Recipe, found: Plan, assumed: Assumed) -> Stage | None:
     return _talking("generate", recipe.teachers, found, assumed, chain)
 
 
-def _filter(recipe: Recipe, found: Plan, assumed: Assumed) -> Stage | None:
+def _filter(recipe: Recipe, found: Plan, assumed: Assumed) -> PlannedStage | None:
     return _talking("filter", recipe.judges if recipe.filter.judge else (), found, assumed)
 
 
 def _talking(
     stage: str, models: tuple[ModelSection, ...], found: Plan, assumed: Assumed, chain: float = 0.0
-) -> Stage | None:
+) -> PlannedStage | None:
     """Our own engines share out the calls; endpoints answer as fast as they let us, whatever the GPUs.
 
     Args:
@@ -143,7 +144,7 @@ def _talking(
     def hours(gpus: int) -> float:
         return max(remote, work / gpus + start) + chain / 3600
 
-    return Stage(stage, hours, float("inf") if work else 0, ", ".join(bounds))
+    return PlannedStage(stage, hours, float("inf") if work else 0, ", ".join(bounds))
 
 
 def _rate(judge: ModelSection, assumed: Assumed) -> float:
@@ -152,7 +153,7 @@ def _rate(judge: ModelSection, assumed: Assumed) -> float:
     return min(limit, judge.most_actors * judge.max_in_flight / assumed.judge_latency)
 
 
-def _train(recipe: Recipe, work: TrainingWork, gpu: Gpu, assumed: Assumed) -> Stage | None:
+def _train(recipe: Recipe, work: TrainingWork, gpu: Gpu, assumed: Assumed) -> PlannedStage | None:
     """Workers share out a batch, row by row at most, and passes of few rows are slow; steps come one after another."""
     part = recipe.training(work.stage)
     if not training_hours.gpu_hours(recipe, work, gpu):
@@ -168,7 +169,7 @@ def _train(recipe: Recipe, work: TrainingWork, gpu: Gpu, assumed: Assumed) -> St
         f"a batch has {part.batch} rows, a pass of few is no faster, and no GPU shares {assumed.step * 1000:.0f} ms of "
         f"each of {steps:,.0f} steps"
     )
-    return Stage(work.stage, hours, part.batch, bound)
+    return PlannedStage(work.stage, hours, part.batch, bound)
 
 
 def _workers(batch: int, gpus: int) -> int:
@@ -178,12 +179,11 @@ def _workers(batch: int, gpus: int) -> int:
 
 def _on_workers(recipe: Recipe, stage: str, workers: int) -> Recipe:
     """The recipe with so many workers in a training stage, each on a GPU of its own."""
-    section = {"sft": "sft", "hh-sft": "hh_sft", "dpo": "align"}[stage]
     part = recipe.training(stage).model_copy(update={"workers": workers, "gpus_per_worker": 1.0})
-    return recipe.model_copy(update={section: part})
+    return recipe.model_copy(update={STAGES[stage].section: part})
 
 
-def _evaluate(recipe: Recipe, found: Plan, assumed: Assumed) -> Stage | None:
+def _evaluate(recipe: Recipe, found: Plan, assumed: Assumed) -> PlannedStage | None:
     """Replicas share out the requests; the judge of MT-Bench answers as fast as it lets us."""
     if not any(step.stage == "evaluate" for step in found.steps):
         return None
@@ -192,4 +192,4 @@ def _evaluate(recipe: Recipe, found: Plan, assumed: Assumed) -> Stage | None:
     judged = calls / _rate(judge, assumed) / 3600 if judge else 0.0
     work, start = _gpu_hours(found, "evaluate"), assumed.start / 3600
     bound = f"an engine starts in {assumed.start:.0f} s, and {calls:,.0f} verdicts are waited for"
-    return Stage("evaluate", lambda gpus: max(judged, work / gpus) + start, float("inf") if work else 0, bound)
+    return PlannedStage("evaluate", lambda gpus: max(judged, work / gpus) + start, float("inf") if work else 0, bound)

@@ -9,10 +9,11 @@ from bezoar_ray.plan import training_hours
 from bezoar_ray.plan.assumed import Assumed
 from bezoar_ray.plan.memory import MemoryNeed, engine_need
 from bezoar_ray.plan.training_hours import TrainingWork
-from bezoar_ray.recipe import CHECKPOINTS, ModelSection, MtBench, Recipe, Serve
+from bezoar_ray.recipe import ModelSection, MtBench, Recipe, Serve
 from bezoar_ray.recipe.section import SchedulingSection, gpus_of, matches
 from bezoar_ray.runtime.gpus import GPUS, USUAL, Gpu, known_gpu
 from bezoar_ray.runtime.model_shapes import billions_in, model_shape
+from bezoar_ray.stages import STAGES
 
 
 @dataclass(frozen=True)
@@ -75,6 +76,7 @@ def plan(recipe: Recipe, assumed: Assumed | None = None, gpu: Gpu | None = None)
             *_judging(recipe, rows, assumed, gpu),
             *_training(recipe, works, gpu),
             *_evaluation(recipe, assumed, gpu),
+            *(Step(stage.name, stage.label, "") for stage in STAGES.values() if not stage.scheduled),
         ),
         rows=rows,
         assumed=assumed,
@@ -248,7 +250,7 @@ def _published(bench: MtBench) -> int:
 
 def _checkpoints(recipe: Recipe) -> int:
     """How many are measured."""
-    return len(CHECKPOINTS) - (recipe.align.method == "none")
+    return 1 + len(recipe.trained)  # with the base
 
 
 def _served(recipe: Recipe, kind: str, count: float, assumed: Assumed, gpu: Gpu | None) -> Step:

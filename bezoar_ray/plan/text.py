@@ -7,6 +7,7 @@ from bezoar_ray.plan.scaling import COUNTS, GAIN, Scaling
 from bezoar_ray.plan.speeds import SPEEDS
 from bezoar_ray.plan.steps import Plan, Step
 from bezoar_ray.runtime.gpus import GPUS, USUAL
+from bezoar_ray.stages import training_stages
 
 _COLUMNS = ("calls", "tokens_in", "tokens_out", "usd", "gpu_hours")
 
@@ -154,7 +155,7 @@ def _assumptions(found: Plan) -> list[str]:
 
 
 def _training_speed(needs: tuple[MemoryNeed, ...]) -> list[str]:
-    if not any(need.stage in ("sft", "hh-sft", "dpo") for need in needs):
+    if not any(need.stage in training_stages() for need in needs):
         return []
     cards = ", ".join(sorted({measured.card for measured in SPEEDS}))
     return [

@@ -4,7 +4,7 @@ Fields marked `RUNTIME_ONLY` do not enter a fingerprint: after a change to one o
 do, so that a changed rubric redoes the filter and the stages after it, and nothing else.
 """
 
-from bezoar_ray.recipe.evaluation import CHECKPOINTS, Evaluate, Harness, HarnessTask, MtBench, Serve
+from bezoar_ray.recipe.evaluation import Evaluate, Harness, HarnessTask, MtBench, Serve
 from bezoar_ray.recipe.generation import (
     SCHEMES,
     CustomScheme,
@@ -22,7 +22,7 @@ from bezoar_ray.recipe.section import SchedulingSection, Section
 from bezoar_ray.recipe.training import Align, Base, HhSft, Lora, Sft, Training
 
 __all__ = [
-    "CHECKPOINTS", "SCHEMES", "Align", "Base", "Evaluate", "EvolInstruct", "Filter", "Generate", "Harness",
+    "SCHEMES", "Align", "Base", "Evaluate", "EvolInstruct", "Filter", "Generate", "Harness",
     "HarnessTask", "HhSft", "Lamini", "Lora", "Meaning", "Mixture", "ModelSection", "MtBench", "Orca", "CustomScheme",
     "Section", "SchedulingSection", "Prices", "Recipe", "Seeds", "Serve", "Sft", "SourceSection", "Teacher", "Training",
     "Weights", "load_recipe", "parse_recipe", "recipe_names", "recipe_of",

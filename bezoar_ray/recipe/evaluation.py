@@ -21,8 +21,7 @@ from bezoar_ray.recipe.section import (
     decisive,
     packaged_text,
 )
-
-CHECKPOINTS = ("base", "sft", "hh-sft", "dpo")
+from bezoar_ray.stages import checkpoint_names
 
 
 class Serve(SchedulingSection):
@@ -166,10 +165,10 @@ class MtBench(Section):
     def _compares_two(self) -> "MtBench":
         if same := next((pair for pair in self.pairwise if pair[0] == pair[1]), None):
             raise ValueError(f"pairwise: {list(same)} names one model twice")
-        unknown = [name for pair in self.pairwise for name in pair if name not in CHECKPOINTS]
+        unknown = [name for pair in self.pairwise for name in pair if name not in checkpoint_names()]
         if unknown and not self.answers:
             raise ValueError(
-                f"pairwise: {unknown[0]!r} is none of {', '.join(CHECKPOINTS)}, and there are no `answers`"
+                f"pairwise: {unknown[0]!r} is none of {', '.join(checkpoint_names())}, and there are no `answers`"
             )
         if twice := next(
             (pair for n, pair in enumerate(self.pairwise) if {*pair} in map(set, self.pairwise[:n])), None

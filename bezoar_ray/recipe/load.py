@@ -12,8 +12,9 @@ from bezoar_ray.errors import RecipeError
 from bezoar_ray.recipe.evaluation import Evaluate, Serve
 from bezoar_ray.recipe.generation import SCHEMES, Filter, Generate
 from bezoar_ray.recipe.model_sections import Judge, Seeds, Teacher, told_apart
-from bezoar_ray.recipe.section import FILES, RUNTIME_ONLY, Money, OneOrMore, Section
+from bezoar_ray.recipe.section import FILES, RUNTIME_ONLY, Money, OneOrMore, SchedulingSection, Section
 from bezoar_ray.recipe.training import Align, Base, HhSft, Sft, Training
+from bezoar_ray.stages import STAGES, training_stages
 
 if TYPE_CHECKING:
     from bezoar_ray.store import Store  # a plan does without it
@@ -86,8 +87,27 @@ class Recipe(Section):
         return told_apart(judges)
 
     def training(self, stage: str) -> Training:
-        """A training stage's part: of `sft`, `hh-sft` or `dpo`."""
-        return {"sft": self.sft, "hh-sft": self.hh_sft, "dpo": self.align}[stage]
+        """The section of a training stage."""
+        return getattr(self, STAGES[stage].section)
+
+    @property
+    def trained(self) -> tuple[str, ...]:
+        """The training stages that leave a checkpoint: align does not where its method is none."""
+        return tuple(stage for stage in training_stages() if self.training(stage).is_trained)
+
+    def scheduled(self, stage: str) -> tuple[SchedulingSection, ...]:
+        """The sections that ask for a stage's actors or workers."""
+        if stage == "filter" and not self.filter.judge:
+            return ()
+        if stage == "evaluate" and not (self.evaluate.harness or self.evaluate.mt_bench):
+            return ()
+        if STAGES[stage].checkpoint and stage not in self.trained:
+            return ()
+        found: list[SchedulingSection] = []
+        for name in STAGES[stage].scheduled:
+            section = getattr(self, name)
+            found += section if isinstance(section, tuple) else [section]
+        return tuple(found)
 
     @property
     def mt_bench_judges(self) -> tuple[Judge, ...]:

@@ -110,6 +110,11 @@ class Training(SchedulingSection):
         """Rows of an optimiser step that a worker has."""
         return self.batch // self.workers
 
+    @property
+    def is_trained(self) -> bool:
+        """Whether the stage leaves a checkpoint."""
+        return True
+
     def compiles(self, steps: float) -> bool:
         """Whether a stage of so many optimiser steps is to compile its layers."""
         if self.zero_stage == 3:  # no pass can be tried before training
@@ -189,6 +194,11 @@ class Align(Training):
     """dpo: how often a pair is thought to be the wrong way round, for the losses that ask."""
     precompute_reference: Annotated[bool, RUNTIME_ONLY] = True
     """dpo, kto: ask the reference once, before training; its answers are kept for runs with another beta."""
+
+    @property
+    def is_trained(self) -> bool:
+        """Whether the stage leaves a checkpoint."""
+        return self.method != "none"
 
     @model_validator(mode="after")
     def _smoothed(self) -> "Align":

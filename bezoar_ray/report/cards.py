@@ -8,13 +8,9 @@ from markupsafe import Markup
 from bezoar_ray.licenses import YES
 from bezoar_ray.report.content import Content
 from bezoar_ray.report.page import environment
+from bezoar_ray.stages import checkpoint_of, training_stages
 from bezoar_ray.store import Store
 
-_TRAINED_ON = {
-    "sft": "supervised fine-tuning on the accepted synthetic rows",
-    "hh-sft": "supervised fine-tuning on the preferred side of HH-RLHF, from `sft`",
-    "dpo": "{method} on the same pairs, from `hh-sft`",
-}
 _METHODS = {
     "dpo": "direct preference optimisation (DPO, arXiv 2305.18290)",
     "kto": "KTO (arXiv 2402.01306)",
@@ -25,7 +21,7 @@ _METHODS = {
 
 def write_cards(content: Content, store: Store) -> list[str]:
     """A card for the data set, where there are rows, and for each trained checkpoint; the names of the files."""
-    cards = {name: model_card(content, name) for name in _TRAINED_ON if name in content.checkpoints}
+    cards = {name: model_card(content, name) for name in training_stages() if name in content.checkpoints}
     if content.schemes:
         cards["dataset"] = dataset_card(content)
     for name, text in cards.items():
@@ -49,7 +45,7 @@ def model_card(content: Content, name: str) -> str:
     }
     part, method = recipe.training(name), recipe.align.method
     lora = recipe.sft.lora if name == "sft" else recipe.hh_sft.lora
-    trained = _TRAINED_ON[name].format(method=_METHODS.get(method))
+    trained = checkpoint_of(name).trained.format(method=_METHODS.get(method))
     return _render("model_card.md", front, content, name=name, trained=trained, part=part, lora=lora)
 
 

@@ -6,9 +6,10 @@ from typing import Any
 
 from markupsafe import Markup
 
-from bezoar_ray.recipe import CHECKPOINTS, Recipe
+from bezoar_ray.recipe import Recipe
 from bezoar_ray.report.content import Content, gather
 from bezoar_ray.report.page import environment
+from bezoar_ray.stages import checkpoint_names
 from bezoar_ray.stats import as_percent
 from bezoar_ray.store import Store
 
@@ -122,7 +123,9 @@ def _bench_name(contents: Sequence[Content]) -> str:
 
 
 def _mt_bench(content: Content) -> dict[str, str]:
-    scores = {name: part for name in CHECKPOINTS if (part := content.mt_bench.get(name)) and part["score"] is not None}
+    scores = {
+        name: part for name in checkpoint_names() if (part := content.mt_bench.get(name)) and part["score"] is not None
+    }
     return {name: f"{part['score']:.2f} ({_interval(part['ci95'])}{_bias(part)})" for name, part in scores.items()}
 
 

@@ -13,12 +13,12 @@ from bezoar_ray.data.sample_io import count_samples, iter_samples
 from bezoar_ray.data.schema import Sample
 from bezoar_ray.evaluate.mt_bench.fastchat_files import QUESTIONS
 from bezoar_ray.licenses import causes, commercial_use
-from bezoar_ray.recipe import CHECKPOINTS, Recipe
+from bezoar_ray.recipe import Recipe
 from bezoar_ray.report.harness_table import HarnessTable, below_base, harness
 from bezoar_ray.sources.mt_bench_files import IDS as MT_BENCH_IDS
+from bezoar_ray.stages import checkpoint_names, working_stages
 from bezoar_ray.store import Store
 
-STAGES = ("generate", "filter", "sft", "hh-sft", "dpo", "evaluate")
 CONVERSATIONS = "eval/mt_bench/index.html"
 SHOWN = 10  # samples of each scheme and status
 _ENDS = ("accepted", "rejected", "failed")
@@ -112,19 +112,19 @@ def gather(recipe: Recipe, store: Store) -> Content:
     return Content(
         recipe=recipe,
         run=summary.get("run", {}),
-        stages=[_stage(name, summary.get("stages", {}), store) for name in STAGES],
+        stages=[_stage(name, summary.get("stages", {}), store) for name in working_stages()],
         schemes=schemes,
         provenance=provenance,
         calls={role: part for role, part in summary.get("calls", {}).items() if part.get("attempts")},
         judges=summary.get("judge", {}),
         kept_out=summary.get("decontaminated", []),
-        train={name: part for name in CHECKPOINTS if (part := summary.get("train", {}).get(name))},
+        train={name: part for name in checkpoint_names() if (part := summary.get("train", {}).get(name))},
         harness=harness(recipe, results.get("harness", {})),
         mt_bench=_checkpoints_first(results.get("mt_bench", {})),
         bench_name=_bench_name(recipe, store),
         served=results.get("served", {}),
         conversations=CONVERSATIONS if store.exists(CONVERSATIONS) else None,
-        checkpoints=[name for name in CHECKPOINTS if store.exists(f"checkpoints/{name}/lineage.json")],
+        checkpoints=[name for name in checkpoint_names() if store.exists(f"checkpoints/{name}/lineage.json")],
         commercial_use=commercial_use(recipe, provenance),
         causes=causes(recipe, provenance),
     )  # fmt: skip
@@ -144,7 +144,7 @@ def _bench_name(recipe: Recipe, store: Store) -> str:
 
 def _checkpoints_first(scores: dict[str, Any]) -> dict[str, Any]:
     """In the order of training, then the further models."""
-    return {name: scores[name] for name in (*CHECKPOINTS, *scores) if name in scores}
+    return {name: scores[name] for name in (*checkpoint_names(), *scores) if name in scores}
 
 
 def _stage(name: str, stages: dict[str, Any], store: Store) -> StageStatus:

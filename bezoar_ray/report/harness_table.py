@@ -4,7 +4,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from bezoar_ray.recipe import CHECKPOINTS, HarnessTask, Recipe
+from bezoar_ray.recipe import HarnessTask, Recipe
+from bezoar_ray.stages import checkpoint_names
 
 # Of lm-eval's metrics, those that are better the lower they are: for results without `higher_is_better`.
 _LOWER = {"bits_per_byte", "brier_score", "byte_perplexity", "perplexity", "ter", "word_perplexity"}
@@ -60,7 +61,7 @@ class HarnessTable:
 def harness(recipe: Recipe, found: dict[str, Any]) -> HarnessTable:
     """The table of `eval.harness` of summary.json."""
     part = recipe.evaluate.harness
-    names = [name for name in CHECKPOINTS if found.get(name)]
+    names = [name for name in checkpoint_names() if found.get(name)]
     rows: list[MetricRow] = []
     others: list[MetricRow] = []
     for task in part.all_tasks if part else ():
@@ -89,7 +90,7 @@ def below_base(table: HarnessTable, mt_bench: dict[str, Any], bench_name: str) -
                     f"{name} is below its base in the harness: {100 * mean.value:.1f} % in the mean, and base "
                     f"{100 * base.value:.1f} %"
                 )
-    for name in CHECKPOINTS:
+    for name in checkpoint_names():
         versus = mt_bench.get(name, {}).get("versus_base") or {}
         if versus.get("ci95") and versus["ci95"][1] < 0:
             found.append(f"{name} is below its base in {bench_name}, by {-versus['difference']:.2f}")

@@ -6,10 +6,11 @@ from pathlib import Path
 
 from bezoar_ray.data.sample_io import sample_files
 from bezoar_ray.errors import BezoarError, RecipeError
-from bezoar_ray.recipe import CHECKPOINTS, Recipe
+from bezoar_ray.recipe import Recipe
+from bezoar_ray.stages import training_stages
 from bezoar_ray.store import Store
 
-PARTS = (*CHECKPOINTS[1:], "dataset")
+PARTS = (*training_stages(), "dataset")
 
 
 @dataclass(frozen=True)

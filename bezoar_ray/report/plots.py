@@ -6,8 +6,9 @@ from typing import Any
 
 from bezoar_ray.report.content import Scheme
 from bezoar_ray.report.harness_table import HarnessTable
+from bezoar_ray.stages import BASE, checkpoint_of, training_stages
 
-COLOURS = {"base": "#8a93a3", "sft": "#3b82f6", "hh-sft": "#f59e0b", "dpo": "#10b981"}
+COLOURS = {BASE: "#8a93a3"} | {name: checkpoint_of(name).colour for name in training_stages()}
 _OTHER = "#a855f7"  # models that are no checkpoints
 _ENDS = ("#10b981", "#f97316", "#ef4444", "#a855f7", "#eab308", "#06b6d4", "#ec4899", "#84cc16", "#64748b")
 _INK = "#010203"  # replaced by the page's own colour

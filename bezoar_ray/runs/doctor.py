@@ -15,13 +15,13 @@ from bezoar_ray.llm.engine import installed_vllm, is_cpu_build
 from bezoar_ray.plan import Plan, plan
 from bezoar_ray.recipe import ModelSection, Recipe, SourceSection, load_recipe, recipe_names
 from bezoar_ray.recipe.section import matches
-from bezoar_ray.runs.preflight import STAGES, Findings, check
+from bezoar_ray.runs.preflight import Findings, check
 from bezoar_ray.runtime.caches import hub_cache, is_world_missing, unwritable, world_folder
 from bezoar_ray.runtime.capacity import requests_of
 from bezoar_ray.runtime.gpus import GPUS, USUAL, Gpu, kind_of
+from bezoar_ray.stages import TOGETHER, working_stages
 
 _WHEELS = {("Linux", "x86_64"), ("Linux", "aarch64")}  # what the pinned CPU stack has wheels for
-_AT_ONCE = (("generate", "filter"), ("sft",), ("hh-sft",), ("dpo",), ("evaluate",))  # stages that run together
 _NEEDED = ("ray", "torch", "vllm", "transformers", "trl", "peft", "bitsandbytes", "lm_eval", "openai")
 _DOCKER = """docker build -f cluster/Dockerfile -t bezoar-ray:cpu .
     docker run --rm -v "$PWD/runs:/bezoar/runs" bezoar-ray:cpu run tiny"""
@@ -34,7 +34,7 @@ def report(recipes: Iterable[str] = ()) -> str:
     lines = ["This machine", *(f"  {name:<10} {value}" for name, value in _machine(gpus)), "", "Recipes"]
     for name in recipes or recipe_names():
         recipe = load_recipe(name)
-        lines += _recipe_lines(recipe, gpus, check(recipe, STAGES) if recipes else Findings())
+        lines += _recipe_lines(recipe, gpus, check(recipe, working_stages()) if recipes else Findings())
     advice = list(_advice())
     return "\n".join([*lines, *(["", "What to do", *(f"  {line}" for line in advice)] if advice else [])])
 
@@ -184,13 +184,19 @@ def _packages() -> Iterator[str]:
         yield f"packages: {', '.join(missing)}"
 
 
+def _running_together() -> Iterator[tuple[str, ...]]:
+    """The stages that hold their GPUs at the same time."""
+    yield from TOGETHER
+    yield from ((stage,) for stage in working_stages())
+
+
 def _gpus(recipe: Recipe, gpus: list[str]) -> Iterator[str]:
     asked, stages = max(
         (
             sum(ask.count * ask.needs.get("GPU", 0.0) for stage in together for ask in requests_of(recipe, stage)),
             together,
         )
-        for together in _AT_ONCE
+        for together in _running_together()
     )
     if asked > len(gpus):
         who = " and ".join(stages)

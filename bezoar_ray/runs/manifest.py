@@ -7,19 +7,8 @@ from typing import Any
 import orjson
 
 from bezoar_ray.recipe import Recipe, Section
+from bezoar_ray.stages import STAGES
 from bezoar_ray.store import Store
-
-# What each stage reads of the recipe, besides the stage before it (whose fingerprint enters its own).
-_PARTS = {
-    "generate": ("seed", "seeds.dolly", "seeds.flan", "teachers", "generate"),
-    "filter": ("judges", "filter"),
-    "sft": ("base", "template", "seeds.hh_rlhf", "evaluate.heldout_pairs", "sft"),
-    "hh-sft": ("hh_sft",),
-    "dpo": ("align",),
-    "evaluate": ("serve", "evaluate", "mt_bench_judges"),
-    "report": ("name",),
-}
-
 
 _KEYED = "eval/harness/"  # each result there stands under the key of what it was measured with
 
@@ -37,8 +26,8 @@ class StageManifest:
 def fingerprint(recipe: Recipe, stage: str) -> str:
     """16 hex digits over what a stage reads: its part of the recipe, and all that the stages before it read."""
     what: list[Any] = []
-    for name, parts in _PARTS.items():
-        what.append([name, [_part(recipe, path) for path in parts]])
+    for name, known in STAGES.items():
+        what.append([name, [_part(recipe, path) for path in known.reads]])
         if name == stage:
             break
     text = orjson.dumps(what, option=orjson.OPT_SORT_KEYS | orjson.OPT_NON_STR_KEYS)
@@ -70,7 +59,7 @@ def save(store: Store, stage: str, done: StageManifest) -> None:
 
 def forget(store: Store, stage: str) -> None:
     """Before a stage is done anew: nothing of its earlier files counts, nor of the stages after it."""
-    later = list(_PARTS)[list(_PARTS).index(stage) :]
+    later = list(STAGES)[list(STAGES).index(stage) :]
     for name in later:
         if store.exists(f"manifests/{name}.json"):
             files = load(store, name).files

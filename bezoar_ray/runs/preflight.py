@@ -19,9 +19,8 @@ from bezoar_ray import sources
 from bezoar_ray.errors import BezoarError
 from bezoar_ray.recipe import Recipe, SourceSection
 from bezoar_ray.runtime.caches import hub_cache, is_world_missing, unwritable
+from bezoar_ray.stages import training_stages
 
-STAGES = ("generate", "filter", "sft", "hh-sft", "dpo", "evaluate")
-"""All that read something."""
 ROWS = 100
 """Of each source."""
 _SECONDS = 30.0  # that lm-eval may take
@@ -69,7 +68,7 @@ def check(recipe: Recipe, stages: Iterable[str], offline: bool = False) -> Findi
     _check_sources(recipe, stages, found, offline)
     if stages & {"generate", "filter"}:
         _check_templates(recipe, stages, found)
-    if stages & {"sft", "hh-sft", "dpo"}:
+    if stages & set(training_stages()):
         _check_base(recipe, stages, found)
     if "filter" in stages:
         for scheme in recipe.schemes:
@@ -309,7 +308,7 @@ def _from_hub(recipe: Recipe, stages: set[str]) -> Iterator[str]:
     """Models that are not on this machine, and data sets, which are streamed each time."""
     models = [part.model for part in recipe.teachers if "generate" in stages and not part.base_url]
     models += [part.model for part in recipe.judges if "filter" in stages and recipe.filter.judge and not part.base_url]
-    models += [recipe.base.model] if stages & {"sft", "hh-sft", "dpo", "evaluate"} else []
+    models += [recipe.base.model] if stages & {*training_stages(), "evaluate"} else []
     here = (model for model in models if not model.startswith(("tiny-", "/", ".", "~")))  # paths may be workers' own
     yield from (model for model in here if not _is_here(model))
     for _, parts, _ in _sources(recipe, stages):

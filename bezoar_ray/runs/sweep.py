@@ -17,18 +17,27 @@ from bezoar_ray.report.compare import RunComparison, as_page, as_text, compare
 from bezoar_ray.report.plots import ranked
 from bezoar_ray.runs.best_trial import Choice, choose, verdict
 from bezoar_ray.runs.manifest import fingerprint, is_done, load
-from bezoar_ray.runs.orchestrator import STEPS, run
+from bezoar_ray.runs.orchestrator import run
 from bezoar_ray.runs.revisions import pinned
 from bezoar_ray.runtime.progress import Progress
 from bezoar_ray.runtime.session import ray_session
+from bezoar_ray.stages import STAGES, training_stages
 from bezoar_ray.store import Store
 from bezoar_ray.train import heldout
 
-_LAST = "dpo"
-_STAGES = list(STEPS)[: list(STEPS).index(_LAST) + 1]
 _LOOK_SECONDS = 2.0
 _GRACE = 25.0  # per cent of a trial's steps, before which it is not stopped early
 _SHARED = ("data/hh_rlhf", "train/data")  # what stages keep beside the files of their manifests
+
+
+def _last() -> str:
+    """The stage whose checkpoint a trial is judged by: the last one that trains."""
+    return training_stages()[-1]
+
+
+def _stages() -> list[str]:
+    """The stages of a trial."""
+    return list(STAGES)[: list(STAGES).index(_last()) + 1]
 
 
 @dataclass(frozen=True)
@@ -49,12 +58,12 @@ class Trial:
 
     def right(self) -> dict[str, bool] | None:
         """Whether it gets each held-out pair right, by the pair's id; None for trials of earlier versions."""
-        margins = heldout.read(self.store, _LAST)
+        margins = heldout.read(self.store, _last())
         return margins and {id: heldout.is_right(margin) for id, margin in margins.items()}
 
     def _scores(self) -> dict[str, Any]:
         train = (self.store.read_json("summary.json") or {}).get("train", {})
-        return train.get(_LAST, {})
+        return train.get(_last(), {})
 
 
 def trials(recipe: str, overrides: list[str], parameters: list[str], store: Store) -> list[Trial]:
@@ -138,7 +147,7 @@ def _said(trials: list[Trial], by_pair: dict[str, dict[str, bool]], choice: Choi
 
 
 def _how_far(trial: Trial) -> str:
-    at = trial.store.read_json(f"train/{_LAST}/progress.json")
+    at = trial.store.read_json(f"train/{_last()}/progress.json")
     if not at:
         return f"{trial.name}: not trained yet"
     right = "an unknown share" if at["accuracy"] is None else f"{100 * at['accuracy']:.0f} %"
@@ -155,9 +164,9 @@ def sweep(found: list[Trial], store: Store, progress: Progress) -> None:
     Raises:
         BezoarError: a trial failed; the others are done all the same.
     """
-    shared = [stage for stage in _STAGES if len({fingerprint(t.recipe, stage) for t in found}) == 1]
-    if shared == _STAGES:
-        raise RecipeError(f"--param: no stage up to {_LAST} reads it; all trials would be one")
+    shared = [stage for stage in _stages() if len({fingerprint(t.recipe, stage) for t in found}) == 1]
+    if shared == _stages():
+        raise RecipeError(f"--param: no stage up to {_last()} reads it; all trials would be one")
     found = [replace(trial, recipe=pinned(trial.recipe, store, progress.say)) for trial in found]
     run(found[0].recipe, store, shared, progress)
     with ray_session():
@@ -173,7 +182,7 @@ def _tuned(found: list[Trial], store: Store) -> list[str]:
     from ray.tune.schedulers import MedianStoppingRule
 
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # or a failed trial's traceback is shown, not its reason
-    left = {t.name: t for t in found if not is_done(t.store, _LAST, fingerprint(t.recipe, _LAST))}
+    left = {t.name: t for t in found if not is_done(t.store, _last(), fingerprint(t.recipe, _last()))}
     if not left:
         return []
     behind = MedianStoppingRule(time_attr="percent", metric="accuracy", mode="max", grace_period=_GRACE)
@@ -219,7 +228,7 @@ def _trainable() -> type:
             recipe.write_text(yaml.safe_dump(tree, sort_keys=False))
             store.replace("recipe.yaml", recipe.read_bytes())  # so that it keeps the sweep's names and commits
             command = [sys.executable, "-m", "bezoar_ray.cli", "run", str(recipe)]
-            command += ["--run-dir", str(store.root), "--stages", ",".join(_STAGES)]
+            command += ["--run-dir", str(store.root), "--stages", ",".join(_stages())]
             with open(store.log("sweep.log"), "w") as log:
                 environment = os.environ | {"RAY_ADDRESS": address}
                 self._process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=environment)
@@ -227,7 +236,7 @@ def _trainable() -> type:
         def step(self) -> dict[str, Any]:
             """Wait for the next look that shows something new."""
             while True:
-                ended, at = self._process.poll(), self._trial.store.read_json(f"train/{_LAST}/progress.json")
+                ended, at = self._process.poll(), self._trial.store.read_json(f"train/{_last()}/progress.json")
                 if ended:
                     lines = self._trial.store.log("sweep.log").read_text().strip().splitlines()
                     raise BezoarError(f"{self._trial.name}: {lines[-1] if lines else f'exit code {ended}'}")
@@ -258,7 +267,7 @@ def _trainable() -> type:
 
 def share(store: Store, trial: Trial) -> None:
     """Let a trial have what is done of its recipe: the same files, under a second name where the disk has those."""
-    for stage in _STAGES:
+    for stage in _stages():
         if not is_done(store, stage, fingerprint(trial.recipe, stage)):
             break
         if is_done(trial.store, stage, fingerprint(trial.recipe, stage)):

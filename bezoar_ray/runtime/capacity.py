@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 
 from bezoar_ray.errors import RecipeError
-from bezoar_ray.recipe import Recipe, SchedulingSection
+from bezoar_ray.recipe import ModelSection, Recipe, SchedulingSection, Serve, Training
 
 _LAUNCHED = "~/ray_bootstrap_config.yaml"  # the cluster's file, as Ray's launcher leaves it on the head, with drivers
 _ON_KUBERAY = ("RAY_CLUSTER_NAME", "RAY_CLUSTER_NAMESPACE")  # variables of its pods
@@ -126,19 +126,17 @@ def _check_on(nodes: list[Node], asks: list[ResourceRequest]) -> None:
 
 def requests_of(recipe: Recipe, stage: str) -> Iterator[ResourceRequest]:
     """What a stage's actors and workers ask for, at least. Models at endpoints ask for what their actors do."""
-    evaluate = recipe.evaluate
-    talked_to = {"generate": recipe.teachers, "filter": recipe.judges if recipe.filter.judge else ()}
-    for part in talked_to.get(stage, ()):
-        yield ResourceRequest.of(part, part.actors, part.model)
-    if stage in ("sft", "hh-sft") or (stage == "dpo" and recipe.align.method != "none"):
-        yield of_workers(recipe, stage)
-    if stage == "evaluate" and (evaluate.harness or evaluate.mt_bench):
-        yield of_engines(recipe, 1)
+    for section in recipe.scheduled(stage):
+        if isinstance(section, Serve):
+            yield of_engines(recipe, 1)
+        elif isinstance(section, Training):
+            yield of_workers(section, stage)
+        elif isinstance(section, ModelSection):
+            yield ResourceRequest.of(section, section.actors, section.model)
 
 
-def of_workers(recipe: Recipe, stage: str) -> ResourceRequest:
-    """What a stage's training asks for."""
-    part = recipe.training(stage)
+def of_workers(part: Training, stage: str) -> ResourceRequest:
+    """The request of a stage's training workers."""
     return ResourceRequest.each(part, part.cpus_per_worker, part.gpus_per_worker, part.workers, f"{stage}'s workers")
 
 

@@ -14,13 +14,14 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from bezoar_ray.errors import BezoarError, RecipeError
-from bezoar_ray.recipe import CHECKPOINTS, Recipe, recipe_of
+from bezoar_ray.recipe import Recipe, recipe_of
 from bezoar_ray.runtime.capacity import check_capacity, of_engines
 from bezoar_ray.runtime.logs import event
 from bezoar_ray.runtime.session import beside_driver
 from bezoar_ray.serve.arguments import hosted, modes
 from bezoar_ray.serve.auth import key_for
 from bezoar_ray.serve.replica import DRAIN_SECONDS, LOG, engine, router
+from bezoar_ray.stages import BASE, checkpoint_names
 from bezoar_ray.store import Store
 
 _ROUTER = "router"
@@ -77,7 +78,7 @@ def family(args: dict[str, str]) -> Any:
     hosts = hosted(modes(recipe, store))
     if len(set(hosts.values())) > 1:
         raise BezoarError(f"{store.root}: {', '.join(hosts)} need several engines; `bezoar serve` puts them together")
-    return engine(CHECKPOINTS[0], recipe, str(store.root), key_for("0.0.0.0", os.environ.get("BEZOAR_API_KEY")))
+    return engine(BASE, recipe, str(store.root), key_for("0.0.0.0", os.environ.get("BEZOAR_API_KEY")))
 
 
 def _greeting(base_url: str, names: list[str], guarded: bool) -> str:
@@ -154,7 +155,7 @@ class Family:
 
     def _marks(self) -> dict[str, str | None]:
         """The weights of each checkpoint, by their fingerprints."""
-        found = {name: self._store.read_json(f"checkpoints/{name}/lineage.json") for name in CHECKPOINTS}
+        found = {name: self._store.read_json(f"checkpoints/{name}/lineage.json") for name in checkpoint_names()}
         return {name: lineage and lineage["fingerprint"] for name, lineage in found.items()}
 
     def _wanted(self) -> dict[str, Any]:
@@ -164,7 +165,7 @@ class Family:
             BezoarError: there is no base checkpoint.
         """
         marks, hosts = self._marks(), hosted(modes(self._recipe, self._store))
-        if marks[CHECKPOINTS[0]] is None:
+        if marks[BASE] is None:
             raise BezoarError(f"{self._store.root} holds no checkpoints. Run the sft stage first")
         engines = {
             engine: {name: marks[name] for name, host in hosts.items() if host == engine} for engine in hosts.values()
@@ -265,7 +266,7 @@ def _clear(store: Store) -> None:
 
     if _get_global_client(raise_if_no_controller_running=False) is None:
         return
-    own = {_named(store, name) for name in (*CHECKPOINTS, _ROUTER)}
+    own = {_named(store, name) for name in (*checkpoint_names(), _ROUTER)}
     if others := serve.status().applications.keys() - own:
         raise RecipeError(
             f"the cluster's Ray Serve hosts {', '.join(sorted(others))} already, and has one address for all. "

@@ -8,7 +8,8 @@ from typing import Any
 from bezoar_ray.errors import BezoarError
 from bezoar_ray.llm.engine import is_cpu_build, on_this_machine, trusted
 from bezoar_ray.llm.model_identity import model_path
-from bezoar_ray.recipe import CHECKPOINTS, Recipe, Serve
+from bezoar_ray.recipe import Recipe, Serve
+from bezoar_ray.stages import BASE, training_stages
 from bezoar_ray.store import Store
 
 _GROUPED_LORA = "bezoar_ray.serve.cpu_lora.GroupedLora"
@@ -20,8 +21,8 @@ def modes(recipe: Recipe, store: Store) -> dict[str, str]:
 
     base is always there, as it is. What could not be joined is `merged` whatever the recipe's mode.
     """
-    found = {CHECKPOINTS[0]: "base"}
-    for name in CHECKPOINTS[1:]:
+    found = {BASE: "base"}
+    for name in training_stages():
         if recipe.serve.mode == "joined" and store.exists(_joined(name)):
             found[name] = "joined"
         elif store.exists(_merged(name)):
@@ -31,7 +32,7 @@ def modes(recipe: Recipe, store: Store) -> dict[str, str]:
 
 def hosted(served: dict[str, str]) -> dict[str, str]:
     """The engine that hosts each checkpoint: base's, or its own where it is served merged."""
-    return {name: name if mode == "merged" else CHECKPOINTS[0] for name, mode in served.items()}
+    return {name: name if mode == "merged" else BASE for name, mode in served.items()}
 
 
 def engine_arguments(recipe: Recipe, store: Store) -> dict[str, list[str]]:
@@ -49,11 +50,11 @@ def engine_arguments(recipe: Recipe, store: Store) -> dict[str, list[str]]:
     shared += ["--generation-config", "vllm"]  # else the base's own sampling defaults enter every answer
     shared += ["--trust-remote-code"] if model.trust_remote_code else []
     shared += _flags(trusted(model) | _engine(recipe.serve))
-    base = ["--model", model_path(model.model), "--served-model-name", CHECKPOINTS[0]]
+    base = ["--model", model_path(model.model), "--served-model-name", BASE]
     base += ["--revision", model.revision] if model.revision else []
     base += _lora_flags({name: store.path(_joined(name)) for name, mode in served.items() if mode == "joined"})
     whole = {name: store.path(_merged(name)) for name, mode in served.items() if mode == "merged"}
-    return {CHECKPOINTS[0]: [*base, *shared]} | {
+    return {BASE: [*base, *shared]} | {
         name: ["--model", str(path), "--served-model-name", name, *shared] for name, path in whole.items()
     }
 

@@ -5,15 +5,11 @@ from pathlib import Path
 from typing import Any
 
 from bezoar_ray.recipe import Lora
-from bezoar_ray.stages import StageContext
+from bezoar_ray.stages import StageContext, checkpoint_of
 from bezoar_ray.store import Store, digest
 from bezoar_ray.train import adapters, heldout, model_loading, pairs
 from bezoar_ray.train.launcher import Job
 from bezoar_ray.train.packing import Layout, in_float32
-
-CHAIN = {"sft": ("sft",), "hh-sft": ("sft", "hh-sft"), "dpo": ("sft", "dpo")}
-"""The adapters that add up to a checkpoint: dpo goes on with hh-sft's own."""
-PARENT = {"sft": "base", "hh-sft": "sft", "dpo": "hh-sft"}
 
 
 def finish(job: Job, tokenizer: Any, lora: Lora, layout: Layout) -> dict[str, dict[str, Any]]:
@@ -34,12 +30,14 @@ def finish(job: Job, tokenizer: Any, lora: Lora, layout: Layout) -> dict[str, di
     scores[name] = _score(job, name, model, tokenizer, layout)
     with store.writing(f"{folder}/merged") as path:
         adapters.save(model, tokenizer, path)
-    chain = [store.path(f"checkpoints/{part}/adapter") for part in CHAIN[name]]
+    chain = [store.path(f"checkpoints/{part}/adapter") for part in checkpoint_of(name).adapters]
     with store.writing(f"{folder}/joined") as path:
         joined = _join(chain, path, job.recipe.base.model)
     mark = adapters.weights_mark(store, name)
-    sum_of = [f"../{part}/adapter" for part in CHAIN[name]]
-    adapters.record(store, job.recipe, name, PARENT[name], mark, adapter=lora.model_dump(), sum_of=sum_of, **joined)
+    sum_of = [f"../{part}/adapter" for part in checkpoint_of(name).adapters]
+    adapters.record(
+        store, job.recipe, name, checkpoint_of(name).parent, mark, adapter=lora.model_dump(), sum_of=sum_of, **joined
+    )
     return scores
 
 

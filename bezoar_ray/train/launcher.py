@@ -77,7 +77,7 @@ def fit(
         RecipeError: the cluster never has room for the workers.
         BezoarError: what the loop itself raised, or that it failed more often than `max_failures`; names the log.
     """
-    check_capacity([of_workers(context.recipe, stage)])
+    check_capacity([of_workers(context.recipe.training(stage), stage)])
     what = _what(context, stage, data, inputs)
     name = row_id(orjson.dumps(what, option=orjson.OPT_SORT_KEYS).decode())
     job = Job(str(context.store.root), context.recipe, stage, name, tuple(data))

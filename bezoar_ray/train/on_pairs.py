@@ -3,7 +3,7 @@
 from collections.abc import Callable
 
 from bezoar_ray.errors import BezoarError
-from bezoar_ray.stages import StageContext, StageResult
+from bezoar_ray.stages import StageContext, StageResult, checkpoint_of
 from bezoar_ray.train import checkpoints, launcher, pairs
 from bezoar_ray.train.tokenized_dataset import TokenizedDataset, checked
 
@@ -21,7 +21,7 @@ def run(
         raise BezoarError(f"{stage}: seeds.hh_rlhf gave no pairs to train on. Name a source that has some")
     data = checked(context, stage, [prepared(context)])
     checkpoints.clear(context, stage)
-    parent = f"checkpoints/{checkpoints.PARENT[stage]}/lineage.json"
+    parent = f"checkpoints/{checkpoint_of(stage).parent}/lineage.json"
     result = launcher.fit(context, stage, loop, data, [f"{pairs.FOLDER}/heldout", parent])
     result[stage]["seeds_failed"] = malformed
     return StageResult(checkpoints.files(context.store, stage), {"train": result})

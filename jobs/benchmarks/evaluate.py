@@ -24,11 +24,12 @@ from bezoar_ray.evaluate.mt_bench.answers import Answer, converse, room_of
 from bezoar_ray.evaluate.served import Endpoint
 from bezoar_ray.llm.client import open_client
 from bezoar_ray.llm.model_identity import model_path
-from bezoar_ray.recipe import CHECKPOINTS, MtBench, load_recipe
+from bezoar_ray.recipe import MtBench, load_recipe
 from bezoar_ray.runtime.session import ray_session
 from bezoar_ray.serve.app import _free_port, running
 from bezoar_ray.serve.arguments import engine_arguments
 from bezoar_ray.sources.mt_bench_files import Question, load_questions
+from bezoar_ray.stages import checkpoint_names
 from bezoar_ray.store import Store
 from bezoar_ray.tiny import world
 from jobs.benchmarks.family import write_family
@@ -49,7 +50,7 @@ def figures() -> Iterator[tuple[str, list[float]]]:
         for n, name in enumerate(("family_ready", "family_memory")):
             yield f"evaluate.{name}", [round(four[n] / one[n], 4) for four, one in pairs]
         with ray_session(), running(load_recipe("tiny"), family) as base_url:
-            for name in CHECKPOINTS:  # as vLLM's is below
+            for name in checkpoint_names():  # as vLLM's is below
                 _post(f"{base_url}/completions", model=name, prompt="The", max_tokens=1)
             yield "evaluate.mt_bench_vs_vllm", [_bench(family, base_url) for _ in range(3)]
             yield "evaluate.harness_vs_vllm", _requests_a_second(family, base_url)
@@ -132,7 +133,7 @@ async def _answers(endpoint: Endpoint, folder: str) -> list[Answer]:
     room = room_of(endpoint.tokenizer, endpoint.context)
     talkers = {
         name: open_client(part.model_copy(update={"model": name}), folder, "candidate", "s", identity=name)
-        for name in CHECKPOINTS
+        for name in checkpoint_names()
     }
     held = [
         converse(question, name, talker.for_row(str(question.id)), BENCH, room)

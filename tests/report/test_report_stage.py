@@ -9,13 +9,13 @@ import pytest
 import yaml
 
 from bezoar_ray.data.schema import Sample, Verdict, row_id
-from bezoar_ray.recipe import CHECKPOINTS, SCHEMES, Recipe, load_recipe
+from bezoar_ray.recipe import SCHEMES, Recipe, load_recipe
 from bezoar_ray.report.cards import write_cards
 from bezoar_ray.report.content import choose, gather
 from bezoar_ray.report.page import render
 from bezoar_ray.report.stage import run
 from bezoar_ray.runtime.progress import Progress
-from bezoar_ray.stages import StageContext
+from bezoar_ray.stages import StageContext, checkpoint_names, training_stages
 from bezoar_ray.store import Store
 from tests.rows_on_disk import write_samples
 
@@ -37,7 +37,7 @@ def context(tmp_path, recipe) -> StageContext:
     for scheme in SCHEMES:
         write_samples(store, scheme, "accepted", [sample(scheme, number, "accepted", "") for number in range(12)])
         write_samples(store, scheme, "rejected", [sample(scheme, n, "rejected", GATES[n % 3]) for n in range(15)])
-    for name in CHECKPOINTS:
+    for name in checkpoint_names():
         store.replace_json(f"checkpoints/{name}/lineage.json", {"name": name, "fingerprint": "f"})
     for stage in ("generate", "filter", "sft", "hh-sft", "dpo", "evaluate"):
         store.replace_json(f"manifests/{stage}.json", {"fingerprint": "f", "seconds": 61.0, "files": [], "summary": {}})
@@ -76,18 +76,18 @@ def summary() -> dict:
                    "passes": {"layout": "padded", "size": "16,384 tokens", "gradient_checkpointing": True,
                               "compiled": False, "because": ["rows are padded: falcon does not run flat"]},
                    "heldout_accuracy": 0.5, "by_step": [{"step": n, "loss": 3 - n / 5, "dataset": "lamini" if n < 5
-                   else "orca"} for n in range(1, 10)]} for name in CHECKPOINTS[1:]
+                   else "orca"} for n in range(1, 10)]} for name in training_stages()
         },
         "eval": {
             "harness": {name: {"tiny_facts": {"acc": {"value": 0.3 + place / 10, "stderr": 0.03}},
                                "tiny_answers": {"exact_match": {"value": 0.1 + place / 5, "stderr": 0.04}}}
-                        for place, name in enumerate(CHECKPOINTS)},
-            "served": {name: "joined" if place else "base" for place, name in enumerate(CHECKPOINTS)},
+                        for place, name in enumerate(checkpoint_names())},
+            "served": {name: "joined" if place else "base" for place, name in enumerate(checkpoint_names())},
             "mt_bench": {name: {"score": 2.0 + place, "ci95": [1.5 + place, 2.5 + place], "scored": 31, "unscored": 1,
                                 "bias": {"flip_rate": 0.129, "compared": 31, "longer_wins": 0.68, "decided": 25,
                                          "by_turn": {"1": 2.5 + place, "2": 1.5 + place}, "judges": {}},
                                 "by_category": dict.fromkeys(("coding", "math", "roleplay", "writing"), 2.0 + place)}
-                         for place, name in enumerate(CHECKPOINTS)},
+                         for place, name in enumerate(checkpoint_names())},
         },
     }  # fmt: skip
 
@@ -265,7 +265,7 @@ def test_the_mean_is_left_out_for_a_checkpoint_that_lacks_a_task(context):
 def with_metric(context, task: str, metric: str, values: list[float], **more) -> None:
     """The finished run, where each checkpoint has another value of one metric."""
     found = context.store.read_json("summary.json")
-    for name, value in zip(CHECKPOINTS, values, strict=True):
+    for name, value in zip(checkpoint_names(), values, strict=True):
         found["eval"]["harness"][name][task][metric] = {"value": value, "stderr": 0.01, **more}
     context.store.replace_json("summary.json", found)
 
@@ -286,7 +286,7 @@ BITS = [0.9, 0.7, 0.6, 0.8]  # between 0 and 1, as accuracies are
 def test_the_lowest_is_the_best_of_what_is_better_the_lower_and_enters_no_mean(context, direction):
     recipe = load_recipe("tiny", ["evaluate.harness.tasks=[{task: tiny_facts}, {task: wiki, metric: bits_per_byte}]"])
     found = summary()
-    for name in CHECKPOINTS:
+    for name in checkpoint_names():
         found["eval"]["harness"][name]["wiki"] = {}
     context.store.replace_json("summary.json", found)
     with_metric(context, "wiki", "bits_per_byte", BITS, **direction)

@@ -1,13 +1,14 @@
 import os
+from dataclasses import replace
 
 import pytest
 
 from bezoar_ray.errors import BezoarError, BudgetReached, RecipeError
 from bezoar_ray.recipe import load_recipe
 from bezoar_ray.runs import orchestrator as run_module
-from bezoar_ray.runs.orchestrator import STEPS, _headline, parse_stages, report_again, run
+from bezoar_ray.runs.orchestrator import _headline, parse_stages, report_again, run
 from bezoar_ray.runtime.progress import Progress
-from bezoar_ray.stages import StageResult
+from bezoar_ray.stages import STAGES, StageResult
 from bezoar_ray.store import Store
 from tests import stages
 
@@ -16,9 +17,9 @@ SOME = ["generate", "filter", "sft", "report"]
 
 @pytest.fixture(autouse=True)
 def scripted_stages(monkeypatch, ray_session):
-    monkeypatch.setattr(run_module, "FLOWS", {})
-    for name in STEPS:
-        monkeypatch.setitem(STEPS, name, "tests.stages")
+    monkeypatch.setattr(run_module, "TOGETHER", {})
+    for name, stage in STAGES.items():
+        monkeypatch.setitem(STAGES, name, replace(stage, module="tests.stages"))
     stages.calls.clear()
     stages.fails.clear()
 
@@ -36,7 +37,7 @@ def test_stages_run_in_order_and_their_summaries_are_merged(tmp_path):
 
 
 def test_stages_that_flow_into_one_another_are_carried_out_as_one_with_a_manifest_each(tmp_path, monkeypatch):
-    monkeypatch.setattr(run_module, "FLOWS", {("generate", "filter"): "tests.flow"})
+    monkeypatch.setattr(run_module, "TOGETHER", {("generate", "filter"): "tests.flow"})
     stages.fails["filter"] = stages.FAILED
     with pytest.raises(BezoarError, match="duplicate"):
         go(tmp_path)

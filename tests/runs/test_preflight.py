@@ -10,8 +10,9 @@ from bezoar_ray.evaluate.task_check import _known
 from bezoar_ray.recipe import load_recipe
 from bezoar_ray.runs import preflight
 from bezoar_ray.runs.orchestrator import run
-from bezoar_ray.runs.preflight import STAGES, check
+from bezoar_ray.runs.preflight import check
 from bezoar_ray.runtime.progress import Progress
+from bezoar_ray.stages import working_stages
 from bezoar_ray.store import Store
 from tests.train.test_tokenizer import byte_level
 
@@ -39,7 +40,7 @@ def tiny(*sets):
 
 
 def test_the_embedded_recipe_has_nothing_to_find():
-    found = check(tiny(), STAGES)
+    found = check(tiny(), working_stages())
     assert (found.problems, found.notes, found.unchecked) == ([], [], [])
 
 
@@ -54,7 +55,7 @@ def test_the_embedded_recipe_has_nothing_to_find():
 )
 def test_a_source_without_a_usable_row_is_found(tmp_path, field, rows, said):
     source = written(tmp_path / "rows.jsonl", rows)
-    (problem,) = check(tiny(f"{field}=[{{source: {source}}}]"), STAGES).problems
+    (problem,) = check(tiny(f"{field}=[{{source: {source}}}]"), working_stages()).problems
     assert problem.startswith(f"{field}: none of the ") and said in problem
 
 
@@ -192,14 +193,14 @@ def test_judge_prompts_of_another_form_and_skipped_questions_that_are_not_there_
 
 def test_what_has_to_come_from_a_hub_that_is_out_of_reach_is_found(monkeypatch, tmp_path):
     recipe = tiny("base.model=org/base", "seeds.dolly=[{source: 'hub:org/rows', revision: main}]")
-    (problem,) = check(recipe, STAGES).problems
+    (problem,) = check(recipe, working_stages()).problems
     assert problem == "HF_HUB_OFFLINE is set, and these are not on this machine: org/base, hub:org/rows"
     monkeypatch.setenv("HF_HUB_OFFLINE", "0")
     monkeypatch.setattr(preflight, "_check_sources", lambda *_: None)
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:1")
-    (problem,) = check(recipe, STAGES).problems
+    (problem,) = check(recipe, working_stages()).problems
     assert "the Hugging Face hub does not answer (http://127.0.0.1:1: " in problem and "org/base" in problem
-    found = check(recipe, STAGES, offline=True)
+    found = check(recipe, working_stages(), offline=True)
     assert not found.problems and "base org/base: its tokenizer, which is not on this machine" in found.unchecked
 
 

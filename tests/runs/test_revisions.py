@@ -4,6 +4,7 @@ import contextlib
 import json
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
@@ -13,9 +14,10 @@ import yaml
 from bezoar_ray.recipe import Recipe, load_recipe
 from bezoar_ray.runs import orchestrator as run_module
 from bezoar_ray.runs import sweep as sweep_module
-from bezoar_ray.runs.orchestrator import STEPS, run
+from bezoar_ray.runs.orchestrator import run
 from bezoar_ray.runs.revisions import FILE, pinned
 from bezoar_ray.runtime.progress import Progress
+from bezoar_ray.stages import STAGES
 from bezoar_ray.store import Store
 from tests import stages
 
@@ -74,9 +76,9 @@ def hub(monkeypatch: pytest.MonkeyPatch, tmp_path) -> Iterator[Hub]:
 
 @pytest.fixture
 def scripted_stages(monkeypatch: pytest.MonkeyPatch, ray_session: None) -> None:
-    monkeypatch.setattr(run_module, "FLOWS", {})
-    for name in STEPS:
-        monkeypatch.setitem(STEPS, name, "tests.stages")
+    monkeypatch.setattr(run_module, "TOGETHER", {})
+    for name, stage in STAGES.items():
+        monkeypatch.setitem(STAGES, name, replace(stage, module="tests.stages"))
     stages.calls.clear()
     stages.fails.clear()
 

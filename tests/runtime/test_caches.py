@@ -7,8 +7,9 @@ import pytest
 from bezoar_ray.cli import main
 from bezoar_ray.recipe import load_recipe
 from bezoar_ray.runs import doctor
-from bezoar_ray.runs.preflight import STAGES, check
+from bezoar_ray.runs.preflight import check
 from bezoar_ray.runtime.caches import hub_cache, is_world_missing, unwritable
+from bezoar_ray.stages import working_stages
 
 VARIABLES = ("BEZOAR_CACHE", "HF_HOME", "HF_HUB_CACHE", "HF_DATASETS_CACHE", "XDG_CACHE_HOME", "RAY_ADDRESS")
 HUB = ["base.model=org/base", "seeds.dolly=[]"]
@@ -118,7 +119,7 @@ def test_hugging_faces_caches_are_looked_at_where_something_goes_there(file, mon
 def test_on_a_cluster_the_nodes_caches_count(file, monkeypatch):
     monkeypatch.setenv("BEZOAR_CACHE", str(file))
     monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
-    assert check(load_recipe("tiny"), STAGES).problems == []
+    assert check(load_recipe("tiny"), working_stages()).problems == []
 
 
 @pytest.mark.parametrize("below", ["", "run"])

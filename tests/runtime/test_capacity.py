@@ -9,9 +9,9 @@ import yaml
 
 from bezoar_ray.errors import RecipeError
 from bezoar_ray.recipe import ModelSection, Serve, Training, load_recipe
-from bezoar_ray.runs.orchestrator import STEPS
 from bezoar_ray.runtime import capacity
 from bezoar_ray.runtime.capacity import Node, ResourceRequest, check_capacity, check_stages
+from bezoar_ray.stages import STAGES
 
 ROOT = Path(__file__).parents[2]
 KUBERNETES = "ray.autoscaler._private.kuberay.node_provider.KubernetesHttpApiClient"
@@ -128,9 +128,9 @@ def test_the_launchers_most_workers_are_those_of_all_kinds_together(cluster, mon
 def test_a_later_stage_that_never_fits_is_refused_before_the_first(cluster, change, who):
     cluster(Node(GPU_NODE))
     recipe = load_recipe("tiny", [change])
-    check_stages(load_recipe("tiny"), STEPS)
+    check_stages(load_recipe("tiny"), STAGES)
     with pytest.raises(RecipeError, match=rf"{who} .*no node of the cluster has that"):
-        check_stages(recipe, STEPS)
+        check_stages(recipe, STAGES)
     check_stages(recipe, ["report"])
 
 

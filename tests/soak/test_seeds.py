@@ -9,8 +9,7 @@ from statistics import fmean
 import orjson
 import pytest
 
-from bezoar_ray.recipe import CHECKPOINTS
-from bezoar_ray.runs.orchestrator import STEPS
+from bezoar_ray.stages import STAGES, checkpoint_names
 from tests.end_to_end import Command, summary
 
 pytestmark = [pytest.mark.soak, pytest.mark.timeout(7200)]
@@ -19,7 +18,7 @@ SCHEMES = ("lamini", "orca", "evol_instruct")
 _SFT_ALONE = ["hh_sft.limit=16", "align.limit=16", "evaluate.mt_bench.limit=1"]  # what comes after sft, cut short
 
 
-def whole_run(run_dir: Path, *sets: str, stages: str = ",".join(STEPS)) -> dict:
+def whole_run(run_dir: Path, *sets: str, stages: str = ",".join(STAGES)) -> dict:
     code, output = Command(run_dir, "--stages", stages, sets=list(sets)).wait(3000)
     assert code == 0, output
     return summary(run_dir)
@@ -37,7 +36,7 @@ def table(title: str, found: dict) -> str:
         "| checkpoint | harness | MT-Bench | over base, 95 % | held-out pairs |",
         "| --- | --- | --- | --- | --- |",
     ]
-    for name in CHECKPOINTS:
+    for name in checkpoint_names():
         bench = found["eval"]["mt_bench"][name]
         low, high = bench.get("versus_base", {}).get("ci95") or (0, 0)
         accuracy = found["train"][name]["heldout_accuracy"]

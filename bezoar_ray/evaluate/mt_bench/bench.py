@@ -24,7 +24,7 @@ from bezoar_ray.llm.ledger_index import read_index
 from bezoar_ray.llm.limits import limits, shared_quota_clients
 from bezoar_ray.recipe import ModelSection, MtBench
 from bezoar_ray.sources.mt_bench_files import Question, load_answers, load_grades, load_questions, load_verdicts
-from bezoar_ray.stages import StageContext
+from bezoar_ray.stages import StageContext, checkpoint_names
 
 _JUDGE = "mt_bench_judge"
 _IN_FLIGHT = 64  # per checkpoint; the engine queues what it cannot run at once
@@ -93,7 +93,7 @@ class Bench:
         Raises:
             RecipeError: nobody could have that name.
         """
-        known = {"base", "sft", "hh-sft", "dpo", *self.published}
+        known = {*checkpoint_names(), *self.published}
         if unknown := next((name for pair in self.part.pairwise for name in pair if name not in known), None):
             raise RecipeError(f"evaluate.mt_bench.pairwise: no model {unknown!r}; there are {', '.join(sorted(known))}")
         return [pair for pair in self.part.pairwise if set(pair) <= set(self.models)]
