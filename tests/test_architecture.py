@@ -42,7 +42,9 @@ def room(module: str) -> str:
 
 def _without_types(tree: ast.Module) -> ast.Module:
     """The tree without the imports that only a type checker sees."""
-    tree.body = [node for node in tree.body if not (isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test))]
+    tree.body = [
+        node for node in tree.body if not (isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test))
+    ]
     return tree
 
 
