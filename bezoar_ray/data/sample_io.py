@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 from bezoar_ray.data.schema import Sample, sample_table
 from bezoar_ray.errors import BezoarError
 from bezoar_ray.runtime.progress import Progress
-from bezoar_ray.store import Store
+from bezoar_ray.store import Store, layout
 
 ROWS_PER_FILE = 10_000
 _ROWS_AT_A_TIME = 500
@@ -28,9 +28,9 @@ def sample_files(store: Store, scheme: str, status: str) -> list[str]:
     Raises:
         BezoarError: one that it lists is missing.
     """
-    folder, stage = f"data/{scheme}/{status}", "generate" if status == "generated" else "filter"
+    folder, stage = layout.samples(scheme, status), "generate" if status == "generated" else "filter"
     there = store.list(folder, ".parquet")
-    listed = (store.read_json(f"manifests/{stage}.json") or {}).get("files")
+    listed = (store.read_json(layout.manifest(stage)) or {}).get("files")
     if not listed:
         return there
     counted = sorted(name for name in listed if name.startswith(f"{folder}/"))
@@ -68,13 +68,13 @@ class SampleFiles:
         self._counts: Counter[str] = Counter()
         self.names: list[str] = []
         for scheme, status in product(schemes, statuses):
-            store.remove(f"data/{scheme}/{status}")
+            store.remove(layout.samples(scheme, status))
 
     def write(self, samples: Iterable[Sample], folder: str | None = None) -> None:
         """The next samples: each to the folder of its scheme and status, or to `folder` in the place of its status."""
         folders: dict[str, list[Sample]] = defaultdict(list)
         for sample in samples:
-            folders[f"data/{sample.scheme}/{folder or sample.status}"].append(sample)
+            folders[layout.samples(sample.scheme, folder or sample.status)].append(sample)
         for name, rows in folders.items():
             self.names.append(f"{name}/part-{self._counts[name]:05}.parquet")
             self._store.replace_table(self.names[-1], sample_table(rows))

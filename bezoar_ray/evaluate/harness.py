@@ -18,7 +18,7 @@ from bezoar_ray.recipe import Harness, HarnessTask
 from bezoar_ray.runtime.logs import redirect
 from bezoar_ray.runtime.session import beside_driver, errors_as_raised
 from bezoar_ray.sources.harness_items import include_path
-from bezoar_ray.store import Store, digest
+from bezoar_ray.store import Store, digest, layout
 
 LOG = "evaluate.log"
 _PROMPTS_PER_REQUEST = 8  # one prompt a request costs more in HTTP than in a small model
@@ -101,7 +101,7 @@ class Shelf:
 
 def file_of(name: str) -> str:
     """The file of a checkpoint's results."""
-    return f"eval/harness/{name}.json"
+    return layout.harness(name)
 
 
 def compact(result: dict[str, Any], task: HarnessTask) -> dict[str, dict[str, float | bool | None]]:

@@ -4,7 +4,8 @@ import json
 import urllib.request
 from dataclasses import dataclass
 
-from bezoar_ray.store import Store
+from bezoar_ray.stages import BASE
+from bezoar_ray.store import Store, layout
 
 
 @dataclass(frozen=True)
@@ -20,4 +21,4 @@ class Endpoint:
         """The endpoint of a run directory's checkpoints."""
         with urllib.request.urlopen(f"{base_url}/models", timeout=60) as answer:
             context = json.load(answer)["data"][0]["max_model_len"]
-        return cls(base_url, str(store.path("checkpoints/base")), context)
+        return cls(base_url, str(store.path(layout.checkpoint(BASE).folder)), context)

@@ -15,7 +15,7 @@ from bezoar_ray.recipe import Recipe
 from bezoar_ray.serve.app import running
 from bezoar_ray.serve.arguments import modes
 from bezoar_ray.stages import StageContext, StageResult, checkpoint_names
-from bezoar_ray.store import Store
+from bezoar_ray.store import Store, layout
 
 
 def run(context: StageContext) -> StageResult:
@@ -43,7 +43,7 @@ def identities(recipe: Recipe, store: Store) -> dict[str, str]:
     Raises:
         BezoarError: there is no base checkpoint.
     """
-    lineages = {name: store.read_json(f"checkpoints/{name}/lineage.json") for name in checkpoint_names()}
+    lineages = {name: store.read_json(layout.checkpoint(name).lineage) for name in checkpoint_names()}
     if lineages["base"] is None:
         raise BezoarError(f"{store.root}/checkpoints/base/lineage.json: missing. Run the sft stage first.")
     served = modes(recipe, store)

@@ -26,7 +26,7 @@ from bezoar_ray.llm.model_identity import identity
 from bezoar_ray.llm.quota import Cost, QuotaClient
 from bezoar_ray.llm.responses import error_of, read_fault, read_reply
 from bezoar_ray.recipe import ModelSection
-from bezoar_ray.store import Store
+from bezoar_ray.store import Store, layout
 
 T = TypeVar("T")
 
@@ -44,7 +44,7 @@ class Batches(LedgerClient):
     def __init__(self, part: ModelSection, root: str, role: str, session: str):
         super().__init__(identity(part), Ledger(root, role, session), part)
         self._client = open_client(part)
-        self._store, self._folder = Store(root), f"ledger/{role}/batches"
+        self._store, self._folder = Store(root), f"{layout.ledger(role)}/batches"
         self._who = f"{self._identity} at {part.base_url}"  # teachers, or judges, share a folder
         self._asked: dict[str, tuple[bytes, Cost]] = {}
         self._size = 0

@@ -25,7 +25,7 @@ from bezoar_ray.llm import ledger_files
 from bezoar_ray.llm.chat import Messages, Reply, Sampling
 from bezoar_ray.llm.ledger_index import OFFSET_BITS, Index, before
 from bezoar_ray.runtime.metrics import MetricSet
-from bezoar_ray.store import Store
+from bezoar_ray.store import Store, layout
 
 ROLES = {"teacher": "generate", "judge": "filter", "candidate": "evaluate", "mt_bench_judge": "evaluate"}
 """Who is called, and in which stage."""
@@ -56,7 +56,7 @@ class Ledger:
     """
 
     def __init__(self, root: str | Path, role: str, session: str, index: Index | None = None):
-        self._store, folder = Store(root), f"ledger/{role}"
+        self._store, folder = Store(root), layout.ledger(role)
         self._session, self._looked = session, 0.0
         self._places: dict[bytes, int] = {}
         self._deaths: Counter[bytes] = Counter()
@@ -208,7 +208,7 @@ class Ledger:
 
 def accounts(root: str | Path, session: str) -> dict[str, dict[str, Any]]:
     """`calls` of summary.json: totals of the directory by role, and of one session in `last_run`."""
-    return {role: _account(Store(root), f"ledger/{role}", session) for role in ROLES}
+    return {role: _account(Store(root), layout.ledger(role), session) for role in ROLES}
 
 
 def _account(store: Store, folder: str, session: str) -> dict[str, Any]:

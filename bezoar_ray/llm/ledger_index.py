@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from bezoar_ray.llm import ledger_files
-from bezoar_ray.store import Store
+from bezoar_ray.store import Store, layout
 
 OFFSET_BITS = 44  # a place is a segment's number and an offset in it, in one integer
 _LENGTH = 16  # bytes of a key
@@ -60,7 +60,7 @@ class Index:
 
 def read_index(root: str | Path, role: str, session: str) -> Index:
     """The answers of one role that commands before this session have recorded."""
-    found = dict(ledger_files.earlier(Store(root), f"ledger/{role}"))
+    found = dict(ledger_files.earlier(Store(root), layout.ledger(role)))
     try:
         return Index.of(before(found, session))
     finally:

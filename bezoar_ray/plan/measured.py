@@ -8,6 +8,7 @@ from bezoar_ray.errors import RecipeError
 from bezoar_ray.plan.assumed import Assumed, Tokens
 from bezoar_ray.plan.steps import Plan, Step, generation, plan, verdicts
 from bezoar_ray.recipe import SCHEMES, Recipe
+from bezoar_ray.store import layout
 
 
 def plan_from(recipe: Recipe, folder: str | Path) -> Plan:
@@ -23,7 +24,7 @@ def assumed_from(recipe: Recipe, folder: str | Path) -> Assumed:
     """
     from bezoar_ray.store import Store
 
-    summary = Store(folder).read_json("summary.json")
+    summary = Store(folder).read_json(layout.SUMMARY)
     if not summary or not summary.get("data"):
         raise RecipeError(
             f"--from {folder}: no summary.json with rows in it. Name the run directory, or bucket, of a run or pilot "

@@ -15,6 +15,7 @@ from bezoar_ray.recipe.model_sections import Judge, Seeds, Teacher, told_apart
 from bezoar_ray.recipe.section import FILES, RUNTIME_ONLY, Money, OneOrMore, SchedulingSection, Section
 from bezoar_ray.recipe.training import Align, Base, HhSft, Sft, Training
 from bezoar_ray.stages import STAGES, training_stages
+from bezoar_ray.store import layout
 
 if TYPE_CHECKING:
     from bezoar_ray.store import Store  # a plan does without it
@@ -157,12 +158,12 @@ def recipe_of(store: "Store", overrides: list[str] | tuple[str, ...] = ()) -> Re
     Raises:
         RecipeError: the folder is no run directory.
     """
-    if not store.exists("recipe.yaml"):
+    if not store.exists(layout.RECIPE):
         raise RecipeError(
             f"{store.root} is no run directory: it holds no recipe.yaml. "
             f"`bezoar run RECIPE --run-dir {store.root}` makes one"
         )
-    return load_recipe(str(store.path("recipe.yaml")), overrides)
+    return load_recipe(str(store.path(layout.RECIPE)), overrides)
 
 
 def parse_recipe(tree: Any, origin: str) -> Recipe:

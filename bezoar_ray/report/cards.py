@@ -9,7 +9,7 @@ from bezoar_ray.licenses import YES
 from bezoar_ray.report.content import Content
 from bezoar_ray.report.page import environment
 from bezoar_ray.stages import checkpoint_of, training_stages
-from bezoar_ray.store import Store
+from bezoar_ray.store import Store, layout
 
 _METHODS = {
     "dpo": "direct preference optimisation (DPO, arXiv 2305.18290)",
@@ -25,8 +25,8 @@ def write_cards(content: Content, store: Store) -> list[str]:
     if content.schemes:
         cards["dataset"] = dataset_card(content)
     for name, text in cards.items():
-        store.replace(f"cards/{name}.md", text)
-    return [f"cards/{name}.md" for name in cards]
+        store.replace(layout.card(name), text)
+    return [layout.card(name) for name in cards]
 
 
 def model_card(content: Content, name: str) -> str:

@@ -17,9 +17,9 @@ from bezoar_ray.recipe import Recipe
 from bezoar_ray.report.harness_table import HarnessTable, below_base, harness
 from bezoar_ray.sources.mt_bench_files import IDS as MT_BENCH_IDS
 from bezoar_ray.stages import checkpoint_names, working_stages
-from bezoar_ray.store import Store
+from bezoar_ray.store import Store, layout
 
-CONVERSATIONS = "eval/mt_bench/index.html"
+CONVERSATIONS = layout.CONVERSATIONS
 SHOWN = 10  # samples of each scheme and status
 _ENDS = ("accepted", "rejected", "failed")
 
@@ -105,7 +105,7 @@ class Content:
 
 def gather(recipe: Recipe, store: Store) -> Content:
     """What the files of a run directory hold."""
-    summary = store.read_json("summary.json") or {}
+    summary = store.read_json(layout.SUMMARY) or {}
     schemes = [found for name in recipe.schemes if (found := _scheme(name, summary, store))]
     provenance = dict(sum((found.provenance for found in schemes), Counter()).most_common())
     results = summary.get("eval", {})
@@ -124,7 +124,7 @@ def gather(recipe: Recipe, store: Store) -> Content:
         bench_name=_bench_name(recipe, store),
         served=results.get("served", {}),
         conversations=CONVERSATIONS if store.exists(CONVERSATIONS) else None,
-        checkpoints=[name for name in checkpoint_names() if store.exists(f"checkpoints/{name}/lineage.json")],
+        checkpoints=[name for name in checkpoint_names() if store.exists(layout.checkpoint(name).lineage)],
         commercial_use=commercial_use(recipe, provenance),
         causes=causes(recipe, provenance),
     )  # fmt: skip
@@ -149,7 +149,7 @@ def _checkpoints_first(scores: dict[str, Any]) -> dict[str, Any]:
 
 def _stage(name: str, stages: dict[str, Any], store: Store) -> StageStatus:
     """The manifest decides: it is written last, and a later command knows nothing of earlier ones."""
-    manifest = store.read_json(f"manifests/{name}.json")
+    manifest = store.read_json(layout.manifest(name))
     if manifest:
         return StageStatus(name, "done", manifest["seconds"])
     known = stages.get(name, {})

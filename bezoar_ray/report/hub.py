@@ -8,7 +8,7 @@ from bezoar_ray.data.sample_io import sample_files
 from bezoar_ray.errors import BezoarError, RecipeError
 from bezoar_ray.recipe import Recipe
 from bezoar_ray.stages import training_stages
-from bezoar_ray.store import Store
+from bezoar_ray.store import Store, layout
 
 PARTS = (*training_stages(), "dataset")
 
@@ -73,13 +73,13 @@ def _uploads(recipe: Recipe, store: Store, repository: str, part: str) -> Iterat
         return
     # What was trained lies on other checkpoints' weights, in this run directory; the joined one fits the base itself.
     for kind, suffix in (("merged", ""), ("joined", "-adapter")):
-        folder = f"checkpoints/{part}/{kind}"
+        folder = f"{layout.checkpoint(part).folder}/{kind}"
         files = {str(Path(name).relative_to(folder)): store.path(name) for name in store.list(folder)}
         if files:
             yield Upload(repository + suffix, "model", files | _card(store, part))
 
 
 def _card(store: Store, part: str) -> dict[str, Path]:
-    if not store.exists(f"cards/{part}.md"):
+    if not store.exists(layout.card(part)):
         raise RecipeError(f"{store.root}/cards/{part}.md: missing. `bezoar report {store.root}` writes it")
-    return {"README.md": store.path(f"cards/{part}.md")}
+    return {"README.md": store.path(layout.card(part))}

@@ -5,6 +5,7 @@ from bezoar_ray.report.content import gather
 from bezoar_ray.report.page import render
 from bezoar_ray.report.transcripts import write_conversations
 from bezoar_ray.stages import StageContext, StageResult
+from bezoar_ray.store import layout
 
 
 def run(context: StageContext) -> StageResult:
@@ -14,8 +15,8 @@ def run(context: StageContext) -> StageResult:
     """
     conversations = write_conversations(context.store)
     content = gather(context.recipe, context.store)
-    context.store.replace("report.html", render(content))
+    context.store.replace(layout.REPORT, render(content))
     for warning in content.warnings:
         context.progress.say(f"warning: {warning}")
-    files = ["report.html", *conversations, *write_cards(content, context.store)]
+    files = [layout.REPORT, *conversations, *write_cards(content, context.store)]
     return StageResult(files, {"warnings": content.warnings})

@@ -8,9 +8,9 @@ import orjson
 from bezoar_ray.report.content import CONVERSATIONS
 from bezoar_ray.report.page import environment
 from bezoar_ray.report.plots import COLOURS
-from bezoar_ray.store import Store
+from bezoar_ray.store import Store, layout
 
-_FOLDER = "eval/mt_bench"
+_FOLDER = layout.MT_BENCH
 
 
 def write_conversations(store: Store) -> list[str]:

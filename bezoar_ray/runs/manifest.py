@@ -8,9 +8,9 @@ import orjson
 
 from bezoar_ray.recipe import Recipe, Section
 from bezoar_ray.stages import STAGES
-from bezoar_ray.store import Store
+from bezoar_ray.store import Store, layout
 
-_KEYED = "eval/harness/"  # each result there stands under the key of what it was measured with
+_KEYED = layout.HARNESS  # each result there stands under the key of what it was measured with
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ def fingerprint(recipe: Recipe, stage: str) -> str:
 
 def is_done(store: Store, stage: str, mark: str) -> bool:
     """Whether the stage's files are there, made from the same."""
-    name = f"manifests/{stage}.json"
+    name = layout.manifest(stage)
     if not store.exists(name):
         return False
     done = load(store, stage)
@@ -49,21 +49,21 @@ def is_done(store: Store, stage: str, mark: str) -> bool:
 
 def load(store: Store, stage: str) -> StageManifest:
     """A stage's manifest."""
-    return StageManifest(**store.read_json(f"manifests/{stage}.json"))
+    return StageManifest(**store.read_json(layout.manifest(stage)))
 
 
 def save(store: Store, stage: str, done: StageManifest) -> None:
     """Say that a stage is done."""
-    store.replace_json(f"manifests/{stage}.json", asdict(done))
+    store.replace_json(layout.manifest(stage), asdict(done))
 
 
 def forget(store: Store, stage: str) -> None:
     """Before a stage is done anew: nothing of its earlier files counts, nor of the stages after it."""
     later = list(STAGES)[list(STAGES).index(stage) :]
     for name in later:
-        if store.exists(f"manifests/{name}.json"):
+        if store.exists(layout.manifest(name)):
             files = load(store, name).files
-            store.remove(f"manifests/{name}.json")
+            store.remove(layout.manifest(name))
             for file in (file for file in files if not file.startswith(_KEYED)):
                 store.remove(file)
 

@@ -29,7 +29,7 @@ from bezoar_ray.runtime.progress import Progress
 from bezoar_ray.runtime.session import check_shared, own_address, ray_session, stop_on_sigterm
 from bezoar_ray.stages import STAGES, TOGETHER, StageContext, StageResult
 from bezoar_ray.stats import as_percent
-from bezoar_ray.store import Store
+from bezoar_ray.store import Store, layout
 
 _LOG = "driver.log"
 _JUDGING = ("filter", "evaluate")
@@ -132,12 +132,12 @@ class Run:
 
     def _tells(self) -> bool:
         """Whether the summary is this command's to write: of a run that it has not begun to change, it stays."""
-        return self._touched or not self._store.exists("summary.json")
+        return self._touched or not self._store.exists(layout.SUMMARY)
 
     def _keep_recipe(self) -> None:
         self._touched = True
         tree = self._recipe.model_dump(mode="json")
-        self._store.replace("recipe.yaml", yaml.safe_dump(tree, sort_keys=False))
+        self._store.replace(layout.RECIPE, yaml.safe_dump(tree, sort_keys=False))
 
     def _not_done(self, stages: list[str]) -> Iterator[list[str]]:
         """What is left to do, one after the other; stages that flow into one another together."""
@@ -194,7 +194,7 @@ class Run:
             if _has_manifest(self._store, stage):
                 _merge(summary, load(self._store, stage).summary)
         _merge(summary, self._left)
-        self._store.replace_json("summary.json", summary)
+        self._store.replace_json(layout.SUMMARY, summary)
         return summary
 
 
@@ -318,7 +318,7 @@ def _outcomes(names: list[str], context: StageContext) -> Iterator[tuple[str, St
 
 
 def _has_manifest(store: Store, stage: str) -> bool:
-    return store.exists(f"manifests/{stage}.json")
+    return store.exists(layout.manifest(stage))
 
 
 def _done_before(store: Store, stage: str) -> dict[str, Any]:

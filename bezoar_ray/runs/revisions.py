@@ -8,9 +8,9 @@ from typing import Any
 from bezoar_ray.recipe import Recipe, Section, SourceSection
 from bezoar_ray.recipe.model_sections import COMMIT
 from bezoar_ray.runtime.caches import hub_cache
-from bezoar_ray.store import Store
+from bezoar_ray.store import Store, layout
 
-FILE = "revisions.json"
+FILE = layout.REVISIONS
 _MAIN = "main"
 _SECONDS = 10.0  # that the hub may take for one answer
 
@@ -51,7 +51,7 @@ def pinned(recipe: Recipe, store: Store, say: Callable[[str], None]) -> Recipe:
     A run that has begun with a name keeps it: so have runs that are older than this, and those without a hub.
     """
     commits = store.read_json(FILE) or {}
-    if not store.exists("recipe.yaml"):
+    if not store.exists(layout.RECIPE):
         commits = _resolved(recipe, commits, say)
         if commits:
             store.replace_json(FILE, commits)

@@ -2,7 +2,7 @@
 
 from bezoar_ray.errors import RecipeError
 from bezoar_ray.runtime.progress import duration
-from bezoar_ray.store import Store
+from bezoar_ray.store import Store, layout
 
 
 def render(store: Store) -> str:
@@ -11,7 +11,7 @@ def render(store: Store) -> str:
     Raises:
         RecipeError: the directory holds no run.
     """
-    summary = store.read_json("summary.json")
+    summary = store.read_json(layout.SUMMARY)
     if not summary:
         raise RecipeError(f"{store.root} is no run directory: it holds no summary.json")
     run = summary["run"]

@@ -22,12 +22,12 @@ from bezoar_ray.runs.revisions import pinned
 from bezoar_ray.runtime.progress import Progress
 from bezoar_ray.runtime.session import ray_session
 from bezoar_ray.stages import STAGES, training_stages
-from bezoar_ray.store import Store
+from bezoar_ray.store import Store, layout
 from bezoar_ray.train import heldout
 
 _LOOK_SECONDS = 2.0
 _GRACE = 25.0  # per cent of a trial's steps, before which it is not stopped early
-_SHARED = ("data/hh_rlhf", "train/data")  # what stages keep beside the files of their manifests
+_SHARED = (layout.PAIRS, layout.TOKENIZED)  # what stages keep beside the files of their manifests
 
 
 def _last() -> str:
@@ -62,7 +62,7 @@ class Trial:
         return margins and {id: heldout.is_right(margin) for id, margin in margins.items()}
 
     def _scores(self) -> dict[str, Any]:
-        train = (self.store.read_json("summary.json") or {}).get("train", {})
+        train = (self.store.read_json(layout.SUMMARY) or {}).get("train", {})
         return train.get(_last(), {})
 
 
@@ -147,7 +147,7 @@ def _said(trials: list[Trial], by_pair: dict[str, dict[str, bool]], choice: Choi
 
 
 def _how_far(trial: Trial) -> str:
-    at = trial.store.read_json(f"train/{_last()}/progress.json")
+    at = trial.store.read_json(layout.progress(_last()))
     if not at:
         return f"{trial.name}: not trained yet"
     right = "an unknown share" if at["accuracy"] is None else f"{100 * at['accuracy']:.0f} %"
@@ -226,7 +226,7 @@ def _trainable() -> type:
             store = self._trial.store
             recipe, tree = store.here("sweep.yaml"), self._trial.recipe.model_dump(mode="json")
             recipe.write_text(yaml.safe_dump(tree, sort_keys=False))
-            store.replace("recipe.yaml", recipe.read_bytes())  # so that it keeps the sweep's names and commits
+            store.replace(layout.RECIPE, recipe.read_bytes())  # so that it keeps the sweep's names and commits
             command = [sys.executable, "-m", "bezoar_ray.cli", "run", str(recipe)]
             command += ["--run-dir", str(store.root), "--stages", ",".join(_stages())]
             with open(store.log("sweep.log"), "w") as log:
@@ -236,7 +236,7 @@ def _trainable() -> type:
         def step(self) -> dict[str, Any]:
             """Wait for the next look that shows something new."""
             while True:
-                ended, at = self._process.poll(), self._trial.store.read_json(f"train/{_last()}/progress.json")
+                ended, at = self._process.poll(), self._trial.store.read_json(layout.progress(_last()))
                 if ended:
                     lines = self._trial.store.log("sweep.log").read_text().strip().splitlines()
                     raise BezoarError(f"{self._trial.name}: {lines[-1] if lines else f'exit code {ended}'}")
@@ -258,7 +258,7 @@ def _trainable() -> type:
             """End the run, if it was stopped early, and keep what others can use."""
             self._process.terminate()
             self._process.wait()
-            for name in self._trial.store.list("train/data"):
+            for name in self._trial.store.list(layout.TOKENIZED):
                 if not self._base.exists(name):
                     self._base.adopt(self._trial.store, name)
 
@@ -272,7 +272,7 @@ def share(store: Store, trial: Trial) -> None:
             break
         if is_done(trial.store, stage, fingerprint(trial.recipe, stage)):
             continue
-        for name in [*load(store, stage).files, f"manifests/{stage}.json"]:
+        for name in [*load(store, stage).files, layout.manifest(stage)]:
             trial.store.adopt(store, name)
     for folder in _SHARED:
         for name in store.list(folder):

@@ -22,7 +22,7 @@ from bezoar_ray.serve.arguments import hosted, modes
 from bezoar_ray.serve.auth import key_for
 from bezoar_ray.serve.replica import DRAIN_SECONDS, LOG, engine, router
 from bezoar_ray.stages import BASE, checkpoint_names
-from bezoar_ray.store import Store
+from bezoar_ray.store import Store, layout
 
 _ROUTER = "router"
 _LOOK_SECONDS = 5.0  # between two looks at whether a checkpoint was trained anew
@@ -155,7 +155,7 @@ class Family:
 
     def _marks(self) -> dict[str, str | None]:
         """The weights of each checkpoint, by their fingerprints."""
-        found = {name: self._store.read_json(f"checkpoints/{name}/lineage.json") for name in checkpoint_names()}
+        found = {name: self._store.read_json(layout.checkpoint(name).lineage) for name in checkpoint_names()}
         return {name: lineage and lineage["fingerprint"] for name, lineage in found.items()}
 
     def _wanted(self) -> dict[str, Any]:

@@ -10,10 +10,10 @@ from bezoar_ray.llm.engine import is_cpu_build, on_this_machine, trusted
 from bezoar_ray.llm.model_identity import model_path
 from bezoar_ray.recipe import Recipe, Serve
 from bezoar_ray.stages import BASE, training_stages
-from bezoar_ray.store import Store
+from bezoar_ray.store import Store, layout
 
 _GROUPED_LORA = "bezoar_ray.serve.cpu_lora.GroupedLora"
-_BASE = "checkpoints/base"
+_BASE = layout.checkpoint(BASE).folder
 
 
 def modes(recipe: Recipe, store: Store) -> dict[str, str]:
@@ -94,8 +94,8 @@ def _flags(engine: dict[str, Any]) -> list[str]:
 
 
 def _joined(name: str) -> str:
-    return f"checkpoints/{name}/joined"
+    return layout.checkpoint(name).joined
 
 
 def _merged(name: str) -> str:
-    return f"checkpoints/{name}/merged"
+    return layout.checkpoint(name).merged

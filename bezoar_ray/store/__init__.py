@@ -16,6 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from bezoar_ray.errors import BezoarError, RecipeError
+from bezoar_ray.store import layout
 from bezoar_ray.store.bucket import Bucket
 from bezoar_ray.store.folder import Folder
 
@@ -58,7 +59,7 @@ class Store:
 
     def log(self, name: str) -> Path:
         """The local file of a log."""
-        return self.here(f"logs/{name}")
+        return self.here(layout.log(name))
 
     def where(self, name: str) -> str:
         """Where to look for a log: its file, which, of a run directory in a bucket, each node has one of."""

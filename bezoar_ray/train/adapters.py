@@ -8,7 +8,7 @@ import orjson
 
 from bezoar_ray.errors import BezoarError
 from bezoar_ray.recipe import Recipe
-from bezoar_ray.store import Store, digest
+from bezoar_ray.store import Store, digest, layout
 
 _RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # vllm.config.lora.MaxLoRARanks; importing vLLM takes 18 s
 _WEIGHTS, _CONFIG, _PREFIX = "adapter_model.safetensors", "adapter_config.json", "base_model.model."
@@ -121,9 +121,9 @@ def record(store: Store, recipe: Recipe, name: str, parent: str | None, fingerpr
     """Write a checkpoint's lineage.json: its parent by relative path, so that the run directory can be moved."""
     base = {"model": recipe.base.model, "revision": recipe.base.revision, "license": recipe.base.license}
     lineage = {"name": name, "parent": f"../{parent}" if parent else None, "base": base, "fingerprint": fingerprint}
-    store.replace_json(f"checkpoints/{name}/lineage.json", lineage | more)
+    store.replace_json(layout.checkpoint(name).lineage, lineage | more)
 
 
 def weights_mark(store: Store, name: str) -> str:
     """The fingerprint of a checkpoint: a digest of its merged weights."""
-    return digest(*sorted(store.path(f"checkpoints/{name}/merged").glob("*.safetensors")))
+    return digest(*sorted(store.path(layout.checkpoint(name).merged).glob("*.safetensors")))

@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from bezoar_ray.recipe import Lora
-from bezoar_ray.stages import StageContext, checkpoint_of
-from bezoar_ray.store import Store, digest
+from bezoar_ray.stages import BASE, StageContext, checkpoint_of
+from bezoar_ray.store import Store, digest, layout
 from bezoar_ray.train import adapters, heldout, model_loading, pairs
 from bezoar_ray.train.launcher import Job
 from bezoar_ray.train.packing import Layout, in_float32
@@ -19,18 +19,18 @@ def finish(job: Job, tokenizer: Any, lora: Lora, layout: Layout) -> dict[str, di
         `heldout_accuracy` and its interval by checkpoint: the stage's own, and base's from sft.
     """
     store, name = job.store, job.stage
-    below = None if name == "sft" else str(store.path("checkpoints/sft/merged"))
+    below = None if name == "sft" else str(store.path(layout.checkpoint("sft").merged))
     model = model_loading.load(job.recipe.base, below, device_map={"": model_loading.device(job)})
     scores = {}
     if name == "sft":
         scores["base"] = _score(job, "base", model, tokenizer, layout)
         _base(job, tokenizer)
-    folder = f"checkpoints/{name}"
+    folder = layout.checkpoint(name).folder
     model = adapters.merge(model_loading.with_adapter(model, str(store.path(f"{folder}/adapter"))))
     scores[name] = _score(job, name, model, tokenizer, layout)
     with store.writing(f"{folder}/merged") as path:
         adapters.save(model, tokenizer, path)
-    chain = [store.path(f"checkpoints/{part}/adapter") for part in checkpoint_of(name).adapters]
+    chain = [store.path(layout.checkpoint(part).adapter) for part in checkpoint_of(name).adapters]
     with store.writing(f"{folder}/joined") as path:
         joined = _join(chain, path, job.recipe.base.model)
     mark = adapters.weights_mark(store, name)
@@ -51,7 +51,7 @@ def _join(chain: list[Path], folder: Path, base: str) -> dict[str, Any]:
 
 def _base(job: Job, tokenizer: Any) -> None:
     """`checkpoints/base`: the tokenizer with the recipe's template, and who the base is."""
-    with job.store.writing("checkpoints/base") as path:
+    with job.store.writing(layout.checkpoint(BASE).folder) as path:
         tokenizer.save_pretrained(str(path))
     adapters.record(job.store, job.recipe, "base", None, _base_mark(job))
 
@@ -76,9 +76,9 @@ def _score(job: Job, name: str, model: Any, tokenizer: Any, layout: Layout) -> d
 
 def clear(context: StageContext, name: str) -> None:
     """Remove what an unfinished attempt left of a checkpoint."""
-    context.store.remove(f"checkpoints/{name}")
+    context.store.remove(layout.checkpoint(name).folder)
 
 
 def files(store: Store, *names: str) -> list[str]:
     """All files of these checkpoints."""
-    return [file for name in names for file in store.list(f"checkpoints/{name}")]
+    return [file for name in names for file in store.list(layout.checkpoint(name).folder)]

@@ -7,7 +7,7 @@ import orjson
 
 from bezoar_ray.data.schema import Pair
 from bezoar_ray.stats import wilson
-from bezoar_ray.store import Store
+from bezoar_ray.store import Store, layout
 from bezoar_ray.train.encoding import IGNORED, last_answer
 from bezoar_ray.train.packing import Layout, fused_head, packed
 from bezoar_ray.train.pass_size import PassSize
@@ -54,7 +54,7 @@ def read(store: Store, checkpoint: str) -> dict[str, float] | None:
 
 
 def _file(checkpoint: str) -> str:
-    return f"checkpoints/{checkpoint}/heldout.jsonl"
+    return layout.checkpoint(checkpoint).heldout
 
 
 def mean_log_probabilities(model: Any, rows: list[dict[str, list[int]]], layout: Layout) -> list[float]:

@@ -18,7 +18,7 @@ from bezoar_ray.recipe import Recipe, Training
 from bezoar_ray.runtime.capacity import check_capacity, of_workers
 from bezoar_ray.runtime.session import unseen
 from bezoar_ray.stages import StageContext
-from bezoar_ray.store import Store
+from bezoar_ray.store import Store, layout
 from bezoar_ray.train.tokenized_dataset import TokenizedDataset
 
 POLL_SECONDS = 0.5
@@ -54,7 +54,7 @@ class Job:
     @property
     def folder(self) -> str:
         """Where the stage keeps what is no result: checkpoints, progress."""
-        return f"train/{self.stage}"
+        return layout.training(self.stage)
 
 
 STOP = "stop"  # the file by which a driver that is being stopped asks its workers to stop

@@ -16,6 +16,7 @@ from bezoar_ray.recipe import Lora, Training
 from bezoar_ray.runtime.gpus import GPUS, kind_of
 from bezoar_ray.runtime.logs import event
 from bezoar_ray.runtime.model_shapes import shape_of
+from bezoar_ray.store import layout
 from bezoar_ray.train import model_loading, packing
 from bezoar_ray.train.checkpoints import finish
 from bezoar_ray.train.fitting import RECOMPUTING, Passes, everywhere, fitting, without_input_gradients
@@ -206,7 +207,7 @@ def _save_adapter(job: Job, model: Any) -> None:
 
     with _whole(job, model):
         if get_context().get_world_rank() == 0:
-            with job.store.writing(f"checkpoints/{job.stage}/adapter") as folder:
+            with job.store.writing(layout.checkpoint(job.stage).adapter) as folder:
                 model.save_pretrained(str(folder), selected_adapters=["default"])
 
 

@@ -5,6 +5,7 @@ from typing import Any
 from bezoar_ray.errors import RecipeError
 from bezoar_ray.llm.model_identity import model_path
 from bezoar_ray.recipe import Base, Lora
+from bezoar_ray.store import layout
 from bezoar_ray.train.launcher import Job
 
 
@@ -43,7 +44,7 @@ def load(base: Base, folder: str | None = None, **settings: Any) -> Any:
 def for_training(job: Job) -> Any:
     """The stage's frozen model: the base for sft, merged sft for what comes after; in NF4 where the recipe says so, and
     in the type that this machine computes in."""
-    folder = None if job.stage == "sft" else str(job.store.path("checkpoints/sft/merged"))
+    folder = None if job.stage == "sft" else str(job.store.path(layout.checkpoint("sft").merged))
     settings: dict[str, Any] = {"dtype": job.dtype, "device_map": {"": device(job)}}
     if job.part.load_in_4bit:
         settings["quantization_config"] = nf4(settings["dtype"])

@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 from bezoar_ray.errors import BezoarError
 from bezoar_ray.stages import StageContext, StageResult, checkpoint_of
+from bezoar_ray.store import layout
 from bezoar_ray.train import checkpoints, launcher, pairs
 from bezoar_ray.train.tokenized_dataset import TokenizedDataset, checked
 
@@ -21,7 +22,7 @@ def run(
         raise BezoarError(f"{stage}: seeds.hh_rlhf gave no pairs to train on. Name a source that has some")
     data = checked(context, stage, [prepared(context)])
     checkpoints.clear(context, stage)
-    parent = f"checkpoints/{checkpoint_of(stage).parent}/lineage.json"
+    parent = layout.checkpoint(checkpoint_of(stage).parent).lineage
     result = launcher.fit(context, stage, loop, data, [f"{pairs.FOLDER}/heldout", parent])
     result[stage]["seeds_failed"] = malformed
     return StageResult(checkpoints.files(context.store, stage), {"train": result})

@@ -9,10 +9,10 @@ from bezoar_ray.data.schema import Pair, pair_schema, pair_table
 from bezoar_ray.recipe import Recipe
 from bezoar_ray.sources import read_pairs
 from bezoar_ray.stages import StageContext
-from bezoar_ray.store import Store
+from bezoar_ray.store import Store, layout
 from bezoar_ray.tiny import fingerprint
 
-FOLDER = "data/hh_rlhf"
+FOLDER = layout.PAIRS
 PARTS = ("sft", "pairs", "heldout")
 SHOWN = 5  # malformed rows that are named one by one
 LARGEST_SHARE = 0.2  # of all pairs, held out at most

@@ -6,6 +6,7 @@ from typing import Any
 from bezoar_ray.recipe import Align
 from bezoar_ray.runtime.logs import event
 from bezoar_ray.stages import StageContext, StageResult
+from bezoar_ray.store import layout
 from bezoar_ray.train import checkpoints, encoding, launcher, loop, model_loading, on_pairs, pairs, trainers
 from bezoar_ray.train.tokenized_dataset import TokenizedDataset, prepare
 from bezoar_ray.train.tokenizer import load_tokenizer
@@ -33,7 +34,7 @@ def prepared(context: StageContext) -> TokenizedDataset:
 def _train(job: launcher.Job) -> dict[str, Any]:
     """On every worker: the pairs on hh-sft's adapter; rank 0 then makes the checkpoint."""
     tokenizer = load_tokenizer(job.recipe)
-    adapter = str(job.store.path("checkpoints/hh-sft/adapter"))
+    adapter = str(job.store.path(layout.checkpoint("hh-sft").adapter))
     model = partial(model_loading.with_adapter, folder=adapter, trainable=True)
     account = loop.train(job, model, trainers.preference(tokenizer, _align(job)))
     figures = loop.figures(job, account) | {"reward_accuracy": reward_accuracy(account.history)}

@@ -18,11 +18,11 @@ from bezoar_ray.llm.model_identity import model_path
 from bezoar_ray.recipe import Recipe
 from bezoar_ray.runtime.session import quieten
 from bezoar_ray.stages import StageContext
-from bezoar_ray.store import Store, digest
+from bezoar_ray.store import Store, digest, layout
 from bezoar_ray.train.encoding import Tokens
 from bezoar_ray.train.tokenizer import load_tokenizer
 
-FOLDER = "train/data"
+FOLDER = layout.TOKENIZED
 _VERSION = 4  # of what the files hold
 _ROWS = 1_000  # tokenised at a time
 

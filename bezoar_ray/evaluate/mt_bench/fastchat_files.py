@@ -17,11 +17,11 @@ from bezoar_ray.evaluate.mt_bench.judge_prompts import kind
 from bezoar_ray.evaluate.mt_bench.judging import Judgment
 from bezoar_ray.evaluate.mt_bench.pairwise import Comparison, Game
 from bezoar_ray.sources.mt_bench_files import Question
-from bezoar_ray.store import Store
+from bezoar_ray.store import Store, layout
 
 Row = dict[str, Any]
 
-_FOLDER = "eval/mt_bench"
+_FOLDER = layout.MT_BENCH
 QUESTIONS, ANSWERS, JUDGMENTS, COMPARISONS = (
     f"{_FOLDER}/{name}.jsonl" for name in ("question", "answers", "judgments", "comparisons")
 )
