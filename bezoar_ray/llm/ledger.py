@@ -9,6 +9,7 @@ directory: what an earlier one left running, on a node that lost its driver, wri
 
 import asyncio
 import hashlib
+import os
 import time
 import uuid
 from collections import Counter
@@ -206,22 +207,44 @@ class Ledger:
         return self._own.append(data)
 
 
-def accounts(root: str | Path, session: str) -> dict[str, dict[str, Any]]:
-    """`calls` of summary.json: totals of the directory by role, and of one session in `last_run`."""
-    return {role: _account(Store(root), layout.ledger(role), session) for role in ROLES}
+Counted = dict[tuple[str, str], tuple[int, "_Account"]]
+"""By folder and writer of a segment: its size when it was counted, and its account."""
 
 
-def _account(store: Store, folder: str, session: str) -> dict[str, Any]:
+def accounts(root: str | Path, session: str, counted: Counted | None = None) -> dict[str, dict[str, Any]]:
+    """`calls` of summary.json: totals of the directory by role, and of one session in `last_run`.
+
+    `counted` is kept between calls, so that a segment is read again only after it has grown.
+    """
+    counted = {} if counted is None else counted
+    return {role: _account(Store(root), layout.ledger(role), session, counted) for role in ROLES}
+
+
+def _account(store: Store, folder: str, session: str, counted: Counted) -> dict[str, Any]:
     total = _Account()
     last = _Account()
     for writer, segment in ledger_files.earlier(store, folder):
         with segment:
-            for account in (total, last) if writer.startswith(session) else (total,):
-                segment.seek(0)
-                account.add(entry for _, entry in ledger_files.entries(segment))
+            account = _counted(segment, counted, (folder, writer))
+        total.merge(account)
+        if writer.startswith(session):
+            last.merge(account)
     for batch in store.list(f"{folder}/batches", ".json"):
         total.add_batch(store.read_json(batch)["calls"])
     return total.summary() | {"by_model": total.by_model, "last_run": last.summary()}
+
+
+def _counted(segment: BinaryIO, counted: Counted, key: tuple[str, str]) -> "_Account":
+    """The account of one segment."""
+    size = segment.seek(0, os.SEEK_END)
+    known_size, account = counted.get(key, (-1, _Account()))
+    if size == known_size:
+        return account
+    segment.seek(0)
+    account = _Account()
+    account.add(entry for _, entry in ledger_files.entries(segment))
+    counted[key] = (size, account)
+    return account
 
 
 class _Account:
@@ -244,6 +267,13 @@ class _Account:
         self.usd += sum(open_intents.values())
         self.numbers["attempts"] += len(open_intents)
 
+    def merge(self, other: "_Account") -> None:
+        """Add another account's numbers."""
+        self.usd += other.usd
+        _add_numbers(self.numbers, other.numbers)
+        for model, numbers in other.by_model.items():
+            _add_numbers(self.by_model.setdefault(model, dict.fromkeys(numbers, 0)), numbers)
+
     def add_batch(self, calls: dict[str, float]) -> None:
         """Add a batch that is on its way: a call by its key, and what it may cost."""
         self.usd += sum(calls.values())
@@ -263,3 +293,8 @@ class _Account:
 
     def summary(self) -> dict[str, Any]:
         return self.numbers | {"usd": round(self.usd, 6)}
+
+
+def _add_numbers(into: dict[str, float], more: dict[str, float]) -> None:
+    for name, number in more.items():
+        into[name] += number

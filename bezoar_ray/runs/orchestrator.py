@@ -19,7 +19,7 @@ import yaml
 from bezoar_ray import __version__
 from bezoar_ray.errors import BezoarError, BudgetReached, RecipeError
 from bezoar_ray.licenses import commercial_use
-from bezoar_ray.llm.ledger import SESSION, accounts
+from bezoar_ray.llm.ledger import SESSION, Counted, accounts
 from bezoar_ray.recipe import ModelSection, Recipe
 from bezoar_ray.runs.manifest import StageManifest, fingerprint, forget, is_done, load, save
 from bezoar_ray.runs.revisions import pinned
@@ -72,6 +72,7 @@ class Run:
         self._stages = {stage: _done_before(store, stage) for stage in STAGES if _has_manifest(store, stage)}
         self._error = ""
         self._touched = False  # whether this command has begun to change what is there
+        self._counted: Counted = {}
         self._left: dict[str, Any] = {}  # what a stage that failed could still say
 
     def carry_out(self, stages: list[str]) -> dict[str, Any]:
@@ -185,7 +186,7 @@ class Run:
             },
             "stages": self._stages,
             "data": {},
-            "calls": accounts(self._store.root, self._session),
+            "calls": accounts(self._store.root, self._session, self._counted),
             "train": {},
             "eval": {},
             "commercial_use": commercial_use(self._recipe),

@@ -7,6 +7,7 @@ import orjson
 import pytest
 
 from bezoar_ray.errors import BezoarError, RecipeError
+from bezoar_ray.llm import ledger_files
 from bezoar_ray.llm.breaker import Breaker
 from bezoar_ray.llm.chat import CallFailed, ModelDied, Reply, Sampling, TryAgain
 from bezoar_ray.llm.client import ModelClient, open_client
@@ -42,6 +43,19 @@ def test_an_answer_is_asked_for_once_and_found_again_by_the_next_process(tmp_pat
     assert calls["by_model"]["scripted"] == {
         "sent": 1, "tokens_in": 10, "tokens_out": 5, "tokens_reasoning": 0, "usd": 0.0,
     }  # fmt: skip
+
+
+def test_a_segment_is_counted_again_only_after_it_has_grown(tmp_path, scripted, monkeypatch):
+    counted, read, real = {}, [], ledger_files.entries
+    monkeypatch.setattr(ledger_files, "entries", lambda segment: read.append(1) or real(segment))
+    model = scripted(lambda m: "4")
+    for row, segments in (("r1", 1), ("r2", 2), ("r2", 3)):  # each command has a segment of its own
+        ask(talker(tmp_path, model, session=f"s{segments}"), row=row)
+        read.clear()
+        known = accounts(tmp_path, "s3", counted)
+        assert len(read) == 1  # the new one
+        assert known == accounts(tmp_path, "s3")
+    assert known["judge"]["sent"] == 2 and known["judge"]["last_run"]["from_ledger"] == 1
 
 
 @pytest.mark.parametrize(
