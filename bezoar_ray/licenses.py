@@ -158,10 +158,9 @@ def commercial_use(recipe: Recipe, rows: Iterable[tuple[str, str]] = ()) -> dict
 
 
 def _seeds_in_use(recipe: Recipe) -> list[tuple[str, tuple[SourceSection, ...]]]:
-    generate, seeds = recipe.generate, recipe.seeds
-    started_from = {scheme.seeds for scheme in generate.own.values()}
-    dolly = seeds.dolly if generate.lamini or generate.evol_instruct or "dolly" in started_from else ()
-    flan = seeds.flan if generate.orca or "flan" in started_from else ()
+    seeds = recipe.seeds
+    dolly = seeds.dolly if "dolly" in recipe.seeds_in_use else ()
+    flan = seeds.flan if "flan" in recipe.seeds_in_use else ()
     own = tuple(recipe.sft.data.values())
     return [("dolly seeds", dolly), ("FLAN seeds", flan), ("HH-RLHF seeds", seeds.hh_rlhf), ("own rows", own)]
 

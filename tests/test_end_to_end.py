@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from bezoar_ray.data.sample_io import read_samples
-from bezoar_ray.recipe import SCHEMES
+from bezoar_ray.schemes import SCHEMES
 from bezoar_ray.stages import checkpoint_names, training_stages
 from bezoar_ray.store import Store
 from bezoar_ray.tiny import World, build

@@ -15,7 +15,8 @@ from transformers import AutoModelForCausalLM
 from bezoar_ray.data.sample_io import read_samples
 from bezoar_ray.data.schema import Sample
 from bezoar_ray.evaluate.served import Endpoint
-from bezoar_ray.recipe import SCHEMES, Recipe, load_recipe
+from bezoar_ray.recipe import Recipe, load_recipe
+from bezoar_ray.schemes import SCHEMES
 from bezoar_ray.serve.app import running
 from bezoar_ray.store import Store
 from bezoar_ray.train import model_loading

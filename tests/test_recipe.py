@@ -4,8 +4,9 @@ import pytest
 import yaml
 
 from bezoar_ray.errors import RecipeError
-from bezoar_ray.recipe import SCHEMES, Filter, load_recipe, parse_recipe
+from bezoar_ray.recipe import Filter, load_recipe, parse_recipe
 from bezoar_ray.runs.manifest import fingerprint
+from bezoar_ray.schemes import SCHEMES
 
 SMALL = {"name": "x", "teacher": {"model": "t"}, "judges": [{"model": "j"}], "base": {"model": "b"}, "seeds": {}}
 

@@ -9,8 +9,9 @@ from jinja2 import Environment
 from bezoar_ray.generate.prompts import concise_answer
 from bezoar_ray.licenses import commercial_use
 from bezoar_ray.plan import plan
-from bezoar_ray.recipe import SCHEMES, load_recipe, recipe_names
+from bezoar_ray.recipe import load_recipe, recipe_names
 from bezoar_ray.runtime.gpus import GPUS
+from bezoar_ray.schemes import SCHEMES
 
 BIG = ("openbezoar-3b", "modern", "one-gpu", "api-teacher")
 

@@ -11,10 +11,11 @@ from types import TracebackType
 import orjson
 import pyarrow.parquet as pq
 
+from bezoar_ray import layout
 from bezoar_ray.data.schema import Sample, sample_table
 from bezoar_ray.errors import BezoarError
 from bezoar_ray.runtime.progress import Progress
-from bezoar_ray.store import Store, layout
+from bezoar_ray.store import Store
 
 ROWS_PER_FILE = 10_000
 _ROWS_AT_A_TIME = 500

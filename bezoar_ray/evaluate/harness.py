@@ -11,6 +11,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from bezoar_ray import layout
 from bezoar_ray.errors import BezoarError, RecipeError
 from bezoar_ray.evaluate.served import Endpoint
 from bezoar_ray.llm.aio import to_the_end
@@ -18,7 +19,7 @@ from bezoar_ray.recipe import Harness, HarnessTask
 from bezoar_ray.runtime.logs import redirect
 from bezoar_ray.runtime.session import beside_driver, errors_as_raised
 from bezoar_ray.sources.harness_items import include_path
-from bezoar_ray.store import Store, digest, layout
+from bezoar_ray.store import Store, digest
 
 LOG = "evaluate.log"
 _PROMPTS_PER_REQUEST = 8  # one prompt a request costs more in HTTP than in a small model

@@ -4,8 +4,9 @@ import json
 import urllib.request
 from dataclasses import dataclass
 
+from bezoar_ray import layout
 from bezoar_ray.stages import BASE
-from bezoar_ray.store import Store, layout
+from bezoar_ray.store import Store
 
 
 @dataclass(frozen=True)

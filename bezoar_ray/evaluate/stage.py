@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import orjson
 
+from bezoar_ray import layout
 from bezoar_ray.errors import BezoarError
 from bezoar_ray.evaluate import harness
 from bezoar_ray.evaluate.mt_bench.bench import Bench, mt_bench
@@ -15,7 +16,7 @@ from bezoar_ray.recipe import Recipe
 from bezoar_ray.serve.app import running
 from bezoar_ray.serve.arguments import modes
 from bezoar_ray.stages import StageContext, StageResult, checkpoint_names
-from bezoar_ray.store import Store, layout
+from bezoar_ray.store import Store
 
 
 def run(context: StageContext) -> StageResult:

@@ -16,6 +16,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 from bezoar_ray.data.schema import Sample, Seed, normal
+from bezoar_ray.schemes import keeps_instruction
 
 _NEAR = 0.85  # Jaccard similarity of word triples, instruction and response together
 _PERMUTATIONS = 128
@@ -35,7 +36,7 @@ class Duplicates:
 
     def add(self, sample: Sample) -> None:
         """The next row."""
-        self._add(sample.task, sample.response, sample.rating, fresh=sample.scheme != "orca")
+        self._add(sample.task, sample.response, sample.rating, fresh=not keeps_instruction(sample.scheme))
 
     def found(self) -> list[str]:
         """For each row, in order: `duplicate`, `not_best`, `near_duplicate` or nothing."""

@@ -24,7 +24,7 @@ def plan(part: EvolInstruct, recipe_seed: int, seeds: Sequence[Seed]) -> Iterato
     return one_for_each(SCHEME, recipe_seed, seeds, part.seeds)
 
 
-async def evol_instruct(work: GenerationTask, chat: Chat, part: EvolInstruct) -> AsyncIterator[Sample]:
+async def run(work: GenerationTask, chat: Chat, part: EvolInstruct) -> AsyncIterator[Sample]:
     """One row for each epoch. A rerun draws the same operations: they come from the work's id."""
     rng = random.Random(work.id)
     names, weights = zip(*sorted(part.operations.items()), strict=True)

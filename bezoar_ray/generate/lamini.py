@@ -49,7 +49,7 @@ def read_topics(part: Lamini) -> list[str]:
     return topics
 
 
-async def lamini(work: GenerationTask, chat: Chat, part: Lamini) -> AsyncIterator[Sample]:
+async def run(work: GenerationTask, chat: Chat, part: Lamini) -> AsyncIterator[Sample]:
     """One call's rows: `per_call` slots, of which those that the teacher left empty are failed rows ("missing")."""
     slots = [work.sample(work.draw["generator"], call=work.draw["call"], slot=slot) for slot in range(part.per_call)]
     try:

@@ -23,7 +23,7 @@ def plan(part: Orca, recipe_seed: int, seeds: Sequence[Seed]) -> Iterator[Genera
     return (_asked(seeds[place], recipe_seed) for place in islice(in_turn, part.rows))
 
 
-async def orca(work: GenerationTask, chat: Chat, part: Orca) -> AsyncIterator[Sample]:
+async def run(work: GenerationTask, chat: Chat, part: Orca) -> AsyncIterator[Sample]:
     """The one row of a query."""
     (seed,), number = work.seeds, work.draw["system_message"]
     sample = work.sample(

@@ -1,5 +1,6 @@
 """The generate stage: seeds in, one Ray Data graph over the works of all schemes, samples out in the order of ids."""
 
+import importlib
 import logging
 import random
 import tempfile
@@ -17,21 +18,18 @@ from bezoar_ray.data.sample_io import ExternalSorter, SampleFiles
 from bezoar_ray.data.schema import Sample, Seed, normal, row_id
 from bezoar_ray.data.spool import ItemWriter, Spool
 from bezoar_ray.errors import RecipeError
-from bezoar_ray.generate import custom_scheme, evol_instruct, lamini, orca
+from bezoar_ray.generate import custom_scheme
 from bezoar_ray.generate.candidates import Remembering
 from bezoar_ray.generate.task import GenerationTask, one_for_each
 from bezoar_ray.pipeline.actor_pool import ModelStage, run_context
 from bezoar_ray.pipeline.runner import run_pipeline
-from bezoar_ray.recipe import SCHEMES, Recipe, Teacher
+from bezoar_ray.recipe import Recipe, Teacher
 from bezoar_ray.runtime.logs import event
+from bezoar_ray.schemes import SCHEMES, Scheme
 from bezoar_ray.sources.seed_table import write_seeds
 from bezoar_ray.stages import StageContext, StageResult
 
 _FAILED_SEEDS = "seeds-failed.txt"  # a log
-_SEEDS = {"lamini": "dolly", "evol_instruct": "dolly", "orca": "flan"}  # what each scheme starts from
-_ROWS = {"lamini": "per_call", "evol_instruct": "epochs"}  # the field that says how many rows a work gives
-_PLANS = {"lamini": lamini.plan, "evol_instruct": evol_instruct.plan, "orca": orca.plan}
-_FUNCTIONS = {"lamini": lamini.lamini, "evol_instruct": evol_instruct.evol_instruct, "orca": orca.orca}
 
 
 @dataclass(frozen=True)
@@ -88,7 +86,7 @@ def prepare(context: StageContext, scratch: str) -> Planned:
                 sources.stream(getattr(recipe.seeds, kind), kind, partial(failed.add, kind)),
                 Path(folder, f"{kind}.arrow"),
             )
-            for kind in sorted({seeds_of(recipe, scheme) for scheme in recipe.schemes})
+            for kind in recipe.seeds_in_use
         }
         failed.tell()
         for work in plan(recipe, seeds):
@@ -97,7 +95,7 @@ def prepare(context: StageContext, scratch: str) -> Planned:
             writers[_whose(work, recipe.teachers)].add(work.to_json())
     heads = [(writer.close(), _teaching(recipe, part)) for writer, part in zip(writers, recipe.teachers, strict=True)]
     counts = {
-        scheme: {"seeds": len(used[scheme]), "seeds_failed": failed.counts[seeds_of(recipe, scheme)]}
+        scheme: {"seeds": len(used[scheme]), "seeds_failed": failed.counts[recipe.scheme(scheme).seeds]}
         for scheme in recipe.schemes
     }
     return Planned(heads, rows, counts)
@@ -109,32 +107,27 @@ def plan(recipe: Recipe, seeds: Mapping[str, Sequence[Seed]]) -> Iterator[Genera
     Raises:
         RecipeError: a scheme has no seed to start from.
     """
-    for scheme in recipe.schemes:
-        kind = seeds_of(recipe, scheme)
-        if not seeds[kind]:
+    for name in recipe.schemes:
+        scheme = recipe.scheme(name)
+        if not seeds[scheme.seeds]:
             raise RecipeError(
-                f"generate.{scheme} starts from seeds.{kind}, which holds no usable row. "
-                f"Add a source, or leave the scheme out with generate.{scheme}: null"
+                f"generate.{name} starts from seeds.{scheme.seeds}, which holds no usable row. "
+                f"Add a source, or leave the scheme out with generate.{name}: null"
             )
-        if scheme in SCHEMES:
-            yield from _PLANS[scheme](getattr(recipe.generate, scheme), recipe.seed, seeds[kind])
+        section = recipe.generate.section(name)
+        if name in SCHEMES:
+            yield from _module(scheme).plan(section, recipe.seed, seeds[scheme.seeds])
         else:
-            yield from one_for_each(scheme, recipe.seed, seeds[kind], recipe.generate.own[scheme].works)
+            yield from one_for_each(name, recipe.seed, seeds[scheme.seeds], section.works)
 
 
-def seeds_of(recipe: Recipe, scheme: str) -> str:
-    """The kind of seeds that a scheme starts from."""
-    return _SEEDS.get(scheme) or recipe.generate.own[scheme].seeds
+def _module(scheme: Scheme) -> Any:
+    return importlib.import_module(scheme.module)
 
 
 def expected(recipe: Recipe, scheme: str) -> int:
-    """How many rows one work of a scheme gives."""
-    generate, rows = recipe.generate, 1
-    if scheme in generate.own:
-        rows = generate.own[scheme].rows_per_work
-    elif scheme in _ROWS:
-        rows = getattr(getattr(generate, scheme), _ROWS[scheme])
-    return rows * generate.candidates
+    """How many rows one task of a scheme gives."""
+    return recipe.rows_per_task(scheme) * recipe.generate.candidates
 
 
 class _FailedSeeds:
@@ -168,23 +161,22 @@ def _whose(work: GenerationTask, teachers: Sequence[Teacher]) -> int:
 
 
 def _teaching(recipe: Recipe, teacher: Teacher) -> ModelStage:
-    parts: dict[str, Any] = {scheme: getattr(recipe.generate, scheme) for scheme in SCHEMES}
-    parts |= {
-        name: custom_scheme.Code(part.source, part.function, part.settings)
-        for name, part in recipe.generate.own.items()
-    }
-    return ModelStage(partial(_answer, parts, recipe.generate.candidates, teacher), teacher, "teacher")
+    parts: dict[str, Any] = {name: recipe.generate.section(name) for name in recipe.schemes}
+    for name, part in recipe.generate.own.items():
+        parts[name] = custom_scheme.Code(part.source, part.function, part.settings)
+    schemes = {name: recipe.scheme(name) for name in recipe.schemes}
+    return ModelStage(partial(_answer, schemes, parts, recipe.generate.candidates, teacher), teacher, "teacher")
 
 
 async def _answer(
-    parts: dict[str, Any], candidates: int, teacher: Teacher, item: bytes, talker: Any
+    schemes: dict[str, Scheme], parts: dict[str, Any], candidates: int, teacher: Teacher, item: bytes, talker: Any
 ) -> AsyncIterator[bytes]:
     """The rows of one work, in an actor. One that asks what its chain has asked before is not worth a judge."""
     work = GenerationTask.from_json(item)
-    known = {normal(seed.task) for seed in work.seeds} if work.scheme != "orca" else set()
+    scheme = schemes[work.scheme]
+    known = set() if scheme.keeps_instruction else {normal(seed.task) for seed in work.seeds}
     chat = Remembering(talker.for_row(work.id))
-    function = _FUNCTIONS.get(work.scheme, custom_scheme.run)
-    async for sample in function(work, chat, parts[work.scheme]):
+    async for sample in _module(scheme).run(work, chat, parts[work.scheme]):
         asks = normal(sample.task)
         if sample.status == "generated" and asks in known:
             sample = sample.ended("rejected", "duplicate")

@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 
 import orjson
 
+from bezoar_ray import layout
 from bezoar_ray.errors import BezoarError, BudgetReached
 from bezoar_ray.llm.breaker import REFUSED_FIRST
 from bezoar_ray.llm.chat import CallFailed, Deferred, Messages, Refused, Reply, Sampling, TryAgain
@@ -26,7 +27,7 @@ from bezoar_ray.llm.model_identity import identity
 from bezoar_ray.llm.quota import Cost, QuotaClient
 from bezoar_ray.llm.responses import error_of, read_fault, read_reply
 from bezoar_ray.recipe import ModelSection
-from bezoar_ray.store import Store, layout
+from bezoar_ray.store import Store
 
 T = TypeVar("T")
 

@@ -21,12 +21,13 @@ from typing import Any, BinaryIO
 
 import orjson
 
+from bezoar_ray import layout
 from bezoar_ray.errors import BezoarError
 from bezoar_ray.llm import ledger_files
 from bezoar_ray.llm.chat import Messages, Reply, Sampling
 from bezoar_ray.llm.ledger_index import OFFSET_BITS, Index, before
 from bezoar_ray.runtime.metrics import MetricSet
-from bezoar_ray.store import Store, layout
+from bezoar_ray.store import Store
 
 ROLES = {"teacher": "generate", "judge": "filter", "candidate": "evaluate", "mt_bench_judge": "evaluate"}
 """Who is called, and in which stage."""

@@ -10,8 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from bezoar_ray import layout
 from bezoar_ray.llm import ledger_files
-from bezoar_ray.store import Store, layout
+from bezoar_ray.store import Store
 
 OFFSET_BITS = 44  # a place is a segment's number and an offset in it, in one integer
 _LENGTH = 16  # bytes of a key

@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 
 from bezoar_ray.runtime.gpus import GPUS, USUAL, Gpu
 from bezoar_ray.runtime.model_shapes import USUAL_BILLIONS
+from bezoar_ray.schemes import CUSTOM, SCHEMES, custom
 
 
 @dataclass(frozen=True)
@@ -23,13 +24,11 @@ class Assumed:
 
     call: dict[str, Tokens] = field(
         default_factory=lambda: {
-            "lamini instructions": Tokens(150, 700),  # three short examples; twenty instructions of 35 tokens
-            "lamini answer": Tokens(60, 200),
-            "evol_instruct rewrite": Tokens(250, 120),
-            "evol_instruct comparison": Tokens(300, 5),
-            "evol_instruct answer": Tokens(150, 350),
-            "orca answer": Tokens(300, 250),
-            "own answer": Tokens(200, 250),  # of a scheme of one's own, and of rows that are brought along
+            **{
+                f"{scheme.name} {call.kind}": Tokens(call.tokens_in, call.tokens_out)
+                for scheme in (*SCHEMES.values(), custom(CUSTOM, "dolly"))
+                for call in scheme.calls
+            },
             "judge": Tokens(800, 80),  # rubric and row; a rating with its reason
             "mt_bench answer": Tokens(250, 350),  # the second turn carries the first
             "mt_bench judge": Tokens(900, 150),
@@ -39,10 +38,10 @@ class Assumed:
     )
     """Tokens of each kind of call."""
     accepted: dict[str, float] = field(
-        default_factory=lambda: {"lamini": 0.5, "evol_instruct": 0.68, "orca": 0.17}  # the last two as published
+        default_factory=lambda: {scheme.name: scheme.accepted for scheme in SCHEMES.values()}
     )
     """Share of the generated rows that the filter accepts, by scheme."""
-    own_accepted: float = 0.5
+    own_accepted: float = custom(CUSTOM, "dolly").accepted
     """The same of schemes of one's own, of which nothing is known."""
     judged: float = 1.0
     """Judge calls per generated row and judge; the gates and repeated questions change it."""

@@ -4,11 +4,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from bezoar_ray import layout
 from bezoar_ray.errors import RecipeError
 from bezoar_ray.plan.assumed import Assumed, Tokens
 from bezoar_ray.plan.steps import Plan, Step, generation, plan, verdicts
-from bezoar_ray.recipe import SCHEMES, Recipe
-from bezoar_ray.store import layout
+from bezoar_ray.recipe import Recipe
+from bezoar_ray.schemes import SCHEMES
 
 
 def plan_from(recipe: Recipe, folder: str | Path) -> Plan:

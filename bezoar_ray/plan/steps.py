@@ -154,16 +154,12 @@ def generated(recipe: Recipe, assumed: Assumed) -> dict[str, float]:
 
 def generation(recipe: Recipe, rows: dict[str, float], assumed: Assumed, gpu: Gpu | None = None) -> Iterator[Step]:
     """The teacher's calls for so many rows of each scheme."""
-    lamini, answers = recipe.generate.lamini, recipe.generate.candidates
-    calls = {
-        "lamini instructions": rows.get("lamini", 0) / (lamini.per_call if lamini else 1),
-        "lamini answer": rows.get("lamini", 0) * answers,
-        "evol_instruct rewrite": rows.get("evol_instruct", 0),
-        "evol_instruct comparison": rows.get("evol_instruct", 0),
-        "evol_instruct answer": rows.get("evol_instruct", 0) * answers,
-        "orca answer": rows.get("orca", 0) * answers,
-        **{f"{name} answer": rows.get(name, 0) * answers for name in recipe.generate.own},
-    }
+    calls = {}
+    for name in recipe.schemes:
+        count = rows.get(name, 0)
+        times = {"task": 1 / recipe.rows_per_task(name), "row": 1, "candidate": recipe.generate.candidates}
+        for call in recipe.scheme(name).calls:
+            calls[f"{name} {call.kind}"] = count * times[call.per]
     whole = sum(teacher.weight for teacher in recipe.teachers)
     for teacher in recipe.teachers:
         for kind, count in calls.items():

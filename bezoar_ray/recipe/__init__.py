@@ -6,7 +6,6 @@ do, so that a changed rubric redoes the filter and the stages after it, and noth
 
 from bezoar_ray.recipe.evaluation import Evaluate, Harness, HarnessTask, MtBench, Serve
 from bezoar_ray.recipe.generation import (
-    SCHEMES,
     CustomScheme,
     EvolInstruct,
     Filter,
@@ -22,7 +21,7 @@ from bezoar_ray.recipe.section import SchedulingSection, Section
 from bezoar_ray.recipe.training import Align, Base, HhSft, Lora, Sft, Training
 
 __all__ = [
-    "SCHEMES", "Align", "Base", "Evaluate", "EvolInstruct", "Filter", "Generate", "Harness",
+    "Align", "Base", "Evaluate", "EvolInstruct", "Filter", "Generate", "Harness",
     "HarnessTask", "HhSft", "Lamini", "Lora", "Meaning", "Mixture", "ModelSection", "MtBench", "Orca", "CustomScheme",
     "Section", "SchedulingSection", "Prices", "Recipe", "Seeds", "Serve", "Sft", "SourceSection", "Teacher", "Training",
     "Weights", "load_recipe", "parse_recipe", "recipe_names", "recipe_of",

@@ -6,8 +6,8 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, model_validator
 
 from bezoar_ray.recipe.section import FILES, RUNTIME_ONLY, Money, Positive, Section, Share, packaged_text
+from bezoar_ray.schemes import CUSTOM, SCHEMES
 
-SCHEMES = ("lamini", "evol_instruct", "orca")
 Operation = Literal["constraints", "deepen", "concretise", "reasoning", "complicate_input", "breadth"]
 
 
@@ -126,6 +126,10 @@ class Generate(Section):
     budget_usd: Annotated[Money | None, RUNTIME_ONLY] = None
     """Dollars that the teacher's calls may cost."""
 
+    def section(self, scheme: str) -> Any:
+        """The section of a scheme; None where the recipe leaves it out."""
+        return self.own[scheme] if scheme in self.own else getattr(self, scheme)
+
 
 class Meaning(Section):
     """Duplicates by meaning: a sentence-embedding model and how near is too near."""
@@ -162,11 +166,11 @@ class Filter(Section):
 
     def rubric(self, scheme: str) -> str:
         """What a judge is told to look for in a scheme's rows."""
-        packaged = scheme if scheme in SCHEMES else "own"
+        packaged = scheme if scheme in SCHEMES else CUSTOM
         return packaged_text(f"rubrics/{packaged}.txt", self.rubrics.get(scheme), f"filter.rubrics.{scheme}")
 
     def fingerprint_fields(self) -> dict[str, Any]:
         """With the rubrics themselves in place of their files."""
         return super().fingerprint_fields() | {
-            "rubrics": {scheme: self.rubric(scheme) for scheme in (*SCHEMES, "own", *self.rubrics)}
+            "rubrics": {scheme: self.rubric(scheme) for scheme in (*SCHEMES, CUSTOM, *self.rubrics)}
         }

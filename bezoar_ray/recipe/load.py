@@ -8,14 +8,15 @@ from typing import TYPE_CHECKING, Annotated, Any, get_args
 import yaml
 from pydantic import AliasChoices, BaseModel, Field, ValidationError, field_validator, model_validator
 
+from bezoar_ray import layout
 from bezoar_ray.errors import RecipeError
 from bezoar_ray.recipe.evaluation import Evaluate, Serve
-from bezoar_ray.recipe.generation import SCHEMES, Filter, Generate
+from bezoar_ray.recipe.generation import Filter, Generate
 from bezoar_ray.recipe.model_sections import Judge, Seeds, Teacher, told_apart
 from bezoar_ray.recipe.section import FILES, RUNTIME_ONLY, Money, OneOrMore, SchedulingSection, Section
 from bezoar_ray.recipe.training import Align, Base, HhSft, Sft, Training
+from bezoar_ray.schemes import SCHEMES, Scheme, custom
 from bezoar_ray.stages import STAGES, training_stages
-from bezoar_ray.store import layout
 
 if TYPE_CHECKING:
     from bezoar_ray.store import Store  # a plan does without it
@@ -60,6 +61,20 @@ class Recipe(Section):
     def schemes(self) -> tuple[str, ...]:
         """The schemes that are not left out."""
         return (*(scheme for scheme in SCHEMES if getattr(self.generate, scheme)), *self.generate.own)
+
+    def scheme(self, name: str) -> Scheme:
+        """One of its schemes; a custom one is the same kind of object."""
+        return SCHEMES.get(name) or custom(name, self.generate.own[name].seeds)
+
+    @property
+    def seeds_in_use(self) -> tuple[str, ...]:
+        """The fields of `seeds` that its schemes start from, sorted."""
+        return tuple(sorted({self.scheme(name).seeds for name in self.schemes}))
+
+    def rows_per_task(self, scheme: str) -> int:
+        """How many instructions one task of a scheme gives."""
+        field = self.scheme(scheme).rows_field
+        return getattr(self.generate.section(scheme), field) if field else 1
 
     @property
     def sft_order(self) -> tuple[str, ...]:

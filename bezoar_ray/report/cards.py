@@ -5,11 +5,12 @@ from typing import Any
 import yaml
 from markupsafe import Markup
 
+from bezoar_ray import layout
 from bezoar_ray.licenses import YES
 from bezoar_ray.report.content import Content
 from bezoar_ray.report.page import environment
 from bezoar_ray.stages import checkpoint_of, training_stages
-from bezoar_ray.store import Store, layout
+from bezoar_ray.store import Store
 
 _METHODS = {
     "dpo": "direct preference optimisation (DPO, arXiv 2305.18290)",

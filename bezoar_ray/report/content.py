@@ -9,6 +9,7 @@ from typing import Any
 
 import orjson
 
+from bezoar_ray import layout
 from bezoar_ray.data.sample_io import count_samples, iter_samples
 from bezoar_ray.data.schema import Sample
 from bezoar_ray.evaluate.mt_bench.fastchat_files import QUESTIONS
@@ -17,7 +18,7 @@ from bezoar_ray.recipe import Recipe
 from bezoar_ray.report.harness_table import HarnessTable, below_base, harness
 from bezoar_ray.sources.mt_bench_files import IDS as MT_BENCH_IDS
 from bezoar_ray.stages import checkpoint_names, working_stages
-from bezoar_ray.store import Store, layout
+from bezoar_ray.store import Store
 
 CONVERSATIONS = layout.CONVERSATIONS
 SHOWN = 10  # samples of each scheme and status
@@ -34,7 +35,7 @@ class StageStatus:
 
 
 @dataclass(frozen=True)
-class Scheme:
+class SchemeFunnel:
     """One scheme's funnel and samples. `reasons` counts what rejected and failed rows went for."""
 
     name: str
@@ -61,7 +62,7 @@ class Content:
     recipe: Recipe
     run: dict[str, Any]
     stages: list[StageStatus]
-    schemes: list[Scheme]
+    schemes: list[SchemeFunnel]
     provenance: dict[tuple[str, str], int]  # (source, licence) of the accepted rows' seeds, and how many rows
     calls: dict[str, Any]
     judges: dict[str, Any]
@@ -156,14 +157,14 @@ def _stage(name: str, stages: dict[str, Any], store: Store) -> StageStatus:
     return StageStatus(name, known.get("status", "not run"), known.get("seconds", 0.0))
 
 
-def _scheme(name: str, summary: dict[str, Any], store: Store) -> Scheme | None:
+def _scheme(name: str, summary: dict[str, Any], store: Store) -> SchemeFunnel | None:
     counts = summary.get("data", {}).get(name, {})
     rows = {status: _Rows(iter_samples(store, name, status)) for status in _ENDS}
     waiting = counts.get("generated") or count_samples(store, name, "generated")
     ended = {status: counts.get(status, rows[status].count) for status in _ENDS}
     if not waiting and not any(ended.values()):
         return None
-    return Scheme(
+    return SchemeFunnel(
         name=name,
         generated=waiting or sum(ended.values()),
         **ended,
@@ -204,7 +205,7 @@ def choose(samples: Iterable[Sample], count: int = SHOWN) -> list[Sample]:
     return [sample for _, _, sample in sorted(ranked, key=lambda entry: entry[:2])[:count]]
 
 
-def _took(scheme: Scheme) -> str:
+def _took(scheme: SchemeFunnel) -> str:
     """Why a scheme has no accepted row."""
     if not scheme.reasons:
         return f"{scheme.name}: none of {scheme.generated} rows is accepted yet"

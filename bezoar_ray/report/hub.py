@@ -4,11 +4,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from bezoar_ray import layout
 from bezoar_ray.data.sample_io import sample_files
 from bezoar_ray.errors import BezoarError, RecipeError
 from bezoar_ray.recipe import Recipe
 from bezoar_ray.stages import training_stages
-from bezoar_ray.store import Store, layout
+from bezoar_ray.store import Store
 
 PARTS = (*training_stages(), "dataset")
 

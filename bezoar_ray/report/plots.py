@@ -4,7 +4,7 @@ import math
 from io import StringIO
 from typing import Any
 
-from bezoar_ray.report.content import Scheme
+from bezoar_ray.report.content import SchemeFunnel
 from bezoar_ray.report.harness_table import HarnessTable
 from bezoar_ray.stages import BASE, checkpoint_of, training_stages
 
@@ -35,7 +35,7 @@ def _figure(name: str, size: tuple[float, float], draw: Any) -> str:
     return f'<svg role="img" aria-label="{name}"{svg[4:]}'
 
 
-def funnel(schemes: list[Scheme]) -> str | None:
+def funnel(schemes: list[SchemeFunnel]) -> str | None:
     """Where the rows of each scheme ended: accepted, or taken by which gate."""
     if not schemes:
         return None

@@ -1,11 +1,11 @@
 """The report stage: report.html and the cards, from the run directory's files alone."""
 
+from bezoar_ray import layout
 from bezoar_ray.report.cards import write_cards
 from bezoar_ray.report.content import gather
 from bezoar_ray.report.page import render
 from bezoar_ray.report.transcripts import write_conversations
 from bezoar_ray.stages import StageContext, StageResult
-from bezoar_ray.store import layout
 
 
 def run(context: StageContext) -> StageResult:

@@ -5,10 +5,11 @@ from typing import Any
 
 import orjson
 
+from bezoar_ray import layout
 from bezoar_ray.report.content import CONVERSATIONS
 from bezoar_ray.report.page import environment
 from bezoar_ray.report.plots import COLOURS
-from bezoar_ray.store import Store, layout
+from bezoar_ray.store import Store
 
 _FOLDER = layout.MT_BENCH
 

@@ -6,9 +6,10 @@ from typing import Any
 
 import orjson
 
+from bezoar_ray import layout
 from bezoar_ray.recipe import Recipe, Section
 from bezoar_ray.stages import STAGES
-from bezoar_ray.store import Store, layout
+from bezoar_ray.store import Store
 
 _KEYED = layout.HARNESS  # each result there stands under the key of what it was measured with
 

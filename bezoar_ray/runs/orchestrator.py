@@ -16,7 +16,7 @@ from typing import Any
 
 import yaml
 
-from bezoar_ray import __version__
+from bezoar_ray import __version__, layout
 from bezoar_ray.errors import BezoarError, BudgetReached, RecipeError
 from bezoar_ray.licenses import commercial_use
 from bezoar_ray.llm.ledger import SESSION, Counted, accounts
@@ -29,7 +29,7 @@ from bezoar_ray.runtime.progress import Progress
 from bezoar_ray.runtime.session import check_shared, own_address, ray_session, stop_on_sigterm
 from bezoar_ray.stages import STAGES, TOGETHER, StageContext, StageResult
 from bezoar_ray.stats import as_percent
-from bezoar_ray.store import Store, layout
+from bezoar_ray.store import Store
 
 _LOG = "driver.log"
 _JUDGING = ("filter", "evaluate")
@@ -341,12 +341,13 @@ def parse_stages(text: str | None) -> list[str]:
 def pilot(recipe: Recipe, seeds: int) -> Recipe:
     """The recipe with so many seeds per scheme."""
     generate = recipe.generate
-    smaller = {
-        "lamini": generate.lamini and generate.lamini.model_copy(update={"calls": seeds}),
-        "evol_instruct": generate.evol_instruct and generate.evol_instruct.model_copy(update={"seeds": seeds}),
-        "orca": generate.orca and generate.orca.model_copy(update={"rows": seeds}),
-        "own": {name: part.model_copy(update={"works": seeds}) for name, part in generate.own.items()},
-    }
+    smaller: dict[str, Any] = {"own": {}}
+    for name in recipe.schemes:
+        section = generate.section(name).model_copy(update={recipe.scheme(name).pilot_field: seeds})
+        if name in generate.own:
+            smaller["own"][name] = section
+        else:
+            smaller[name] = section
     return recipe.model_copy(update={"generate": generate.model_copy(update=smaller)})
 
 

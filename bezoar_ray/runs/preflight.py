@@ -95,9 +95,7 @@ def _sources(recipe: Recipe, stages: set[str]) -> Iterator[Source]:
     """All that the stages read."""
     kinds = {"dolly": recipe.seeds.dolly, "flan": recipe.seeds.flan}
     if "generate" in stages:
-        from bezoar_ray.generate.stage import seeds_of
-
-        for kind in sorted({seeds_of(recipe, scheme) for scheme in recipe.schemes}):
+        for kind in recipe.seeds_in_use:
             yield f"seeds.{kind}", kinds[kind], lambda part, kind=kind: sources.read([part], kind)
     if "sft" in stages:
         for name, part in recipe.sft.data.items():

@@ -5,10 +5,11 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from bezoar_ray import layout
 from bezoar_ray.recipe import Recipe, Section, SourceSection
 from bezoar_ray.recipe.model_sections import COMMIT
 from bezoar_ray.runtime.caches import hub_cache
-from bezoar_ray.store import Store, layout
+from bezoar_ray.store import Store
 
 FILE = layout.REVISIONS
 _MAIN = "main"

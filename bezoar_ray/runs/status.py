@@ -1,8 +1,9 @@
 """How far a run is, from its summary alone."""
 
+from bezoar_ray import layout
 from bezoar_ray.errors import RecipeError
 from bezoar_ray.runtime.progress import duration
-from bezoar_ray.store import Store, layout
+from bezoar_ray.store import Store
 
 
 def render(store: Store) -> str:

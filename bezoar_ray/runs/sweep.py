@@ -11,6 +11,7 @@ from typing import Any
 
 import yaml
 
+from bezoar_ray import layout
 from bezoar_ray.errors import BezoarError, RecipeError
 from bezoar_ray.recipe import Recipe, load_recipe
 from bezoar_ray.report.compare import RunComparison, as_page, as_text, compare
@@ -22,7 +23,7 @@ from bezoar_ray.runs.revisions import pinned
 from bezoar_ray.runtime.progress import Progress
 from bezoar_ray.runtime.session import ray_session
 from bezoar_ray.stages import STAGES, training_stages
-from bezoar_ray.store import Store, layout
+from bezoar_ray.store import Store
 from bezoar_ray.train import heldout
 
 _LOOK_SECONDS = 2.0

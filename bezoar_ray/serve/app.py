@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from bezoar_ray import layout
 from bezoar_ray.errors import BezoarError, RecipeError
 from bezoar_ray.recipe import Recipe, recipe_of
 from bezoar_ray.runtime.capacity import check_capacity, of_engines
@@ -22,7 +23,7 @@ from bezoar_ray.serve.arguments import hosted, modes
 from bezoar_ray.serve.auth import key_for
 from bezoar_ray.serve.replica import DRAIN_SECONDS, LOG, engine, router
 from bezoar_ray.stages import BASE, checkpoint_names
-from bezoar_ray.store import Store, layout
+from bezoar_ray.store import Store
 
 _ROUTER = "router"
 _LOOK_SECONDS = 5.0  # between two looks at whether a checkpoint was trained anew

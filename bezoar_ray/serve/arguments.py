@@ -5,12 +5,13 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from bezoar_ray import layout
 from bezoar_ray.errors import BezoarError
 from bezoar_ray.llm.engine import is_cpu_build, on_this_machine, trusted
 from bezoar_ray.llm.model_identity import model_path
 from bezoar_ray.recipe import Recipe, Serve
 from bezoar_ray.stages import BASE, training_stages
-from bezoar_ray.store import Store, layout
+from bezoar_ray.store import Store
 
 _GROUPED_LORA = "bezoar_ray.serve.cpu_lora.GroupedLora"
 _BASE = layout.checkpoint(BASE).folder

@@ -15,8 +15,8 @@ import orjson
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from bezoar_ray import layout
 from bezoar_ray.errors import BezoarError, RecipeError
-from bezoar_ray.store import layout
 from bezoar_ray.store.bucket import Bucket
 from bezoar_ray.store.folder import Folder
 

@@ -6,9 +6,10 @@ from typing import Any
 
 import orjson
 
+from bezoar_ray import layout
 from bezoar_ray.errors import BezoarError
 from bezoar_ray.recipe import Recipe
-from bezoar_ray.store import Store, digest, layout
+from bezoar_ray.store import Store, digest
 
 _RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # vllm.config.lora.MaxLoRARanks; importing vLLM takes 18 s
 _WEIGHTS, _CONFIG, _PREFIX = "adapter_model.safetensors", "adapter_config.json", "base_model.model."

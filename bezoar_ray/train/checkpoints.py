@@ -4,9 +4,10 @@ import contextlib
 from pathlib import Path
 from typing import Any
 
+from bezoar_ray import layout
 from bezoar_ray.recipe import Lora
 from bezoar_ray.stages import BASE, StageContext, checkpoint_of
-from bezoar_ray.store import Store, digest, layout
+from bezoar_ray.store import Store, digest
 from bezoar_ray.train import adapters, heldout, model_loading, pairs
 from bezoar_ray.train.launcher import Job
 from bezoar_ray.train.packing import Layout, in_float32

@@ -5,9 +5,10 @@ from typing import Any
 
 import orjson
 
+from bezoar_ray import layout
 from bezoar_ray.data.schema import Pair
 from bezoar_ray.stats import wilson
-from bezoar_ray.store import Store, layout
+from bezoar_ray.store import Store
 from bezoar_ray.train.encoding import IGNORED, last_answer
 from bezoar_ray.train.packing import Layout, fused_head, packed
 from bezoar_ray.train.pass_size import PassSize

@@ -11,6 +11,7 @@ from typing import Any
 
 import orjson
 
+from bezoar_ray import layout
 from bezoar_ray.data.schema import row_id
 from bezoar_ray.errors import BezoarError, RecipeError
 from bezoar_ray.precision import compute_dtype
@@ -18,7 +19,7 @@ from bezoar_ray.recipe import Recipe, Training
 from bezoar_ray.runtime.capacity import check_capacity, of_workers
 from bezoar_ray.runtime.session import unseen
 from bezoar_ray.stages import StageContext
-from bezoar_ray.store import Store, layout
+from bezoar_ray.store import Store
 from bezoar_ray.train.tokenized_dataset import TokenizedDataset
 
 POLL_SECONDS = 0.5

@@ -10,13 +10,13 @@ from typing import Any
 
 import orjson
 
+from bezoar_ray import layout
 from bezoar_ray.errors import BezoarError
 from bezoar_ray.llm.model_identity import model_path
 from bezoar_ray.recipe import Lora, Training
 from bezoar_ray.runtime.gpus import GPUS, kind_of
 from bezoar_ray.runtime.logs import event
 from bezoar_ray.runtime.model_shapes import shape_of
-from bezoar_ray.store import layout
 from bezoar_ray.train import model_loading, packing
 from bezoar_ray.train.checkpoints import finish
 from bezoar_ray.train.fitting import RECOMPUTING, Passes, everywhere, fitting, without_input_gradients

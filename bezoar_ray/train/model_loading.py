@@ -2,10 +2,10 @@
 
 from typing import Any
 
+from bezoar_ray import layout
 from bezoar_ray.errors import RecipeError
 from bezoar_ray.llm.model_identity import model_path
 from bezoar_ray.recipe import Base, Lora
-from bezoar_ray.store import layout
 from bezoar_ray.train.launcher import Job
 
 

@@ -2,9 +2,9 @@
 
 from collections.abc import Callable
 
+from bezoar_ray import layout
 from bezoar_ray.errors import BezoarError
 from bezoar_ray.stages import StageContext, StageResult, checkpoint_of
-from bezoar_ray.store import layout
 from bezoar_ray.train import checkpoints, launcher, pairs
 from bezoar_ray.train.tokenized_dataset import TokenizedDataset, checked
 

@@ -5,11 +5,12 @@ from itertools import groupby
 
 import orjson
 
+from bezoar_ray import layout
 from bezoar_ray.data.schema import Pair, pair_schema, pair_table
 from bezoar_ray.recipe import Recipe
 from bezoar_ray.sources import read_pairs
 from bezoar_ray.stages import StageContext
-from bezoar_ray.store import Store, layout
+from bezoar_ray.store import Store
 from bezoar_ray.tiny import fingerprint
 
 FOLDER = layout.PAIRS

@@ -3,10 +3,10 @@
 from functools import partial
 from typing import Any
 
+from bezoar_ray import layout
 from bezoar_ray.recipe import Align
 from bezoar_ray.runtime.logs import event
 from bezoar_ray.stages import StageContext, StageResult
-from bezoar_ray.store import layout
 from bezoar_ray.train import checkpoints, encoding, launcher, loop, model_loading, on_pairs, pairs, trainers
 from bezoar_ray.train.tokenized_dataset import TokenizedDataset, prepare
 from bezoar_ray.train.tokenizer import load_tokenizer

@@ -12,13 +12,14 @@ import orjson
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from bezoar_ray import layout
 from bezoar_ray.data.schema import row_id
 from bezoar_ray.errors import BezoarError
 from bezoar_ray.llm.model_identity import model_path
 from bezoar_ray.recipe import Recipe
 from bezoar_ray.runtime.session import quieten
 from bezoar_ray.stages import StageContext
-from bezoar_ray.store import Store, digest, layout
+from bezoar_ray.store import Store, digest
 from bezoar_ray.train.encoding import Tokens
 from bezoar_ray.train.tokenizer import load_tokenizer
 

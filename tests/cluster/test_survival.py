@@ -8,7 +8,7 @@ import orjson
 import psutil
 import pytest
 
-from bezoar_ray.recipe import SCHEMES
+from bezoar_ray.schemes import SCHEMES
 from bezoar_ray.store import Store
 from bezoar_ray.train.reporting import STATE
 from tests.cluster.jobs import WORK, answered, attached, host, rows, stopped, submitted

@@ -11,8 +11,9 @@ from bezoar_ray.data.schema import Sample
 from bezoar_ray.filter import stage
 from bezoar_ray.filter.decontamination import Benchmarks
 from bezoar_ray.filter.dedup import Duplicates
-from bezoar_ray.recipe import SCHEMES, load_recipe, parse_recipe
+from bezoar_ray.recipe import load_recipe, parse_recipe
 from bezoar_ray.runtime.progress import Progress
+from bezoar_ray.schemes import SCHEMES
 from bezoar_ray.stages import StageContext
 from bezoar_ray.store import Store
 from tests.endpoint import serving

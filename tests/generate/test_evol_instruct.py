@@ -18,7 +18,7 @@ def plan(*args):
 
 def rows(work, chat, part=PART):
     async def collect():
-        return [sample async for sample in evol_instruct.evol_instruct(work, chat, part)]
+        return [sample async for sample in evol_instruct.run(work, chat, part)]
 
     return asyncio.run(collect())
 

@@ -17,7 +17,7 @@ def plan(*args):
 
 def rows(work, chat, part=PART):
     async def collect():
-        return [sample async for sample in lamini.lamini(work, chat, part)]
+        return [sample async for sample in lamini.run(work, chat, part)]
 
     return sorted(asyncio.run(collect()), key=lambda sample: sample.instruction)
 

@@ -87,7 +87,7 @@ def test_messages_for_choices_are_drawn_where_there_are_choices():
 
 def test_a_query_is_answered_under_its_message(chat):
     async def collect(work, talk):
-        return [sample async for sample in orca.orca(work, talk, Orca())]
+        return [sample async for sample in orca.run(work, talk, Orca())]
 
     (work,) = orca.plan(Orca(), 0, [query(3)])
     talk = chat(lambda *_: Reply("Because.", "length", 10, 5))

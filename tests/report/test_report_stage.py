@@ -9,12 +9,13 @@ import pytest
 import yaml
 
 from bezoar_ray.data.schema import Sample, Verdict, row_id
-from bezoar_ray.recipe import SCHEMES, Recipe, load_recipe
+from bezoar_ray.recipe import Recipe, load_recipe
 from bezoar_ray.report.cards import write_cards
 from bezoar_ray.report.content import choose, gather
 from bezoar_ray.report.page import render
 from bezoar_ray.report.stage import run
 from bezoar_ray.runtime.progress import Progress
+from bezoar_ray.schemes import SCHEMES
 from bezoar_ray.stages import StageContext, checkpoint_names, training_stages
 from bezoar_ray.store import Store
 from tests.rows_on_disk import write_samples

@@ -11,13 +11,14 @@ from typing import Any
 
 import orjson
 
+from bezoar_ray import layout
 from bezoar_ray.data.schema import row_id
 from bezoar_ray.evaluate.mt_bench.answers import Answer
 from bezoar_ray.evaluate.mt_bench.judge_prompts import kind
 from bezoar_ray.evaluate.mt_bench.judging import Judgment
 from bezoar_ray.evaluate.mt_bench.pairwise import Comparison, Game
 from bezoar_ray.sources.mt_bench_files import Question
-from bezoar_ray.store import Store, layout
+from bezoar_ray.store import Store
 
 Row = dict[str, Any]
 
