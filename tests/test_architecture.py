@@ -21,7 +21,7 @@ LAYERS = (
     {"runtime"},
     {"recipe"},
     {"store"},
-    {"stages", "schemes", "stats", "agreement", "precision", "errors", "layout"},
+    {"stages", "schemes", "stats", "precision", "errors", "layout"},
 )
 """From the top down: a layer may import the layers below it. Stages meet in files, and do not import one another."""
 RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}

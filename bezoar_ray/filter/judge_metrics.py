@@ -4,8 +4,8 @@ from collections import Counter
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from bezoar_ray.agreement import kappa, rating_kappa, share
 from bezoar_ray.data.schema import Sample, Verdict
+from bezoar_ray.stats import kappa, rating_kappa, share
 
 Truth = Callable[[str, str], bool | None]
 

@@ -4,11 +4,11 @@ from collections import defaultdict
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from bezoar_ray.agreement import rating_kappa, share
 from bezoar_ray.evaluate.mt_bench.judge_prompts import TIE
 from bezoar_ray.evaluate.mt_bench.judging import Judgment
 from bezoar_ray.evaluate.mt_bench.pairwise import Comparison
 from bezoar_ray.evaluate.mt_bench.scores import mean
+from bezoar_ray.stats import rating_kappa, share
 
 
 def bias(
