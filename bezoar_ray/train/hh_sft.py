@@ -27,5 +27,5 @@ def _train(job: launcher.Job) -> dict[str, Any]:
     """On every worker: the chosen conversations; rank 0 then makes the checkpoint."""
     part, tokenizer = job.recipe.hh_sft, load_tokenizer(job.recipe)
     model = partial(model_loading.with_new_adapter, lora=part.lora, seed=job.recipe.seed)
-    account = loop.train(job, model, trainers.supervised(tokenizer, part))
-    return loop.close(job, tokenizer, part.lora, account, loop.figures(job, account))
+    train_state = loop.train(job, model, trainers.supervised(tokenizer, part))
+    return loop.close(job, tokenizer, part.lora, train_state, loop.figures(job, train_state))

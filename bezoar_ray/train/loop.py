@@ -8,8 +8,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import orjson
-
 from bezoar_ray import layout
 from bezoar_ray.errors import BezoarError
 from bezoar_ray.llm.model_identity import model_path
@@ -39,8 +37,8 @@ def train(job: Job, adapt: Callable[..., Any], build: Build) -> TrainState:
     """
     # ZeRO-3 gathers all weights into one buffer: they must be of one type.
     model = adapt(model_loading.for_training(job), autocast_adapter_dtype=job.part.zero_stage != 3)
-    account, saved = _last()
-    event("training goes on" if saved else "training begins", after_step=account.at)
+    train_state, saved = _last()
+    event("training goes on" if saved else "training begins", after_step=train_state.global_step)
     if job.part.zero_stage != 3:
         without_input_gradients(model)
     layout, passes = _layout(job, model), Passes()
@@ -49,25 +47,25 @@ def train(job: Job, adapt: Callable[..., Any], build: Build) -> TrainState:
     sets = [data for data in job.data if data.rows]
     total = sum(_length(data, job.part) for data in sets)
     with packing.packed(model, layout):
-        for data in sets[account.step :]:
-            if saved and account.finished:
+        for data in sets[train_state.dataset_index :]:
+            if saved and train_state.finished:
                 _load_adapter(model, saved)
             else:
                 trainer = keep_precision(model, partial(build, model, data.open(job.store), arguments(job, data)))
                 trainer.layout = layout
                 trainer.add_callback(fitting(trainer, job, data, passes, total))
-                trainer.add_callback(stop_if_not_finite(trainer, job, data, account.offset))
-                trainer.add_callback(reporter(job, account, data, total, passes))
+                trainer.add_callback(stop_if_not_finite(trainer, job, data, train_state.offset))
+                trainer.add_callback(reporter(job, train_state, data, total, passes))
                 if saved and not job.part.zero_stage:
                     _load_adapter(model, saved)  # transformers would load the frozen reference beside it alone
                 trainer.train(resume_from_checkpoint=saved)
-                if account.stopped:
+                if train_state.stopped:
                     raise BezoarError("stopped, with a last checkpoint; the same command goes on from there")
             saved = None
-            account.offset += _length(data, job.part)
-            account.step, account.finished = account.step + 1, False
+            train_state.offset += _length(data, job.part)
+            train_state.dataset_index, train_state.finished = train_state.dataset_index + 1, False
     _save_adapter(job, model)
-    return account
+    return train_state
 
 
 def _layout(job: Job, model: Any) -> Layout:
@@ -118,7 +116,7 @@ def _last() -> tuple[TrainState, str | None]:
         return TrainState(), None
     remote = checkpoint.filesystem.type_name != "local"
     folder = Path(checkpoint.to_directory() if remote else checkpoint.path)
-    return replace(TrainState(**orjson.loads((folder / STATE).read_bytes())), stopped=False), str(folder)
+    return replace(TrainState.from_json((folder / STATE).read_bytes()), stopped=False), str(folder)
 
 
 def _load_adapter(model: Any, folder: str) -> None:
@@ -220,7 +218,7 @@ def _whole(job: Job, model: Any) -> contextlib.AbstractContextManager[Any]:
     return deepspeed.zero.GatheredParameters([p for p in model.parameters() if p.requires_grad])
 
 
-def close(job: Job, tokenizer: Any, lora: Lora, account: TrainState, figures: dict[str, Any]) -> dict[str, Any]:
+def close(job: Job, tokenizer: Any, lora: Lora, train_state: TrainState, figures: dict[str, Any]) -> dict[str, Any]:
     """Let rank 0 make the checkpoint of the saved adapter; returns what the stage puts into the summary."""
     import gc
 
@@ -231,30 +229,30 @@ def close(job: Job, tokenizer: Any, lora: Lora, account: TrainState, figures: di
     gc.collect()
     if get_context().get_world_rank() != 0:
         return {}
-    scores = finish(job, tokenizer, lora, Layout(account.passes.get("layout", "padded")))
+    scores = finish(job, tokenizer, lora, Layout(train_state.passes.get("layout", "padded")))
     return {**scores, job.stage: {**figures, **scores[job.stage]}}
 
 
-def figures(job: Job, account: TrainState) -> dict[str, Any]:
+def figures(job: Job, train_state: TrainState) -> dict[str, Any]:
     """The stage's part of the summary."""
-    losses = [point["loss"] for point in account.history]
+    losses = [point["loss"] for point in train_state.history]
     reasons = left_out(job.data)
     return {
         "rows": sum(data.rows for data in job.data),
         "left_out": reasons.total(),
         "left_out_because": dict(reasons),
-        "steps": account.offset,
+        "steps": train_state.offset,
         "loss_first": losses[0] if losses else None,
         "loss_last": losses[-1] if losses else None,
-        "tokens_per_s": account.tokens_per_s,
-        "of_peak": _of_peak(job, account),
-        "time_shares": account.time_shares,
-        "passes": account.passes,
-        "by_step": account.history,
+        "tokens_per_s": train_state.tokens_per_s,
+        "of_peak": _of_peak(job, train_state),
+        "time_shares": train_state.time_shares,
+        "passes": train_state.passes,
+        "by_step": train_state.history,
     }
 
 
-def _of_peak(job: Job, account: TrainState) -> float | None:
+def _of_peak(job: Job, train_state: TrainState) -> float | None:
     """The share of the GPUs' bfloat16 peak, by their maker, that training takes; None where either is unknown.
 
     By the usual count of six operations for each weight and token (arXiv 2204.02311, appendix B), of which frozen
@@ -268,4 +266,4 @@ def _of_peak(job: Job, account: TrainState) -> float | None:
     if not shape.known:
         return None
     weights = shape.linear_weights + shape.vocabulary * shape.hidden
-    return round(6 * weights * account.tokens_per_s / (gpus * GPUS[kind].tflops * 1e12), 4)
+    return round(6 * weights * train_state.tokens_per_s / (gpus * GPUS[kind].tflops * 1e12), 4)

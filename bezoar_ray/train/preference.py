@@ -36,9 +36,9 @@ def _train(job: launcher.Job) -> dict[str, Any]:
     tokenizer = load_tokenizer(job.recipe)
     adapter = str(job.store.path(layout.checkpoint("hh-sft").adapter))
     model = partial(model_loading.with_adapter, folder=adapter, trainable=True)
-    account = loop.train(job, model, trainers.preference(tokenizer, _align(job)))
-    figures = loop.figures(job, account) | {"reward_accuracy": reward_accuracy(account.history)}
-    return loop.close(job, tokenizer, job.recipe.hh_sft.lora, account, figures)
+    train_state = loop.train(job, model, trainers.preference(tokenizer, _align(job)))
+    figures = loop.figures(job, train_state) | {"reward_accuracy": reward_accuracy(train_state.history)}
+    return loop.close(job, tokenizer, job.recipe.hh_sft.lora, train_state, figures)
 
 
 def _align(job: launcher.Job) -> Align:

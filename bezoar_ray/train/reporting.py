@@ -24,16 +24,22 @@ _WIRE_SECONDS, _WIRE_SECONDS_REMOTE = 0.5, 2.0
 class TrainState:
     """What the loop has done so far; it lies in every checkpoint."""
 
-    step: int = 0  # index of the current training step (a data set)
+    dataset_index: int = 0  # the data set that is trained on
     finished: bool = False  # whether that one is at its end
     stopped: bool = False  # whether the driver asked to stop
     offset: int = 0  # optimiser steps of those before it
-    at: int = 0  # optimiser steps in all, when it was last saved
+    global_step: int = 0  # optimiser steps over all data sets, when it was last saved
     tokens: float = 0.0
     seconds: float = 0.0
     phases: dict[str, float] = field(default_factory=dict)  # seconds of data, passes, optimiser and checkpoints
     passes: dict[str, Any] = field(default_factory=dict)  # how they are made (fitting.Passes)
     history: list[dict[str, Any]] = field(default_factory=list)
+
+    @classmethod
+    def from_json(cls, text: bytes) -> "TrainState":
+        """The state that a checkpoint holds; earlier versions called two fields otherwise."""
+        former = {"step": "dataset_index", "at": "global_step"}
+        return cls(**{former.get(name, name): value for name, value in orjson.loads(text).items()})
 
     @property
     def tokens_per_s(self) -> float:
@@ -75,8 +81,8 @@ class Wire:
                 self.stop = self.stop or store.exists(f"{self._job.folder}/{STOP}")
 
 
-def reporter(job: Job, account: TrainState, data: TokenizedDataset, total: int, passes: Passes) -> Any:
-    """A callback that keeps the account, and reports each checkpoint from rank 0 alone. It is the last one.
+def reporter(job: Job, train_state: TrainState, data: TokenizedDataset, total: int, passes: Passes) -> Any:
+    """A callback that keeps the state, and reports each checkpoint from rank 0 alone. It is the last one.
 
     Ray's own callback copies the whole checkpoint from every rank.
     """
@@ -92,7 +98,7 @@ def reporter(job: Job, account: TrainState, data: TokenizedDataset, total: int, 
             self._wire = Wire(job)
 
         def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-            account.passes = asdict(passes)
+            train_state.passes = asdict(passes)
             self._seen = self._phase_began = time.monotonic()
             if state.is_world_process_zero:
                 self._wire.open()
@@ -102,7 +108,7 @@ def reporter(job: Job, account: TrainState, data: TokenizedDataset, total: int, 
 
         def _end_phase(self, name: str) -> None:
             now = time.monotonic()
-            account.phases[name] = account.phases.get(name, 0.0) + now - self._phase_began
+            train_state.phases[name] = train_state.phases.get(name, 0.0) + now - self._phase_began
             self._phase_began = now
 
         def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -114,19 +120,19 @@ def reporter(job: Job, account: TrainState, data: TokenizedDataset, total: int, 
         def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
             self._end_phase("optimiser")
             now = time.monotonic()
-            account.seconds, self._seen = account.seconds + now - self._seen, now
-            account.tokens += data.tokens * args.num_train_epochs / state.max_steps
+            train_state.seconds, self._seen = train_state.seconds + now - self._seen, now
+            train_state.tokens += data.tokens * args.num_train_epochs / state.max_steps
             stop, notice = self._told(now)
             if stop:
-                control.should_save = control.should_training_stop = account.stopped = True
+                control.should_save = control.should_training_stop = train_state.stopped = True
             elif notice and not self._noticed:
                 control.should_save = self._noticed = True
-            last = account.history[-1] if account.history else {}
+            last = train_state.history[-1] if train_state.history else {}
             loss = f"loss {last['loss']:.3f}, " if last else ""
             self._wire.progress = {
-                "step": account.offset + state.global_step, "total": total,
-                "note": f"{data.name}  {loss}{account.tokens_per_s:.0f} tokens/s",
-                "accuracy": last.get("reward_accuracy"), "say": account.passes["because"],
+                "step": train_state.offset + state.global_step, "total": total,
+                "note": f"{data.name}  {loss}{train_state.tokens_per_s:.0f} tokens/s",
+                "accuracy": last.get("reward_accuracy"), "say": train_state.passes["because"],
             }  # fmt: skip
 
         def _told(self, now: float) -> tuple[bool, bool]:
@@ -147,21 +153,24 @@ def reporter(job: Job, account: TrainState, data: TokenizedDataset, total: int, 
         def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
             if not logs or "loss" not in logs:
                 return
-            point = {"step": account.offset + state.global_step, "loss": logs["loss"], "dataset": data.name}
+            point = {"step": train_state.offset + state.global_step, "loss": logs["loss"], "dataset": data.name}
             if "rewards/accuracies" in logs:
                 point["reward_accuracy"] = logs["rewards/accuracies"]
-            account.history.append(point)
+            train_state.history.append(point)
 
         def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
             folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
-            account.at, account.finished = account.offset + state.global_step, state.global_step >= state.max_steps
-            _report(job, folder, account, state.is_world_process_zero, urgent=self._stop or self._noticed)
+            train_state.global_step, train_state.finished = (
+                train_state.offset + state.global_step,
+                state.global_step >= state.max_steps,
+            )
+            _report(job, folder, train_state, state.is_world_process_zero, urgent=self._stop or self._noticed)
             self._end_phase("checkpoints")
 
     return Reporter()
 
 
-def _report(job: Job, folder: Path, account: TrainState, main: bool, urgent: bool) -> None:
+def _report(job: Job, folder: Path, train_state: TrainState, main: bool, urgent: bool) -> None:
     """Hand a saved folder to Ray Train once all ranks have written their share of it; with a bucket, each node's.
 
     It is copied while training goes on, and then removed; where this process is about to end, before it does.
@@ -172,10 +181,10 @@ def _report(job: Job, folder: Path, account: TrainState, main: bool, urgent: boo
     if torch.distributed.is_initialized():
         torch.distributed.barrier()
     if main:
-        (folder / STATE).write_bytes(orjson.dumps(asdict(account)))
+        (folder / STATE).write_bytes(orjson.dumps(asdict(train_state)))
     keeps = get_context().get_local_rank() == 0 if job.store.remote else main
     report(
-        {"step": account.at},
+        {"step": train_state.global_step},
         checkpoint=Checkpoint.from_directory(str(folder)) if keeps else None,
         checkpoint_upload_mode=CheckpointUploadMode.SYNC if urgent else CheckpointUploadMode.ASYNC,
         delete_local_checkpoint_after_upload=True,

@@ -59,5 +59,5 @@ def _train(job: launcher.Job) -> dict[str, Any]:
     model = partial(model_loading.with_new_adapter, lora=part.lora, seed=job.recipe.seed)
     if part.adapter:
         model = partial(model_loading.with_own_adapter, folder=part.adapter, lora=part.lora)
-    account = loop.train(job, model, trainers.supervised(tokenizer, part))
-    return loop.close(job, tokenizer, part.lora, account, loop.figures(job, account))
+    train_state = loop.train(job, model, trainers.supervised(tokenizer, part))
+    return loop.close(job, tokenizer, part.lora, train_state, loop.figures(job, train_state))

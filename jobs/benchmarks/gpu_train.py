@@ -210,8 +210,8 @@ def ours(run: Path, model: Path, case: Case, rows: list[dict[str, Any]], clock: 
         trainer.add_callback(clock)
         return trainer
 
-    account = trained_here(job, lambda: loop.train(job, adapt, timed))
-    return {"passes": account.passes, "time_shares": account.time_shares}
+    train_state = trained_here(job, lambda: loop.train(job, adapt, timed))
+    return {"passes": train_state.passes, "time_shares": train_state.time_shares}
 
 
 def trained_here(job: Job, body: Callable[[], Any]) -> Any:

@@ -1,10 +1,12 @@
 """Batches come out as the recipe says, and the adapter keeps its precision."""
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import orjson
 import pytest
 from pydantic import ValidationError
 
@@ -14,6 +16,7 @@ from bezoar_ray.recipe import Recipe, Sft
 from bezoar_ray.store import Store
 from bezoar_ray.train import loop, model_loading
 from bezoar_ray.train.launcher import Job
+from bezoar_ray.train.reporting import TrainState
 from bezoar_ray.train.tokenized_dataset import TokenizedDataset
 
 
@@ -115,3 +118,10 @@ def test_an_unknown_target_is_named_with_those_that_exist(recipe: Recipe) -> Non
     lora = recipe.sft.lora.model_copy(update={"targets": ("q_proj", "query_key_value")})
     with pytest.raises(RecipeError, match=r"lora.targets: \['query_key_value'\].*q_proj"):
         model_loading.with_new_adapter(model_loading.load(recipe.base), lora, 0)
+
+
+def test_the_state_in_a_checkpoint_of_an_earlier_version_is_read():
+    former = b'{"step": 1, "finished": false, "stopped": true, "offset": 30, "at": 42, "tokens": 9.0, "history": []}'
+    state = TrainState.from_json(former)
+    assert (state.dataset_index, state.global_step, state.offset, state.stopped) == (1, 42, 30, True)
+    assert TrainState.from_json(orjson.dumps(asdict(state))) == state
