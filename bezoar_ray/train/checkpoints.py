@@ -13,8 +13,10 @@ from bezoar_ray.train.launcher import Job
 from bezoar_ray.train.packing import Layout, in_float32
 
 
-def finish(job: Job, tokenizer: Any, lora: Lora, layout: Layout) -> dict[str, dict[str, Any]]:
-    """Merge and join the adapter that lies in the checkpoint's folder, and score it in a layout; one model load.
+def finish(job: Job, tokenizer: Any, lora: Lora, rows: Layout) -> dict[str, dict[str, Any]]:
+    """Merge and join the adapter that lies in the checkpoint's folder, and score it; one model load.
+
+    `rows` says how the rows of a pass are laid out.
 
     Returns:
         `heldout_accuracy` and its interval by checkpoint: the stage's own, and base's from sft.
@@ -24,15 +26,15 @@ def finish(job: Job, tokenizer: Any, lora: Lora, layout: Layout) -> dict[str, di
     model = model_loading.load(job.recipe.base, below, device_map={"": model_loading.device(job)})
     scores = {}
     if name == "sft":
-        scores["base"] = _score(job, "base", model, tokenizer, layout)
+        scores["base"] = _score(job, "base", model, tokenizer, rows)
         _base(job, tokenizer)
-    folder = layout.checkpoint(name).folder
-    model = adapters.merge(model_loading.with_adapter(model, str(store.path(f"{folder}/adapter"))))
-    scores[name] = _score(job, name, model, tokenizer, layout)
-    with store.writing(f"{folder}/merged") as path:
+    files = layout.checkpoint(name)
+    model = adapters.merge(model_loading.with_adapter(model, str(store.path(files.adapter))))
+    scores[name] = _score(job, name, model, tokenizer, rows)
+    with store.writing(files.merged) as path:
         adapters.save(model, tokenizer, path)
     chain = [store.path(layout.checkpoint(part).adapter) for part in checkpoint_of(name).adapters]
-    with store.writing(f"{folder}/joined") as path:
+    with store.writing(files.joined) as path:
         joined = _join(chain, path, job.recipe.base.model)
     mark = adapters.weights_mark(store, name)
     sum_of = [f"../{part}/adapter" for part in checkpoint_of(name).adapters]
