@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator
 from itertools import product
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 import orjson
 import pyarrow.parquet as pq
@@ -102,7 +103,7 @@ class ExternalSorter:
             self.add(row)
             progress.update(done, self._expected)
 
-    def __iter__(self) -> Iterator[list[dict]]:
+    def __iter__(self) -> Iterator[list[dict[str, Any]]]:
         """The rows, in lists of some thousands."""
         for file in self._files:
             file.seek(0)

@@ -11,7 +11,7 @@ import pyarrow as pa
 _END = re.compile(r"[\s.!?]+$")
 
 
-def row_id(*lineage: Any) -> str:
+def row_id(*lineage: object) -> str:
     """16 hex digits that depend on where a row comes from, never on its text.
 
     An interrupted and an undisturbed run therefore have the same ids, although sampling does not repeat.
@@ -120,7 +120,7 @@ class Sample:
         lists = {"verdicts": [Verdict(**v) for v in row["verdicts"]], "history": row.get("history") or []}
         return cls(**values | lists)  # files of earlier versions have no history
 
-    def to_row(self) -> dict[str, Any]:
+    def to_row(self) -> dict[str, object]:
         """The sample as a row for a Parquet file."""
         return asdict(self)
 

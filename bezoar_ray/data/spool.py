@@ -6,7 +6,6 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 
@@ -45,11 +44,11 @@ class Spool:
             yield from self._reader.get_batch(number).column(0).to_pylist()
 
     @cached_property
-    def _reader(self) -> Any:
+    def _reader(self) -> pa.RecordBatchFileReader:
         store, name = at(self.path)
         return pa.ipc.open_file(store.open(name))
 
-    def __reduce__(self) -> Any:
+    def __reduce__(self) -> tuple[type["Spool"], tuple[str, int]]:
         return Spool, (self.path, self.batches)  # an open file stays where it is
 
 

@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 
 from bezoar_ray import layout
 from bezoar_ray.errors import BezoarError, RecipeError
+from bezoar_ray.store.backend import Backend
 from bezoar_ray.store.bucket import Bucket
 from bezoar_ray.store.folder import Folder
 
@@ -25,7 +26,7 @@ class Store:
     """A run directory. Every path is relative to its root; `replace` leaves either the old file or the new one."""
 
     def __init__(self, root: str | Path):
-        self._files = Bucket(str(root)) if "://" in str(root) else Folder(Path(root).absolute())
+        self._files: Backend = Bucket(str(root)) if "://" in str(root) else Folder(Path(root).absolute())
         self.root = self._files.root
         """The folder, or the URL."""
         self.name = PurePath(self.root).name
@@ -120,7 +121,7 @@ class Store:
         except orjson.JSONDecodeError as error:
             raise BezoarError(f"{self.root}/{name} is not whole JSON: {error}. Remove it, or put it back") from error
 
-    def replace_json(self, name: str, value: Any) -> None:
+    def replace_json(self, name: str, value: object) -> None:
         """Write a value as a whole JSON file."""
         self.replace(name, orjson.dumps(value, option=orjson.OPT_INDENT_2 | orjson.OPT_NON_STR_KEYS))
 

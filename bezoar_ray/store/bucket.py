@@ -13,19 +13,25 @@ import uuid
 from collections.abc import Callable, Iterator, Sequence
 from datetime import timedelta
 from pathlib import Path, PurePosixPath
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import orjson
 import pyarrow as pa
 
 from bezoar_ray.errors import BezoarError, RecipeError, RunLocked
+from bezoar_ray.store.backend import Backend
 from bezoar_ray.store.copies import Copies, Entries
 from bezoar_ray.store.lock_owner import alive, died, in_use, me
 
+if TYPE_CHECKING:
+    from _typeshed import WriteableBuffer
+    from obstore import ObjectMeta, PutMode, UpdateVersion
+    from obstore.store import ClientConfig, RetryConfig
+
 T = TypeVar("T")
 
-_RETRIES = {"max_retries": 10, "retry_timeout": timedelta(minutes=3)}
-_CLIENT = {
+_RETRIES: "RetryConfig" = {"max_retries": 10, "retry_timeout": timedelta(minutes=3)}
+_CLIENT: "ClientConfig" = {
     "timeout": "60s",
     "connect_timeout": "10s",
     "allow_http": True,
@@ -36,8 +42,10 @@ _RENEWED = 5.0  # seconds between two signs of life of a lock's holder
 _STALE = 45.0  # without one, the lock is another's to take
 
 
-class Bucket:
+class Bucket(Backend):
     """Objects below a URL."""
+
+    root: str
 
     def __init__(self, url: str):
         from obstore.exceptions import BaseError
@@ -102,7 +110,7 @@ class Bucket:
             with self._writing(prefix), contextlib.suppress(FileNotFoundError):
                 return self._delete(names)
 
-    def adopt(self, other: "Bucket", name: str) -> None:
+    def adopt(self, other: Backend, name: str) -> None:
         """Through this process: the two may lie in different buckets."""
         self.replace(name, other.read(name))
 
@@ -135,7 +143,7 @@ class Bucket:
             if lock.is_held():  # else it is another's by now
                 self.remove(lock.NAME)
 
-    def put(self, name: str, data: bytes, replaces: dict[str, Any] | None) -> dict[str, Any]:
+    def put(self, name: str, data: bytes, replaces: "UpdateVersion | None") -> "UpdateVersion":
         """A conditional PUT: only where there is none yet, or in place of just this version. Returns its own.
 
         Raises:
@@ -144,14 +152,14 @@ class Bucket:
         import obstore
         from obstore.exceptions import AlreadyExistsError, PreconditionError
 
-        mode = "create" if replaces is None else {key: value for key, value in replaces.items() if value}
         try:
             with self._writing(name):
-                return obstore.put(self._store, name, data, mode=mode, use_multipart=False)
+                put = obstore.put(self._store, name, data, mode=_mode(replaces), use_multipart=False)
         except (AlreadyExistsError, PreconditionError) as error:
             raise FileExistsError(name) from error
+        return {"e_tag": put["e_tag"], "version": put["version"]}
 
-    def head(self, name: str) -> dict[str, Any]:
+    def head(self, name: str) -> "ObjectMeta":
         """Tag, version, size and time of an object."""
         import obstore
 
@@ -246,9 +254,10 @@ class _Ranges(io.RawIOBase):
         self._at = offset + {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._size}[whence]
         return self._at
 
-    def readinto(self, buffer: Any) -> int:
-        part = self._bucket.part(self._name, self._at, min(len(buffer), self._size - self._at))
-        buffer[: len(part)] = part
+    def readinto(self, buffer: "WriteableBuffer") -> int:
+        view = memoryview(buffer)
+        part = self._bucket.part(self._name, self._at, min(len(view), self._size - self._at))
+        view[: len(part)] = part
         self._at += len(part)
         return len(part)
 
@@ -260,7 +269,7 @@ class _Lock:
 
     def __init__(self, bucket: Bucket):
         self._bucket, self._sign = bucket, orjson.dumps({"id": uuid.uuid4().hex, "holder": me(), **alive()})
-        self._version: dict[str, Any] = {}
+        self._version: UpdateVersion = {}
 
     def take(self) -> None:
         """Raises `RunLocked` where a living process holds it."""
@@ -303,7 +312,7 @@ class _Lock:
                 os._exit(3)
             self._version = self._now()
 
-    def _now(self) -> dict[str, Any]:
+    def _now(self) -> "UpdateVersion":
         found = self._bucket.head(self.NAME)
         return {"e_tag": found["e_tag"], "version": found["version"]}
 
@@ -316,17 +325,28 @@ class _Lock:
         return (now - self._bucket.head(self.NAME)["last_modified"]).total_seconds() > _STALE
 
 
+def _mode(replaces: "UpdateVersion | None") -> "PutMode":
+    """Under which condition an object is put: of a version, what its provider tells of it."""
+    if replaces is None:
+        return "create"
+    known: UpdateVersion = {}
+    if tag := replaces.get("e_tag"):
+        known["e_tag"] = tag
+    if version := replaces.get("version"):
+        known["version"] = version
+    return known
+
+
 def _patiently(action: Callable[[], T]) -> T:
     """What changes nothing where it is done again: the client does not by itself where an answer was cut off."""
     from obstore.exceptions import GenericError
 
-    for attempt in range(_CUTS):
+    for attempt in range(_CUTS - 1):
         try:
             return action()
         except GenericError:
-            if attempt + 1 == _CUTS:
-                raise
             time.sleep(0.1 * 2**attempt)
+    return action()
 
 
 def _first_line(error: Exception) -> str:

@@ -15,13 +15,16 @@ import tempfile
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from bezoar_ray.errors import RecipeError
 
-Entries = list[dict[str, Any]]
+if TYPE_CHECKING:
+    from obstore import ObjectMeta
+
+Entries = Sequence["ObjectMeta"]
 """Objects, each with its path, tag, version, size and time."""
 
 LIMIT = "BEZOAR_COPIES_GIB"
@@ -66,7 +69,7 @@ class Copies:
                 partial.rename(copy)
             shutil.rmtree(partial, ignore_errors=True)
 
-    def _object(self, objects: Path, entry: dict[str, Any]) -> Path:
+    def _object(self, objects: Path, entry: "ObjectMeta") -> Path:
         """A node's one copy of an object's bytes."""
         file = objects / mark(entry["path"], entry["e_tag"])
         if not file.exists():

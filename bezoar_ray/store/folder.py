@@ -11,11 +11,14 @@ from pathlib import Path
 import pyarrow as pa
 
 from bezoar_ray.errors import BezoarError, RecipeError, RunLocked
+from bezoar_ray.store.backend import Backend
 from bezoar_ray.store.lock_owner import in_use, me
 
 
-class Folder:
+class Folder(Backend):
     """Files below a folder."""
+
+    root: Path
 
     def __init__(self, root: Path):
         self.root = root
@@ -27,7 +30,9 @@ class Folder:
             raise RecipeError(f"{name!r} lies outside the run directory {self.root}")
         return path
 
-    here = path
+    def here(self, name: str) -> Path:
+        """In the run directory."""
+        return self.path(name)
 
     @contextlib.contextmanager
     def writing(self, name: str) -> Iterator[Path]:
@@ -85,7 +90,7 @@ class Folder:
         except OSError as error:
             raise BezoarError(f"cannot remove {error.filename or path}: {error.strerror}. Remove it by hand") from error
 
-    def adopt(self, other: "Folder", name: str) -> None:
+    def adopt(self, other: Backend, name: str) -> None:
         """By a link, or a copy where they lie on different disks."""
         mine, theirs = self.path(name), other.path(name)
         mine.parent.mkdir(parents=True, exist_ok=True)

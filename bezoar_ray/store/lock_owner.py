@@ -2,9 +2,17 @@
 
 import os
 import socket
-from typing import Any
+from typing import TypedDict
 
 import psutil
+
+
+class Process(TypedDict):
+    """What tells a process from all others."""
+
+    host: str
+    pid: int
+    started: float
 
 
 def me() -> str:
@@ -12,12 +20,12 @@ def me() -> str:
     return f"process {os.getpid()} on host {socket.gethostname()}"
 
 
-def alive() -> dict[str, Any]:
-    """What tells this process from all others."""
+def alive() -> Process:
+    """This one."""
     return {"host": socket.gethostname(), "pid": os.getpid(), "started": psutil.Process().create_time()}
 
 
-def died(holder: dict[str, Any]) -> bool:
+def died(holder: Process) -> bool:
     """Whether a process of this host is known to be gone; of another host nobody knows."""
     if holder["host"] != socket.gethostname():
         return False
