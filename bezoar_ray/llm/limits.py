@@ -2,12 +2,16 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from bezoar_ray.llm.ledger import ROLES, accounts
 from bezoar_ray.llm.quota import Budget, QuotaClient, QuotaLimits, QuotaServer
 from bezoar_ray.recipe import ModelSection, Recipe
+
+if TYPE_CHECKING:
+    from ray.actor import ActorHandle
 
 
 @dataclass(frozen=True)
@@ -45,17 +49,12 @@ class RunQuotaServer(QuotaServer):
         )
 
 
-def quota_client(meter: Any, line: str) -> QuotaClient:
+def quota_client(meter: "QuotaServer | ActorHandle[RunQuotaServer]", line: str) -> QuotaClient:
     """A process's permits from a meter: the object itself, or the handle of a Ray actor."""
-
-    def call(name: str) -> Any:
-        method = getattr(meter, name)
-        return getattr(method, "remote", method)
-
-    return QuotaClient(
-        lambda needs, patient: call("lease")(line, needs, patient),
-        lambda need, used: call("settle")(line, need, used),
-    )
+    if isinstance(meter, QuotaServer):
+        return QuotaClient(partial(meter.lease, line), partial(meter.record_usage, line))
+    actor: Any = meter  # Ray types the methods of an actor only where each is decorated
+    return QuotaClient(partial(actor.lease.remote, line), partial(actor.record_usage.remote, line))
 
 
 def own_quota_client(
