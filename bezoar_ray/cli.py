@@ -3,12 +3,20 @@
 import argparse
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from bezoar_ray.errors import BezoarError, RecipeError
 from bezoar_ray.runtime.gpus import GPUS, find_gpu
 from bezoar_ray.stages import STAGES, checkpoint_names, training_stages, working_stages
+
+if TYPE_CHECKING:
+    from argparse import _SubParsersAction
+
+    from bezoar_ray.recipe import Recipe
+    from bezoar_ray.runs.submit import Jobs
+    from bezoar_ray.store import Store
 
 _EPILOG = """\
 examples:
@@ -73,7 +81,7 @@ def _plan(options: argparse.Namespace) -> None:
         _check(recipe, options.offline)
 
 
-def _check(recipe: Any, offline: bool) -> None:
+def _check(recipe: "Recipe", offline: bool) -> None:
     from bezoar_ray.runs.preflight import check
 
     found = check(recipe, working_stages(), offline)
@@ -98,7 +106,7 @@ def _submit(options: argparse.Namespace) -> None:
         _follow(jobs, job.id)
 
 
-def _follow(jobs, id: str) -> None:
+def _follow(jobs: "Jobs", id: str) -> None:
     try:
         jobs.follow(id)
     except KeyboardInterrupt:
@@ -140,7 +148,8 @@ def _compare(options: argparse.Namespace) -> None:
     from bezoar_ray.report.compare import as_page, as_text, compare
     from bezoar_ray.store import Store
 
-    runs = [(Path(folder).name, *reversed(_existing(folder))) for folder in options.dir]
+    stores = {folder: _existing(folder) for folder in options.dir}
+    runs = [(Path(folder).name, recipe, store) for folder, (store, recipe) in stores.items()]
     found = compare(runs)
     print(as_text(found))
     page = Path(options.page)
@@ -210,13 +219,13 @@ def _of_serve(text: str) -> str:
     return text
 
 
-def _recipe(options: argparse.Namespace):
+def _recipe(options: argparse.Namespace) -> "Recipe":
     from bezoar_ray.recipe import load_recipe
 
     return load_recipe(options.recipe, options.set)
 
 
-def _existing(folder: str, overrides: list[str] | tuple[str, ...] = ()):
+def _existing(folder: str, overrides: list[str] | tuple[str, ...] = ()) -> "tuple[Store, Recipe]":
     """The run directory and its recipe."""
     from bezoar_ray.recipe import recipe_of
     from bezoar_ray.store import Store
@@ -326,7 +335,12 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _command(commands, name: str, call, text: str) -> argparse.ArgumentParser:
+def _command(
+    commands: "_SubParsersAction[argparse.ArgumentParser]",
+    name: str,
+    call: Callable[[argparse.Namespace], None],
+    text: str,
+) -> argparse.ArgumentParser:
     command = commands.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
     command.set_defaults(call=call)
     return command

@@ -6,9 +6,12 @@ This is a reading aid, not legal advice: the table holds the licences that the r
 import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, TypedDict
 
 from bezoar_ray.recipe import ModelSection, Recipe, SourceSection
+
+if TYPE_CHECKING:
+    from boolean import Expression
 
 YES, OBLIGATIONS, UNKNOWN, NO = "yes", "with obligations", "unknown", "no"
 _WORST_LAST = (YES, OBLIGATIONS, UNKNOWN, NO)
@@ -117,7 +120,7 @@ def _read(name: str, seen: Callable[[Terms], Terms]) -> Terms:
     return _of_tree(tree, seen) if tree is not None else _UNKNOWN
 
 
-def _of_tree(tree: Any, seen: Callable[[Terms], Terms]) -> Terms:
+def _of_tree(tree: "Expression", seen: Callable[[Terms], Terms]) -> Terms:
     """Of a parsed expression."""
     if operator := getattr(tree, "operator", "").strip().upper():
         found = [_of_tree(part, seen) for part in tree.args]
@@ -149,7 +152,14 @@ def causes(recipe: Recipe, rows: Iterable[tuple[str, str]] = ()) -> list[Cause]:
     return list(dict.fromkeys([*seeds, *map(_teacher, recipe.teachers), base, *judges]))
 
 
-def commercial_use(recipe: Recipe, rows: Iterable[tuple[str, str]] = ()) -> dict[str, str | list[str]]:
+class CommercialUse(TypedDict):
+    """Whether a result may be sold, and which parts decide it."""
+
+    verdict: str
+    because: list[str]
+
+
+def commercial_use(recipe: Recipe, rows: Iterable[tuple[str, str]] = ()) -> CommercialUse:
     """The verdict of a whole recipe, or run: `{"verdict": ..., "because": [...]}`, the worst cause first."""
     found = sorted(causes(recipe, rows), key=lambda cause: -_badness(cause.terms))
     verdict = found[0].terms.verdict

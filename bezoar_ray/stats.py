@@ -1,7 +1,9 @@
 """Statistics: intervals of shares, paired tests of two models, agreement of two raters."""
 
 from collections.abc import Iterable
-from typing import Any
+from typing import TypeVar
+
+Label = TypeVar("Label", str, bool, int)
 
 
 def wilson(right: int, count: int) -> list[float] | None:
@@ -33,7 +35,7 @@ def paired_p(first: list[bool], second: list[bool]) -> float:
     return float(binomtest(first_alone, discordant).pvalue) if discordant else 1.0
 
 
-def kappa(first: list[Any], second: list[Any], counts: list[int] | None = None) -> float | None:
+def kappa(first: list[Label], second: list[Label], counts: list[int] | None = None) -> float | None:
     """Cohen's kappa of two raters' decisions: agreement beyond chance (doi 10.1177/001316446002000104).
 
     None where it is not defined: without rows, or where both say the same of all. `counts` says how often each pair of
@@ -54,7 +56,7 @@ def share(part: int, whole: int) -> float | None:
     return round(part / whole, 4) if whole else None
 
 
-def _kappa(first: list[Any], second: list[Any], counts: list[int] | None, **how: Any) -> float | None:
+def _kappa(first: list[Label], second: list[Label], counts: list[int] | None, **how: object) -> float | None:
     from sklearn.metrics import cohen_kappa_score
 
     if len({*first, *second}) < 2:

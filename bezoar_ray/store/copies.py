@@ -71,7 +71,7 @@ class Copies:
 
     def _object(self, objects: Path, entry: "ObjectMeta") -> Path:
         """A node's one copy of an object's bytes."""
-        file = objects / mark(entry["path"], entry["e_tag"])
+        file = objects / mark(entry["path"], entry["e_tag"] or "")
         if not file.exists():
             with open(file.with_name(f".{file.name}.lock"), "w") as lock:
                 fcntl.flock(lock, fcntl.LOCK_EX)  # the workers of a node want the same weights at once
