@@ -1,7 +1,7 @@
 """Serving and evaluation."""
 
 from functools import cached_property
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import yaml
 from pydantic import AliasChoices, Field, field_validator, model_validator
@@ -56,7 +56,7 @@ class Serve(SchedulingSection):
             raise ValueError(f"max_replicas is {self.max_replicas}, less than replicas, {self.replicas}")
         return self
 
-    def fingerprint_fields(self) -> dict[str, Any]:
+    def fingerprint_fields(self) -> dict[str, object]:
         """With the engine's arguments that change what the checkpoints say."""
         return super().fingerprint_fields() | {"engine": decisive(self.engine)}
 
@@ -116,7 +116,7 @@ class Harness(Section):
             return task.task
         return f"{task.task}, {'default' if task.num_fewshot is None else task.num_fewshot}-shot"
 
-    def fingerprint_fields(self) -> dict[str, Any]:
+    def fingerprint_fields(self) -> dict[str, object]:
         """With the tasks in place of the groups' names."""
         return super().fingerprint_fields() | {
             "groups": [],

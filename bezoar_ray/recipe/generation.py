@@ -32,7 +32,7 @@ class Lamini(Section):
         """The topics, one a line."""
         return packaged_text("topics.txt", self.topics, "generate.lamini.topics")
 
-    def fingerprint_fields(self) -> dict[str, Any]:
+    def fingerprint_fields(self) -> dict[str, object]:
         """With the topics themselves in place of their file."""
         return super().fingerprint_fields() | {"topics": self.topics_text}
 
@@ -101,7 +101,7 @@ class CustomScheme(Section):
         """The file that holds the function."""
         yield self.path
 
-    def fingerprint_fields(self) -> dict[str, Any]:
+    def fingerprint_fields(self) -> dict[str, object]:
         """With the code itself."""
         return super().fingerprint_fields() | {"source": self.source}
 
@@ -169,7 +169,7 @@ class Filter(Section):
         packaged = scheme if scheme in SCHEMES else CUSTOM
         return packaged_text(f"rubrics/{packaged}.txt", self.rubrics.get(scheme), f"filter.rubrics.{scheme}")
 
-    def fingerprint_fields(self) -> dict[str, Any]:
+    def fingerprint_fields(self) -> dict[str, object]:
         """With the rubrics themselves in place of their files."""
         return super().fingerprint_fields() | {
             "rubrics": {scheme: self.rubric(scheme) for scheme in (*SCHEMES, CUSTOM, *self.rubrics)}

@@ -19,6 +19,8 @@ from bezoar_ray.schemes import SCHEMES, Scheme, custom
 from bezoar_ray.stages import STAGES, training_stages
 
 if TYPE_CHECKING:
+    from pydantic_core import ErrorDetails
+
     from bezoar_ray.store import Store  # a plan does without it
 
 _ALIASES = {"teacher": "teachers", "judge": "judges"}  # what a single section may stand under
@@ -181,7 +183,7 @@ def recipe_of(store: "Store", overrides: list[str] | tuple[str, ...] = ()) -> Re
     return load_recipe(str(store.path(layout.RECIPE)), overrides)
 
 
-def parse_recipe(tree: Any, origin: str) -> Recipe:
+def parse_recipe(tree: object, origin: str) -> Recipe:
     """A checked recipe from a tree of plain values; `origin` is named in errors."""
     try:
         return Recipe.model_validate(tree)
@@ -234,13 +236,13 @@ def _child(tree: Any, key: str, path: str) -> Any:
     return tree[key]
 
 
-def _index(items: list[Any], key: str, path: str) -> int:
+def _index(items: list[object], key: str, path: str) -> int:
     if not key.isdigit() or int(key) >= len(items):
         raise RecipeError(f"--set {path}: {key!r} is not an index from 0 to {len(items) - 1}")
     return int(key)
 
 
-def _explain(error: Any) -> str:
+def _explain(error: "ErrorDetails") -> str:
     """One line for one fault: where, what was found, what to do."""
     where = ".".join(map(str, error["loc"])) or "recipe"
     for alone in _ALIASES:
@@ -257,15 +259,15 @@ def _explain(error: Any) -> str:
     return f"{where}: {_EXPECTED.get(error['type']) or error['msg'].removeprefix('Value error, ')}{found}"
 
 
-def _keys_at(loc: tuple[Any, ...]) -> list[str]:
+def _keys_at(loc: tuple[int | str, ...]) -> list[str]:
     part: Any = Recipe
-    for step in (_ALIASES.get(step, step) for step in loc):
-        if isinstance(step, str) and step in part.model_fields:
+    for step in (_ALIASES.get(name, name) for name in loc if isinstance(name, str)):
+        if step in part.model_fields:
             part = _part_in(part.model_fields[step].annotation) or part
     return list(part.model_fields)
 
 
-def _part_in(annotation: Any) -> Any:
+def _part_in(annotation: object) -> type[Section] | None:
     if isinstance(annotation, type) and issubclass(annotation, Section):
         return annotation
     return next((found for item in get_args(annotation) if (found := _part_in(item))), None)

@@ -2,7 +2,7 @@
 
 import re
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal, TypeVar
 
 from pydantic import Field, model_validator
 
@@ -39,6 +39,8 @@ class Weights(Section):
     """Commit of a Hugging Face model; a branch or tag becomes the commit that it stands for when a run begins."""
     trust_remote_code: bool = False
     """Run code that comes with the model. Only with a pinned revision."""
+    if TYPE_CHECKING:
+        model: str  # every subclass has it, each with words of its own
     pickled_weights: Annotated[bool, RUNTIME_ONLY] = False
     """Load weights from .bin and .pt files, too: they are pickled, and can run code. Without it, safetensors alone."""
 
@@ -99,7 +101,7 @@ class ModelSection(Weights, SchedulingSection):
     num_gpus: Annotated[float, RUNTIME_ONLY] = 0.0
     """Ray GPUs per actor."""
 
-    def fingerprint_fields(self) -> dict[str, Any]:
+    def fingerprint_fields(self) -> dict[str, object]:
         """With the engine's arguments that change what the model says."""
         return super().fingerprint_fields() | {"engine": decisive(self.engine)}
 
@@ -111,8 +113,10 @@ class ModelSection(Weights, SchedulingSection):
     @property
     def template(self) -> str | None:
         """The text of the chat template: a file's, where `chat_template` names one."""
-        named = self.chat_template and "\n" not in self.chat_template and Path(self.chat_template).is_file()
-        return Path(self.chat_template).read_text() if named else self.chat_template
+        template = self.chat_template
+        if template and "\n" not in template and Path(template).is_file():
+            return Path(template).read_text()
+        return template
 
     def usd(self, tokens_in: float, tokens_out: float) -> float:
         """Dollars for so many tokens; what has no price costs nothing."""
@@ -135,7 +139,10 @@ class ModelSection(Weights, SchedulingSection):
         return self
 
 
-def told_apart(judges: tuple[ModelSection, ...]) -> tuple[ModelSection, ...]:
+J = TypeVar("J", bound=ModelSection)
+
+
+def told_apart(judges: tuple[J, ...]) -> tuple[J, ...]:
     """The judges, whose answers the ledger keeps by name and revision.
 
     Raises:

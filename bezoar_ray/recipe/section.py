@@ -6,7 +6,8 @@ import math
 from collections.abc import Iterator
 from importlib import resources
 from pathlib import Path
-from typing import Annotated, Any
+from types import UnionType
+from typing import Annotated, Any, TypedDict
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
@@ -73,11 +74,11 @@ def _harmless(engine: dict[str, Any]) -> dict[str, Any]:
     return known
 
 
-def _is_number(value: Any, kind: Any) -> bool:
+def _is_number(value: object, kind: type | UnionType) -> bool:
     return isinstance(value, kind) and not isinstance(value, bool)
 
 
-def _holds_text(name: str, value: Any) -> bool:
+def _holds_text(name: str, value: object) -> bool:
     if isinstance(value, dict):
         return any(_holds_text(str(inner), of) for inner, of in value.items())
     if isinstance(value, list | tuple):
@@ -140,7 +141,7 @@ class Section(BaseModel):
         for name, field in type(self).model_fields.items():
             yield from _files_in(getattr(self, name), FILES in field.metadata)
 
-    def fingerprint_fields(self) -> dict[str, Any]:
+    def fingerprint_fields(self) -> dict[str, object]:
         """The fields that decide what comes out, with the content of named files in place of their paths."""
         fields = {
             name: field.metadata
@@ -150,7 +151,7 @@ class Section(BaseModel):
         return {name: _fingerprint_value(getattr(self, name), FILES in marks) for name, marks in fields.items()}
 
 
-def _files_in(value: Any, files: bool) -> Iterator[str]:
+def _files_in(value: object, files: bool) -> Iterator[str]:
     if isinstance(value, Section):
         yield from value.files()
     elif isinstance(value, dict | list | tuple):
@@ -158,6 +159,13 @@ def _files_in(value: Any, files: bool) -> Iterator[str]:
             yield from _files_in(item, files)
     elif files and isinstance(value, str) and "\n" not in value:
         yield value
+
+
+class Placement(TypedDict, total=False):
+    """Ray's options for the kind of node that an actor runs on."""
+
+    accelerator_type: str
+    label_selector: dict[str, str]
 
 
 class SchedulingSection(Section):
@@ -169,10 +177,14 @@ class SchedulingSection(Section):
     """Labels that the nodes which may be used have, as the files in `cluster/` give them."""
 
     @property
-    def placement(self) -> dict[str, Any]:
+    def placement(self) -> Placement:
         """Ray's options for it."""
-        found = {"accelerator_type": self.accelerator_type, "label_selector": self.node_labels}
-        return {name: value for name, value in found.items() if value}
+        found: Placement = {}
+        if self.accelerator_type:
+            found["accelerator_type"] = self.accelerator_type
+        if self.node_labels:
+            found["label_selector"] = self.node_labels
+        return found
 
 
 def decisive(engine: dict[str, Any]) -> dict[str, Any]:
@@ -201,7 +213,7 @@ def matches(pattern: str) -> list[Path]:
     return [Path(name) for name in sorted(glob.glob(str(Path(pattern).expanduser()), recursive=True))]
 
 
-def _fingerprint_value(value: Any, files: bool) -> Any:
+def _fingerprint_value(value: object, files: bool) -> object:
     if isinstance(value, Section):
         return value.fingerprint_fields()
     if isinstance(value, dict):
