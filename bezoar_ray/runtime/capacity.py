@@ -28,7 +28,7 @@ class ResourceRequest:
     labels: dict[str, str] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, part: SchedulingSection, count: int, who: str) -> "ResourceRequest":
+    def of(cls, part: ModelSection | Serve, count: int, who: str) -> "ResourceRequest":
         """What the actors of a recipe's section ask for."""
         return cls.each(part, part.num_cpus, part.num_gpus, count, who)
 

@@ -9,19 +9,21 @@ import os
 import signal
 import threading
 import time
+from collections.abc import Callable
 
 _POLL_SECONDS = 1.0
 
 
 def bind_children() -> None:
     """Processes that multiprocessing spawns from this one from now on die within seconds of its end."""
-    multiprocessing.current_process()._config["bond"] = _Bond()  # copied into every child, before its target
+    config = multiprocessing.current_process()._config  # type: ignore[attr-defined]  # private, with no other way in
+    config["bond"] = _Bond()  # copied into every child, before its target
 
 
 class _Bond:
     """Starts to watch the parent where it is unpickled: in the child."""
 
-    def __reduce__(self):
+    def __reduce__(self) -> "tuple[Callable[[int], _Bond], tuple[int]]":
         return _follow, (os.getpid(),)
 
 

@@ -7,7 +7,6 @@ import time
 from collections.abc import Iterator
 from contextvars import ContextVar
 from pathlib import Path
-from typing import Any
 
 import orjson
 
@@ -49,7 +48,7 @@ def keep_events(store: Store, **fields: str) -> None:
     logger.setLevel(logging.INFO)
 
 
-def event(what: str, level: int = logging.INFO, **fields: Any) -> None:
+def event(what: str, level: int = logging.INFO, **fields: object) -> None:
     """Something that happened; without `keep_events` before, nobody keeps it."""
     logging.getLogger(EVENTS).log(level, what, extra={"fields": fields})
 

@@ -7,7 +7,7 @@ go nowhere. `cluster/grafana.json` shows them.
 import asyncio
 import sys
 import time
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Callable
 from functools import cache
 from typing import Any
@@ -37,7 +37,7 @@ class MetricSet:
 
     def __init__(self, **tags: str):
         self._tags = tags
-        self._counts: Counter[tuple[str, tuple[tuple[str, str], ...]]] = Counter()
+        self._counts: defaultdict[tuple[str, tuple[tuple[str, str], ...]], float] = defaultdict(float)
         self._watched: list[tuple[str, Callable[[], float], dict[str, str]]] = []
         self._told, self._waiting = 0.0, False
 
@@ -62,7 +62,7 @@ class MetricSet:
     def tell(self) -> None:
         """Hand over to Ray what has been counted."""
         self._told, self._waiting = time.monotonic(), False
-        counts, self._counts = self._counts, Counter()
+        counts, self._counts = self._counts, defaultdict(float)
         if not _ray_runs():
             return
         for (name, tags), amount in counts.items():

@@ -129,13 +129,16 @@ def _from_config(config: dict[str, Any]) -> Shape | None:
     """None where the configuration leaves a size out, mixes experts, or has other layers than attention's."""
     if isinstance(config.get("text_config"), dict):
         config = config | config["text_config"]
-    sizes = {name: _first(config, names) for name, names in _FIELDS.items()}
+    sizes = {name: size for name, names in _FIELDS.items() if (size := _first(config, names))}
     layer_types = config.get("layer_types") or config.get("layers_block_type") or ()
-    if not all(sizes.values()) or _has_experts(config) or set(layer_types) - _ATTENTION:
+    if len(sizes) < len(_FIELDS) or _has_experts(config) or set(layer_types) - _ATTENTION:
         return None
     hidden, heads = sizes["hidden"], sizes["heads"]
     return Shape(
-        **sizes,
+        layers=sizes["layers"],
+        hidden=hidden,
+        heads=heads,
+        vocabulary=sizes["vocabulary"],
         inner=_first(config, _INNER) or 4 * hidden,
         kv_heads=_kv_heads(config, heads),
         head_size=_first(config, ("head_dim",)) or hidden // heads,
@@ -146,21 +149,21 @@ def _from_config(config: dict[str, Any]) -> Shape | None:
     )
 
 
-def _kv_heads(config: dict[str, Any], heads: int) -> int:
+def _kv_heads(config: dict[str, object], heads: int) -> int:
     old_falcon = config.get("model_type") == "falcon" and not config.get("new_decoder_architecture")
     if (old_falcon or config.get("model_type") == "gpt_bigcode") and config.get("multi_query", True):
         return 1
     return _first(config, _KV_HEADS) or heads
 
 
-def _has_experts(config: dict[str, Any]) -> bool:
+def _has_experts(config: dict[str, object]) -> bool:
     """Whether feed-forward layers are mixtures; every family has a name of its own for their number."""
     parts = [config, *(value for value in config.values() if isinstance(value, dict))]
     numbers = [value for part in parts for name, value in part.items() if "expert" in name]
     return any(isinstance(number, int) and number > 1 for number in numbers)
 
 
-def _bits(quantization: Any) -> int | None:
+def _bits(quantization: object) -> int | None:
     """Bits of a weight by a configuration's `quantization_config`: GPTQ, AWQ, bitsandbytes, FP8, compressed-tensors."""
     text = json.dumps(quantization or {}).lower()
     if told := re.search(r'"(?:bits|num_bits|w_bit)": (\d+)', text):
@@ -170,9 +173,10 @@ def _bits(quantization: Any) -> int | None:
     return 8 if "fp8" in text or '"load_in_8bit": true' in text else None
 
 
-def _first(config: dict[str, Any], names: tuple[str, ...]) -> int | None:
+def _first(config: dict[str, object], names: tuple[str, ...]) -> int | None:
     """The first of some fields in which a configuration has a number."""
-    return next((config[name] for name in names if isinstance(config.get(name), int) and config[name] > 0), None)
+    numbers = (config.get(name) for name in names)
+    return next((number for number in numbers if isinstance(number, int) and number > 0), None)
 
 
 def _about(billions: float) -> Shape:

@@ -8,12 +8,16 @@ import socket
 import threading
 import uuid
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING
 
 from bezoar_ray.errors import BezoarError, RecipeError
 from bezoar_ray.runtime.capacity import grows
 from bezoar_ray.runtime.orphans import guarded
 from bezoar_ray.store import Store
+
+if TYPE_CHECKING:
+    from ray.data import DataContext
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 _PROXY_PATIENCE = "120"  # seconds; Serve kills a proxy that a busy laptop starts more slowly than in 5
 SETTINGS = {  # on this machine not a runtime_env: workers that Ray starts beforehand could not be used with one
@@ -76,9 +80,9 @@ def check_shared(store: Store) -> None:
     token = uuid.uuid4().hex
     store.replace(".seen-by-all", token)
     looks = [
-        ray.remote(num_cpus=0, scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False))(
-            _sees
-        ).remote(str(store.root), token)
+        ray.remote(_sees)
+        .options(num_cpus=0, scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False))
+        .remote(str(store.root), token)
         for node in nodes
     ]
     blind = [node["NodeManagerHostname"] for node, seen in zip(nodes, ray.get(looks), strict=True) if not seen]
@@ -104,7 +108,7 @@ def _sees(root: str, token: str) -> bool:
         return False
 
 
-def beside_driver() -> Any:
+def beside_driver() -> "NodeAffinitySchedulingStrategy":
     """Ray's scheduling strategy for what must not be lost with another node, or talks to the driver's localhost."""
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
@@ -154,7 +158,7 @@ def errors_as_raised() -> Iterator[None]:
         raise
 
 
-def quieten(context: Any) -> None:
+def quieten(context: "DataContext") -> None:
     """Ray Data leaves the terminal to our own line."""
     logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # what ends a pass is raised
     context.enable_progress_bars = context.print_on_execution_start = False
