@@ -14,6 +14,9 @@ async def to_the_end(jobs: Iterable[Awaitable[T]]) -> list[T]:
     are paid for.
     """
     done = await asyncio.gather(*jobs, return_exceptions=True)
-    if fault := next((result for result in done if isinstance(result, BaseException)), None):
-        raise fault
-    return done
+    results = []
+    for result in done:
+        if isinstance(result, BaseException):
+            raise result
+        results.append(result)
+    return results

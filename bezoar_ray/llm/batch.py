@@ -10,9 +10,9 @@ import asyncio
 import uuid
 from collections.abc import Awaitable, Callable, Iterator
 from functools import partial
-from itertools import count, islice
+from itertools import islice
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import orjson
 
@@ -28,6 +28,9 @@ from bezoar_ray.llm.quota import Cost, QuotaClient
 from bezoar_ray.llm.responses import error_of, read_fault, read_reply
 from bezoar_ray.recipe import ModelSection
 from bezoar_ray.store import Store
+
+if TYPE_CHECKING:
+    from openai.types import Batch
 
 T = TypeVar("T")
 
@@ -120,8 +123,9 @@ class Batches(LedgerClient):
             data = b"".join(calls[key][0] for key in most)
             calls.clear()
             used = await self._sent(name, data, {key: bound.usd for key, bound in most.items()})
-            for key, bound in most.items() if self._permits else ():
-                self._permits.record_usage(bound, used.get(key, Cost()))
+            if self._permits:
+                for key, bound in most.items():
+                    self._permits.record_usage(bound, used.get(key, Cost()))
         if reached:
             raise reached
 
@@ -149,13 +153,16 @@ class Batches(LedgerClient):
     async def _found(self) -> dict[str, str]:
         """The provider's batches that carry a record's name."""
         batches = [batch async for batch in self._client.batches.list(limit=100)]
-        return {batch.metadata[_METADATA]: batch.id for batch in batches if _METADATA in (batch.metadata or {})}
+        return {
+            batch.metadata[_METADATA]: batch.id for batch in batches if batch.metadata and _METADATA in batch.metadata
+        }
 
     async def _patiently(self, call: Callable[[], Awaitable[T]]) -> T:
         """A call that changes nothing where it is made again, until it is answered: a batch outlives an outage."""
         import openai
 
-        for tries in count():
+        tries = 0
+        while True:
             try:
                 return await call()
             except openai.APIStatusError as error:
@@ -169,6 +176,7 @@ class Batches(LedgerClient):
                     said = redacted(str(error), self._part)
                     raise BezoarError(f"{self._part.base_url}: {said}. Run the same command again to go on") from error
             await asyncio.sleep(min(_POLL, 0.5 * 2**tries))
+            tries += 1
 
     async def _collect(self, name: str, id: str, calls: dict[str, float]) -> dict[str, Cost]:
         """Wait for a batch; record its answers, and what each took."""
@@ -247,12 +255,12 @@ def _check_some_taken(calls: dict[str, float], faults: dict[str, Exception]) -> 
         )
 
 
-def _errors(batch: Any) -> str:
+def _errors(batch: "Batch") -> str:
     found = (batch.errors and batch.errors.data) or []
     return "; ".join(f"{error.code}: {error.message}" for error in found) or "no reason given"
 
 
-def _in_parts(lines: list[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
+def _in_parts(lines: list[T]) -> Iterator[list[T]]:
     rest = iter(lines)
     while part := list(islice(rest, _AT_ONCE)):
         yield part

@@ -10,7 +10,11 @@ import json
 import re
 import secrets
 from functools import cached_property, lru_cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from tokenizers import Encoding, Tokenizer
+    from transformers import PreTrainedTokenizerBase
 
 _FIRST, _FURTHER = 0xF0000, 0x100000  # Unicode's planes for private use
 _PLANE = 0xFFFE  # characters in one
@@ -20,7 +24,7 @@ _RENDERED = ("tools", "documents")  # further options whose texts the template p
 class Spelling:
     """The control tokens of one tokenizer, and their marks."""
 
-    def __init__(self, backend: Any):
+    def __init__(self, backend: "Tokenizer"):
         self._backend = backend
         tokens = [token.content for token in backend.get_added_tokens_decoder().values() if token.special]
         self._marks = {token: _mark(number, token) for number, token in enumerate(tokens)}
@@ -37,7 +41,7 @@ class Spelling:
         return [self.exchange(item) for item in value] if isinstance(value, list | tuple) else value
 
     @cached_property
-    def twin(self) -> Any:
+    def twin(self) -> "Tokenizer":
         """The `tokenizers.Tokenizer` with marks in place of its control tokens, and the same ids."""
         from tokenizers import Tokenizer
 
@@ -68,7 +72,7 @@ def _mark(number: int, token: str) -> str:
     return chr(_FIRST + number) + "".join(chr(_FURTHER + secrets.randbelow(_PLANE)) for _ in token[1:])
 
 
-def spelling_of(tokenizer: Any) -> Spelling:
+def spelling_of(tokenizer: "PreTrainedTokenizerBase") -> Spelling:
     """The spelling of a transformers tokenizer, which has to be a fast one."""
     return _spelling(tokenizer.backend_tokenizer)
 
@@ -76,20 +80,24 @@ def spelling_of(tokenizer: Any) -> Spelling:
 _spelling = lru_cache(maxsize=8)(Spelling)
 
 
-def chat_tokens(tokenizer: Any, messages: list[dict[str, str]], **options: Any) -> dict[str, list[int]]:
+def chat_tokens(
+    tokenizer: "PreTrainedTokenizerBase", messages: list[dict[str, str]], **options: object
+) -> dict[str, list[int]]:
     """As `tokenizer.apply_chat_template` with the same options, but for what texts say: `input_ids`, and
     `assistant_masks` with `return_assistant_tokens_mask`."""
     return _apart(tokenizer, messages, options) or tokenizer.apply_chat_template(messages, return_dict=True, **options)
 
 
-def chat_ids(tokenizer: Any, messages: list[dict[str, str]], **options: Any) -> list[int]:
+def chat_ids(tokenizer: "PreTrainedTokenizerBase", messages: list[dict[str, str]], **options: object) -> list[int]:
     """As `chat_tokens`, for tokenizers that know nothing but ids, too, as those of mistral_common."""
     if found := _apart(tokenizer, messages, options):
         return found["input_ids"]
     return tokenizer.apply_chat_template(messages, tokenize=True, return_dict=False, **options)
 
 
-def _apart(tokenizer: Any, messages: Any, options: dict[str, Any]) -> dict[str, list[int]] | None:
+def _apart(
+    tokenizer: "PreTrainedTokenizerBase", messages: object, options: dict[str, object]
+) -> dict[str, list[int]] | None:
     """None where no text spells a control token, or the tokenizer is slow or renders in its own way."""
     chosen = options.get("chat_template") or getattr(tokenizer, "chat_template", None)
     if not (chosen and getattr(tokenizer, "backend_tokenizer", None)):
@@ -109,7 +117,7 @@ def _apart(tokenizer: Any, messages: Any, options: dict[str, Any]) -> dict[str, 
     return {"input_ids": coded.ids, **masks}
 
 
-def _mask(coded: Any, spans: list[tuple[int, int]]) -> list[int]:
+def _mask(coded: "Encoding", spans: list[tuple[int, int]]) -> list[int]:
     """1 for each token of the spans of characters, as transformers counts them."""
     mask = [0] * len(coded.ids)
     for begin, end in spans:
@@ -121,12 +129,12 @@ def _mask(coded: Any, spans: list[tuple[int, int]]) -> list[int]:
     return mask
 
 
-def guard(tokenizer: Any) -> None:
+def guard(tokenizer: "PreTrainedTokenizerBase") -> None:
     """Make `apply_chat_template` of the tokenizer that vLLM's server asks give token ids where a text spells a control
     token; vLLM takes ids as well as a text, which it would encode as a whole."""
     plain = tokenizer.apply_chat_template
 
-    def apply_chat_template(conversation: Any, **options: Any) -> Any:
+    def apply_chat_template(conversation: object, **options: object) -> object:
         found = _apart(tokenizer, conversation, options)
         if found is None:
             return plain(conversation=conversation, **options)

@@ -5,6 +5,7 @@ import contextlib
 import logging
 import random
 from abc import ABC, abstractmethod
+from collections.abc import AsyncIterator
 from dataclasses import replace
 from functools import partial
 
@@ -130,7 +131,7 @@ class ModelClient(LedgerClient):
         return reply
 
     @contextlib.asynccontextmanager
-    async def _slot(self):
+    async def _slot(self) -> AsyncIterator[None]:
         """One of the calls that may be under way at a time."""
         self._waiting += 1
         try:
@@ -145,7 +146,7 @@ class ModelClient(LedgerClient):
             self._slots.release()
 
     @contextlib.asynccontextmanager
-    async def _suspects(self, key: str):
+    async def _suspects(self, key: str) -> AsyncIterator[None]:
         """Calls that were in flight when engines died go one at a time, so that the deadly one is found out; once may
         have been a node that was taken away, with hundreds of them."""
         deaths = 0 if self._part.base_url else self._ledger.deaths(key)

@@ -7,7 +7,7 @@ import re
 import time
 from collections.abc import Iterator, Mapping
 from email.utils import parsedate_to_datetime
-from typing import Any
+from typing import TYPE_CHECKING
 
 import orjson
 
@@ -16,6 +16,9 @@ from bezoar_ray.llm.chat import Messages, Reply, Sampling, TryAgain
 from bezoar_ray.llm.model_identity import identity
 from bezoar_ray.llm.responses import error_of, read_answer, read_fault
 from bezoar_ray.recipe import ModelSection
+
+if TYPE_CHECKING:
+    from openai import APIStatusError, AsyncOpenAI
 
 _REASONS = re.compile(r"(.*/)?(o\d|gpt-[5-9])")  # OpenAI's families since o1 and GPT-5
 _UNSENT = ("ConnectError", "ConnectTimeout", "PoolTimeout")  # no byte has gone out, and the next attempt may
@@ -55,7 +58,7 @@ class OpenAIEndpoint:
         await self._client.close()
 
 
-def fault(error: Any, part: ModelSection) -> Exception:
+def fault(error: "APIStatusError", part: ModelSection) -> Exception:
     """An error status of the client's, sorted into what passes, what ends this call, and what ends the stage."""
     content = redacted(error.response.content.decode(errors="replace"), part)
     try:
@@ -90,7 +93,7 @@ def redacted(said: str, part: ModelSection) -> str:
     return said.replace(key, "***") if key else said
 
 
-def open_client(part: ModelSection) -> Any:
+def open_client(part: ModelSection) -> "AsyncOpenAI":
     """OpenAI's client for an endpoint, without retries of its own, on aiohttp, which costs the least CPU a call."""
     from openai import AsyncOpenAI, DefaultAioHttpClient
 
@@ -103,11 +106,12 @@ def open_client(part: ModelSection) -> Any:
     )
 
 
-def parameters(model: str, sampling: Sampling) -> dict[str, Any]:
+def parameters(model: str, sampling: Sampling) -> dict[str, object]:
     """Sampling by the names that this family of models takes; those that reason refuse even a default temperature."""
     limit = "max_completion_tokens" if _REASONS.match(model) else "max_tokens"
     chosen = {"temperature": sampling.temperature, "top_p": sampling.top_p}
-    found = {name: value for name, value in chosen.items() if value != 1.0} | {limit: sampling.max_tokens}
+    found: dict[str, object] = {name: value for name, value in chosen.items() if value != 1.0}
+    found[limit] = sampling.max_tokens
     if sampling.schema:
         answer = {"name": "answer", "strict": True, "schema": orjson.loads(sampling.schema)}
         found["response_format"] = {"type": "json_schema", "json_schema": answer}

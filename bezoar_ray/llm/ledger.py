@@ -46,7 +46,7 @@ def call_key(
 
 
 @cache
-def _parameters(sampling: Sampling) -> dict[str, Any]:
+def _parameters(sampling: Sampling) -> dict[str, object]:
     return {name: value for name, value in asdict(sampling).items() if value != ""}
 
 
@@ -148,7 +148,8 @@ class Ledger:
         self.figures.tell()
         if self._committing:
             await asyncio.wait([self._committing])
-        for segment in (self._own, *self._segments):
+        self._own.close()
+        for segment in self._segments:
             segment.close()
 
     def _place(self, key: str) -> int | None:
@@ -170,7 +171,7 @@ class Ledger:
         self._deaths.update(died_with)
         self._fruitless += bool(died_with) and not answered
 
-    def _queue(self, line: dict[str, Any]) -> asyncio.Future[int]:
+    def _queue(self, line: dict[str, object]) -> asyncio.Future[int]:
         """Group commit: all lines that gather while one is made share the next. The future is the line's offset."""
         self._last = done = asyncio.get_running_loop().create_future()
         self._waiting.append((orjson.dumps(line) + b"\n", done))
@@ -250,7 +251,7 @@ def _counted(segment: BinaryIO, counted: Counted, key: tuple[str, str]) -> "_Acc
 
 class _Account:
     def __init__(self) -> None:
-        self.numbers = {"attempts": 0, "sent": 0, "from_ledger": 0} | dict.fromkeys(_TOKENS, 0)
+        self.numbers: dict[str, float] = {"attempts": 0, "sent": 0, "from_ledger": 0, **dict.fromkeys(_TOKENS, 0)}
         self.usd = 0.0
         self.by_model: dict[str, dict[str, float]] = {}
 
@@ -292,7 +293,7 @@ class _Account:
                 for name in _TOKENS:
                     counts[name] += answer.get(name, 0)  # older ledgers do not know reasoning
 
-    def summary(self) -> dict[str, Any]:
+    def summary(self) -> dict[str, float]:
         return self.numbers | {"usd": round(self.usd, 6)}
 
 

@@ -71,7 +71,7 @@ def entries(file: BinaryIO) -> Iterator[tuple[bytes, dict[str, Any]]]:
             yield line, orjson.loads(line)
 
 
-class FileSegment:
+class FileSegment(Segment):
     """A file that grows, with an fsync for each append."""
 
     pause = 0.0
@@ -103,7 +103,7 @@ class FileSegment:
         self.reader.close()
 
 
-class ObjectSegment:
+class ObjectSegment(Segment):
     """Objects of about a megabyte, of which the last is put anew with each append."""
 
     def __init__(self, store: Store, name: str):

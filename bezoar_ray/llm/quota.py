@@ -6,7 +6,7 @@ one request to the server serves many calls. Dollars are reserved by an upper bo
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
 from bezoar_ray.errors import BudgetReached
@@ -170,7 +170,7 @@ class QuotaClient:
     """One process's side: calls that wait are asked for together, settlements are told together."""
 
     def __init__(
-        self, lease: Callable[[list[Cost]], Awaitable[Grant]], settle: Callable[[Cost, Cost], Awaitable[None]]
+        self, lease: Callable[[list[Cost], bool], Awaitable[Grant]], settle: Callable[[Cost, Cost], Awaitable[None]]
     ):
         self._lease, self._settle = lease, settle
         self._waiting: list[tuple[Cost, asyncio.Future[None]]] = []
@@ -230,6 +230,6 @@ class QuotaClient:
             await self._settle(_sum(need for need, _ in over), _sum(used for _, used in over))
 
 
-def _sum(needs) -> Cost:
+def _sum(needs: Iterable[Cost]) -> Cost:
     total = list(needs)
     return Cost(sum(need.tokens for need in total), sum(need.usd for need in total))

@@ -42,7 +42,7 @@ class AdaptiveConcurrency:
             await asyncio.sleep(wait)
         turn = Turn(time.monotonic())
         if self._base is not None:
-            self._next = max(self._next, turn.at - _LATE) + 1 / self._rate(turn.at)
+            self._next = max(self._next, turn.at - _LATE) + 1 / self._rate(self._base, turn.at)
         self._sent.append(turn)
         while self._sent[0].at < turn.at - _REMEMBERED:
             self._sent.popleft()
@@ -57,11 +57,11 @@ class AdaptiveConcurrency:
         window = [other for other in self._sent if turn.at - _WINDOW <= other.at <= turn.at] or [turn]
         refused = sum(other.refused for other in window)
         served = max(0.5, len(window) - refused)
-        before = len(window) / _WINDOW if self._base is None else self._rate(turn.at)
+        before = len(window) / _WINDOW if self._base is None else self._rate(self._base, turn.at)
         share = served / (served + refused - 1)  # one refusal is the probe's, which found the limit
         self._base, self._cut_at = max(_LOWEST, before * min(1.0, share) * _BACK), now
 
-    def _rate(self, at: float) -> float:
+    def _rate(self, base: float, at: float) -> float:
         """Requests a second, once there was a 429."""
-        age = at - self._cut_at - max(_HOLD, _HOLD_REQUESTS / self._base)
-        return self._base * (1 + (max(0.0, age) / _GROW) ** 2)
+        age = at - self._cut_at - max(_HOLD, _HOLD_REQUESTS / base)
+        return base * (1 + (max(0.0, age) / _GROW) ** 2)

@@ -8,7 +8,6 @@ import json
 import re
 from dataclasses import dataclass
 from enum import Enum, auto
-from typing import Any
 
 import orjson
 
@@ -140,7 +139,7 @@ class Fault:
         return next(known, other)
 
 
-def read_fault(status: int, body: Any) -> Fault:
+def read_fault(status: int, body: object) -> Fault:
     """The fault in the body of an answer: parsed JSON, or text. Providers agree on no shape."""
     outer = body[0] if isinstance(body, list) and body else body  # Gemini
     if not isinstance(outer, dict):
@@ -212,7 +211,7 @@ def read_answer(content: bytes, where: str, key_name: str | None = None) -> Repl
     return read_reply(body, where, key_name)
 
 
-def read_reply(body: Any, where: str, key_name: str | None = None) -> Reply:
+def read_reply(body: object, where: str, key_name: str | None = None) -> Reply:
     """The reply in a chat completion. Without usage, tokens are 0. Raises as `read_answer` does."""
     choices = body.get("choices") if isinstance(body, dict) else None
     choice = choices[0] if isinstance(choices, list) and choices else {}
@@ -239,7 +238,7 @@ def _with_bill(error: Exception, tokens: tuple[int, int, int]) -> Exception:
     return error
 
 
-def _text(message: dict[str, Any]) -> str:
+def _text(message: dict[str, object]) -> str:
     """What a message says. Parts that are reasoning, or no text, are left out; a refusal is said, too."""
     content = message.get("content") or message.get("refusal") or ""
     if isinstance(content, list):  # Mistral's and others' parts
@@ -249,7 +248,7 @@ def _text(message: dict[str, Any]) -> str:
     return str(content).encode(errors="replace").decode()  # half a character is no text
 
 
-def _tokens(usage: Any) -> tuple[int, int, int]:
+def _tokens(usage: object) -> tuple[int, int, int]:
     """Tokens of the prompt, all that were written, and those of them that were reasoning.
 
     Some count hidden reasoning in the total alone (Gemini, xAI), and bill it as output.
@@ -262,12 +261,12 @@ def _tokens(usage: Any) -> tuple[int, int, int]:
     return into, out, min(reasoning, out)
 
 
-def _count(value: Any) -> int:
+def _count(value: object) -> int:
     """A number of tokens; anything else counts as none."""
     return int(value) if isinstance(value, int | float) and value > 0 else 0
 
 
-def _told(said: Any) -> str:
+def _told(said: object) -> str:
     """What an endpoint says, in a line; of a web page, its title."""
     text = said if isinstance(said, str) else json.dumps(said, default=str, ensure_ascii=False)
     text = text.encode(errors="replace").decode()  # half a character cannot be written down
