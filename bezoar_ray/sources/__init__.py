@@ -5,14 +5,14 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
-from typing import Any, Generic, Literal, TypeVar
+from typing import Generic, Literal, TypeVar
 
 import orjson
 
 from bezoar_ray.data.schema import Pair, Sample, Seed
 from bezoar_ray.recipe import SourceSection
 from bezoar_ray.sources import custom_rows, dolly, flan, hh_rlhf, hub_rows, row_files
-from bezoar_ray.sources.record import Origin, Raw
+from bezoar_ray.sources.record import Origin, Raw, Row
 
 T = TypeVar("T", Seed, Pair, Sample)
 
@@ -54,7 +54,7 @@ def stream(
     return _stream(parts, f"seeds.{kind}", _SEEDS[kind], failed)
 
 
-def _load(parts: Iterable[SourceSection], field: str, convert: Callable[[dict[str, Any], Origin], T]) -> Loaded[T]:
+def _load(parts: Iterable[SourceSection], field: str, convert: Callable[[Row, Origin], T]) -> Loaded[T]:
     failed: list[str] = []
     return Loaded(list(_stream(parts, field, convert, failed.append)), failed)
 
@@ -62,7 +62,7 @@ def _load(parts: Iterable[SourceSection], field: str, convert: Callable[[dict[st
 def _stream(
     parts: Iterable[SourceSection],
     field: str,
-    convert: Callable[[dict[str, Any], Origin], T],
+    convert: Callable[[Row, Origin], T],
     failed: Callable[[str], None],
 ) -> Iterator[T]:
     times_seen: dict[str, int] = {}
@@ -95,7 +95,7 @@ def _license(part: SourceSection) -> str:
     return _TINY_LICENSE if part.source == "tiny" and part.license == "unknown" else part.license
 
 
-def _parsed(line: bytes) -> Any:
+def _parsed(line: bytes) -> object:
     """A line of JSON, or what Python and pandas write as such: NaN is null."""
     try:
         return orjson.loads(line)
@@ -105,7 +105,7 @@ def _parsed(line: bytes) -> Any:
         return orjson.loads(orjson.dumps(json.loads(line, parse_constant=lambda name: None)))  # no half characters
 
 
-def _fields(value: bytes | dict[str, Any]) -> dict[str, Any]:
+def _fields(value: bytes | Row) -> Row:
     """A row's fields; a line of text is parsed here, so that a torn one is a malformed row."""
     try:
         fields = _parsed(value) if isinstance(value, bytes) else value

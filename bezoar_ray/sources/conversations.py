@@ -1,7 +1,6 @@
 """Conversations as data sets hold them: lists of messages, ShareGPT's turns, or transcripts of Human and Assistant."""
 
 import re
-from typing import Any
 
 from bezoar_ray.sources.record import as_text
 
@@ -14,7 +13,7 @@ _ROLES = {
 }  # fmt: skip
 
 
-def read(value: Any, field: str) -> Messages:
+def read(value: object, field: str) -> Messages:
     """The messages of a field: a list of `role` and `content` (or `from` and `value`), or a transcript.
 
     Raises:
@@ -29,7 +28,7 @@ def read(value: Any, field: str) -> Messages:
     return found
 
 
-def is_transcript(value: Any) -> bool:
+def is_transcript(value: object) -> bool:
     """Whether a text has the marks of a transcript at its beginning."""
     return isinstance(value, str) and bool(_MARK.match(as_text(value)) or _MARK.match(f"\n\n{as_text(value)}"))
 
@@ -49,13 +48,13 @@ def transcript(text: str) -> Messages:
     ]
 
 
-def _list(value: Any) -> list[Any]:
+def _list(value: object) -> list[object]:
     if not isinstance(value, list) or not value:
         raise ValueError(f"expected a list of messages, found {type(value).__name__ if value else 'none'}")
     return value
 
 
-def _message(turn: Any) -> dict[str, str]:
+def _message(turn: object) -> dict[str, str]:
     if not isinstance(turn, dict):
         raise ValueError(f"a message is {type(turn).__name__}, not an object with `role` and `content`")
     who = str(turn.get("role") or turn.get("from") or "").lower()

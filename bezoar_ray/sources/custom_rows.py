@@ -8,13 +8,13 @@ from typing import Any
 
 from bezoar_ray.data.schema import Sample
 from bezoar_ray.sources import conversations
-from bezoar_ray.sources.record import Origin, required, text
+from bezoar_ray.sources.record import Origin, Row, required, text
 
 _INPUTS, _ANSWERS = ("input", "context"), ("response", "output", "answer")
 _CONVERSATIONS = ("messages", "conversations")
 
 
-def sample(scheme: str, row: dict[str, Any], origin: Origin) -> Sample:
+def sample(scheme: str, row: Row, origin: Origin) -> Sample:
     """One row. Raises `ValueError` for a missing or empty instruction or answer, or a field that is not text."""
     field = next((name for name in _CONVERSATIONS if row.get(name)), None)
     said = _turns(row, field) if field else _single(row)
@@ -29,7 +29,7 @@ def sample(scheme: str, row: dict[str, Any], origin: Origin) -> Sample:
     )
 
 
-def _single(row: dict[str, Any]) -> dict[str, Any]:
+def _single(row: Row) -> dict[str, Any]:
     return {
         "system": text(row, "system"),
         "instruction": required(row, "instruction"),
@@ -38,7 +38,7 @@ def _single(row: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _turns(row: dict[str, Any], field: str) -> dict[str, Any]:
+def _turns(row: Row, field: str) -> dict[str, Any]:
     turns = conversations.read(row[field], field)
     if turns[-1]["role"] == "user":  # ShareGPT's rows often end with a question
         turns = turns[:-1]
@@ -49,6 +49,6 @@ def _turns(row: dict[str, Any], field: str) -> dict[str, Any]:
     return {"system": system, "history": history, "instruction": asked["content"], "response": answer["content"]}
 
 
-def _first(names: tuple[str, ...], row: dict[str, Any]) -> str:
+def _first(names: tuple[str, ...], row: Row) -> str:
     """The first of some fields that holds something: in a table every row has every column."""
     return next((name for name in names if row.get(name) not in (None, "")), names[0])

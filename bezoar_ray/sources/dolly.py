@@ -1,15 +1,14 @@
 """Rows in the shape of databricks-dolly-15k: instruction, context, response, category."""
 
 import re
-from typing import Any
 
 from bezoar_ray.data.schema import Seed
-from bezoar_ray.sources.record import Origin, required, text
+from bezoar_ray.sources.record import Origin, Row, required, text
 
 _CITATION = re.compile(r"\[\d+\]")  # dolly's contexts come from Wikipedia, with its marks; own ones may be code
 
 
-def seed(row: dict[str, Any], origin: Origin) -> Seed:
+def seed(row: Row, origin: Origin) -> Seed:
     """One seed. Raises `ValueError` for a missing or empty instruction, or a field that is not text."""
     context = text(row, "context")
     return Seed(

@@ -1,15 +1,13 @@
 """Rows in the shape of the FLAN collection's dumps: inputs, targets, task_source, task_name, template_type."""
 
-from typing import Any
-
 from bezoar_ray.data.schema import Seed
-from bezoar_ray.sources.record import Origin, required
+from bezoar_ray.sources.record import Origin, Row, required
 
 _NAMES = {"p3": "T0", "t0": "T0", "niv2": "NIV2", "flan2021": "Flan2021", "cot": "CoT", "dialog": "Dialog"}
 _TEMPLATES = ("zs_opt", "zs_noopt", "fs_opt", "fs_noopt")
 
 
-def seed(row: dict[str, Any], origin: Origin) -> Seed:
+def seed(row: Row, origin: Origin) -> Seed:
     """One query under the papers' name of its sub-mixture. Raises `ValueError`, also for empty `targets`."""
     template = required(row, "template_type")
     if template not in _TEMPLATES:

@@ -1,10 +1,13 @@
 """What lm-eval's tasks ask."""
 
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING
 
 from bezoar_ray.errors import RecipeError
 from bezoar_ray.recipe import Harness
+
+if TYPE_CHECKING:
+    from lm_eval.api.task import Task
 
 
 def include_path(part: Harness) -> str | None:
@@ -41,7 +44,7 @@ def task_texts(part: Harness) -> Iterator[tuple[str, str]]:
             ) from None
 
 
-def _texts(task: Any, item: Any) -> Iterator[str]:
+def _texts(task: "Task", item: dict[str, object]) -> Iterator[str]:
     """All that an item shows or expects; numbers are places among the choices."""
     shown = [task.doc_to_text(item), task.doc_to_target(item)]
     if task.OUTPUT_TYPE == "multiple_choice":

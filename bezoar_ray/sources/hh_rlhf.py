@@ -4,15 +4,13 @@ TRL's forms (https://huggingface.co/docs/trl/dataset_formats): prompt and answer
 without a prompt, where both sides hold the whole conversation.
 """
 
-from typing import Any
-
 from bezoar_ray.data.schema import Pair
 from bezoar_ray.sources import conversations
 from bezoar_ray.sources.conversations import Messages
-from bezoar_ray.sources.record import Origin, required
+from bezoar_ray.sources.record import Origin, Row, required
 
 
-def pair(row: dict[str, Any], origin: Origin) -> Pair:
+def pair(row: Row, origin: Origin) -> Pair:
     """One pair. Raises `ValueError` where a side is no conversation, or the sides are no choice between two answers."""
     begin = _prompt(row)
     prompt, chosen = _split(row, "chosen", begin)
@@ -24,7 +22,7 @@ def pair(row: dict[str, Any], origin: Origin) -> Pair:
     return Pair(origin.id("hh_rlhf"), origin.source, origin.license, prompt, chosen, rejected)
 
 
-def _prompt(row: dict[str, Any]) -> Messages:
+def _prompt(row: Row) -> Messages:
     """The messages of the prompt; none where a row has no such field."""
     value = row.get("prompt")
     if not value:
@@ -34,7 +32,7 @@ def _prompt(row: dict[str, Any]) -> Messages:
     return conversations.read(value, "prompt")
 
 
-def _split(row: dict[str, Any], side: str, begin: Messages) -> tuple[Messages, str]:
+def _split(row: Row, side: str, begin: Messages) -> tuple[Messages, str]:
     """The conversation up to the last answer, and that answer."""
     value = row.get(side)
     if isinstance(value, list) or (isinstance(value, str) and conversations.is_transcript(value)):

@@ -1,10 +1,14 @@
 """Rows of a Hugging Face data set, streamed at a pinned revision."""
 
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 from bezoar_ray.errors import RecipeError
 from bezoar_ray.recipe import SourceSection
 from bezoar_ray.sources.record import Raw
+
+if TYPE_CHECKING:
+    from datasets import IterableDataset
 
 
 def rows(part: SourceSection, field: str) -> Iterator[Raw]:
@@ -26,7 +30,7 @@ def rows(part: SourceSection, field: str) -> Iterator[Raw]:
         ) from error
 
 
-def _stream(name: str, config: str | None, part: SourceSection):
+def _stream(name: str, config: str | None, part: SourceSection) -> "IterableDataset":
     from datasets import load_dataset
 
     return load_dataset(name, config, split=part.split, revision=part.revision, streaming=True)

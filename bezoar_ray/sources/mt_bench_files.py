@@ -146,7 +146,7 @@ def _question(where: str, row: dict[str, Any], answers: dict[str, tuple[str, ...
         raise RecipeError(f"{where}: not a question (needs question_id, category, turns): {error!r}") from error
 
 
-def _texts(found: Any) -> tuple[str, ...]:
+def _texts(found: object) -> tuple[str, ...]:
     """Raises TypeError where it is no list of texts; a text alone would pass for a list of its letters."""
     if not isinstance(found, list) or not all(isinstance(text, str) for text in found):
         raise TypeError(f"a list of texts is wanted, not {found!r:.60}")

@@ -1,9 +1,11 @@
 """A row as a source holds it, before its shape is known, and how its fields are read."""
 
 from dataclasses import dataclass
-from typing import Any
 
 from bezoar_ray.data.schema import row_id
+
+Row = dict[str, object]
+"""The fields of a row, of any shape."""
 
 
 @dataclass(frozen=True)
@@ -13,7 +15,7 @@ class Raw:
     name: str
     number: int  # from 1, in file order
     where: str
-    value: bytes | dict[str, Any]
+    value: bytes | Row
 
 
 @dataclass(frozen=True)
@@ -29,7 +31,7 @@ class Origin:
         return row_id(kind, self.source, self.number)
 
 
-def text(row: dict[str, Any], field: str) -> str:
+def text(row: Row, field: str) -> str:
     """A field that may be absent, null or empty; a number is its digits, and pandas' NaN is null."""
     value = row.get(field)
     if isinstance(value, int | float) and not isinstance(value, bool):
@@ -37,7 +39,7 @@ def text(row: dict[str, Any], field: str) -> str:
     return _text(value, field)
 
 
-def _text(value: Any, field: str) -> str:
+def _text(value: object, field: str) -> str:
     if not isinstance(value, str | None):
         raise ValueError(f"`{field}` holds {type(value).__name__}, not text")
     return as_text(value or "").strip()
@@ -48,7 +50,7 @@ def as_text(value: str) -> str:
     return value.replace("\r\n", "\n").replace("\r", "\n")
 
 
-def required(row: dict[str, Any], field: str) -> str:
+def required(row: Row, field: str) -> str:
     """A field that must hold text."""
     if field not in row:
         raise ValueError(f"no `{field}`")

@@ -55,7 +55,7 @@ def _lines(path: Path, name: str) -> Iterator[Raw]:
                 yield Raw(name, number, f"{shown(path)}:{number}", line)
 
 
-def _as_utf8(file: BinaryIO) -> Iterable[bytes]:
+def _as_utf8(file: BinaryIO | gzip.GzipFile) -> Iterable[bytes]:
     """The lines of a file in UTF-8, or, by their mark at its beginning, in UTF-16 or UTF-32, as Windows writes them.
 
     Raises:
@@ -74,7 +74,7 @@ def _as_utf8(file: BinaryIO) -> Iterable[bytes]:
     return file
 
 
-def _decoded(file: BinaryIO, encoding: str) -> Iterator[bytes]:
+def _decoded(file: BinaryIO | gzip.GzipFile, encoding: str) -> Iterator[bytes]:
     for line in io.TextIOWrapper(file, encoding, newline="\n"):
         yield line.lstrip("\ufeff").encode()
 

@@ -1,10 +1,10 @@
 """Seeds on disk: as many as there are, of which only those asked for are in memory."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, fields
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import overload
 
 import pyarrow as pa
 
@@ -27,7 +27,13 @@ class SeedTable(Sequence[Seed]):
     def __len__(self) -> int:
         return self._length
 
-    def __getitem__(self, number: Any) -> Any:
+    @overload
+    def __getitem__(self, number: int) -> Seed: ...
+
+    @overload
+    def __getitem__(self, number: slice) -> list[Seed]: ...
+
+    def __getitem__(self, number: int | slice) -> Seed | list[Seed]:
         if isinstance(number, slice):
             return [self[n] for n in range(*number.indices(len(self)))]
         if not -len(self) <= number < len(self):
@@ -36,7 +42,7 @@ class SeedTable(Sequence[Seed]):
         (values,) = self._reader.get_batch(batch).slice(row, 1).to_pylist()
         return Seed(**values)
 
-    def __iter__(self):
+    def __iter__(self) -> Iterator[Seed]:
         for number in range(self._reader.num_record_batches):
             for values in self._reader.get_batch(number).to_pylist():
                 yield Seed(**values)
