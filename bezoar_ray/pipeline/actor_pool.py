@@ -12,11 +12,11 @@ import pickle
 import threading
 import traceback
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import chain, islice
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 from bezoar_ray.data.spool import FEW, Spool
 from bezoar_ray.errors import BezoarError
@@ -33,6 +33,15 @@ from bezoar_ray.runtime.metrics import hold_gpus
 from bezoar_ray.runtime.session import beside_driver, quieten, unseen
 from bezoar_ray.stages import StageContext
 from bezoar_ray.store import Store
+
+if TYPE_CHECKING:
+    import ray
+    from ray.actor import ActorHandle
+
+    from bezoar_ray.llm.client import ModelClient
+    from bezoar_ray.llm.ledger_index import Index
+
+    Meter = ActorHandle[RunQuotaServer]
 
 Function = Callable[[bytes, Any], AsyncIterator[bytes]]  # an item and the actor's ModelClient, to rows
 
@@ -97,10 +106,9 @@ def stream_rows(heads: list[tuple[Spool, ModelStage]], tail: list[ModelStage], p
     rows = branches[0].union(*branches[1:]) if branches[1:] else branches[0]
     for n, work in enumerate(tail, len(heads)):
         rows = _mapped(rows, work, max(sizes), (work, place, (meter, str(n)), indexes[work.role]))
+    tables: Iterable[Any] = rows.iter_batches(batch_size=None, batch_format="pyarrow")
     done = (
-        cell
-        for batch in rows.iter_batches(batch_size=None, batch_format="pyarrow")
-        for cell in zip(batch["cell"].to_pylist(), batch["error"].to_pylist(), strict=True)
+        cell for batch in tables for cell in zip(batch["cell"].to_pylist(), batch["error"].to_pylist(), strict=True)
     )
     missing = sum(map(len, cells))
     for cell, error in done:
@@ -122,7 +130,12 @@ class _Actor:
     """An actor with one open model; the work itself is the function's."""
 
     def __init__(
-        self, work: ModelStage, place: RunContext, meter: tuple[Any, str], index: Any, items: Spool | None = None
+        self,
+        work: ModelStage,
+        place: RunContext,
+        meter: "tuple[Meter | None, str]",
+        index: "ray.ObjectRef[Index]",
+        items: Spool | None = None,
     ):
         import ray
         import uvloop
@@ -160,11 +173,11 @@ class _Actor:
     async def _rows(self, item: bytes) -> list[bytes]:
         return [row async for row in self._work.function(item, self._talker)]
 
-    def _opened(self) -> Any:
+    def _opened(self) -> "ModelClient":
         work, place, (meter, line) = self._work, self._place, self._meter
         if place.held and not Store(place.root).exists(SESSION):  # what is paid for here would be lost
             raise BezoarError(unseen(place.root, "which joined after the start"))
-        limited = meter and quota_client(meter, line)
+        limited = quota_client(meter, line) if meter else None
         return open_client(work.part, place.root, work.role, place.session, permits=limited, index=self._index)
 
     def _ours(self, error: Exception) -> BezoarError:
@@ -175,7 +188,7 @@ class _Actor:
         return BezoarError(f"{role}: {type(error).__name__}: {error}. More in {self._place.log(f'{role}.log')}")
 
 
-def _mapped(rows: Any, work: ModelStage, size: int, arguments: tuple[Any, ...]) -> Any:
+def _mapped(rows: "ray.data.Dataset", work: ModelStage, size: int, arguments: tuple[object, ...]) -> "ray.data.Dataset":
     """A data set of cells, worked on by a pool of actors."""
     import ray
 
@@ -201,7 +214,7 @@ def _tasks(part: ModelSection, size: int) -> int:
     return max(_UNDER_WAY, 2 * part.max_in_flight // size)
 
 
-def _meter(passes: list[ModelStage], place: RunContext) -> Any:
+def _meter(passes: list[ModelStage], place: RunContext) -> "Meter | None":
     """The handle of the meter that all actors share; None where nothing is limited."""
     import ray
 
@@ -209,11 +222,12 @@ def _meter(passes: list[ModelStage], place: RunContext) -> Any:
     if not any(of_lines.values()):
         return None
     # Never restarted: another one would not know what the first has granted and nobody has written down yet.
-    actor = ray.remote(num_cpus=0, max_concurrency=1000, scheduling_strategy=beside_driver())(RunQuotaServer)
-    return actor.remote(place.root, of_lines, place.limits)
+    options = {"num_cpus": 0, "max_concurrency": 1000, "scheduling_strategy": beside_driver()}
+    meter = ray.remote(RunQuotaServer).options(**options).remote(place.root, of_lines, place.limits)
+    return cast("Meter", meter)
 
 
-def _drain(cells: Iterator[Any], under_way: int) -> None:
+def _drain(cells: Iterator[object], under_way: int) -> None:
     """After a fault: let calls that are on their way be answered and recorded, as they are paid for."""
     rest = threading.Thread(target=lambda: deque(islice(cells, under_way), maxlen=0), daemon=True)
     rest.start()
