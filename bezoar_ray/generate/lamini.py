@@ -102,7 +102,7 @@ def _items(reply: str) -> list[str]:
         return []
     found: list[str] = []
     for line in lines:
-        if begin := marker.match(line):
+        if marker and (begin := marker.match(line)):
             found.append(line[begin.end() :])
         elif found:
             found[-1] += f"\n{line}"
@@ -124,8 +124,8 @@ def _unmarked(items: list[str]) -> list[str]:
     texts = [text for text in texts if text]
     if texts and all(_LABEL.match(text) for text in texts):
         texts = [_LABEL.sub("", text, count=1) for text in texts]
-    numbers = [_NUMBER.match(text) for text in texts]
-    if len(texts) > 1 and all(numbers):
+    numbers = [number for text in texts if (number := _NUMBER.match(text))]
+    if len(texts) == len(numbers) > 1:
         counted = [int(number.group(1)) for number in numbers]
         if counted == list(range(counted[0], counted[0] + len(counted))):
             texts = [text[number.end() :] for text, number in zip(texts, numbers, strict=True)]

@@ -5,11 +5,11 @@ import logging
 import random
 import tempfile
 from collections import Counter
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Literal
 
 import orjson
 
@@ -28,6 +28,9 @@ from bezoar_ray.runtime.logs import event
 from bezoar_ray.schemes import SCHEMES, Scheme
 from bezoar_ray.sources.seed_table import write_seeds
 from bezoar_ray.stages import StageContext, StageResult
+
+if TYPE_CHECKING:
+    from bezoar_ray.llm.client import ModelClient
 
 _FAILED_SEEDS = "seeds-failed.txt"  # a log
 
@@ -81,7 +84,7 @@ def prepare(context: StageContext, scratch: str) -> Planned:
     rows, used = 0, {scheme: set[int]() for scheme in recipe.schemes}
     writers = [ItemWriter(f"{scratch}/works-{n}.arrow") for n in range(len(recipe.teachers))]
     with tempfile.TemporaryDirectory(prefix="bezoar_ray-") as folder:
-        seeds = {
+        seeds: dict[str, Sequence[Seed]] = {
             kind: write_seeds(
                 sources.stream(getattr(recipe.seeds, kind), kind, partial(failed.add, kind)),
                 Path(folder, f"{kind}.arrow"),
