@@ -21,6 +21,6 @@ def decided(sample: Sample, part: Filter) -> Sample:
 
 def _accepted(verdicts: list[Verdict], part: Filter) -> bool:
     if part.combine == "mean":
-        return mean(verdict.rating for verdict in verdicts) >= part.accept_rating
+        return mean(verdict.rating for verdict in verdicts if verdict.rating is not None) >= part.accept_rating
     votes = [verdict.status == "accepted" for verdict in verdicts]
     return 2 * sum(votes) > len(votes) if part.combine == "majority" else all(votes)

@@ -8,13 +8,16 @@ import os
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from typing import Any
+from typing import TYPE_CHECKING
 
 import xxhash
 
 from bezoar_ray.data.schema import Sample
 from bezoar_ray.recipe import Recipe
 from bezoar_ray.runtime.session import errors_as_raised
+
+if TYPE_CHECKING:
+    import ray
 
 _N = 13
 _SHORTEST = 5  # words of an item that is shorter than a run and still tells
@@ -49,7 +52,7 @@ class Benchmarks:
         return None
 
 
-def start(recipe: Recipe) -> Any:
+def start(recipe: Recipe) -> "Benchmarks | ray.ObjectRef[Benchmarks] | None":
     """Begin to read what the recipe evaluates on, beside other work; `finish` gives it.
 
     lm-eval's imports and downloads run in a Ray task, where there are tasks of its own.
@@ -63,7 +66,7 @@ def start(recipe: Recipe) -> Any:
     return ray.remote(num_cpus=0)(read).remote(recipe)
 
 
-def finish(started: Any) -> Benchmarks | None:
+def finish(started: "Benchmarks | ray.ObjectRef[Benchmarks] | None") -> Benchmarks | None:
     """What `start` began to read. Raises `RecipeError` where a task or a file cannot be read."""
     if started is None or isinstance(started, Benchmarks):
         return started

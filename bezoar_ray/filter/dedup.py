@@ -13,10 +13,14 @@ import hashlib
 import re
 from array import array
 from collections.abc import Iterable, Iterator
-from typing import Any
+from typing import TYPE_CHECKING
 
 from bezoar_ray.data.schema import Sample, Seed, normal
 from bezoar_ray.schemes import keeps_instruction
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 _NEAR = 0.85  # Jaccard similarity of word triples, instruction and response together
 _PERMUTATIONS = 128
@@ -54,18 +58,18 @@ class Duplicates:
         self._ratings.append(rating)
         self._fresh.append(fresh)
 
-    def _mark_same(self, group: Any, reasons: Any) -> None:
+    def _mark_same(self, group: "NDArray[np.intp]", reasons: "NDArray[np.str_]") -> None:
         """Rows that ask the same: those that a seed asks go, of the others all but the best."""
         seeded = group[0] < self._seeds  # seeds come first
         rows = [row for row in group if row >= self._seeds]
         left = [row for row in rows if not (seeded and self._fresh[row])]
         reasons[[row for row in rows if row not in left]] = "duplicate"
-        best = max(left, key=lambda row: (self._ratings[row], -row), default=None)
+        best = max(left, key=lambda row: (self._ratings[row], -row), default=-1)
         for row in left:
             if row != best:
                 reasons[row] = "duplicate" if self._ratings[row] == self._ratings[best] else "not_best"
 
-    def _mark_near(self, reasons: Any) -> None:
+    def _mark_near(self, reasons: "NDArray[np.str_]") -> None:
         """Rows in their order: one that is near an earlier row that stays says nothing new.
 
         A row that goes stands for no other: else the last of a chain, of which each is near the one before, could go
@@ -87,7 +91,7 @@ class Duplicates:
             for place in places[row]:
                 kept.setdefault(place, []).append(row)
 
-    def _places(self, signatures: Any) -> dict[int, list[tuple[int, int]]]:
+    def _places(self, signatures: "NDArray[np.uint32]") -> dict[int, list[tuple[int, int]]]:
         """By row that shares a band with another: the bands, each with a number of those that share it."""
         places: dict[int, list[tuple[int, int]]] = {}
         width = _PERMUTATIONS // _BANDS
@@ -98,7 +102,7 @@ class Duplicates:
         return places
 
 
-def _groups(keys: Any) -> Iterator[Any]:
+def _groups(keys: "NDArray[np.uint64]") -> "Iterator[NDArray[np.intp]]":
     """The rows of each key that more than one row has, in order."""
     import numpy as np
 
@@ -108,7 +112,7 @@ def _groups(keys: Any) -> Iterator[Any]:
         yield order[bounds[place] : bounds[place + 1]]
 
 
-def _keys(band: Any) -> Any:
+def _keys(band: "NDArray[np.uint32]") -> "NDArray[np.uint64]":
     """One number for the values of a band."""
     import numpy as np
 

@@ -40,7 +40,7 @@ class FilterMetrics:
             self._compare(place, sample.verdicts[0], verdict)
         self._check(sample)
 
-    def data(self) -> dict[str, Any]:
+    def data(self) -> dict[str, dict[str, object]]:
         """By scheme: how many rows ended where, and how many each gate took."""
         return {
             scheme: {status: self._ends[scheme, status] for status in _ENDS} | {"reasons": dict(reasons.most_common())}
@@ -56,7 +56,7 @@ class FilterMetrics:
         """Accepted rows of all schemes."""
         return sum(count for (_, status), count in self._ends.items() if status == "accepted")
 
-    def judges(self) -> dict[str, Any]:
+    def judges(self) -> dict[str, dict[str, object]]:
         """By judge: rows rated and not, how far it agrees with the first judge, and precision and recall by truth."""
         found: dict[str, Any] = {}
         for place, judge in enumerate(self._judges):
@@ -69,7 +69,9 @@ class FilterMetrics:
         return found
 
     def _compare(self, place: int, first: Verdict, verdict: Verdict) -> None:
-        if place and "failed" not in (first.status, verdict.status):
+        if not place or "failed" in (first.status, verdict.status):
+            return
+        if first.rating is not None and verdict.rating is not None:
             self._beside[place, first.status, verdict.status, round(first.rating), round(verdict.rating)] += 1
 
     def _check(self, sample: Sample) -> None:
@@ -90,7 +92,7 @@ class FilterMetrics:
             "rating_kappa": rating_kappa([key[2] for key in both], [key[3] for key in both], range(1, 6), counts),
         }
 
-    def _quality(self) -> dict[str, Any]:
+    def _quality(self) -> dict[str, float | None]:
         """Precision and recall of `accepted` against what is true; rows whose truth nobody knows are left out."""
         hits = self._known[True, True]
         return {

@@ -1,9 +1,12 @@
 """Gates that a recipe may add: what should not be in anybody's training data. Each looks at one row alone."""
 
 from functools import cache
-from typing import Any
+from typing import TYPE_CHECKING
 
 from bezoar_ray.data.schema import Sample
+
+if TYPE_CHECKING:
+    from datafog.processing.text_processing.regex_annotator import RegexAnnotator
 
 _VAGUE = ("KeywordDetector", "IPPublicDetector", "Base64HighEntropyString", "HexHighEntropyString")
 _PERSONAL = ("EMAIL", "PHONE", "SSN", "CREDIT_CARD", "IP_ADDRESS")
@@ -32,12 +35,13 @@ def _detectors() -> list[dict[str, str]]:
     """All of detect-secrets' but those that go by the randomness of a word or by a keyword beside it."""
     from detect_secrets.core.plugins.util import get_mapping_from_secret_type_to_class
 
-    names = (detector.__name__ for detector in get_mapping_from_secret_type_to_class().values())
+    detectors: dict[str, type] = get_mapping_from_secret_type_to_class()
+    names = (detector.__name__ for detector in detectors.values())
     return [{"name": name} for name in names if name not in _VAGUE]
 
 
 @cache
-def _annotator() -> Any:
+def _annotator() -> "RegexAnnotator":
     from datafog.processing.text_processing.regex_annotator import RegexAnnotator
 
     return RegexAnnotator()

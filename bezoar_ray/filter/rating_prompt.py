@@ -3,7 +3,6 @@
 import json
 import re
 from collections.abc import Iterator
-from typing import Any
 
 import json_repair
 import orjson
@@ -51,7 +50,7 @@ def read_rating(reply: str) -> tuple[float, str] | None:
     return said[-1] if len({rating for rating, _ in said}) == 1 else None
 
 
-def _objects(reply: str) -> Iterator[Any]:
+def _objects(reply: str) -> Iterator[object]:
     """The JSON objects in a text, one after the other; where a brace begins none, also those of the repaired text."""
     place, decoder, broken = reply.find("{"), json.JSONDecoder(), False
     while place >= 0:
@@ -65,7 +64,7 @@ def _objects(reply: str) -> Iterator[Any]:
         yield from _repaired(reply)
 
 
-def _repaired(reply: str) -> list[Any]:
+def _repaired(reply: str) -> list[object]:
     """The objects in a text that is almost JSON, from its first brace on."""
     begin = reply.index("{")
     end = reply.rfind("}", begin) + 1 or len(reply)
@@ -78,7 +77,7 @@ def _repaired(reply: str) -> list[Any]:
     return found if isinstance(found, list) else [found]
 
 
-def _rated(value: Any) -> tuple[float, str] | None:
+def _rated(value: object) -> tuple[float, str] | None:
     if not isinstance(value, dict):
         return None
     fields = {str(name).strip().lower(): field for name, field in value.items()}
@@ -87,13 +86,13 @@ def _rated(value: Any) -> tuple[float, str] | None:
     return (rating, reason) if rating is not None and 1 <= rating <= 5 else None
 
 
-def _number(told: Any) -> float | None:
+def _number(told: object) -> float | None:
     """A rating as a number or a text: `4`, `"4"`, `"4/5"`, `"4 out of 5"`."""
     if isinstance(told, bool):
         return None
     if isinstance(told, str) and (found := _OF_FIVE.fullmatch(told.strip())):
         told = found.group(1)
     try:
-        return float(told)
-    except (ValueError, OverflowError, TypeError):
+        return float(told) if isinstance(told, str | int | float) else None
+    except (ValueError, OverflowError):
         return None

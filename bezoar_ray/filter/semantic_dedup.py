@@ -1,9 +1,13 @@
 """Instructions that ask the same in other words: near one another for a sentence-embedding model."""
 
-from typing import Any
+from typing import TYPE_CHECKING
 
 from bezoar_ray.llm.model_identity import model_path
 from bezoar_ray.recipe import Meaning
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 _BLOCK = 1_000  # rows that are compared with all before them at a time
 
@@ -26,7 +30,7 @@ def _found(tasks: list[str], part: Meaning) -> list[bool]:
     return near_an_earlier(vectors, part.threshold).tolist()
 
 
-def near_an_earlier(vectors: Any, threshold: float) -> Any:
+def near_an_earlier(vectors: "NDArray[np.float32]", threshold: float) -> "NDArray[np.bool_]":
     """For unit vectors, one a row: whether the cosine with an earlier row that is not itself so near reaches it."""
     import numpy as np
 

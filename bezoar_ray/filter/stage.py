@@ -5,7 +5,7 @@ from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from dataclasses import asdict
 from functools import partial
 from itertools import chain
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import orjson
 
@@ -26,6 +26,9 @@ from bezoar_ray.pipeline.actor_pool import ModelStage, run_context
 from bezoar_ray.pipeline.runner import run_pipeline
 from bezoar_ray.recipe import Filter, Meaning, ModelSection
 from bezoar_ray.stages import StageContext, StageResult
+
+if TYPE_CHECKING:
+    from bezoar_ray.llm.client import ModelClient
 
 _STATUSES = ("accepted", "rejected", "failed")
 
@@ -109,7 +112,7 @@ def _judged(context: StageContext) -> Iterator[bytes]:
 
 
 async def _judge(
-    judge: ModelSection, rubrics: dict[str, str], part: Filter, row: bytes, talker: Any
+    judge: ModelSection, rubrics: dict[str, str], part: Filter, row: bytes, talker: "ModelClient"
 ) -> AsyncIterator[bytes]:
     """A row with the verdict of one more judge, in an actor; what a gate takes, or the scheme took, is not judged."""
     fields = orjson.loads(row)
@@ -121,7 +124,7 @@ async def _judge(
     yield orjson.dumps(fields)
 
 
-def _decided(rows: Any, part: Filter, benchmarks: Benchmarks | None) -> Iterator[Sample]:
+def _decided(rows: Iterable[list[dict[str, Any]]], part: Filter, benchmarks: Benchmarks | None) -> Iterator[Sample]:
     """The samples, each where gates and judges send it."""
     for row in (row for some in rows for row in some):
         sample = Sample.from_row(row)
