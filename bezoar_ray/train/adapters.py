@@ -2,7 +2,7 @@
 
 import math
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import orjson
 
@@ -10,6 +10,11 @@ from bezoar_ray import layout
 from bezoar_ray.errors import BezoarError
 from bezoar_ray.recipe import Recipe
 from bezoar_ray.store import Store, digest
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+    from torch import Tensor
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 _RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # vllm.config.lora.MaxLoRARanks; importing vLLM takes 18 s
 _WEIGHTS, _CONFIG, _PREFIX = "adapter_model.safetensors", "adapter_config.json", "base_model.model."
@@ -28,7 +33,7 @@ class NotJoinable(BezoarError):
     """A chain of adapters has no equal in one plain LoRA."""
 
 
-def merge(model: Any) -> Any:
+def merge(model: "PeftModel") -> "PreTrainedModel":
     """An unquantised model with its adapter added to its weights: the product in float32, one rounding at the end.
 
     Merging into 4-bit weights would lose precision and leave 4-bit layers.
@@ -36,7 +41,7 @@ def merge(model: Any) -> Any:
     return model.merge_and_unload(safe_merge=True)
 
 
-def save(model: Any, tokenizer: Any, folder: Path) -> None:
+def save(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", folder: Path) -> None:
     """Write a model with its tokenizer and chat template, as Hugging Face lays them out."""
     model.save_pretrained(str(folder))
     tokenizer.save_pretrained(str(folder))
@@ -60,7 +65,7 @@ def join(adapters: list[Path], folder: Path, base: str) -> int:
     parts = [_factors(adapter) for adapter in adapters]
     rank = served_rank(sum(_rank(part) for part in parts))
     layers = sorted({layer for part in parts for layer in part})
-    tensors = {}
+    tensors: dict[str, Tensor] = {}
     for layer in layers:
         down, up = _side_by_side(layer, parts, rank)
         tensors |= {f"{_PREFIX}{layer}.lora_A.weight": down, f"{_PREFIX}{layer}.lora_B.weight": up}
@@ -87,7 +92,7 @@ def _config(folder: Path) -> dict[str, Any]:
     return orjson.loads((folder / _CONFIG).read_bytes())
 
 
-def _factors(folder: Path) -> dict[str, tuple[Any, Any]]:
+def _factors(folder: Path) -> "dict[str, tuple[Tensor, Tensor]]":
     """By layer: A, and B times the adapter's scale, both float32."""
     from safetensors.torch import load_file
 
@@ -104,11 +109,11 @@ def _factors(folder: Path) -> dict[str, tuple[Any, Any]]:
     return factors
 
 
-def _rank(part: dict[str, tuple[Any, Any]]) -> int:
+def _rank(part: "dict[str, tuple[Tensor, Tensor]]") -> int:
     return next(iter(part.values()))[0].shape[0]
 
 
-def _side_by_side(layer: str, parts: list[dict[str, tuple[Any, Any]]], rank: int) -> tuple[Any, Any]:
+def _side_by_side(layer: str, parts: "list[dict[str, tuple[Tensor, Tensor]]]", rank: int) -> "tuple[Tensor, Tensor]":
     import torch
 
     found = [part[layer] for part in parts if layer in part]
@@ -118,7 +123,7 @@ def _side_by_side(layer: str, parts: list[dict[str, tuple[Any, Any]]], rank: int
     return pad(down, (0, 0, 0, missing)).contiguous(), pad(up, (0, missing)).contiguous()
 
 
-def record(store: Store, recipe: Recipe, name: str, parent: str | None, fingerprint: str, **more: Any) -> None:
+def record(store: Store, recipe: Recipe, name: str, parent: str | None, fingerprint: str, **more: object) -> None:
     """Write a checkpoint's lineage.json: its parent by relative path, so that the run directory can be moved."""
     base = {"model": recipe.base.model, "revision": recipe.base.revision, "license": recipe.base.license}
     lineage = {"name": name, "parent": f"../{parent}" if parent else None, "base": base, "fingerprint": fingerprint}

@@ -8,7 +8,11 @@ the rows are computed one by one with plain matrix products.
 
 import inspect
 from functools import cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
 
 NAME = "bezoar_varlen"
 _HEAD_MULTIPLE = 8  # of the head sizes that FlashAttention takes; OpenLLaMA 3B has 100
@@ -26,24 +30,24 @@ def register() -> None:
     _varlen_parameters()  # once, and not while layers are compiled
 
 
-def _no_mask(*_: Any, **__: Any) -> None:
+def _no_mask(*_: object, **__: object) -> None:
     """The rows' boundaries take the mask's place."""
 
 
 def varlen_attention(
-    module: Any,
-    query: Any,
-    key: Any,
-    value: Any,
-    attention_mask: Any,
+    module: "torch.nn.Module",
+    query: "Tensor",
+    key: "Tensor",
+    value: "Tensor",
+    attention_mask: "Tensor | None",
     scaling: float | None = None,
     dropout: float = 0.0,
     sliding_window: int | None = None,
     softcap: float | None = None,
-    cu_seq_lens_q: Any = None,
+    cu_seq_lens_q: "Tensor | None" = None,
     max_length_q: int | None = None,
-    **more: Any,
-) -> tuple[Any, None]:
+    **more: object,
+) -> "tuple[Tensor, None]":
     """Causal attention within each row, with the signature of transformers' attention functions.
 
     Args:
@@ -74,14 +78,14 @@ def varlen_attention(
     if scaling is None:
         scaling = query.shape[-1] ** -0.5
     query, key, value = _as_autocast_has_them(query, key, value)
-    if _flash_can(query, value, softcap):
+    if max_length_q is not None and _flash_can(query, value, softcap):
         output = _flash(query, key, value, scaling, sliding_window, cu_seq_lens_q, max_length_q)
     else:
         output = _row_by_row(query, key, value, scaling, sliding_window, softcap, cu_seq_lens_q)
     return output, None
 
 
-def _as_autocast_has_them(*tensors: Any) -> tuple[Any, ...]:
+def _as_autocast_has_them(*tensors: "Tensor") -> "tuple[Tensor, ...]":
     """Norms and positions may leave float32 queries in an architecture whose products are bfloat16."""
     import torch
 
@@ -91,7 +95,7 @@ def _as_autocast_has_them(*tensors: Any) -> tuple[Any, ...]:
     return tuple(tensor.to(torch.get_autocast_dtype(device)) for tensor in tensors)
 
 
-def _flash_can(query: Any, value: Any, softcap: float | None) -> bool:
+def _flash_can(query: "Tensor", value: "Tensor", softcap: float | None) -> bool:
     """Whether torch's FlashAttention computes such heads on this device."""
     import torch
 
@@ -102,8 +106,15 @@ def _flash_can(query: Any, value: Any, softcap: float | None) -> bool:
 
 
 def _flash(
-    query: Any, key: Any, value: Any, scaling: float, window: int | None, boundaries: Any, longest: int | None
-) -> Any:
+    query: "Tensor",
+    key: "Tensor",
+    value: "Tensor",
+    scaling: float,
+    window: int | None,
+    boundaries: "Tensor",
+    longest: int,
+) -> "Tensor":
+    import torch
     from torch.nn.attention.varlen import varlen_attn
     from torch.nn.functional import pad
 
@@ -112,7 +123,8 @@ def _flash(
     query, key, value = (tensor.transpose(1, 2)[0] for tensor in (query, key, value))
     if missing:
         query, key, value = (pad(tensor, (0, missing)) for tensor in (query, key, value))
-    known, options = _varlen_parameters(), {}
+    known = _varlen_parameters()
+    options: dict[str, Any] = {}
     if "window_size" in known:
         options["window_size"] = (-1 if window is None else window - 1, 0)
     elif window is None:
@@ -128,6 +140,7 @@ def _flash(
     else:
         key, value = _repeated(key, query.shape[1]), _repeated(value, query.shape[1])
     output = varlen_attn(query, key, value, boundaries, boundaries, longest, longest, **options)
+    assert isinstance(output, torch.Tensor)  # a pair only where more is asked for
     return output[None, ..., :size]
 
 
@@ -139,15 +152,21 @@ def _varlen_parameters() -> frozenset[str]:
     return frozenset(inspect.signature(varlen_attn).parameters)
 
 
-def _repeated(tensor: Any, heads: int) -> Any:
+def _repeated(tensor: "Tensor", heads: int) -> "Tensor":
     """Keys or values with so many heads, in dimension 1."""
     groups = heads // tensor.shape[1]
     return tensor.repeat_interleave(groups, dim=1) if groups > 1 else tensor
 
 
 def _row_by_row(
-    query: Any, key: Any, value: Any, scaling: float, window: int | None, softcap: float | None, boundaries: Any
-) -> Any:
+    query: "Tensor",
+    key: "Tensor",
+    value: "Tensor",
+    scaling: float,
+    window: int | None,
+    softcap: float | None,
+    boundaries: "Tensor",
+) -> "Tensor":
     """The same by plain products, in the queries' type with a float32 softmax, as transformers' eager attention."""
     import torch
 
@@ -164,7 +183,7 @@ def _row_by_row(
     return torch.cat(outputs, dim=2).transpose(1, 2)
 
 
-def _unseen(length: int, window: int | None, device: Any) -> Any:
+def _unseen(length: int, window: int | None, device: "torch.device") -> "Tensor":
     """True where a token (row) does not see another (column)."""
     import torch
 

@@ -2,7 +2,7 @@
 
 import contextlib
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from bezoar_ray import layout
 from bezoar_ray.recipe import Lora
@@ -44,7 +44,7 @@ def finish(job: Job, tokenizer: Any, lora: Lora, rows: Layout) -> dict[str, dict
     return scores
 
 
-def _join(chain: list[Path], folder: Path, base: str) -> dict[str, Any]:
+def _join(chain: list[Path], folder: Path, base: str) -> dict[str, object]:
     """What the lineage says of the joined adapter: its rank, or why there is none. The merged weights are there."""
     try:
         return {"joined_rank": adapters.join(chain, folder, base)}
@@ -52,7 +52,7 @@ def _join(chain: list[Path], folder: Path, base: str) -> dict[str, Any]:
         return {"joined_rank": None, "not_joined": str(error)}
 
 
-def _base(job: Job, tokenizer: Any) -> None:
+def _base(job: Job, tokenizer: "PreTrainedTokenizerBase") -> None:
     """`checkpoints/base`: the tokenizer with the recipe's template, and who the base is."""
     with job.store.writing(layout.checkpoint(BASE).folder) as path:
         tokenizer.save_pretrained(str(path))
@@ -61,13 +61,15 @@ def _base(job: Job, tokenizer: Any) -> None:
 
 def _base_mark(job: Job) -> str:
     base = job.recipe.base
-    folder = Path(model_loading.model_path(base.model))
+    folder = Path(model_path(base.model))
     if folder.is_dir():
         return digest(folder)
     return f"{base.model}@{base.revision or 'main'}"
 
 
-def _score(job: Job, name: str, model: Any, tokenizer: Any, layout: Layout) -> dict[str, Any]:
+def _score(
+    job: Job, name: str, model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", layout: Layout
+) -> dict[str, object]:
     """A checkpoint on the held-out pairs: each margin into its folder, the share into the summary."""
     computing = in_float32(model) if job.dtype == "float32" else contextlib.nullcontext()
     kept_out = pairs.read(job.store, "heldout")

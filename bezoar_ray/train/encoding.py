@@ -1,10 +1,13 @@
 """From rows to tokens: the recipe's chat template, with the answers alone in the loss."""
 
 from os.path import commonprefix
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from bezoar_ray.data.schema import Pair, Sample
 from bezoar_ray.llm.chat_tokens import chat_tokens
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 IGNORED = -100  # torch's label for "not in the loss"
 TOO_LONG, NO_ANSWER, EQUAL = "longer than max_length", "without an answer", "with equal sides"
@@ -16,18 +19,18 @@ PAIR = {"prompt_ids": 2, "chosen_ids": 1, "rejected_ids": 1}
 Tokens = dict[str, list[int]]
 
 
-def sample_tokens(tokenizer: Any, row: dict[str, Any], longest: int) -> Tokens | str:
+def sample_tokens(tokenizer: "PreTrainedTokenizerBase", row: dict[str, Any], longest: int) -> Tokens | str:
     """A sample as sft trains on it, or why it is left out: a truncated answer would teach not to end."""
     sample = Sample.from_row(row)
     return _conversation(tokenizer, conversation(sample), longest) if sample.response.strip() else NO_ANSWER
 
 
-def chosen_tokens(tokenizer: Any, row: dict[str, Any], longest: int) -> Tokens | str:
+def chosen_tokens(tokenizer: "PreTrainedTokenizerBase", row: dict[str, Any], longest: int) -> Tokens | str:
     """The chosen conversation of a pair as hh-sft trains on it, or why it is left out."""
     return _conversation(tokenizer, Pair(**row).conversation(), longest)
 
 
-def pair_tokens(tokenizer: Any, row: dict[str, Any], longest: int) -> Tokens | str:
+def pair_tokens(tokenizer: "PreTrainedTokenizerBase", row: dict[str, Any], longest: int) -> Tokens | str:
     """A pair as preference methods train on it: what both sides begin with, and the two ends; or why it is left out."""
     pair = Pair(**row)
     chosen, rejected = (last_answer(tokenizer, pair.prompt, answer) for answer in (pair.chosen, pair.rejected))
@@ -48,14 +51,14 @@ def conversation(sample: Sample) -> list[dict[str, str]]:
     return [*system, *sample.history, *last]
 
 
-def encode(tokenizer: Any, messages: list[dict[str, str]]) -> Tokens:
+def encode(tokenizer: "PreTrainedTokenizerBase", messages: list[dict[str, str]]) -> Tokens:
     """`input_ids` and `labels` of one conversation; labels are ignored outside the template's generation marks."""
     coded = chat_tokens(tokenizer, messages, return_assistant_tokens_mask=True)
     ids, marks = coded["input_ids"], coded["assistant_masks"]
     return {"input_ids": ids, "labels": [i if mark else IGNORED for i, mark in zip(ids, marks, strict=True)]}
 
 
-def last_answer(tokenizer: Any, prompt: list[dict[str, str]], answer: str) -> Tokens:
+def last_answer(tokenizer: "PreTrainedTokenizerBase", prompt: list[dict[str, str]], answer: str) -> Tokens:
     """As `encode`, with the last answer alone in the labels."""
     coded = encode(tokenizer, [*prompt, {"role": "assistant", "content": answer}])
     labels = coded["labels"]
@@ -64,7 +67,7 @@ def last_answer(tokenizer: Any, prompt: list[dict[str, str]], answer: str) -> To
     return {**coded, "labels": [IGNORED] * begin + labels[begin:]}
 
 
-def _conversation(tokenizer: Any, messages: list[dict[str, str]], longest: int) -> Tokens | str:
+def _conversation(tokenizer: "PreTrainedTokenizerBase", messages: list[dict[str, str]], longest: int) -> Tokens | str:
     tokens = encode(tokenizer, messages)
     if all(label == IGNORED for label in tokens["labels"]):
         return NO_ANSWER

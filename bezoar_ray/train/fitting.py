@@ -9,7 +9,7 @@ import math
 import weakref
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from bezoar_ray.errors import BezoarError
 from bezoar_ray.recipe import Training
@@ -19,6 +19,13 @@ from bezoar_ray.train.launcher import Job
 from bezoar_ray.train.packing import Layout, first_line
 from bezoar_ray.train.pass_size import AUTO_TOKENS, SPARE, PassSize, choose_size, wanted_size
 from bezoar_ray.train.tokenized_dataset import TokenizedDataset
+
+if TYPE_CHECKING:
+    import torch
+    from peft import PeftModel
+    from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+    from bezoar_ray.train.passes import PassesTrainer
 
 _OPTIMISER = 12  # bytes for each trained weight: its gradient and Adam's two moments, in float32
 _SHORT = 64  # tokens of the first passes, which load and compile
@@ -44,7 +51,9 @@ class Passes:
             event(message)
 
 
-def fitting(trainer: Any, job: Job, data: TokenizedDataset, passes: Passes, steps: int) -> Any:
+def fitting(
+    trainer: "PassesTrainer", job: Job, data: TokenizedDataset, passes: Passes, steps: int
+) -> "TrainerCallback":
     """A callback that settles before training how its passes are made. It is the first of the trainer's callbacks.
 
     Under ZeRO-3 nothing is tried: a pass outside of the trainer would find no weights.
@@ -61,7 +70,14 @@ def fitting(trainer: Any, job: Job, data: TokenizedDataset, passes: Passes, step
     class Fitting(TrainerCallback):
         """On every worker, before the first step."""
 
-        def on_train_begin(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
+        def on_train_begin(
+            self,
+            args: "TrainingArguments",
+            state: "TrainerState",
+            control: "TrainerControl",
+            model: "PeftModel | None" = None,
+            **kwargs: object,
+        ) -> None:
             part = job.part
             trainer.pass_size = wanted_size(part) or PassSize(tokens=AUTO_TOKENS)
             passes.gradient_checkpointing = args.gradient_checkpointing
@@ -77,7 +93,14 @@ def fitting(trainer: Any, job: Job, data: TokenizedDataset, passes: Passes, step
 class PassTrial:
     """Real passes of a size, made of the longest rows of a data set, whose gradients are thrown away."""
 
-    def __init__(self, model: Any, autocast: Callable[[], Any], data: TokenizedDataset, layout: Layout, device: Any):
+    def __init__(
+        self,
+        model: "PeftModel",
+        autocast: Callable[[], contextlib.AbstractContextManager[object]],
+        data: TokenizedDataset,
+        layout: Layout,
+        device: "torch.device",
+    ):
         self.model, self._autocast, self._data, self._device = model, autocast, data, device
         self._layout = layout
         self._trained = [weight for weight in model.parameters() if weight.requires_grad]
@@ -168,7 +191,7 @@ def _compile(trial: PassTrial, part: Training, passes: Passes, steps: int) -> No
     passes.compiled = True
 
 
-def _decoder_layers(model: Any) -> list[Any]:
+def _decoder_layers(model: "PeftModel") -> "list[torch.nn.Module]":
     """The layers that follow one another in the model."""
     from torch.nn import ModuleList
 
@@ -198,7 +221,7 @@ def _fit(trial: PassTrial, job: Job, data: TokenizedDataset, layout: Layout, pas
     return size
 
 
-def _recompute(model: Any, wanted: bool) -> bool:
+def _recompute(model: "PeftModel", wanted: bool) -> bool:
     """Have activations made again in the backward pass, in place of being kept; False where the model cannot."""
     causal = model.get_base_model()
     if not wanted:
@@ -208,7 +231,7 @@ def _recompute(model: Any, wanted: bool) -> bool:
     return not wanted or causal.supports_gradient_checkpointing
 
 
-def without_input_gradients(model: Any) -> None:
+def without_input_gradients(model: "PeftModel") -> None:
     """Have transformers leave the inputs of the layers without gradients, which only reentrant checkpoints need.
 
     Each call would add a hook to the embeddings that none removes; with a live reference TRL makes one in every pass.
@@ -252,7 +275,7 @@ def _free_memory() -> float:
     return psutil.virtual_memory().available / get_context().get_local_world_size()
 
 
-def everywhere(here: bool, device: Any) -> bool:
+def everywhere(here: bool, device: "torch.device") -> bool:
     """Whether it is so on every worker."""
     import torch
 
@@ -263,7 +286,7 @@ def everywhere(here: bool, device: Any) -> bool:
     return bool(flag.item())
 
 
-def _counted(limit: float) -> Any:
+def _counted(limit: float) -> contextlib.AbstractContextManager[object]:
     """A context in which tensors may hold so many bytes at one time beside those that were there before.
 
     Storages are counted once, from the operation that made them until they are freed.
@@ -272,7 +295,7 @@ def _counted(limit: float) -> Any:
     from torch.utils._python_dispatch import TorchDispatchMode
     from torch.utils._pytree import tree_leaves
 
-    def storages(values: Any) -> list[Any]:
+    def storages(values: object) -> "list[torch.UntypedStorage]":
         return [leaf.untyped_storage() for leaf in tree_leaves(values) if isinstance(leaf, torch.Tensor)]
 
     class Counted(TorchDispatchMode):

@@ -1,7 +1,7 @@
 """How well a checkpoint tells a chosen answer from a rejected one, by its own likelihood alone."""
 
 import math
-from typing import Any
+from typing import TYPE_CHECKING
 
 import orjson
 
@@ -14,10 +14,15 @@ from bezoar_ray.train.packing import Layout, fused_head, packed
 from bezoar_ray.train.pass_size import PassSize
 from bezoar_ray.train.passes import Row, split
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
 _PASS = PassSize(tokens=8_192)  # without gradients a pass takes little memory
 
 
-def margins(model: Any, tokenizer: Any, pairs: list[Pair], max_length: int, layout: Layout) -> dict[str, float]:
+def margins(
+    model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", pairs: list[Pair], max_length: int, layout: Layout
+) -> dict[str, float]:
     """By pair id, how much higher the mean log-probability of a token is in the chosen answer, in nats.
 
     Pairs of which a side is longer than `max_length` tokens do not count.
@@ -28,7 +33,7 @@ def margins(model: Any, tokenizer: Any, pairs: list[Pair], max_length: int, layo
     return {id: scores[2 * n] - scores[2 * n + 1] for n, id in enumerate(short)}
 
 
-def summary(found: dict[str, float]) -> dict[str, Any]:
+def summary(found: dict[str, float]) -> dict[str, object]:
     """The share of pairs that are right, and its 95 % interval, for summary.json; None without pairs."""
     right = sum(map(is_right, found.values()))
     share = round(right / len(found), 4) if found else None
@@ -58,7 +63,7 @@ def _file(checkpoint: str) -> str:
     return layout.checkpoint(checkpoint).heldout
 
 
-def mean_log_probabilities(model: Any, rows: list[dict[str, list[int]]], layout: Layout) -> list[float]:
+def mean_log_probabilities(model: "PreTrainedModel", rows: list[dict[str, list[int]]], layout: Layout) -> list[float]:
     """Mean log-probability of the labelled tokens of each row, in the order given."""
     import torch
 
@@ -72,7 +77,7 @@ def mean_log_probabilities(model: Any, rows: list[dict[str, list[int]]], layout:
     return scores
 
 
-def _score(model: Any, rows: list[dict[str, list[int]]]) -> list[float]:
+def _score(model: "PreTrainedModel", rows: list[dict[str, list[int]]]) -> list[float]:
     import torch
     from torch.nn.utils.rnn import pad_sequence
 

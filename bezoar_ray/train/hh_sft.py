@@ -1,7 +1,6 @@
 """hh-sft: a new LoRA on merged sft, trained on the chosen side of HH-RLHF."""
 
 from functools import partial
-from typing import Any
 
 from bezoar_ray.stages import StageContext, StageResult
 from bezoar_ray.train import encoding, launcher, loop, model_loading, on_pairs, pairs, trainers
@@ -23,7 +22,7 @@ def prepared(context: StageContext) -> TokenizedDataset:
     return prepare(context, "hh-sft", "hh_rlhf", [pairs.file("sft")], encoding.chosen_tokens, encoding.CONVERSATION)
 
 
-def _train(job: launcher.Job) -> dict[str, Any]:
+def _train(job: launcher.Job) -> dict[str, object]:
     """On every worker: the chosen conversations; rank 0 then makes the checkpoint."""
     part, tokenizer = job.recipe.hh_sft, load_tokenizer(job.recipe)
     model = partial(model_loading.with_new_adapter, lora=part.lora, seed=job.recipe.seed)

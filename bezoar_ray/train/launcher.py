@@ -61,7 +61,7 @@ class Job:
 STOP = "stop"  # the file by which a driver that is being stopped asks its workers to stop
 PROGRESS = "progress.json"  # how far rank 0 is
 
-Loop = Callable[[Job], dict[str, Any]]
+Loop = Callable[[Job], dict[str, object]]
 """What runs on every worker. Rank 0's return value is the stage's result."""
 
 
@@ -95,7 +95,7 @@ def fit(
     return result
 
 
-def _what(context: StageContext, stage: str, data: list[TokenizedDataset], inputs: list[str]) -> dict[str, Any]:
+def _what(context: StageContext, stage: str, data: list[TokenizedDataset], inputs: list[str]) -> dict[str, object]:
     """Whatever a checkpoint depends on. Under ZeRO each worker keeps a share of it."""
     recipe, part = context.recipe, context.recipe.training(stage)
     shares = {"zero_stage": part.zero_stage, "workers": part.workers} if part.zero_stage else {}
@@ -111,7 +111,7 @@ def _what(context: StageContext, stage: str, data: list[TokenizedDataset], input
     }
 
 
-def _begin(context: StageContext, job: Job, what: dict[str, Any]) -> None:
+def _begin(context: StageContext, job: Job, what: dict[str, object]) -> None:
     """Remove the last attempt's progress; say why a run starts afresh beside one that was under way."""
     runs = _runs(job)
     _remove(job, _names(job) - runs - {f"{run}.json" for run in runs})
@@ -123,7 +123,7 @@ def _begin(context: StageContext, job: Job, what: dict[str, Any]) -> None:
     context.store.replace_json(f"{job.folder}/{job.name}.json", what)
 
 
-def _afresh(job: Job, before: dict[str, Any], now: dict[str, Any]) -> str:
+def _afresh(job: Job, before: dict[str, object], now: dict[str, object]) -> str:
     differ = [_change(name, before.get(name), now.get(name)) for name in {**before, **now}
               if before.get(name) != now.get(name)]  # fmt: skip
     return (
@@ -132,7 +132,7 @@ def _afresh(job: Job, before: dict[str, Any], now: dict[str, Any]) -> str:
     )
 
 
-def _change(name: str, before: Any, now: Any) -> str:
+def _change(name: str, before: object, now: object) -> str:
     plain = not isinstance(before, dict | list) and name != "what it starts from"
     return f"{name} was {before}, is {now}" if plain else name
 
@@ -155,7 +155,8 @@ def _remove(job: Job, names: set[str]) -> None:
 def _settle(ended: "Future[None]", job: Job, loop: Loop) -> None:
     """Fit, in a thread of its own: in the main thread Ray Train would take over Ctrl-C for good."""
     try:
-        ended.set_result(_run(job, loop))
+        _run(job, loop)
+        ended.set_result(None)
     except Exception as error:
         ended.set_exception(error)
 
@@ -173,7 +174,7 @@ def _run(job: Job, loop: Loop) -> None:
             num_workers=part.workers,
             use_gpu=part.gpus_per_worker > 0,
             resources_per_worker=_resources(part),
-            **part.placement,
+            **part.placement,  # type: ignore[misc]  # Ray Train V2 has label_selector, and types know V1
         ),
         run_config=RunConfig(
             name=job.name,

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, TypeVar
 
 from bezoar_ray import layout
 from bezoar_ray.errors import BezoarError
@@ -25,11 +25,16 @@ from bezoar_ray.train.reporting import STATE, TrainState, reporter
 from bezoar_ray.train.tokenized_dataset import TokenizedDataset, left_out
 from bezoar_ray.train.trainers import Build
 
+if TYPE_CHECKING:
+    from peft import PeftModel
+    from transformers import PreTrainedTokenizerBase
+
+T = TypeVar("T")
 _BUCKET = 50_000_000  # gradients that ZeRO sums at a time; its own 5e8 take a GB that no trial of a pass sees
 POINTS = 200  # at most so many losses are kept of a step
 
 
-def train(job: Job, adapt: Callable[..., Any], build: Build) -> TrainState:
+def train(job: Job, adapt: "Callable[..., PeftModel]", build: Build) -> TrainState:
     """Train an adapter on the job's data sets in their order and save it; goes on from Ray Train's last checkpoint.
 
     `adapt` puts the adapter on the stage's frozen model. No reference to either is left, so that the checkpoint can
@@ -68,7 +73,7 @@ def train(job: Job, adapt: Callable[..., Any], build: Build) -> TrainState:
     return train_state
 
 
-def _layout(job: Job, model: Any) -> Layout:
+def _layout(job: Job, model: "PeftModel") -> Layout:
     """How rows lie in the passes of a model that is trained."""
     if not job.part.packing:
         return Layout("padded", "packing is false")
@@ -84,7 +89,7 @@ def _layout(job: Job, model: Any) -> Layout:
     )
 
 
-def _fails(job: Job, model: Any, layout: Layout) -> str:
+def _fails(job: Job, model: "PeftModel", layout: Layout) -> str:
     """Why a flat pass fails in the type that training computes in, forward or backward; empty where it does not."""
     import torch
 
@@ -119,13 +124,13 @@ def _last() -> tuple[TrainState, str | None]:
     return replace(TrainState.from_json((folder / STATE).read_bytes()), stopped=False), str(folder)
 
 
-def _load_adapter(model: Any, folder: str) -> None:
+def _load_adapter(model: "PeftModel", folder: str) -> None:
     from peft import load_peft_weights, set_peft_model_state_dict
 
     set_peft_model_state_dict(model, load_peft_weights(folder, device="cpu"), low_cpu_mem_usage=False)
 
 
-def keep_precision(model: Any, make: Callable[[], Any]) -> Any:
+def keep_precision(model: "PeftModel", make: Callable[[], T]) -> T:
     """A trainer whose adapter keeps its float32 weights.
 
     TRL rounds the adapter of a 4-bit model to bfloat16, whose spacing near 0.01 is 6e-5: steps of a learning rate of
@@ -139,7 +144,7 @@ def keep_precision(model: Any, make: Callable[[], Any]) -> Any:
     return trainer
 
 
-def arguments(job: Job, data: TokenizedDataset) -> dict[str, Any]:
+def arguments(job: Job, data: TokenizedDataset) -> dict[str, object]:
     """Keyword arguments that TRL's configurations share, from the recipe."""
     part, recipe = job.part, job.recipe
     length = _length(data, part)
@@ -182,7 +187,7 @@ def _recomputes(part: Training) -> bool:
     return part.gradient_checkpointing
 
 
-def zero(stage: int) -> dict[str, Any]:
+def zero(stage: int) -> dict[str, object]:
     """DeepSpeed's settings for a ZeRO stage (arXiv 1910.02054); sizes come from the trainer's arguments."""
     return {
         "zero_optimization": {
@@ -199,7 +204,7 @@ def zero(stage: int) -> dict[str, Any]:
     }
 
 
-def _save_adapter(job: Job, model: Any) -> None:
+def _save_adapter(job: Job, model: "PeftModel") -> None:
     """Write the adapter as a plain PEFT folder; dpo's frozen reference stays out."""
     from ray.train import get_context
 
@@ -209,7 +214,7 @@ def _save_adapter(job: Job, model: Any) -> None:
                 model.save_pretrained(str(folder), selected_adapters=["default"])
 
 
-def _whole(job: Job, model: Any) -> contextlib.AbstractContextManager[Any]:
+def _whole(job: Job, model: "PeftModel") -> contextlib.AbstractContextManager[object]:
     """The adapter in one piece: under ZeRO-3 every worker holds a share of it."""
     if job.part.zero_stage != 3:
         return contextlib.nullcontext()

@@ -1,6 +1,6 @@
 """Loading models: quantised for training, as they are for merging and scoring, with new or saved adapters."""
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from bezoar_ray import layout
 from bezoar_ray.errors import RecipeError
@@ -8,8 +8,13 @@ from bezoar_ray.llm.model_identity import model_path
 from bezoar_ray.recipe import Base, Lora
 from bezoar_ray.train.launcher import Job
 
+if TYPE_CHECKING:
+    import torch
+    from peft import PeftModel
+    from transformers import BitsAndBytesConfig, PreTrainedModel
 
-def device(job: Job) -> Any:
+
+def device(job: Job) -> "torch.device":
     """This worker's GPU where the recipe gives it one, or the CPU: Ray hides no GPU from those that asked for none."""
     import torch
 
@@ -28,7 +33,7 @@ def device_name(job: Job) -> str:
     return torch.cuda.get_device_name(where) if where.type == "cuda" else ""
 
 
-def load(base: Base, folder: str | None = None, **settings: Any) -> Any:
+def load(base: Base, folder: str | None = None, **settings: object) -> "PreTrainedModel":
     """The base model, or the one in `folder`, in the base's dtype unless `settings`, for `from_pretrained`, say so."""
     from transformers import AutoModelForCausalLM
 
@@ -41,7 +46,7 @@ def load(base: Base, folder: str | None = None, **settings: Any) -> Any:
     )
 
 
-def for_training(job: Job) -> Any:
+def for_training(job: Job) -> "PreTrainedModel":
     """The stage's frozen model: the base for sft, merged sft for what comes after; in NF4 where the recipe says so, and
     in the type that this machine computes in."""
     folder = None if job.stage == "sft" else str(job.store.path(layout.checkpoint("sft").merged))
@@ -57,7 +62,7 @@ def for_training(job: Job) -> Any:
     return model
 
 
-def _keep_backward(model: Any) -> None:
+def _keep_backward(model: "PreTrainedModel") -> None:
     """On a CPU, 4-bit layers that no gradient has flowed through yet would lose the way back.
 
     In evaluation mode, as when the reference is asked ahead, bitsandbytes 0.50 packs their weights anew on CPUs that
@@ -68,7 +73,7 @@ def _keep_backward(model: Any) -> None:
             layer.support_avx512bf16_for_cpu = False
 
 
-def nf4(dtype: str) -> Any:
+def nf4(dtype: str) -> "BitsAndBytesConfig":
     """4-bit NormalFloat with double quantisation (arXiv 2305.14314), computing in `dtype`."""
     from transformers import BitsAndBytesConfig
 
@@ -80,7 +85,9 @@ def nf4(dtype: str) -> Any:
     )
 
 
-def with_new_adapter(model: Any, lora: Lora, seed: int, autocast_adapter_dtype: bool = True) -> Any:
+def with_new_adapter(
+    model: "PreTrainedModel", lora: Lora, seed: int, autocast_adapter_dtype: bool = True
+) -> "PeftModel":
     """The model under a new LoRA, drawn from `seed`; in float32 with `autocast_adapter_dtype`, else as the model.
 
     Raises:
@@ -98,7 +105,7 @@ def with_new_adapter(model: Any, lora: Lora, seed: int, autocast_adapter_dtype: 
     return get_peft_model(model, config, autocast_adapter_dtype=autocast_adapter_dtype)
 
 
-def _check_targets(model: Any, targets: tuple[str, ...]) -> None:
+def _check_targets(model: "PreTrainedModel", targets: tuple[str, ...]) -> None:
     from torch.nn import Linear
 
     linear = {name.rsplit(".", 1)[-1] for name, module in model.named_modules() if isinstance(module, Linear)}
@@ -108,7 +115,9 @@ def _check_targets(model: Any, targets: tuple[str, ...]) -> None:
         raise RecipeError(f"lora.targets: {unknown or 'none'} in this model; its linear layers are {', '.join(known)}")
 
 
-def with_adapter(model: Any, folder: str, trainable: bool = False, autocast_adapter_dtype: bool = True) -> Any:
+def with_adapter(
+    model: "PreTrainedModel", folder: str, trainable: bool = False, autocast_adapter_dtype: bool = True
+) -> "PeftModel":
     """The model under a saved adapter, in float32 with `autocast_adapter_dtype`, else as the model."""
     from peft import PeftModel
 
@@ -116,7 +125,7 @@ def with_adapter(model: Any, folder: str, trainable: bool = False, autocast_adap
     return PeftModel.from_pretrained(model, folder, **settings)
 
 
-def _adapted(model: Any) -> tuple[str, ...]:
+def _adapted(model: "PeftModel") -> tuple[str, ...]:
     """The names of the layers that an adapter is on."""
     from peft.tuners.lora import LoraLayer
 
@@ -124,7 +133,9 @@ def _adapted(model: Any) -> tuple[str, ...]:
     return tuple(sorted({name.rsplit(".", 1)[-1] for name in layers}))
 
 
-def with_own_adapter(model: Any, folder: str, lora: Lora, autocast_adapter_dtype: bool = True) -> Any:
+def with_own_adapter(
+    model: "PreTrainedModel", folder: str, lora: Lora, autocast_adapter_dtype: bool = True
+) -> "PeftModel":
     """The model under the adapter that the recipe starts from, trainable.
 
     Raises:

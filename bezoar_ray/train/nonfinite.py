@@ -1,11 +1,17 @@
 """Training stops where a loss or its gradient is NaN or infinite. It names step and rows; the last checkpoint stays."""
 
 import math
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from bezoar_ray.errors import BezoarError
 from bezoar_ray.train.launcher import Job
 from bezoar_ray.train.tokenized_dataset import TokenizedDataset
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+    from bezoar_ray.train.passes import PassesTrainer
 
 _SHOWN = 8  # rows that are named
 
@@ -15,14 +21,14 @@ class Finiteness:
     the CPU wait for the GPU."""
 
     def __init__(self) -> None:
-        self._losses: list[tuple[Any, list[str]]] = []
-        self._gradient: Any = None
+        self._losses: list[tuple[torch.Tensor, list[str]]] = []
+        self._gradient: torch.Tensor | float | None = None
 
-    def add_loss(self, loss: Any, ids: list[str]) -> None:
+    def add_loss(self, loss: "torch.Tensor", ids: list[str]) -> None:
         """Note the loss of a pass and the ids of its rows."""
         self._losses.append((loss.detach(), ids))
 
-    def set_gradient(self, norm: Any) -> None:
+    def set_gradient(self, norm: "torch.Tensor | float | None") -> None:
         """Note the norm of the step's gradient, a number or a tensor of one."""
         self._gradient = norm
 
@@ -37,7 +43,7 @@ class Finiteness:
         return [id for _, ids in losses for id in ids]
 
 
-def stop_if_not_finite(trainer: Any, job: Job, data: TokenizedDataset, done: int) -> Any:
+def stop_if_not_finite(trainer: "PassesTrainer", job: Job, data: TokenizedDataset, done: int) -> "TrainerCallback":
     """A callback that ends training before an optimiser step on a loss or gradient that is not finite.
 
     transformers takes such a loss out of its log, and goes on with weights that are NaN.
@@ -53,7 +59,9 @@ def stop_if_not_finite(trainer: Any, job: Job, data: TokenizedDataset, done: int
     class StopIfNotFinite(TrainerCallback):
         """All workers stop together: one that waits for the others would wait for ever."""
 
-        def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        def on_pre_optimizer_step(
+            self, args: "TrainingArguments", state: "TrainerState", control: "TrainerControl", **kwargs: object
+        ) -> None:
             broken = trainer.finiteness.broken_rows()
             if not _anywhere(bool(broken), args.device):
                 return
@@ -68,7 +76,7 @@ def stop_if_not_finite(trainer: Any, job: Job, data: TokenizedDataset, done: int
     return StopIfNotFinite()
 
 
-def _anywhere(here: bool, device: Any) -> bool:
+def _anywhere(here: bool, device: "torch.device") -> bool:
     """Whether it is so on any worker."""
     import torch
 

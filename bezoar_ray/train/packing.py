@@ -11,13 +11,20 @@ measured before the first step, on the model itself. Where it does not hold, row
 
 import contextlib
 import functools
-import types
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from types import MethodType
+from typing import TYPE_CHECKING
 
 from bezoar_ray.train import attention
 from bezoar_ray.train.encoding import IGNORED
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+    from torch import Tensor
+    from torch.nn import Module
+    from transformers import PreTrainedModel
+    from transformers.utils import ModelOutput
 
 TOLERANCE = 1e-3  # relative difference of logits, in float32, between a row in a pass and the row alone
 _LOOSE_TOLERANCE = 3e-2  # the same where memory has no room for float32, and bfloat16 rounds either
@@ -38,7 +45,7 @@ class Layout:
         return self.name == "flat"
 
 
-def choose(model: Any) -> Layout:
+def choose(model: "PreTrainedModel | PeftModel") -> Layout:
     """Flat, where the model gives a row in a flat pass the logits of the row alone; else padded.
 
     Two short rows are computed both ways in float32, whatever the model computes in; in its own type, and held to a
@@ -63,7 +70,7 @@ def choose(model: Any) -> Layout:
 
 
 @contextlib.contextmanager
-def fused_head(model: Any) -> Iterator[None]:
+def fused_head(model: "PreTrainedModel | PeftModel") -> Iterator[None]:
     """Within the block, the model takes `fused_lm_head=True`, as TRL's trainers make it."""
     from trl.trainer.utils import add_fused_lm_head
 
@@ -74,7 +81,7 @@ def fused_head(model: Any) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def packed(model: Any, layout: Layout) -> Iterator[None]:
+def packed(model: "PreTrainedModel | PeftModel", layout: Layout) -> Iterator[None]:
     """Within the block, calls for log-probabilities are computed in a layout. Padded is what the model does anyway.
 
     Flat, it takes no other calls in the block. The model may be wrapped by PEFT. Of a bare one, the block has to begin
@@ -87,13 +94,13 @@ def packed(model: Any, layout: Layout) -> Iterator[None]:
     causal = _causal(model)
     backbone = causal.base_model
     with _attention(causal, attention.NAME), _forward_restored(backbone), _forward_restored(model):
-        backbone.forward = types.MethodType(_selecting(backbone.forward), backbone)
-        model.forward = types.MethodType(_flattening(model), model)
+        backbone.forward = MethodType(_selecting(backbone.forward), backbone)
+        model.forward = MethodType(_flattening(model), model)
         yield
 
 
 @contextlib.contextmanager
-def _forward_restored(module: Any) -> Iterator[None]:
+def _forward_restored(module: "Module") -> Iterator[None]:
     """After the block, the module's forward function is what it was."""
     before = module.__dict__.get("forward")
     try:
@@ -104,17 +111,22 @@ def _forward_restored(module: Any) -> Iterator[None]:
             module.forward = before
 
 
-def _flattening(model: Any) -> Any:
+def _flattening(model: "PreTrainedModel | PeftModel") -> "Callable[..., ModelOutput]":
     """The forward function of a model whose calls for log-probabilities are computed flat."""
     inner = model.forward
 
     @functools.wraps(type(model).forward)  # transformers reads the signature
     def forward(
-        self: Any, input_ids: Any = None, attention_mask: Any = None, labels: Any = None, fused_lm_head: bool = False,
-        **more: Any,
-    ) -> Any:  # fmt: skip
+        self: "Module",
+        input_ids: "Tensor | None" = None,
+        attention_mask: "Tensor | None" = None,
+        labels: "Tensor | None" = None,
+        fused_lm_head: bool = False,
+        **more: object,
+    ) -> "ModelOutput":
         if not fused_lm_head:
             return inner(input_ids=input_ids, attention_mask=attention_mask, labels=labels, **more)
+        assert input_ids is not None and attention_mask is not None and labels is not None
         tokens = attention_mask.bool()
         next_labels = labels.roll(-1, dims=1)
         next_labels[:, -1] = IGNORED
@@ -137,7 +149,7 @@ def _flattening(model: Any) -> Any:
     return forward
 
 
-def _flat(input_ids: Any, tokens: Any) -> dict[str, Any]:
+def _flat(input_ids: "Tensor", tokens: "Tensor") -> "dict[str, Tensor | int | None]":
     """A model's arguments for the tokens of a padded batch, (rows, longest), as one sequence: (1, tokens)."""
     import torch
 
@@ -155,11 +167,13 @@ def _flat(input_ids: Any, tokens: Any) -> dict[str, Any]:
     }
 
 
-def _selecting(inner: Any) -> Any:
+def _selecting(inner: MethodType) -> "Callable[..., ModelOutput]":
     """The forward function of a backbone that hands only some positions on to the head: never those of a prompt."""
 
     @functools.wraps(inner.__func__)
-    def forward(self: Any, *args: Any, scored_positions: Any = None, **more: Any) -> Any:
+    def forward(
+        self: "Module", *args: object, scored_positions: "Tensor | None" = None, **more: object
+    ) -> "ModelOutput":
         output = inner(*args, **more)
         if scored_positions is not None:
             output.last_hidden_state = output.last_hidden_state[:, scored_positions]
@@ -168,7 +182,7 @@ def _selecting(inner: Any) -> Any:
     return forward
 
 
-def _difference(causal: Any) -> float:
+def _difference(causal: "PreTrainedModel") -> float:
     """The largest difference of the logits of two rows in a flat pass from those of each alone, over the largest."""
     import torch
 
@@ -192,7 +206,7 @@ def _difference(causal: Any) -> float:
 
 
 @contextlib.contextmanager
-def in_float32(model: Any) -> Iterator[None]:
+def in_float32(model: "PreTrainedModel") -> Iterator[None]:
     """Within the block, bfloat16 weights are float32, and 4-bit layers compute in it. Buffers, such as the frequencies
     of positions, stay as exact as they are."""
     import torch
@@ -213,7 +227,7 @@ def in_float32(model: Any) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _attention(causal: Any, name: str) -> Iterator[None]:
+def _attention(causal: "PreTrainedModel", name: str) -> Iterator[None]:
     """Another attention function for the block.
 
     Raises:
@@ -229,7 +243,7 @@ def _attention(causal: Any, name: str) -> Iterator[None]:
         causal.set_attn_implementation(before)
 
 
-def _causal(model: Any) -> Any:
+def _causal(model: "PreTrainedModel | PeftModel") -> "PreTrainedModel":
     """The causal language model, without PEFT around it."""
     return model.get_base_model() if hasattr(model, "get_base_model") else model
 

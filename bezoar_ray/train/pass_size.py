@@ -35,7 +35,7 @@ class PassSize:
         """Tokens of the largest such pass, where the longest row has `row` tokens and a step `share` rows."""
         if self.rows:
             return row * min(share, self.rows)
-        return min(max(row, self.tokens), share * row)
+        return min(max(row, self.tokens or 0), share * row)
 
     def smaller(self, row: int) -> Iterator["PassSize"]:
         """This size, its half, and so on, down to a single row of `row` tokens."""
@@ -45,7 +45,7 @@ class PassSize:
                 yield PassSize(rows=rows)
                 rows //= 2
             return
-        tokens = self.tokens
+        tokens = self.tokens or 0
         while tokens > row:
             yield PassSize(tokens=tokens)
             tokens //= 2

@@ -7,14 +7,20 @@ whole step (TRL's SFTTrainer does, where it is told their number); a mean over r
 import contextlib
 import itertools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from bezoar_ray.train.nonfinite import Finiteness
 from bezoar_ray.train.packing import Layout
 from bezoar_ray.train.pass_size import PassSize
 from bezoar_ray.train.sampler import RowsOrRepeats, StepSampler
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+    from torch import Tensor
+    from torch.utils.data import DataLoader
+    from transformers import Trainer, TrainerCallback
 
 _PREFETCHED = 2  # steps that a GPU's loader holds ready
 
@@ -58,13 +64,13 @@ def deal(rows: list[Row], count: int, layout: Layout) -> list[list[int]]:
 def _fewest(rows: list[Row], size: PassSize) -> int:
     if size.rows:
         return math.ceil(len(rows) / size.rows)
-    return math.ceil(sum(row.tokens for row in rows) / size.tokens)
+    return math.ceil(sum(row.tokens for row in rows) / (size.tokens or 1))
 
 
 def _fits(rows: list[Row], indices: list[int], size: PassSize, layout: Layout) -> bool:
     if size.rows:
         return len(indices) <= size.rows
-    return len(indices) == 1 or work([rows[index] for index in indices], layout) <= size.tokens
+    return len(indices) == 1 or work([rows[index] for index in indices], layout) <= (size.tokens or 0)
 
 
 def work(rows: list[Row], layout: Layout) -> int:
@@ -90,7 +96,7 @@ class StepCollator:
         return batch | {"rows": [self._measure(row) for row in rows], "ids": ids}
 
 
-def take(batch: dict[str, Any], indices: list[int], total: int, longest: int) -> dict[str, Any]:
+def take(batch: "dict[str, Tensor]", indices: list[int], total: int, longest: int) -> "dict[str, Tensor]":
     """Some rows of a padded batch of `total` rows, without the padding that they do not need.
 
     A tensor has as many entries as there are rows, or twice as many: then all chosen sides come before the rejected.
@@ -105,7 +111,27 @@ def take(batch: dict[str, Any], indices: list[int], total: int, longest: int) ->
     return taken
 
 
-def in_passes(kind: type) -> type:
+class PassesTrainer(Protocol):
+    """What is used of a trainer of `in_passes`, beside what transformers' own trainers do."""
+
+    layout: Layout
+    pass_size: PassSize
+    measure: Callable[..., Row]
+    batch: int
+    width: int
+    mean_over_rows: bool
+    model_accepts_loss_kwargs: bool
+    finiteness: Finiteness
+    compute_loss_context_manager: Callable[[], contextlib.AbstractContextManager[object]]
+
+    def add_callback(self, callback: "TrainerCallback") -> None:
+        """Have it called at each event of the training."""
+
+    def train(self, resume_from_checkpoint: str | None = None) -> object:
+        """Train to the end, from a checkpoint's folder where one is given."""
+
+
+def in_passes(kind: "type[Trainer]") -> Callable[..., PassesTrainer]:
     """A trainer class of TRL's or transformers' whose optimiser steps are computed in passes.
 
     Set `layout`, `pass_size` and `measure` before training, and `width` where a row is several examples.
@@ -122,11 +148,11 @@ def in_passes(kind: type) -> type:
         mean_over_rows = True
         _weight = 1.0
 
-        def __init__(self, *args: Any, **more: Any) -> None:
+        def __init__(self, *args: object, **more: object) -> None:
             self.finiteness = Finiteness()
             super().__init__(*args, **more)
 
-        def get_train_dataloader(self) -> Any:
+        def get_train_dataloader(self) -> "DataLoader[list[dict[str, Any]]]":
             """One item for each optimiser step; accelerate does not deal out its rows once more."""
             from torch.utils.data import DataLoader
 
@@ -143,13 +169,15 @@ def in_passes(kind: type) -> type:
                 pin_memory=args.dataloader_pin_memory,
             )
 
-        def training_step(self, model: Any, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Any:
+        def training_step(
+            self, model: "PeftModel", inputs: dict[str, Any], num_items_in_batch: Any = None
+        ) -> "Tensor | float":
             """Forward and backward passes over the rows of a step; workers exchange gradients in the last one."""
             rows, ids = inputs.pop("rows"), inputs.pop("ids")
             passes, counted = self._passes(rows, ids)
             if not self.mean_over_rows:  # TRL adds a mixture's balancing loss in each pass, over this number
                 self.current_gradient_accumulation_steps = len(passes)
-            total = 0.0
+            total: Tensor | float = 0.0
             for number, indices in enumerate(passes):
                 part = take(inputs, indices, len(rows), max(rows[index].longest for index in indices))
                 named = [ids[index] for index in indices if ids[index]]
@@ -191,17 +219,19 @@ def in_passes(kind: type) -> type:
             return len(ids) / counted * self.args.world_size if self.mean_over_rows else 1.0
 
         @contextlib.contextmanager
-        def _exchanging(self, model: Any, last: bool) -> Any:
+        def _exchanging(self, model: "PeftModel", last: bool) -> Iterator[None]:
             self.accelerator.gradient_state._set_sync_gradients(last)
             apart = not last and not self.is_deepspeed_enabled
             with self.accelerator.no_sync(model) if apart else contextlib.nullcontext():
                 yield
 
-        def compute_loss(self, model: Any, inputs: dict[str, Any], *args: Any, **more: Any) -> Any:
+        def compute_loss(
+            self, model: "PeftModel", inputs: "dict[str, Tensor]", *args: object, **more: object
+        ) -> "Tensor":
             """The parent's loss, weighted as the pass is."""
             return super().compute_loss(model, inputs, *args, **more) * self._weight
 
-        def _get_grad_norm(self, *args: Any, **more: Any) -> Any:
+        def _get_grad_norm(self, *args: object, **more: object) -> "Tensor | float | None":
             norm = super()._get_grad_norm(*args, **more)
             self.finiteness.set_gradient(norm)
             return norm

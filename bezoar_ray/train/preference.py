@@ -1,7 +1,6 @@
 """dpo: hh-sft's adapter goes on learning from pairs, by default held to its own frozen copy (DPO, arXiv 2305.18290)."""
 
 from functools import partial
-from typing import Any
 
 from bezoar_ray import layout
 from bezoar_ray.recipe import Align
@@ -31,7 +30,7 @@ def prepared(context: StageContext) -> TokenizedDataset:
     return prepare(context, "dpo", "pairs", [pairs.file("pairs")], encoding.pair_tokens, encoding.PAIR)
 
 
-def _train(job: launcher.Job) -> dict[str, Any]:
+def _train(job: launcher.Job) -> dict[str, object]:
     """On every worker: the pairs on hh-sft's adapter; rank 0 then makes the checkpoint."""
     tokenizer = load_tokenizer(job.recipe)
     adapter = str(job.store.path(layout.checkpoint("hh-sft").adapter))
@@ -54,7 +53,7 @@ def _align(job: launcher.Job) -> Align:
     return job.recipe.align
 
 
-def reward_accuracy(history: list[dict[str, Any]]) -> float | None:
+def reward_accuracy(history: list[dict[str, float]]) -> float | None:
     """Share of the pairs whose chosen answer has gained more on the reference, over the last quarter of the steps.
 
     Of methods without a reference: whose chosen answer has the higher mean log-probability. None for kto, which looks

@@ -5,7 +5,7 @@ import threading
 import time
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import orjson
 
@@ -14,6 +14,9 @@ from bezoar_ray.train.fitting import Passes
 from bezoar_ray.train.launcher import PROGRESS, STOP, Job
 from bezoar_ray.train.model_loading import device
 from bezoar_ray.train.tokenized_dataset import TokenizedDataset
+
+if TYPE_CHECKING:
+    from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 STATE = "bezoar.json"
 _LOOK_SECONDS = 1.0
@@ -103,7 +106,9 @@ def reporter(job: Job, train_state: TrainState, data: TokenizedDataset, total: i
             if state.is_world_process_zero:
                 self._wire.open()
 
-        def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        def on_train_end(
+            self, args: "TrainingArguments", state: "TrainerState", control: "TrainerControl", **kwargs: object
+        ) -> None:
             self._wire.close()
 
         def _end_phase(self, name: str) -> None:
@@ -111,13 +116,19 @@ def reporter(job: Job, train_state: TrainState, data: TokenizedDataset, total: i
             train_state.phases[name] = train_state.phases.get(name, 0.0) + now - self._phase_began
             self._phase_began = now
 
-        def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        def on_step_begin(
+            self, args: "TrainingArguments", state: "TrainerState", control: "TrainerControl", **kwargs: object
+        ) -> None:
             self._end_phase("data")
 
-        def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        def on_pre_optimizer_step(
+            self, args: "TrainingArguments", state: "TrainerState", control: "TrainerControl", **kwargs: object
+        ) -> None:
             self._end_phase("passes")  # the GPU is done: the gradient's norm was looked at
 
-        def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        def on_step_end(
+            self, args: "TrainingArguments", state: "TrainerState", control: "TrainerControl", **kwargs: object
+        ) -> None:
             self._end_phase("optimiser")
             now = time.monotonic()
             train_state.seconds, self._seen = train_state.seconds + now - self._seen, now
@@ -150,7 +161,14 @@ def reporter(job: Job, train_state: TrainState, data: TokenizedDataset, total: i
                 looks, self._stop = map(bool, told.tolist())
             return self._stop, looks and get_preemption_info() is not None
 
-        def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
+        def on_log(
+            self,
+            args: "TrainingArguments",
+            state: "TrainerState",
+            control: "TrainerControl",
+            logs: dict[str, float] | None = None,
+            **kwargs: object,
+        ) -> None:
             if not logs or "loss" not in logs:
                 return
             point = {"step": train_state.offset + state.global_step, "loss": logs["loss"], "dataset": data.name}
@@ -158,7 +176,9 @@ def reporter(job: Job, train_state: TrainState, data: TokenizedDataset, total: i
                 point["reward_accuracy"] = logs["rewards/accuracies"]
             train_state.history.append(point)
 
-        def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        def on_save(
+            self, args: "TrainingArguments", state: "TrainerState", control: "TrainerControl", **kwargs: object
+        ) -> None:
             folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
             train_state.global_step, train_state.finished = (
                 train_state.offset + state.global_step,

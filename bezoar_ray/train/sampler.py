@@ -2,14 +2,17 @@
 
 import math
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch.utils.data import Dataset, Sampler
 
 from bezoar_ray.train.encoding import IGNORED
 
+if TYPE_CHECKING:
+    from datasets import Dataset as Rows
 
-class StepSampler(Sampler):
+
+class StepSampler(Sampler[list[int]]):
     """For each optimiser step of an epoch, the indices of the rows that fall to one worker.
 
     The order of an epoch follows from the seed and the epoch alone, so that a resumed training goes on with the rows
@@ -45,13 +48,13 @@ class StepSampler(Sampler):
             yield share + [-1 - step[0]] * missing
 
 
-class RowsOrRepeats(Dataset):
+class RowsOrRepeats(Dataset[list[dict[str, Any]]]):
     """The rows of a data set; under -1 - index, the row again without its `id` and labels, as it counts nothing.
 
     A row may be several examples of a trainer, which follow one another (`width` of them).
     """
 
-    def __init__(self, examples: Any, width: int = 1):
+    def __init__(self, examples: "Rows", width: int = 1):
         self._examples, self._width = examples, width
 
     def __len__(self) -> int:

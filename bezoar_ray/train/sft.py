@@ -1,7 +1,6 @@
 """sft: one QLoRA adapter carried through the accepted rows of LaMini, Orca and Evol-Instruct, merged at the end."""
 
 from functools import partial
-from typing import Any
 
 from bezoar_ray import sources
 from bezoar_ray.data.sample_io import SampleFiles, sample_files
@@ -53,7 +52,7 @@ def _copy_own(context: StageContext, name: str) -> list[str]:
     return files.names
 
 
-def _train(job: launcher.Job) -> dict[str, Any]:
+def _train(job: launcher.Job) -> dict[str, object]:
     """On every worker: all data sets on one adapter; rank 0 then makes the checkpoint."""
     part, tokenizer = job.recipe.sft, load_tokenizer(job.recipe)
     model = partial(model_loading.with_new_adapter, lora=part.lora, seed=job.recipe.seed)

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypedDict
 
 import orjson
 import pyarrow as pa
@@ -27,7 +27,7 @@ FOLDER = layout.TOKENIZED
 _VERSION = 4  # of what the files hold
 _ROWS = 1_000  # tokenised at a time
 
-Encode = Callable[[Any, dict[str, Any], int], Tokens | str]
+Encode = Callable[["PreTrainedTokenizerBase", dict[str, Any], int], Tokens | str]
 """From (tokenizer, row, longest) to its columns of tokens, or why the row is left out."""
 
 
@@ -49,7 +49,7 @@ class TokenizedDataset:
     left_out: dict[str, int]
     """Rows that are not trained on, by reason."""
 
-    def open(self, store: Store) -> Any:
+    def open(self, store: Store) -> "Dataset":
         """The rows as a memory-mapped `datasets.Dataset`, whose fingerprint depends on them, not on their place."""
         from datasets import Dataset
         from datasets.table import MemoryMappedTable
@@ -105,7 +105,7 @@ def checked(context: StageContext, stage: str, found: list[TokenizedDataset]) ->
     raise BezoarError(f"{stage}: no row is left to train on: {because} (max_length is {longest})")
 
 
-def _mark(context: StageContext, *more: Any) -> str:
+def _mark(context: StageContext, *more: object) -> str:
     base, template = context.recipe.base, context.recipe.template
     text = orjson.dumps([_VERSION, base.model, base.revision, template, *more], option=orjson.OPT_SORT_KEYS)
     return row_id(text.decode(), *([digest(folder)] if (folder := Path(model_path(base.model))).is_dir() else []))
@@ -130,7 +130,7 @@ class _Work:
 
 
 @lru_cache(maxsize=1)
-def _tokenizer(recipe: str) -> Any:
+def _tokenizer(recipe: str) -> "PreTrainedTokenizerBase":
     """Loaded once in a process of Ray's, which works on many rows and data sets."""
     return load_tokenizer(Recipe.model_validate_json(recipe))
 
@@ -157,7 +157,18 @@ def _rows(root: str, file: str) -> Iterator[pa.Table]:
             yield pa.Table.from_batches([batch])
 
 
-def _write(tables: Iterator[pa.Table], columns: dict[str, int], path: Path) -> dict[str, Any]:
+class _Found(TypedDict):
+    """What is known of the rows of a file, as `TokenizedDataset` has it."""
+
+    rows: int
+    tokens: int
+    longest: int
+    longest_sequence: int
+    sequences: int
+    left_out: dict[str, int]
+
+
+def _write(tables: Iterator[pa.Table], columns: dict[str, int], path: Path) -> _Found:
     """An Arrow file of the rows that are trained on; returns what is known of them."""
     import pyarrow.compute as pc
 

@@ -3,11 +3,17 @@
 import json
 import math
 import unicodedata
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from bezoar_ray.errors import RecipeError
 from bezoar_ray.llm.model_identity import model_path
 from bezoar_ray.recipe import Recipe
+
+if TYPE_CHECKING:
+    from google.protobuf.message import Message
+    from tokenizers import Tokenizer
+    from tokenizers.normalizers import Normalizer
+    from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 # What the conversion to `tokenizers` is known to get wrong: leading and repeated spaces, digits, characters that fall
 # back to bytes, compatibility characters that a normaliser would fold, text after the beginning-of-sequence token.
@@ -21,7 +27,7 @@ PROBES = (
 ROUND_TRIP = "The  price of 12 naïve cafés,\n\n\tin Ωμέγα and 日本語: 1,234.50 🙂!\nx = [1]\n"
 
 
-def load_tokenizer(recipe: Recipe, local_files_only: bool = False) -> Any:
+def load_tokenizer(recipe: Recipe, local_files_only: bool = False) -> "PreTrainedTokenizerBase":
     """The base model's tokenizer with the recipe's chat template, ready for training and for saving.
 
     With `local_files_only` nothing comes from the hub; transformers has many kinds of errors for a missing file.
@@ -33,7 +39,7 @@ def load_tokenizer(recipe: Recipe, local_files_only: bool = False) -> Any:
     from transformers import AutoTokenizer
 
     base, path = recipe.base, model_path(recipe.base.model)
-    hub = {"revision": base.revision, "local_files_only": local_files_only}
+    hub: dict[str, object] = {"revision": base.revision, "local_files_only": local_files_only}
     tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=base.trust_remote_code, **hub)
     if model_file := _sentencepiece_file(path, hub):
         tokenizer = agreeing(tokenizer, model_file)
@@ -48,7 +54,7 @@ def load_tokenizer(recipe: Recipe, local_files_only: bool = False) -> Any:
     return tokenizer
 
 
-def check_round_trip(tokenizer: Any, model: str) -> None:
+def check_round_trip(tokenizer: "PreTrainedTokenizerBase", model: str) -> None:
     """See that words and lines come back from their ids; a run of spaces may come back as one.
 
     Raises:
@@ -68,7 +74,7 @@ def _lines(text: str) -> list[list[str]]:
     return [line.split() for line in unicodedata.normalize("NFKC", text).strip().split("\n")]
 
 
-def as_in_json(tokenizer: Any, json_file: str) -> Any:
+def as_in_json(tokenizer: "PreTrainedTokenizerBase", json_file: str) -> "PreTrainedTokenizerBase":
     """The tokenizer itself where it gives the ids of tokenizer.json, else one made of that file.
 
     transformers 5 rebuilds some classes by their names alone: a byte-level tokenizer.json whose class is
@@ -88,7 +94,7 @@ def as_in_json(tokenizer: Any, json_file: str) -> Any:
     return PreTrainedTokenizerFast(tokenizer_object=judge, **_kept(tokenizer))
 
 
-def agreeing(tokenizer: Any, model_file: str) -> Any:
+def agreeing(tokenizer: "PreTrainedTokenizerBase", model_file: str) -> "PreTrainedTokenizerBase":
     """The tokenizer itself where it gives sentencepiece's ids, else one rebuilt from sentencepiece's own settings.
 
     transformers 5 builds every LlamaTokenizer with one fixed pre-tokenizer, which swallows a leading space, adds no
@@ -115,7 +121,7 @@ def agreeing(tokenizer: Any, model_file: str) -> Any:
     )
 
 
-def _differs(tokenizer: Any, judge: Any) -> str | None:
+def _differs(tokenizer: "PreTrainedTokenizerBase", judge: "PreTrainedTokenizerBase") -> str | None:
     """The first probe whose ids differ, alone or after the beginning-of-sequence token."""
     bos = tokenizer.bos_token or ""
     for text in PROBES:
@@ -127,7 +133,7 @@ def _differs(tokenizer: Any, judge: Any) -> str | None:
     return None
 
 
-def _rebuilt(tokenizer: Any, model_file: str, by_score: bool) -> Any:
+def _rebuilt(tokenizer: "PreTrainedTokenizerFast", model_file: str, by_score: bool) -> "PreTrainedTokenizerFast":
     """A plain tokenizer whose normaliser does what the model file says; saved and loaded again it stays the same.
 
     With `by_score`, pieces are merged in the order of their scores: transformers merges runs of white space first,
@@ -140,7 +146,7 @@ def _rebuilt(tokenizer: Any, model_file: str, by_score: bool) -> Any:
     return PreTrainedTokenizerFast(tokenizer_object=backend, **_kept(tokenizer))
 
 
-def _merged_by_score(tokenizer: Any, model_file: str) -> Any:
+def _merged_by_score(tokenizer: "PreTrainedTokenizerFast", model_file: str) -> "Tokenizer":
     from tokenizers import Tokenizer
 
     scores = {piece.piece: piece.score for piece in _proto(model_file).pieces}
@@ -150,13 +156,13 @@ def _merged_by_score(tokenizer: Any, model_file: str) -> Any:
     return Tokenizer.from_str(json.dumps(tree))
 
 
-def _kept(tokenizer: Any) -> dict[str, Any]:
+def _kept(tokenizer: "PreTrainedTokenizerBase") -> dict[str, object]:
     """What one tokenizer tells another that is made in its place."""
     names = ("bos_token", "eos_token", "unk_token", "pad_token", "model_max_length", "clean_up_tokenization_spaces")
     return {name: getattr(tokenizer, name) for name in names if getattr(tokenizer, name, None) is not None}
 
 
-def _normalizer(spec: Any) -> Any:
+def _normalizer(spec: "Message") -> "Normalizer":
     from tokenizers import Regex, normalizers
 
     steps: list[Any] = []
@@ -169,22 +175,22 @@ def _normalizer(spec: Any) -> Any:
     return normalizers.Sequence([*steps, normalizers.Replace(" ", "▁")])
 
 
-def _proto(model_file: str) -> Any:
+def _proto(model_file: str) -> "Message":
     from sentencepiece import sentencepiece_model_pb2
 
-    proto = sentencepiece_model_pb2.ModelProto()
+    proto: Message = sentencepiece_model_pb2.ModelProto()  # type: ignore[attr-defined]  # made at run time
     with open(model_file, "rb") as file:
         proto.ParseFromString(file.read())
     return proto
 
 
-def _sentencepiece_file(path: str, hub: dict[str, Any]) -> str | None:
+def _sentencepiece_file(path: str, hub: dict[str, object]) -> str | None:
     """The model file of a sentencepiece tokenizer; other formats share its name, and then it is not one."""
     found = _file(path, "tokenizer.model", hub)
     return found if found and _is_sentencepiece(found) else None
 
 
-def _file(path: str, name: str, hub: dict[str, Any]) -> str | None:
+def _file(path: str, name: str, hub: dict[str, object]) -> str | None:
     """A file of a model's folder or repository, where it has one."""
     from transformers.utils import cached_file
 

@@ -3,21 +3,31 @@
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from bezoar_ray.recipe import Align, Training
 from bezoar_ray.train.passes import Row, in_passes
 
-Build = Callable[[Any, Any, dict[str, Any]], Any]
+if TYPE_CHECKING:
+    from datasets import Dataset
+    from peft import PeftModel
+    from torch import Tensor
+    from transformers import PreTrainedTokenizerBase
+
+    from bezoar_ray.train.passes import PassesTrainer
+
+Example = dict[str, Any]
+"""A tokenised row of a data set."""
+Build = Callable[["PeftModel", "Dataset", dict[str, Any]], "PassesTrainer"]
 """Makes a trainer from (model, rows, settings)."""
 
 _REFERENCE_TOKENS = 16_384  # of a batch of pairs whose reference is asked ahead, if all were as long as the longest
 
 
-def supervised(tokenizer: Any, part: Training) -> Build:
+def supervised(tokenizer: "PreTrainedTokenizerBase", part: Training) -> Build:
     """Trainers on conversations: the loss of the labelled tokens, all of one weight, each row once an epoch."""
 
-    def build(model: Any, rows: Any, settings: dict[str, Any]) -> Any:
+    def build(model: "PeftModel", rows: "Dataset", settings: dict[str, Any]) -> "PassesTrainer":
         from trl import SFTConfig, SFTTrainer
 
         config = SFTConfig(dataset_kwargs={"skip_prepare_dataset": True}, **settings)
@@ -30,24 +40,24 @@ def supervised(tokenizer: Any, part: Training) -> Build:
     return build
 
 
-def preference(tokenizer: Any, align: Align) -> Build:
+def preference(tokenizer: "PreTrainedTokenizerBase", align: Align) -> Build:
     """Trainers on pairs, by the recipe's method."""
     return {"dpo": _dpo, "kto": _kto, "orpo": _reference_free, "asft": _reference_free}[align.method](tokenizer, align)
 
 
-def conversation_row(examples: list[dict[str, Any]]) -> Row:
+def conversation_row(examples: list[Example]) -> Row:
     """What a conversation takes in a pass."""
     length = len(examples[0]["input_ids"])
     return Row(length, 1, length)
 
 
-def pair_row(examples: list[dict[str, Any]]) -> Row:
+def pair_row(examples: list[Example]) -> Row:
     """What a pair takes in a pass."""
     prompt, *sides = (len(examples[0][name]) for name in ("prompt_ids", "chosen_ids", "rejected_ids"))
     return Row(2 * prompt + sum(sides), 2, prompt + max(sides))
 
 
-def kto_row(examples: list[dict[str, Any]]) -> Row:
+def kto_row(examples: list[Example]) -> Row:
     """What the two sides of a pair take in a pass. Their answers to other prompts have a pass without gradients."""
     lengths = [len(side["prompt_ids"]) + len(side["completion_ids"]) for side in examples]
     others = [len(side["prompt_ids"]) + len(side["KL_completion_ids"]) for side in examples]
@@ -57,10 +67,12 @@ def kto_row(examples: list[dict[str, Any]]) -> Row:
 def _on_tokens(kind: type) -> type:
     """A TRL trainer in passes that takes its rows as they are: prepared."""
 
-    class Trainer(in_passes(kind)):
+    base: Any = in_passes(kind)  # a class that is known at run time only
+
+    class Trainer(base):
         """As its parent."""
 
-        def _prepare_dataset(self, dataset: Any, *_: Any) -> Any:
+        def _prepare_dataset(self, dataset: "Dataset", *_: object) -> "Dataset":
             return dataset
 
     return Trainer
@@ -71,10 +83,10 @@ def _reference_batch(align: Align) -> int:
     return max(1, _REFERENCE_TOKENS // (2 * align.max_length))
 
 
-def _dpo(tokenizer: Any, align: Align) -> Build:
+def _dpo(tokenizer: "PreTrainedTokenizerBase", align: Align) -> Build:
     """DPO (arXiv 2305.18290) and TRL's other losses; the adapter as it is becomes the frozen reference."""
 
-    def build(model: Any, rows: Any, settings: dict[str, Any]) -> Any:
+    def build(model: "PeftModel", rows: "Dataset", settings: dict[str, Any]) -> "PassesTrainer":
         from trl import DPOConfig, DPOTrainer
 
         config = DPOConfig(
@@ -92,13 +104,13 @@ def _dpo(tokenizer: Any, align: Align) -> Build:
     return build
 
 
-def _kto(tokenizer: Any, align: Align) -> Build:
+def _kto(tokenizer: "PreTrainedTokenizerBase", align: Align) -> Build:
     """KTO (arXiv 2402.01306): each side of a pair by itself, as desirable or not.
 
     Its reference point (eq. 7) is estimated anew in each pass.
     """
 
-    def build(model: Any, rows: Any, settings: dict[str, Any]) -> Any:
+    def build(model: "PeftModel", rows: "Dataset", settings: dict[str, Any]) -> "PassesTrainer":
         from trl import KTOConfig, KTOTrainer
 
         config = KTOConfig(
@@ -124,7 +136,7 @@ def _kto(tokenizer: Any, align: Align) -> Build:
     return build
 
 
-def _sides(pairs: dict[str, list[Any]], indices: list[int], all_pairs: Any) -> dict[str, list[Any]]:
+def _sides(pairs: dict[str, list[Any]], indices: list[int], all_pairs: "Dataset") -> dict[str, list[Any]]:
     """Both sides of each pair, the chosen one first; each prompt also with another's answer.
 
     KTO estimates its reference point (eq. 7) from answers to other prompts: here the next pair's.
@@ -143,10 +155,10 @@ def _sides(pairs: dict[str, list[Any]], indices: list[int], all_pairs: Any) -> d
     return sides
 
 
-def _reference_free(tokenizer: Any, align: Align) -> Build:
+def _reference_free(tokenizer: "PreTrainedTokenizerBase", align: Align) -> Build:
     """ORPO and ASFT, whose losses ask for no reference."""
 
-    def build(model: Any, rows: Any, settings: dict[str, Any]) -> Any:
+    def build(model: "PeftModel", rows: "Dataset", settings: dict[str, Any]) -> "PassesTrainer":
         from transformers import Trainer, TrainingArguments
         from trl.trainer.dpo_trainer import DataCollatorForPreference
         from trl.trainer.utils import add_fused_lm_head
@@ -156,16 +168,18 @@ def _reference_free(tokenizer: Any, align: Align) -> Build:
         class OddsTrainer(Trainer):
             """The mean loss of the pairs of a pass."""
 
-            def __init__(self, *args: Any, **more: Any) -> None:
+            def __init__(self, *args: object, **more: object) -> None:
                 super().__init__(*args, **more)
                 self.higher: list[bool] = []
 
-            def compute_loss(self, model: Any, inputs: Any, return_outputs: bool = False, **_: Any) -> Any:
+            def compute_loss(
+                self, model: "PeftModel", inputs: "dict[str, Tensor]", return_outputs: bool = False, **_: object
+            ) -> "Tensor":
                 chosen, rejected = mean_log_probability(model, inputs).chunk(2)
                 self.higher += self.accelerator.gather(chosen > rejected).tolist()
                 return LOSSES[align.method](chosen, rejected, align.beta).mean()
 
-            def log(self, logs: dict[str, float], *more: Any) -> None:
+            def log(self, logs: dict[str, float], *more: object) -> None:
                 if self.higher:
                     logs["rewards/accuracies"] = sum(self.higher) / len(self.higher)
                     self.higher = []
