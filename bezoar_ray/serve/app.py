@@ -10,8 +10,8 @@ import logging
 import os
 import socket
 import time
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any
 
 from bezoar_ray import layout
 from bezoar_ray.errors import BezoarError, RecipeError
@@ -24,6 +24,9 @@ from bezoar_ray.serve.auth import key_for
 from bezoar_ray.serve.replica import DRAIN_SECONDS, LOG, engine, router
 from bezoar_ray.stages import BASE, checkpoint_names
 from bezoar_ray.store import Store
+
+if TYPE_CHECKING:
+    from ray.serve import Application, RunTarget
 
 _ROUTER = "router"
 _LOOK_SECONDS = 5.0  # between two looks at whether a checkpoint was trained anew
@@ -67,7 +70,7 @@ def serve_forever(recipe: Recipe, store: Store) -> None:
             print(f"stopping, once what was asked is answered, or in {DRAIN_SECONDS:.0f} s", flush=True)
 
 
-def family(args: dict[str, str]) -> Any:
+def family(args: dict[str, str]) -> "Application":
     """The application of a Serve config file (`import_path: bezoar_ray.serve.app:family`, `args: {run_dir: s3://…}`).
 
     Raises:
@@ -100,8 +103,8 @@ class Family:
 
     def __init__(self, recipe: Recipe, store: Store, key: str | None):
         self._recipe, self._store, self._key = recipe, store, key
-        self._deployed: dict[str, Any] = {}
-        self._refused: dict[str, Any] = {}  # what cannot be put in its place, as was said
+        self._deployed: Mapping[str, Mapping[str, str | None]] = {}
+        self._refused: Mapping[str, Mapping[str, str | None]] = {}  # what cannot be put in its place, as was said
 
     def deploy(self) -> None:
         """Start what is not yet running as the run directory has it; Serve replaces what has changed.
@@ -159,7 +162,7 @@ class Family:
         found = {name: self._store.read_json(layout.checkpoint(name).lineage) for name in checkpoint_names()}
         return {name: lineage and lineage["fingerprint"] for name, lineage in found.items()}
 
-    def _wanted(self) -> dict[str, Any]:
+    def _wanted(self) -> Mapping[str, Mapping[str, str | None]]:
         """Each application by its name: the checkpoints that an engine hosts, with their weights; the router's hosts.
 
         Raises:
@@ -173,12 +176,12 @@ class Family:
         }
         return engines | ({_ROUTER: hosts} if len(engines) > 1 else {})
 
-    def _target(self, name: str, wanted: dict[str, Any]) -> Any:
+    def _target(self, name: str, wanted: Mapping[str, Mapping[str, str | None]]) -> "RunTarget":
         from ray import serve
 
         part = self._recipe.serve
         if name == _ROUTER:
-            hosts = {model: _named(self._store, host) for model, host in wanted[name].items()}
+            hosts = {model: _named(self._store, host) for model, host in wanted[name].items() if host}
             application = router(hosts, part, self._key)
         else:
             application = engine(name, self._recipe, str(self._store.root), self._key)
@@ -225,7 +228,7 @@ def _claimed(store: Store) -> Iterator[None]:
 
     options = {"num_cpus": 0, "name": _named(store, "claim"), "namespace": "bezoar_ray"}
     try:
-        claim = ray.remote(_Claim).options(scheduling_strategy=beside_driver(), **options).remote()
+        claim: Any = ray.remote(_Claim).options(scheduling_strategy=beside_driver(), **options).remote()
     except ValueError as error:
         raise RecipeError(
             f"{store.root} is served on this cluster already, by `bezoar serve` or by a run that evaluates. "
@@ -286,11 +289,13 @@ def _stop() -> None:
     from ray import serve
     from ray.serve.context import _get_global_client, _set_global_client
 
-    controller = _get_global_client()._controller
+    client = _get_global_client()
+    if client is None:
+        return
     for name in serve.status().applications:
         serve.delete(name, _blocking=False)
     _wait_until(lambda: not serve.status().applications)  # Serve ends a replica that takes longer than it was given
-    ray.get(controller.graceful_shutdown.remote(wait=False))
+    ray.get(client._controller.graceful_shutdown.remote(wait=False))
     _wait_until(lambda: not any(actor["namespace"] == "serve" for actor in ray.util.list_named_actors(True)))
     _set_global_client(None)  # as `serve.shutdown` does: whoever serves next in this process starts anew
 

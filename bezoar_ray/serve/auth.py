@@ -2,9 +2,13 @@
 
 import contextlib
 import secrets
-from typing import Any
+from typing import TYPE_CHECKING
 
 from bezoar_ray.errors import RecipeError
+
+if TYPE_CHECKING:
+    from fastapi import Response
+    from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 _CLOSED = {"type": "websocket.close", "code": 1008, "reason": "wrong or missing API key"}
 
@@ -15,10 +19,10 @@ class Gate:
     `key` is what clients have to send as a bearer token, if any; `most` is the longest body in bytes.
     """
 
-    def __init__(self, app: Any, key: str | None, most: int):
+    def __init__(self, app: "ASGIApp", key: str | None, most: int):
         self._app, self._key, self._most = app, key, most
 
-    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+    async def __call__(self, scope: "Scope", receive: "Receive", send: "Send") -> None:
         if scope["type"] not in ("http", "websocket"):
             return await self._app(scope, receive, send)
         headers = dict(scope["headers"])
@@ -44,7 +48,7 @@ class _Counted:
     """For bodies that come in chunks and do not say how long they will be. FastAPI takes an error while it reads for
     broken JSON: what it answers then is held back."""
 
-    def __init__(self, receive: Any, most: int):
+    def __init__(self, receive: "Receive", most: int):
         self._receive, self._most, self._seen, self.answered = receive, most, 0, False
 
     @property
@@ -52,7 +56,7 @@ class _Counted:
         """Whether the body is too long."""
         return self._seen > self._most
 
-    async def receive(self) -> Any:
+    async def receive(self) -> "Message":
         """The next part of the body."""
         message = await self._receive()
         self._seen += len(message.get("body", b""))
@@ -60,10 +64,10 @@ class _Counted:
             raise _TooLong
         return message
 
-    def held(self, send: Any) -> Any:
+    def held(self, send: "Send") -> "Send":
         """`send`, unless the body is too long."""
 
-        async def answer(message: Any) -> None:
+        async def answer(message: "Message") -> None:
             if not self.outgrown:
                 self.answered = True
                 await send(message)
@@ -75,7 +79,7 @@ class _TooLong(Exception):
     """A body that has outgrown the limit."""
 
 
-def refusal(status: int, message: str) -> Any:
+def refusal(status: int, message: str) -> "Response":
     """An answer in the shape of OpenAI's errors."""
     from fastapi.responses import JSONResponse
 

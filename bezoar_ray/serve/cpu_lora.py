@@ -4,16 +4,19 @@ vLLM 0.29 copies an adapter's weights for every token (`torch_ops.bgmv_shrink`),
 without an adapter. Measured on 2 cores, 4 M-parameter Llama, rank 32 on all linear layers: 600 tokens/s scored.
 """
 
-from typing import Any
+from typing import TYPE_CHECKING
 
 from vllm.lora.punica_wrapper.punica_cpu import PunicaWrapperCPU
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 class GroupedLora:
     """Named as vLLM's `worker_extension_cls`: importing it in the worker puts the functions below in place."""
 
 
-def _update_prefill_metadata(self: Any, token_lora_tensor: Any) -> None:
+def _update_prefill_metadata(self: PunicaWrapperCPU, token_lora_tensor: "Tensor") -> None:
     """Note which rows of the batch belong to which adapter; -1 is none."""
     _original_update(self, token_lora_tensor)
     present = [int(index) for index in token_lora_tensor.unique() if index >= 0]
@@ -24,7 +27,14 @@ def _update_prefill_metadata(self: Any, token_lora_tensor: Any) -> None:
 
 
 def _add_lora_linear(
-    self: Any, y: Any, x: Any, lora_a_stacked: Any, lora_b_stacked: Any, scale: float, output_slices: Any, **_: Any
+    self: PunicaWrapperCPU,
+    y: "Tensor",
+    x: "Tensor",
+    lora_a_stacked: "tuple[Tensor, ...]",
+    lora_b_stacked: "tuple[Tensor, ...]",
+    scale: float,
+    output_slices: tuple[int, ...],
+    **_: object,
 ) -> None:
     """Add each adapter's update to its rows of `y` [tokens, out]; `x` is [tokens, in], the weights are per slot."""
     y, x = y.view(-1, y.shape[-1]), x.view(-1, x.shape[-1])

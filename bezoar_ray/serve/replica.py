@@ -2,11 +2,11 @@
 
 import contextlib
 import os
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 from bezoar_ray.llm.chat_tokens import guard
 from bezoar_ray.recipe import Recipe, Serve
@@ -18,6 +18,12 @@ from bezoar_ray.serve.router import HttpRequest, answer
 from bezoar_ray.serve.router import router as routed
 from bezoar_ray.store import Store
 
+if TYPE_CHECKING:
+    from fastapi import FastAPI
+    from ray.serve import Application
+    from ray.serve.handle import DeploymentHandle, DeploymentResponseGenerator
+    from starlette.types import Message
+
 LOG = "serve.log"
 DRAIN_SECONDS = 120.0  # for what a replica still answers when it is replaced or stopped
 _BUSY = 64  # requests under way at which a replica is given company
@@ -26,7 +32,7 @@ _engines: list[Any] = []  # the replica's one engine, and
 _apps: list[Any] = []  # vLLM's app around it
 
 
-def engine(name: str, recipe: Recipe, root: str, key: str | None) -> Any:
+def engine(name: str, recipe: Recipe, root: str, key: str | None) -> "Application":
     """The application of one engine of a run directory: base's, with all joined checkpoints, or a merged one's."""
     from ray import serve
 
@@ -46,15 +52,15 @@ def engine(name: str, recipe: Recipe, root: str, key: str | None) -> Any:
             """Raises where the engine of this replica has died, so that Serve replaces the replica."""
             await check_engines()
 
-        async def answer(self, request: HttpRequest) -> AsyncIterator[dict[str, Any]]:
+        async def answer(self, request: HttpRequest) -> "AsyncIterator[Message]":
             """ASGI messages, for the router."""
             async for message in inner_answer(request):
                 yield message
 
-    return Engine.bind()
+    return Engine.bind()  # type: ignore[attr-defined]  # a deployment, which `serve.ingress` does not say
 
 
-def router(hosts: dict[str, str], part: Serve, key: str | None) -> Any:
+def router(hosts: dict[str, str], part: Serve, key: str | None) -> "Application":
     """An application that hands requests on to the engines' applications: `hosts` by model."""
     from ray import serve
 
@@ -68,7 +74,7 @@ def router(hosts: dict[str, str], part: Serve, key: str | None) -> Any:
     class Router:
         pass
 
-    return Router.bind()
+    return Router.bind()  # type: ignore[attr-defined]  # as above
 
 
 def scaling(part: Serve) -> dict[str, Any]:
@@ -85,12 +91,12 @@ async def check_engines() -> None:
         await found.check_health()
 
 
-def inner_answer(request: HttpRequest) -> AsyncIterator[dict[str, Any]]:
+def inner_answer(request: HttpRequest) -> "AsyncIterator[Message]":
     """What vLLM's app in this process says, as ASGI messages."""
     return answer(_apps[0], request)
 
 
-def _engine_app(name: str, recipe: Recipe, root: str, key: str | None) -> Any:
+def _engine_app(name: str, recipe: Recipe, root: str, key: str | None) -> "FastAPI":
     """The replica's ASGI app: its lifespan owns the engine and mounts vLLM's own OpenAI app."""
     from fastapi import FastAPI
 
@@ -109,17 +115,17 @@ def _engine_app(name: str, recipe: Recipe, root: str, key: str | None) -> Any:
     return app
 
 
-def _router_app(hosts: dict[str, str], part: Serve, key: str | None) -> Any:
+def _router_app(hosts: dict[str, str], part: Serve, key: str | None) -> "FastAPI":
     from fastapi import FastAPI
     from ray import serve
 
-    def handed_to(name: str) -> Any:
+    def handed_to(name: str) -> "Callable[[HttpRequest], AsyncIterator[Message]]":
         @cache  # at the first request: the application may still be starting
-        def handle() -> Any:
+        def handle() -> "DeploymentHandle[Any]":
             return serve.get_app_handle(name).options(stream=True)
 
-        def hand(request: HttpRequest) -> AsyncIterator[dict[str, Any]]:
-            return handle().answer.remote(request)
+        def hand(request: HttpRequest) -> "AsyncIterator[Message]":
+            return cast("DeploymentResponseGenerator[Message]", handle().answer.remote(request))
 
         return hand
 
@@ -131,7 +137,7 @@ def _router_app(hosts: dict[str, str], part: Serve, key: str | None) -> Any:
 
 
 @contextlib.asynccontextmanager
-async def _openai_app(arguments: list[str]) -> AsyncIterator[Any]:
+async def _openai_app(arguments: list[str]) -> "AsyncIterator[FastAPI]":
     """vLLM's app around an engine whose figures go to Ray's metrics, by replica."""
     from vllm.engine.arg_utils import AsyncEngineArgs
     from vllm.entrypoints.launchers.api_server.app_state import init_app_state

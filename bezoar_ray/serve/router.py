@@ -8,7 +8,10 @@ import asyncio
 import json
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 _MODELS = "/v1/models"
 
@@ -34,12 +37,12 @@ class HttpRequest:
         return name if isinstance(name, str) else None
 
 
-async def answer(app: Any, request: HttpRequest) -> AsyncIterator[dict[str, Any]]:
+async def answer(app: "ASGIApp", request: HttpRequest) -> "AsyncIterator[Message]":
     """An ASGI app's messages in answer to a request."""
-    messages: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
+    messages: asyncio.Queue[Message] = asyncio.Queue()
     given = iter([{"type": "http.request", "body": request.body, "more_body": False}])
 
-    async def receive() -> dict[str, Any]:
+    async def receive() -> "Message":
         for message in given:
             return message
         return await asyncio.Future()  # the client stays: if it goes, this whole generator ends
@@ -49,7 +52,7 @@ async def answer(app: Any, request: HttpRequest) -> AsyncIterator[dict[str, Any]
         "method": request.method, "path": request.path, "raw_path": request.path.encode(),
         "query_string": request.query, "headers": request.headers, "client": None, "server": None,
     }  # fmt: skip
-    task = asyncio.create_task(app(scope, receive, messages.put))
+    task = asyncio.ensure_future(app(scope, receive, messages.put))
     task.add_done_callback(lambda _: messages.put_nowait({}))
     try:
         while message := await messages.get():
@@ -59,12 +62,12 @@ async def answer(app: Any, request: HttpRequest) -> AsyncIterator[dict[str, Any]
         task.cancel()
 
 
-def router(engines: dict[str, Callable[[HttpRequest], AsyncIterator[dict[str, Any]]]]) -> Any:
+def router(engines: "dict[str, Callable[[HttpRequest], AsyncIterator[Message]]]") -> "ASGIApp":
     """An ASGI app that hands requests on: `engines` by model. What names no model of theirs is the first one's."""
 
     from fastapi import requests, responses
 
-    async def route(scope: Any, receive: Any, send: Any) -> None:
+    async def route(scope: "Scope", receive: "Receive", send: "Send") -> None:
         body = await requests.Request(scope, receive).body()
         request = HttpRequest(scope["method"], scope["path"], scope["query_string"], list(scope["headers"]), body)
         if request.method == "GET" and request.path.rstrip("/") == _MODELS:
@@ -73,8 +76,8 @@ def router(engines: dict[str, Callable[[HttpRequest], AsyncIterator[dict[str, An
         async for message in chosen(request):
             await send(message)
 
-    async def _all_models(request: HttpRequest) -> dict[str, Any]:
-        found = {}
+    async def _all_models(request: HttpRequest) -> dict[str, object]:
+        found: dict[str, object] = {}
         for engine in dict.fromkeys(engines.values()):
             body = b"".join([message.get("body", b"") async for message in engine(request)])
             found |= {model["id"]: model for model in json.loads(body)["data"]}
