@@ -1,7 +1,5 @@
 """lm-eval's client of the endpoint under a chat template, which alone writes control tokens."""
 
-from typing import Any
-
 from lm_eval.models.openai_completions import LocalCompletionsAPI
 
 from bezoar_ray.llm.chat_tokens import spelling_of
@@ -18,11 +16,11 @@ class ChatCompletions(LocalCompletionsAPI):
 
     def tok_encode(
         self,
-        string: Any,
+        string: str | list[str],
         left_truncate_len: int | None = None,
         add_special_tokens: bool = False,
-        **_: Any,
-    ) -> Any:
+        **_: object,
+    ) -> list[int] | list[list[int]]:
         """The ids of a prompt, or of each of several."""
         texts = [string] if isinstance(string, str) else list(string)
         begin = add_special_tokens or self.add_bos_token

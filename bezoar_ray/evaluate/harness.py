@@ -9,7 +9,7 @@ from collections.abc import Callable
 from functools import lru_cache
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypedDict
 
 from bezoar_ray import layout
 from bezoar_ray.errors import BezoarError, RecipeError
@@ -21,13 +21,31 @@ from bezoar_ray.runtime.session import beside_driver, errors_as_raised
 from bezoar_ray.sources.harness_items import include_path
 from bezoar_ray.store import Store, digest
 
+if TYPE_CHECKING:
+    import ray
+    from lm_eval.models.openai_completions import LocalCompletionsAPI
+    from lm_eval.tasks import TaskManager
+    from ray.remote_function import RemoteFunction
+
 LOG = "evaluate.log"
+Scores = dict[str, dict[str, float | bool | None]]
+"""Of one task: value, standard error and direction by metric."""
 _PROMPTS_PER_REQUEST = 8  # one prompt a request costs more in HTTP than in a small model
+
+
+class Settings(TypedDict):
+    """What a Ray task is told of the recipe."""
+
+    include_path: str | None
+    offline: bool
+    concurrency: int
+    chat: bool
+    log: str
 
 
 async def score_all(
     part: Harness, store: Store, fingerprints: dict[str, str], endpoint: Endpoint, step: Callable[[], None]
-) -> tuple[dict[str, Any], list[str]]:
+) -> tuple[dict[str, dict[str, Scores]], list[str]]:
     """Every task for every checkpoint as a Ray task, where there is no result for just these weights and settings.
 
     Returns:
@@ -36,7 +54,7 @@ async def score_all(
     shelf, slots = Shelf(part, store, fingerprints), asyncio.Semaphore(part.at_once)
     run, settings = _remote(score), _settings(part, store)
 
-    async def score_one(name: str, task: HarnessTask) -> dict[str, Any]:
+    async def score_one(name: str, task: HarnessTask) -> Scores:
         result = shelf.find(name, task)
         if result is None:
             async with slots:
@@ -48,25 +66,25 @@ async def score_all(
 
     asked = [(name, task) for name in fingerprints for task in part.all_tasks]
     scores = await to_the_end(score_one(name, task) for name, task in asked)
-    tables: dict[str, Any] = {name: {} for name in fingerprints}
+    tables: dict[str, dict[str, Scores]] = {name: {} for name in fingerprints}
     for (name, task), found in zip(asked, scores, strict=True):
         tables[name][part.name_of(task)] = found
     return tables, [file_of(name) for name in fingerprints if asked]
 
 
-def warm_up(part: Harness, store: Store) -> list[Any]:
+def warm_up(part: Harness, store: Store) -> "list[ray.ObjectRef[None]]":
     """Have the processes that will score import lm-eval while the endpoint starts; nobody need wait for them."""
     return [_remote(_import).remote(_settings(part, store)) for _ in range(part.at_once)]
 
 
-def _remote(function: Callable[..., Any]) -> Any:
+def _remote(function: Callable[..., object]) -> "RemoteFunction":
     """A Ray task beside the driver, where the endpoint answers on localhost; it mostly waits for it."""
     import ray
 
-    return ray.remote(num_cpus=0, scheduling_strategy=beside_driver())(function)
+    return ray.remote(num_cpus=0, scheduling_strategy=beside_driver())(function)  # type: ignore[call-overload]  # Ray's
 
 
-def _import(settings: dict[str, Any]) -> None:
+def _import(settings: Settings) -> None:
     _task_manager(**settings)
 
 
@@ -105,7 +123,7 @@ def file_of(name: str) -> str:
     return layout.harness(name)
 
 
-def compact(result: dict[str, Any], task: HarnessTask) -> dict[str, dict[str, float | bool | None]]:
+def compact(result: dict[str, Any], task: HarnessTask) -> Scores:
     """All metrics of one task: `{metric: {"value", "stderr", "higher_is_better"}}`.
 
     lm-eval calls a metric `name,filter`. Here the filter `none` is left out, and the recipe's metric has the name that
@@ -131,12 +149,12 @@ def _metric(result: dict[str, Any], task: str, key: str) -> dict[str, float | bo
     return metric
 
 
-def _finite(number: Any) -> float | None:
+def _finite(number: object) -> float | None:
     """None where it is no number, or one that JSON cannot hold."""
     return float(number) if isinstance(number, int | float) and math.isfinite(number) else None
 
 
-def score(settings: dict[str, Any], name: str, task: HarnessTask, endpoint: Endpoint) -> dict[str, Any]:
+def score(settings: Settings, name: str, task: HarnessTask, endpoint: Endpoint) -> dict[str, Any]:
     """lm-eval's result of one checkpoint on one task, as plain JSON values; a Ray task, which keeps its imports and its
     noise out of the driver.
 
@@ -165,7 +183,7 @@ def score(settings: dict[str, Any], name: str, task: HarnessTask, endpoint: Endp
     return json.loads(json.dumps(result, default=handle_non_serializable))
 
 
-def _settings(part: Harness, store: Store) -> dict[str, Any]:
+def _settings(part: Harness, store: Store) -> Settings:
     return {
         "include_path": include_path(part),
         "offline": part.include_path == "tiny",
@@ -176,7 +194,7 @@ def _settings(part: Harness, store: Store) -> dict[str, Any]:
 
 
 @lru_cache(maxsize=1)
-def _task_manager(include_path: str | None, offline: bool, log: str, **_: Any) -> Any:
+def _task_manager(include_path: str | None, offline: bool, log: str, **_: object) -> "TaskManager":
     """Made once in a process of Ray's, which scores one task after the other."""
     redirect(log)
     if offline:
@@ -186,7 +204,7 @@ def _task_manager(include_path: str | None, offline: bool, log: str, **_: Any) -
     return TaskManager(include_path=include_path)
 
 
-def client(settings: dict[str, Any], name: str, endpoint: Endpoint) -> Any:
+def client(settings: Settings, name: str, endpoint: Endpoint) -> "LocalCompletionsAPI":
     """What asks the endpoint for lm-eval. Without the chat template a task writes whole prompts, control tokens too."""
     from lm_eval.models.openai_completions import LocalCompletionsAPI
 
@@ -196,7 +214,7 @@ def client(settings: dict[str, Any], name: str, endpoint: Endpoint) -> Any:
     return chosen(**_model_arguments(settings, name, endpoint))
 
 
-def _model_arguments(settings: dict[str, Any], name: str, endpoint: Endpoint) -> dict[str, Any]:
+def _model_arguments(settings: Settings, name: str, endpoint: Endpoint) -> dict[str, object]:
     return {
         "model": name,
         "base_url": f"{endpoint.base_url}/completions",

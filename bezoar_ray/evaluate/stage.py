@@ -2,7 +2,7 @@
 
 import asyncio
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine, Mapping
 
 import orjson
 
@@ -30,7 +30,7 @@ def run(context: StageContext) -> StageResult:
     part = context.recipe.evaluate
     if not (part.mt_bench or part.harness):
         return StageResult([], {"eval": {}})
-    bench = part.mt_bench and Bench(part.mt_bench, tuple(marks))
+    bench = Bench(part.mt_bench, tuple(marks)) if part.mt_bench else None
     step = _counter(context, len(marks), bench)
     if part.harness:
         harness.warm_up(part.harness, context.store)
@@ -61,7 +61,7 @@ async def _measure(
     context: StageContext, marks: dict[str, str], endpoint: Endpoint, bench: Bench | None, step: Callable[[], None]
 ) -> StageResult:
     part = context.recipe.evaluate
-    jobs = {}
+    jobs: dict[str, Coroutine[None, None, tuple[Mapping[str, object], list[str]]]] = {}
     if part.harness:
         jobs["harness"] = harness.score_all(part.harness, context.store, marks, endpoint, step)
     if bench:

@@ -8,7 +8,10 @@ import difflib
 import json
 import sys
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from lm_eval.tasks import TaskManager
 
 _FIELD = "evaluate.harness.tasks"
 
@@ -30,7 +33,7 @@ def main() -> None:
     print(json.dumps({"problems": problems, "unchecked": unchecked}))
 
 
-def _known(manager: Any, task: dict[str, Any], context: int | None) -> Iterator[str]:
+def _known(manager: "TaskManager", task: dict[str, str], context: int | None) -> Iterator[str]:
     """What is wrong with a task by its configuration alone."""
     name, metric = task["task"], task["metric"]
     entry = manager.task_index.get(name)
@@ -60,7 +63,7 @@ def _known(manager: Any, task: dict[str, Any], context: int | None) -> Iterator[
         )
 
 
-def _build(manager: Any, name: str, problems: list[str], unchecked: list[str]) -> None:
+def _build(manager: "TaskManager", name: str, problems: list[str], unchecked: list[str]) -> None:
     """Import a task, and build its first item where its data are here."""
     try:
         for one in manager.load(name)["tasks"].values():

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from functools import cached_property
 from itertools import chain
 from pathlib import Path
-from typing import Any
 
 from bezoar_ray.errors import RecipeError
 from bezoar_ray.evaluate.mt_bench import fastchat_files
@@ -78,7 +77,10 @@ class Bench:
         verdicts = [(found, found.pop("winners")) for found in load_verdicts(self.part)]
         return (
             [Judgment(category="", text="", **grade) for grade in load_grades(self.part)],
-            [Comparison(category="", games=tuple(Game(w, "") for w in won), **found) for found, won in verdicts],
+            [
+                Comparison(category="", games=(Game(one, ""), Game(other, "")), **found)
+                for found, (one, other) in verdicts
+            ],
         )
 
     @property
@@ -106,7 +108,7 @@ class Bench:
 
 async def mt_bench(
     context: StageContext, bench: Bench, endpoint: Endpoint, fingerprints: dict[str, str], step: Callable[[], None]
-) -> tuple[dict[str, Any], list[str]]:
+) -> tuple[dict[str, dict[str, object]], list[str]]:
     """Answer, judge and score; `step` is called after every judged conversation and every comparison.
 
     Returns:
@@ -169,15 +171,16 @@ class Trials:
             for name in bench.models
             for question in bench.questions
         }
-        grades = [self._grades(answer) for answer in answers.values()]
+        grades = [asyncio.create_task(self._grades(answer)) for answer in answers.values()]
         comparisons = [
-            self._compare(answers[first, question.id], answers[second, question.id])
+            asyncio.create_task(self._compare(answers[first, question.id], answers[second, question.id]))
             for first, second in pairs
             for question in bench.questions
         ]
-        done = await to_the_end([*answers.values(), *grades, *comparisons])
-        rest = done[len(answers) :]
-        return done[: len(answers)], list(chain(*rest[: len(grades)])), list(chain(*rest[len(grades) :]))
+        await to_the_end([*answers.values(), *grades, *comparisons])
+        judgments = list(chain.from_iterable(task.result() for task in grades))
+        compared = list(chain.from_iterable(task.result() for task in comparisons))
+        return [task.result() for task in answers.values()], judgments, compared
 
     async def _answer(self, name: str, question: Question) -> Answer:
         if name in self._candidates:
@@ -216,7 +219,7 @@ def _scores(
     comparisons: list[Comparison],
     grades: list[Judgment],
     verdicts: list[Comparison],
-) -> dict[str, dict[str, Any]]:
+) -> dict[str, dict[str, object]]:
     def of(name: str, found: Iterable[Judgment]) -> list[Judgment]:
         return [judgment for judgment in found if judgment.model == name]
 

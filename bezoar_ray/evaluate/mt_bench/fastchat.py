@@ -7,7 +7,6 @@ import hashlib
 import string
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import orjson
 
@@ -82,7 +81,7 @@ def _place(name: str, number: int, turns: int) -> str:
     return name if turns == 1 else f"{name}_{number}"
 
 
-def _text(where: str, row: Any, field: str) -> str:
+def _text(where: str, row: object, field: str) -> str:
     text = row.get(field) if isinstance(row, dict) else None
     if not isinstance(text, str):
         raise RecipeError(f"{where}: not a judge prompt of FastChat's: {field!r} has to be a text, not {text!r:.60}")

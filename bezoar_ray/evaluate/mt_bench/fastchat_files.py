@@ -61,12 +61,12 @@ def _apart(name: str, rows: list[Row], whose: Callable[[Row], str]) -> dict[str,
     return files
 
 
-def _question_row(question: Question) -> dict[str, Any]:
+def _question_row(question: Question) -> dict[str, object]:
     references = {"reference": list(question.references)} if question.references else {}
     return {"question_id": question.id, "category": question.category, "turns": list(question.turns), **references}
 
 
-def _answer_row(answer: Answer) -> dict[str, Any]:
+def _answer_row(answer: Answer) -> dict[str, object]:
     return {
         "question_id": answer.question.id,
         "answer_id": row_id("mt_bench", answer.model, answer.question.id),
@@ -76,7 +76,7 @@ def _answer_row(answer: Answer) -> dict[str, Any]:
     }
 
 
-def _judgment_row(judgment: Judgment) -> dict[str, Any]:
+def _judgment_row(judgment: Judgment) -> dict[str, object]:
     """FastChat's files have -1 for a reply without a grade; here it is null, which no mean takes for a number."""
     return {
         "question_id": judgment.question_id,
@@ -90,7 +90,7 @@ def _judgment_row(judgment: Judgment) -> dict[str, Any]:
     }
 
 
-def _comparison_row(comparison: Comparison) -> dict[str, Any]:
+def _comparison_row(comparison: Comparison) -> dict[str, object]:
     games = zip(("g1", "g2"), comparison.games, strict=True)
     return {
         "question_id": comparison.question_id,
@@ -103,7 +103,7 @@ def _comparison_row(comparison: Comparison) -> dict[str, Any]:
     }
 
 
-def _game_fields(name: str, game: Game, comparison: Comparison) -> dict[str, Any]:
+def _game_fields(name: str, game: Game, comparison: Comparison) -> dict[str, object]:
     winners = dict(zip(comparison.models, ("model_1", "model_2"), strict=True)) | {None: "error"}
     return {
         f"{name}_winner": winners.get(game.winner, game.winner),

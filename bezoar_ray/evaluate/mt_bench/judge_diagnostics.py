@@ -2,7 +2,7 @@
 
 from collections import defaultdict
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TypeVar
 
 from bezoar_ray.evaluate.mt_bench.judge_prompts import TIE
 from bezoar_ray.evaluate.mt_bench.judging import Judgment
@@ -10,13 +10,21 @@ from bezoar_ray.evaluate.mt_bench.pairwise import Comparison
 from bezoar_ray.evaluate.mt_bench.scores import mean
 from bezoar_ray.stats import rating_kappa, share
 
+Turn = tuple[int | str, int]
+"""A question and its turn."""
+Match = tuple[int | str, int, frozenset[str]]
+"""The same, and the two models that are compared."""
+Said = TypeVar("Said", Judgment, Comparison)
+Of = TypeVar("Of")
+What = TypeVar("What")
+
 
 def bias(
     judgments: Sequence[Judgment],
     others: Sequence[Judgment],
     comparisons: Sequence[Comparison],
     other_comparisons: Sequence[Comparison] = (),
-) -> dict[str, Any]:
+) -> dict[str, object]:
     """The part `bias` of one model's scores.
 
     `judgments` are the first judge's grades of the model, `others` those of further judges, `comparisons` those that
@@ -45,7 +53,7 @@ def _by_turn(judgments: Sequence[Judgment]) -> dict[int, float]:
     for judgment in judgments:
         if judgment.score is not None:
             turns[judgment.turn].append(judgment.score)
-    return {turn: mean(scores) for turn, scores in sorted(turns.items())}
+    return {turn: sum(scores) / len(scores) for turn, scores in sorted(turns.items())}
 
 
 def _judges(
@@ -53,7 +61,7 @@ def _judges(
     others: Sequence[Judgment],
     comparisons: Sequence[Comparison],
     other_comparisons: Sequence[Comparison],
-) -> dict[str, Any]:
+) -> dict[str, dict[str, object]]:
     grades, theirs = _by_judge(judgments, _graded), _by_judge(others, _graded)
     won, their_won = _by_judge(comparisons, _decided), _by_judge(other_comparisons, _decided)
     (first,) = grades.values() or [{}]
@@ -62,13 +70,13 @@ def _judges(
         judge: _beside(first, theirs.get(judge, {}))
         | {"unscored": sum(one.judge == judge and one.score is None for one in others)}
         | _alike(first_won, their_won.get(judge, {}))
-        for judge in dict.fromkeys(one.judge for one in (*others, *other_comparisons))
+        for judge in dict.fromkeys([one.judge for one in others] + [one.judge for one in other_comparisons])
     }
 
 
-def _by_judge(found: Sequence[Any], said: Callable[[Any], tuple[Any, Any]]) -> dict[str, dict[Any, Any]]:
+def _by_judge(found: Sequence[Said], said: Callable[[Said], tuple[Of, What | None]]) -> dict[str, dict[Of, What]]:
     """What each judge said of what, where it could be read."""
-    by_judge: dict[str, dict[Any, Any]] = defaultdict(dict)
+    by_judge: dict[str, dict[Of, What]] = defaultdict(dict)
     for one in found:
         of, what = said(one)
         if what is not None:
@@ -76,20 +84,20 @@ def _by_judge(found: Sequence[Any], said: Callable[[Any], tuple[Any, Any]]) -> d
     return by_judge
 
 
-def _graded(judgment: Judgment) -> tuple[Any, float | None]:
+def _graded(judgment: Judgment) -> tuple[Turn, float | None]:
     return (judgment.question_id, judgment.turn), judgment.score
 
 
-def _decided(comparison: Comparison) -> tuple[Any, str | None]:
+def _decided(comparison: Comparison) -> tuple[Match, str | None]:
     return (comparison.question_id, comparison.turn, frozenset(comparison.models)), comparison.winner
 
 
-def _alike(first: dict[Any, str], winners: dict[Any, str]) -> dict[str, Any]:
+def _alike(first: dict[Match, str], winners: dict[Match, str]) -> dict[str, object]:
     both = [game for game in winners if game in first]
     return {"same_winner": share(sum(winners[game] == first[game] for game in both), len(both)), "games": len(both)}
 
 
-def _beside(first: dict[Any, float], scores: dict[Any, float]) -> dict[str, Any]:
+def _beside(first: dict[Turn, float], scores: dict[Turn, float]) -> dict[str, object]:
     both = [turn for turn in scores if turn in first]
     mine, theirs = ([round(said[turn]) for turn in both] for said in (first, scores))
     agreed = rating_kappa(mine, theirs, range(1, 11))

@@ -51,12 +51,14 @@ async def compare_turn(
     """Both games of one turn, from 1."""
     question, models = first.question, (first.model, second.model)
     if min(len(first.turns), len(second.turns)) < turn:
-        games = (Game(None, "no answer to judge"),) * 2
-        return Comparison(question.id, question.category, models, judge, turn, games)
-    games = await to_the_end([_game(*sides, turn, chat, prompts) for sides in ((first, second), (second, first))])
-    words = tuple(len(answer.turns[turn - 1].split()) for answer in (first, second))
+        unjudged = Game(None, "no answer to judge")
+        return Comparison(question.id, question.category, models, judge, turn, (unjudged, unjudged))
+    game, swapped = await to_the_end(
+        [_game(first, second, turn, chat, prompts), _game(second, first, turn, chat, prompts)]
+    )
+    words = len(first.turns[turn - 1].split()), len(second.turns[turn - 1].split())
     guided = question.references is not None
-    return Comparison(question.id, question.category, models, judge, turn, tuple(games), words, guided)
+    return Comparison(question.id, question.category, models, judge, turn, (game, swapped), words, guided)
 
 
 async def _game(first: Answer, second: Answer, turn: int, chat: Chat, prompts: JudgePrompts) -> Game:

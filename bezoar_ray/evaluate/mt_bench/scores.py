@@ -2,21 +2,22 @@
 
 from collections import Counter, defaultdict
 from collections.abc import Sequence
-from typing import Any
 
 from bezoar_ray.evaluate.mt_bench.judge_prompts import TIE
 from bezoar_ray.evaluate.mt_bench.judging import Judgment
 from bezoar_ray.evaluate.mt_bench.pairwise import Comparison
 
+Scored = tuple[Judgment, float]
+"""A judgment and its score, which could be read."""
 _RESAMPLES = 10_000
 
 
-def summarise(judgments: list[Judgment], base: list[Judgment] | None = None) -> dict[str, Any]:
+def summarise(judgments: list[Judgment], base: list[Judgment] | None = None) -> dict[str, object]:
     """One model's part of summary.json, by one judge's grades; with `base`, also the paired difference to base's."""
-    scored = [j for j in judgments if j.score is not None]
+    scored = [(j, j.score) for j in judgments if j.score is not None]
     summary = {
-        "score": mean([j.score for j in scored]),
-        "ci95": _interval(_by_question([(j.question_id, j.score) for j in scored])),
+        "score": mean([score for _, score in scored]),
+        "ci95": _interval(_by_question([(j.question_id, score) for j, score in scored])),
         "by_category": _by_category(scored),
         "scored": len(scored),
         "unscored": len(judgments) - len(scored),
@@ -24,7 +25,7 @@ def summarise(judgments: list[Judgment], base: list[Judgment] | None = None) -> 
     return summary | ({"versus_base": _versus(scored, base)} if base is not None else {})
 
 
-def against(name: str, comparisons: Sequence[Comparison]) -> dict[str, Any]:
+def against(name: str, comparisons: Sequence[Comparison]) -> dict[str, dict[str, object]]:
     """How one model fares against each that it was compared with; a tie counts half in `win_rate`."""
     return {other: _record(name, found) for other, found in _by_other(name, comparisons).items()}
 
@@ -42,7 +43,7 @@ def _by_other(name: str, comparisons: Sequence[Comparison]) -> dict[str, list[Co
     return groups
 
 
-def _record(name: str, comparisons: list[Comparison]) -> dict[str, Any]:
+def _record(name: str, comparisons: list[Comparison]) -> dict[str, object]:
     ends = Counter(comparison.winner for comparison in comparisons)
     points = [(c.question_id, {name: 1.0, TIE: 0.5}.get(c.winner, 0.0)) for c in comparisons if c.winner]
     return {
@@ -55,19 +56,19 @@ def _record(name: str, comparisons: list[Comparison]) -> dict[str, Any]:
     }
 
 
-def _versus(scored: list[Judgment], base: list[Judgment]) -> dict[str, Any]:
+def _versus(scored: list[Scored], base: list[Judgment]) -> dict[str, object]:
     """Score minus base's over the turns that both have a score for."""
     theirs = {(j.question_id, j.turn): j.score for j in base if j.score is not None}
-    pairs = [(j, (j.question_id, j.turn)) for j in scored]
-    differences = [(j.question_id, j.score - theirs[turn]) for j, turn in pairs if turn in theirs]
+    pairs = [(score, (j.question_id, j.turn)) for j, score in scored]
+    differences = [(turn[0], score - theirs[turn]) for score, turn in pairs if turn in theirs]
     return {"difference": mean([d for _, d in differences]), "ci95": _interval(_by_question(differences))}
 
 
-def _by_category(scored: list[Judgment]) -> dict[str, float]:
+def _by_category(scored: list[Scored]) -> dict[str, float]:
     groups = defaultdict(list)
-    for judgment in scored:
-        groups[judgment.category].append(judgment.score)
-    return {category: mean(values) for category, values in sorted(groups.items())}
+    for judgment, score in scored:
+        groups[judgment.category].append(score)
+    return {category: sum(values) / len(values) for category, values in sorted(groups.items())}
 
 
 def _by_question(values: list[tuple[int | str, float]]) -> list[list[float]]:
