@@ -1,7 +1,5 @@
 """Model and dataset cards in Markdown, with the front matter that model hubs read."""
 
-from typing import Any
-
 import yaml
 from markupsafe import Markup
 
@@ -35,7 +33,7 @@ def model_card(content: Content, name: str) -> str:
     recipe = content.recipe
     pairs = recipe.seeds.hh_rlhf if name != "sft" else ()
     data = [part.source.removeprefix("hub:") for part in pairs if part.source.startswith("hub:")]
-    front = {
+    front: dict[str, object] = {
         "language": "en",
         "base_model": recipe.base.model,
         "library_name": "transformers",
@@ -53,7 +51,7 @@ def model_card(content: Content, name: str) -> str:
 def dataset_card(content: Content) -> str:
     """The card of the accepted rows: where they come from, how they were chosen, what they are licensed under."""
     rows = sum(scheme.accepted for scheme in content.schemes)
-    front = {
+    front: dict[str, object] = {
         "language": "en",
         "task_categories": ["text-generation"],
         "tags": ["bezoar-ray", "synthetic"],
@@ -73,6 +71,6 @@ def _license(content: Content) -> dict[str, str]:
     return {"license": "other", "license_name": "see-the-section-on-licences"}
 
 
-def _render(template: str, front: dict[str, Any], content: Content, **values: Any) -> str:
+def _render(template: str, front: dict[str, object], content: Content, **values: object) -> str:
     head = Markup(yaml.safe_dump(front, sort_keys=False, allow_unicode=True))
     return environment().get_template(template).render(front=head, content=content, recipe=content.recipe, **values)

@@ -1,6 +1,6 @@
 """Runs side by side: what differs in their recipes, and what came of it."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -73,7 +73,7 @@ def _differences(contents: list[Content]) -> list[Line]:
     return [(path, found) for path, found in values.items() if len(set(found)) > 1]
 
 
-def _leaves(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+def _leaves(value: object, path: str = "") -> Iterator[tuple[str, object]]:
     if isinstance(value, dict) and value:
         for key, inner in value.items():
             yield from _leaves(inner, f"{path}.{key}" if path else str(key))
@@ -81,7 +81,7 @@ def _leaves(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
         yield path, value
 
 
-def _lines(contents: list[Content], measure: Any) -> list[Line]:
+def _lines(contents: list[Content], measure: Callable[[Content], Mapping[str, str]]) -> list[Line]:
     found = [measure(content) for content in contents]
     names = dict.fromkeys(name for values in found for name in values)
     return [(name, [values.get(name, "–") for values in found]) for name in names]

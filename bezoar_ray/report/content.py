@@ -5,7 +5,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import orjson
 
@@ -22,6 +22,7 @@ from bezoar_ray.store import Store
 
 CONVERSATIONS = layout.CONVERSATIONS
 SHOWN = 10  # samples of each scheme and status
+T = TypeVar("T")
 _ENDS = ("accepted", "rejected", "failed")
 
 
@@ -74,7 +75,7 @@ class Content:
     served: dict[str, str]  # how each checkpoint was served while it was measured
     conversations: str | None  # the page to read MT-Bench's, if there is one
     checkpoints: list[str]
-    commercial_use: dict[str, Any]
+    commercial_use: CommercialUse
     causes: list[Any]
 
     @property
@@ -143,7 +144,7 @@ def _bench_name(recipe: Recipe, store: Store) -> str:
     return f"{'embedded questions' if asked == 'tiny' else Path(asked).name} ({len(ids)}, in MT-Bench's form)"
 
 
-def _checkpoints_first(scores: dict[str, Any]) -> dict[str, Any]:
+def _checkpoints_first(scores: dict[str, T]) -> dict[str, T]:
     """In the order of training, then the further models."""
     return {name: scores[name] for name in (*checkpoint_names(), *scores) if name in scores}
 

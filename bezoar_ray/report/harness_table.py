@@ -64,9 +64,9 @@ def harness(recipe: Recipe, found: dict[str, Any]) -> HarnessTable:
     names = [name for name in checkpoint_names() if found.get(name)]
     rows: list[MetricRow] = []
     others: list[MetricRow] = []
-    for task in part.all_tasks if part else ():
-        results = {name: found[name].get(part.name_of(task), {}) for name in names}
-        for row in _rows(part.name_of(task), task, results):
+    for task, title in [(task, part.name_of(task)) for task in part.all_tasks] if part else []:
+        results = {name: found[name].get(title, {}) for name in names}
+        for row in _rows(title, task, results):
             (rows if row.metric == task.metric and row.is_share else others).append(row)
     return HarnessTable(names, rows, others, {name: mean for name in names if (mean := _mean(rows, name))})
 
@@ -126,5 +126,5 @@ def _mean(rows: list[MetricRow], name: str) -> Score | None:
     return Score(value, sum(squares) ** 0.5 / len(scores) if len(squares) == len(scores) else None)
 
 
-def _number(value: Any) -> float | None:
+def _number(value: object) -> float | None:
     return value if isinstance(value, int | float) else None

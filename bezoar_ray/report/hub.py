@@ -54,10 +54,10 @@ def push(found: list[Upload], private: bool) -> None:
     api = HfApi()
     for upload in found:
         adds = [CommitOperationAdd(name, str(path)) for name, path in upload.files.items()]
-        target = {"repo_id": upload.repository, "repo_type": upload.kind}
+        name, kind = upload.repository, upload.kind
         try:
-            api.create_repo(**target, private=private, exist_ok=True)
-            api.create_commit(**target, operations=adds, commit_message="Made with bezoar_ray")
+            api.create_repo(repo_id=name, repo_type=kind, private=private, exist_ok=True)
+            api.create_commit(repo_id=name, repo_type=kind, operations=adds, commit_message="Made with bezoar_ray")
         except (HfHubHTTPError, OfflineModeIsEnabled, OSError) as error:
             raise BezoarError(
                 f"{upload.repository}: {str(error).strip().splitlines()[0]}. `hf auth login` gives a token that may "

@@ -1,8 +1,9 @@
 """The report's charts as inline SVG; text takes the page's colour, so that they suit light and dark alike."""
 
 import math
+from collections.abc import Callable
 from io import StringIO
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 from bezoar_ray.report.content import SchemeFunnel
 from bezoar_ray.report.harness_table import HarnessTable
@@ -20,12 +21,13 @@ _STYLE = {
 }  # fmt: skip
 
 
-def _figure(name: str, size: tuple[float, float], draw: Any) -> str:
+def _figure(name: str, size: tuple[float, float], draw: "Callable[[Figure], None]") -> str:
     """The SVG of a figure that `draw(figure)` fills; the same input gives the same text."""
     from matplotlib import rc_context
     from matplotlib.figure import Figure
 
-    with rc_context({**_STYLE, "svg.hashsalt": name}):
+    style: Any = {**_STYLE, "svg.hashsalt": name}  # its type lists every key of matplotlib's
+    with rc_context(style):
         figure = Figure(figsize=size, layout="constrained")
         draw(figure)
         text = StringIO()
@@ -45,7 +47,7 @@ def funnel(schemes: list[SchemeFunnel]) -> str | None:
     unended = [max(0, s.generated - s.accepted - sum(s.reasons.values())) for s in schemes]
     parts += [("not judged yet", unended)] if any(unended) else []
 
-    def draw(figure: Any) -> None:
+    def draw(figure: "Figure") -> None:
         axes = figure.subplots()
         left = [0.0] * len(schemes)
         for place, (label, counts) in enumerate(parts):
@@ -68,7 +70,7 @@ def losses(train: dict[str, Any]) -> str | None:
     if not curves:
         return None
 
-    def draw(figure: Any) -> None:
+    def draw(figure: "Figure") -> None:
         panels = figure.subplots(1, len(curves), squeeze=False)[0]
         for axes, (name, points) in zip(panels, curves.items(), strict=True):
             sets = list(dict.fromkeys(point.get("dataset") or name for point in points))
@@ -92,7 +94,7 @@ def bars(table: HarnessTable) -> str | None:
     rows = [(row.task, row.scores) for row in table.rows]
     rows += [("mean", table.mean)] if table.mean and len(rows) > 1 else []
 
-    def draw(figure: Any) -> None:
+    def draw(figure: "Figure") -> None:
         axes, width = figure.subplots(), 0.8 / len(table.checkpoints)
         for place, name in enumerate(table.checkpoints):
             there = [(at, scores[name]) for at, (_, scores) in enumerate(rows) if name in scores]
@@ -114,8 +116,8 @@ def radar(mt_bench: dict[str, Any]) -> str | None:
         return None
     angles = [2 * math.pi * place / len(categories) for place in range(len(categories))]
 
-    def draw(figure: Any) -> None:
-        axes = figure.subplots(subplot_kw={"projection": "polar"})
+    def draw(figure: "Figure") -> None:
+        axes = cast("PolarAxes", figure.subplots(subplot_kw={"projection": "polar"}))
         axes.set_theta_offset(math.pi / 2)
         axes.set_theta_direction(-1)
         for name, part in mt_bench.items():
@@ -135,7 +137,7 @@ def radar(mt_bench: dict[str, Any]) -> str | None:
 def ranked(title: str, values: dict[str, float], intervals: dict[str, list[float] | None]) -> str:
     """Shares by name, in their order from the top, each with its 95 % interval where it has one."""
 
-    def draw(figure: Any) -> None:
+    def draw(figure: "Figure") -> None:
         axes = figure.subplots()
         axes.barh([_short(name) for name in values], list(values.values()), color=_ENDS[0], height=0.62)
         for place, name in enumerate(values):

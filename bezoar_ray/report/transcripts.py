@@ -39,7 +39,7 @@ def _rows(store: Store, name: str) -> list[dict[str, Any]]:
     return [orjson.loads(line) for line in store.read(f"{_FOLDER}/{name}.jsonl").splitlines()]
 
 
-def _grouped(rows: list[dict[str, Any]], *keys: str) -> dict[tuple[Any, ...], list[dict[str, Any]]]:
+def _grouped(rows: list[dict[str, Any]], *keys: str) -> dict[tuple[object, ...], list[dict[str, Any]]]:
     groups = defaultdict(list)
     for row in rows:
         groups[tuple(row[key] for key in keys)].append(row)
