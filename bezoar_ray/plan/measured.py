@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 from bezoar_ray import layout
 from bezoar_ray.errors import RecipeError
@@ -34,6 +34,14 @@ def assumed_from(recipe: Recipe, folder: str | Path) -> Assumed:
     return measured(recipe, summary, str(folder))
 
 
+class Calls(TypedDict):
+    """What is used of a role's calls in summary.json."""
+
+    sent: int
+    tokens_in: int
+    tokens_out: int
+
+
 def measured(recipe: Recipe, summary: dict[str, Any], name: str) -> Assumed:
     """The assumptions, corrected by a run's summary: yields, judge calls per row, tokens per call by role."""
     counts = {scheme: part for scheme, part in summary.get("data", {}).items() if part.get("generated")}
@@ -55,9 +63,11 @@ def measured(recipe: Recipe, summary: dict[str, Any], name: str) -> Assumed:
     return replace(assumed, call=scaled)
 
 
-def _scaled(call: dict[str, Tokens], found: Any, expected: list[Step], kinds: tuple[str, ...]) -> dict[str, Tokens]:
+def _scaled(
+    call: dict[str, Tokens], found: Calls | None, expected: list[Step], kinds: tuple[str, ...]
+) -> dict[str, Tokens]:
     """Calls of several kinds, of which a run knows the sum: all by the factor that makes the sum come out."""
-    if not _sent(found) or not expected:
+    if not found or not _sent(found) or not expected:
         return call
     into = found["tokens_in"] / sum(step.tokens_in for step in expected)
     out = found["tokens_out"] / sum(step.tokens_out for step in expected)
@@ -67,11 +77,13 @@ def _scaled(call: dict[str, Tokens], found: Any, expected: list[Step], kinds: tu
     }
 
 
-def _own(call: dict[str, Tokens], found: Any, kind: str) -> dict[str, Tokens]:
+def _own(call: dict[str, Tokens], found: Calls | None, kind: str) -> dict[str, Tokens]:
     """The mean tokens of a role that makes one kind of call."""
     sent = _sent(found)
-    return {kind: Tokens(found["tokens_in"] / sent, found["tokens_out"] / sent) if sent else call[kind]}
+    if not found or not sent:
+        return {kind: call[kind]}
+    return {kind: Tokens(found["tokens_in"] / sent, found["tokens_out"] / sent)}
 
 
-def _sent(found: Any) -> float:
-    return (found or {}).get("sent", 0)
+def _sent(found: Calls | None) -> float:
+    return found.get("sent", 0) if found else 0

@@ -10,7 +10,7 @@ from bezoar_ray.plan.assumed import Assumed
 from bezoar_ray.plan.memory import MemoryNeed
 from bezoar_ray.plan.steps import Plan, plan
 from bezoar_ray.plan.training_hours import TrainingWork
-from bezoar_ray.recipe import ModelSection, Recipe
+from bezoar_ray.recipe import ModelSection, Recipe, Serve
 from bezoar_ray.recipe.section import gpus_of
 from bezoar_ray.runtime.gpus import Gpu, find_gpu
 from bezoar_ray.stages import STAGES
@@ -86,8 +86,8 @@ def scaling(recipe: Recipe, kind: str, assumed: Assumed | None = None) -> Scalin
     found = plan(recipe, assumed, gpu)
     if not found.total("gpu_hours"):
         raise RecipeError(f"--cluster {kind}: {recipe.name} uses no GPU")
-    local = [model for model in (*recipe.teachers, *recipe.judges) if not model.base_url]
-    fewest = max([gpus_of(model.engine, model.num_gpus) for model in (*local, recipe.serve)] + [1.0])
+    local: list[ModelSection | Serve] = [model for model in (*recipe.teachers, *recipe.judges) if not model.base_url]
+    fewest = max([gpus_of(model.engine, model.num_gpus) for model in [*local, recipe.serve]] + [1.0])
     works = training_hours.works(recipe, found.rows, assumed)
     stages = (
         _generate(recipe, found, assumed),
@@ -133,7 +133,7 @@ def _talking(
     if not any(calls.values()):
         return None
     seconds = {model.model: calls[model.model] / _rate(model, assumed) for model in models if model.base_url}
-    slowest = max(seconds, key=seconds.get, default=None)
+    slowest = max(seconds, key=lambda model: seconds[model], default=None)
     remote = seconds[slowest] / 3600 if slowest else 0.0
     local = len(seconds) < len(models)
     work, start = _gpu_hours(found, stage), assumed.start / 3600 if local else 0.0

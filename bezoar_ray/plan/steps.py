@@ -105,15 +105,15 @@ def _named(recipe: Recipe) -> set[str]:
 
 def _needs(recipe: Recipe, works: Iterable[TrainingWork], gpu: Gpu | None) -> Iterator[MemoryNeed]:
     """Of every stage that uses a GPU."""
-    talked_to = [("generate", teacher) for teacher in recipe.teachers]
+    talked_to: list[tuple[str, ModelSection]] = [("generate", teacher) for teacher in recipe.teachers]
     talked_to += [("filter", judge) for judge in (recipe.judges if recipe.filter.judge else ())]
     for stage, part in talked_to:
         if gpus_of(part.engine, part.num_gpus) and not part.base_url:
             yield engine_need(stage, part.model, part, gpu_of(recipe, part, gpu))
     for work in works:
-        part = recipe.training(work.stage)
-        if part.gpus_per_worker:
-            yield training_hours.need(recipe, work, gpu_of(recipe, part, gpu))
+        training = recipe.training(work.stage)
+        if training.gpus_per_worker:
+            yield training_hours.need(recipe, work, gpu_of(recipe, training, gpu))
     if gpus_of(recipe.serve.engine, recipe.serve.num_gpus) and (recipe.evaluate.harness or recipe.evaluate.mt_bench):
         yield engine_need("evaluate", recipe.base.model, recipe.serve, gpu_of(recipe, recipe.serve, gpu))
 
@@ -224,11 +224,14 @@ def _evaluation(recipe: Recipe, assumed: Assumed, gpu: Gpu | None) -> Iterator[S
 
 def verdicts(recipe: Recipe, turns: float, assumed: Assumed, gpu: Gpu | None = None) -> Iterator[Step]:
     """The calls of MT-Bench's judges for so many turns of each model."""
-    models = _checkpoints(recipe) + _published(recipe.evaluate.mt_bench)
+    bench = recipe.evaluate.mt_bench
+    if not bench:
+        return
+    models = _checkpoints(recipe) + _published(bench)
     for judge in recipe.mt_bench_judges:
         yield _calls("evaluate", "mt_bench judge", judge, turns * models, assumed, gpu_of(recipe, judge, gpu))
     left_out = "dpo" if recipe.align.method == "none" else ""
-    if pairs := sum(left_out not in pair for pair in recipe.evaluate.mt_bench.pairwise):
+    if pairs := sum(left_out not in pair for pair in bench.pairwise):
         both_orders = 2 * turns * pairs
         judge = recipe.mt_bench_judges[0]
         yield _calls("evaluate", "mt_bench comparison", judge, both_orders, assumed, gpu_of(recipe, judge, gpu))

@@ -1,9 +1,10 @@
 """A plan as text for a terminal."""
 
 from collections.abc import Callable
+from functools import partial
 
 from bezoar_ray.plan.memory import MemoryNeed
-from bezoar_ray.plan.scaling import COUNTS, GAIN, Scaling
+from bezoar_ray.plan.scaling import COUNTS, GAIN, Scaling, Stage
 from bezoar_ray.plan.speeds import SPEEDS
 from bezoar_ray.plan.steps import Plan, Step
 from bezoar_ray.runtime.gpus import GPUS, USUAL
@@ -28,6 +29,10 @@ def render(found: Plan) -> str:
     ])  # fmt: skip
 
 
+def _stage_hours(stage: Stage, gpus: int) -> str:
+    return _hours(stage.hours(gpus))
+
+
 def render_scaling(found: Scaling) -> str:
     """Hours and dollars on more and more GPUs, and what bounds each stage."""
     head = ("stage", *map(_gpus, COUNTS), "gains up to", "then")
@@ -36,7 +41,7 @@ def render_scaling(found: Scaling) -> str:
     def line(name: str, value: Callable[[int], str], full: str = "", then: str = "") -> tuple[str, ...]:
         return (name, *(value(count) if count else "–" for count in counts), full, then)
 
-    lines = [line(stage.name, lambda n, stage=stage: _hours(stage.hours(n)), _gpus(stage.full), stage.bound)
+    lines = [line(stage.name, partial(_stage_hours, stage), _gpus(stage.full), stage.bound)
              for stage in found.stages]  # fmt: skip
     lines += [
         line("hours in all", lambda n: _hours(found.hours(n))),

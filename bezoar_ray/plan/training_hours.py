@@ -63,7 +63,8 @@ def gpu_hours(recipe: Recipe, work: TrainingWork, gpu: Gpu) -> float:
     found = training_pass(recipe, work.stage, worker_memory(recipe, work.stage, gpu), compiled)
     tokens = part.share * work.row_tokens  # of a worker's step, which is one pass where it fits
     if found:
-        tokens = min(tokens, found.size.rows * work.row_tokens if found.size.rows else found.size.tokens)
+        size = found.size
+        tokens = min(tokens, size.rows * work.row_tokens if size.rows else size.tokens or 0)
     recomputed = found is None or found.recomputed
     speed = training_speed(model_shape(recipe.base.model), gpu, tokens, compiled, recomputed)
     return work.passes * work.tokens(part) / speed / 3600 * max(1.0, part.gpus_per_worker)
@@ -77,8 +78,8 @@ def need(recipe: Recipe, work: TrainingWork, gpu: Gpu) -> MemoryNeed:
 
 def limit_of(sources: tuple[SourceSection, ...]) -> int | None:
     """The most rows that sources give; None where one of them has no limit."""
-    limits = [source.limit for source in sources]
-    return sum(limits) if limits and all(limits) else None
+    limits = [source.limit for source in sources if source.limit]
+    return sum(limits) if len(limits) == len(sources) > 0 else None
 
 
 def _kept(recipe: Recipe, name: str, rows: dict[str, float], assumed: Assumed) -> float:
