@@ -112,7 +112,7 @@ def _tiny_world() -> str:
 
 def models(recipe: Recipe) -> list[tuple[str, ModelSection]]:
     """The models that a recipe talks to, teachers and judges, each with the stage that does."""
-    found = [("generate", part) for part in recipe.teachers]
+    found: list[tuple[str, ModelSection]] = [("generate", part) for part in recipe.teachers]
     found += [("filter", part) for part in (recipe.judges if recipe.filter.judge else ())]
     return found + [("evaluate", part) for part in (recipe.mt_bench_judges if recipe.evaluate.mt_bench else ())]
 

@@ -69,7 +69,7 @@ def forget(store: Store, stage: str) -> None:
                 store.remove(file)
 
 
-def _part(recipe: Recipe, path: str) -> Any:
+def _part(recipe: Recipe, path: str) -> object:
     value: Any = recipe
     for key in path.split("."):
         value = getattr(value, key)

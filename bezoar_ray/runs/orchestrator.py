@@ -385,7 +385,7 @@ def _versions() -> dict[str, str]:
     return found
 
 
-def _hardware() -> dict[str, Any]:
+def _hardware() -> dict[str, object]:
     import psutil
 
     from bezoar_ray.runs.doctor import graphics

@@ -12,12 +12,14 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from bezoar_ray import sources
+from bezoar_ray.data.schema import Seed
 from bezoar_ray.errors import BezoarError
-from bezoar_ray.recipe import Recipe, SourceSection
+from bezoar_ray.recipe import ModelSection, Recipe, SourceSection
 from bezoar_ray.runtime.caches import hub_cache, is_world_missing, unwritable
 from bezoar_ray.stages import training_stages
 
@@ -46,7 +48,7 @@ class Findings:
     unchecked: list[str] = field(default_factory=list)
     """It could not be tried here."""
 
-    def attempt(self, check: Callable[[], Any]) -> Any:
+    def attempt(self, check: Callable[[], T]) -> T | None:
         """What a check returns; its error is a problem."""
         try:
             return check()
@@ -54,6 +56,7 @@ class Findings:
             self.problems.append(str(error))
         except (OSError, ValueError, ImportError) as error:  # of files that are not whole
             self.unchecked.append(f"{type(error).__name__}: {' '.join(str(error).split())[:200]}")
+        return None
 
 
 def check(recipe: Recipe, stages: Iterable[str], offline: bool = False) -> Findings:
@@ -72,9 +75,9 @@ def check(recipe: Recipe, stages: Iterable[str], offline: bool = False) -> Findi
         _check_base(recipe, stages, found)
     if "filter" in stages:
         for scheme in recipe.schemes:
-            found.attempt(lambda scheme=scheme: recipe.filter.rubric(scheme))
-    if "generate" in stages and recipe.generate.lamini:
-        found.attempt(lambda: recipe.generate.lamini.topics_text)
+            found.attempt(partial(recipe.filter.rubric, scheme))
+    if "generate" in stages and (lamini := recipe.generate.lamini):
+        found.attempt(lambda: lamini.topics_text)
     if "evaluate" in stages:
         _check_tasks(recipe, found)
         _check_questions(recipe, found)
@@ -91,6 +94,10 @@ Source = tuple[str, tuple[SourceSection, ...], Callable[[SourceSection], Any]]
 """Field, parts and reader."""
 
 
+def _read_seeds(kind: Literal["dolly", "flan"], part: SourceSection) -> sources.Loaded[Seed]:
+    return sources.read([part], kind)
+
+
 def _sources(recipe: Recipe, stages: set[str]) -> Iterator[Source]:
     """All that the stages read."""
     kinds = {"dolly": recipe.seeds.dolly, "flan": recipe.seeds.flan}
@@ -99,7 +106,7 @@ def _sources(recipe: Recipe, stages: set[str]) -> Iterator[Source]:
             yield f"seeds.{kind}", kinds[kind], lambda part, kind=kind: sources.read([part], kind)
     if "sft" in stages:
         for name, part in recipe.sft.data.items():
-            yield f"sft.data.{name}", (part,), lambda part, name=name: sources.read_own(part, name)
+            yield f"sft.data.{name}", (part,), partial(sources.read_own, name=name)
     if stages & {"hh-sft", "dpo"}:
         yield "seeds.hh_rlhf", recipe.seeds.hh_rlhf, lambda part: sources.read_pairs([part])
 
@@ -113,7 +120,7 @@ def _check_sources(recipe: Recipe, stages: set[str], found: Findings, offline: b
                 found.unchecked.append(f"{name}: {part.source}, which comes from the hub")
                 continue
             first = part.model_copy(update={"limit": min(ROWS, part.limit or ROWS)})
-            loaded = found.attempt(lambda read=read, first=first: read(first))
+            loaded = found.attempt(partial(read, first))
             if not loaded:
                 continue
             count = len(loaded.rows) + len(loaded.failed)
@@ -134,7 +141,9 @@ def _check_templates(recipe: Recipe, stages: set[str], found: Findings) -> None:
     """Of models that we run. Judges are given a system message, and teachers by LaMini and Orca."""
     generate = recipe.generate
     with_system = bool(generate.lamini or generate.orca)
-    models = [("teacher", part, with_system) for part in recipe.teachers if "generate" in stages]
+    models: list[tuple[str, ModelSection, bool]] = [
+        ("teacher", part, with_system) for part in recipe.teachers if "generate" in stages
+    ]
     models += [("judge", part, True) for part in recipe.judges if "filter" in stages and recipe.filter.judge]
     for role, part, system in models:
         if part.base_url or part.model.startswith("tiny-"):
@@ -152,7 +161,7 @@ def _check_templates(recipe: Recipe, stages: set[str], found: Findings) -> None:
             )
 
 
-def _tokenizer(model: str, revision: str | None, trust_remote_code: bool) -> Any:
+def _tokenizer(model: str, revision: str | None, trust_remote_code: bool) -> "PreTrainedTokenizerBase | None":
     """A tokenizer from this machine; None where it is not, or not whole."""
     from transformers import AutoTokenizer
 
@@ -164,7 +173,7 @@ def _tokenizer(model: str, revision: str | None, trust_remote_code: bool) -> Any
         return None
 
 
-def _template_error(tokenizer: Any, template: str | None, messages: list[dict[str, str]]) -> str:
+def _template_error(tokenizer: "PreTrainedTokenizerBase", template: str | None, messages: list[dict[str, str]]) -> str:
     try:
         said = tokenizer.apply_chat_template(
             messages, chat_template=template, add_generation_prompt=True, tokenize=False
@@ -258,7 +267,7 @@ def _check_questions(recipe: Recipe, found: Findings) -> None:
         return  # named by those who look for files
     if bench.questions == "tiny":  # known to be whole, and perhaps not built yet
         if bench.prompts:
-            found.attempt(lambda: load_prompts(Path(bench.prompts)))
+            found.attempt(partial(load_prompts, Path(bench.prompts)))
         return
     asked = Bench(bench, ())
     questions = found.attempt(lambda: asked.questions) or []

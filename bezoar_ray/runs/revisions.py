@@ -67,7 +67,7 @@ def _resolved(recipe: Recipe, known: dict[str, str], say: Callable[[str], None])
     return {branch: commit for branch, commit in found.items() if commit}
 
 
-def _branches(value: Any) -> Iterator[Branch]:
+def _branches(value: object) -> Iterator[Branch]:
     if isinstance(value, Section):
         if branch := _branch(value):
             yield branch

@@ -13,7 +13,7 @@ import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
 
@@ -21,6 +21,9 @@ from bezoar_ray.errors import BezoarError, RecipeError
 from bezoar_ray.recipe import Recipe
 from bezoar_ray.recipe.section import matches
 from bezoar_ray.runtime.session import SETTINGS
+
+if TYPE_CHECKING:
+    from ray.job_submission import JobDetails
 
 _PATIENCE = {"RAY_JOB_STOP_WAIT_TIME_S": "30"}  # for training's last checkpoint; Ray's own is 3
 _SET_UP = {"setup_timeout_seconds": 3600}  # the CUDA stack has several GB; Ray's own is 600
@@ -109,12 +112,12 @@ class Jobs:
     def working_on(self, run_dir: str) -> SubmittedJob | None:
         """The job that works on a run directory at the moment."""
         jobs = [job for job in self._of(run_dir) if not job.status.is_terminal()]
-        return SubmittedJob(jobs[0].submission_id, jobs[0].status.value, found=True) if jobs else None
+        return SubmittedJob(jobs[0].submission_id or "", jobs[0].status.value, found=True) if jobs else None
 
     def last(self, run_dir: str) -> SubmittedJob | None:
         """The latest job of a run directory."""
         jobs = sorted(self._of(run_dir), key=lambda job: job.start_time or 0)
-        return SubmittedJob(jobs[-1].submission_id, jobs[-1].status.value, found=True) if jobs else None
+        return SubmittedJob(jobs[-1].submission_id or "", jobs[-1].status.value, found=True) if jobs else None
 
     def follow(self, id: str) -> None:
         """Print a job's lines until it ends. Ctrl-C ends the following, and not the job.
@@ -145,17 +148,17 @@ class Jobs:
             code = 130 if details.status.value == "STOPPED" else details.driver_exit_code
             raise JobFailed(f"job {id} {details.status.value.lower()}: {said[0]}", code if code in _OURS else 3)
 
-    def _of(self, run_dir: str) -> list[Any]:
+    def _of(self, run_dir: str) -> "list[JobDetails]":
         return [job for job in self._client.list_jobs() if (job.metadata or {}).get(_RUN_DIR) == run_dir.rstrip("/")]
 
     def _next_id(self, name: str, run_dir: str) -> str:
         """Numbered on from the last one: earlier ones may have been deleted."""
         start = f"bezoar-{name}-{hashlib.sha256(run_dir.encode()).hexdigest()[:8]}-"
-        ids = [job.submission_id for job in self._of(run_dir)]
+        ids = [job.submission_id or "" for job in self._of(run_dir)]
         return f"{start}{1 + max((int(id.removeprefix(start)) for id in ids if id.startswith(start)), default=0)}"
 
 
-def runtime_env(folder: Path) -> dict[str, Any]:
+def runtime_env(folder: Path) -> dict[str, object]:
     """What Ray sets up for the job: the packed files, and, where pins are among them, those and bezoar_ray.
 
     No key is in it: they come from the environment of the cluster's nodes.

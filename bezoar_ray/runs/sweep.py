@@ -105,7 +105,7 @@ def report(found: list[Trial], store: Store) -> str:
     table = _by_half(compare([(trial.name, trial.recipe, trial.store) for trial in ended]), choice)
     chart = ranked(
         "Held-out pairs right",
-        {trial.name: trial.result() for trial in ended},
+        {trial.name: trial.result() or 0.0 for trial in ended},
         {trial.name: trial.ci95() for trial in ended},
     )
     store.replace("sweep.html", as_page(table, chart, notes))
@@ -117,7 +117,7 @@ def _best_first(trials: list[Trial], choice: Choice | None) -> list[Trial]:
     order = list(choice.selecting) if choice else []
 
     def rank(trial: Trial) -> tuple[int, float]:
-        return (order.index(trial.name) if trial.name in order else len(order)), -trial.result()
+        return (order.index(trial.name) if trial.name in order else len(order)), -(trial.result() or 0.0)
 
     return sorted(trials, key=rank)
 
@@ -221,7 +221,9 @@ def _trainable() -> type:
     class TrialRun(tune.Trainable):
         """One trial."""
 
-        def setup(self, config: dict[str, Any], trials: dict[str, Trial], root: str, address: str) -> None:
+        def setup(  # type: ignore[override]  # Ray Tune hands on what `with_parameters` was given
+            self, config: dict[str, Any], trials: dict[str, Trial], root: str, address: str
+        ) -> None:
             self._base, self._trial, self._seen = Store(root), trials[config["trial"]], -1
             share(self._base, self._trial)
             store = self._trial.store
@@ -234,7 +236,7 @@ def _trainable() -> type:
                 environment = os.environ | {"RAY_ADDRESS": address}
                 self._process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=environment)
 
-        def step(self) -> dict[str, Any]:
+        def step(self) -> dict[str, object]:
             """Wait for the next look that shows something new."""
             while True:
                 ended, at = self._process.poll(), self._trial.store.read_json(layout.progress(_last()))
@@ -248,11 +250,11 @@ def _trainable() -> type:
                     return {"percent": int(100 * at["step"] / at["total"]), "accuracy": at["accuracy"]}
                 time.sleep(_LOOK_SECONDS)
 
-        def save_checkpoint(self, checkpoint_dir: str) -> dict[str, Any]:
+        def save_checkpoint(self, checkpoint_dir: str) -> dict[str, object]:
             """Ray Tune keeps nothing of a trial: its run directory holds all."""
             return {}
 
-        def load_checkpoint(self, checkpoint: Any) -> None:
+        def load_checkpoint(self, checkpoint: object) -> None:
             """As nothing is kept."""
 
         def cleanup(self) -> None:
