@@ -13,6 +13,7 @@ demo: .venv/ready  ## the whole recipe on this machine, into runs/demo
 
 test: .venv/ready  ## what every change must pass
 	$(BIN)/ruff check .
+	$(BIN)/mypy
 	$(BIN)/pytest -m "not slow and not soak" $(ARGS)
 
 test-slow: .venv/ready
@@ -39,7 +40,7 @@ pins: .venv/ready  ## compile both pin files from pyproject.toml
 	UV_FIND_LINKS= $(COMPILE) --python-version 3.11 --python-platform x86_64-manylinux_2_28 --extra gpu --extra launcher --extra build pyproject.toml -o cluster/requirements-gpu.txt
 
 lint: .venv/ready
-	$(BIN)/ruff check . && $(BIN)/ruff format --check .
+	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
 
 audit: .venv/ready  ## the pinned packages against the advisory database; fails where it cannot be reached
 	for stack in cpu gpu; do $(BIN)/uvx pip-audit==2.10.1 --strict --disable-pip --require-hashes \
