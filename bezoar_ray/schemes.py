@@ -7,6 +7,7 @@ one entry here.
 from dataclasses import dataclass
 from typing import Literal
 
+SeedKind = Literal["dolly", "flan"]
 CUSTOM = "own"
 """What custom schemes have in common stands under this name: rubric and assumed tokens."""
 
@@ -27,7 +28,7 @@ class Scheme:
     """One way to make rows from seeds."""
 
     name: str
-    seeds: str
+    seeds: SeedKind
     """The field of `seeds` that it starts from."""
     module: str
     """Holds `plan(section, recipe_seed, seeds)` and `run(task, chat, section)`, an async generator of rows."""
@@ -85,7 +86,7 @@ SCHEMES = _by_name(
 """By name, in the order in which a run makes them."""
 
 
-def custom(name: str, seeds: str) -> Scheme:
+def custom(name: str, seeds: SeedKind) -> Scheme:
     """A scheme of the recipe's own. Nothing is known of it, so a plan takes one call for each row."""
     return Scheme(
         name=name,

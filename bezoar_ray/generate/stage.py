@@ -5,11 +5,12 @@ import logging
 import random
 import tempfile
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from types import ModuleType
+from typing import TYPE_CHECKING
 
 import orjson
 
@@ -31,6 +32,8 @@ from bezoar_ray.stages import StageContext, StageResult
 
 if TYPE_CHECKING:
     from bezoar_ray.llm.client import ModelClient
+
+    pass
 
 _FAILED_SEEDS = "seeds-failed.txt"  # a log
 
@@ -124,7 +127,7 @@ def plan(recipe: Recipe, seeds: Mapping[str, Sequence[Seed]]) -> Iterator[Genera
             yield from one_for_each(name, recipe.seed, seeds[scheme.seeds], section.works)
 
 
-def _module(scheme: Scheme) -> Any:
+def _module(scheme: Scheme) -> ModuleType:
     return importlib.import_module(scheme.module)
 
 
@@ -164,7 +167,7 @@ def _whose(work: GenerationTask, teachers: Sequence[Teacher]) -> int:
 
 
 def _teaching(recipe: Recipe, teacher: Teacher) -> ModelStage:
-    parts: dict[str, Any] = {name: recipe.generate.section(name) for name in recipe.schemes}
+    parts: dict[str, object] = {name: recipe.generate.section(name) for name in recipe.schemes}
     for name, part in recipe.generate.own.items():
         parts[name] = custom_scheme.Code(part.source, part.function, part.settings)
     schemes = {name: recipe.scheme(name) for name in recipe.schemes}
@@ -172,7 +175,12 @@ def _teaching(recipe: Recipe, teacher: Teacher) -> ModelStage:
 
 
 async def _answer(
-    schemes: dict[str, Scheme], parts: dict[str, Any], candidates: int, teacher: Teacher, item: bytes, talker: Any
+    schemes: dict[str, Scheme],
+    parts: dict[str, object],
+    candidates: int,
+    teacher: Teacher,
+    item: bytes,
+    talker: "ModelClient",
 ) -> AsyncIterator[bytes]:
     """The rows of one work, in an actor. One that asks what its chain has asked before is not worth a judge."""
     work = GenerationTask.from_json(item)

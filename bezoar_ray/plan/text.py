@@ -4,7 +4,7 @@ from collections.abc import Callable
 from functools import partial
 
 from bezoar_ray.plan.memory import MemoryNeed
-from bezoar_ray.plan.scaling import COUNTS, GAIN, Scaling, Stage
+from bezoar_ray.plan.scaling import COUNTS, GAIN, PlannedStage, Scaling
 from bezoar_ray.plan.speeds import SPEEDS
 from bezoar_ray.plan.steps import Plan, Step
 from bezoar_ray.runtime.gpus import GPUS, USUAL
@@ -29,7 +29,7 @@ def render(found: Plan) -> str:
     ])  # fmt: skip
 
 
-def _stage_hours(stage: Stage, gpus: int) -> str:
+def _stage_hours(stage: PlannedStage, gpus: int) -> str:
     return _hours(stage.hours(gpus))
 
 

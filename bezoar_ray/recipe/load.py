@@ -15,7 +15,7 @@ from bezoar_ray.recipe.generation import Filter, Generate
 from bezoar_ray.recipe.model_sections import Judge, Seeds, Teacher, told_apart
 from bezoar_ray.recipe.section import FILES, RUNTIME_ONLY, Money, OneOrMore, SchedulingSection, Section
 from bezoar_ray.recipe.training import Align, Base, HhSft, Sft, Training
-from bezoar_ray.schemes import SCHEMES, Scheme, custom
+from bezoar_ray.schemes import SCHEMES, Scheme, SeedKind, custom
 from bezoar_ray.stages import STAGES, training_stages
 
 if TYPE_CHECKING:
@@ -69,7 +69,7 @@ class Recipe(Section):
         return SCHEMES.get(name) or custom(name, self.generate.own[name].seeds)
 
     @property
-    def seeds_in_use(self) -> tuple[str, ...]:
+    def seeds_in_use(self) -> tuple[SeedKind, ...]:
         """The fields of `seeds` that its schemes start from, sorted."""
         return tuple(sorted({self.scheme(name).seeds for name in self.schemes}))
 

@@ -13,7 +13,7 @@ from bezoar_ray import layout
 from bezoar_ray.data.sample_io import count_samples, iter_samples
 from bezoar_ray.data.schema import Sample
 from bezoar_ray.evaluate.mt_bench.fastchat_files import QUESTIONS
-from bezoar_ray.licenses import causes, commercial_use
+from bezoar_ray.licenses import CommercialUse, causes, commercial_use
 from bezoar_ray.recipe import Recipe
 from bezoar_ray.report.harness_table import HarnessTable, below_base, harness
 from bezoar_ray.sources.mt_bench_files import IDS as MT_BENCH_IDS

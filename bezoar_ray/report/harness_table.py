@@ -82,14 +82,14 @@ def below_base(table: HarnessTable, mt_bench: dict[str, Any], bench_name: str) -
     found = []
     base = table.mean.get("base")
     for name, mean in table.mean.items():
-        errors = (mean.stderr, base.stderr) if base else ()
-        if name != "base" and errors and None not in errors:
-            least = base.value - 1.96 * (errors[0] ** 2 + errors[1] ** 2) ** 0.5
-            if mean.value < least:
-                found.append(
-                    f"{name} is below its base in the harness: {100 * mean.value:.1f} % in the mean, and base "
-                    f"{100 * base.value:.1f} %"
-                )
+        if name == "base" or not base or mean.stderr is None or base.stderr is None:
+            continue
+        least = base.value - 1.96 * (mean.stderr**2 + base.stderr**2) ** 0.5
+        if mean.value < least:
+            found.append(
+                f"{name} is below its base in the harness: {100 * mean.value:.1f} % in the mean, and base "
+                f"{100 * base.value:.1f} %"
+            )
     for name in checkpoint_names():
         versus = mt_bench.get(name, {}).get("versus_base") or {}
         if versus.get("ci95") and versus["ci95"][1] < 0:

@@ -9,6 +9,11 @@ from bezoar_ray.report.content import SchemeFunnel
 from bezoar_ray.report.harness_table import HarnessTable
 from bezoar_ray.stages import BASE, checkpoint_of, training_stages
 
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+    from matplotlib.projections.polar import PolarAxes
+
+
 COLOURS = {BASE: "#8a93a3"} | {name: checkpoint_of(name).colour for name in training_stages()}
 _OTHER = "#a855f7"  # models that are no checkpoints
 _ENDS = ("#10b981", "#f97316", "#ef4444", "#a855f7", "#eab308", "#06b6d4", "#ec4899", "#84cc16", "#64748b")

@@ -23,6 +23,11 @@ from bezoar_ray.recipe import ModelSection, Recipe, SourceSection
 from bezoar_ray.runtime.caches import hub_cache, is_world_missing, unwritable
 from bezoar_ray.stages import training_stages
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+T = TypeVar("T")
 ROWS = 100
 """Of each source."""
 _SECONDS = 30.0  # that lm-eval may take
@@ -103,7 +108,7 @@ def _sources(recipe: Recipe, stages: set[str]) -> Iterator[Source]:
     kinds = {"dolly": recipe.seeds.dolly, "flan": recipe.seeds.flan}
     if "generate" in stages:
         for kind in recipe.seeds_in_use:
-            yield f"seeds.{kind}", kinds[kind], lambda part, kind=kind: sources.read([part], kind)
+            yield f"seeds.{kind}", kinds[kind], partial(_read_seeds, kind)
     if "sft" in stages:
         for name, part in recipe.sft.data.items():
             yield f"sft.data.{name}", (part,), partial(sources.read_own, name=name)

@@ -60,7 +60,9 @@ class Trial:
     def right(self) -> dict[str, bool] | None:
         """Whether it gets each held-out pair right, by the pair's id; None for trials of earlier versions."""
         margins = heldout.read(self.store, _last())
-        return margins and {id: heldout.is_right(margin) for id, margin in margins.items()}
+        if margins is None:
+            return None
+        return {id: heldout.is_right(margin) for id, margin in margins.items()}
 
     def _scores(self) -> dict[str, Any]:
         train = (self.store.read_json(layout.SUMMARY) or {}).get("train", {})

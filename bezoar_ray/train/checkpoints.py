@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bezoar_ray import layout
+from bezoar_ray.llm.model_identity import model_path
 from bezoar_ray.recipe import Lora
 from bezoar_ray.stages import BASE, StageContext, checkpoint_of
 from bezoar_ray.store import Store, digest
@@ -12,8 +13,11 @@ from bezoar_ray.train import adapters, heldout, model_loading, pairs
 from bezoar_ray.train.launcher import Job
 from bezoar_ray.train.packing import Layout, in_float32
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-def finish(job: Job, tokenizer: Any, lora: Lora, rows: Layout) -> dict[str, dict[str, Any]]:
+
+def finish(job: Job, tokenizer: "PreTrainedTokenizerBase", lora: Lora, rows: Layout) -> dict[str, dict[str, object]]:
     """Merge and join the adapter that lies in the checkpoint's folder, and score it; one model load.
 
     `rows` says how the rows of a pass are laid out.

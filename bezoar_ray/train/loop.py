@@ -223,7 +223,9 @@ def _whole(job: Job, model: "PeftModel") -> contextlib.AbstractContextManager[ob
     return deepspeed.zero.GatheredParameters([p for p in model.parameters() if p.requires_grad])
 
 
-def close(job: Job, tokenizer: Any, lora: Lora, train_state: TrainState, figures: dict[str, Any]) -> dict[str, Any]:
+def close(
+    job: Job, tokenizer: "PreTrainedTokenizerBase", lora: Lora, train_state: TrainState, figures: dict[str, object]
+) -> dict[str, object]:
     """Let rank 0 make the checkpoint of the saved adapter; returns what the stage puts into the summary."""
     import gc
 
@@ -238,7 +240,7 @@ def close(job: Job, tokenizer: Any, lora: Lora, train_state: TrainState, figures
     return {**scores, job.stage: {**figures, **scores[job.stage]}}
 
 
-def figures(job: Job, train_state: TrainState) -> dict[str, Any]:
+def figures(job: Job, train_state: TrainState) -> dict[str, object]:
     """The stage's part of the summary."""
     losses = [point["loss"] for point in train_state.history]
     reasons = left_out(job.data)

@@ -84,7 +84,9 @@ class Wire:
                 self.stop = self.stop or store.exists(f"{self._job.folder}/{STOP}")
 
 
-def reporter(job: Job, train_state: TrainState, data: TokenizedDataset, total: int, passes: Passes) -> Any:
+def reporter(
+    job: Job, train_state: TrainState, data: TokenizedDataset, total: int, passes: Passes
+) -> "TrainerCallback":
     """A callback that keeps the state, and reports each checkpoint from rank 0 alone. It is the last one.
 
     Ray's own callback copies the whole checkpoint from every rank.
@@ -100,7 +102,9 @@ def reporter(job: Job, train_state: TrainState, data: TokenizedDataset, total: i
             self._stop = self._noticed = False
             self._wire = Wire(job)
 
-        def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        def on_train_begin(
+            self, args: "TrainingArguments", state: "TrainerState", control: "TrainerControl", **kwargs: object
+        ) -> None:
             train_state.passes = asdict(passes)
             self._seen = self._phase_began = time.monotonic()
             if state.is_world_process_zero:

@@ -23,6 +23,11 @@ from bezoar_ray.store import Store, digest
 from bezoar_ray.train.encoding import Tokens
 from bezoar_ray.train.tokenizer import load_tokenizer
 
+if TYPE_CHECKING:
+    from datasets import Dataset
+    from transformers import PreTrainedTokenizerBase
+
+
 FOLDER = layout.TOKENIZED
 _VERSION = 4  # of what the files hold
 _ROWS = 1_000  # tokenised at a time
