@@ -150,6 +150,24 @@ def test_how_fields_redo_nothing():
     assert changed("teacher.engine={quantization: fp8}")[0] == "generate"
 
 
+def test_a_run_that_an_earlier_version_has_measured_is_not_measured_again():
+    """Its fingerprint knew only these fields of MT-Bench."""
+    bench = load_recipe("tiny").evaluate.mt_bench
+    assert set(bench.fingerprint_fields()) == {
+        "questions", "references", "judges", "pairwise", "temperatures", "max_tokens", "limit", "answers", "judgments",
+    }  # fmt: skip
+
+
+def test_skipped_references_and_prompts_redo_the_evaluation(tmp_path):
+    prompts = tmp_path / "judge_prompts.jsonl"
+    prompts.write_text("one")
+    assert changed("evaluate.mt_bench.references_skip=[104]") == ["evaluate"]
+    assert changed(f"evaluate.mt_bench.prompts={prompts}") == ["evaluate"]
+    before = marks(f"evaluate.mt_bench.prompts={prompts}")
+    prompts.write_text("two")
+    assert before != marks(f"evaluate.mt_bench.prompts={prompts}")
+
+
 def test_a_changed_rubric_redoes_the_filter_and_what_follows(tmp_path):
     rubric = tmp_path / "rubric.txt"
     rubric.write_text("one")

@@ -125,6 +125,9 @@ class Harness(Section):
         }
 
 
+_LATER_FIELDS = {"references_skip", "prompts"}  # of MtBench: run directories are older
+
+
 class MtBench(Section):
     """MT-Bench (arXiv 2306.05685): judges grade each turn, and one of them compares models two at a time."""
 
@@ -155,6 +158,11 @@ class MtBench(Section):
     """FastChat's answer files (model_answer/*.jsonl) of further models, judged beside the checkpoints."""
     judgments: Annotated[tuple[str, ...], FILES] = ()
     """FastChat's files (model_judgment/*_single.jsonl, *_pair.jsonl): what other judges said of these answers."""
+
+    def fingerprint_fields(self) -> dict[str, Any]:
+        """Without empty fields of later versions: what an earlier one has measured stays measured."""
+        fields = super().fingerprint_fields()
+        return {name: value for name, value in fields.items() if value or name not in _LATER_FIELDS}
 
     @field_validator("judges")
     @classmethod
