@@ -21,7 +21,7 @@ from bezoar_ray.data.schema import Seed
 from bezoar_ray.errors import BezoarError
 from bezoar_ray.recipe import ModelSection, Recipe, SourceSection
 from bezoar_ray.runtime.caches import hub_cache, is_world_missing, unwritable
-from bezoar_ray.stages import training_stages
+from bezoar_ray.stages import training_stages, working_stages
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -299,7 +299,8 @@ def _check_caches(recipe: Recipe, stages: set[str], found: Findings) -> None:
         return
     asked = "evaluate" in stages or ("filter" in stages and recipe.filter.decontaminate)
     hub = any(_from_hub(recipe, stages))
-    found.problems += unwritable(is_world_missing(recipe), hub, datasets=asked and recipe.evaluate.harness is not None)
+    embedded = bool(stages & set(working_stages())) and is_world_missing(recipe)  # a report reads the run alone
+    found.problems += unwritable(embedded, hub, datasets=asked and recipe.evaluate.harness is not None)
 
 
 def _check_hub(recipe: Recipe, stages: set[str], found: Findings) -> None:

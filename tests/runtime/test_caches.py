@@ -116,6 +116,14 @@ def test_hugging_faces_caches_are_looked_at_where_something_goes_there(file, mon
     assert f"the cache {file}/datasets (named by HF_HOME)" in problem
 
 
+def test_stages_that_build_nothing_need_no_cache(file, monkeypatch):
+    """As of a run that is done, and has been copied to a machine where nobody may write the cache."""
+    monkeypatch.setenv("BEZOAR_CACHE", str(file))
+    for stages in ([], ["report"]):
+        assert check(load_recipe("tiny"), stages).problems == []
+    assert len(check(load_recipe("tiny"), ["hh-sft", "report"]).problems) == 1
+
+
 def test_on_a_cluster_the_nodes_caches_count(file, monkeypatch):
     monkeypatch.setenv("BEZOAR_CACHE", str(file))
     monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
