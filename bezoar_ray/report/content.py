@@ -24,6 +24,7 @@ CONVERSATIONS = layout.CONVERSATIONS
 SHOWN = 10  # samples of each scheme and status
 T = TypeVar("T")
 _ENDS = ("accepted", "rejected", "failed")
+_MT_BENCH = "MT-Bench"  # what nothing but its 80 questions is called
 
 
 @dataclass(frozen=True)
@@ -91,6 +92,8 @@ class Content:
         verb = "can be compared with published ones of the same judge"
         if whose != "FastChat's":
             verb = "cannot be compared with published ones"
+        elif self.bench_name != _MT_BENCH:
+            verb = "cannot be compared with published ones, which are for all of MT-Bench's questions"
         return f"The judge's prompts are {whose}: the scores {verb}."
 
     @property
@@ -135,11 +138,11 @@ def gather(recipe: Recipe, store: Store) -> Content:
 def _bench_name(recipe: Recipe, store: Store) -> str:
     """What the questions are called that the run has asked."""
     if not (recipe.evaluate.mt_bench and store.exists(QUESTIONS)):
-        return "MT-Bench"
+        return _MT_BENCH
     ids = {orjson.loads(line)["question_id"] for line in store.read(QUESTIONS).splitlines()}
     if ids <= set(MT_BENCH_IDS):
         whole = len(ids) == len(MT_BENCH_IDS)
-        return "MT-Bench" if whole else f"MT-Bench ({len(ids)} of its {len(MT_BENCH_IDS)} questions)"
+        return _MT_BENCH if whole else f"MT-Bench ({len(ids)} of its {len(MT_BENCH_IDS)} questions)"
     asked = recipe.evaluate.mt_bench.questions
     return f"{'embedded questions' if asked == 'tiny' else Path(asked).name} ({len(ids)}, in MT-Bench's form)"
 

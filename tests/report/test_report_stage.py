@@ -376,3 +376,15 @@ def test_scores_by_fastchats_prompts_and_without_disputed_questions_are_shown_as
         said = " ".join(text.split()).replace("&#39;", "'")
         assert "The judge's prompts are FastChat's: the scores can be compared with published ones" in said
         assert "of 2 questions are disputed (104, 105)" in said and "6.54" in said
+
+
+@pytest.mark.parametrize(("ids", "can"), [(range(81, 161), True), (range(81, 91), False), (["a"], False)])
+def test_only_grades_of_all_of_mt_benchs_questions_are_called_comparable(context, ids, can):
+    lines = b"".join(orjson.dumps({"question_id": id}) + b"\n" for id in ids)
+    context.store.replace("eval/mt_bench/question.jsonl", lines)
+    summary = context.store.read_json("summary.json")
+    for part in summary["eval"]["mt_bench"].values():
+        part["prompts"] = "FastChat's"
+    context.store.replace_json("summary.json", summary)
+    content = gather(load_recipe("tiny", ["evaluate.mt_bench.questions=mine.jsonl"]), context.store)
+    assert f"are FastChat's: the scores {'can' if can else 'cannot'} be compared" in content.judge_prompts
