@@ -2,7 +2,7 @@
 
 import pytest
 
-from bezoar_ray.stats import as_percent, paired_p, wilson
+from bezoar_ray.stats import as_percent, holm, paired_p, wilson
 
 
 @pytest.mark.parametrize(
@@ -37,3 +37,10 @@ def test_only_items_on_which_two_models_differ_count():
 def test_models_that_agree_on_all_cannot_be_told_apart():
     assert paired_p([True, False], [True, False]) == 1.0
     assert paired_p([], []) == 1.0
+
+
+def test_p_values_are_corrected_for_their_number():
+    """As R's p.adjust(c(0.04, 0.01, 0.03), "holm") has it."""
+    assert holm({"a": 0.04, "b": 0.01, "c": 0.03}) == pytest.approx({"a": 0.06, "b": 0.03, "c": 0.06})
+    assert holm({"one": 0.04}) == {"one": 0.04} and holm({"a": 0.9, "b": 0.8}) == {"a": 1.0, "b": 1.0}
+    assert holm({}) == {}

@@ -3,9 +3,9 @@
 import hashlib
 from dataclasses import dataclass
 
-from bezoar_ray.stats import as_percent, paired_p, wilson
+from bezoar_ray.stats import as_percent, holm, paired_p, wilson
 
-LEVEL = 0.05  # of the paired test
+LEVEL = 0.05  # of all paired tests together
 
 
 @dataclass(frozen=True)
@@ -36,9 +36,14 @@ class Choice:
         return next(iter(self.selecting))
 
     def p_values(self) -> dict[str, float]:
-        """Of the paired test between the best trial and each other one, on the reporting half."""
+        """Of the paired tests between the best trial and each other one, on the reporting half.
+
+        They are corrected for the number of trials.
+        """
         best = self.reporting[self.best]
-        return {name: paired_p(best.right, half.right) for name, half in self.reporting.items() if name != self.best}
+        return holm(
+            {name: paired_p(best.right, half.right) for name, half in self.reporting.items() if name != self.best}
+        )
 
 
 def choose(trials: dict[str, dict[str, bool]]) -> Choice | None:
