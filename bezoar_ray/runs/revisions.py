@@ -1,8 +1,9 @@
 """Branches and tags of the hub, as the commits that they stood for when a run began: names move on, commits stay."""
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 from bezoar_ray import layout
@@ -51,16 +52,21 @@ def pinned(recipe: Recipe, store: Store, say: Callable[[str], None]) -> Recipe:
 
     A run that has begun with a name keeps it: so have runs that are older than this, and those without a hub.
     """
+    return pinned_together([recipe], store, say)[0]
+
+
+def pinned_together(recipes: Sequence[Recipe], store: Store, say: Callable[[str], None]) -> list[Recipe]:
+    """The same for several recipes of one run directory: a branch is the same commit, or the same name, in all."""
     commits = store.read_json(FILE) or {}
     if not store.exists(layout.RECIPE):
-        commits = _resolved(recipe, commits, say)
+        commits = _resolved(chain.from_iterable(map(_branches, recipes)), commits, say)
         if commits:
             store.replace_json(FILE, commits)
-    return _with(recipe, commits)
+    return [_with(recipe, commits) for recipe in recipes]
 
 
-def _resolved(recipe: Recipe, known: dict[str, str], say: Callable[[str], None]) -> dict[str, str]:
-    found = {str(branch): known.get(str(branch)) or branch.commit() for branch in dict.fromkeys(_branches(recipe))}
+def _resolved(branches: Iterable[Branch], known: dict[str, str], say: Callable[[str], None]) -> dict[str, str]:
+    found = {str(branch): known.get(str(branch)) or branch.commit() for branch in dict.fromkeys(branches)}
     if lost := [branch for branch, commit in found.items() if not commit]:
         say(f"warning: the commit of {', '.join(lost)} is not known: the hub does not say, and its cache has none. The "
             "run keeps the name, which may stand for another commit tomorrow. Give a commit as `revision`")  # fmt: skip

@@ -19,7 +19,7 @@ from bezoar_ray.report.plots import ranked
 from bezoar_ray.runs.best_trial import Choice, choose, verdict
 from bezoar_ray.runs.manifest import fingerprint, is_done, load
 from bezoar_ray.runs.orchestrator import run
-from bezoar_ray.runs.revisions import pinned
+from bezoar_ray.runs.revisions import pinned_together
 from bezoar_ray.runtime.progress import Progress
 from bezoar_ray.runtime.session import ray_session
 from bezoar_ray.stages import STAGES, training_stages
@@ -170,8 +170,11 @@ def sweep(found: list[Trial], store: Store, progress: Progress) -> None:
     shared = [stage for stage in _stages() if len({fingerprint(t.recipe, stage) for t in found}) == 1]
     if shared == _stages():
         raise RecipeError(f"--param: no stage up to {_last()} reads it; all trials would be one")
-    found = [replace(trial, recipe=pinned(trial.recipe, store, progress.say)) for trial in found]
-    run(found[0].recipe, store, shared, progress)
+    recipes = [trial.recipe for trial in found]
+    # Of all trials, as a run that has begun asks for no commit; and again, as the hub may have answered `run` first.
+    run(pinned_together(recipes, store, progress.say)[0], store, shared, progress)
+    recipes = pinned_together(recipes, store, progress.say)
+    found = [replace(trial, recipe=recipe) for trial, recipe in zip(found, recipes, strict=True)]
     with ray_session():
         failed = _tuned(found, store)
     if failed:

@@ -152,6 +152,27 @@ def test_all_trials_of_a_sweep_have_the_commit_that_it_began_with(hub, tmp_path,
     assert [recipe.base.revision for recipe in trained] == [OLD] * 6
 
 
+def test_a_hub_that_answers_late_gives_all_trials_one_commit(hub, tmp_path, monkeypatch):
+    """Or each trial would generate anew, and pay anew, what the sweep has done for all of them."""
+    trained, warnings = [], []
+
+    def run_shared(recipe: Recipe, store: Store, *_: Any) -> None:
+        trained.append(pinned(recipe, store, warnings.append))  # as `run` begins
+        store.replace("recipe.yaml", b"")
+
+    class Told(Progress):
+        def say(self, text: str) -> None:
+            warnings.append(text)
+            hub.set("models/org/base", "main", OLD)
+
+    monkeypatch.setattr(sweep_module, "run", run_shared)
+    monkeypatch.setattr(sweep_module, "ray_session", contextlib.nullcontext)
+    monkeypatch.setattr(sweep_module, "_tuned", lambda found, _: trained.extend(trial.recipe for trial in found))
+    found = sweep_module.trials("tiny", ["base.model=org/base"], ["align.beta=0.1,0.5,1"], Store(tmp_path / "run"))
+    sweep_module.sweep(found, Store(tmp_path / "run"), Told())
+    assert [recipe.base.revision for recipe in trained] == [OLD] * 4 and len(warnings) == 1
+
+
 EVERYWHERE = [
     "teacher={model: org/model, revision: main}",
     "judges=[{model: org/model}, {model: org/asked, base_url: 'http://127.0.0.1:1/v1'}]",
