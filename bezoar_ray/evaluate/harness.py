@@ -81,7 +81,8 @@ def _remote(function: Callable[..., object]) -> "RemoteFunction":
     """A Ray task beside the driver, where the endpoint answers on localhost; it mostly waits for it."""
     import ray
 
-    return ray.remote(num_cpus=0, scheduling_strategy=beside_driver())(function)  # type: ignore[call-overload]  # Ray's
+    strategy: Any = beside_driver()  # Ray's types know strategies by name alone
+    return ray.remote(num_cpus=0, scheduling_strategy=strategy)(function)
 
 
 def _import(settings: Settings) -> None:
