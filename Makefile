@@ -6,7 +6,7 @@ export UV_FIND_LINKS ?= $(PIP_FIND_LINKS)
 TORCH := $(if $(UV_FIND_LINKS),,--torch-backend cpu)
 export HF_HUB_OFFLINE ?= 1
 SHELL := /bin/bash
-.PHONY: demo test test-slow test-all real-model soak pins lint audit wheel clean
+.PHONY: demo test test-fast test-slow test-all docs reference real-model soak pins lint audit wheel clean
 
 demo: .venv/ready  ## the whole recipe on this machine, into runs/demo
 	$(BIN)/bezoar run tiny --run-dir runs/demo
@@ -15,6 +15,9 @@ test: .venv/ready  ## what every change must pass
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/pytest -m "not slow and not soak" $(ARGS)
+
+test-fast: .venv/ready  ## the tests that need neither Ray nor the embedded world
+	$(BIN)/pytest -q -m "not heavy and not slow and not soak" $(ARGS)
 
 test-slow: .venv/ready
 	$(BIN)/pytest -m "slow and not soak" $(ARGS)
@@ -39,6 +42,12 @@ pins: .venv/ready  ## compile both pin files from pyproject.toml
 	$(COMPILE) $(TORCH) --python-version 3.11 --extra cpu --extra launcher --extra build --extra dev pyproject.toml -o cluster/requirements-cpu.txt
 	UV_FIND_LINKS= $(COMPILE) --python-version 3.11 --python-platform x86_64-manylinux_2_28 --extra gpu --extra launcher --extra build pyproject.toml -o cluster/requirements-gpu.txt
 
+docs: reference  ## the site, into site/; warnings are errors
+	$(BIN)/sphinx-build -W --keep-going -q -b html docs site
+
+reference: .venv/ready  ## the pages of docs/reference/ that follow from the code
+	$(BIN)/python docs/generate_reference.py
+
 lint: .venv/ready
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
 
@@ -50,4 +59,4 @@ wheel: .venv/ready
 	$(BIN)/uv build --wheel -q --no-build-isolation
 
 clean:
-	rm -rf .venv dist runs
+	rm -rf .venv dist runs site

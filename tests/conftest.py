@@ -23,9 +23,21 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--within", type=float, metavar="MINUTES", help="skip what has not begun so many minutes on")
 
 
+HEAVY = {"ray_session", "tiny_world", "judge_url", "family", "engine", "real_model"}
+"""Fixtures that start Ray or an engine, or need the embedded world: `make test-fast` leaves out who asks for them."""
+
+
 def pytest_configure(config: pytest.Config) -> None:
     """The clock starts."""
     config.began = time.monotonic()
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark as `heavy` each test that asks for a heavy fixture, itself or through another fixture."""
+    for item in items:
+        if not HEAVY.isdisjoint(getattr(item, "fixturenames", ())):
+            item.add_marker(pytest.mark.heavy)
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
