@@ -166,5 +166,6 @@ def _training_speed(needs: tuple[MemoryNeed, ...]) -> list[str]:
     return [
         f"- training: QLoRA in flat passes, measured on {_a(cards)} with a model of {SPEEDS[0].billions:g} billion "
         "weights, without the trainer's own work between steps; another model or kind by its operations, and never "
-        "faster than its layers can be started. Padded passes (docs/training.md) and float32 take longer"
+        "faster than its layers can be started. Padded passes (docs/how-to/training.md) and float32 take "
+        "longer"
     ]

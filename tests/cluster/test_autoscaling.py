@@ -32,7 +32,7 @@ pytestmark = [pytest.mark.soak, pytest.mark.timeout(2400)]
 AWS = Path(__file__).parents[2] / "cluster/aws.yaml"
 IDLE_MINUTES = 0.3
 HEAD_ID = "f" * 56  # FAKE_HEAD_NODE_ID, by which the fake provider knows the head
-PLACED = [  # as docs/cluster.md places a run's stages; training computes on CPUs here
+PLACED = [  # as docs/how-to/cluster.md places a run's stages; training computes on CPUs here
     "teacher.num_gpus=1", "teacher.node_labels.bezoar=generate", "judges.0.node_labels.bezoar=cpu",
     "sft.node_labels.bezoar=train", "hh_sft.node_labels.bezoar=train", "align.node_labels.bezoar=train",
     "serve.num_gpus=1", "serve.node_labels.bezoar=serve",
