@@ -156,7 +156,7 @@ def test_kuberay_gpus_come_from_zero_with_spot_first():
 
 
 def test_what_is_said_of_rays_way_from_spot_to_on_demand_holds():
-    """docs/how-to/cluster.md and the files: a node that does not come up in time lowers its kind, a refused one does not."""
+    """As docs/how-to/cluster.md says: a node that does not come up in time lowers its kind, a refused one does not."""
     from ray.autoscaler.v2.instance_manager.subscribers.cloud_resource_monitor import CloudResourceMonitor
     from ray.core.generated.instance_manager_pb2 import Instance, InstanceUpdateEvent
 
