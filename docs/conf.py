@@ -4,7 +4,6 @@ project = "bezoar_ray"
 author = "bezoar_ray contributors"
 extensions = ["myst_parser"]
 myst_enable_extensions = ["deflist"]
-exclude_patterns = ["README.md"]
 html_theme = "furo"
 html_title = "bezoar_ray"
 html_show_copyright = False
