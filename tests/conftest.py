@@ -25,6 +25,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 HEAVY = {"ray_session", "tiny_world", "judge_url", "family", "engine", "real_model"}
 """Fixtures that start Ray or an engine, or need the embedded world: `make test-fast` leaves out who asks for them."""
+LONG = {
+    "test_adapters", "test_bucket", "test_compare", "test_endpoint", "test_faults", "test_fitting", "test_fuzz",
+    "test_guardian", "test_harness", "test_pace", "test_packing", "test_preflight", "test_recipes",
+    "test_report_stage", "test_several_workers", "test_store", "test_texts",
+}  # fmt: skip
+"""Modules that take five seconds or more: `make test-fast` leaves them out, too."""
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -34,9 +40,9 @@ def pytest_configure(config: pytest.Config) -> None:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark as `heavy` each test that asks for a heavy fixture, itself or through another fixture."""
+    """Mark as `heavy` each test of a long module, and each that asks for a heavy fixture, itself or through another."""
     for item in items:
-        if not HEAVY.isdisjoint(getattr(item, "fixturenames", ())):
+        if item.path.stem in LONG or not HEAVY.isdisjoint(getattr(item, "fixturenames", ())):
             item.add_marker(pytest.mark.heavy)
 
 

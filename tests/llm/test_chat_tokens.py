@@ -15,7 +15,7 @@ from bezoar_ray.train import encoding
 from bezoar_ray.train.tokenizer import PROBES, ROUND_TRIP, load_tokenizer
 from tests.train.test_tokenizer import TEXT, byte_level, openllama, texts  # noqa: F401
 
-KINDS = ["tiny", "byte-level", "merged", "unigram", "sentencepiece", "smollm2"]
+KINDS = [pytest.param("tiny", marks=pytest.mark.heavy), "byte-level", "merged", "unigram", "sentencepiece", "smollm2"]
 ORDINARY = (*PROBES, *texts()[:60])
 
 
