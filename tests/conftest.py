@@ -27,8 +27,8 @@ HEAVY = {"ray_session", "tiny_world", "judge_url", "family", "engine", "real_mod
 """Fixtures that start Ray or an engine, or need the embedded world: `make test-fast` leaves out who asks for them."""
 LONG = {
     "test_adapters", "test_bucket", "test_compare", "test_endpoint", "test_faults", "test_fitting", "test_fuzz",
-    "test_guardian", "test_harness", "test_pace", "test_packing", "test_preflight", "test_recipes",
-    "test_report_stage", "test_several_workers", "test_store", "test_texts",
+    "test_guardian", "test_harness", "test_pace", "test_packing", "test_passes", "test_preflight", "test_recipes",
+    "test_report_stage", "test_several_workers", "test_store", "test_texts", "test_trainers", "test_worker",
 }  # fmt: skip
 """Modules that take five seconds or more: `make test-fast` leaves them out, too."""
 
