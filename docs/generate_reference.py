@@ -17,12 +17,12 @@ from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
 
 from bezoar_ray import cli, errors
+from bezoar_ray.data.schema import Pair, Sample, Verdict, pair_schema, sample_schema
 from bezoar_ray.filter.gates import FURTHER, GATES
-from bezoar_ray.manifest import _PARTS as READS
-from bezoar_ray.metrics import METRICS
 from bezoar_ray.recipe import Recipe
-from bezoar_ray.recipe.part import FILES, HOW
-from bezoar_ray.rows import Pair, Sample, Verdict, pair_schema, sample_schema
+from bezoar_ray.recipe.section import FILES, RUNTIME_ONLY
+from bezoar_ray.runtime.metrics import METRICS
+from bezoar_ray.stages import STAGES
 
 FOLDER = Path(__file__).parent / "reference"
 _NOTE = "<!-- Written by docs/generate_reference.py from the code. Change the code, then run `make reference`. -->"
@@ -133,7 +133,10 @@ def recipe_page() -> str:
         "## Which stage reads which section",
         table(
             ["stage", "reads"],
-            [[f"`{stage}`", ", ".join(f"`{name}`" for name in names)] for stage, names in READS.items()],
+            [
+                [f"`{stage}`", ", ".join(f"`{name}`" for name in names)]
+                for stage, names in ((stage.name, stage.reads) for stage in STAGES.values())
+            ],
         ),
         "The fingerprint of a stage also covers all that the stages before it read. `template` is the text of "
         "`chat_template`. `mt_bench_judges` are the judges of `evaluate.mt_bench`, or the first of `judges`.",
@@ -157,7 +160,9 @@ def sections(
     yield path, model, counts
     for name, field in model.model_fields.items():
         for steps, inner in _models_in(field.annotation):
-            yield from sections(inner, f"{path}.{name}{steps}".lstrip("."), counts and HOW not in field.metadata)
+            yield from sections(
+                inner, f"{path}.{name}{steps}".lstrip("."), counts and RUNTIME_ONLY not in field.metadata
+            )
 
 
 def _models_in(annotation: Any) -> Iterator[tuple[str, type[BaseModel]]]:
@@ -205,7 +210,7 @@ def fingerprint(name: str, metadata: list[Any], is_section: bool) -> str:
     """Whether a field enters the fingerprint of the stages that read it."""
     if name == "engine":
         return "arguments that change the answers"
-    if HOW in metadata:
+    if RUNTIME_ONLY in metadata:
         return "no"
     if is_section:
         return "by field"

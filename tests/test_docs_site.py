@@ -17,8 +17,8 @@ import yaml
 
 from bezoar_ray import cli
 from bezoar_ray.llm.ledger import ROLES
-from bezoar_ray.recipe import CHECKPOINTS, load_recipe, parse_recipe, recipe_names
-from bezoar_ray.run import STEPS
+from bezoar_ray.recipe import load_recipe, parse_recipe, recipe_names
+from bezoar_ray.stages import STAGES, checkpoint_names
 
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
@@ -159,7 +159,7 @@ def test_every_file_of_a_run_directory_is_explained():
     written = {re.sub(r"\{[^}]+\}", "*", path) for path in re.findall(rf"[\"']((?:{folders})/[^\"'\s]+)[\"']", code())}
     assert len(written) > 15
     assert [path for path in sorted(written) if not any(explains(one, path) for one in explained)] == []
-    assert [stage for stage in STEPS if f"`{stage}`" not in page.read_text()] == []
+    assert [stage for stage in STAGES if f"`{stage}`" not in page.read_text()] == []
 
 
 def explains(explained: str, written: str) -> bool:
@@ -175,10 +175,10 @@ def explains(explained: str, written: str) -> bool:
 def test_every_key_of_the_summary_is_one_that_the_code_writes():
     page = DOCS / "reference" / "summary.md"
     keys = {key for path in first_column(page) for key in re.findall(r"(?<![<\w])\w+(?![\w>])", path)}
-    names = {*ROLES, *CHECKPOINTS, *STEPS}
+    names = {*ROLES, *checkpoint_names(), *STAGES}
     assert len(keys) > 40
     assert [key for key in sorted(keys - names) if not re.search(rf"\b{key}\b", code())] == []
-    assert [name for name in (*ROLES, *STEPS) if f"`{name}`" not in page.read_text()] == []
+    assert [name for name in (*ROLES, *STAGES) if f"`{name}`" not in page.read_text()] == []
 
 
 def test_the_site_builds_without_a_warning(tmp_path):
