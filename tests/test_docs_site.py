@@ -2,6 +2,7 @@
 
 import copy
 import importlib.util
+import inspect
 import re
 import shlex
 import subprocess
@@ -15,7 +16,7 @@ from typing import Any
 import pytest
 import yaml
 
-from bezoar_ray import cli
+from bezoar_ray import cli, layout
 from bezoar_ray.llm.ledger import ROLES
 from bezoar_ray.recipe import load_recipe, parse_recipe, recipe_names
 from bezoar_ray.stages import STAGES, checkpoint_names
@@ -155,11 +156,22 @@ def first_column(page: Path) -> list[str]:
 def test_every_file_of_a_run_directory_is_explained():
     page = DOCS / "reference" / "run-directory.md"
     explained = [re.sub(r"<\w+>", "*", path) for path in first_column(page)]
-    folders = "cards|checkpoints|data|eval|ledger|logs|manifests|train"
-    written = {re.sub(r"\{[^}]+\}", "*", path) for path in re.findall(rf"[\"']((?:{folders})/[^\"'\s]+)[\"']", code())}
+    written = set(layout_paths())
     assert len(written) > 15
     assert [path for path in sorted(written) if not any(explains(one, path) for one in explained)] == []
     assert [stage for stage in STAGES if f"`{stage}`" not in page.read_text()] == []
+
+
+def layout_paths() -> Iterator[str]:
+    """Every path that the layout of a run directory knows, with a star for each name."""
+    for name, value in vars(layout).items():
+        if name.isupper():
+            yield value
+        elif inspect.isfunction(value) and value.__module__ == layout.__name__ and name != "checkpoint":
+            yield value(*["*"] * len(inspect.signature(value).parameters))
+    for name, value in vars(layout.CheckpointLayout).items():
+        if isinstance(value, property):
+            yield getattr(layout.checkpoint("*"), name)
 
 
 def explains(explained: str, written: str) -> bool:
