@@ -94,7 +94,7 @@ def family(ray_session, tiny_world, tmp_path_factory) -> Iterator[SimpleNamespac
         yield SimpleNamespace(base_url=base_url, store=store, model=tiny_world.base)
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def real_data() -> Path:
     """Folder of the real data samples; the test is skipped where `BEZOAR_REAL_DATA` names none."""
     folder = os.environ.get("BEZOAR_REAL_DATA")

@@ -33,16 +33,15 @@ FLAT = Layout("flat")
 
 
 @pytest.fixture(scope="module")
-def run_dir(request, tmp_path_factory) -> Path:
+def run_dir(real_data, real_model, tmp_path_factory) -> Path:
     """A run from generate to report: the model is teacher, judge and base."""
-    data, model = request.getfixturevalue("real_data"), request.getfixturevalue("real_model")
     folder = tmp_path_factory.mktemp("smol")
     sets = [
-        *(f"{part}.model={model}" for part in ("teacher", "judges.0", "base")),
+        *(f"{part}.model={real_model}" for part in ("teacher", "judges.0", "base")),
         *(f"{part}.revision=null" for part in ("teacher", "judges.0", "base")),
-        f"seeds.dolly=[{{source: {data}/dolly/*.jsonl, license: CC-BY-SA-3.0}}]",
-        f"seeds.flan=[{{source: {data}/flan/*.jsonl, license: Apache-2.0}}]",
-        f"seeds.hh_rlhf=[{{source: {data}/hh-rlhf/*.jsonl.gz, license: MIT, limit: 60}}]",
+        f"seeds.dolly=[{{source: {real_data}/dolly/*.jsonl, license: CC-BY-SA-3.0}}]",
+        f"seeds.flan=[{{source: {real_data}/flan/*.jsonl, license: Apache-2.0}}]",
+        f"seeds.hh_rlhf=[{{source: {real_data}/hh-rlhf/*.jsonl.gz, license: MIT, limit: 60}}]",
         "generate.lamini.calls=6", "generate.evol_instruct.seeds=8",
         "generate.orca.mixtures={CoT: {rows: 6}, T0: {rows: 6}}",
         "filter.accept_rating=1", f"sft.limit={TRAINED_ON}", "hh_sft.limit=16", "align.limit=16",
