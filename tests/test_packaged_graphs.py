@@ -11,7 +11,7 @@ import pytest
 from bezoar_ray.recipe import load_recipe, recipe_names
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
-RECIPES = [name for name in recipe_names() if name != "tiny"]
+RECIPES = [name for name in recipe_names() if load_recipe(name).serve.num_gpus]
 STAGES = ("sft", "hh-sft", "dpo")
 
 
