@@ -5,7 +5,7 @@ import contextlib
 import logging
 import random
 from abc import ABC, abstractmethod
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import replace
 from functools import partial
 
@@ -77,10 +77,8 @@ class ModelClient(LedgerClient):
         self._model = model
         self._slots = asyncio.Semaphore(part.max_in_flight)
         self._alone = asyncio.Lock()
-        self._pace, self._breaker = (
-            AdaptiveConcurrency(),
-            Breaker(f"{part.model} at {part.base_url}", has_answered=ledger.has_answers),
-        )
+        self._pace = AdaptiveConcurrency()
+        self._breaker = Breaker(f"{part.model} at {part.base_url}", has_answered=ledger.has_answers)
         self._over: Exception | None = None
         self._waiting = self._under_way = 0
         ledger.figures.watch("bezoar_calls_waiting", lambda: self._waiting, model=part.model)
@@ -108,18 +106,22 @@ class ModelClient(LedgerClient):
                 event("call failed", logging.WARNING, model=self._part.model, why=str(fault))
                 raise
             except Exception as fault:
-                if not self._over:
-                    event("no further call is made", logging.ERROR, model=self._part.model, why=str(fault))
-                self._over = self._over or fault
+                self._stop(fault)
                 raise
             await asyncio.sleep(wait)
+
+    def _stop(self, fault: Exception) -> None:
+        """Refuse every further call with this fault."""
+        if not self._over:
+            event("no further call is made", logging.ERROR, model=self._part.model, why=str(fault))
+            self._over = fault
 
     async def _answered(self, key: str, messages: Messages, sampling: Sampling, first: bool) -> Reply:
         """The reply to one attempt, durable. Its slot is free as soon as the reply is there."""
         most = cost_at_most(messages, sampling, self._part)
         try:
             async with self._suspects(key), self._slot():
-                reply = await self._breaker.run(partial(self._attempt, key, messages, sampling, most), first)
+                reply = await self._within_circuit(partial(self._attempt, key, messages, sampling, most), first)
         except (TryAgain, CallFailed, BezoarError):
             await self._ledger.flushed()
             raise
@@ -129,6 +131,16 @@ class ModelClient(LedgerClient):
         finally:
             self._record_usage(most, used)
         return reply
+
+    async def _within_circuit(self, attempt: Callable[[], Awaitable[Reply]], first: bool) -> Reply:
+        """The reply to one attempt, through the circuit breaker."""
+        try:
+            return await self._breaker.run(attempt, first)
+        except (TryAgain, CallFailed):
+            raise
+        except Exception as fault:
+            self._stop(fault)  # before the slot is free: while the ledger is flushed, other calls would go out
+            raise
 
     @contextlib.asynccontextmanager
     async def _slot(self) -> AsyncIterator[None]:

@@ -2,7 +2,6 @@
 
 import asyncio
 import os
-import re
 import threading
 import time
 from collections.abc import Iterator
@@ -156,10 +155,10 @@ REFUSAL = {"error": {"message": "`temperature` and `top_p` cannot both be specif
 def test_an_endpoint_that_refuses_all_calls_alike_stops_the_run(server, tmp_path):
     server.statuses, server.bodies = [400] * 30, [REFUSAL] * 30
     found = ask_many(server, tmp_path, 30)
-    assert len(server.requests) in range(5, 25)  # as many more as a busy machine has on their way
+    assert len(server.requests) in range(5, 10)  # the next ones may be on their way
     assert all(isinstance(error, Refused) for error in found[:4])
     assert all(isinstance(error, BezoarError) for error in found[4:])
-    assert re.match(r"\d+ calls were refused in the same way", str(found[-1])) and "cannot both be" in str(found[-1])
+    assert "5 calls were refused in the same way" in str(found[-1]) and "cannot both be" in str(found[-1])
 
 
 def test_a_resumed_run_whose_last_rows_are_refused_ends_with_them(server, tmp_path):
