@@ -69,7 +69,7 @@ async def score_all(
     tables: dict[str, dict[str, Scores]] = {name: {} for name in fingerprints}
     for (name, task), found in zip(asked, scores, strict=True):
         tables[name][part.name_of(task)] = found
-    return tables, [file_of(name) for name in fingerprints if asked]
+    return tables, [layout.harness(name) for name in fingerprints if asked]
 
 
 def warm_up(part: Harness, store: Store) -> "list[ray.ObjectRef[None]]":
@@ -108,20 +108,15 @@ class Shelf:
         if before := tasks.get(title):
             tasks[f"{title} ({before['key']})"] = before
         tasks[title] = {"key": self._key(name, task), "result": result}
-        self._store.replace_json(file_of(name), {"checkpoint": name, "tasks": tasks})
+        self._store.replace_json(layout.harness(name), {"checkpoint": name, "tasks": tasks})
 
     def _load(self, name: str) -> dict[str, Any]:
-        return (self._store.read_json(file_of(name)) or {"tasks": {}})["tasks"]
+        return (self._store.read_json(layout.harness(name)) or {"tasks": {}})["tasks"]
 
     def _key(self, name: str, task: HarnessTask) -> str:
         asked = [self._fingerprints[name], task.task, task.num_fewshot, task.limit, self._part.apply_chat_template]
         asked += [self._tasks, metadata.version("lm-eval")]
         return hashlib.sha256(json.dumps(asked).encode()).hexdigest()[:16]
-
-
-def file_of(name: str) -> str:
-    """The file of a checkpoint's results."""
-    return layout.harness(name)
 
 
 def compact(result: dict[str, Any], task: HarnessTask) -> Scores:

@@ -20,7 +20,6 @@ from bezoar_ray.sources.mt_bench_files import IDS as MT_BENCH_IDS
 from bezoar_ray.stages import checkpoint_names, working_stages
 from bezoar_ray.store import Store
 
-CONVERSATIONS = layout.CONVERSATIONS
 SHOWN = 10  # samples of each scheme and status
 T = TypeVar("T")
 _ENDS = ("accepted", "rejected", "failed")
@@ -128,7 +127,7 @@ def gather(recipe: Recipe, store: Store) -> Content:
         mt_bench=_checkpoints_first(results.get("mt_bench", {})),
         bench_name=_bench_name(recipe, store),
         served=results.get("served", {}),
-        conversations=CONVERSATIONS if store.exists(CONVERSATIONS) else None,
+        conversations=layout.CONVERSATIONS if store.exists(layout.CONVERSATIONS) else None,
         checkpoints=[name for name in checkpoint_names() if store.exists(layout.checkpoint(name).lineage)],
         commercial_use=commercial_use(recipe, provenance),
         causes=causes(recipe, provenance),

@@ -6,7 +6,6 @@ from typing import Any
 import orjson
 
 from bezoar_ray import layout
-from bezoar_ray.report.content import CONVERSATIONS
 from bezoar_ray.report.page import environment
 from bezoar_ray.report.plots import COLOURS
 from bezoar_ray.store import Store
@@ -31,8 +30,8 @@ def write_conversations(store: Store) -> list[str]:
             colours=COLOURS,
         )
     )
-    store.replace(CONVERSATIONS, page)
-    return [CONVERSATIONS]
+    store.replace(layout.CONVERSATIONS, page)
+    return [layout.CONVERSATIONS]
 
 
 def _rows(store: Store, name: str) -> list[dict[str, Any]]:

@@ -12,7 +12,6 @@ from bezoar_ray.recipe.model_sections import COMMIT
 from bezoar_ray.runtime.caches import hub_cache
 from bezoar_ray.store import Store
 
-FILE = layout.REVISIONS
 _MAIN = "main"
 _SECONDS = 10.0  # that the hub may take for one answer
 
@@ -57,11 +56,11 @@ def pinned(recipe: Recipe, store: Store, say: Callable[[str], None]) -> Recipe:
 
 def pinned_together(recipes: Sequence[Recipe], store: Store, say: Callable[[str], None]) -> list[Recipe]:
     """The same for several recipes of one run directory: a branch is the same commit, or the same name, in all."""
-    commits = store.read_json(FILE) or {}
+    commits = store.read_json(layout.REVISIONS) or {}
     if not store.exists(layout.RECIPE):
         commits = _resolved(chain.from_iterable(map(_branches, recipes)), commits, say)
         if commits:
-            store.replace_json(FILE, commits)
+            store.replace_json(layout.REVISIONS, commits)
     return [_with(recipe, commits) for recipe in recipes]
 
 

@@ -24,9 +24,9 @@ def modes(recipe: Recipe, store: Store) -> dict[str, str]:
     """
     found = {BASE: "base"}
     for name in training_stages():
-        if recipe.serve.mode == "joined" and store.exists(_joined(name)):
+        if recipe.serve.mode == "joined" and store.exists(layout.checkpoint(name).joined):
             found[name] = "joined"
-        elif store.exists(_merged(name)):
+        elif store.exists(layout.checkpoint(name).merged):
             found[name] = "merged"
     return found
 
@@ -53,8 +53,10 @@ def engine_arguments(recipe: Recipe, store: Store) -> dict[str, list[str]]:
     shared += _flags(trusted(model) | _engine(recipe.serve))
     base = ["--model", model_path(model.model), "--served-model-name", BASE]
     base += ["--revision", model.revision] if model.revision else []
-    base += _lora_flags({name: store.path(_joined(name)) for name, mode in served.items() if mode == "joined"})
-    whole = {name: store.path(_merged(name)) for name, mode in served.items() if mode == "merged"}
+    base += _lora_flags(
+        {name: store.path(layout.checkpoint(name).joined) for name, mode in served.items() if mode == "joined"}
+    )
+    whole = {name: store.path(layout.checkpoint(name).merged) for name, mode in served.items() if mode == "merged"}
     return {BASE: [*base, *shared]} | {
         name: ["--model", str(path), "--served-model-name", name, *shared] for name, path in whole.items()
     }
@@ -92,11 +94,3 @@ def _flags(engine: dict[str, Any]) -> list[str]:
         else:
             flags += [f"--{name}", json.dumps(value) if isinstance(value, dict | list) else str(value)]
     return flags
-
-
-def _joined(name: str) -> str:
-    return layout.checkpoint(name).joined
-
-
-def _merged(name: str) -> str:
-    return layout.checkpoint(name).merged

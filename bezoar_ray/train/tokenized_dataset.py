@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypedDict
+from typing import TYPE_CHECKING, Any
 
 import orjson
 import pyarrow as pa
@@ -28,7 +28,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
-FOLDER = layout.TOKENIZED
 _VERSION = 4  # of what the files hold
 _ROWS = 1_000  # tokenised at a time
 
@@ -78,16 +77,16 @@ def prepare(
     """
     part, store = context.recipe.training(stage), context.store
     mark = _mark(context, [part.max_length, part.limit, sorted(columns), store.digest_of(files)])
-    start = f"{FOLDER}/{stage}-{name}"
+    start = f"{layout.TOKENIZED}/{stage}-{name}"
     file, record = f"{start}-{mark}.arrow", f"{start}-{mark}.json"
     if found := store.read_json(record):
         return TokenizedDataset(**found)
-    for old in (file for file in store.list(FOLDER) if file.startswith(f"{start}-")):
+    for old in (file for file in store.list(layout.TOKENIZED) if file.startswith(f"{start}-")):
         store.remove(old)
     context.progress.say(f"tokenising {name}")
     tables = _encoded(_Work(context.recipe, encode, columns, part.max_length), store, files, part.limit)
     with store.writing(file) as path:
-        prepared = TokenizedDataset(name, file, **_write(tables, columns, path))
+        prepared = _write(tables, columns, path, name, file)
     store.replace_json(record, asdict(prepared))
     return prepared
 
@@ -162,19 +161,8 @@ def _rows(root: str, file: str) -> Iterator[pa.Table]:
             yield pa.Table.from_batches([batch])
 
 
-class _Found(TypedDict):
-    """What is known of the rows of a file, as `TokenizedDataset` has it."""
-
-    rows: int
-    tokens: int
-    longest: int
-    longest_sequence: int
-    sequences: int
-    left_out: dict[str, int]
-
-
-def _write(tables: Iterator[pa.Table], columns: dict[str, int], path: Path) -> _Found:
-    """An Arrow file of the rows that are trained on; returns what is known of them."""
+def _write(tables: Iterator[pa.Table], columns: dict[str, int], path: Path, name: str, file: str) -> TokenizedDataset:
+    """Write the rows that are trained on to an Arrow file at `path`, which becomes `file` of the run directory."""
     import pyarrow.compute as pc
 
     rows = tokens = longest = longest_sequence = 0
@@ -188,19 +176,21 @@ def _write(tables: Iterator[pa.Table], columns: dict[str, int], path: Path) -> _
             writer = writer or stack.enter_context(pa.ipc.new_stream(str(path), kept.schema))
             writer.write_table(kept)
             rows += kept.num_rows
-            lengths = {name: kept[name].combine_chunks().value_lengths().to_numpy() for name in columns}
-            whole = sum(times * lengths[name] for name, times in columns.items())
+            lengths = {column: kept[column].combine_chunks().value_lengths().to_numpy() for column in columns}
+            whole = sum(times * lengths[column] for column, times in columns.items())
             tokens += int(whole.sum())
             longest = max(longest, int(whole.max(initial=0)) // sequences)
             longest_sequence = max(longest_sequence, _longest_sequence(lengths, columns, sequences))
-    return {
-        "rows": rows,
-        "tokens": tokens,
-        "longest": longest,
-        "longest_sequence": longest_sequence,
-        "sequences": sequences,
-        "left_out": dict(left_out),
-    }
+    return TokenizedDataset(
+        name=name,
+        file=file,
+        rows=rows,
+        tokens=tokens,
+        longest=longest,
+        longest_sequence=longest_sequence,
+        sequences=sequences,
+        left_out=dict(left_out),
+    )
 
 
 def _longest_sequence(lengths: dict[str, Any], columns: dict[str, int], sequences: int) -> int:

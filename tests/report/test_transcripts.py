@@ -6,7 +6,7 @@ from bezoar_ray.evaluate.mt_bench.answers import Answer
 from bezoar_ray.evaluate.mt_bench.fastchat_files import save
 from bezoar_ray.evaluate.mt_bench.judging import Judgment
 from bezoar_ray.evaluate.mt_bench.pairwise import Comparison, Game
-from bezoar_ray.report.content import CONVERSATIONS
+from bezoar_ray.layout import CONVERSATIONS
 from bezoar_ray.report.transcripts import write_conversations
 from bezoar_ray.sources.mt_bench_files import Question
 from bezoar_ray.store import Store

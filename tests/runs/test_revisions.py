@@ -11,11 +11,12 @@ from typing import Any
 import pytest
 import yaml
 
+from bezoar_ray.layout import REVISIONS
 from bezoar_ray.recipe import Recipe, load_recipe
 from bezoar_ray.runs import orchestrator as run_module
 from bezoar_ray.runs import sweep as sweep_module
 from bezoar_ray.runs.orchestrator import run
-from bezoar_ray.runs.revisions import FILE, pinned
+from bezoar_ray.runs.revisions import pinned
 from bezoar_ray.runtime.progress import Progress
 from bezoar_ray.stages import STAGES
 from bezoar_ray.store import Store
@@ -207,7 +208,7 @@ def test_folders_and_the_embedded_world_are_left_as_they_are(hub, tmp_path, monk
     for sets in ([], ["base.model=models/base"], ["base.model=./models/x"], [f"base.model={tmp_path}/base"]):
         recipe = load_recipe("tiny", [*sets, "base.revision=main"])
         assert pinned(recipe, Store(tmp_path / "run"), pytest.fail) == recipe
-    assert not hub.asked and not Store(tmp_path / "run").exists(FILE)
+    assert not hub.asked and not Store(tmp_path / "run").exists(REVISIONS)
 
 
 @pytest.mark.parametrize("offline", [True, False])
