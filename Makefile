@@ -13,6 +13,7 @@ demo: .venv/ready  ## the whole recipe on this machine, into runs/demo
 
 test: .venv/ready  ## what every change must pass
 	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/pytest -m "not slow and not soak" $(ARGS)
 

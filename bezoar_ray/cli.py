@@ -45,7 +45,9 @@ def main(arguments: list[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except KeyboardInterrupt:
-        print("bezoar: interrupted; run the same command again to go on", file=sys.stderr)
+        print(
+            "bezoar: interrupted; run the same command again to go on", file=sys.stderr
+        )
         return 130
     return 0
 
@@ -59,16 +61,30 @@ def _run(options: argparse.Namespace) -> None:
     recipe, stages = _recipe(options), parse_stages(options.stages)
     name = recipe.name
     if options.pilot:
-        recipe, stages, name = pilot(recipe, options.pilot), ["generate", "filter", "report"], f"{name}-pilot"
+        recipe, stages, name = (
+            pilot(recipe, options.pilot),
+            ["generate", "filter", "report"],
+            f"{name}-pilot",
+        )
     store = Store(options.run_dir or Path("runs") / name)
     run(recipe, store, stages, Progress(run=store.name))
     if options.pilot:
         print(show(store, recipe.schemes))
-    print(f"\n{store.root}/summary.json" + (f"\n{store.root}/report.html" if "report" in stages else ""))
+    print(
+        f"\n{store.root}/summary.json"
+        + (f"\n{store.root}/report.html" if "report" in stages else "")
+    )
 
 
 def _plan(options: argparse.Namespace) -> None:
-    from bezoar_ray.plan import Assumed, assumed_from, plan, render, render_scaling, scaling
+    from bezoar_ray.plan import (
+        Assumed,
+        assumed_from,
+        plan,
+        render,
+        render_scaling,
+        scaling,
+    )
 
     recipe = _recipe(options)
     assumed = assumed_from(recipe, options.measured) if options.measured else Assumed()
@@ -96,12 +112,20 @@ def _check(recipe: "Recipe", offline: bool) -> None:
 def _submit(options: argparse.Namespace) -> None:
     from bezoar_ray.runs.submit import Jobs
 
-    arguments = [part for name in ("stages", "pilot") if (value := getattr(options, name))
-                 for part in (f"--{name}", str(value))]  # fmt: skip
+    arguments = [
+        part
+        for name in ("stages", "pilot")
+        if (value := getattr(options, name))
+        for part in (f"--{name}", str(value))
+    ]
     jobs = Jobs(options.address)
-    job = jobs.submit(_recipe(options), options.run_dir, arguments, options.requirements)
+    job = jobs.submit(
+        _recipe(options), options.run_dir, arguments, options.requirements
+    )
     print(f"{job.id}: {'works on it already' if job.found else 'submitted'}")
-    print(f"to attach: bezoar status {options.run_dir} --address {options.address} --follow")
+    print(
+        f"to attach: bezoar status {options.run_dir} --address {options.address} --follow"
+    )
     if options.follow:
         _follow(jobs, job.id)
 
@@ -118,18 +142,26 @@ def _status(options: argparse.Namespace) -> None:
     from bezoar_ray.store import Store
 
     if options.follow and not options.address:
-        raise RecipeError("--follow needs the --address of the cluster whose job is to be followed")
+        raise RecipeError(
+            "--follow needs the --address of the cluster whose job is to be followed"
+        )
     if not options.address:
         return print(render(Store(options.dir)))
     from bezoar_ray.runs.submit import Jobs
 
     jobs = Jobs(options.address)
     job = jobs.last(options.dir)
-    print(f"{job.id}: {job.status.lower()}" if job else f"no job has worked on {options.dir}")
+    print(
+        f"{job.id}: {job.status.lower()}"
+        if job
+        else f"no job has worked on {options.dir}"
+    )
     if "://" in options.dir or Path(options.dir).is_dir():
         try:
             print(render(Store(options.dir)))
-        except BezoarError as error:  # it has not begun, or this machine has no key of the bucket
+        except (
+            BezoarError
+        ) as error:  # it has not begun, or this machine has no key of the bucket
             print(error)
     if job and options.follow:
         _follow(jobs, job.id)
@@ -149,7 +181,9 @@ def _compare(options: argparse.Namespace) -> None:
     from bezoar_ray.store import Store
 
     stores = {folder: _existing(folder) for folder in options.dir}
-    runs = [(Path(folder).name, recipe, store) for folder, (store, recipe) in stores.items()]
+    runs = [
+        (Path(folder).name, recipe, store) for folder, (store, recipe) in stores.items()
+    ]
     found = compare(runs)
     print(as_text(found))
     page = Path(options.page)
@@ -215,7 +249,9 @@ def _positive(text: str) -> int:
 
 def _of_serve(text: str) -> str:
     if not text.startswith("serve."):
-        raise argparse.ArgumentTypeError(f"{text}: expected serve.KEY=VALUE; the rest is as the run has it")
+        raise argparse.ArgumentTypeError(
+            f"{text}: expected serve.KEY=VALUE; the rest is as the run has it"
+        )
     return text
 
 
@@ -225,7 +261,9 @@ def _recipe(options: argparse.Namespace) -> "Recipe":
     return load_recipe(options.recipe, options.set)
 
 
-def _existing(folder: str, overrides: list[str] | tuple[str, ...] = ()) -> "tuple[Store, Recipe]":
+def _existing(
+    folder: str, overrides: list[str] | tuple[str, ...] = ()
+) -> "tuple[Store, Recipe]":
     """The run directory and its recipe."""
     from bezoar_ray.recipe import recipe_of
     from bezoar_ray.store import Store
@@ -244,15 +282,29 @@ def _parser() -> argparse.ArgumentParser:
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
-    command = _command(commands, "run", _run, "carry out a recipe; what is done already is skipped")
-    _add_recipe(command)
-    command.add_argument("--run-dir", metavar="DIR", help="where everything goes (default: runs/<recipe>[-pilot])")
-    _add_stages(command)
-
-    command = _command(commands, "plan", _plan, "calls, tokens, dollars and GPU hours of a recipe; runs nothing")
+    command = _command(
+        commands, "run", _run, "carry out a recipe; what is done already is skipped"
+    )
     _add_recipe(command)
     command.add_argument(
-        "--from", dest="measured", metavar="DIR", help="estimate from what the run (a pilot) in DIR measured"
+        "--run-dir",
+        metavar="DIR",
+        help="where everything goes (default: runs/<recipe>[-pilot])",
+    )
+    _add_stages(command)
+
+    command = _command(
+        commands,
+        "plan",
+        _plan,
+        "calls, tokens, dollars and GPU hours of a recipe; runs nothing",
+    )
+    _add_recipe(command)
+    command.add_argument(
+        "--from",
+        dest="measured",
+        metavar="DIR",
+        help="estimate from what the run (a pilot) in DIR measured",
     )
     cards = command.add_mutually_exclusive_group()
     cards.add_argument(
@@ -266,13 +318,26 @@ def _parser() -> argparse.ArgumentParser:
         help="hours and dollars on 1, 8 and 64 GPUs of a kind; A100=1.1 at your price an hour",
     )
     command.add_argument(
-        "--check", action="store_true", help="try what a run would fail on: rows, templates, tasks, questions, the hub"
+        "--check",
+        action="store_true",
+        help="try what a run would fail on: rows, templates, tasks, questions, the hub",
     )
-    command.add_argument("--offline", action="store_true", help="with --check: leave out, and name, what needs the hub")
+    command.add_argument(
+        "--offline",
+        action="store_true",
+        help="with --check: leave out, and name, what needs the hub",
+    )
 
-    command = _command(commands, "submit", _submit, "carry out a recipe as a job on a Ray cluster")
+    command = _command(
+        commands, "submit", _submit, "carry out a recipe as a job on a Ray cluster"
+    )
     _add_recipe(command)
-    command.add_argument("--address", required=True, metavar="URL", help="the cluster's dashboard: http://head:8265")
+    command.add_argument(
+        "--address",
+        required=True,
+        metavar="URL",
+        help="the cluster's dashboard: http://head:8265",
+    )
     command.add_argument(
         "--run-dir",
         required=True,
@@ -281,32 +346,55 @@ def _parser() -> argparse.ArgumentParser:
     )
     _add_stages(command)
     command.add_argument(
-        "--requirements", metavar="FILE", help="pinned packages for nodes whose image has no bezoar_ray"
+        "--requirements",
+        metavar="FILE",
+        help="pinned packages for nodes whose image has no bezoar_ray",
     )
-    command.add_argument("--follow", action="store_true", help="print its lines until it ends; Ctrl-C lets it go on")
+    command.add_argument(
+        "--follow",
+        action="store_true",
+        help="print its lines until it ends; Ctrl-C lets it go on",
+    )
     command = _command(commands, "status", _status, "how far a run is")
     _add_dir(command)
-    command.add_argument("--address", metavar="URL", help="of the cluster whose job works on it")
-    command.add_argument("--follow", action="store_true", help="print that job's lines until it ends")
+    command.add_argument(
+        "--address", metavar="URL", help="of the cluster whose job works on it"
+    )
+    command.add_argument(
+        "--follow", action="store_true", help="print that job's lines until it ends"
+    )
     command = _command(commands, "report", _report, "write a run's report again")
     _add_dir(command)
     command = _command(
-        commands, "compare", _compare, "runs side by side: what differs in their recipes, what came of it"
+        commands,
+        "compare",
+        _compare,
+        "runs side by side: what differs in their recipes, what came of it",
     )
     command.add_argument("dir", metavar="DIR", nargs="+", help="run directories")
     command.add_argument(
-        "--page", default="compare.html", metavar="FILE", help="where the page goes (default: %(default)s)"
+        "--page",
+        default="compare.html",
+        metavar="FILE",
+        help="where the page goes (default: %(default)s)",
     )
     command = _command(
-        commands, "serve", _serve, "host a run's checkpoints behind one OpenAI-compatible endpoint, until Ctrl-C: "
+        commands,
+        "serve",
+        _serve,
+        "host a run's checkpoints behind one OpenAI-compatible endpoint, until Ctrl-C: "
         f"http://127.0.0.1:8000/v1, with the models {', '.join(checkpoint_names())}; BEZOAR_API_KEY has clients show "
-        "a key"
-    )  # fmt: skip
+        "a key",
+    )
     _add_dir(command)
     command.add_argument(
-        "--set", action="append", default=[], type=_of_serve, metavar="serve.KEY=VALUE",
+        "--set",
+        action="append",
+        default=[],
+        type=_of_serve,
+        metavar="serve.KEY=VALUE",
         help="override how it is served: serve.port=8001, serve.num_gpus=0",
-    )  # fmt: skip
+    )
     command = _command(
         commands,
         "sweep",
@@ -315,23 +403,59 @@ def _parser() -> argparse.ArgumentParser:
     )
     _add_recipe(command)
     command.add_argument(
-        "--param", action="append", required=True, metavar="KEY.PATH=A,B", help="values to try; several make a grid"
+        "--param",
+        action="append",
+        required=True,
+        metavar="KEY.PATH=A,B",
+        help="values to try; several make a grid",
     )
-    command.add_argument("--run-dir", metavar="DIR", help="where everything goes (default: runs/<recipe>-sweep)")
+    command.add_argument(
+        "--run-dir",
+        metavar="DIR",
+        help="where everything goes (default: runs/<recipe>-sweep)",
+    )
     command = _command(
-        commands, "push", _push, "upload a run's checkpoints, adapters and rows with their cards to a hub"
+        commands,
+        "push",
+        _push,
+        "upload a run's checkpoints, adapters and rows with their cards to a hub",
     )
     _add_dir(command)
-    command.add_argument("owner", metavar="OWNER", help="user or organisation; repositories are OWNER/<recipe>-<part>")
     command.add_argument(
-        "--only", nargs="+", metavar="PART", help=f"of {', '.join(training_stages())} and dataset (default: all)"
+        "owner",
+        metavar="OWNER",
+        help="user or organisation; repositories are OWNER/<recipe>-<part>",
     )
-    command.add_argument("--private", action="store_true", help="create the repositories as private ones")
-    command.add_argument("--dry-run", action="store_true", help="say what would be uploaded, and stop")
-    command = _command(commands, "tiny", _tiny, "build the embedded world that `run tiny` uses")
-    command.add_argument("action", choices=["build"], help="make it now, into the cache")
-    command = _command(commands, "doctor", _doctor, "check this machine, and list what each recipe is missing")
-    command.add_argument("recipe", metavar="RECIPE", nargs="*", help="names or YAML files (default: all packaged ones)")
+    command.add_argument(
+        "--only",
+        nargs="+",
+        metavar="PART",
+        help=f"of {', '.join(training_stages())} and dataset (default: all)",
+    )
+    command.add_argument(
+        "--private", action="store_true", help="create the repositories as private ones"
+    )
+    command.add_argument(
+        "--dry-run", action="store_true", help="say what would be uploaded, and stop"
+    )
+    command = _command(
+        commands, "tiny", _tiny, "build the embedded world that `run tiny` uses"
+    )
+    command.add_argument(
+        "action", choices=["build"], help="make it now, into the cache"
+    )
+    command = _command(
+        commands,
+        "doctor",
+        _doctor,
+        "check this machine, and list what each recipe is missing",
+    )
+    command.add_argument(
+        "recipe",
+        metavar="RECIPE",
+        nargs="*",
+        help="names or YAML files (default: all packaged ones)",
+    )
     return parser
 
 
@@ -341,27 +465,37 @@ def _command(
     call: Callable[[argparse.Namespace], None],
     text: str,
 ) -> argparse.ArgumentParser:
-    command = commands.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
+    command = commands.add_parser(
+        name, help=text, description=text[0].upper() + text[1:] + "."
+    )
     command.set_defaults(call=call)
     return command
 
 
 def _add_dir(command: argparse.ArgumentParser) -> None:
-    command.add_argument("dir", metavar="DIR", help="the run directory: a folder, s3://… or gs://…")
+    command.add_argument(
+        "dir", metavar="DIR", help="the run directory: a folder, s3://… or gs://…"
+    )
 
 
 def _add_stages(command: argparse.ArgumentParser) -> None:
     either = command.add_mutually_exclusive_group()
-    either.add_argument("--stages", metavar="A,B", help=f"only these of {','.join(STAGES)}")
     either.add_argument(
-        "--pilot", type=_positive, metavar="N",
+        "--stages", metavar="A,B", help=f"only these of {','.join(STAGES)}"
+    )
+    either.add_argument(
+        "--pilot",
+        type=_positive,
+        metavar="N",
         help="N seeds per scheme (of LaMini, N calls), generate and filter only; shows the samples",
-    )  # fmt: skip
+    )
 
 
 def _add_recipe(command: argparse.ArgumentParser) -> None:
     command.add_argument(
-        "recipe", metavar="RECIPE", help="a packaged name (tiny, openbezoar-3b, modern) or the path of a YAML file"
+        "recipe",
+        metavar="RECIPE",
+        help="a packaged name (tiny, openbezoar-3b, modern) or the path of a YAML file",
     )
     command.add_argument(
         "--set",

@@ -37,21 +37,31 @@ class Cause:
         return f"{self.part} ({self.license}): {self.terms.note}"
 
 
-_PERMISSIVE = Terms(YES, "permissive; keep the copyright notice with copies of the part itself")
+_PERMISSIVE = Terms(
+    YES, "permissive; keep the copyright notice with copies of the part itself"
+)
 _ATTRIBUTION = Terms(OBLIGATIONS, "name the authors, the licence and your changes")
 _SHARE_ALIKE = Terms(
-    OBLIGATIONS, "name the authors, and publish data adapted from it under the same licence (share-alike)"
+    OBLIGATIONS,
+    "name the authors, and publish data adapted from it under the same licence (share-alike)",
 )
-_COPYLEFT = Terms(OBLIGATIONS, "copies and derived works must be passed on under the same licence")
+_COPYLEFT = Terms(
+    OBLIGATIONS, "copies and derived works must be passed on under the same licence"
+)
 _NON_COMMERCIAL = Terms(NO, "for non-commercial use only")
 _NO_DERIVATIVES = Terms(NO, "nothing adapted from it may be passed on")
 _LLAMA = Terms(
-    OBLIGATIONS, "carry the Llama name and licence, keep to its acceptable use, and ask Meta above 700 million users"
+    OBLIGATIONS,
+    "carry the Llama name and licence, keep to its acceptable use, and ask Meta above 700 million users",
 )
 _OLD_LLAMA = Terms(
-    OBLIGATIONS, "keep to its acceptable use; its output may not improve language models of other families"
+    OBLIGATIONS,
+    "keep to its acceptable use; its output may not improve language models of other families",
 )
-_GEMMA = Terms(OBLIGATIONS, "pass on Gemma's terms and prohibited uses with every model made from it or its output")
+_GEMMA = Terms(
+    OBLIGATIONS,
+    "pass on Gemma's terms and prohibited uses with every model made from it or its output",
+)
 _PROVIDER = Terms(
     OBLIGATIONS,
     "its output may not be used to develop competing models. Here it only rates: none of its words are trained on; "
@@ -61,13 +71,20 @@ _ROUTER = Terms(
     OBLIGATIONS,
     "it passes on the terms of each model's author and host; a teacher has to be one that it lists as distillable",
 )  # https://openrouter.ai/docs/guides/guides/distillation
-_TEACHES_ANYWAY = Terms(NO, "its output is the training data, and may not be used to make other models")
-_UNKNOWN = Terms(UNKNOWN, "no licence that the table knows; read it, and name it in the recipe")
+_TEACHES_ANYWAY = Terms(
+    NO, "its output is the training data, and may not be used to make other models"
+)
+_UNKNOWN = Terms(
+    UNKNOWN, "no licence that the table knows; read it, and name it in the recipe"
+)
 
 # What each name means, by the whole of it; anything left over ("Apache-2.0-with-Commons-Clause") is unknown.
 _VERSION = r"(-?v?\d+(\.\d+)*)?"
 _TABLE = (
-    (r"(openai|anthropic|google|mistral-?ai|cohere|xai)-(api|terms|tos)(-of-(use|service))?", _PROVIDER),
+    (
+        r"(openai|anthropic|google|mistral-?ai|cohere|xai)-(api|terms|tos)(-of-(use|service))?",
+        _PROVIDER,
+    ),
     (r"openrouter-(api|terms|tos)(-of-(use|service))?", _ROUTER),
     (
         rf"cc-?by-(nc-?(sa|nd)?|sa-nc){_VERSION}(-\w+)?|research-only|mistral-research(-license)?|mrl{_VERSION}",
@@ -82,10 +99,16 @@ _TABLE = (
         r"apache-?(license-?)?v?2(\.0)?(-embedded)?|mit(-license|-0)?|isc|cc0(-?1\.0)?|unlicense|public-domain|zlib",
         _PERMISSIVE,
     ),
-    (r"bsd(-[0-4]-clause)?|0bsd|postgresql|ncsa|bsl-1\.0|python-2\.0|wtfpl", _PERMISSIVE),
+    (
+        r"bsd(-[0-4]-clause)?|0bsd|postgresql|ncsa|bsl-1\.0|python-2\.0|wtfpl",
+        _PERMISSIVE,
+    ),
     (rf"cc-?by-sa{_VERSION}", _SHARE_ALIKE),
     (rf"cc-?by{_VERSION}|odc-by{_VERSION}", _ATTRIBUTION),
-    (r"(a|l)?gpl(-?v?[23](\.\d)?)?(-only|-or-later|\+)?|mpl(-?2\.0)?|epl-2\.0|odbl(-1\.0)?", _COPYLEFT),
+    (
+        r"(a|l)?gpl(-?v?[23](\.\d)?)?(-only|-or-later|\+)?|mpl(-?2\.0)?|epl-2\.0|odbl(-1\.0)?",
+        _COPYLEFT,
+    ),
     (r"llama-?(3\.[1-9]|4)(-community)?(-licen[sc]e)?(-agreement)?", _LLAMA),
     (r"llama-?[23](-community)?(-licen[sc]e)?(-agreement)?", _OLD_LLAMA),
     (r"gemma(-terms(-of-use)?)?(-licen[sc]e)?", _GEMMA),
@@ -108,10 +131,17 @@ def _read(name: str, seen: Callable[[Terms], Terms]) -> Terms:
     """The terms of an expression, in which each licence is `seen` as a teacher's or a judge's."""
     from license_expression import ExpressionError, Licensing
 
-    words = _OPERATOR.split(name.strip())  # a name, its operator (one of two groups), the next name, and so on
+    words = _OPERATOR.split(
+        name.strip()
+    )  # a name, its operator (one of two groups), the next name, and so on
     names = [re.sub(r"[\s_]+", "-", word.strip()) for word in words[::3]]
-    operators = [(word or "and").upper() for word in (words[n + 1] for n in range(0, len(words) - 1, 3))]
-    expression = " ".join(part for pair in zip(names, [*operators, ""], strict=True) for part in pair)
+    operators = [
+        (word or "and").upper()
+        for word in (words[n + 1] for n in range(0, len(words) - 1, 3))
+    ]
+    expression = " ".join(
+        part for pair in zip(names, [*operators, ""], strict=True) for part in pair
+    )
     expression = expression.replace("-(embedded)", "-embedded")
     try:
         tree = Licensing().parse(expression)
@@ -124,11 +154,22 @@ def _of_tree(tree: "Expression", seen: Callable[[Terms], Terms]) -> Terms:
     """Of a parsed expression."""
     if operator := getattr(tree, "operator", "").strip().upper():
         found = [_of_tree(part, seen) for part in tree.args]
-        return max(found, key=_badness) if operator == "AND" else min(found, key=_badness)
+        return (
+            max(found, key=_badness) if operator == "AND" else min(found, key=_badness)
+        )
     if exception := getattr(tree, "exception_symbol", None):
-        return _of_tree(tree.license_symbol, seen) if exception.key.lower() in _EXCEPTIONS else _UNKNOWN
+        return (
+            _of_tree(tree.license_symbol, seen)
+            if exception.key.lower() in _EXCEPTIONS
+            else _UNKNOWN
+        )
     name = str(tree.key).lower()
-    return seen(next((found for pattern, found in _TABLE if re.fullmatch(pattern, name)), _UNKNOWN))
+    return seen(
+        next(
+            (found for pattern, found in _TABLE if re.fullmatch(pattern, name)),
+            _UNKNOWN,
+        )
+    )
 
 
 def _badness(found: Terms) -> int:
@@ -144,11 +185,19 @@ def causes(recipe: Recipe, rows: Iterable[tuple[str, str]] = ()) -> list[Cause]:
         recipe: its parts.
         rows: sources and licences of the seeds of rows that there are, of which the recipe may say something else.
     """
-    seeds = [_source(part, kind) for kind, parts in _seeds_in_use(recipe) for part in parts]
+    seeds = [
+        _source(part, kind) for kind, parts in _seeds_in_use(recipe) for part in parts
+    ]
     known = {(cause.part.rpartition(" ")[2], cause.license) for cause in seeds}
-    seeds += [Cause(f"rows from {source}", name, terms(name)) for source, name in rows if (source, name) not in known]
+    seeds += [
+        Cause(f"rows from {source}", name, terms(name))
+        for source, name in rows
+        if (source, name) not in known
+    ]
     judges = [_judge(part) for part in recipe.judges] if recipe.filter.judge else []
-    base = Cause(f"base {recipe.base.model}", recipe.base.license, terms(recipe.base.license))
+    base = Cause(
+        f"base {recipe.base.model}", recipe.base.license, terms(recipe.base.license)
+    )
     return list(dict.fromkeys([*seeds, *map(_teacher, recipe.teachers), base, *judges]))
 
 
@@ -159,11 +208,15 @@ class CommercialUse(TypedDict):
     because: list[str]
 
 
-def commercial_use(recipe: Recipe, rows: Iterable[tuple[str, str]] = ()) -> CommercialUse:
+def commercial_use(
+    recipe: Recipe, rows: Iterable[tuple[str, str]] = ()
+) -> CommercialUse:
     """The verdict of a whole recipe, or run: `{"verdict": ..., "because": [...]}`, the worst cause first."""
     found = sorted(causes(recipe, rows), key=lambda cause: -_badness(cause.terms))
     verdict = found[0].terms.verdict
-    because = [str(cause) for cause in found if cause.terms.verdict != YES or verdict == YES]
+    because = [
+        str(cause) for cause in found if cause.terms.verdict != YES or verdict == YES
+    ]
     return {"verdict": verdict, "because": because}
 
 
@@ -172,11 +225,20 @@ def _seeds_in_use(recipe: Recipe) -> list[tuple[str, tuple[SourceSection, ...]]]
     dolly = seeds.dolly if "dolly" in recipe.seeds_in_use else ()
     flan = seeds.flan if "flan" in recipe.seeds_in_use else ()
     own = tuple(recipe.sft.data.values())
-    return [("dolly seeds", dolly), ("FLAN seeds", flan), ("HH-RLHF seeds", seeds.hh_rlhf), ("own rows", own)]
+    return [
+        ("dolly seeds", dolly),
+        ("FLAN seeds", flan),
+        ("HH-RLHF seeds", seeds.hh_rlhf),
+        ("own rows", own),
+    ]
 
 
 def _source(part: SourceSection, kind: str) -> Cause:
-    name = "Apache-2.0" if part.source == "tiny" and part.license == "unknown" else part.license
+    name = (
+        "Apache-2.0"
+        if part.source == "tiny" and part.license == "unknown"
+        else part.license
+    )
     return Cause(f"{kind} {part.source}", name, terms(name))
 
 

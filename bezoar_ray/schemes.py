@@ -56,7 +56,9 @@ SCHEMES = _by_name(
         pilot_field="calls",
         accepted=0.5,
         calls=(
-            Call("instructions", "task", 150, 700),  # three short examples; twenty instructions of 35 tokens
+            Call(
+                "instructions", "task", 150, 700
+            ),  # three short examples; twenty instructions of 35 tokens
             Call("answer", "candidate", 60, 200),
         ),
     ),

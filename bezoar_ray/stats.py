@@ -48,7 +48,9 @@ def holm(p_values: dict[str, float]) -> dict[str, float]:
     return {name: corrected[name] for name in p_values}
 
 
-def kappa(first: list[Label], second: list[Label], counts: list[int] | None = None) -> float | None:
+def kappa(
+    first: list[Label], second: list[Label], counts: list[int] | None = None
+) -> float | None:
     """Cohen's kappa of two raters' decisions: agreement beyond chance (doi 10.1177/001316446002000104).
 
     None where it is not defined: without rows, or where both say the same of all. `counts` says how often each pair of
@@ -58,7 +60,10 @@ def kappa(first: list[Label], second: list[Label], counts: list[int] | None = No
 
 
 def rating_kappa(
-    first: list[int], second: list[int], scale: Iterable[int], counts: list[int] | None = None
+    first: list[int],
+    second: list[int],
+    scale: Iterable[int],
+    counts: list[int] | None = None,
 ) -> float | None:
     """The same for ratings on a scale, weighted by the square of their distance."""
     return _kappa(first, second, counts, labels=list(scale), weights="quadratic")
@@ -69,9 +74,13 @@ def share(part: int, whole: int) -> float | None:
     return round(part / whole, 4) if whole else None
 
 
-def _kappa(first: list[Label], second: list[Label], counts: list[int] | None, **how: object) -> float | None:
+def _kappa(
+    first: list[Label], second: list[Label], counts: list[int] | None, **how: object
+) -> float | None:
     from sklearn.metrics import cohen_kappa_score
 
     if len({*first, *second}) < 2:
         return None
-    return round(float(cohen_kappa_score(first, second, sample_weight=counts, **how)), 4)
+    return round(
+        float(cohen_kappa_score(first, second, sample_weight=counts, **how)), 4
+    )

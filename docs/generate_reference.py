@@ -34,8 +34,12 @@ _NAMES = {
     type(None): "empty",
     Any: "any value",
 }
-_BOUNDS = {annotated_types.Gt: ("gt", "above"), annotated_types.Ge: ("ge", "at least"),
-           annotated_types.Lt: ("lt", "below"), annotated_types.Le: ("le", "at most")}  # fmt: skip
+_BOUNDS = {
+    annotated_types.Gt: ("gt", "above"),
+    annotated_types.Ge: ("ge", "at least"),
+    annotated_types.Lt: ("lt", "below"),
+    annotated_types.Le: ("le", "at most"),
+}
 
 COLUMNS = {
     "id": "16 hex digits, made from the recipe's seed, the scheme, the seeds and the position of the call. The text of "
@@ -78,14 +82,35 @@ _OF_VERDICT = {
 _OF_PAIR = {"id": "Hash of the pair's source and position."}
 
 REASONS = {
-    "missing": ("generate", "LaMini: the teacher's reply holds fewer instructions than were asked for. The row fails."),
-    "call": ("generate", "A model call failed for good. The text after the colon is the error. The row fails."),
-    "adds_nothing": ("generate", "Evol-Instruct: the evolved instruction asks nothing new."),
+    "missing": (
+        "generate",
+        "LaMini: the teacher's reply holds fewer instructions than were asked for. The row fails.",
+    ),
+    "call": (
+        "generate",
+        "A model call failed for good. The text after the colon is the error. The row fails.",
+    ),
+    "adds_nothing": (
+        "generate",
+        "Evol-Instruct: the evolved instruction asks nothing new.",
+    ),
     "sorry": ("generate", "Evol-Instruct: the answer is short and says sorry."),
-    "stop_words": ("generate", "Evol-Instruct: the answer holds punctuation and stop words only."),
-    "duplicate": ("generate, filter", "The row asks the same as another row of any scheme, or as a seed."),
-    "judge": ("filter", "The deciding judges rate the row below `filter.accept_rating`."),
-    "unrated": ("filter", "A deciding judge gave no rating, twice. After the colon stands the cause. The row fails."),
+    "stop_words": (
+        "generate",
+        "Evol-Instruct: the answer holds punctuation and stop words only.",
+    ),
+    "duplicate": (
+        "generate, filter",
+        "The row asks the same as another row of any scheme, or as a seed.",
+    ),
+    "judge": (
+        "filter",
+        "The deciding judges rate the row below `filter.accept_rating`.",
+    ),
+    "unrated": (
+        "filter",
+        "A deciding judge gave no rating, twice. After the colon stands the cause. The row fails.",
+    ),
     "contaminated": (
         "filter",
         "The row shares text with a benchmark that the recipe evaluates on. The text after the colon names the "
@@ -95,8 +120,14 @@ REASONS = {
         "filter",
         "The row says nearly the same as another row or a seed (MinHash of word triples, 0.85).",
     ),
-    "same_meaning": ("filter", "The instruction asks the same as another one in other words. Needs `filter.meaning`."),
-    "not_best": ("filter", "Another answer to the same instruction is rated higher. Needs `generate.candidates`."),
+    "same_meaning": (
+        "filter",
+        "The instruction asks the same as another one in other words. Needs `filter.meaning`.",
+    ),
+    "not_best": (
+        "filter",
+        "Another answer to the same instruction is rated higher. Needs `generate.candidates`.",
+    ),
     "capped": ("filter", "The scheme has as many rows as `filter.cap` allows."),
 }
 """Reasons that come from elsewhere than a gate: the stage that gives them, and their meaning."""
@@ -117,7 +148,9 @@ def pages() -> dict[str, str]:
 def recipe_page() -> str:
     """Every section of a recipe, with a table of its fields."""
     found: dict[type[BaseModel], list[str]] = {}
-    counted: set[type[BaseModel]] = set()  # sections of which a field can enter a fingerprint
+    counted: set[type[BaseModel]] = (
+        set()
+    )  # sections of which a field can enter a fingerprint
     for path, model, counts in sections(Recipe):
         found.setdefault(model, []).append(path)
         counted |= {model} if counts else set()
@@ -135,7 +168,9 @@ def recipe_page() -> str:
             ["stage", "reads"],
             [
                 [f"`{stage}`", ", ".join(f"`{name}`" for name in names)]
-                for stage, names in ((stage.name, stage.reads) for stage in STAGES.values())
+                for stage, names in (
+                    (stage.name, stage.reads) for stage in STAGES.values()
+                )
             ],
         ),
         "The fingerprint of a stage also covers all that the stages before it read. `template` is the text of "
@@ -161,7 +196,9 @@ def sections(
     for name, field in model.model_fields.items():
         for steps, inner in _models_in(field.annotation):
             yield from sections(
-                inner, f"{path}.{name}{steps}".lstrip("."), counts and RUNTIME_ONLY not in field.metadata
+                inner,
+                f"{path}.{name}{steps}".lstrip("."),
+                counts and RUNTIME_ONLY not in field.metadata,
             )
 
 
@@ -178,18 +215,24 @@ def _title(paths: list[str]) -> str:
     return " · ".join(dict.fromkeys(path or "The recipe" for path in paths))
 
 
-def _fields(model: type[BaseModel], anchors: dict[type[BaseModel], str], counts: bool) -> str:
+def _fields(
+    model: type[BaseModel], anchors: dict[type[BaseModel], str], counts: bool
+) -> str:
     rows = []
     for name, field in model.model_fields.items():
         inner = next((found for _, found in _models_in(field.annotation)), None)
         text = describe(model, name) or inspect.cleandoc(inner.__doc__ or "")
-        rows.append([
-            f"`{name}`",
-            _section_link(field, anchors[inner]) if inner else type_name(field.annotation, field.metadata),
-            default(field),
-            fingerprint(name, field.metadata, bool(inner)) if counts else "no",
-            " ".join(text.split()),
-        ])  # fmt: skip
+        rows.append(
+            [
+                f"`{name}`",
+                _section_link(field, anchors[inner])
+                if inner
+                else type_name(field.annotation, field.metadata),
+                default(field),
+                fingerprint(name, field.metadata, bool(inner)) if counts else "no",
+                " ".join(text.split()),
+            ]
+        )
     return table(["field", "type", "default", "fingerprint", "meaning"], rows)
 
 
@@ -202,8 +245,14 @@ def _section_link(field: Any, name: str) -> str:
 
 def describe(model: type[BaseModel], name: str) -> str:
     """The docstring of a field; where a section gives an inherited field another default, that of its parent."""
-    models = [base for base in model.__mro__ if issubclass(base, BaseModel) and name in base.model_fields]
-    return next((text for base in models if (text := base.model_fields[name].description)), "")
+    models = [
+        base
+        for base in model.__mro__
+        if issubclass(base, BaseModel) and name in base.model_fields
+    ]
+    return next(
+        (text for base in models if (text := base.model_fields[name].description)), ""
+    )
 
 
 def fingerprint(name: str, metadata: list[Any], is_section: bool) -> str:
@@ -224,16 +273,31 @@ def default(field: Any) -> str:
     if isinstance(field.default, BaseModel):
         return "as below"
     value = field.default
-    if isinstance(value, dict) and any(isinstance(inner, BaseModel) for inner in value.values()):
-        value = {name: inner.model_dump(exclude_defaults=True) for name, inner in value.items()}
-    plain = yaml.safe_dump(_plain(value), default_flow_style=True, width=10_000, sort_keys=False)
-    return f"`{plain.removesuffix('...' + chr(10)).strip()}`" if value is not None else "empty"
+    if isinstance(value, dict) and any(
+        isinstance(inner, BaseModel) for inner in value.values()
+    ):
+        value = {
+            name: inner.model_dump(exclude_defaults=True)
+            for name, inner in value.items()
+        }
+    plain = yaml.safe_dump(
+        _plain(value), default_flow_style=True, width=10_000, sort_keys=False
+    )
+    return (
+        f"`{plain.removesuffix('...' + chr(10)).strip()}`"
+        if value is not None
+        else "empty"
+    )
 
 
 def _plain(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [_plain(item) for item in value]
-    return {key: _plain(item) for key, item in value.items()} if isinstance(value, dict) else value
+    return (
+        {key: _plain(item) for key, item in value.items()}
+        if isinstance(value, dict)
+        else value
+    )
 
 
 def type_name(annotation: Any, metadata: Any = ()) -> str:
@@ -244,19 +308,29 @@ def type_name(annotation: Any, metadata: Any = ()) -> str:
     if origin is Literal:
         return " or ".join(f"`{choice}`" for choice in inner)
     if origin in (Union, types.UnionType):
-        return " or ".join(type_name(one, metadata if one is not type(None) else ()) for one in inner)
+        return " or ".join(
+            type_name(one, metadata if one is not type(None) else ()) for one in inner
+        )
     if origin is tuple:
-        return " and ".join(dict.fromkeys(f"list of {type_name(one)}" for one in inner if one is not ...))
+        return " and ".join(
+            dict.fromkeys(
+                f"list of {type_name(one)}" for one in inner if one is not ...
+            )
+        )
     if origin is dict:
         return f"mapping of {type_name(inner[0])} to {type_name(inner[1])}"
-    return " ".join([_NAMES.get(annotation, str(annotation)), *_bounds(annotation, metadata)])
+    return " ".join(
+        [_NAMES.get(annotation, str(annotation)), *_bounds(annotation, metadata)]
+    )
 
 
 def _bounds(annotation: Any, metadata: Any) -> Iterator[str]:
     if annotation not in (int, float):
         return
     for mark in metadata:
-        for each in getattr(mark, "metadata", [mark]):  # a pydantic Field holds its bounds
+        for each in getattr(
+            mark, "metadata", [mark]
+        ):  # a pydantic Field holds its bounds
             if type(each) in _BOUNDS:
                 name, text = _BOUNDS[type(each)]
                 yield f"{text} {getattr(each, name)}"
@@ -265,7 +339,10 @@ def _bounds(annotation: Any, metadata: Any) -> Iterator[str]:
 def commands_page() -> str:
     """Every command with its arguments."""
     parser = cli._parser()
-    parts = ["# Commands", "`bezoar COMMAND --help` prints the same. Exit codes: [exit codes](exit-codes.md)."]
+    parts = [
+        "# Commands",
+        "`bezoar COMMAND --help` prints the same. Exit codes: [exit codes](exit-codes.md).",
+    ]
     for name, command in subcommands(parser).items():
         parts += [f"## bezoar {name}", f"{command.description}", _arguments(command)]
         for group in command._mutually_exclusive_groups:
@@ -276,7 +353,11 @@ def commands_page() -> str:
 
 def subcommands(parser: argparse.ArgumentParser) -> dict[str, argparse.ArgumentParser]:
     """The parsers of the commands by name."""
-    (commands,) = (action for action in parser._actions if isinstance(action, argparse._SubParsersAction))
+    (commands,) = (
+        action
+        for action in parser._actions
+        if isinstance(action, argparse._SubParsersAction)
+    )
     return dict(commands.choices)
 
 
@@ -285,31 +366,42 @@ def _arguments(command: argparse.ArgumentParser) -> str:
     for action in command._actions:
         if isinstance(action, argparse._HelpAction):
             continue
-        value = action.metavar or (" or ".join(action.choices) if action.choices else "")
+        value = action.metavar or (
+            " or ".join(action.choices) if action.choices else ""
+        )
         text = (action.help or "") % {"default": action.default}
         if not action.option_strings:
-            many = {"*": " (any number)", "+": " (one or more)"}.get(str(action.nargs), "")
+            many = {"*": " (any number)", "+": " (one or more)"}.get(
+                str(action.nargs), ""
+            )
             rows.append([f"`{value}`{many}", text])
         else:
             shown = f"{action.option_strings[0]} {value}".strip()
-            rows.append([f"`{shown}`" + (" (required)" if action.required else ""), text])
+            rows.append(
+                [f"`{shown}`" + (" (required)" if action.required else ""), text]
+            )
     return table(["argument", "meaning"], rows)
 
 
 def exit_codes_page() -> str:
     """The meaning of the command's exit codes."""
-    kinds = {kind.exit_code: kind for kind in (errors.RecipeError, errors.BezoarError, errors.BudgetReached)}
+    kinds = {
+        kind.exit_code: kind
+        for kind in (errors.RecipeError, errors.BezoarError, errors.BudgetReached)
+    }
     rows = [["0", "Done."]]
     for code, kind in sorted(kinds.items()):
         text = " ".join(inspect.getdoc(kind).split())
         rows.append([str(code), text.partition(" Exit code")[0]])
     rows.append(["130", "Interrupted by Ctrl-C or SIGTERM."])
-    return page([
-        "# Exit codes",
-        table(["code", "meaning"], rows),
-        "A run directory that another command uses also ends a command with 2. After 3, 4 and 130 the same command "
-        "resumes the run; after 4, raise the budget first.",
-    ])  # fmt: skip
+    return page(
+        [
+            "# Exit codes",
+            table(["code", "meaning"], rows),
+            "A run directory that another command uses also ends a command with 2. After 3, 4 and 130 the same command "
+            "resumes the run; after 4, raise the budget first.",
+        ]
+    )
 
 
 def rows_page() -> str:
@@ -321,18 +413,26 @@ def rows_page() -> str:
         "`data/<scheme>/<status>/*.parquet`",
         _columns(Sample, sample_schema(), {}),
         "Each of `verdicts` holds:",
-        table(["field", "meaning"], [[f"`{field.name}`", (COLUMNS | _OF_VERDICT)[field.name]]
-                                     for field in fields(Verdict)]),
+        table(
+            ["field", "meaning"],
+            [
+                [f"`{field.name}`", (COLUMNS | _OF_VERDICT)[field.name]]
+                for field in fields(Verdict)
+            ],
+        ),
         "## Pairs",
         "`data/hh_rlhf/{sft,pairs,heldout}/*.parquet`",
         _columns(Pair, pair_schema(), _OF_PAIR),
-    ]  # fmt: skip
+    ]
     return page(parts)
 
 
 def _columns(kind: Any, schema: Any, own: dict[str, str]) -> str:
     types_ = {column.name: str(column.type) for column in schema}
-    rows = [[f"`{each.name}`", f"`{types_[each.name]}`", (COLUMNS | own)[each.name]] for each in fields(kind)]
+    rows = [
+        [f"`{each.name}`", f"`{types_[each.name]}`", (COLUMNS | own)[each.name]]
+        for each in fields(kind)
+    ]
     return table(["column", "Arrow type", "meaning"], rows)
 
 
@@ -341,19 +441,21 @@ def reasons_page() -> str:
     gates = [[f"`{name}`", _first_line(gate)] for name, gate in GATES.items()]
     asked = [[f"`{name}`", _first_line(gate)] for name, gate in FURTHER.items()]
     others = [[f"`{name}`", stage, text] for name, (stage, text) in REASONS.items()]
-    return page([
-        "# Why a row is rejected",
-        "The column `reason` of a rejected or failed row begins with one of these words. summary.json counts them "
-        "under `data.<scheme>.reasons`.",
-        "## Gates",
-        "Gates cost nothing and run before a judge is asked. The first gate that objects is the reason.",
-        table(["reason", "the gate objects where"], gates),
-        "These gates run where `filter.gates` names them:",
-        table(["reason", "the gate objects where"], asked),
-        "Evol-Instruct also gives `empty`, `truncated` and `scaffolding` for an evolved instruction.",
-        "## Other reasons",
-        table(["reason", "stage", "meaning"], others),
-    ])  # fmt: skip
+    return page(
+        [
+            "# Why a row is rejected",
+            "The column `reason` of a rejected or failed row begins with one of these words. summary.json counts them "
+            "under `data.<scheme>.reasons`.",
+            "## Gates",
+            "Gates cost nothing and run before a judge is asked. The first gate that objects is the reason.",
+            table(["reason", "the gate objects where"], gates),
+            "These gates run where `filter.gates` names them:",
+            table(["reason", "the gate objects where"], asked),
+            "Evol-Instruct also gives `empty`, `truncated` and `scaffolding` for an evolved instruction.",
+            "## Other reasons",
+            table(["reason", "stage", "meaning"], others),
+        ]
+    )
 
 
 def _first_line(function: Any) -> str:
@@ -363,21 +465,31 @@ def _first_line(function: Any) -> str:
 def metrics_page() -> str:
     """The metrics for Prometheus."""
     rows = [
-        [f"`ray_{name}{'_total' if kind == 'Counter' else ''}`", kind.lower(), text, ", ".join(f"`{t}`" for t in tags)]
+        [
+            f"`ray_{name}{'_total' if kind == 'Counter' else ''}`",
+            kind.lower(),
+            text,
+            ", ".join(f"`{t}`" for t in tags),
+        ]
         for name, (kind, text, tags) in METRICS.items()
     ]
-    return page([
-        "# Metrics",
-        "Every node exports these metrics to Prometheus, beside those of Ray and vLLM. `cluster/grafana.json` is a "
-        "dashboard of them. Without Ray no metrics are exported.",
-        table(["metric", "kind", "meaning", "labels"], rows),
-    ])  # fmt: skip
+    return page(
+        [
+            "# Metrics",
+            "Every node exports these metrics to Prometheus, beside those of Ray and vLLM. `cluster/grafana.json` is a "
+            "dashboard of them. Without Ray no metrics are exported.",
+            table(["metric", "kind", "meaning", "labels"], rows),
+        ]
+    )
 
 
 def table(head: list[str], rows: list[list[str]]) -> str:
     """A Markdown table."""
     lines = [head, ["---"] * len(head), *rows]
-    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
+    return "\n".join(
+        "| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |"
+        for line in lines
+    )
 
 
 def page(parts: list[str]) -> str:

@@ -10,7 +10,9 @@ import orjson
 import uvicorn
 from fastapi import FastAPI, Form, HTTPException, Response, UploadFile
 
-Answer = Callable[[list[dict[str, str]]], str | int | None]  # text; an HTTP status; or None: not done when it expired
+Answer = Callable[
+    [list[dict[str, str]]], str | int | None
+]  # text; an HTTP status; or None: not done when it expired
 
 
 class Provider:
@@ -23,11 +25,15 @@ class Provider:
         self.sent: list[str] = []  # custom ids, in the order of their coming
         self.refuse = ""  # why whole batches are refused
         self.holds = False  # whether no batch ends
-        self.faults: list[str | int] = []  # requests that get a 503 once; "created" makes the batch first; or a status
+        self.faults: list[
+            str | int
+        ] = []  # requests that get a 503 once; "created" makes the batch first; or a status
 
     def fault(self, request: str) -> None:
         """Fail, where the test says that this request does."""
-        status = self.faults[0] if self.faults and isinstance(self.faults[0], int) else 503
+        status = (
+            self.faults[0] if self.faults and isinstance(self.faults[0], int) else 503
+        )
         if self.faults and self.faults[0] in (request, status):
             self.faults.pop(0)
             raise HTTPException(status)
@@ -35,10 +41,19 @@ class Provider:
     def create(self, request: dict[str, Any]) -> dict[str, Any]:
         id = f"batch_{len(self.batches)}"
         self.batches[id] = {
-            "id": id, "object": "batch", "status": "in_progress", "created_at": int(time.time()), "errors": None,
-            "output_file_id": None, "error_file_id": None, **request,
-        }  # fmt: skip
-        lines = [orjson.loads(line) for line in self.files[request["input_file_id"]].splitlines()]
+            "id": id,
+            "object": "batch",
+            "status": "in_progress",
+            "created_at": int(time.time()),
+            "errors": None,
+            "output_file_id": None,
+            "error_file_id": None,
+            **request,
+        }
+        lines = [
+            orjson.loads(line)
+            for line in self.files[request["input_file_id"]].splitlines()
+        ]
         self.sent += [line["custom_id"] for line in lines]
         return self.batches[id]
 
@@ -50,7 +65,10 @@ class Provider:
 
     def _finish(self, batch: dict[str, Any]) -> None:
         if self.refuse:
-            batch |= {"status": "failed", "errors": {"data": [{"code": "invalid", "message": self.refuse}]}}
+            batch |= {
+                "status": "failed",
+                "errors": {"data": [{"code": "invalid", "message": self.refuse}]},
+            }
             return
         good, bad, missing = [], [], False
         for line in map(orjson.loads, self.files[batch["input_file_id"]].splitlines()):
@@ -69,14 +87,37 @@ class Provider:
 
 
 def _result(line: dict[str, Any], said: str | int | None) -> dict[str, Any]:
-    result = {"id": "r", "custom_id": line["custom_id"], "response": None, "error": None}
+    result = {
+        "id": "r",
+        "custom_id": line["custom_id"],
+        "response": None,
+        "error": None,
+    }
     if said is None:
-        return result | {"error": {"code": "batch_expired", "message": "not done in time"}}
+        return result | {
+            "error": {"code": "batch_expired", "message": "not done in time"}
+        }
     if isinstance(said, int):
-        return result | {"response": {"status_code": said, "body": {"error": {"message": f"scripted {said}"}}}}
-    choice = {"index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": said}}
+        return result | {
+            "response": {
+                "status_code": said,
+                "body": {"error": {"message": f"scripted {said}"}},
+            }
+        }
+    choice = {
+        "index": 0,
+        "finish_reason": "stop",
+        "message": {"role": "assistant", "content": said},
+    }
     usage = {"prompt_tokens": 100, "completion_tokens": 10, "total_tokens": 110}
-    body = {"id": "1", "object": "chat.completion", "created": 1, "model": "m", "choices": [choice], "usage": usage}
+    body = {
+        "id": "1",
+        "object": "chat.completion",
+        "created": 1,
+        "model": "m",
+        "choices": [choice],
+        "usage": usage,
+    }
     return result | {"response": {"status_code": 200, "body": body}}
 
 
@@ -88,8 +129,15 @@ def _app(provider: Provider) -> FastAPI:
         provider.fault("upload")
         name = f"file_{len(provider.files)}"
         provider.files[name] = await file.read()
-        return {"id": name, "object": "file", "bytes": 1, "created_at": 1, "filename": "x", "purpose": purpose,
-                "status": "processed"}  # fmt: skip
+        return {
+            "id": name,
+            "object": "file",
+            "bytes": 1,
+            "created_at": 1,
+            "filename": "x",
+            "purpose": purpose,
+            "status": "processed",
+        }
 
     @app.get("/v1/files/{name}/content")
     def content(name: str) -> Response:
@@ -113,7 +161,9 @@ def _app(provider: Provider) -> FastAPI:
         provider.fault("list")
         ids = list(provider.batches)
         ids = ids[ids.index(after) + 1 :] if after else ids
-        page = [provider.batches[id] for id in ids[:2]]  # small pages: a client has to turn them
+        page = [
+            provider.batches[id] for id in ids[:2]
+        ]  # small pages: a client has to turn them
         return {"object": "list", "data": page, "has_more": len(ids) > 2}
 
     return app
@@ -129,7 +179,10 @@ def providing(answer: Answer) -> Iterator[tuple[Provider, str]]:
     while not server.started:
         time.sleep(0.01)
     try:
-        yield provider, f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}/v1"
+        yield (
+            provider,
+            f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}/v1",
+        )
     finally:
         server.should_exit = True
         thread.join()

@@ -15,21 +15,45 @@ from bezoar_ray.store import Store
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-os.environ["CANARY_KEY"] = "sk-canary-9876543210"  # an endpoint's; set here, as Ray's workers get what it starts with
+os.environ["CANARY_KEY"] = (
+    "sk-canary-9876543210"  # an endpoint's; set here, as Ray's workers get what it starts with
+)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     """`--within`: what has not begun by then is skipped and named, for a run that has to end in time."""
-    parser.addoption("--within", type=float, metavar="MINUTES", help="skip what has not begun so many minutes on")
+    parser.addoption(
+        "--within",
+        type=float,
+        metavar="MINUTES",
+        help="skip what has not begun so many minutes on",
+    )
 
 
 HEAVY = {"ray_session", "tiny_world", "judge_url", "family", "engine", "real_model"}
 """Fixtures that start Ray or an engine, or need the embedded world: `make test-fast` leaves out who asks for them."""
 LONG = {
-    "test_adapters", "test_bucket", "test_compare", "test_endpoint", "test_faults", "test_fitting", "test_fuzz",
-    "test_guardian", "test_harness", "test_pace", "test_packing", "test_passes", "test_preflight", "test_recipes",
-    "test_report_stage", "test_several_workers", "test_store", "test_texts", "test_trainers", "test_worker",
-}  # fmt: skip
+    "test_adapters",
+    "test_bucket",
+    "test_compare",
+    "test_endpoint",
+    "test_faults",
+    "test_fitting",
+    "test_fuzz",
+    "test_guardian",
+    "test_harness",
+    "test_pace",
+    "test_packing",
+    "test_passes",
+    "test_preflight",
+    "test_recipes",
+    "test_report_stage",
+    "test_several_workers",
+    "test_store",
+    "test_texts",
+    "test_trainers",
+    "test_worker",
+}
 """Modules that take five seconds or more: `make test-fast` leaves them out, too."""
 
 
@@ -42,7 +66,9 @@ def pytest_configure(config: pytest.Config) -> None:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Mark as `heavy` each test of a long module, and each that asks for a heavy fixture, itself or through another."""
     for item in items:
-        if item.path.stem in LONG or not HEAVY.isdisjoint(getattr(item, "fixturenames", ())):
+        if item.path.stem in LONG or not HEAVY.isdisjoint(
+            getattr(item, "fixturenames", ())
+        ):
             item.add_marker(pytest.mark.heavy)
 
 
@@ -50,7 +76,9 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
     """Past the time, the test is left to a faster machine or to `make test-all`."""
     within = item.config.getoption("within")
     if within is not None and time.monotonic() - item.config.began > 60 * within:
-        pytest.skip(f"{item.nodeid} was not begun within {within:g} minutes: run `make test-all`")
+        pytest.skip(
+            f"{item.nodeid} was not begun within {within:g} minutes: run `make test-all`"
+        )
 
 
 @pytest.fixture(scope="session")
@@ -67,7 +95,9 @@ def ray_session() -> Iterator[None]:
     from bezoar_ray.runtime.session import ray_session as session
 
     with contextlib.ExitStack() as stack:
-        with pytest.MonkeyPatch.context() as environment:  # for this Ray alone, and not for commands that tests start
+        with (
+            pytest.MonkeyPatch.context() as environment
+        ):  # for this Ray alone, and not for commands that tests start
             environment.setenv("RAY_OVERRIDE_RESOURCES", '{"GPU": 2}')
             stack.enter_context(session())
         yield
@@ -99,7 +129,9 @@ def real_data() -> Path:
     """Folder of the real data samples; the test is skipped where `BEZOAR_REAL_DATA` names none."""
     folder = os.environ.get("BEZOAR_REAL_DATA")
     if not folder:
-        pytest.skip("set BEZOAR_REAL_DATA to a folder of real dolly, FLAN, HH-RLHF and MT-Bench files")
+        pytest.skip(
+            "set BEZOAR_REAL_DATA to a folder of real dolly, FLAN, HH-RLHF and MT-Bench files"
+        )
     return Path(folder)
 
 
@@ -113,7 +145,9 @@ def real_model() -> Path:
     try:
         return folder()
     except subprocess.CalledProcessError as error:
-        pytest.skip(f"SmolLM2-135M-Instruct is not in the cache, and cannot be fetched: {error}")
+        pytest.skip(
+            f"SmolLM2-135M-Instruct is not in the cache, and cannot be fetched: {error}"
+        )
 
 
 class ScriptedModel:

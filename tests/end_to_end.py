@@ -17,18 +17,29 @@ from bezoar_ray.store import Store
 
 # A tenth of the rows: every stage, every scheme, in a few minutes.
 SMALL = [
-    "generate.lamini.calls=12", "generate.evol_instruct.seeds=12", "generate.evol_instruct.epochs=2",
-    "generate.orca.rows=30", "sft.epochs=1", "sft.checkpoint_every=2", "hh_sft.limit=64", "align.limit=64",
-    "align.checkpoint_every=2", "evaluate.heldout_pairs=20",
-    "evaluate.harness.tasks.0.limit=20", "evaluate.harness.tasks.1.limit=20", "evaluate.mt_bench.limit=4",
-]  # fmt: skip
+    "generate.lamini.calls=12",
+    "generate.evol_instruct.seeds=12",
+    "generate.evol_instruct.epochs=2",
+    "generate.orca.rows=30",
+    "sft.epochs=1",
+    "sft.checkpoint_every=2",
+    "hh_sft.limit=64",
+    "align.limit=64",
+    "align.checkpoint_every=2",
+    "evaluate.heldout_pairs=20",
+    "evaluate.harness.tasks.0.limit=20",
+    "evaluate.harness.tasks.1.limit=20",
+    "evaluate.mt_bench.limit=4",
+]
 _MARK = "BEZOAR_TEST_MARK"
 
 
 class Module:
     """A Python module in a process of its own; every process that it starts carries a mark."""
 
-    def __init__(self, name: str, *arguments: str, environment: dict[str, str] | None = None):
+    def __init__(
+        self, name: str, *arguments: str, environment: dict[str, str] | None = None
+    ):
         # A shell that runs tests in its background has them ignore Ctrl-C, and what they start would ignore it, too.
         signal.signal(signal.SIGINT, signal.default_int_handler)
         self.mark = uuid.uuid4().hex
@@ -71,7 +82,9 @@ class Module:
         with contextlib.suppress(psutil.Error):
             driver = psutil.Process(self._process.pid)
             self._seen |= {driver, *driver.children(recursive=True)}
-        self._seen |= {process for process in psutil.process_iter() if _carries(process, self.mark)}
+        self._seen |= {
+            process for process in psutil.process_iter() if _carries(process, self.mark)
+        }
         return [process for process in self._seen if _lives(process)]
 
     def kill_everything(self) -> None:
@@ -95,9 +108,19 @@ class Module:
 class Command(Module):
     """`bezoar run`."""
 
-    def __init__(self, run_dir: Path, *extra: str, recipe: str = "tiny", sets: list[str] = SMALL):
+    def __init__(
+        self, run_dir: Path, *extra: str, recipe: str = "tiny", sets: list[str] = SMALL
+    ):
         settings = [part for setting in sets for part in ("--set", setting)]
-        super().__init__("bezoar_ray.cli", "run", recipe, "--run-dir", str(run_dir), *settings, *extra)
+        super().__init__(
+            "bezoar_ray.cli",
+            "run",
+            recipe,
+            "--run-dir",
+            str(run_dir),
+            *settings,
+            *extra,
+        )
 
 
 def _carries(process: psutil.Process, mark: str) -> bool:
@@ -127,21 +150,39 @@ def in_stage(run_dir: Path | str, stage: str) -> bool:
 def begun(run_dir: Path | str, stage: str) -> dict[str, list[tuple[str, int]]]:
     """How a stage's training began and went on, and after which step, by the workers' ranks."""
     found: dict[str, list[tuple[str, int]]] = {}
-    for event in map(orjson.loads, Store(run_dir).log("events.jsonl").read_bytes().splitlines()):
+    for event in map(
+        orjson.loads, Store(run_dir).log("events.jsonl").read_bytes().splitlines()
+    ):
         if event.get("stage") == stage and "after_step" in event:
-            found.setdefault(event["rank"], []).append((event["event"], event["after_step"]))
+            found.setdefault(event["rank"], []).append(
+                (event["event"], event["after_step"])
+            )
     return found
 
 
 def replies(run_dir: Path | str, role: str = "") -> list[tuple[str, str]]:
     """Key and text of each durable answer in the ledger, of one role or of all."""
     store = Store(run_dir)
-    lines = [line for name in store.list(f"ledger/{role}".rstrip("/")) for line in store.read(name).splitlines(True)]
+    lines = [
+        line
+        for name in store.list(f"ledger/{role}".rstrip("/"))
+        for line in store.read(name).splitlines(True)
+    ]
     entries = [orjson.loads(line) for line in lines if line.endswith(b"\n")]
-    return [(entry["reply"], entry["answer"]["text"]) for entry in entries if "reply" in entry]
+    return [
+        (entry["reply"], entry["answer"]["text"])
+        for entry in entries
+        if "reply" in entry
+    ]
 
 
 def harness_scores(run_dir: Path) -> dict[tuple[str, str], dict]:
     """lm-eval's results that are there, by checkpoint and task."""
-    files = [orjson.loads(path.read_bytes()) for path in run_dir.glob("eval/harness/*.json")]
-    return {(found["checkpoint"], task): entry for found in files for task, entry in found["tasks"].items()}
+    files = [
+        orjson.loads(path.read_bytes()) for path in run_dir.glob("eval/harness/*.json")
+    ]
+    return {
+        (found["checkpoint"], task): entry
+        for found in files
+        for task, entry in found["tasks"].items()
+    }

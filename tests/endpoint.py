@@ -9,7 +9,9 @@ import orjson
 
 from bezoar_ray.llm.chat import Messages
 
-Answer = Callable[[Messages], str | tuple[str, str] | int]  # text; text and finish_reason; or an HTTP status
+Answer = Callable[
+    [Messages], str | tuple[str, str] | int
+]  # text; text and finish_reason; or an HTTP status
 
 
 class Server(ThreadingHTTPServer):
@@ -81,7 +83,18 @@ def _body(answer: str | tuple[str, str] | int) -> tuple[int, bytes]:
 
 def completion(text: str, finish_reason: str = "stop") -> bytes:
     """A whole answer."""
-    choice = {"index": 0, "finish_reason": finish_reason, "message": {"role": "assistant", "content": text}}
+    choice = {
+        "index": 0,
+        "finish_reason": finish_reason,
+        "message": {"role": "assistant", "content": text},
+    }
     usage = {"prompt_tokens": 7, "completion_tokens": 2, "total_tokens": 9}
-    whole = {"id": "1", "object": "chat.completion", "created": 1, "model": "m", "choices": [choice], "usage": usage}
+    whole = {
+        "id": "1",
+        "object": "chat.completion",
+        "created": 1,
+        "model": "m",
+        "choices": [choice],
+        "usage": usage,
+    }
     return orjson.dumps(whole)

@@ -58,7 +58,15 @@ class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
 
     def do_GET(self):
-        self._send({"object": "list", "data": [{"id": name, "max_model_len": CONTEXT} for name in self.server.models]})
+        self._send(
+            {
+                "object": "list",
+                "data": [
+                    {"id": name, "max_model_len": CONTEXT}
+                    for name in self.server.models
+                ],
+            }
+        )
 
     def do_POST(self):
         body = orjson.loads(self.rfile.read(int(self.headers["content-length"])))
@@ -66,16 +74,31 @@ class _Handler(BaseHTTPRequestHandler):
             if "messages" in body:
                 self.server.chats[orjson.dumps([body["model"], body["messages"]])] += 1
             else:
-                self.server.scored[body["model"], "scored" if body.get("echo") else "generated"] += 1
+                self.server.scored[
+                    body["model"], "scored" if body.get("echo") else "generated"
+                ] += 1
             self.server.under_way += 1
             self.server.most = max(self.server.most, self.server.under_way)
         time.sleep(random.uniform(0, self.server.slowest))
         with self.server.lock:
             self.server.under_way -= 1
         if "messages" in body:
-            self._send(orjson.loads(completion(" ".join(words([body["model"], body["messages"]])[:9]) + ".")))
+            self._send(
+                orjson.loads(
+                    completion(
+                        " ".join(words([body["model"], body["messages"]])[:9]) + "."
+                    )
+                )
+            )
         else:
-            self._send({"id": "1", "object": "text_completion", "model": body["model"], "choices": _choices(body)})
+            self._send(
+                {
+                    "id": "1",
+                    "object": "text_completion",
+                    "model": body["model"],
+                    "choices": _choices(body),
+                }
+            )
 
     def _send(self, found: dict[str, Any]) -> None:
         data = orjson.dumps(found)
@@ -90,22 +113,38 @@ class _Handler(BaseHTTPRequestHandler):
 
 
 def _choices(body: dict[str, Any]) -> list[dict[str, Any]]:
-    prompts = body["prompt"] if isinstance(body["prompt"][0], list) else [body["prompt"]]
-    return [_echoed(n, body["model"], prompt) if body.get("echo") else _said(n, body["model"], prompt)
-            for n, prompt in enumerate(prompts)]  # fmt: skip
+    prompts = (
+        body["prompt"] if isinstance(body["prompt"][0], list) else [body["prompt"]]
+    )
+    return [
+        _echoed(n, body["model"], prompt)
+        if body.get("echo")
+        else _said(n, body["model"], prompt)
+        for n, prompt in enumerate(prompts)
+    ]
 
 
 def _said(index: int, model: str, prompt: list[int]) -> dict[str, Any]:
-    return {"index": index, "text": f"The answer is {len(words([model, prompt])[0])}.", "finish_reason": "stop"}
+    return {
+        "index": index,
+        "text": f"The answer is {len(words([model, prompt])[0])}.",
+        "finish_reason": "stop",
+    }
 
 
 def _echoed(index: int, model: str, prompt: list[int]) -> dict[str, Any]:
     tokens = [str(token) for token in [*prompt, 0]]
     found = [None, *(-_number(model, prompt[: n + 1]) for n in range(1, len(tokens)))]
-    tops = [None, *({token: value} for token, value in zip(tokens[1:], found[1:], strict=True))]
+    tops = [
+        None,
+        *({token: value} for token, value in zip(tokens[1:], found[1:], strict=True)),
+    ]
     logprobs = {"tokens": tokens, "token_logprobs": found, "top_logprobs": tops}
     return {"index": index, "text": "", "finish_reason": "length", "logprobs": logprobs}
 
 
 def _number(model: str, prompt: list[int]) -> float:
-    return int.from_bytes(hashlib.sha256(orjson.dumps([model, prompt])).digest()[:2]) / 2**13
+    return (
+        int.from_bytes(hashlib.sha256(orjson.dumps([model, prompt])).digest()[:2])
+        / 2**13
+    )

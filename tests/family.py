@@ -22,13 +22,19 @@ def write_merged(store: Store, world: World, name: str, family: Store) -> None:
     from transformers import AutoModelForCausalLM
 
     base = AutoModelForCausalLM.from_pretrained(world.base, dtype=torch.float32)
-    merged = PeftModel.from_pretrained(base, family.path(f"checkpoints/{name}/joined")).merge_and_unload()
+    merged = PeftModel.from_pretrained(
+        base, family.path(f"checkpoints/{name}/joined")
+    ).merge_and_unload()
     merged.save_pretrained(store.path(f"checkpoints/{name}/merged"))
 
 
 def family_recipe(*overrides: str) -> Recipe:
     """The embedded recipe with few items and questions."""
-    few = ["evaluate.harness.tasks.0.limit=12", "evaluate.harness.tasks.1.limit=12", "evaluate.mt_bench.limit=2"]
+    few = [
+        "evaluate.harness.tasks.0.limit=12",
+        "evaluate.harness.tasks.1.limit=12",
+        "evaluate.mt_bench.limit=2",
+    ]
     return load_recipe("tiny", [*few, *overrides])
 
 
@@ -37,7 +43,9 @@ def log_probabilities(model, tokens: list[int]) -> list[float]:
     import torch
 
     with torch.no_grad():
-        scores = torch.log_softmax(model(torch.tensor([tokens])).logits[0].float(), dim=-1)
+        scores = torch.log_softmax(
+            model(torch.tensor([tokens])).logits[0].float(), dim=-1
+        )
     return [scores[i, token].item() for i, token in enumerate(tokens[1:])]
 
 

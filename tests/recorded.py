@@ -26,9 +26,11 @@ FOLDER = "BEZOAR_RECORDS"  # variable: where processes write what they were give
 GPUS, CPUS = 8, 64
 SMALL = [
     "seeds={dolly: [{source: tiny}], flan: [{source: tiny}], hh_rlhf: [{source: tiny, limit: 40}]}",
-    "generate.lamini={calls: 2, per_call: 3}", "generate.evol_instruct={seeds: 6, epochs: 1}",
-    "generate.orca={rows: 20}", "filter.decontaminate=false",
-]  # fmt: skip
+    "generate.lamini={calls: 2, per_call: 3}",
+    "generate.evol_instruct={seeds: 6, epochs: 1}",
+    "generate.orca={rows: 20}",
+    "filter.decontaminate=false",
+]
 
 
 def record(kind: str, **given: Any) -> None:
@@ -36,7 +38,9 @@ def record(kind: str, **given: Any) -> None:
     import ray
 
     line = {"kind": kind, "gpus": sorted(map(int, ray.get_gpu_ids())), **given}
-    Path(os.environ[FOLDER], f"{kind}-{uuid.uuid4().hex}.json").write_text(json.dumps(line))
+    Path(os.environ[FOLDER], f"{kind}-{uuid.uuid4().hex}.json").write_text(
+        json.dumps(line)
+    )
 
 
 class RecordedEngine:
@@ -45,7 +49,9 @@ class RecordedEngine:
     def __init__(self, part: ModelSection):
         from bezoar_ray.llm import engine
 
-        arguments = engine.on_this_machine(engine.trusted(part) | part.engine, part.num_gpus)
+        arguments = engine.on_this_machine(
+            engine.trusted(part) | part.engine, part.num_gpus
+        )
         record("engine", model=part.model, engine=arguments)
         self.identity = "recorded"
 
@@ -72,7 +78,9 @@ def replace_engines() -> None:
 
     engine.VllmEngine = RecordedEngine
     replica._openai_app = recorded_app
-    engine.is_cpu_build = arguments.is_cpu_build = lambda: False  # as where vLLM's CUDA build is installed
+    engine.is_cpu_build = arguments.is_cpu_build = lambda: (
+        False
+    )  # as where vLLM's CUDA build is installed
 
 
 class RecordedTrainer:
@@ -80,13 +88,24 @@ class RecordedTrainer:
 
     seen: list[dict[str, Any]] = []
 
-    def __init__(self, loop: Any, *, train_loop_config: Any, torch_config: Any, scaling_config: Any, run_config: Any):
+    def __init__(
+        self,
+        loop: Any,
+        *,
+        train_loop_config: Any,
+        torch_config: Any,
+        scaling_config: Any,
+        run_config: Any,
+    ):
         self.seen.append(
             {
                 "stage": train_loop_config["job"].stage,
                 "backend": torch_config.backend,
                 "use_gpu": scaling_config.use_gpu,
-                "bundles": [dict(bundle) for bundle in scaling_config.as_placement_group_factory().bundles],
+                "bundles": [
+                    dict(bundle)
+                    for bundle in scaling_config.as_placement_group_factory().bundles
+                ],
                 "accelerator_type": scaling_config.accelerator_type,
                 "labels": scaling_config.label_selector,
             }
@@ -106,11 +125,16 @@ def generated_and_filtered(recipe: Recipe, folder: Path) -> dict[str, Any]:
     with serving(says) as server:
         here = {"base_url": server.url, "api_key_env": None}
         judges = tuple(judge.model_copy(update=here) for judge in recipe.judges)
-        teachers = tuple(part.model_copy(update=here) if part.base_url else part for part in recipe.teachers)
+        teachers = tuple(
+            part.model_copy(update=here) if part.base_url else part
+            for part in recipe.teachers
+        )
         local = recipe.model_copy(update={"judges": judges, "teachers": teachers})
         outcomes = dict(run(StageContext(local, Store(folder), "s", Progress())))
         asked = Counter(server.models)
-    rows = sum(counts["generated"] for counts in outcomes["generate"].summary["data"].values())
+    rows = sum(
+        counts["generated"] for counts in outcomes["generate"].summary["data"].values()
+    )
     return {"rows": rows, "asked": asked}
 
 
@@ -121,7 +145,9 @@ def served(recipe: Recipe, folder: Path) -> None:
 
     store = run_directory(folder, sft=16)
     for name in ("base", "sft"):
-        store.replace_json(f"checkpoints/{name}/lineage.json", {"name": name, "fingerprint": name})
+        store.replace_json(
+            f"checkpoints/{name}/lineage.json", {"name": name, "fingerprint": name}
+        )
     with running(recipe, store):
         pass
 
@@ -135,7 +161,9 @@ def trained(recipe: Recipe, folder: Path) -> list[dict[str, Any]]:
     RecordedTrainer.seen.clear()
     ray.train.torch.TorchTrainer = RecordedTrainer
     for stage in ("sft", "hh-sft", "dpo"):
-        launcher._run(launcher.Job(str(folder), recipe, stage, "recorded", ()), lambda job: {})
+        launcher._run(
+            launcher.Job(str(folder), recipe, stage, "recorded", ()), lambda job: {}
+        )
     return list(RecordedTrainer.seen)
 
 
@@ -160,7 +188,9 @@ def main() -> None:
                 found = generated_and_filtered(recipe, Path(folder, "run"))
                 served(recipe, Path(folder, "served"))
                 found["trainers"] = trained(recipe, Path(folder, "trained"))
-            found["records"] = [json.loads(path.read_text()) for path in Path(records).iterdir()]
+            found["records"] = [
+                json.loads(path.read_text()) for path in Path(records).iterdir()
+            ]
             for path in Path(records).iterdir():
                 path.unlink()
             print(json.dumps({"recipe": name} | found), flush=True)

@@ -5,7 +5,9 @@ from bezoar_ray.data.schema import Sample
 from bezoar_ray.store import Store
 
 
-def write_samples(store: Store, scheme: str, status: str, samples: list[Sample]) -> list[str]:
+def write_samples(
+    store: Store, scheme: str, status: str, samples: list[Sample]
+) -> list[str]:
     """The names of the files; none is written where there are no samples."""
     files = SampleFiles(store, [scheme], [status])
     files.write(sorted(samples, key=lambda sample: sample.id), status)

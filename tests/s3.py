@@ -30,15 +30,21 @@ def s3() -> Iterator[str]:
 def environment(address: str) -> dict[str, str]:
     """What a process needs to find it."""
     return {
-        "AWS_ENDPOINT_URL": address, "AWS_ALLOW_HTTP": "true", "AWS_REGION": "us-east-1",
-        "AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test", "AWS_EC2_METADATA_DISABLED": "true",
-    }  # fmt: skip
+        "AWS_ENDPOINT_URL": address,
+        "AWS_ALLOW_HTTP": "true",
+        "AWS_REGION": "us-east-1",
+        "AWS_ACCESS_KEY_ID": "test",
+        "AWS_SECRET_ACCESS_KEY": "test",
+        "AWS_EC2_METADATA_DISABLED": "true",
+    }
 
 
 def new_bucket(address: str) -> str:
     """The URL of a run directory in a bucket of its own."""
     name = f"b{uuid.uuid4().hex[:12]}"
-    urllib.request.urlopen(urllib.request.Request(f"{address}/{name}", method="PUT")).close()
+    urllib.request.urlopen(
+        urllib.request.Request(f"{address}/{name}", method="PUT")
+    ).close()
     return f"s3://{name}/runs/one"
 
 
@@ -50,7 +56,11 @@ class Proxy(ThreadingHTTPServer):
 
     def __init__(self, behind: str, faulty: float):
         super().__init__(("127.0.0.1", 0), _Handler)
-        self.behind, self.faulty, self.rng = behind.removeprefix("http://"), faulty, random.Random(0)
+        self.behind, self.faulty, self.rng = (
+            behind.removeprefix("http://"),
+            faulty,
+            random.Random(0),
+        )
         self.faults = 0
 
     @property
@@ -73,18 +83,32 @@ def failing(behind: str, faulty: float = 0.1) -> Iterator[Proxy]:
 class _Handler(BaseHTTPRequestHandler):
     server: Proxy
     protocol_version = "HTTP/1.1"
-    disable_nagle_algorithm = True  # else an answer's second part waits for the client to confirm the first
+    disable_nagle_algorithm = (
+        True  # else an answer's second part waits for the client to confirm the first
+    )
 
     def _handle(self):
         body = self._body()
-        fault = self.server.rng.choice(["503", "late", "cut"]) if self.server.rng.random() < self.server.faulty else ""
+        fault = (
+            self.server.rng.choice(["503", "late", "cut"])
+            if self.server.rng.random() < self.server.faulty
+            else ""
+        )
         self.server.faults += bool(fault)
         if fault == "503":
-            return self._answer(503, [], b"<Error><Code>SlowDown</Code><Message>Reduce your rate</Message></Error>")
+            return self._answer(
+                503,
+                [],
+                b"<Error><Code>SlowDown</Code><Message>Reduce your rate</Message></Error>",
+            )
         if fault == "late":
             time.sleep(self.server.rng.uniform(0.2, 1.5))
         connection = http.client.HTTPConnection(self.server.behind, timeout=60)
-        headers = {name: value for name, value in self.headers.items() if name.lower() not in _HOP}
+        headers = {
+            name: value
+            for name, value in self.headers.items()
+            if name.lower() not in _HOP
+        }
         connection.request(self.command, self.path, body, headers)
         found = connection.getresponse()
         data = found.read()
@@ -103,13 +127,20 @@ class _Handler(BaseHTTPRequestHandler):
         self.rfile.readline()
         return whole
 
-    def _answer(self, status: int, headers: list, data: bytes, cut: bool = False) -> None:
+    def _answer(
+        self, status: int, headers: list, data: bytes, cut: bool = False
+    ) -> None:
         self.send_response(status)
-        length = next((value for name, value in headers if name.lower() == "content-length"), str(len(data)))
+        length = next(
+            (value for name, value in headers if name.lower() == "content-length"),
+            str(len(data)),
+        )
         for name, value in headers:
             if name.lower() not in _HOP:
                 self.send_header(name, value)
-        self.send_header("content-length", length if self.command == "HEAD" else str(len(data)))
+        self.send_header(
+            "content-length", length if self.command == "HEAD" else str(len(data))
+        )
         self.end_headers()
         if cut:  # the answer is lost, although the request was carried out
             self.wfile.write(data[: len(data) // 2])

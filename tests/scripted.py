@@ -7,8 +7,24 @@ import orjson
 
 from bezoar_ray.llm.chat import Messages
 
-_WORDS = ["amber", "birch", "cedar", "delta", "ember", "fjord", "grove", "heron", "inlet", "jetty", "kelp", "larch",
-          "moor", "night", "ocean", "pearl"]  # fmt: skip
+_WORDS = [
+    "amber",
+    "birch",
+    "cedar",
+    "delta",
+    "ember",
+    "fjord",
+    "grove",
+    "heron",
+    "inlet",
+    "jetty",
+    "kelp",
+    "larch",
+    "moor",
+    "night",
+    "ocean",
+    "pearl",
+]
 
 
 def says(messages: Messages) -> str:
@@ -22,7 +38,10 @@ def says(messages: Messages) -> str:
     if "<answer_1>" in text:
         return f"Drawn. Rating: [[{1 + mark % 10}]]"
     if "<example>" in text:
-        return "".join(f"<example>Tell of {' '.join(said[at : at + 6])}.</example>" for at in range(0, 30, 6))
+        return "".join(
+            f"<example>Tell of {' '.join(said[at : at + 6])}.</example>"
+            for at in range(0, 30, 6)
+        )
     if "'Not equal'" in text:
         return "Not equal"
     return f"{'Describe' if '#Given Prompt#' in text else 'They are'} {' '.join(said[:12])}."

@@ -21,7 +21,7 @@ LAYERS = (
     {"runtime"},
     {"recipe"},
     {"store"},
-    {"stages", "schemes", "stats", "precision", "errors", "layout"},
+    {"stages", "schemes", "stats", "errors", "layout"},
 )
 """From the top down: a layer may import the layers below it. Stages meet in files, and do not import one another."""
 RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}
@@ -30,7 +30,9 @@ RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}
 def modules() -> dict[str, Path]:
     """All modules by dotted name."""
     return {
-        ".".join(("bezoar_ray", *path.relative_to(ROOT).with_suffix("").parts)).removesuffix(".__init__"): path
+        ".".join(
+            ("bezoar_ray", *path.relative_to(ROOT).with_suffix("").parts)
+        ).removesuffix(".__init__"): path
         for path in ROOT.rglob("*.py")
     }
 
@@ -43,7 +45,9 @@ def room(module: str) -> str:
 def _without_types(tree: ast.Module) -> ast.Module:
     """The tree without the imports that only a type checker sees."""
     tree.body = [
-        node for node in tree.body if not (isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test))
+        node
+        for node in tree.body
+        if not (isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test))
     ]
     return tree
 
@@ -54,7 +58,9 @@ def imports() -> Iterator[tuple[str, str]]:
         for node in ast.walk(_without_types(ast.parse(path.read_text()))):
             if isinstance(node, ast.ImportFrom) and node.module == "bezoar_ray":
                 yield from ((name, f"bezoar_ray.{alias.name}") for alias in node.names)
-            elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith("bezoar_ray."):
+            elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith(
+                "bezoar_ray."
+            ):
                 yield name, node.module
 
 
@@ -78,7 +84,11 @@ def test_no_module_name_occurs_twice_but_stage():
     found = defaultdict(list)
     for name in modules():
         found[name.rpartition(".")[2]].append(name)
-    assert {name: where for name, where in found.items() if len(where) > 1 and name != "stage"} == {}
+    assert {
+        name: where
+        for name, where in found.items()
+        if len(where) > 1 and name != "stage"
+    } == {}
 
 
 def test_no_class_name_occurs_twice():

@@ -25,7 +25,10 @@ ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
 PAGES = sorted(DOCS.rglob("*.md"))
 ALL = [*PAGES, *sorted(ROOT.glob("*.md"))]
-_ALONE = {"teacher": "teachers", "judge": "judges"}  # sections that may be written without a list
+_ALONE = {
+    "teacher": "teachers",
+    "judge": "judges",
+}  # sections that may be written without a list
 
 
 def name_of(page: Path) -> str:
@@ -33,7 +36,9 @@ def name_of(page: Path) -> str:
 
 
 def blocks(page: Path, language: str) -> list[str]:
-    return re.findall(rf"^```{language}\n(.*?)^```$", page.read_text(), re.DOTALL | re.MULTILINE)
+    return re.findall(
+        rf"^```{language}\n(.*?)^```$", page.read_text(), re.DOTALL | re.MULTILINE
+    )
 
 
 def prose(page: Path) -> str:
@@ -48,14 +53,19 @@ def links(page: Path) -> list[str]:
 @cache
 def generator() -> ModuleType:
     """docs/generate_reference.py, which is no part of a package."""
-    spec = importlib.util.spec_from_file_location("generate_reference", DOCS / "generate_reference.py")
+    spec = importlib.util.spec_from_file_location(
+        "generate_reference", DOCS / "generate_reference.py"
+    )
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
 
 
 def anchors(page: Path) -> set[str]:
-    return {generator().anchor(title) for title in re.findall(r"^#{1,3} (.+)$", prose(page), re.MULTILINE)}
+    return {
+        generator().anchor(title)
+        for title in re.findall(r"^#{1,3} (.+)$", prose(page), re.MULTILINE)
+    }
 
 
 @pytest.mark.parametrize("page", ALL, ids=name_of)
@@ -75,14 +85,22 @@ def test_every_link_to_a_file_leads_to_one(page):
 def test_every_page_is_in_a_table_of_contents():
     listed = {DOCS / "index.md"}
     for page in PAGES:
-        for entries in re.findall(r"^```\{toctree\}\n(.*?)^```$", page.read_text(), re.DOTALL | re.MULTILINE):
-            names = [line for line in entries.splitlines() if line and not line.startswith(":")]
+        for entries in re.findall(
+            r"^```\{toctree\}\n(.*?)^```$", page.read_text(), re.DOTALL | re.MULTILINE
+        ):
+            names = [
+                line
+                for line in entries.splitlines()
+                if line and not line.startswith(":")
+            ]
             listed |= {(page.parent / f"{name}.md").resolve() for name in names}
     assert sorted(set(PAGES) - listed) == []
     assert sorted(listed - set(PAGES)) == []
 
 
-@pytest.mark.parametrize("page", [page for page in ALL if blocks(page, "yaml")], ids=name_of)
+@pytest.mark.parametrize(
+    "page", [page for page in ALL if blocks(page, "yaml")], ids=name_of
+)
 def test_each_yaml_example_is_a_part_of_a_recipe(page):
     whole = load_recipe("modern").model_dump(mode="json")
     for block in blocks(page, "yaml"):
@@ -99,13 +117,17 @@ def merged(tree: dict[str, Any], part: dict[str, Any]) -> dict[str, Any]:
     return tree
 
 
-@pytest.mark.parametrize("page", [page for page in ALL if blocks(page, "python")], ids=name_of)
+@pytest.mark.parametrize(
+    "page", [page for page in ALL if blocks(page, "python")], ids=name_of
+)
 def test_each_python_example_compiles(page):
     for block in blocks(page, "python"):
         compile(block, name_of(page), "exec")
 
 
-@pytest.mark.parametrize("page", [page for page in ALL if blocks(page, "sh")], ids=name_of)
+@pytest.mark.parametrize(
+    "page", [page for page in ALL if blocks(page, "sh")], ids=name_of
+)
 def test_each_shell_example_can_be_read_and_its_bezoar_commands_parse(page):
     script = "\n".join(blocks(page, "sh"))
     found = subprocess.run(["bash", "-n"], input=script, text=True, capture_output=True)
@@ -123,7 +145,9 @@ def commands(script: str) -> Iterator[list[str]]:
     """The arguments of each call of `bezoar` in a shell script."""
     for line in script.replace("\\\n", " ").splitlines():
         words = shlex.split(line, comments=True)
-        while words and re.fullmatch(r"\w+=.*", words[0]):  # a variable for this command
+        while words and re.fullmatch(
+            r"\w+=.*", words[0]
+        ):  # a variable for this command
             words.pop(0)
         if words[:1] == ["bezoar"]:
             yield [word for word in words[1:] if word not in ("&", "&&")]
@@ -131,22 +155,34 @@ def commands(script: str) -> Iterator[list[str]]:
 
 def test_the_tables_of_recipes_name_every_packaged_one():
     for page in (ROOT / "README.md", DOCS / "index.md"):
-        assert [name for name in recipe_names() if f"`{name}`" not in page.read_text()] == []
+        assert [
+            name for name in recipe_names() if f"`{name}`" not in page.read_text()
+        ] == []
 
 
 def test_the_generated_pages_are_up_to_date():
     for name, text in generator().pages().items():
-        assert (DOCS / "reference" / name).read_text() == text, f"{name} is out of date: run `make reference`"
+        assert (DOCS / "reference" / name).read_text() == text, (
+            f"{name} is out of date: run `make reference`"
+        )
 
 
 @cache
 def code() -> str:
-    files = [path for path in sorted((ROOT / "bezoar_ray").rglob("*.py")) if "tiny" not in path.parts]
+    files = [
+        path
+        for path in sorted((ROOT / "bezoar_ray").rglob("*.py"))
+        if "tiny" not in path.parts
+    ]
     return "\n".join(path.read_text() for path in files)
 
 
 def test_each_reason_of_a_rejection_is_one_that_the_code_gives():
-    assert [name for name in generator().REASONS if not re.search(rf"[\"']{name}[\"':]", code())] == []
+    assert [
+        name
+        for name in generator().REASONS
+        if not re.search(rf"[\"']{name}[\"':]", code())
+    ] == []
 
 
 def first_column(page: Path) -> list[str]:
@@ -158,7 +194,11 @@ def test_every_file_of_a_run_directory_is_explained():
     explained = [re.sub(r"<\w+>", "*", path) for path in first_column(page)]
     written = set(layout_paths())
     assert len(written) > 15
-    assert [path for path in sorted(written) if not any(explains(one, path) for one in explained)] == []
+    assert [
+        path
+        for path in sorted(written)
+        if not any(explains(one, path) for one in explained)
+    ] == []
     assert [stage for stage in STAGES if f"`{stage}`" not in page.read_text()] == []
 
 
@@ -167,7 +207,11 @@ def layout_paths() -> Iterator[str]:
     for name, value in vars(layout).items():
         if name.isupper():
             yield value
-        elif inspect.isfunction(value) and value.__module__ == layout.__name__ and name != "checkpoint":
+        elif (
+            inspect.isfunction(value)
+            and value.__module__ == layout.__name__
+            and name != "checkpoint"
+        ):
             yield value(*["*"] * len(inspect.signature(value).parameters))
     for name, value in vars(layout.CheckpointLayout).items():
         if isinstance(value, property):
@@ -181,16 +225,27 @@ def explains(explained: str, written: str) -> bool:
     if len(entry) < len(path):
         return explained.endswith("/") and all(map(fnmatchcase, path, entry))
     pairs = zip(entry, path, strict=False)
-    return all(fnmatchcase(first, second) or fnmatchcase(second, first) for first, second in pairs)
+    return all(
+        fnmatchcase(first, second) or fnmatchcase(second, first)
+        for first, second in pairs
+    )
 
 
 def test_every_key_of_the_summary_is_one_that_the_code_writes():
     page = DOCS / "reference" / "summary.md"
-    keys = {key for path in first_column(page) for key in re.findall(r"(?<![<\w])\w+(?![\w>])", path)}
+    keys = {
+        key
+        for path in first_column(page)
+        for key in re.findall(r"(?<![<\w])\w+(?![\w>])", path)
+    }
     names = {*ROLES, *checkpoint_names(), *STAGES}
     assert len(keys) > 40
-    assert [key for key in sorted(keys - names) if not re.search(rf"\b{key}\b", code())] == []
-    assert [name for name in (*ROLES, *STAGES) if f"`{name}`" not in page.read_text()] == []
+    assert [
+        key for key in sorted(keys - names) if not re.search(rf"\b{key}\b", code())
+    ] == []
+    assert [
+        name for name in (*ROLES, *STAGES) if f"`{name}`" not in page.read_text()
+    ] == []
 
 
 def test_the_site_builds_without_a_warning(tmp_path):
@@ -199,4 +254,6 @@ def test_the_site_builds_without_a_warning(tmp_path):
     pytest.importorskip("furo")
     from sphinx.cmd.build import main
 
-    assert main(["-W", "--keep-going", "-q", "-b", "html", str(DOCS), str(tmp_path)]) == 0
+    assert (
+        main(["-W", "--keep-going", "-q", "-b", "html", str(DOCS), str(tmp_path)]) == 0
+    )

@@ -32,12 +32,20 @@ def killed(tiny_world, tmp_path_factory) -> SimpleNamespace:
         command = Command(run_dir)
         command.wait_until(lambda stage=stage: in_stage(run_dir, stage))
         if stage == "generate":  # and filter, which goes on beside it
-            command.wait_until(lambda: len(replies(run_dir, "teacher")) > 20 and len(replies(run_dir, "judge")) > 5)
+            command.wait_until(
+                lambda: (
+                    len(replies(run_dir, "teacher")) > 20
+                    and len(replies(run_dir, "judge")) > 5
+                )
+            )
             assert in_stage(run_dir, "filter")
         elif stage == "evaluate":
             several = rng.randrange(1, 12)
             command.wait_until(
-                lambda several=several: len(replies(run_dir, "candidate")) > several and harness_scores(run_dir)
+                lambda several=several: (
+                    len(replies(run_dir, "candidate")) > several
+                    and harness_scores(run_dir)
+                )
             )
         else:
             time.sleep(rng.uniform(1, 25))
@@ -65,23 +73,54 @@ def small_run(killed) -> Path:
 
 def ids(run_dir: Path, status: str) -> dict[str, set[str]]:
     folders = {scheme: run_dir / "data" / scheme / status for scheme in SCHEMES}
-    tables = {scheme: map(pq.read_table, folder.glob("*.parquet")) for scheme, folder in folders.items()}
-    return {scheme: {row for table in found for row in table["id"].to_pylist()} for scheme, found in tables.items()}
+    tables = {
+        scheme: map(pq.read_table, folder.glob("*.parquet"))
+        for scheme, folder in folders.items()
+    }
+    return {
+        scheme: {row for table in found for row in table["id"].to_pylist()}
+        for scheme, found in tables.items()
+    }
 
 
 def test_every_file_of_the_contract_is_there(small_run):
-    names = ["recipe.yaml", "summary.json", "report.html", "cards", "logs", "eval/mt_bench/answers.jsonl"]
-    names += ["eval/mt_bench/judgments.jsonl", "data/hh_rlhf/sft", "data/hh_rlhf/pairs", "data/hh_rlhf/heldout"]
+    names = [
+        "recipe.yaml",
+        "summary.json",
+        "report.html",
+        "cards",
+        "logs",
+        "eval/mt_bench/answers.jsonl",
+    ]
+    names += [
+        "eval/mt_bench/judgments.jsonl",
+        "data/hh_rlhf/sft",
+        "data/hh_rlhf/pairs",
+        "data/hh_rlhf/heldout",
+    ]
     names += [f"eval/harness/{name}.json" for name in checkpoint_names()]
-    names += [f"checkpoints/{name}/{part}" for name in training_stages() for part in ("adapter", "merged", "joined")]
+    names += [
+        f"checkpoints/{name}/{part}"
+        for name in training_stages()
+        for part in ("adapter", "merged", "joined")
+    ]
     names += [f"manifests/{stage}.json" for stage in summary(small_run)["stages"]]
     assert [name for name in names if not (small_run / name).exists()] == []
 
 
 def test_every_row_ends_somewhere(small_run):
     for scheme, counts in summary(small_run)["data"].items():
-        assert counts["generated"] == counts["accepted"] + counts["rejected"] + counts["failed"] > 0
-        ended = set().union(*(ids(small_run, status)[scheme] for status in ("accepted", "rejected", "failed")))
+        assert (
+            counts["generated"]
+            == counts["accepted"] + counts["rejected"] + counts["failed"]
+            > 0
+        )
+        ended = set().union(
+            *(
+                ids(small_run, status)[scheme]
+                for status in ("accepted", "rejected", "failed")
+            )
+        )
         assert ended == ids(small_run, "generated")[scheme]
 
 
@@ -96,7 +135,11 @@ def test_the_tiny_teacher_gives_the_filter_real_work(small_run, tiny_world):
     judged = found["judge"]["tiny-judge"]
     assert judged["known"] > 50
     assert judged["precision"] > 0.85 and judged["recall"] > 0.85
-    accepted = [sample for scheme in SCHEMES for sample in read_samples(Store(small_run), scheme, "accepted")]
+    accepted = [
+        sample
+        for scheme in SCHEMES
+        for sample in read_samples(Store(small_run), scheme, "accepted")
+    ]
     assert len({sample.task for sample in accepted}) == len(accepted)
     read = training_text(tiny_world)
     new = {sample.task for sample in accepted if sample.instruction not in read}
@@ -108,7 +151,9 @@ def training_text(world: World) -> str:
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(world.teacher)
-    return "\n".join(tokenizer.decode(ids) for ids, _ in build.teacher_blocks(tokenizer))
+    return "\n".join(
+        tokenizer.decode(ids) for ids, _ in build.teacher_blocks(tokenizer)
+    )
 
 
 def test_truncated_rows_are_never_accepted(small_run):
@@ -118,13 +163,24 @@ def test_truncated_rows_are_never_accepted(small_run):
 
 
 def test_a_second_run_makes_no_call_and_trains_nothing(small_run):
-    checkpoints = {path: path.stat().st_mtime_ns for path in small_run.glob("checkpoints/**/*.safetensors")}
+    checkpoints = {
+        path: path.stat().st_mtime_ns
+        for path in small_run.glob("checkpoints/**/*.safetensors")
+    }
     code, output = Command(small_run).wait()
     assert code == 0, output
     after = summary(small_run)
     assert all(stage["skipped"] for stage in after["stages"].values())
-    assert [calls["last_run"]["attempts"] for calls in after["calls"].values()] == [0, 0, 0, 0]
-    assert {path: path.stat().st_mtime_ns for path in small_run.glob("checkpoints/**/*.safetensors")} == checkpoints
+    assert [calls["last_run"]["attempts"] for calls in after["calls"].values()] == [
+        0,
+        0,
+        0,
+        0,
+    ]
+    assert {
+        path: path.stat().st_mtime_ns
+        for path in small_run.glob("checkpoints/**/*.safetensors")
+    } == checkpoints
 
 
 def test_a_killed_run_leaves_no_process_and_loses_and_repeats_no_answer(killed):
@@ -133,15 +189,21 @@ def test_a_killed_run_leaves_no_process_and_loses_and_repeats_no_answer(killed):
     for kept, later in pairwise([*killed.kept, dict(answers)]):
         assert kept.items() <= later.items()
     times = Counter(key for key, _ in answers)
-    assert times.total() == len(times)  # none of which the answer was there was asked again
+    assert times.total() == len(
+        times
+    )  # none of which the answer was there was asked again
     assert killed.scores
     assert killed.scores.items() <= harness_scores(killed.run_dir).items()
 
 
-def test_a_killed_run_has_the_rows_of_an_undisturbed_one_whatever_the_teacher_says(small_run, tmp_path):
+def test_a_killed_run_has_the_rows_of_an_undisturbed_one_whatever_the_teacher_says(
+    small_run, tmp_path
+):
     with serving(says) as server:
         teacher = orjson.dumps({"model": "scripted", "base_url": server.url}).decode()
-        code, output = Command(tmp_path, "--stages", "generate", sets=[*SMALL, f"teacher={teacher}"]).wait()
+        code, output = Command(
+            tmp_path, "--stages", "generate", sets=[*SMALL, f"teacher={teacher}"]
+        ).wait()
     assert code == 0, output
     assert ids(tmp_path, "generated") == ids(small_run, "generated")
 
@@ -153,7 +215,13 @@ def test_an_interrupted_run_says_so_and_a_second_command_meets_the_lock(by, tmp_
     command.wait_until(lambda: in_stage(run_dir, "generate"))
     code, output = Command(run_dir).wait()
     assert code == 2 and "is in use by process" in output
-    command.wait_until(lambda: len(replies(run_dir, "teacher")) > 0)  # Ray is there, which has a handler of its own
+    command.wait_until(
+        lambda: len(replies(run_dir, "teacher")) > 0
+    )  # Ray is there, which has a handler of its own
     command.interrupt(by)
     assert command.wait()[0] == 130
-    assert summary(run_dir)["run"]["status"] == summary(run_dir)["stages"]["generate"]["status"] == "interrupted"
+    assert (
+        summary(run_dir)["run"]["status"]
+        == summary(run_dir)["stages"]["generate"]["status"]
+        == "interrupted"
+    )

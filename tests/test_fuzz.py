@@ -23,14 +23,23 @@ from bezoar_ray.recipe import SourceSection, load_recipe, parse_recipe
 from bezoar_ray.sources import read, read_own, read_pairs
 
 DRAWN = settings(
-    max_examples=500, derandomize=True, deadline=None, database=None, suppress_health_check=list(HealthCheck)
+    max_examples=500,
+    derandomize=True,
+    deadline=None,
+    database=None,
+    suppress_health_check=list(HealthCheck),
 )
 KNOWN = (BezoarError, CallFailed, TryAgain)
 NUMBERS = st.integers(-(2**70), 2**70) | st.floats() | st.booleans() | st.none()
-TEXTS = st.text(max_size=30) | st.sampled_from(["", " ", "\x00", "tiny", "1", "<think>", "{", "{{ x }}", "é" * 300])
+TEXTS = st.text(max_size=30) | st.sampled_from(
+    ["", " ", "\x00", "tiny", "1", "<think>", "{", "{{ x }}", "é" * 300]
+)
 VALUES = st.recursive(
     NUMBERS | TEXTS,
-    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=8), inner, max_size=4),
+    lambda inner: (
+        st.lists(inner, max_size=4)
+        | st.dictionaries(st.text(max_size=8), inner, max_size=4)
+    ),
     max_leaves=8,
 )
 
@@ -38,12 +47,30 @@ VALUES = st.recursive(
 # Endpoints.
 
 KEYS = (
-    "choices", "usage", "error", "message", "content", "finish_reason", "code", "type", "detail", "errors", "status",
-    "prompt_tokens", "completion_tokens", "total_tokens", "completion_tokens_details", "text", "param",
-)  # fmt: skip
+    "choices",
+    "usage",
+    "error",
+    "message",
+    "content",
+    "finish_reason",
+    "code",
+    "type",
+    "detail",
+    "errors",
+    "status",
+    "prompt_tokens",
+    "completion_tokens",
+    "total_tokens",
+    "completion_tokens_details",
+    "text",
+    "param",
+)
 BODIES = st.recursive(
     NUMBERS | TEXTS,
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(KEYS), inner, max_size=5),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(st.sampled_from(KEYS), inner, max_size=5)
+    ),
     max_leaves=12,
 )
 
@@ -72,11 +99,21 @@ def test_any_answer_is_a_reply_or_a_known_fault(content):
 @given(st.integers(300, 599), BODIES)
 def test_any_fault_is_classified(status, body):
     error = error_of(read_fault(status, body), "m at http://x/v1", "KEY")
-    assert isinstance(error, KNOWN) and str(error).startswith("m at http://x/v1 answers")
+    assert isinstance(error, KNOWN) and str(error).startswith(
+        "m at http://x/v1 answers"
+    )
 
 
 @DRAWN
-@given(st.lists(TEXTS | st.sampled_from(['"rating": ', "5", "{", "}", '"', "'", ",", "</think>", "\\"]), max_size=12))
+@given(
+    st.lists(
+        TEXTS
+        | st.sampled_from(
+            ['"rating": ', "5", "{", "}", '"', "'", ",", "</think>", "\\"]
+        ),
+        max_size=12,
+    )
+)
 def test_any_reply_of_a_judge_is_a_rating_or_none(parts):
     found = read_rating(without_reasoning("".join(parts)))
     assert found is None or 1 <= found[0] <= 5
@@ -84,9 +121,29 @@ def test_any_reply_of_a_judge_is_a_rating_or_none(parts):
 
 # Sources.
 
-FIELDS = ("instruction", "context", "response", "category", "inputs", "targets", "task_source", "task_name",
-          "template_type", "prompt", "chosen", "rejected", "messages", "role", "content", "from", "value")  # fmt: skip
-ROWS = st.dictionaries(st.sampled_from(FIELDS), VALUES | st.lists(st.dictionaries(st.sampled_from(FIELDS), VALUES)))
+FIELDS = (
+    "instruction",
+    "context",
+    "response",
+    "category",
+    "inputs",
+    "targets",
+    "task_source",
+    "task_name",
+    "template_type",
+    "prompt",
+    "chosen",
+    "rejected",
+    "messages",
+    "role",
+    "content",
+    "from",
+    "value",
+)
+ROWS = st.dictionaries(
+    st.sampled_from(FIELDS),
+    VALUES | st.lists(st.dictionaries(st.sampled_from(FIELDS), VALUES)),
+)
 LINES = st.lists(ROWS.map(as_json) | st.binary(max_size=40), max_size=6)
 READERS = {
     "dolly": lambda part: read([part], "dolly"),
@@ -114,9 +171,15 @@ def test_every_row_of_any_file_is_read_or_named(kind, lines, encoding):
             return
     # JSON knows ASCII's white space alone: a line of other blanks, such as \x1c or \xa0, is a row that fails.
     blank = string.whitespace + "\x00"
-    written = [line for line in data.decode(encoding, errors="replace").split("\n") if line.strip(blank)]
+    written = [
+        line
+        for line in data.decode(encoding, errors="replace").split("\n")
+        if line.strip(blank)
+    ]
     assert len(loaded.rows) + len(loaded.failed) <= len(written) + data.count(b"\x00")
-    assert len(loaded.rows) + len(loaded.failed) >= sum(line.isprintable() for line in written)
+    assert len(loaded.rows) + len(loaded.failed) >= sum(
+        line.isprintable() for line in written
+    )
     assert all("rows.jsonl:" in message for message in loaded.failed)
     assert orjson.dumps(loaded.failed)
 
@@ -132,7 +195,10 @@ def places(tree, path=()):
             yield from places(value, (*path, key))
 
 
-TREES = {name: load_recipe(name).model_dump(mode="json") for name in ("tiny", "one-gpu", "openbezoar-3b")}
+TREES = {
+    name: load_recipe(name).model_dump(mode="json")
+    for name in ("tiny", "one-gpu", "openbezoar-3b")
+}
 PLACES = [(name, place) for name, tree in TREES.items() for place in places(tree)]
 
 
@@ -161,5 +227,7 @@ def change(tree, place, value):
             tree = tree[key]
         except (KeyError, IndexError, TypeError):
             return
-    if isinstance(tree, dict) or (isinstance(tree, list) and isinstance(last, int) and last < len(tree)):
+    if isinstance(tree, dict) or (
+        isinstance(tree, list) and isinstance(last, int) and last < len(tree)
+    ):
         tree[last] = value

@@ -6,7 +6,14 @@ from bezoar_ray.licenses import commercial_use, terms
 from bezoar_ray.recipe import Recipe, load_recipe, parse_recipe
 
 
-def made_of(teacher="Apache-2.0", judge="Apache-2.0", base="Apache-2.0", dolly="MIT", flan="MIT", hh="MIT") -> Recipe:
+def made_of(
+    teacher="Apache-2.0",
+    judge="Apache-2.0",
+    base="Apache-2.0",
+    dolly="MIT",
+    flan="MIT",
+    hh="MIT",
+) -> Recipe:
     tree = {
         "name": "r",
         "teacher": {"model": "t", "license": teacher},
@@ -64,35 +71,61 @@ def test_the_table_knows_the_usual_licences_and_guesses_none(name, verdict):
     assert terms(name).verdict == verdict
 
 
-@pytest.mark.parametrize("terms", ["OpenAI-terms and OpenRouter-terms", "OpenRouter-terms and OpenAI-terms",
-                                   "CC-BY-4.0 and OpenAI-terms", "Llama-2, Apache-2.0"])  # fmt: skip
+@pytest.mark.parametrize(
+    "terms",
+    [
+        "OpenAI-terms and OpenRouter-terms",
+        "OpenRouter-terms and OpenAI-terms",
+        "CC-BY-4.0 and OpenAI-terms",
+        "Llama-2, Apache-2.0",
+    ],
+)
 def test_a_teacher_whose_output_may_not_be_trained_on_is_found_in_any_order(terms):
     assert commercial_use(made_of(teacher=terms))["verdict"] == "no"
-    assert commercial_use(made_of(judge=terms))["verdict"] == "with obligations" or terms.startswith("Llama")
+    assert commercial_use(made_of(judge=terms))[
+        "verdict"
+    ] == "with obligations" or terms.startswith("Llama")
 
 
 def test_permissive_parts_give_yes_and_name_each_part():
     found = commercial_use(made_of())
     assert found["verdict"] == "yes"
     assert [line.split(" (")[0] for line in found["because"]] == [
-        "dolly seeds d.jsonl", "FLAN seeds f.jsonl", "HH-RLHF seeds h.jsonl", "teacher t", "base b", "judge j",
-    ]  # fmt: skip
+        "dolly seeds d.jsonl",
+        "FLAN seeds f.jsonl",
+        "HH-RLHF seeds h.jsonl",
+        "teacher t",
+        "base b",
+        "judge j",
+    ]
 
 
 def test_the_worst_part_decides_and_stands_first():
-    found = commercial_use(made_of(dolly="CC-BY-SA-3.0", base="CC-BY-NC-4.0", judge="OpenAI-terms", flan="?"))
+    found = commercial_use(
+        made_of(
+            dolly="CC-BY-SA-3.0", base="CC-BY-NC-4.0", judge="OpenAI-terms", flan="?"
+        )
+    )
     assert found["verdict"] == "no"
     assert [line.split(" (")[0] for line in found["because"]] == [
-        "base b", "FLAN seeds f.jsonl", "dolly seeds d.jsonl", "judge j",
-    ]  # fmt: skip
+        "base b",
+        "FLAN seeds f.jsonl",
+        "dolly seeds d.jsonl",
+        "judge j",
+    ]
 
 
 def test_unknown_beats_obligations():
-    assert commercial_use(made_of(dolly="CC-BY-SA-3.0", flan="?"))["verdict"] == "unknown"
+    assert (
+        commercial_use(made_of(dolly="CC-BY-SA-3.0", flan="?"))["verdict"] == "unknown"
+    )
 
 
 def test_a_provider_may_judge_with_an_obligation_but_not_teach():
-    judged, taught = commercial_use(made_of(judge="OpenAI-terms")), commercial_use(made_of(teacher="OpenAI-terms"))
+    judged, taught = (
+        commercial_use(made_of(judge="OpenAI-terms")),
+        commercial_use(made_of(teacher="OpenAI-terms")),
+    )
     assert judged["verdict"] == "with obligations"
     assert "only rates" in judged["because"][0]
     assert taught["verdict"] == "no"
@@ -101,7 +134,9 @@ def test_a_provider_may_judge_with_an_obligation_but_not_teach():
 
 def test_seeds_of_a_scheme_that_is_left_out_do_not_count():
     recipe = made_of(flan="CC-BY-NC-4.0")
-    without = recipe.model_copy(update={"generate": recipe.generate.model_copy(update={"orca": None})})
+    without = recipe.model_copy(
+        update={"generate": recipe.generate.model_copy(update={"orca": None})}
+    )
     assert commercial_use(recipe)["verdict"] == "no"
     assert commercial_use(without)["verdict"] == "yes"
 
@@ -116,8 +151,12 @@ def test_seeds_that_only_a_scheme_of_ones_own_uses_count():
 
 
 def test_the_licences_of_the_rows_themselves_count():
-    found = commercial_use(made_of(), [("d.jsonl", "MIT"), ("bought.jsonl", "CC-BY-NC-4.0")])
-    assert found["verdict"] == "no" and found["because"][0].startswith("rows from bought.jsonl (CC-BY-NC-4.0)")
+    found = commercial_use(
+        made_of(), [("d.jsonl", "MIT"), ("bought.jsonl", "CC-BY-NC-4.0")]
+    )
+    assert found["verdict"] == "no" and found["because"][0].startswith(
+        "rows from bought.jsonl (CC-BY-NC-4.0)"
+    )
     assert commercial_use(made_of(), [("d.jsonl", "MIT")]) == commercial_use(made_of())
 
 

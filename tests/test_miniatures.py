@@ -15,19 +15,35 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(1300)]
 
 # What a laptop lacks is replaced; architecture, prompt wrapper, chat template, LoRA targets and NF4 stay the recipe's.
 SMALL = [
-    "teacher.revision=null", "teacher.actors=1", "teacher.num_gpus=0", "teacher.engine={max_model_len: 2048}",
-    "teacher.max_tokens=256", "judges=[{model: tiny-judge, temperature: 0.0}]", "base.revision=null",
-    "teacher.dtype=float32", "serve.dtype=float32",  # CPUs without AVX-512 are slow at bfloat16
+    "teacher.revision=null",
+    "teacher.actors=1",
+    "teacher.num_gpus=0",
+    "teacher.engine={max_model_len: 2048}",
+    "teacher.max_tokens=256",
+    "judges=[{model: tiny-judge, temperature: 0.0}]",
+    "base.revision=null",
+    "teacher.dtype=float32",
+    "serve.dtype=float32",  # CPUs without AVX-512 are slow at bfloat16
     "seeds={dolly: [{source: tiny}], flan: [{source: tiny}], hh_rlhf: [{source: tiny, limit: 120}]}",
-    "generate.lamini={calls: 2, per_call: 3}", "generate.evol_instruct={seeds: 8, epochs: 2}",
-    "generate.orca={rows: 24}", "filter.accept_rating=1",  # a random model's rows are as bad as rows can be
-    *(f"{stage}.{field}" for stage in ("sft", "hh_sft", "align")
-      for field in ("workers=1", "gpus_per_worker=0", "batch=8", "epochs=1")),
-    "hh_sft.limit=32", "align.limit=32", "serve.num_gpus=0", "serve.engine={max_model_len: 2048}",
-    "evaluate.harness.tasks=[{task: tiny_choice, metric: acc, limit: 8}]", "evaluate.harness.include_path=tiny",
+    "generate.lamini={calls: 2, per_call: 3}",
+    "generate.evol_instruct={seeds: 8, epochs: 2}",
+    "generate.orca={rows: 24}",
+    "filter.accept_rating=1",  # a random model's rows are as bad as rows can be
+    *(
+        f"{stage}.{field}"
+        for stage in ("sft", "hh_sft", "align")
+        for field in ("workers=1", "gpus_per_worker=0", "batch=8", "epochs=1")
+    ),
+    "hh_sft.limit=32",
+    "align.limit=32",
+    "serve.num_gpus=0",
+    "serve.engine={max_model_len: 2048}",
+    "evaluate.harness.tasks=[{task: tiny_choice, metric: acc, limit: 8}]",
+    "evaluate.harness.include_path=tiny",
     "evaluate.harness.groups=[]",
-    "evaluate.mt_bench={questions: tiny, limit: 2, max_tokens: 64}", "evaluate.heldout_pairs=10",
-]  # fmt: skip
+    "evaluate.mt_bench={questions: tiny, limit: 2, max_tokens: 64}",
+    "evaluate.heldout_pairs=10",
+]
 MODELS = {  # of the teacher, where the recipe runs it, and of the base
     "openbezoar-3b": (miniatures.falcon, miniatures.llama),
     "modern": (miniatures.qwen3, miniatures.qwen3),
@@ -50,12 +66,18 @@ def started(recipe: str, folder: Path, endpoint: str) -> tuple[Path, Command]:
     if teacher:
         sets.append(f"teacher.model={teacher(folder / 'teacher')}")
     else:
-        sets += [f"teacher.base_url={endpoint}", "teacher.api_key_env=null", "teacher.engine={}"]
+        sets += [
+            f"teacher.base_url={endpoint}",
+            "teacher.api_key_env=null",
+            "teacher.engine={}",
+        ]
     return folder / "run", Command(folder / "run", recipe=recipe, sets=sets)
 
 
 @pytest.fixture(scope="module")
-def running(tiny_world, endpoint, tmp_path_factory) -> Callable[[str], tuple[Path, Command]]:
+def running(
+    tiny_world, endpoint, tmp_path_factory
+) -> Callable[[str], tuple[Path, Command]]:
     """The recipes' runs, two at the same time, as either leaves a core idle while it starts engines and workers."""
     found: dict[str, tuple[Path, Command]] = {}
 
@@ -78,4 +100,8 @@ def test_a_big_recipe_goes_through_every_stage(recipe, running):
     assert {stage["status"] for stage in found["stages"].values()} == {"done"}
     assert found["data"]["orca"]["accepted"] > 0
     assert all(found["train"][name]["steps"] > 0 for name in training_stages())
-    assert found["eval"]["mt_bench"].keys() == found["eval"]["harness"].keys() == set(checkpoint_names())
+    assert (
+        found["eval"]["mt_bench"].keys()
+        == found["eval"]["harness"].keys()
+        == set(checkpoint_names())
+    )

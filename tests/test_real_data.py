@@ -27,19 +27,31 @@ def questions(folder: Path) -> list[str]:
     return [f"evaluate.mt_bench.{file}" for file in [*files, "limit=null"]]
 
 
-def test_mixed_with_the_embedded_seeds_all_stages_end_in_a_report(real_data, tiny_world, tmp_path):
-    command = Command(tmp_path, sets=[*SMALL, *seeds(real_data, mixed=True), *questions(real_data)])
+def test_mixed_with_the_embedded_seeds_all_stages_end_in_a_report(
+    real_data, tiny_world, tmp_path
+):
+    command = Command(
+        tmp_path, sets=[*SMALL, *seeds(real_data, mixed=True), *questions(real_data)]
+    )
     code, output = command.wait(1700)
     assert code == 0, output
     found = summary(tmp_path)
     assert {stage["status"] for stage in found["stages"].values()} == {"done"}
-    assert found["eval"]["mt_bench"]["dpo"]["scored"] + found["eval"]["mt_bench"]["dpo"]["unscored"] == 160
-    assert found["data"]["orca"]["seeds_failed"] >= 84  # FLAN rows whose `targets` are empty, as found
+    assert (
+        found["eval"]["mt_bench"]["dpo"]["scored"]
+        + found["eval"]["mt_bench"]["dpo"]["unscored"]
+        == 160
+    )
+    assert (
+        found["data"]["orca"]["seeds_failed"] >= 84
+    )  # FLAN rows whose `targets` are empty, as found
     assert "outside-world" in (tmp_path / "eval/mt_bench/judgments.jsonl").read_text()
     assert found["commercial_use"]["verdict"] == "with obligations"
 
 
-def test_with_real_files_alone_the_run_ends_or_names_the_gate(real_data, tiny_world, tmp_path):
+def test_with_real_files_alone_the_run_ends_or_names_the_gate(
+    real_data, tiny_world, tmp_path
+):
     command = Command(tmp_path, sets=[*SMALL, *seeds(real_data, mixed=False)])
     code, output = command.wait(1700)
     assert code in (0, 3), output

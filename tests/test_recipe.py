@@ -8,7 +8,13 @@ from bezoar_ray.recipe import Filter, load_recipe, parse_recipe
 from bezoar_ray.runs.manifest import fingerprint
 from bezoar_ray.schemes import SCHEMES
 
-SMALL = {"name": "x", "teacher": {"model": "t"}, "judges": [{"model": "j"}], "base": {"model": "b"}, "seeds": {}}
+SMALL = {
+    "name": "x",
+    "teacher": {"model": "t"},
+    "judges": [{"model": "j"}],
+    "base": {"model": "b"},
+    "seeds": {},
+}
 
 
 def refusal(**change) -> str:
@@ -18,17 +24,27 @@ def refusal(**change) -> str:
 
 
 def test_an_unknown_key_is_named_with_the_nearest_valid_one():
-    assert refusal(sft={"lora": {"alhpa": 3}}) == "mine.yaml: sft.lora.alhpa: unknown key. Did you mean 'alpha'?"
+    assert (
+        refusal(sft={"lora": {"alhpa": 3}})
+        == "mine.yaml: sft.lora.alhpa: unknown key. Did you mean 'alpha'?"
+    )
     assert refusal(sseds={}) == "mine.yaml: sseds: unknown key. Did you mean 'seeds'?"
 
 
 def test_a_wrong_type_is_named_with_the_value_found():
-    assert "sft.lora.r" in refusal(sft={"lora": {"r": "big"}}) and "found 'big'" in refusal(sft={"lora": {"r": "big"}})
+    assert "sft.lora.r" in refusal(
+        sft={"lora": {"r": "big"}}
+    ) and "found 'big'" in refusal(sft={"lora": {"r": "big"}})
 
 
 def test_4bit_with_zero_3_is_refused_with_the_reason():
     assert "ZeRO-3 cannot shard" in refusal(sft={"zero_stage": 3})
-    assert parse_recipe(SMALL | {"sft": {"zero_stage": 3, "load_in_4bit": False}}, "x").sft.zero_stage == 3
+    assert (
+        parse_recipe(
+            SMALL | {"sft": {"zero_stage": 3, "load_in_4bit": False}}, "x"
+        ).sft.zero_stage
+        == 3
+    )
 
 
 def test_a_name_cannot_lead_out_of_the_folder_of_runs():
@@ -38,13 +54,26 @@ def test_a_name_cannot_lead_out_of_the_folder_of_runs():
 
 def test_remote_code_needs_a_pinned_revision():
     for pin in ({}, {"revision": "main"}):
-        assert "pin the commit" in refusal(teacher={"model": "t", "trust_remote_code": True} | pin)
+        assert "pin the commit" in refusal(
+            teacher={"model": "t", "trust_remote_code": True} | pin
+        )
 
 
-@pytest.mark.parametrize("name", ["trust_remote_code", "trust-remote-code", "load_format", "worker_cls", "middleware"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "trust_remote_code",
+        "trust-remote-code",
+        "load_format",
+        "worker_cls",
+        "middleware",
+    ],
+)
 def test_an_engine_argument_that_could_load_or_run_anything_is_refused(name):
     said = refusal(teacher={"model": "t", "engine": {name: "x", "max_model_len": 9}})
-    assert said.startswith(f"mine.yaml: teacher.engine: {name!r} would load or run what `bezoar plan` does not name")
+    assert said.startswith(
+        f"mine.yaml: teacher.engine: {name!r} would load or run what `bezoar plan` does not name"
+    )
     assert "serve.engine" in refusal(serve={"engine": {name: "x"}})
 
 
@@ -62,22 +91,36 @@ def test_an_engine_argument_that_could_load_or_run_anything_is_refused(name):
     ],
 )
 def test_a_text_that_vllm_might_run_is_refused_wherever_it_stands(engine):
-    assert "holds a text, which may name code" in refusal(teacher={"model": "t", "engine": engine})
+    assert "holds a text, which may name code" in refusal(
+        teacher={"model": "t", "engine": engine}
+    )
 
 
 def test_engine_arguments_that_are_numbers_switches_or_vllms_own_words_pass():
-    engine = {"max_model_len": 9, "enable-prefix-caching": True, "quantization": "fp8", "kv_cache_dtype": "auto",
-              "speculative_config": {"method": "ngram", "num_speculative_tokens": 4},
-              "generation_config": "vllm", "data_parallel_backend": "ray", "mamba_ssm_cache_dtype": "float32",
-              "hf_overrides": {"rope_scaling": {"rope_type": "yarn", "factor": 2.0}}}  # fmt: skip
-    assert load_recipe("tiny", [f"teacher.engine={json.dumps(engine)}"]).teachers[0].engine == (
-        {name.replace("-", "_"): value for name, value in engine.items()}
-    )
+    engine = {
+        "max_model_len": 9,
+        "enable-prefix-caching": True,
+        "quantization": "fp8",
+        "kv_cache_dtype": "auto",
+        "speculative_config": {"method": "ngram", "num_speculative_tokens": 4},
+        "generation_config": "vllm",
+        "data_parallel_backend": "ray",
+        "mamba_ssm_cache_dtype": "float32",
+        "hf_overrides": {"rope_scaling": {"rope_type": "yarn", "factor": 2.0}},
+    }
+    assert load_recipe("tiny", [f"teacher.engine={json.dumps(engine)}"]).teachers[
+        0
+    ].engine == ({name.replace("-", "_"): value for name, value in engine.items()})
 
 
 def test_set_overrides_values_in_sections_and_lists():
     recipe = load_recipe(
-        "tiny", ["align.beta=0.5", "judges.0.model=other", "seeds.dolly=[{source: a.jsonl, limit: 3}]"]
+        "tiny",
+        [
+            "align.beta=0.5",
+            "judges.0.model=other",
+            "seeds.dolly=[{source: a.jsonl, limit: 3}]",
+        ],
     )
     assert recipe.align.beta == 0.5
     assert recipe.judges[0].model == "other"
@@ -98,11 +141,20 @@ def test_set_overrides_values_in_sections_and_lists():
         ("sft.schedule=nope", "sft.schedule: .*constant_with_warmup"),
         ("sft.epochs=-1", "sft.epochs: .*greater than 0"),
         ("teacher.temperature=-3", "temperature: .*greater than or equal to 0"),
-        ("sft.report_to=wandb", r"report_to: expected a list, as in \[a, b\] \(found 'wandb'\)"),
+        (
+            "sft.report_to=wandb",
+            r"report_to: expected a list, as in \[a, b\] \(found 'wandb'\)",
+        ),
         ("generate=7", "generate: expected a section with keys"),
         ("dpo.beta=1", "dpo: unknown key. Did you mean 'align'?"),
-        ("evaluate.mt_bench={limit: 3}", "evaluate.mt_bench.questions: missing; add it"),
-        ("evaluate.mt_bench.pairwise=[[dpo,dpo2]]", "'dpo2' is none of base, sft, hh-sft, dpo"),
+        (
+            "evaluate.mt_bench={limit: 3}",
+            "evaluate.mt_bench.questions: missing; add it",
+        ),
+        (
+            "evaluate.mt_bench.pairwise=[[dpo,dpo2]]",
+            "'dpo2' is none of base, sft, hh-sft, dpo",
+        ),
     ],
 )
 def test_a_wrong_set_is_explained(override, says):
@@ -128,7 +180,10 @@ def test_a_missing_recipe_names_the_packaged_ones():
 
 def marks(*overrides):
     recipe = load_recipe("tiny", overrides)
-    return {s: fingerprint(recipe, s) for s in ("generate", "filter", "sft", "dpo", "evaluate")}
+    return {
+        s: fingerprint(recipe, s)
+        for s in ("generate", "filter", "sft", "dpo", "evaluate")
+    }
 
 
 def changed(*overrides):
@@ -154,8 +209,16 @@ def test_a_run_that_an_earlier_version_has_measured_is_not_measured_again():
     """Its fingerprint knew only these fields of MT-Bench."""
     bench = load_recipe("tiny").evaluate.mt_bench
     assert set(bench.fingerprint_fields()) == {
-        "questions", "references", "judges", "pairwise", "temperatures", "max_tokens", "limit", "answers", "judgments",
-    }  # fmt: skip
+        "questions",
+        "references",
+        "judges",
+        "pairwise",
+        "temperatures",
+        "max_tokens",
+        "limit",
+        "answers",
+        "judgments",
+    }
 
 
 def test_skipped_references_and_prompts_redo_the_evaluation(tmp_path):
@@ -174,7 +237,12 @@ def test_a_changed_rubric_redoes_the_filter_and_what_follows(tmp_path):
     first = marks(f"filter.rubrics={{orca: {rubric}}}")
     rubric.write_text("two")
     second = marks(f"filter.rubrics={{orca: {rubric}}}")
-    assert [stage for stage in first if first[stage] != second[stage]] == ["filter", "sft", "dpo", "evaluate"]
+    assert [stage for stage in first if first[stage] != second[stage]] == [
+        "filter",
+        "sft",
+        "dpo",
+        "evaluate",
+    ]
 
 
 def test_a_changed_beta_redoes_dpo_and_what_follows():
@@ -185,7 +253,10 @@ def test_a_changed_file_behind_a_glob_redoes_what_reads_it(tmp_path):
     (tmp_path / "a.jsonl").write_text("one")
     first = marks(f"seeds.flan=[{{source: {tmp_path}/*.jsonl}}]")
     (tmp_path / "b.jsonl").write_text("two")
-    assert first["generate"] != marks(f"seeds.flan=[{{source: {tmp_path}/*.jsonl}}]")["generate"]
+    assert (
+        first["generate"]
+        != marks(f"seeds.flan=[{{source: {tmp_path}/*.jsonl}}]")["generate"]
+    )
 
 
 def test_a_model_in_a_folder_counts_by_what_lies_in_it(tmp_path):
@@ -194,7 +265,11 @@ def test_a_model_in_a_folder_counts_by_what_lies_in_it(tmp_path):
     assert marks(f"base.model={tmp_path}") == first
     (tmp_path / "more").write_text("two")
     second = marks(f"base.model={tmp_path}")
-    assert [stage for stage in first if first[stage] != second[stage]] == ["sft", "dpo", "evaluate"]
+    assert [stage for stage in first if first[stage] != second[stage]] == [
+        "sft",
+        "dpo",
+        "evaluate",
+    ]
 
 
 def test_a_folder_that_is_called_like_a_value_changes_nothing(tmp_path, monkeypatch):
@@ -223,7 +298,10 @@ def test_one_teacher_may_stand_alone_and_several_in_a_list():
     several = {key: value for key, value in SMALL.items() if key != "teacher"}
     several["teachers"] = [{"model": "a", "weight": 3}, {"model": "b"}]
     recipe = parse_recipe(several, "test")
-    assert [(part.model, part.weight) for part in recipe.teachers] == [("a", 3.0), ("b", 1.0)]
+    assert [(part.model, part.weight) for part in recipe.teachers] == [
+        ("a", 3.0),
+        ("b", 1.0),
+    ]
     assert parse_recipe(recipe.model_dump(mode="json"), "again") == recipe
     with pytest.raises(RecipeError, match="teachers"):
         parse_recipe(several | {"teachers": []}, "test")
@@ -231,8 +309,12 @@ def test_one_teacher_may_stand_alone_and_several_in_a_list():
 
 def test_judges_of_one_name_are_refused_unless_their_revisions_differ():
     judge = {"model": "j", "base_url": "http://a/v1"}
-    with pytest.raises(RecipeError, match=r"judges: entry 1: 'j' judges already.*`revision`"):
-        parse_recipe(SMALL | {"judges": [judge, judge | {"base_url": "http://b/v1"}]}, "test")
+    with pytest.raises(
+        RecipeError, match=r"judges: entry 1: 'j' judges already.*`revision`"
+    ):
+        parse_recipe(
+            SMALL | {"judges": [judge, judge | {"base_url": "http://b/v1"}]}, "test"
+        )
     told_apart = [judge, judge | {"base_url": "http://b/v1", "revision": "int8"}]
     assert len(parse_recipe(SMALL | {"judges": told_apart}, "test").judges) == 2
 
@@ -249,7 +331,9 @@ def test_a_recipe_that_was_written_down_is_the_same_recipe(tmp_path):
 
 def test_a_loss_that_needs_smoothing_says_so():
     align = {"align": {"loss_type": ["exo_pair"]}}
-    with pytest.raises(RecipeError, match=r"align: .*exo_pair needs label_smoothing above 0"):
+    with pytest.raises(
+        RecipeError, match=r"align: .*exo_pair needs label_smoothing above 0"
+    ):
         parse_recipe(SMALL | align, "test")
     align["align"]["label_smoothing"] = 0.001
     assert parse_recipe(SMALL | align, "test").align.loss_type == ("exo_pair",)
@@ -261,13 +345,19 @@ def test_an_engine_over_more_gpus_than_its_actor_has_is_refused(part):
     with pytest.raises(RecipeError, match="it spreads over 2 GPUs, and num_gpus is 1"):
         load_recipe("tiny", [two, f"{part}.num_gpus=1"])
     load_recipe("tiny", [two, f"{part}.num_gpus=2"])
-    load_recipe("tiny", [two, f"{part}.num_gpus=1", f"{part}.engine.distributed_executor_backend=ray"])
+    load_recipe(
+        "tiny",
+        [two, f"{part}.num_gpus=1", f"{part}.engine.distributed_executor_backend=ray"],
+    )
 
 
 @pytest.mark.parametrize("part", ["teacher", "serve"])
 def test_an_engine_that_takes_more_memory_than_its_share_of_a_gpu_is_refused(part):
     half, most = f"{part}.num_gpus=0.5", f"{part}.engine.gpu_memory_utilization"
-    with pytest.raises(RecipeError, match=r"engine.gpu_memory_utilization 0.9 with num_gpus 0.5: .*set at most 0.5"):
+    with pytest.raises(
+        RecipeError,
+        match=r"engine.gpu_memory_utilization 0.9 with num_gpus 0.5: .*set at most 0.5",
+    ):
         load_recipe("tiny", [half, f"{most}=0.9"])
     load_recipe("tiny", [half, f"{most}=0.4"])
     load_recipe("tiny", [f"{part}.num_gpus=1", f"{most}=0.95"])
@@ -276,9 +366,14 @@ def test_an_engine_that_takes_more_memory_than_its_share_of_a_gpu_is_refused(par
 @pytest.mark.parametrize("part", ["teacher", "serve"])
 def test_engine_arguments_may_be_written_as_flags_and_null_is_the_default(part):
     with pytest.raises(RecipeError, match="it spreads over 4 GPUs, and num_gpus is 1"):
-        load_recipe("tiny", [f"{part}.engine={{tensor-parallel-size: 4}}", f"{part}.num_gpus=1"])
+        load_recipe(
+            "tiny", [f"{part}.engine={{tensor-parallel-size: 4}}", f"{part}.num_gpus=1"]
+        )
     with pytest.raises(RecipeError, match="takes more of the GPU's memory"):
-        load_recipe("tiny", [f"{part}.engine={{gpu-memory-utilization: 0.9}}", f"{part}.num_gpus=0.5"])
+        load_recipe(
+            "tiny",
+            [f"{part}.engine={{gpu-memory-utilization: 0.9}}", f"{part}.num_gpus=0.5"],
+        )
     nulls = "{tensor_parallel_size: null, gpu_memory_utilization: null, max_model_len: null}"
     recipe = load_recipe("tiny", [f"{part}.engine={nulls}"])
     assert (recipe.serve if part == "serve" else recipe.teachers[0]).engine == {}
@@ -288,10 +383,22 @@ def test_engine_arguments_may_be_written_as_flags_and_null_is_the_default(part):
     ("argument", "said"),
     [
         ("max_model_len: [0]", r"max_model_len \[0\]: expected tokens"),
-        ("tensor_parallel_size: 0", "tensor_parallel_size 0: expected a whole number from 1 on"),
-        ("tensor_parallel_size: true", "tensor_parallel_size True: expected a whole number"),
-        ("pipeline_parallel_size: 1.5", "pipeline_parallel_size 1.5: expected a whole number"),
-        ("gpu_memory_utilization: 90", "gpu_memory_utilization 90: expected a share of the GPU"),
+        (
+            "tensor_parallel_size: 0",
+            "tensor_parallel_size 0: expected a whole number from 1 on",
+        ),
+        (
+            "tensor_parallel_size: true",
+            "tensor_parallel_size True: expected a whole number",
+        ),
+        (
+            "pipeline_parallel_size: 1.5",
+            "pipeline_parallel_size 1.5: expected a whole number",
+        ),
+        (
+            "gpu_memory_utilization: 90",
+            "gpu_memory_utilization 90: expected a share of the GPU",
+        ),
     ],
 )
 def test_engine_numbers_that_are_none_are_refused(argument, said):
@@ -304,22 +411,35 @@ def test_fewer_replicas_at_most_than_at_least_are_refused():
         load_recipe("tiny", ["serve.replicas=3", "serve.max_replicas=2"])
 
 
-@pytest.mark.parametrize("field", ["teacher.num_gpus", "serve.num_gpus", "sft.gpus_per_worker"])
+@pytest.mark.parametrize(
+    "field", ["teacher.num_gpus", "serve.num_gpus", "sft.gpus_per_worker"]
+)
 def test_gpus_that_ray_cannot_give_are_refused(field):
     for number in (0, 0.25, 1, 2):
         load_recipe("tiny", ["sft.workers=1", f"{field}={number}"])
     for number in (-1, 1.5):
-        with pytest.raises(RecipeError, match=rf"{field.partition('.')[2]}: {number} GPUs. Ray gives an actor a share"):
+        with pytest.raises(
+            RecipeError,
+            match=rf"{field.partition('.')[2]}: {number} GPUs. Ray gives an actor a share",
+        ):
             load_recipe("tiny", [f"{field}={number}"])
 
 
 def test_two_workers_on_one_gpu_are_refused():
-    with pytest.raises(RecipeError, match="gpus_per_worker 0.5 with 2 workers: NCCL does not connect"):
+    with pytest.raises(
+        RecipeError, match="gpus_per_worker 0.5 with 2 workers: NCCL does not connect"
+    ):
         load_recipe("tiny", ["sft.workers=2", "sft.gpus_per_worker=0.5"])
 
 
 def test_an_override_may_name_one_teacher_or_several():
-    assert [t.model for t in load_recipe("tiny", ["teachers=[{model: a}, {model: b}]"]).teachers] == ["a", "b"]
-    assert load_recipe("tiny", ["teachers.0.temperature=0.5"]).teachers[0].temperature == 0.5
+    assert [
+        t.model
+        for t in load_recipe("tiny", ["teachers=[{model: a}, {model: b}]"]).teachers
+    ] == ["a", "b"]
+    assert (
+        load_recipe("tiny", ["teachers.0.temperature=0.5"]).teachers[0].temperature
+        == 0.5
+    )
     sets = ["teachers=[{model: a}]", "teacher.temperature=0.5"]
     assert load_recipe("tiny", sets).teachers[0].temperature == 0.5

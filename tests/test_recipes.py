@@ -19,11 +19,22 @@ BIG = ("openbezoar-3b", "modern", "one-gpu", "api-teacher")
 def asked(name: str) -> str:
     """What the teacher of a recipe reads, for a system and a user message."""
     template = load_recipe(name).teachers[0].chat_template
-    return Environment().from_string(template).render(messages=concise_answer("Why?"), add_generation_prompt=True)
+    return (
+        Environment()
+        .from_string(template)
+        .render(messages=concise_answer("Why?"), add_generation_prompt=True)
+    )
 
 
 def test_they_are_packaged():
-    assert recipe_names() == ["api-teacher", "modern", "one-gpu", "openbezoar-3b", "smol", "tiny"]
+    assert recipe_names() == [
+        "api-teacher",
+        "modern",
+        "one-gpu",
+        "openbezoar-3b",
+        "smol",
+        "tiny",
+    ]
 
 
 @pytest.mark.parametrize("card", ["L4", "A10G", "RTX4090", "RTX3090"])
@@ -31,13 +42,19 @@ def test_they_are_packaged():
 def test_the_recipes_for_one_gpu_fit_on_24_gb(name, card):
     found = plan(load_recipe(name), gpu=GPUS[card])
     assert found.needs and all(need.fits and need.known for need in found.needs)
-    assert all(part.workers == part.gpus_per_worker == 1 for part in map(load_recipe(name).training, ("sft", "dpo")))
+    assert all(
+        part.workers == part.gpus_per_worker == 1
+        for part in map(load_recipe(name).training, ("sft", "dpo"))
+    )
 
 
 def test_the_terms_of_a_teachers_endpoint_enter_the_verdict():
     found = commercial_use(load_recipe("api-teacher"))
     assert found["verdict"] == "with obligations"
-    assert any("OpenRouter-terms" in line and line.startswith("teacher") for line in found["because"])
+    assert any(
+        "OpenRouter-terms" in line and line.startswith("teacher")
+        for line in found["because"]
+    )
     for terms, verdict in (("OpenAI-terms", "no"), ("Some-host-terms", "unknown")):
         recipe = load_recipe("api-teacher", [f"teacher.license=Apache-2.0 and {terms}"])
         assert commercial_use(recipe)["verdict"] == verdict
@@ -52,8 +69,13 @@ def test_openbezoar_holds_the_published_values():
     for lora in (recipe.sft.lora, recipe.hh_sft.lora):
         assert (lora.r, lora.alpha, lora.dropout) == (16, 16, 0.05)
         assert lora.targets == ("q_proj", "k_proj", "v_proj")
-    assert recipe.generate.evol_instruct.seeds * recipe.generate.evol_instruct.epochs == 2304
-    assert sum(mixture.rows for mixture in recipe.generate.orca.mixtures.values()) == 5507
+    assert (
+        recipe.generate.evol_instruct.seeds * recipe.generate.evol_instruct.epochs
+        == 2304
+    )
+    assert (
+        sum(mixture.rows for mixture in recipe.generate.orca.mixtures.values()) == 5507
+    )
     assert recipe.generate.lamini.calls * recipe.generate.lamini.per_call >= 1505
     assert recipe.hh_sft.limit == recipe.align.limit == 100_000
     assert recipe.hh_sft.epochs == recipe.align.epochs == 1
@@ -71,21 +93,31 @@ def test_the_papers_teacher_is_asked_in_its_own_wrapper():
 
 
 def test_the_modern_teacher_answers_without_thinking():
-    assert asked("modern").endswith("<|im_start|>user\nWhy?<|im_end|>\n<|im_start|>assistant\n<think>\n\n</think>\n\n")
+    assert asked("modern").endswith(
+        "<|im_start|>user\nWhy?<|im_end|>\n<|im_start|>assistant\n<think>\n\n</think>\n\n"
+    )
 
 
 @pytest.mark.parametrize("name", BIG)
 def test_big_recipes_can_be_built_and_paid_for(name):
     recipe = load_recipe(name)
     assert all(getattr(recipe.generate, scheme) for scheme in SCHEMES)
-    assert all(part.revision and part.source.startswith("hub:") for part in (*recipe.seeds.dolly, *recipe.seeds.flan))
+    assert all(
+        part.revision and part.source.startswith("hub:")
+        for part in (*recipe.seeds.dolly, *recipe.seeds.flan)
+    )
     for judge in (*recipe.judges, *recipe.mt_bench_judges):
         assert judge.base_url and judge.api_key_env and judge.prices.output > 0
     for part in (recipe.sft, recipe.hh_sft, recipe.align):
         assert part.gpus_per_worker == 1
-        assert part.micro_batch is None and part.micro_tokens is None  # as large as they fit
+        assert (
+            part.micro_batch is None and part.micro_tokens is None
+        )  # as large as they fit
     held_out = recipe.evaluate.heldout_pairs
-    assert sum(part.limit for part in recipe.seeds.hh_rlhf) == recipe.hh_sft.limit + held_out
+    assert (
+        sum(part.limit for part in recipe.seeds.hh_rlhf)
+        == recipe.hh_sft.limit + held_out
+    )
 
 
 @pytest.mark.parametrize("name", BIG)
@@ -101,12 +133,18 @@ def test_revisions_are_whole_commits_or_say_that_they_are_no_pin(name):
 def test_only_dollys_share_alike_and_terms_of_endpoints_bind_the_result(name):
     found = commercial_use(load_recipe(name))
     assert found["verdict"] == "with obligations"
-    assert all(line.startswith("dolly") or "-terms)" in line for line in found["because"])
+    assert all(
+        line.startswith("dolly") or "-terms)" in line for line in found["because"]
+    )
 
 
 def test_harness_tasks_are_lm_evals_own():
     from lm_eval.tasks import TaskManager
 
     known = set(TaskManager().all_tasks)
-    asked = {task.task for name in BIG for task in load_recipe(name).evaluate.harness.all_tasks}
+    asked = {
+        task.task
+        for name in BIG
+        for task in load_recipe(name).evaluate.harness.all_tasks
+    }
     assert len(asked) > 15 and asked <= known

@@ -38,7 +38,12 @@ def registered(monkeypatch) -> Iterator[Stage]:
         reads=("sft.epochs",),
         section="sft",
         scheduled=("sft", "serve"),
-        checkpoint=Checkpoint(parent="sft", adapters=("sft", NAME), trained="training once more", colour="#000000"),
+        checkpoint=Checkpoint(
+            parent="sft",
+            adapters=("sft", NAME),
+            trained="training once more",
+            colour="#000000",
+        ),
     )
     before = list(STAGES.items())
     place = 1 + list(STAGES).index("sft")
@@ -60,13 +65,21 @@ def test_the_plan_has_a_line_for_one_without_actors(registered, monkeypatch):
     quiet = Stage(name="counting", label="tokens of the rows", module="second_sft")
     monkeypatch.setitem(STAGES, "counting", quiet)
     lines = render(plan(load_recipe("tiny"))).splitlines()
-    assert any(line.startswith("counting") and "tokens of the rows" in line for line in lines)
+    assert any(
+        line.startswith("counting") and "tokens of the rows" in line for line in lines
+    )
 
 
 def test_doctor_and_the_capacity_check_ask_for_its_resources(registered):
     recipe = load_recipe("tiny", ["sft.gpus_per_worker=1", "serve.num_gpus=1"])
-    assert [request.who for request in requests_of(recipe, NAME)] == [f"{NAME}'s workers", "the endpoint's engines"]
-    assert any(line.startswith(f"GPUs: {NAME} asks for 3") for line in doctor.misses(recipe, []))
+    assert [request.who for request in requests_of(recipe, NAME)] == [
+        f"{NAME}'s workers",
+        "the endpoint's engines",
+    ]
+    assert any(
+        line.startswith(f"GPUs: {NAME} asks for 3")
+        for line in doctor.misses(recipe, [])
+    )
 
 
 def test_its_checkpoint_is_served_shown_and_described(registered, tmp_path):
@@ -75,7 +88,9 @@ def test_its_checkpoint_is_served_shown_and_described(registered, tmp_path):
     store.replace_json(f"checkpoints/{NAME}/lineage.json", {"fingerprint": "0" * 16})
     store.replace(f"checkpoints/{NAME}/joined/adapter_config.json", b"{}")
     assert modes(recipe, store)[NAME] == "joined"
-    store.replace_json("summary.json", {"stages": {NAME: {"status": "failed", "seconds": 1.0}}})
+    store.replace_json(
+        "summary.json", {"stages": {NAME: {"status": "failed", "seconds": 1.0}}}
+    )
     content = gather(recipe, store)
     assert f"{NAME}: failed" in content.missing and NAME in render_page(content)
     assert f"cards/{NAME}.md" in write_cards(content, store)
@@ -99,5 +114,13 @@ def test_a_run_carries_it_out(registered, ray_session, tmp_path, monkeypatch):
     for name, stage in list(STAGES.items()):
         if name != NAME:
             monkeypatch.setitem(STAGES, name, replace(stage, module="tests.stages"))
-    found = run(load_recipe("tiny"), Store(tmp_path), ["generate", "filter", "sft", NAME], Progress())
-    assert found["stages"][NAME]["status"] == "done" and found["train"][NAME]["loss_last"] == 1.5
+    found = run(
+        load_recipe("tiny"),
+        Store(tmp_path),
+        ["generate", "filter", "sft", NAME],
+        Progress(),
+    )
+    assert (
+        found["stages"][NAME]["status"] == "done"
+        and found["train"][NAME]["loss_last"] == 1.5
+    )

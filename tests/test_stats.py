@@ -30,8 +30,12 @@ def test_a_share_is_shown_with_its_interval_where_it_has_one():
 def test_only_items_on_which_two_models_differ_count():
     """9 against 1 of 10: twice the binomial's 11 / 1024."""
     first, second = [True] * 9 + [False], [False] * 9 + [True]
-    assert paired_p(first, second) == pytest.approx(22 / 1024) == paired_p(second, first)
-    assert paired_p(first + [True] * 500, second + [True] * 500) == pytest.approx(22 / 1024)
+    assert (
+        paired_p(first, second) == pytest.approx(22 / 1024) == paired_p(second, first)
+    )
+    assert paired_p(first + [True] * 500, second + [True] * 500) == pytest.approx(
+        22 / 1024
+    )
 
 
 def test_models_that_agree_on_all_cannot_be_told_apart():
@@ -41,6 +45,11 @@ def test_models_that_agree_on_all_cannot_be_told_apart():
 
 def test_p_values_are_corrected_for_their_number():
     """As R's p.adjust(c(0.04, 0.01, 0.03), "holm") has it."""
-    assert holm({"a": 0.04, "b": 0.01, "c": 0.03}) == pytest.approx({"a": 0.06, "b": 0.03, "c": 0.06})
-    assert holm({"one": 0.04}) == {"one": 0.04} and holm({"a": 0.9, "b": 0.8}) == {"a": 1.0, "b": 1.0}
+    assert holm({"a": 0.04, "b": 0.01, "c": 0.03}) == pytest.approx(
+        {"a": 0.06, "b": 0.03, "c": 0.06}
+    )
+    assert holm({"one": 0.04}) == {"one": 0.04} and holm({"a": 0.9, "b": 0.8}) == {
+        "a": 1.0,
+        "b": 1.0,
+    }
     assert holm({}) == {}

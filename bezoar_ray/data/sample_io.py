@@ -30,7 +30,10 @@ def sample_files(store: Store, scheme: str, status: str) -> list[str]:
     Raises:
         BezoarError: one that it lists is missing.
     """
-    folder, stage = layout.samples(scheme, status), "generate" if status == "generated" else "filter"
+    folder, stage = (
+        layout.samples(scheme, status),
+        "generate" if status == "generated" else "filter",
+    )
     there = store.list(folder, ".parquet")
     listed = (store.read_json(layout.manifest(stage)) or {}).get("files")
     if not listed:
@@ -59,7 +62,10 @@ def iter_samples(store: Store, scheme: str, status: str) -> Iterator[Sample]:
 
 def count_samples(store: Store, scheme: str, status: str) -> int:
     """How many samples there are of one scheme and status."""
-    return sum(pq.read_metadata(store.open(name)).num_rows for name in sample_files(store, scheme, status))
+    return sum(
+        pq.read_metadata(store.open(name)).num_rows
+        for name in sample_files(store, scheme, status)
+    )
 
 
 class SampleFiles:
@@ -76,7 +82,9 @@ class SampleFiles:
         """The next samples: each to the folder of its scheme and status, or to `folder` in the place of its status."""
         folders: dict[str, list[Sample]] = defaultdict(list)
         for sample in samples:
-            folders[layout.samples(sample.scheme, folder or sample.status)].append(sample)
+            folders[layout.samples(sample.scheme, folder or sample.status)].append(
+                sample
+            )
         for name, rows in folders.items():
             self.names.append(f"{name}/part-{self._counts[name]:05}.parquet")
             self._store.replace_table(self.names[-1], sample_table(rows))
@@ -90,7 +98,9 @@ class ExternalSorter:
         self._folder = tempfile.TemporaryDirectory(prefix="bezoar-")
         self._expected = expected
         count = max(1, math.ceil(expected / ROWS_PER_FILE))
-        self._files = [open(Path(self._folder.name, f"{n:05}"), "w+b") for n in range(count)]
+        self._files = [
+            open(Path(self._folder.name, f"{n:05}"), "w+b") for n in range(count)
+        ]
 
     def add(self, row: bytes) -> None:
         """One row: a line of JSON with an `id`."""
@@ -112,7 +122,12 @@ class ExternalSorter:
     def __enter__(self) -> "ExternalSorter":
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        at: TracebackType | None,
+    ) -> None:
         for file in self._files:
             file.close()
         self._folder.cleanup()

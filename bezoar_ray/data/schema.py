@@ -73,7 +73,9 @@ class Sample:
     operation: str
     round: int = 0
     system: str = ""
-    history: list[dict[str, str]] = field(default_factory=list)  # turns before the instruction, in rows of one's own
+    history: list[dict[str, str]] = field(
+        default_factory=list
+    )  # turns before the instruction, in rows of one's own
     instruction: str = ""
     input: str = ""
     response: str = ""
@@ -100,7 +102,9 @@ class Sample:
     @property
     def rating(self) -> float:
         """The mean of the judges' ratings; 0 where there is none."""
-        rated = [verdict.rating for verdict in self.verdicts if verdict.rating is not None]
+        rated = [
+            verdict.rating for verdict in self.verdicts if verdict.rating is not None
+        ]
         return sum(rated) / len(rated) if rated else 0.0
 
     @property
@@ -117,7 +121,10 @@ class Sample:
         """The sample that a row of a Parquet file holds."""
         known = {f.name for f in fields(cls)}
         values = {name: value for name, value in row.items() if name in known}
-        lists = {"verdicts": [Verdict(**v) for v in row["verdicts"]], "history": row.get("history") or []}
+        lists = {
+            "verdicts": [Verdict(**v) for v in row["verdicts"]],
+            "history": row.get("history") or [],
+        }
         return cls(**values | lists)  # files of earlier versions have no history
 
     def to_row(self) -> dict[str, object]:
@@ -147,12 +154,23 @@ def sample_schema() -> pa.Schema:
     strings, whole = pa.list_(pa.string()), {"round", "tokens_in", "tokens_out"}
     message = pa.struct([("role", pa.string()), ("content", pa.string())])
     verdict = pa.struct(
-        [("judge", pa.string()), ("status", pa.string()), ("rating", pa.float64()), ("reason", pa.string())]
+        [
+            ("judge", pa.string()),
+            ("status", pa.string()),
+            ("rating", pa.float64()),
+            ("reason", pa.string()),
+        ]
     )
     special = {"seed_ids": strings, "seed_sources": strings, "seed_licenses": strings}
     special |= {"verdicts": pa.list_(verdict), "history": pa.list_(message)}
     return pa.schema(
-        [(f.name, special.get(f.name, pa.int64() if f.name in whole else pa.string())) for f in fields(Sample)]
+        [
+            (
+                f.name,
+                special.get(f.name, pa.int64() if f.name in whole else pa.string()),
+            )
+            for f in fields(Sample)
+        ]
     )
 
 
@@ -160,12 +178,19 @@ def sample_schema() -> pa.Schema:
 def pair_schema() -> pa.Schema:
     """Arrow schema of `data/hh_rlhf/{sft,pairs,heldout}/*.parquet`."""
     message = pa.struct([("role", pa.string()), ("content", pa.string())])
-    return pa.schema([(f.name, pa.list_(message) if f.name == "prompt" else pa.string()) for f in fields(Pair)])
+    return pa.schema(
+        [
+            (f.name, pa.list_(message) if f.name == "prompt" else pa.string())
+            for f in fields(Pair)
+        ]
+    )
 
 
 def sample_table(samples: list[Sample]) -> pa.Table:
     """Samples as an Arrow table in `sample_schema`."""
-    return pa.Table.from_pylist([sample.to_row() for sample in samples], schema=sample_schema())
+    return pa.Table.from_pylist(
+        [sample.to_row() for sample in samples], schema=sample_schema()
+    )
 
 
 def pair_table(pairs: list[Pair]) -> pa.Table:

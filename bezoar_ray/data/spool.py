@@ -13,7 +13,9 @@ from bezoar_ray.store import at
 
 FEW = 4  # items in the smallest cell: of a small run, rows go on soon
 _ENOUGH = 128  # cells for rows to go on soon; with more items, cells grow, as each costs Ray some 30 ms of CPU time
-_MOST = 1024  # cells, whatever the number of items: the driver keeps a reference to each
+_MOST = (
+    1024  # cells, whatever the number of items: the driver keeps a reference to each
+)
 _ITEM = pa.schema([("item", pa.binary())])
 
 
@@ -36,8 +38,15 @@ class Spool:
 
     def cells(self, slots: int) -> list[range]:
         """The record batches of each cell: few items, and of many no more than a model has calls in flight."""
-        length = max(1, min(slots // FEW, self.batches // _ENOUGH), math.ceil(self.batches / _MOST))
-        return [range(start, min(start + length, self.batches)) for start in range(0, self.batches, length)]
+        length = max(
+            1,
+            min(slots // FEW, self.batches // _ENOUGH),
+            math.ceil(self.batches / _MOST),
+        )
+        return [
+            range(start, min(start + length, self.batches))
+            for start in range(0, self.batches, length)
+        ]
 
     def _items(self, batches: range) -> Iterator[bytes]:
         for number in batches:
@@ -76,7 +85,9 @@ class ItemWriter:
         return Spool(self._path, self._batches)
 
     def _write(self) -> None:
-        self._writer.write_batch(pa.record_batch([pa.array(self._items, pa.binary())], schema=_ITEM))
+        self._writer.write_batch(
+            pa.record_batch([pa.array(self._items, pa.binary())], schema=_ITEM)
+        )
         self._items, self._batches = [], self._batches + 1
 
 

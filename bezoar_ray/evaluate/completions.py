@@ -9,10 +9,16 @@ class ChatCompletions(LocalCompletionsAPI):
     """`local-completions` with the control tokens of the chat template spelt by their marks in its prompts, so that
     what a task's texts spell is text."""
 
-    def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
+    def apply_chat_template(
+        self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True
+    ) -> str:
         """The prompt of a conversation."""
         spelling = spelling_of(self.tokenizer)
-        return spelling.exchange(super().apply_chat_template(spelling.exchange(chat_history), add_generation_prompt))
+        return spelling.exchange(
+            super().apply_chat_template(
+                spelling.exchange(chat_history), add_generation_prompt
+            )
+        )
 
     def tok_encode(
         self,
@@ -24,6 +30,11 @@ class ChatCompletions(LocalCompletionsAPI):
         """The ids of a prompt, or of each of several."""
         texts = [string] if isinstance(string, str) else list(string)
         begin = add_special_tokens or self.add_bos_token
-        coded = spelling_of(self.tokenizer).twin.encode_batch(texts, add_special_tokens=begin)
-        ids = [found.ids[-left_truncate_len:] if left_truncate_len else found.ids for found in coded]
+        coded = spelling_of(self.tokenizer).twin.encode_batch(
+            texts, add_special_tokens=begin
+        )
+        ids = [
+            found.ids[-left_truncate_len:] if left_truncate_len else found.ids
+            for found in coded
+        ]
         return ids[0] if isinstance(string, str) else ids

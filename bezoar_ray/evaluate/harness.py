@@ -30,7 +30,9 @@ if TYPE_CHECKING:
 LOG = "evaluate.log"
 Scores = dict[str, dict[str, float | bool | None]]
 """Of one task: value, standard error and direction by metric."""
-_PROMPTS_PER_REQUEST = 8  # one prompt a request costs more in HTTP than in a small model
+_PROMPTS_PER_REQUEST = (
+    8  # one prompt a request costs more in HTTP than in a small model
+)
 
 
 class Settings(TypedDict):
@@ -44,7 +46,11 @@ class Settings(TypedDict):
 
 
 async def score_all(
-    part: Harness, store: Store, fingerprints: dict[str, str], endpoint: Endpoint, step: Callable[[], None]
+    part: Harness,
+    store: Store,
+    fingerprints: dict[str, str],
+    endpoint: Endpoint,
+    step: Callable[[], None],
 ) -> tuple[dict[str, dict[str, Scores]], list[str]]:
     """Every task for every checkpoint as a Ray task, where there is no result for just these weights and settings.
 
@@ -74,7 +80,9 @@ async def score_all(
 
 def warm_up(part: Harness, store: Store) -> "list[ray.ObjectRef[None]]":
     """Have the processes that will score import lm-eval while the endpoint starts; nobody need wait for them."""
-    return [_remote(_import).remote(_settings(part, store)) for _ in range(part.at_once)]
+    return [
+        _remote(_import).remote(_settings(part, store)) for _ in range(part.at_once)
+    ]
 
 
 def _remote(function: Callable[..., object]) -> "RemoteFunction":
@@ -100,7 +108,14 @@ class Shelf:
     def find(self, name: str, task: HarnessTask) -> dict[str, Any] | None:
         """lm-eval's whole result, or None where there is none with an equal key."""
         key = self._key(name, task)
-        return next((entry["result"] for entry in self._load(name).values() if entry["key"] == key), None)
+        return next(
+            (
+                entry["result"]
+                for entry in self._load(name).values()
+                if entry["key"] == key
+            ),
+            None,
+        )
 
     def put(self, name: str, task: HarnessTask, result: dict[str, Any]) -> None:
         """Keep a result, beside those of the other tasks, and of the same one with other settings or weights."""
@@ -108,13 +123,21 @@ class Shelf:
         if before := tasks.get(title):
             tasks[f"{title} ({before['key']})"] = before
         tasks[title] = {"key": self._key(name, task), "result": result}
-        self._store.replace_json(layout.harness(name), {"checkpoint": name, "tasks": tasks})
+        self._store.replace_json(
+            layout.harness(name), {"checkpoint": name, "tasks": tasks}
+        )
 
     def _load(self, name: str) -> dict[str, Any]:
         return (self._store.read_json(layout.harness(name)) or {"tasks": {}})["tasks"]
 
     def _key(self, name: str, task: HarnessTask) -> str:
-        asked = [self._fingerprints[name], task.task, task.num_fewshot, task.limit, self._part.apply_chat_template]
+        asked = [
+            self._fingerprints[name],
+            task.task,
+            task.num_fewshot,
+            task.limit,
+            self._part.apply_chat_template,
+        ]
         asked += [self._tasks, metadata.version("lm-eval")]
         return hashlib.sha256(json.dumps(asked).encode()).hexdigest()[:16]
 
@@ -128,18 +151,35 @@ def compact(result: dict[str, Any], task: HarnessTask) -> Scores:
     Raises:
         RecipeError: the task has no such metric; the message names those that it has.
     """
-    keys = [key for key in result["results"][task.task] if "," in key and "_stderr," not in key]
-    asked = next((key for key in keys if task.metric in (key, key.partition(",")[0])), None)
+    keys = [
+        key
+        for key in result["results"][task.task]
+        if "," in key and "_stderr," not in key
+    ]
+    asked = next(
+        (key for key in keys if task.metric in (key, key.partition(",")[0])), None
+    )
     if asked is None:
         known = ", ".join(key.partition(",")[0] for key in keys)
-        raise RecipeError(f"evaluate.harness.tasks: {task.task} has no metric {task.metric!r}. It has: {known}")
-    further = {key.removesuffix(",none"): _metric(result, task.task, key) for key in keys if key != asked}
+        raise RecipeError(
+            f"evaluate.harness.tasks: {task.task} has no metric {task.metric!r}. It has: {known}"
+        )
+    further = {
+        key.removesuffix(",none"): _metric(result, task.task, key)
+        for key in keys
+        if key != asked
+    }
     return further | {task.metric: _metric(result, task.task, asked)}
 
 
-def _metric(result: dict[str, Any], task: str, key: str) -> dict[str, float | bool | None]:
+def _metric(
+    result: dict[str, Any], task: str, key: str
+) -> dict[str, float | bool | None]:
     values, (name, _, rule) = result["results"][task], key.partition(",")
-    metric = {"value": _finite(values[key]), "stderr": _finite(values.get(f"{name}_stderr,{rule}"))}
+    metric = {
+        "value": _finite(values[key]),
+        "stderr": _finite(values.get(f"{name}_stderr,{rule}")),
+    }
     if "higher_is_better" in result:
         metric["higher_is_better"] = result["higher_is_better"].get(task, {}).get(name)
     return metric
@@ -147,10 +187,16 @@ def _metric(result: dict[str, Any], task: str, key: str) -> dict[str, float | bo
 
 def _finite(number: object) -> float | None:
     """None where it is no number, or one that JSON cannot hold."""
-    return float(number) if isinstance(number, int | float) and math.isfinite(number) else None
+    return (
+        float(number)
+        if isinstance(number, int | float) and math.isfinite(number)
+        else None
+    )
 
 
-def score(settings: Settings, name: str, task: HarnessTask, endpoint: Endpoint) -> dict[str, Any]:
+def score(
+    settings: Settings, name: str, task: HarnessTask, endpoint: Endpoint
+) -> dict[str, Any]:
     """lm-eval's result of one checkpoint on one task, as plain JSON values; a Ray task, which keeps its imports and its
     noise out of the driver.
 
@@ -190,7 +236,9 @@ def _settings(part: Harness, store: Store) -> Settings:
 
 
 @lru_cache(maxsize=1)
-def _task_manager(include_path: str | None, offline: bool, log: str, **_: object) -> "TaskManager":
+def _task_manager(
+    include_path: str | None, offline: bool, log: str, **_: object
+) -> "TaskManager":
     """Made once in a process of Ray's, which scores one task after the other."""
     redirect(log)
     if offline:
@@ -210,11 +258,15 @@ def client(settings: Settings, name: str, endpoint: Endpoint) -> "LocalCompletio
     return chosen(**_model_arguments(settings, name, endpoint))
 
 
-def _model_arguments(settings: Settings, name: str, endpoint: Endpoint) -> dict[str, object]:
+def _model_arguments(
+    settings: Settings, name: str, endpoint: Endpoint
+) -> dict[str, object]:
     return {
         "model": name,
         "base_url": f"{endpoint.base_url}/completions",
-        "header": {"Authorization": "Bearer none"},  # else lm-eval sends the user's OPENAI_API_KEY
+        "header": {
+            "Authorization": "Bearer none"
+        },  # else lm-eval sends the user's OPENAI_API_KEY
         "tokenizer": endpoint.tokenizer,
         "tokenizer_backend": "huggingface",
         "tokenized_requests": True,
@@ -230,4 +282,7 @@ def _begins_with_bos(folder: str) -> bool:
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(folder)
-    return tokenizer.bos_token_id is not None and tokenizer("a").input_ids[0] == tokenizer.bos_token_id
+    return (
+        tokenizer.bos_token_id is not None
+        and tokenizer("a").input_ids[0] == tokenizer.bos_token_id
+    )

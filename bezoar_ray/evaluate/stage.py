@@ -35,7 +35,9 @@ def run(context: StageContext) -> StageResult:
     if part.harness:
         harness.warm_up(part.harness, context.store)
     with running(context.recipe, context.store) as base_url:
-        return asyncio.run(_measure(context, marks, Endpoint.at(base_url, context.store), bench, step))
+        return asyncio.run(
+            _measure(context, marks, Endpoint.at(base_url, context.store), bench, step)
+        )
 
 
 def identities(recipe: Recipe, store: Store) -> dict[str, str]:
@@ -44,35 +46,64 @@ def identities(recipe: Recipe, store: Store) -> dict[str, str]:
     Raises:
         BezoarError: there is no base checkpoint.
     """
-    lineages = {name: store.read_json(layout.checkpoint(name).lineage) for name in checkpoint_names()}
+    lineages = {
+        name: store.read_json(layout.checkpoint(name).lineage)
+        for name in checkpoint_names()
+    }
     if lineages["base"] is None:
-        raise BezoarError(f"{store.root}/checkpoints/base/lineage.json: missing. Run the sft stage first.")
+        raise BezoarError(
+            f"{store.root}/checkpoints/base/lineage.json: missing. Run the sft stage first."
+        )
     served = modes(recipe, store)
     how = {
         name: hashlib.sha256(
-            orjson.dumps([recipe.serve.fingerprint_fields() | {"mode": mode}, recipe.template])
+            orjson.dumps(
+                [recipe.serve.fingerprint_fields() | {"mode": mode}, recipe.template]
+            )
         ).hexdigest()[:8]
         for name, mode in served.items()
     }
-    return {name: f"{lineages[name]['fingerprint']}:{how[name]}" for name in served if lineages[name]}
+    return {
+        name: f"{lineages[name]['fingerprint']}:{how[name]}"
+        for name in served
+        if lineages[name]
+    }
 
 
 async def _measure(
-    context: StageContext, marks: dict[str, str], endpoint: Endpoint, bench: Bench | None, step: Callable[[], None]
+    context: StageContext,
+    marks: dict[str, str],
+    endpoint: Endpoint,
+    bench: Bench | None,
+    step: Callable[[], None],
 ) -> StageResult:
     part = context.recipe.evaluate
     jobs: dict[str, Coroutine[None, None, tuple[Mapping[str, object], list[str]]]] = {}
     if part.harness:
-        jobs["harness"] = harness.score_all(part.harness, context.store, marks, endpoint, step)
+        jobs["harness"] = harness.score_all(
+            part.harness, context.store, marks, endpoint, step
+        )
     if bench:
         jobs["mt_bench"] = mt_bench(context, bench, endpoint, marks, step)
     results = dict(zip(jobs, await to_the_end(jobs.values()), strict=True))
     files = [name for _, written in results.values() for name in written]
-    served = {name: mode for name, mode in modes(context.recipe, context.store).items() if name in marks}
-    return StageResult(files, {"eval": {"served": served} | {kind: scores for kind, (scores, _) in results.items()}})
+    served = {
+        name: mode
+        for name, mode in modes(context.recipe, context.store).items()
+        if name in marks
+    }
+    return StageResult(
+        files,
+        {
+            "eval": {"served": served}
+            | {kind: scores for kind, (scores, _) in results.items()}
+        },
+    )
 
 
-def _counter(context: StageContext, checkpoints: int, bench: Bench | None) -> Callable[[], None]:
+def _counter(
+    context: StageContext, checkpoints: int, bench: Bench | None
+) -> Callable[[], None]:
     """Counts what is measured: a task of one checkpoint, a judged conversation, a comparison of two.
 
     Raises:
@@ -85,6 +116,10 @@ def _counter(context: StageContext, checkpoints: int, bench: Bench | None) -> Ca
     def step() -> None:
         nonlocal done
         done += 1
-        context.progress.update(done, tasks + judged, f"{checkpoints} checkpoints: {tasks} tasks, {judged} verdicts")
+        context.progress.update(
+            done,
+            tasks + judged,
+            f"{checkpoints} checkpoints: {tasks} tasks, {judged} verdicts",
+        )
 
     return step

@@ -21,7 +21,9 @@ def main() -> None:
     asked = json.load(sys.stdin)
     problems: list[str] = []
     unchecked: list[str] = []
-    with contextlib.redirect_stdout(sys.stderr):  # what tasks print while they are imported
+    with contextlib.redirect_stdout(
+        sys.stderr
+    ):  # what tasks print while they are imported
         from lm_eval.tasks import TaskManager
 
         manager = TaskManager(include_path=asked["include_path"])
@@ -33,13 +35,17 @@ def main() -> None:
     print(json.dumps({"problems": problems, "unchecked": unchecked}))
 
 
-def _known(manager: "TaskManager", task: dict[str, str], context: int | None) -> Iterator[str]:
+def _known(
+    manager: "TaskManager", task: dict[str, str], context: int | None
+) -> Iterator[str]:
     """What is wrong with a task by its configuration alone."""
     name, metric = task["task"], task["metric"]
     entry = manager.task_index.get(name)
     if entry is None:
         near = difflib.get_close_matches(name, manager.all_tasks, 3)
-        yield f"{_FIELD}: lm-eval has no task {name!r}" + (f"; did you mean {' or '.join(near)}?" if near else "")
+        yield f"{_FIELD}: lm-eval has no task {name!r}" + (
+            f"; did you mean {' or '.join(near)}?" if near else ""
+        )
         return
     kind, config = entry.kind.name, entry.cfg or {}
     if kind == "TAG":
@@ -50,9 +56,13 @@ def _known(manager: "TaskManager", task: dict[str, str], context: int | None) ->
         members = ", ".join(str(member) for member in config.get("task", [])[:8])
         yield f"{_FIELD}: the group {name!r} has no common metric; name its tasks: {members}"
         return
-    listed = config.get("aggregate_metric_list" if kind == "GROUP" else "metric_list") or []
+    listed = (
+        config.get("aggregate_metric_list" if kind == "GROUP" else "metric_list") or []
+    )
     metrics = [str(one.get("metric")) for one in listed if isinstance(one, dict)]
-    by_function = any("/" in one or "function" in one for one in metrics)  # whose results have names of their own
+    by_function = any(
+        "/" in one or "function" in one for one in metrics
+    )  # whose results have names of their own
     if metrics and not by_function and metric.partition(",")[0] not in metrics:
         yield f"{_FIELD}: {name} has no metric {metric!r}. It has: {', '.join(dict.fromkeys(metrics))}"
     longest = (config.get("generation_kwargs") or {}).get("max_gen_toks")
@@ -63,16 +73,22 @@ def _known(manager: "TaskManager", task: dict[str, str], context: int | None) ->
         )
 
 
-def _build(manager: "TaskManager", name: str, problems: list[str], unchecked: list[str]) -> None:
+def _build(
+    manager: "TaskManager", name: str, problems: list[str], unchecked: list[str]
+) -> None:
     """Import a task, and build its first item where its data are here."""
     try:
         for one in manager.load(name)["tasks"].values():
             one.doc_to_text(next(iter(one.eval_docs)))
     except ModuleNotFoundError as error:
-        problems.append(f"{_FIELD}: {name} needs the Python package {error.name}: pip install {error.name}")
+        problems.append(
+            f"{_FIELD}: {name} needs the Python package {error.name}: pip install {error.name}"
+        )
     except Exception as error:  # most often its data are not here; a task's own code may fail only for that
         said = " ".join(str(error).split())[:120]
-        unchecked.append(f"{_FIELD}: the data of {name} ({type(error).__name__}: {said})")
+        unchecked.append(
+            f"{_FIELD}: the data of {name} ({type(error).__name__}: {said})"
+        )
 
 
 if __name__ == "__main__":

@@ -32,7 +32,9 @@ class Benchmarks:
         for name, text in items:
             words = _words(text)
             length = min(_N, len(words))
-            by_name.setdefault(name, Counter()).update({*_runs(words, length)} if length >= _SHORTEST else ())
+            by_name.setdefault(name, Counter()).update(
+                {*_runs(words, length)} if length >= _SHORTEST else ()
+            )
         self.names = list(by_name)
         self._owner = {
             run: place
@@ -66,7 +68,9 @@ def start(recipe: Recipe) -> "Benchmarks | ray.ObjectRef[Benchmarks] | None":
     return ray.remote(num_cpus=0)(read).remote(recipe)
 
 
-def finish(started: "Benchmarks | ray.ObjectRef[Benchmarks] | None") -> Benchmarks | None:
+def finish(
+    started: "Benchmarks | ray.ObjectRef[Benchmarks] | None",
+) -> Benchmarks | None:
     """What `start` began to read. Raises `RecipeError` where a task or a file cannot be read."""
     if started is None or isinstance(started, Benchmarks):
         return started
@@ -101,4 +105,7 @@ def _words(text: str) -> list[str]:
 def _runs(words: list[str], length: int) -> Iterator[tuple[int, int]]:
     """Length and hash of each run of so many words."""
     for begin in range(len(words) - length + 1):
-        yield length, xxhash.xxh3_64_intdigest(" ".join(words[begin : begin + length]).encode())
+        yield (
+            length,
+            xxhash.xxh3_64_intdigest(" ".join(words[begin : begin + length]).encode()),
+        )

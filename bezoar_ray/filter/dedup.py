@@ -32,7 +32,11 @@ class Duplicates:
     """Takes rows in the order of their ids and says which of them are duplicates."""
 
     def __init__(self, seeds: Iterable[Seed]):
-        self._asked, self._signatures, self._ratings = array("Q"), array("I"), array("f")
+        self._asked, self._signatures, self._ratings = (
+            array("Q"),
+            array("I"),
+            array("f"),
+        )
         self._fresh = bytearray()  # by row: whether it is compared with seeds
         for seed in seeds:
             self._add(seed.task, seed.response, rating=0.0, fresh=True)
@@ -40,7 +44,12 @@ class Duplicates:
 
     def add(self, sample: Sample) -> None:
         """The next row."""
-        self._add(sample.task, sample.response, sample.rating, fresh=not keeps_instruction(sample.scheme))
+        self._add(
+            sample.task,
+            sample.response,
+            sample.rating,
+            fresh=not keeps_instruction(sample.scheme),
+        )
 
     def found(self) -> list[str]:
         """For each row, in order: `duplicate`, `not_best`, `near_duplicate` or nothing."""
@@ -58,7 +67,9 @@ class Duplicates:
         self._ratings.append(rating)
         self._fresh.append(fresh)
 
-    def _mark_same(self, group: "NDArray[np.intp]", reasons: "NDArray[np.str_]") -> None:
+    def _mark_same(
+        self, group: "NDArray[np.intp]", reasons: "NDArray[np.str_]"
+    ) -> None:
         """Rows that ask the same: those that a seed asks go, of the others all but the best."""
         seeded = group[0] < self._seeds  # seeds come first
         rows = [row for row in group if row >= self._seeds]
@@ -67,7 +78,11 @@ class Duplicates:
         best = max(left, key=lambda row: (self._ratings[row], -row), default=-1)
         for row in left:
             if row != best:
-                reasons[row] = "duplicate" if self._ratings[row] == self._ratings[best] else "not_best"
+                reasons[row] = (
+                    "duplicate"
+                    if self._ratings[row] == self._ratings[best]
+                    else "not_best"
+                )
 
     def _mark_near(self, reasons: "NDArray[np.str_]") -> None:
         """Rows in their order: one that is near an earlier row that stays says nothing new.
@@ -77,26 +92,40 @@ class Duplicates:
         """
         import numpy as np
 
-        signatures = np.frombuffer(self._signatures, np.uint32).reshape(-1, _PERMUTATIONS)
+        signatures = np.frombuffer(self._signatures, np.uint32).reshape(
+            -1, _PERMUTATIONS
+        )
         places = self._places(signatures)
         kept: dict[tuple[int, int], list[int]] = {}
         for row in sorted(places):
             if reasons[row]:
                 continue
-            near = sorted({other for place in places[row] for other in kept.get(place, ())})
-            close = [other for other in near if (signatures[other] == signatures[row]).mean() >= _NEAR]
-            if row >= self._seeds and any(self._fresh[row] or other >= self._seeds for other in close):
+            near = sorted(
+                {other for place in places[row] for other in kept.get(place, ())}
+            )
+            close = [
+                other
+                for other in near
+                if (signatures[other] == signatures[row]).mean() >= _NEAR
+            ]
+            if row >= self._seeds and any(
+                self._fresh[row] or other >= self._seeds for other in close
+            ):
                 reasons[row] = "near_duplicate"
                 continue
             for place in places[row]:
                 kept.setdefault(place, []).append(row)
 
-    def _places(self, signatures: "NDArray[np.uint32]") -> dict[int, list[tuple[int, int]]]:
+    def _places(
+        self, signatures: "NDArray[np.uint32]"
+    ) -> dict[int, list[tuple[int, int]]]:
         """By row that shares a band with another: the bands, each with a number of those that share it."""
         places: dict[int, list[tuple[int, int]]] = {}
         width = _PERMUTATIONS // _BANDS
         for band in range(_BANDS):
-            for number, group in enumerate(_groups(_keys(signatures[:, band * width : (band + 1) * width]))):
+            for number, group in enumerate(
+                _groups(_keys(signatures[:, band * width : (band + 1) * width]))
+            ):
                 for row in group.tolist():
                     places.setdefault(row, []).append((band, number))
         return places
@@ -107,7 +136,9 @@ def _groups(keys: "NDArray[np.uint64]") -> "Iterator[NDArray[np.intp]]":
     import numpy as np
 
     order = np.argsort(keys, kind="stable")
-    bounds = np.concatenate(([0], np.flatnonzero(np.diff(keys[order])) + 1, [len(keys)]))
+    bounds = np.concatenate(
+        ([0], np.flatnonzero(np.diff(keys[order])) + 1, [len(keys)])
+    )
     for place in np.flatnonzero(np.diff(bounds) > 1):
         yield order[bounds[place] : bounds[place + 1]]
 
@@ -116,7 +147,9 @@ def _keys(band: "NDArray[np.uint32]") -> "NDArray[np.uint64]":
     """One number for the values of a band."""
     import numpy as np
 
-    factors = np.random.default_rng(0).integers(1, 2**63, band.shape[1], dtype=np.uint64) | np.uint64(1)
+    factors = np.random.default_rng(0).integers(
+        1, 2**63, band.shape[1], dtype=np.uint64
+    ) | np.uint64(1)
     return (band.astype(np.uint64) * factors).sum(axis=1, dtype=np.uint64)
 
 
@@ -126,7 +159,10 @@ def _signature(task: str, response: str) -> bytes:
     from datasketch import MinHash
 
     words = re.findall(r"\w+|[^\w\s]", f"{task}\n{response}".casefold())
-    triples = {" ".join(words[i : i + _TRIPLE]).encode() for i in range(max(1, len(words) - _TRIPLE + 1))}
+    triples = {
+        " ".join(words[i : i + _TRIPLE]).encode()
+        for i in range(max(1, len(words) - _TRIPLE + 1))
+    }
     sketch = MinHash(num_perm=_PERMUTATIONS)
     sketch.update_batch(list(triples))
     return sketch.hashvalues.astype(np.uint32).tobytes()

@@ -77,7 +77,9 @@ def _has_half_a_pair(text: str) -> bool:
 
 def speaks_to_the_judge(sample: Sample) -> bool:
     """The response tells the judge what to say. A row that asks for ratings may speak of them."""
-    return bool(_INJECTION.search(sample.response)) and not _INJECTION.search(sample.task)
+    return bool(_INJECTION.search(sample.response)) and not _INJECTION.search(
+        sample.task
+    )
 
 
 def is_copy(sample: Sample) -> bool:

@@ -23,9 +23,15 @@ class FilterMetrics:
         self._ends: Counter[tuple[str, str]] = Counter()  # scheme and status
         self._reasons = {scheme: Counter[str]() for scheme in schemes}
         self._judges: list[str] = []
-        self._said: Counter[tuple[int, str]] = Counter()  # place of the judge, and status
-        self._known: Counter[tuple[bool, bool]] = Counter()  # accepted by the first judge, and right
-        self._beside: Counter[tuple[int, str, str, int, int]] = Counter()  # place, two statuses and two ratings
+        self._said: Counter[tuple[int, str]] = (
+            Counter()
+        )  # place of the judge, and status
+        self._known: Counter[tuple[bool, bool]] = (
+            Counter()
+        )  # accepted by the first judge, and right
+        self._beside: Counter[tuple[int, str, str, int, int]] = (
+            Counter()
+        )  # place, two statuses and two ratings
 
     def add(self, sample: Sample) -> None:
         """One sample, at its end."""
@@ -43,7 +49,8 @@ class FilterMetrics:
     def data(self) -> dict[str, dict[str, object]]:
         """By scheme: how many rows ended where, and how many each gate took."""
         return {
-            scheme: {status: self._ends[scheme, status] for status in _ENDS} | {"reasons": dict(reasons.most_common())}
+            scheme: {status: self._ends[scheme, status] for status in _ENDS}
+            | {"reasons": dict(reasons.most_common())}
             for scheme, reasons in self._reasons.items()
         }
 
@@ -54,7 +61,9 @@ class FilterMetrics:
     @property
     def accepted(self) -> int:
         """Accepted rows of all schemes."""
-        return sum(count for (_, status), count in self._ends.items() if status == "accepted")
+        return sum(
+            count for (_, status), count in self._ends.items() if status == "accepted"
+        )
 
     def judges(self) -> dict[str, dict[str, object]]:
         """By judge: rows rated and not, how far it agrees with the first judge, and precision and recall by truth."""
@@ -72,7 +81,13 @@ class FilterMetrics:
         if not place or "failed" in (first.status, verdict.status):
             return
         if first.rating is not None and verdict.rating is not None:
-            self._beside[place, first.status, verdict.status, round(first.rating), round(verdict.rating)] += 1
+            self._beside[
+                place,
+                first.status,
+                verdict.status,
+                round(first.rating),
+                round(verdict.rating),
+            ] += 1
 
     def _check(self, sample: Sample) -> None:
         first = sample.verdicts[0]
@@ -83,13 +98,19 @@ class FilterMetrics:
 
     def _agreement(self, place: int) -> dict[str, float | None]:
         """Over the rows that both judges rated: the share decided alike, and kappa of the decisions and the ratings."""
-        both = {key[1:]: count for key, count in self._beside.items() if key[0] == place}
-        alike = sum(count for (first, second, *_), count in both.items() if first == second)
+        both = {
+            key[1:]: count for key, count in self._beside.items() if key[0] == place
+        }
+        alike = sum(
+            count for (first, second, *_), count in both.items() if first == second
+        )
         counts = list(both.values())
         return {
             "agreement": share(alike, sum(counts)),
             "kappa": kappa([key[0] for key in both], [key[1] for key in both], counts),
-            "rating_kappa": rating_kappa([key[2] for key in both], [key[3] for key in both], range(1, 6), counts),
+            "rating_kappa": rating_kappa(
+                [key[2] for key in both], [key[3] for key in both], range(1, 6), counts
+            ),
         }
 
     def _quality(self) -> dict[str, float | None]:

@@ -8,7 +8,12 @@ from bezoar_ray.data.schema import Sample
 if TYPE_CHECKING:
     from datafog.processing.text_processing.regex_annotator import RegexAnnotator
 
-_VAGUE = ("KeywordDetector", "IPPublicDetector", "Base64HighEntropyString", "HexHighEntropyString")
+_VAGUE = (
+    "KeywordDetector",
+    "IPPublicDetector",
+    "Base64HighEntropyString",
+    "HexHighEntropyString",
+)
 _PERSONAL = ("EMAIL", "PHONE", "SSN", "CREDIT_CARD", "IP_ADDRESS")
 
 

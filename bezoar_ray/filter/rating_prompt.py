@@ -19,19 +19,31 @@ _SYSTEM = (
 VERDICT = orjson.dumps(
     {
         "type": "object",
-        "properties": {"reason": {"type": "string"}, "rating": {"type": "integer", "enum": [1, 2, 3, 4, 5]}},
+        "properties": {
+            "reason": {"type": "string"},
+            "rating": {"type": "integer", "enum": [1, 2, 3, 4, 5]},
+        },
         "required": ["reason", "rating"],
         "additionalProperties": False,
     }
 ).decode()
-_OF_FIVE = re.compile(r"(\d+(?:\.\d+)?)\s*(?:/|out of|of)\s*5(?:\.0)?(?: stars)?", re.IGNORECASE)
-_LONGEST, _MOST = 20_000, 100  # characters and opening braces of a reply that is repaired
+_OF_FIVE = re.compile(
+    r"(\d+(?:\.\d+)?)\s*(?:/|out of|of)\s*5(?:\.0)?(?: stars)?", re.IGNORECASE
+)
+_LONGEST, _MOST = (
+    20_000,
+    100,
+)  # characters and opening braces of a reply that is repaired
 _TAGS = "rubric|system|instruction|response"
 
 
 def rate(sample: Sample, rubric: str) -> Messages:
     """Ask for a rating of one sample under a rubric."""
-    system = f"<system>\n{as_data(sample.system, _TAGS)}\n</system>\n" if sample.system else ""
+    system = (
+        f"<system>\n{as_data(sample.system, _TAGS)}\n</system>\n"
+        if sample.system
+        else ""
+    )
     row = (
         f"<rubric>\n{rubric.strip()}\n</rubric>\n{system}"
         f"<instruction>\n{as_data(sample.task, _TAGS)}\n</instruction>\n"
@@ -68,7 +80,9 @@ def _repaired(reply: str) -> list[object]:
     """The objects in a text that is almost JSON, from its first brace on."""
     begin = reply.index("{")
     end = reply.rfind("}", begin) + 1 or len(reply)
-    if end - begin > _LONGEST or reply.count("{", begin, end) > _MOST:  # it would take seconds
+    if (
+        end - begin > _LONGEST or reply.count("{", begin, end) > _MOST
+    ):  # it would take seconds
         return []
     try:
         found = json_repair.loads(reply[begin:end])
@@ -81,8 +95,19 @@ def _rated(value: object) -> tuple[float, str] | None:
     if not isinstance(value, dict):
         return None
     fields = {str(name).strip().lower(): field for name, field in value.items()}
-    rating = _number(next((fields[name] for name in ("rating", "score") if fields.get(name) is not None), None))
-    reason = str(fields.get("reason", "")).encode(errors="replace").decode()  # half a character cannot be written
+    rating = _number(
+        next(
+            (
+                fields[name]
+                for name in ("rating", "score")
+                if fields.get(name) is not None
+            ),
+            None,
+        )
+    )
+    reason = (
+        str(fields.get("reason", "")).encode(errors="replace").decode()
+    )  # half a character cannot be written
     return (rating, reason) if rating is not None and 1 <= rating <= 5 else None
 
 

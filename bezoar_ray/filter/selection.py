@@ -15,11 +15,17 @@ def choose(tasks: Iterable[str], ratings: Sequence[float], cap: int) -> list[boo
     from sklearn.cluster import MiniBatchKMeans
     from sklearn.feature_extraction.text import HashingVectorizer
 
-    vectors = HashingVectorizer(n_features=_FEATURES, alternate_sign=False).transform(tasks)
-    clusters = MiniBatchKMeans(min(cap, _CLUSTERS), random_state=0, n_init=1).fit_predict(vectors)
+    vectors = HashingVectorizer(n_features=_FEATURES, alternate_sign=False).transform(
+        tasks
+    )
+    clusters = MiniBatchKMeans(
+        min(cap, _CLUSTERS), random_state=0, n_init=1
+    ).fit_predict(vectors)
     taken: Counter[int] = Counter()
     ranked = []
-    for row in sorted(range(len(ratings)), key=lambda row: -ratings[row]):  # stable: ties stay in order
+    for row in sorted(
+        range(len(ratings)), key=lambda row: -ratings[row]
+    ):  # stable: ties stay in order
         ranked.append((taken[clusters[row]], -ratings[row], row))
         taken[clusters[row]] += 1
     kept = {row for _, _, row in sorted(ranked)[:cap]}

@@ -23,14 +23,18 @@ def _found(tasks: list[str], part: Meaning) -> list[bool]:
     from sentence_transformers import SentenceTransformer
 
     safe = {"use_safetensors": True}
-    model = SentenceTransformer(model_path(part.model), revision=part.revision, device="cpu", model_kwargs=safe)
+    model = SentenceTransformer(
+        model_path(part.model), revision=part.revision, device="cpu", model_kwargs=safe
+    )
     if model.tokenizer.pad_token is None:
         model.tokenizer.pad_token = model.tokenizer.eos_token
     vectors = model.encode(tasks, normalize_embeddings=True, show_progress_bar=False)
     return near_an_earlier(vectors, part.threshold).tolist()
 
 
-def near_an_earlier(vectors: "NDArray[np.float32]", threshold: float) -> "NDArray[np.bool_]":
+def near_an_earlier(
+    vectors: "NDArray[np.float32]", threshold: float
+) -> "NDArray[np.bool_]":
     """For unit vectors, one a row: whether the cosine with an earlier row that is not itself so near reaches it."""
     import numpy as np
 
@@ -40,5 +44,8 @@ def near_an_earlier(vectors: "NDArray[np.float32]", threshold: float) -> "NDArra
         near_before = (block @ before.T >= threshold).any(axis=1)
         inside = block @ block.T >= threshold
         for row in range(len(block)):
-            near[start + row] = near_before[row] or (inside[row, :row] & ~near[start : start + row]).any()
+            near[start + row] = (
+                near_before[row]
+                or (inside[row, :row] & ~near[start : start + row]).any()
+            )
     return near

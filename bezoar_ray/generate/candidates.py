@@ -28,11 +28,20 @@ class Remembering:
         if sample.status != "generated" or sample.prompt_hash not in self._calls:
             return []
         messages, how = self._calls[sample.prompt_hash]
-        return await to_the_end(self._candidate(sample, n, messages, how) for n in range(1, candidates))
+        return await to_the_end(
+            self._candidate(sample, n, messages, how) for n in range(1, candidates)
+        )
 
-    async def _candidate(self, sample: Sample, number: int, messages: Messages, how: dict[str, Any]) -> Sample:
+    async def _candidate(
+        self, sample: Sample, number: int, messages: Messages, how: dict[str, Any]
+    ) -> Sample:
         other = replace(sample, id=row_id(sample.id, "candidate", number))
         try:
-            return replace(other, **answered(messages, await self._chat(messages, **how | {"sample": number})))
+            return replace(
+                other,
+                **answered(
+                    messages, await self._chat(messages, **how | {"sample": number})
+                ),
+            )
         except CallFailed as error:
             return other.ended(*call_failed(error))

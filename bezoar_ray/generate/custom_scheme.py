@@ -39,7 +39,9 @@ async def run(work: GenerationTask, chat: Chat, code: Code) -> AsyncIterator[Sam
     except (BezoarError, Deferred, ModelDied):  # for those who run the scheme
         raise
     except Exception as error:
-        raise BezoarError(f"generate.own.{work.scheme}: {code.function}: {type(error).__name__}: {error}") from error
+        raise BezoarError(
+            f"generate.own.{work.scheme}: {code.function}: {type(error).__name__}: {error}"
+        ) from error
 
 
 @cache
@@ -59,4 +61,6 @@ def load(source: str, function: str) -> Callable[..., AsyncIterator[Sample]]:
     except AttributeError as error:
         raise RecipeError(f"generate.own: {path!r} holds no {name!r}") from error
     except Exception as error:
-        raise RecipeError(f"generate.own: {path!r} does not run: {type(error).__name__}: {error}") from error
+        raise RecipeError(
+            f"generate.own: {path!r} does not run: {type(error).__name__}: {error}"
+        ) from error

@@ -25,4 +25,6 @@ def spoilt_answer(answer: str) -> str | None:
 @cache
 def stop_words() -> frozenset[str]:
     """English words that say nothing by themselves."""
-    return frozenset((resources.files("bezoar_ray.generate") / "stop_words.txt").read_text().split())
+    return frozenset(
+        (resources.files("bezoar_ray.generate") / "stop_words.txt").read_text().split()
+    )

@@ -16,21 +16,29 @@ from bezoar_ray.llm.chat import CallFailed, Chat, Sampling
 from bezoar_ray.recipe import EvolInstruct
 
 SCHEME = "evol_instruct"
-_COMPARING = Sampling(temperature=0.0, max_tokens=16)  # "Equal" or "Not equal": nothing to sample
+_COMPARING = Sampling(
+    temperature=0.0, max_tokens=16
+)  # "Equal" or "Not equal": nothing to sample
 
 
-def plan(part: EvolInstruct, recipe_seed: int, seeds: Sequence[Seed]) -> Iterator[GenerationTask]:
+def plan(
+    part: EvolInstruct, recipe_seed: int, seeds: Sequence[Seed]
+) -> Iterator[GenerationTask]:
     """One work for each drawn seed; all of the seeds where there are fewer than the recipe asks for."""
     return one_for_each(SCHEME, recipe_seed, seeds, part.seeds)
 
 
-async def run(work: GenerationTask, chat: Chat, part: EvolInstruct) -> AsyncIterator[Sample]:
+async def run(
+    work: GenerationTask, chat: Chat, part: EvolInstruct
+) -> AsyncIterator[Sample]:
     """One row for each epoch. A rerun draws the same operations: they come from the work's id."""
     rng = random.Random(work.id)
     names, weights = zip(*sorted(part.operations.items()), strict=True)
     parent = work.seeds[0].task
     for epoch in range(1, part.epochs + 1):
-        sample = await _evolved(work.sample(rng.choices(names, weights)[0], round=epoch), parent, chat)
+        sample = await _evolved(
+            work.sample(rng.choices(names, weights)[0], round=epoch), parent, chat
+        )
         if sample.status == "generated":
             parent = sample.instruction
         yield sample
@@ -39,9 +47,13 @@ async def run(work: GenerationTask, chat: Chat, part: EvolInstruct) -> AsyncIter
 async def _evolved(sample: Sample, parent: str, chat: Chat) -> Sample:
     """The sample, filled as far as it gets."""
     try:
-        reply = await chat(evolve(sample.operation, parent), step=f"evolve/{sample.round}")
+        reply = await chat(
+            evolve(sample.operation, parent), step=f"evolve/{sample.round}"
+        )
         sample = replace(sample, instruction=reply.text.strip())
-        fault = "truncated" if reply.is_cut_off else spoilt_instruction(sample.instruction)
+        fault = (
+            "truncated" if reply.is_cut_off else spoilt_instruction(sample.instruction)
+        )
         if not fault and sample.instruction == parent.strip():
             fault = "adds_nothing"
         if not fault and await _same(parent, sample, chat):
@@ -60,7 +72,9 @@ async def _evolved(sample: Sample, parent: str, chat: Chat) -> Sample:
 async def _same(parent: str, sample: Sample, chat: Chat) -> bool:
     """Elimination rule 1: the model finds that the evolution asks for nothing new."""
     step = f"adds_nothing/{sample.round}"
-    reply = await chat(adds_nothing(parent, sample.instruction), step=step, sampling=_COMPARING)
+    reply = await chat(
+        adds_nothing(parent, sample.instruction), step=step, sampling=_COMPARING
+    )
     return finds_equal(reply.text)
 
 

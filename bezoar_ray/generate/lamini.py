@@ -19,7 +19,9 @@ from bezoar_ray.recipe import Lamini
 SCHEME = "lamini"
 _EXAMPLE = re.compile(r"<example\s*>(.*?)</example\s*>", re.DOTALL | re.IGNORECASE)
 _OPEN = re.compile(r"</?example\b[^>]*>", re.IGNORECASE)
-_LABEL = re.compile(r"^\W{0,3}(?:new )?(?:instruction|example|task)\s*\d*\s*[:.)]\W{0,3}", re.IGNORECASE)
+_LABEL = re.compile(
+    r"^\W{0,3}(?:new )?(?:instruction|example|task)\s*\d*\s*[:.)]\W{0,3}", re.IGNORECASE
+)
 _NUMBER = re.compile(r"^\s{0,3}\W{0,2}(\d{1,3})[.):]\W{0,2}\s+")
 _BULLET = re.compile(r"^\s{0,3}[-*•–]\s+")
 _WHOLE_BOLD = re.compile(r"\A\*\*((?:(?!\*\*).)+)\*\*\Z", re.DOTALL)
@@ -27,7 +29,9 @@ _MOSTLY = 0.7  # of the lines: fewer bullets are part of a text
 _SHOWN = 300  # characters of a reply in which nothing was found
 
 
-def plan(part: Lamini, recipe_seed: int, seeds: Sequence[Seed]) -> Iterator[GenerationTask]:
+def plan(
+    part: Lamini, recipe_seed: int, seeds: Sequence[Seed]
+) -> Iterator[GenerationTask]:
     """The calls, each with its examples and topics: the same for the same recipe seed and rows."""
     topics, shown = read_topics(part), _alone(seeds)
     for number in range(part.calls if shown else 0):
@@ -40,7 +44,11 @@ def read_topics(part: Lamini) -> list[str]:
     Raises:
         RecipeError: there are too few for one call.
     """
-    topics = list(dict.fromkeys(line.strip() for line in part.topics_text.splitlines() if line.strip()))
+    topics = list(
+        dict.fromkeys(
+            line.strip() for line in part.topics_text.splitlines() if line.strip()
+        )
+    )
     if len(topics) < part.topics_per_call:
         raise RecipeError(
             f"generate.lamini.topics: {part.topics!r} has {len(topics)} topics, fewer than topics_per_call "
@@ -51,7 +59,10 @@ def read_topics(part: Lamini) -> list[str]:
 
 async def run(work: GenerationTask, chat: Chat, part: Lamini) -> AsyncIterator[Sample]:
     """One call's rows: `per_call` slots, of which those that the teacher left empty are failed rows ("missing")."""
-    slots = [work.sample(work.draw["generator"], call=work.draw["call"], slot=slot) for slot in range(part.per_call)]
+    slots = [
+        work.sample(work.draw["generator"], call=work.draw["call"], slot=slot)
+        for slot in range(part.per_call)
+    ]
     try:
         reply = await _new(work, chat, part.per_call)
     except CallFailed as error:
@@ -60,10 +71,16 @@ async def run(work: GenerationTask, chat: Chat, part: Lamini) -> AsyncIterator[S
         return
     found = read_instructions(reply.text, reply.is_cut_off)[: part.per_call]
     for sample in slots[len(found) :]:
-        told = "" if found else reply.text[:_SHOWN]  # so that a report can show what such replies look like
-        yield replace(sample, response=told, finish_reason=reply.finish_reason).ended("failed", "missing")
+        told = (
+            "" if found else reply.text[:_SHOWN]
+        )  # so that a report can show what such replies look like
+        yield replace(sample, response=told, finish_reason=reply.finish_reason).ended(
+            "failed", "missing"
+        )
     filled = zip(slots, found, strict=False)
-    for sample in await to_the_end(_answer(*one, slot, chat) for slot, one in enumerate(filled)):
+    for sample in await to_the_end(
+        _answer(*one, slot, chat) for slot, one in enumerate(filled)
+    ):
         yield sample
 
 
@@ -72,7 +89,10 @@ async def _new(work: GenerationTask, chat: Chat, per_call: int) -> Reply:
     examples = [seed.instruction for seed in work.seeds]
     while True:
         try:
-            return await chat(new_instructions(examples, work.draw["topics"], per_call), step="instructions")
+            return await chat(
+                new_instructions(examples, work.draw["topics"], per_call),
+                step="instructions",
+            )
         except PromptTooLong:
             if len(examples) == 1:
                 raise
@@ -95,7 +115,15 @@ def read_instructions(reply: str, cut_off: bool = False) -> list[str]:
 def _items(reply: str) -> list[str]:
     """The items of a list, each with the lines that follow it; what stands before the first is no item."""
     lines = reply.splitlines()
-    marker = next((kind for line in lines for kind in (_LABEL, _NUMBER, _BULLET) if kind.match(line)), None)
+    marker = next(
+        (
+            kind
+            for line in lines
+            for kind in (_LABEL, _NUMBER, _BULLET)
+            if kind.match(line)
+        ),
+        None,
+    )
     marked = [line for line in lines if marker and marker.match(line)]
     written = [line for line in lines if line.strip()]
     if len(marked) < 2 or (marker is _BULLET and len(marked) < _MOSTLY * len(written)):
@@ -128,7 +156,10 @@ def _unmarked(items: list[str]) -> list[str]:
     if len(texts) == len(numbers) > 1:
         counted = [int(number.group(1)) for number in numbers]
         if counted == list(range(counted[0], counted[0] + len(counted))):
-            texts = [text[number.end() :] for text, number in zip(texts, numbers, strict=True)]
+            texts = [
+                text[number.end() :]
+                for text, number in zip(texts, numbers, strict=True)
+            ]
     return [found for text in texts if (found := _WHOLE_BOLD.sub(r"\1", text.strip()))]
 
 
@@ -143,16 +174,33 @@ async def _answer(sample: Sample, instruction: str, slot: int, chat: Chat) -> Sa
 
 def _alone(seeds: Sequence[Seed]) -> Sequence[int]:
     """The places of seeds without an input, where there are any: examples are shown without theirs."""
-    return [place for place, seed in enumerate(seeds) if not seed.input] or range(len(seeds))
+    return [place for place, seed in enumerate(seeds) if not seed.input] or range(
+        len(seeds)
+    )
 
 
 def _call(
-    number: int, part: Lamini, recipe_seed: int, seeds: Sequence[Seed], places: Sequence[int], topics: list[str]
+    number: int,
+    part: Lamini,
+    recipe_seed: int,
+    seeds: Sequence[Seed],
+    places: Sequence[int],
+    topics: list[str],
 ) -> GenerationTask:
     rng = random.Random(row_id(recipe_seed, SCHEME, number))
-    shown = [seeds[place] for place in rng.sample(places, min(part.examples, len(places)))]
-    guided = int((number + 1) * part.topic_guided) > int(number * part.topic_guided)  # the share, spread evenly
+    shown = [
+        seeds[place] for place in rng.sample(places, min(part.examples, len(places)))
+    ]
+    guided = int((number + 1) * part.topic_guided) > int(
+        number * part.topic_guided
+    )  # the share, spread evenly
     generator = "topic_guided" if guided else "example_guided"
     named = rng.sample(topics, part.topics_per_call) if guided else []
     id = row_id(recipe_seed, SCHEME, *(seed.id for seed in shown), generator, number)
-    return GenerationTask(id, SCHEME, recipe_seed, shown, {"call": number, "generator": generator, "topics": named})
+    return GenerationTask(
+        id,
+        SCHEME,
+        recipe_seed,
+        shown,
+        {"call": number, "generator": generator, "topics": named},
+    )

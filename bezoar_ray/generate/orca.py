@@ -7,7 +7,12 @@ from dataclasses import replace
 from itertools import chain, islice, zip_longest
 
 from bezoar_ray.data.schema import Sample, Seed, row_id
-from bezoar_ray.generate.prompts import ORCA_MESSAGES, ORCA_MULTIPLE_CHOICE, ORCA_SYSTEM, explain
+from bezoar_ray.generate.prompts import (
+    ORCA_MESSAGES,
+    ORCA_MULTIPLE_CHOICE,
+    ORCA_SYSTEM,
+    explain,
+)
 from bezoar_ray.generate.task import GenerationTask, answered, call_failed
 from bezoar_ray.llm.chat import CallFailed, Chat
 from bezoar_ray.recipe import Mixture, Orca
@@ -15,11 +20,18 @@ from bezoar_ray.recipe import Mixture, Orca
 SCHEME = "orca"
 
 
-def plan(part: Orca, recipe_seed: int, seeds: Sequence[Seed]) -> Iterator[GenerationTask]:
+def plan(
+    part: Orca, recipe_seed: int, seeds: Sequence[Seed]
+) -> Iterator[GenerationTask]:
     """One work for each drawn query, with its system message: the same for the same recipe seed and rows."""
     places = _by_mixture_and_task(seeds)
-    drawn = [_draw(name, mixture, recipe_seed, places[name]) for name, mixture in sorted(part.mixtures.items())]
-    in_turn = (place for place in chain.from_iterable(zip_longest(*drawn)) if place is not None)
+    drawn = [
+        _draw(name, mixture, recipe_seed, places[name])
+        for name, mixture in sorted(part.mixtures.items())
+    ]
+    in_turn = (
+        place for place in chain.from_iterable(zip_longest(*drawn)) if place is not None
+    )
     return (_asked(seeds[place], recipe_seed) for place in islice(in_turn, part.rows))
 
 
@@ -39,7 +51,9 @@ async def run(work: GenerationTask, chat: Chat, part: Orca) -> AsyncIterator[Sam
 async def _explained(sample: Sample, chat: Chat) -> Sample:
     messages = explain(sample.system, sample.instruction)
     try:
-        return replace(sample, **answered(messages, await chat(messages, step="answer")))
+        return replace(
+            sample, **answered(messages, await chat(messages, step="answer"))
+        )
     except CallFailed as error:
         return sample.ended(*call_failed(error))
 
@@ -48,13 +62,19 @@ def usable(seed: Seed) -> bool:
     """Whether a query may be drawn at all: zero-shot, not Dialog, and no BIG-bench task from T0."""
     named = seed.task_name.lower().replace("_", "").replace("-", "")
     big_bench = seed.task_source == "T0" and "bigbench" in named
-    return seed.template_type.startswith("zs_") and seed.task_source in ORCA_MESSAGES and not big_bench
+    return (
+        seed.template_type.startswith("zs_")
+        and seed.task_source in ORCA_MESSAGES
+        and not big_bench
+    )
 
 
 def messages_for(seed: Seed) -> tuple[int, ...]:
     """The system messages that a query's sub-mixture allows; some only where the query has choices."""
     choices = seed.template_type == "zs_opt" or "OPTIONS:" in seed.instruction
-    return ORCA_MESSAGES[seed.task_source] + (ORCA_MULTIPLE_CHOICE.get(seed.task_source, ()) if choices else ())
+    return ORCA_MESSAGES[seed.task_source] + (
+        ORCA_MULTIPLE_CHOICE.get(seed.task_source, ()) if choices else ()
+    )
 
 
 def _by_mixture_and_task(seeds: Sequence[Seed]) -> dict[str, dict[str, list[int]]]:
@@ -66,13 +86,20 @@ def _by_mixture_and_task(seeds: Sequence[Seed]) -> dict[str, dict[str, list[int]
     return places
 
 
-def _draw(name: str, mixture: Mixture, recipe_seed: int, tasks: dict[str, list[int]]) -> list[int]:
+def _draw(
+    name: str, mixture: Mixture, recipe_seed: int, tasks: dict[str, list[int]]
+) -> list[int]:
     """The places of one sub-mixture's queries, in the order in which they are drawn."""
     rng = random.Random(row_id(recipe_seed, SCHEME, name))
-    capped = [rng.sample(rows, min(len(rows), mixture.per_task or len(rows))) for _, rows in sorted(tasks.items())]
+    capped = [
+        rng.sample(rows, min(len(rows), mixture.per_task or len(rows)))
+        for _, rows in sorted(tasks.items())
+    ]
     pool = list(chain.from_iterable(capped))
     rng.shuffle(pool)
-    return list(islice(_stratified(capped, rng) if mixture.stratified else pool, mixture.rows))
+    return list(
+        islice(_stratified(capped, rng) if mixture.stratified else pool, mixture.rows)
+    )
 
 
 def _stratified(tasks: list[list[int]], rng: random.Random) -> Iterator[int]:
@@ -88,4 +115,6 @@ def _stratified(tasks: list[list[int]], rng: random.Random) -> Iterator[int]:
 def _asked(seed: Seed, recipe_seed: int) -> GenerationTask:
     rng = random.Random(row_id(recipe_seed, SCHEME, seed.id))
     draw = {"system_message": rng.choice(messages_for(seed))}
-    return GenerationTask(row_id(recipe_seed, SCHEME, seed.id), SCHEME, recipe_seed, [seed], draw)
+    return GenerationTask(
+        row_id(recipe_seed, SCHEME, seed.id), SCHEME, recipe_seed, [seed], draw
+    )

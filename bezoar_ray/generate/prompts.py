@@ -13,7 +13,11 @@ def _user(text: str) -> Messages:
 def new_instructions(examples: list[str], topics: list[str], count: int) -> Messages:
     """Ask for `count` instructions like the examples, about `topics` where there are any."""
     shown = "\n".join(f"<example>{example}</example>" for example in examples)
-    about = f" that are about these topics: {', '.join(topics)}" if topics else " that are similar to the examples"
+    about = (
+        f" that are about these topics: {', '.join(topics)}"
+        if topics
+        else " that are similar to the examples"
+    )
     return _user(
         f"{shown}\n\nWrite {count} new and different instructions{about}. Put each one between <example> and "
         "</example>, like the examples above. Write the instructions only, not their answers."
@@ -23,7 +27,10 @@ def new_instructions(examples: list[str], topics: list[str], count: int) -> Mess
 def concise_answer(instruction: str) -> Messages:
     """Ask for the answer to a new instruction."""
     return [
-        {"role": "system", "content": "You are a helpful assistant. Answer helpfully but concisely."},
+        {
+            "role": "system",
+            "content": "You are a helpful assistant. Answer helpfully but concisely.",
+        },
         *_user(instruction),
     ]
 
@@ -107,7 +114,9 @@ ORCA_MESSAGES = {
     "Flan2021": (3, 4, 7),
     "T0": (1, 2, 3, 5, 7),
 }
-ORCA_MULTIPLE_CHOICE = {"Flan2021": (8, 10)}  # offered besides, where the query has choices
+ORCA_MULTIPLE_CHOICE = {
+    "Flan2021": (8, 10)
+}  # offered besides, where the query has choices
 
 
 def explain(system: str, query: str) -> Messages:

@@ -57,9 +57,14 @@ def run(context: StageContext) -> StageResult:
             return written(spill, planned, context)
 
 
-def written(spill: ExternalSorter, planned: Planned, context: StageContext) -> StageResult:
+def written(
+    spill: ExternalSorter, planned: Planned, context: StageContext
+) -> StageResult:
     """The files of rows that have all come, and their counts."""
-    files, made = SampleFiles(context.store, context.recipe.schemes, ["generated"]), Counter[str]()
+    files, made = (
+        SampleFiles(context.store, context.recipe.schemes, ["generated"]),
+        Counter[str](),
+    )
     missing, shown = Counter[str](), dict[str, str]()
     for rows in spill:
         samples = [replace(Sample.from_row(row), verdicts=[]) for row in rows]
@@ -77,7 +82,10 @@ def written(spill: ExternalSorter, planned: Planned, context: StageContext) -> S
                 f"warning: {missing[scheme]} of {made[scheme]} rows of {scheme} are missing: the teacher's replies "
                 f"hold fewer than were asked for{example}"
             )
-    counts = {scheme: counts | {"generated": made[scheme]} for scheme, counts in planned.counts.items()}
+    counts = {
+        scheme: counts | {"generated": made[scheme]}
+        for scheme, counts in planned.counts.items()
+    }
     return StageResult(files.names, {"data": counts})
 
 
@@ -85,11 +93,15 @@ def prepare(context: StageContext, scratch: str) -> Planned:
     """Read the seeds, and write down the works: neither is ever in memory as a whole."""
     recipe, failed = context.recipe, _FailedSeeds(context)
     rows, used = 0, {scheme: set[int]() for scheme in recipe.schemes}
-    writers = [ItemWriter(f"{scratch}/works-{n}.arrow") for n in range(len(recipe.teachers))]
+    writers = [
+        ItemWriter(f"{scratch}/works-{n}.arrow") for n in range(len(recipe.teachers))
+    ]
     with tempfile.TemporaryDirectory(prefix="bezoar_ray-") as folder:
         seeds: dict[str, Sequence[Seed]] = {
             kind: write_seeds(
-                sources.stream(getattr(recipe.seeds, kind), kind, partial(failed.add, kind)),
+                sources.stream(
+                    getattr(recipe.seeds, kind), kind, partial(failed.add, kind)
+                ),
                 Path(folder, f"{kind}.arrow"),
             )
             for kind in recipe.seeds_in_use
@@ -99,15 +111,23 @@ def prepare(context: StageContext, scratch: str) -> Planned:
             rows += expected(recipe, work.scheme)
             used[work.scheme].update(int(seed.id, 16) for seed in work.seeds)
             writers[_whose(work, recipe.teachers)].add(work.to_json())
-    heads = [(writer.close(), _teaching(recipe, part)) for writer, part in zip(writers, recipe.teachers, strict=True)]
+    heads = [
+        (writer.close(), _teaching(recipe, part))
+        for writer, part in zip(writers, recipe.teachers, strict=True)
+    ]
     counts = {
-        scheme: {"seeds": len(used[scheme]), "seeds_failed": failed.counts[recipe.scheme(scheme).seeds]}
+        scheme: {
+            "seeds": len(used[scheme]),
+            "seeds_failed": failed.counts[recipe.scheme(scheme).seeds],
+        }
         for scheme in recipe.schemes
     }
     return Planned(heads, rows, counts)
 
 
-def plan(recipe: Recipe, seeds: Mapping[str, Sequence[Seed]]) -> Iterator[GenerationTask]:
+def plan(
+    recipe: Recipe, seeds: Mapping[str, Sequence[Seed]]
+) -> Iterator[GenerationTask]:
     """The works of all schemes from the seeds of each kind; the same for the same recipe seed and rows.
 
     Raises:
@@ -124,7 +144,9 @@ def plan(recipe: Recipe, seeds: Mapping[str, Sequence[Seed]]) -> Iterator[Genera
         if name in SCHEMES:
             yield from _module(scheme).plan(section, recipe.seed, seeds[scheme.seeds])
         else:
-            yield from one_for_each(name, recipe.seed, seeds[scheme.seeds], section.works)
+            yield from one_for_each(
+                name, recipe.seed, seeds[scheme.seeds], section.works
+            )
 
 
 def _module(scheme: Scheme) -> ModuleType:
@@ -163,15 +185,23 @@ class _FailedSeeds:
 def _whose(work: GenerationTask, teachers: Sequence[Teacher]) -> int:
     """The place of the teacher who does a work: drawn by weight, the same in every run."""
     weights = [teacher.weight for teacher in teachers]
-    return random.Random(row_id(work.id, "teacher")).choices(range(len(teachers)), weights)[0]
+    return random.Random(row_id(work.id, "teacher")).choices(
+        range(len(teachers)), weights
+    )[0]
 
 
 def _teaching(recipe: Recipe, teacher: Teacher) -> ModelStage:
-    parts: dict[str, object] = {name: recipe.generate.section(name) for name in recipe.schemes}
+    parts: dict[str, object] = {
+        name: recipe.generate.section(name) for name in recipe.schemes
+    }
     for name, part in recipe.generate.own.items():
         parts[name] = custom_scheme.Code(part.source, part.function, part.settings)
     schemes = {name: recipe.scheme(name) for name in recipe.schemes}
-    return ModelStage(partial(_answer, schemes, parts, recipe.generate.candidates, teacher), teacher, "teacher")
+    return ModelStage(
+        partial(_answer, schemes, parts, recipe.generate.candidates, teacher),
+        teacher,
+        "teacher",
+    )
 
 
 async def _answer(
@@ -185,7 +215,11 @@ async def _answer(
     """The rows of one work, in an actor. One that asks what its chain has asked before is not worth a judge."""
     work = GenerationTask.from_json(item)
     scheme = schemes[work.scheme]
-    known = set() if scheme.keeps_instruction else {normal(seed.task) for seed in work.seeds}
+    known = (
+        set()
+        if scheme.keeps_instruction
+        else {normal(seed.task) for seed in work.seeds}
+    )
     chat = Remembering(talker.for_row(work.id))
     async for sample in _module(scheme).run(work, chat, parts[work.scheme]):
         asks = normal(sample.task)
@@ -193,6 +227,16 @@ async def _answer(
             sample = sample.ended("rejected", "duplicate")
         known.add(asks)
         if sample.status == "failed":
-            event("row failed", logging.WARNING, row=sample.id, scheme=sample.scheme, why=sample.reason)
+            event(
+                "row failed",
+                logging.WARNING,
+                row=sample.id,
+                scheme=sample.scheme,
+                why=sample.reason,
+            )
         for row in [sample, *await chat.others(sample, candidates)]:
-            yield orjson.dumps(replace(row, teacher=teacher.model, teacher_license=teacher.license).to_row())
+            yield orjson.dumps(
+                replace(
+                    row, teacher=teacher.model, teacher_license=teacher.license
+                ).to_row()
+            )

@@ -22,11 +22,21 @@ class GenerationTask:
     seeds: list[Seed]
     draw: dict[str, Any] = field(default_factory=dict)
 
-    def sample(self, operation: str, *, round: int = 0, call: int = 0, slot: int = 0, **values: Any) -> Sample:
+    def sample(
+        self,
+        operation: str,
+        *,
+        round: int = 0,
+        call: int = 0,
+        slot: int = 0,
+        **values: Any,
+    ) -> Sample:
         """The row of one slot, with its id and the provenance of its seeds."""
         seed_ids = [seed.id for seed in self.seeds]
         return Sample(
-            id=row_id(self.recipe_seed, self.scheme, *seed_ids, operation, round, call, slot),
+            id=row_id(
+                self.recipe_seed, self.scheme, *seed_ids, operation, round, call, slot
+            ),
             scheme=self.scheme,
             operation=operation,
             round=round,
@@ -47,12 +57,16 @@ class GenerationTask:
         return cls(**fields | {"seeds": [Seed(**seed) for seed in fields["seeds"]]})
 
 
-def one_for_each(scheme: str, recipe_seed: int, seeds: Sequence[Seed], count: int) -> Iterator[GenerationTask]:
+def one_for_each(
+    scheme: str, recipe_seed: int, seeds: Sequence[Seed], count: int
+) -> Iterator[GenerationTask]:
     """One work for each drawn seed; all of the seeds where there are fewer than are asked for."""
     rng = random.Random(row_id(recipe_seed, scheme))
     for place in rng.sample(range(len(seeds)), min(count, len(seeds))):
         seed = seeds[place]
-        yield GenerationTask(row_id(recipe_seed, scheme, seed.id), scheme, recipe_seed, [seed])
+        yield GenerationTask(
+            row_id(recipe_seed, scheme, seed.id), scheme, recipe_seed, [seed]
+        )
 
 
 def answered(messages: Messages, reply: Reply) -> dict[str, Any]:

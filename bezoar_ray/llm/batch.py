@@ -19,7 +19,15 @@ import orjson
 from bezoar_ray import layout
 from bezoar_ray.errors import BezoarError, BudgetReached
 from bezoar_ray.llm.breaker import REFUSED_FIRST
-from bezoar_ray.llm.chat import CallFailed, Deferred, Messages, Refused, Reply, Sampling, TryAgain
+from bezoar_ray.llm.chat import (
+    CallFailed,
+    Deferred,
+    Messages,
+    Refused,
+    Reply,
+    Sampling,
+    TryAgain,
+)
 from bezoar_ray.llm.client import LedgerClient, cost_at_most, cost_of
 from bezoar_ray.llm.endpoint import fault, open_client, parameters, redacted
 from bezoar_ray.llm.ledger import Ledger
@@ -69,15 +77,35 @@ class Batches(LedgerClient):
     async def _ask(self, key: str, messages: Messages, sampling: Sampling) -> Reply:
         if key in self._failed:
             raise CallFailed(self._failed[key])
-        body = {"model": self._part.model, "messages": messages, **parameters(self._part.model, sampling)}
-        line = {"custom_id": key, "method": "POST", "url": "/v1/chat/completions", "body": body}
-        self._put_down(key, orjson.dumps(line) + b"\n", cost_at_most(messages, sampling, self._part))
+        body = {
+            "model": self._part.model,
+            "messages": messages,
+            **parameters(self._part.model, sampling),
+        }
+        line = {
+            "custom_id": key,
+            "method": "POST",
+            "url": "/v1/chat/completions",
+            "body": body,
+        }
+        self._put_down(
+            key,
+            orjson.dumps(line) + b"\n",
+            cost_at_most(messages, sampling, self._part),
+        )
         raise Deferred
 
     async def adopt(self) -> None:
         """Take the answers of batches that an earlier process has left on their way; forget those never created."""
-        records = {name: self._store.read_json(name) for name in self._store.list(self._folder, ".json")}
-        mine = {Path(name).stem: r["calls"] for name, r in records.items() if r["who"] == self._who and not r["over"]}
+        records = {
+            name: self._store.read_json(name)
+            for name in self._store.list(self._folder, ".json")
+        }
+        mine = {
+            Path(name).stem: r["calls"]
+            for name, r in records.items()
+            if r["who"] == self._who and not r["over"]
+        }
         found = await self._patiently(self._found) if mine else {}
         for name, calls in mine.items():
             if name in found:
@@ -122,19 +150,27 @@ class Batches(LedgerClient):
         if most:
             data = b"".join(calls[key][0] for key in most)
             calls.clear()
-            used = await self._sent(name, data, {key: bound.usd for key, bound in most.items()})
+            used = await self._sent(
+                name, data, {key: bound.usd for key, bound in most.items()}
+            )
             if self._permits:
                 for key, bound in most.items():
                     self._permits.record_usage(bound, used.get(key, Cost()))
         if reached:
             raise reached
 
-    async def _sent(self, name: str, data: bytes, bounds: dict[str, float]) -> dict[str, Cost]:
+    async def _sent(
+        self, name: str, data: bytes, bounds: dict[str, float]
+    ) -> dict[str, Cost]:
         await self._ledger.check_held()
         self._record(name, bounds, over=False)
-        upload = partial(self._client.files.create, file=(f"{name}.jsonl", data), purpose="batch")
+        upload = partial(
+            self._client.files.create, file=(f"{name}.jsonl", data), purpose="batch"
+        )
         file = await self._patiently(upload)
-        return await self._collect(name, await self._patiently(partial(self._created, name, file.id)), bounds)
+        return await self._collect(
+            name, await self._patiently(partial(self._created, name, file.id)), bounds
+        )
 
     async def _created(self, name: str, file: str) -> str:
         """The id of a batch: of the one that an attempt whose answer was lost has made, where there is one."""
@@ -154,7 +190,9 @@ class Batches(LedgerClient):
         """The provider's batches that carry a record's name."""
         batches = [batch async for batch in self._client.batches.list(limit=100)]
         return {
-            batch.metadata[_METADATA]: batch.id for batch in batches if batch.metadata and _METADATA in batch.metadata
+            batch.metadata[_METADATA]: batch.id
+            for batch in batches
+            if batch.metadata and _METADATA in batch.metadata
         }
 
     async def _patiently(self, call: Callable[[], Awaitable[T]]) -> T:
@@ -169,27 +207,47 @@ class Batches(LedgerClient):
                 passing = fault(error, self._part)
                 if not isinstance(passing, TryAgain) or tries == _TRIES:
                     raise (
-                        BezoarError(str(passing)) if isinstance(passing, CallFailed | TryAgain) else passing
+                        BezoarError(str(passing))
+                        if isinstance(passing, CallFailed | TryAgain)
+                        else passing
                     ) from error
             except (openai.APIError, ValueError) as error:
                 if tries == _TRIES:
                     said = redacted(str(error), self._part)
-                    raise BezoarError(f"{self._part.base_url}: {said}. Run the same command again to go on") from error
+                    raise BezoarError(
+                        f"{self._part.base_url}: {said}. Run the same command again to go on"
+                    ) from error
             await asyncio.sleep(min(_POLL, 0.5 * 2**tries))
             tries += 1
 
-    async def _collect(self, name: str, id: str, calls: dict[str, float]) -> dict[str, Cost]:
+    async def _collect(
+        self, name: str, id: str, calls: dict[str, float]
+    ) -> dict[str, Cost]:
         """Wait for a batch; record its answers, and what each took."""
-        while (batch := await self._patiently(partial(self._client.batches.retrieve, id))).status not in _OVER:
+        while (
+            batch := await self._patiently(partial(self._client.batches.retrieve, id))
+        ).status not in _OVER:
             await asyncio.sleep(_POLL)
         used: dict[str, Cost] = {}
         faults: dict[str, Exception] = {}
         for file in filter(None, (batch.output_file_id, batch.error_file_id)):
-            for lines in _in_parts(await self._patiently(partial(self._lines_of, file))):
+            for lines in _in_parts(
+                await self._patiently(partial(self._lines_of, file))
+            ):
                 read = {line["custom_id"]: self._read(line) for line in lines}
-                answered = {key: reply for key, reply in read.items() if isinstance(reply, Reply)}
-                faults |= {key: error for key, error in read.items() if isinstance(error, Exception)}
-                settled = await asyncio.gather(*(self._settle(key, answered[key], calls) for key in answered))
+                answered = {
+                    key: reply
+                    for key, reply in read.items()
+                    if isinstance(reply, Reply)
+                }
+                faults |= {
+                    key: error
+                    for key, error in read.items()
+                    if isinstance(error, Exception)
+                }
+                settled = await asyncio.gather(
+                    *(self._settle(key, answered[key], calls) for key in answered)
+                )
                 used |= dict(zip(answered, settled, strict=True))
         self._record(name, {}, over=True)
         if batch.status == "failed" and not used:
@@ -198,16 +256,24 @@ class Batches(LedgerClient):
         if not self._ledger.has_answers:
             _check_some_taken(calls, faults)
         for key in calls.keys() - used.keys():
-            self._fail(key, faults.get(key) or TryAgain(f"batch {batch.status} without an answer"))
+            self._fail(
+                key,
+                faults.get(key) or TryAgain(f"batch {batch.status} without an answer"),
+            )
         return used
 
     def _read(self, line: dict[str, Any]) -> Reply | Exception:
         """What a line of an output or error file says of its call."""
-        where, key_name = f"{self._part.model} at {self._part.base_url}", self._part.api_key_env
+        where, key_name = (
+            f"{self._part.model} at {self._part.base_url}",
+            self._part.api_key_env,
+        )
         response = line.get("response") or {}
         status, body = response.get("status_code") or 0, response.get("body") or {}
         if status != 200:
-            return error_of(read_fault(status, line if line.get("error") else body), where, key_name)
+            return error_of(
+                read_fault(status, line if line.get("error") else body), where, key_name
+            )
         try:
             return read_reply(body, where, key_name)
         except Exception as error:
@@ -215,7 +281,9 @@ class Batches(LedgerClient):
 
     async def _settle(self, key: str, reply: Reply, calls: dict[str, float]) -> Cost:
         used = cost_of(reply, Cost(usd=calls.get(key, 0.0)), self._part)
-        if key not in self._ledger:  # where a process died while it recorded a batch, some of it is there
+        if (
+            key not in self._ledger
+        ):  # where a process died while it recorded a batch, some of it is there
             await self._ledger.record_usage(key, self._part.model, reply, used.usd)
         return used
 
@@ -248,7 +316,10 @@ def _check_some_taken(calls: dict[str, float], faults: dict[str, Exception]) -> 
         BezoarError: all were refused in the same way.
     """
     refused = [error for error in faults.values() if isinstance(error, Refused)]
-    if len(refused) == len(calls) >= REFUSED_FIRST and len({error.alike for error in refused}) == 1:
+    if (
+        len(refused) == len(calls) >= REFUSED_FIRST
+        and len({error.alike for error in refused}) == 1
+    ):
         raise BezoarError(
             f"all {len(refused)} calls were refused in the same way, so the recipe is at fault and not the rows: "
             f"{refused[0]}. Correct it, and run the same command again"
@@ -257,7 +328,10 @@ def _check_some_taken(calls: dict[str, float], faults: dict[str, Exception]) -> 
 
 def _errors(batch: "Batch") -> str:
     found = (batch.errors and batch.errors.data) or []
-    return "; ".join(f"{error.code}: {error.message}" for error in found) or "no reason given"
+    return (
+        "; ".join(f"{error.code}: {error.message}" for error in found)
+        or "no reason given"
+    )
 
 
 def _in_parts(lines: list[T]) -> Iterator[list[T]]:

@@ -33,7 +33,13 @@ class Breaker:
             the rows that are refused, so only their rows fail.
     """
 
-    def __init__(self, name: str, patience: float = 600.0, first: float = 2.0, has_answered: bool = False):
+    def __init__(
+        self,
+        name: str,
+        patience: float = 600.0,
+        first: float = 2.0,
+        has_answered: bool = False,
+    ):
         self._name, self._patience, self._first = name, patience, first
         self._answered: deque[bool] = deque(maxlen=_ATTEMPTS)
         self._opened_at: float | None = None
@@ -90,7 +96,9 @@ class Breaker:
         if fault.alike != self._alike or not self._refusals:
             least = _REFUSED_LATER if self._has_answered else REFUSED_FIRST
             self._enough, self._refusals = least, 0
-        self._enough = max(self._enough, self._under_way)  # answers take longer than refusals: wait for them
+        self._enough = max(
+            self._enough, self._under_way
+        )  # answers take longer than refusals: wait for them
         self._alike = fault.alike
         self._refusals += 1
         resumed = self._had_answered and not self._has_answered
@@ -104,7 +112,10 @@ class Breaker:
     def _limited(self, fault: TryAgain) -> None:
         now = time.monotonic()
         self._limited_since = self._limited_since or now
-        if now - self._limited_since > self._patience or (fault.after or 0.0) > self._patience:
+        if (
+            now - self._limited_since > self._patience
+            or (fault.after or 0.0) > self._patience
+        ):
             raise BezoarError(
                 f"{self._name} takes no more calls for now: {fault}. It asks to wait {fault.after or 0:.0f} s. "
                 "What was answered is kept: run the same command again later to go on"
@@ -122,7 +133,11 @@ class Breaker:
         if self._opened_at is None:
             self._answered.extend([False] * first)
             full = len(self._answered) == _ATTEMPTS
-            self._opened_at = now if full and self._answered.count(False) > _SHARE * _ATTEMPTS else None
+            self._opened_at = (
+                now
+                if full and self._answered.count(False) > _SHARE * _ATTEMPTS
+                else None
+            )
         elif now - self._opened_at > self._patience:
             raise BezoarError(
                 f"{self._name} has answered nothing for {now - self._opened_at:.0f} s; its last fault: {reason}. "

@@ -28,11 +28,30 @@ class Reply:
         return ending(self.finish_reason) != "stop"
 
 
-_WHOLE = {"", "stop", "eos", "eos_token", "end_turn", "stop_sequence", "stop_token", "tool_calls", "function_call"}
+_WHOLE = {
+    "",
+    "stop",
+    "eos",
+    "eos_token",
+    "end_turn",
+    "stop_sequence",
+    "stop_token",
+    "tool_calls",
+    "function_call",
+}
 _FILTERED = {
-    "content_filter", "content_filtered", "safety", "recitation", "prohibited_content", "blocklist", "spii", "refusal",
-    "sensitive", "guardrail_intervened", "image_safety",
-}  # fmt: skip
+    "content_filter",
+    "content_filtered",
+    "safety",
+    "recitation",
+    "prohibited_content",
+    "blocklist",
+    "spii",
+    "refusal",
+    "sensitive",
+    "guardrail_intervened",
+    "image_safety",
+}
 
 
 def ending(finish_reason: str) -> str:
@@ -42,7 +61,9 @@ def ending(finish_reason: str) -> str:
     `STOP`, `SAFETY`, `RECITATION` (Gemini), `model_length` (Mistral), `eos`, `eos_token`, `stop_sequence` (Together,
     text-generation-inference), `sensitive` (Zhipu), `abort` (vLLM), `insufficient_system_resource` (DeepSeek).
     """
-    name = finish_reason.strip().lower().replace("-", "_").removeprefix("finish_reason_")
+    name = (
+        finish_reason.strip().lower().replace("-", "_").removeprefix("finish_reason_")
+    )
     if name in _WHOLE:
         return "stop"
     return "content_filter" if name in _FILTERED else "length"
@@ -98,7 +119,13 @@ class Chat(Protocol):
     """
 
     async def __call__(
-        self, messages: Messages, *, step: str, sample: int = 0, attempt: int = 0, sampling: Sampling | None = None
+        self,
+        messages: Messages,
+        *,
+        step: str,
+        sample: int = 0,
+        attempt: int = 0,
+        sampling: Sampling | None = None,
     ) -> Reply:
         """The reply, from the ledger where it holds one. Raises `CallFailed` for this call alone."""
         ...

@@ -26,10 +26,18 @@ class Spelling:
 
     def __init__(self, backend: "Tokenizer"):
         self._backend = backend
-        tokens = [token.content for token in backend.get_added_tokens_decoder().values() if token.special]
-        self._marks = {token: _mark(number, token) for number, token in enumerate(tokens)}
+        tokens = [
+            token.content
+            for token in backend.get_added_tokens_decoder().values()
+            if token.special
+        ]
+        self._marks = {
+            token: _mark(number, token) for number, token in enumerate(tokens)
+        }
         self._other = self._marks | {mark: token for token, mark in self._marks.items()}
-        longest_first = sorted(self._other, key=len, reverse=True)  # as `tokenizers` looks for them
+        longest_first = sorted(
+            self._other, key=len, reverse=True
+        )  # as `tokenizers` looks for them
         self._pattern = re.compile("|".join(map(re.escape, longest_first)) or "(?!)")
 
     def exchange(self, value: Any) -> Any:
@@ -38,14 +46,21 @@ class Spelling:
             return self._pattern.sub(lambda found: self._other[found[0]], value)
         if isinstance(value, dict):
             return {key: self.exchange(item) for key, item in value.items()}
-        return [self.exchange(item) for item in value] if isinstance(value, list | tuple) else value
+        return (
+            [self.exchange(item) for item in value]
+            if isinstance(value, list | tuple)
+            else value
+        )
 
     @cached_property
     def twin(self) -> "Tokenizer":
         """The `tokenizers.Tokenizer` with marks in place of its control tokens, and the same ids."""
         from tokenizers import Tokenizer
 
-        tree = json.loads(self._backend.to_str()) | {"truncation": None, "padding": None}
+        tree = json.loads(self._backend.to_str()) | {
+            "truncation": None,
+            "padding": None,
+        }
         for token in tree["added_tokens"]:
             if token["special"]:
                 token["content"] = self._marks[token["content"]]
@@ -56,12 +71,18 @@ class Spelling:
         """No text can become a control token, also where the model's own vocabulary holds it, or merges lead to it."""
         marks, vocabulary = self._marks, model["vocab"]
         if isinstance(vocabulary, dict):
-            vocabulary = {marks.get(piece, piece): number for piece, number in vocabulary.items()}
+            vocabulary = {
+                marks.get(piece, piece): number for piece, number in vocabulary.items()
+            }
         else:  # of Unigram
-            vocabulary = [[marks.get(piece, piece), score] for piece, score in vocabulary]
+            vocabulary = [
+                [marks.get(piece, piece), score] for piece, score in vocabulary
+            ]
         found = model | {"vocab": vocabulary}
         if "merges" in model:
-            found["merges"] = [[a, b] for a, b in model["merges"] if not marks.keys() & {a, b, a + b}]
+            found["merges"] = [
+                [a, b] for a, b in model["merges"] if not marks.keys() & {a, b, a + b}
+            ]
         if model.get("unk_token"):
             found["unk_token"] = marks.get(model["unk_token"], model["unk_token"])
         return found
@@ -69,7 +90,9 @@ class Spelling:
 
 def _mark(number: int, token: str) -> str:
     """As long as the token, so that places in a text stay; drawn at random, so that nobody can write it."""
-    return chr(_FIRST + number) + "".join(chr(_FURTHER + secrets.randbelow(_PLANE)) for _ in token[1:])
+    return chr(_FIRST + number) + "".join(
+        chr(_FURTHER + secrets.randbelow(_PLANE)) for _ in token[1:]
+    )
 
 
 def spelling_of(tokenizer: "PreTrainedTokenizerBase") -> Spelling:
@@ -81,18 +104,28 @@ _spelling = lru_cache(maxsize=8)(Spelling)
 
 
 def chat_tokens(
-    tokenizer: "PreTrainedTokenizerBase", messages: list[dict[str, str]], **options: object
+    tokenizer: "PreTrainedTokenizerBase",
+    messages: list[dict[str, str]],
+    **options: object,
 ) -> dict[str, list[int]]:
     """As `tokenizer.apply_chat_template` with the same options, but for what texts say: `input_ids`, and
     `assistant_masks` with `return_assistant_tokens_mask`."""
-    return _apart(tokenizer, messages, options) or tokenizer.apply_chat_template(messages, return_dict=True, **options)
+    return _apart(tokenizer, messages, options) or tokenizer.apply_chat_template(
+        messages, return_dict=True, **options
+    )
 
 
-def chat_ids(tokenizer: "PreTrainedTokenizerBase", messages: list[dict[str, str]], **options: object) -> list[int]:
+def chat_ids(
+    tokenizer: "PreTrainedTokenizerBase",
+    messages: list[dict[str, str]],
+    **options: object,
+) -> list[int]:
     """As `chat_tokens`, for tokenizers that know nothing but ids, too, as those of mistral_common."""
     if found := _apart(tokenizer, messages, options):
         return found["input_ids"]
-    return tokenizer.apply_chat_template(messages, tokenize=True, return_dict=False, **options)
+    return tokenizer.apply_chat_template(
+        messages, tokenize=True, return_dict=False, **options
+    )
 
 
 def _apart(
@@ -104,13 +137,19 @@ def _apart(
         return None
     from transformers.utils.chat_template_utils import render_jinja_template
 
-    texts = {"conversations": [messages]} | {name: options[name] for name in _RENDERED if options.get(name)}
+    texts = {"conversations": [messages]} | {
+        name: options[name] for name in _RENDERED if options.get(name)
+    }
     spelling = spelling_of(tokenizer)
     hidden = spelling.exchange(texts)
     if hidden == texts:
         return None
-    template = tokenizer.get_chat_template(options.get("chat_template"), options.get("tools"))
-    settings = tokenizer.special_tokens_map | options | hidden | {"chat_template": template}
+    template = tokenizer.get_chat_template(
+        options.get("chat_template"), options.get("tools")
+    )
+    settings = (
+        tokenizer.special_tokens_map | options | hidden | {"chat_template": template}
+    )
     (rendered,), spans = render_jinja_template(**settings)
     coded = spelling.twin.encode(spelling.exchange(rendered), add_special_tokens=False)
     masks = {"assistant_masks": _mask(coded, spans[0])} if spans else {}

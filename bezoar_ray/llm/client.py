@@ -11,7 +11,15 @@ from functools import partial
 
 from bezoar_ray.errors import BezoarError
 from bezoar_ray.llm.breaker import Breaker
-from bezoar_ray.llm.chat import CallFailed, Chat, Messages, Model, Reply, Sampling, TryAgain
+from bezoar_ray.llm.chat import (
+    CallFailed,
+    Chat,
+    Messages,
+    Model,
+    Reply,
+    Sampling,
+    TryAgain,
+)
 from bezoar_ray.llm.ledger import Ledger, call_key
 from bezoar_ray.llm.ledger_index import Index
 from bezoar_ray.llm.quota import Cost, QuotaClient
@@ -23,15 +31,30 @@ from bezoar_ray.store import Store
 
 _LONGEST_WAIT = 60.0  # seconds between two attempts
 _DEADLY = 3  # engines that died with a call in flight: the call is not made again
-_HOPELESS = 8  # times all actors died without a single answer: the model cannot work here
-_BYTES_PER_TOKEN = 4  # for limits of tokens a minute, which are no promise; money is reserved by bytes
+_HOPELESS = (
+    8  # times all actors died without a single answer: the model cannot work here
+)
+_BYTES_PER_TOKEN = (
+    4  # for limits of tokens a minute, which are no promise; money is reserved by bytes
+)
 
 
 class LedgerClient(ABC):
     """Calls to one model: what the ledger holds is answered from it, the rest is asked for."""
 
-    def __init__(self, identity: str, ledger: Ledger, part: ModelSection, permits: QuotaClient | None = None):
-        self._identity, self._ledger, self._part, self._permits = identity, ledger, part, permits
+    def __init__(
+        self,
+        identity: str,
+        ledger: Ledger,
+        part: ModelSection,
+        permits: QuotaClient | None = None,
+    ):
+        self._identity, self._ledger, self._part, self._permits = (
+            identity,
+            ledger,
+            part,
+            permits,
+        )
         self._sampling = Sampling(part.temperature, part.top_p, part.max_tokens)
 
     def for_row(self, row: str) -> Chat:
@@ -58,7 +81,9 @@ class LedgerClient(ABC):
         sampling = sampling or self._sampling
         key = call_key(self._identity, messages, sampling, row, step, sample, attempt)
         reply = self._ledger.find(key) or await self._ask(key, messages, sampling)
-        return replace(reply, text=without_reasoning(reply.text))  # the ledger keeps all of it
+        return replace(
+            reply, text=without_reasoning(reply.text)
+        )  # the ledger keeps all of it
 
     @abstractmethod
     async def _ask(self, key: str, messages: Messages, sampling: Sampling) -> Reply:
@@ -72,17 +97,29 @@ class ModelClient(LedgerClient):
     their way end and are recorded; every other one is refused with the same fault.
     """
 
-    def __init__(self, model: Model, ledger: Ledger, part: ModelSection, permits: QuotaClient | None = None):
+    def __init__(
+        self,
+        model: Model,
+        ledger: Ledger,
+        part: ModelSection,
+        permits: QuotaClient | None = None,
+    ):
         super().__init__(model.identity, ledger, part, permits)
         self._model = model
         self._slots = asyncio.Semaphore(part.max_in_flight)
         self._alone = asyncio.Lock()
         self._pace = AdaptiveConcurrency()
-        self._breaker = Breaker(f"{part.model} at {part.base_url}", has_answered=ledger.has_answers)
+        self._breaker = Breaker(
+            f"{part.model} at {part.base_url}", has_answered=ledger.has_answers
+        )
         self._over: Exception | None = None
         self._waiting = self._under_way = 0
-        ledger.figures.watch("bezoar_calls_waiting", lambda: self._waiting, model=part.model)
-        ledger.figures.watch("bezoar_calls_in_flight", lambda: self._under_way, model=part.model)
+        ledger.figures.watch(
+            "bezoar_calls_waiting", lambda: self._waiting, model=part.model
+        )
+        ledger.figures.watch(
+            "bezoar_calls_in_flight", lambda: self._under_way, model=part.model
+        )
 
     async def close(self) -> None:
         """Free the model and end the ledger's segment."""
@@ -97,13 +134,28 @@ class ModelClient(LedgerClient):
             except TryAgain as fault:
                 if fault.limited:  # its pace waits
                     continue
-                tries += not self._breaker.is_open  # then it is the endpoint's fault, not this call's
+                tries += (
+                    not self._breaker.is_open
+                )  # then it is the endpoint's fault, not this call's
                 wait = _wait(tries, fault.after)
-                event("attempt failed", logging.WARNING, model=self._part.model, tries=tries, why=str(fault))
+                event(
+                    "attempt failed",
+                    logging.WARNING,
+                    model=self._part.model,
+                    tries=tries,
+                    why=str(fault),
+                )
                 if tries > self._part.retries:
-                    raise CallFailed(f"no answer after {tries} attempts: {fault}") from fault
+                    raise CallFailed(
+                        f"no answer after {tries} attempts: {fault}"
+                    ) from fault
             except CallFailed as fault:
-                event("call failed", logging.WARNING, model=self._part.model, why=str(fault))
+                event(
+                    "call failed",
+                    logging.WARNING,
+                    model=self._part.model,
+                    why=str(fault),
+                )
                 raise
             except Exception as fault:
                 self._stop(fault)
@@ -113,15 +165,24 @@ class ModelClient(LedgerClient):
     def _stop(self, fault: Exception) -> None:
         """Refuse every further call with this fault."""
         if not self._over:
-            event("no further call is made", logging.ERROR, model=self._part.model, why=str(fault))
+            event(
+                "no further call is made",
+                logging.ERROR,
+                model=self._part.model,
+                why=str(fault),
+            )
             self._over = fault
 
-    async def _answered(self, key: str, messages: Messages, sampling: Sampling, first: bool) -> Reply:
+    async def _answered(
+        self, key: str, messages: Messages, sampling: Sampling, first: bool
+    ) -> Reply:
         """The reply to one attempt, durable. Its slot is free as soon as the reply is there."""
         most = cost_at_most(messages, sampling, self._part)
         try:
             async with self._suspects(key), self._slot():
-                reply = await self._within_circuit(partial(self._attempt, key, messages, sampling, most), first)
+                reply = await self._within_circuit(
+                    partial(self._attempt, key, messages, sampling, most), first
+                )
         except (TryAgain, CallFailed, BezoarError):
             await self._ledger.flushed()
             raise
@@ -132,14 +193,18 @@ class ModelClient(LedgerClient):
             self._record_usage(most, used)
         return reply
 
-    async def _within_circuit(self, attempt: Callable[[], Awaitable[Reply]], first: bool) -> Reply:
+    async def _within_circuit(
+        self, attempt: Callable[[], Awaitable[Reply]], first: bool
+    ) -> Reply:
         """The reply to one attempt, through the circuit breaker."""
         try:
             return await self._breaker.run(attempt, first)
         except (TryAgain, CallFailed):
             raise
         except Exception as fault:
-            self._stop(fault)  # before the slot is free: while the ledger is flushed, other calls would go out
+            self._stop(
+                fault
+            )  # before the slot is free: while the ledger is flushed, other calls would go out
             raise
 
     @contextlib.asynccontextmanager
@@ -167,7 +232,9 @@ class ModelClient(LedgerClient):
         async with self._alone if deaths > 1 else contextlib.nullcontext():
             yield
 
-    async def _attempt(self, key: str, messages: Messages, sampling: Sampling, most: Cost) -> Reply:
+    async def _attempt(
+        self, key: str, messages: Messages, sampling: Sampling, most: Cost
+    ) -> Reply:
         """The reply to one attempt. What it may take stays reserved; after a fault, what it took is settled."""
         if self._over:
             raise self._over
@@ -183,7 +250,9 @@ class ModelClient(LedgerClient):
         if self._permits:
             self._permits.record_usage(most, used)
 
-    async def _sent(self, key: str, messages: Messages, sampling: Sampling, most: Cost) -> Reply:
+    async def _sent(
+        self, key: str, messages: Messages, sampling: Sampling, most: Cost
+    ) -> Reply:
         turn = await self._pace.turn()
         await self._ledger.check_held()
         if most.usd or not self._part.base_url:
@@ -193,7 +262,12 @@ class ModelClient(LedgerClient):
         except (TryAgain, CallFailed, BezoarError) as fault:
             if isinstance(fault, TryAgain) and fault.limited:
                 self._pace.limited(turn, fault.after)
-            self._ledger.fail(key, self._part.model, str(fault), cost_of_fault(fault, most, self._part).usd)
+            self._ledger.fail(
+                key,
+                self._part.model,
+                str(fault),
+                cost_of_fault(fault, most, self._part).usd,
+            )
             raise
 
 
@@ -218,7 +292,9 @@ def open_client(
     from bezoar_ray.llm.endpoint import OpenAIEndpoint
     from bezoar_ray.llm.engine import VllmEngine
 
-    endpoint = OpenAIEndpoint(part) if part.base_url else None  # first: without its key nothing is written
+    endpoint = (
+        OpenAIEndpoint(part) if part.base_url else None
+    )  # first: without its key nothing is written
     ledger = Ledger(root, role, session, index)
     if ledger.fruitless > _HOPELESS * part.most_actors:
         log = Store(root).log(f"{role}.log")
@@ -234,15 +310,22 @@ def open_client(
 
 def cost_at_most(messages: Messages, sampling: Sampling, part: ModelSection) -> Cost:
     """What one attempt takes at most: no tokenizer makes more tokens than bytes."""
-    size = sum(len(message["content"].encode()) for message in messages) + 16 * len(messages)
-    return Cost(size / _BYTES_PER_TOKEN + sampling.max_tokens, part.usd(size, sampling.max_tokens))
+    size = sum(len(message["content"].encode()) for message in messages) + 16 * len(
+        messages
+    )
+    return Cost(
+        size / _BYTES_PER_TOKEN + sampling.max_tokens,
+        part.usd(size, sampling.max_tokens),
+    )
 
 
 def cost_of(reply: Reply, most: Cost, part: ModelSection) -> Cost:
     """What an attempt took: by the tokens that the endpoint counted, or at most, where it counted none."""
     if not reply.tokens_in:
         return most
-    return Cost(reply.tokens_in + reply.tokens_out, part.usd(reply.tokens_in, reply.tokens_out))
+    return Cost(
+        reply.tokens_in + reply.tokens_out, part.usd(reply.tokens_in, reply.tokens_out)
+    )
 
 
 def cost_of_fault(fault: BaseException, most: Cost, part: ModelSection) -> Cost:
@@ -256,4 +339,9 @@ def cost_of_fault(fault: BaseException, most: Cost, part: ModelSection) -> Cost:
 
 def _wait(tries: int, asked: float | None) -> float:
     """Seconds before the next attempt: what the server asked for, else doubling with jitter."""
-    return min(_LONGEST_WAIT, asked if asked is not None else 2 ** max(0, tries - 1) * random.uniform(0.5, 1.0))
+    return min(
+        _LONGEST_WAIT,
+        asked
+        if asked is not None
+        else 2 ** max(0, tries - 1) * random.uniform(0.5, 1.0),
+    )

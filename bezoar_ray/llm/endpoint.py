@@ -21,8 +21,17 @@ if TYPE_CHECKING:
     from openai import APIStatusError, AsyncOpenAI
 
 _REASONS = re.compile(r"(.*/)?(o\d|gpt-[5-9])")  # OpenAI's families since o1 and GPT-5
-_UNSENT = ("ConnectError", "ConnectTimeout", "PoolTimeout")  # no byte has gone out, and the next attempt may
-_UNSENDABLE = ("InvalidURL", "UnsupportedProtocol", "LocalProtocolError", "UnicodeEncodeError")  # nor ever will
+_UNSENT = (
+    "ConnectError",
+    "ConnectTimeout",
+    "PoolTimeout",
+)  # no byte has gone out, and the next attempt may
+_UNSENDABLE = (
+    "InvalidURL",
+    "UnsupportedProtocol",
+    "LocalProtocolError",
+    "UnicodeEncodeError",
+)  # nor ever will
 
 
 class OpenAIEndpoint:
@@ -40,14 +49,22 @@ class OpenAIEndpoint:
         """One attempt; faults are sorted into what passes, what ends this call, and what ends the stage."""
         import openai
 
-        body = {"model": self._part.model, "messages": messages} | parameters(self._part.model, sampling)
+        body = {"model": self._part.model, "messages": messages} | parameters(
+            self._part.model, sampling
+        )
         try:  # not chat.completions.create, which takes half of a call's CPU time to check types on both ways
-            async with asyncio.timeout(self._part.timeout):  # the client's own is for each read of the answer
-                answer = await self._client.post("/chat/completions", body=body, cast_to=self._response)
+            async with asyncio.timeout(
+                self._part.timeout
+            ):  # the client's own is for each read of the answer
+                answer = await self._client.post(
+                    "/chat/completions", body=body, cast_to=self._response
+                )
         except openai.APIStatusError as error:
             raise fault(error, self._part) from error
         except TimeoutError as error:
-            raise TryAgain(f"{self._part.base_url}: no whole answer within {self._part.timeout:g} s") from error
+            raise TryAgain(
+                f"{self._part.base_url}: no whole answer within {self._part.timeout:g} s"
+            ) from error
         except (openai.APIError, ValueError) as error:
             raise unanswered(error, self._part) from error
         content = redacted(answer.content.decode(errors="replace"), self._part)
@@ -72,11 +89,15 @@ def fault(error: "APIStatusError", part: ModelSection) -> Exception:
 
 def unanswered(error: Exception, part: ModelSection) -> Exception:
     """A request without a whole answer: a lost connection, a broken body, or one that cannot be sent at all."""
-    causes = [str(cause) for cause in _chain(error) if str(cause)]  # the client's own words are "Connection error."
+    causes = [
+        str(cause) for cause in _chain(error) if str(cause)
+    ]  # the client's own words are "Connection error."
     told = f"{part.base_url}: {redacted(causes[-1] if causes else type(error).__name__, part)[:300]}"
     kinds = {type(cause).__name__ for cause in _chain(error)}
     if kinds & set(_UNSENDABLE):
-        return RecipeError(f"{told}. The request cannot be sent: check base_url and {part.api_key_env or 'the key'}")
+        return RecipeError(
+            f"{told}. The request cannot be sent: check base_url and {part.api_key_env or 'the key'}"
+        )
     return TryAgain(told, billed=(0, 0) if kinds & set(_UNSENT) else None)
 
 
@@ -110,10 +131,16 @@ def parameters(model: str, sampling: Sampling) -> dict[str, object]:
     """Sampling by the names that this family of models takes; those that reason refuse even a default temperature."""
     limit = "max_completion_tokens" if _REASONS.match(model) else "max_tokens"
     chosen = {"temperature": sampling.temperature, "top_p": sampling.top_p}
-    found: dict[str, object] = {name: value for name, value in chosen.items() if value != 1.0}
+    found: dict[str, object] = {
+        name: value for name, value in chosen.items() if value != 1.0
+    }
     found[limit] = sampling.max_tokens
     if sampling.schema:
-        answer = {"name": "answer", "strict": True, "schema": orjson.loads(sampling.schema)}
+        answer = {
+            "name": "answer",
+            "strict": True,
+            "schema": orjson.loads(sampling.schema),
+        }
         found["response_format"] = {"type": "json_schema", "json_schema": answer}
     return found
 
@@ -128,7 +155,9 @@ def api_key(part: ModelSection) -> str | None:
         return None
     key = os.environ.get(part.api_key_env, "").strip()
     if not key:
-        raise RecipeError(f"{part.model} needs a key: set the environment variable {part.api_key_env}")
+        raise RecipeError(
+            f"{part.model} needs a key: set the environment variable {part.api_key_env}"
+        )
     if not (key.isascii() and key.isprintable()) or " " in key:
         raise RecipeError(
             f"{part.api_key_env}: the key of {part.model} holds a character that no HTTP header takes (white space, a "
@@ -143,5 +172,9 @@ def seconds_to_wait(headers: Mapping[str, str]) -> float | None:
         with contextlib.suppress(ValueError):
             return max(0.0, float(headers.get(name, "")) / scale)
     with contextlib.suppress(ValueError):
-        return max(0.0, parsedate_to_datetime(headers.get("retry-after", "")).timestamp() - time.time())
+        return max(
+            0.0,
+            parsedate_to_datetime(headers.get("retry-after", "")).timestamp()
+            - time.time(),
+        )
     return None

@@ -29,7 +29,10 @@ _IN_CORE = "vllm.v1.executor.uniproc_executor.UniProcExecutor"
 
 def on_cpu(engine: dict[str, Any]) -> dict[str, Any]:
     """A recipe's engine arguments over those that serve vLLM's CPU build best: no graphs, few processes."""
-    processes = [engine.get(f"{kind}_parallel_size", 1) for kind in ("tensor", "pipeline", "data")]
+    processes = [
+        engine.get(f"{kind}_parallel_size", 1)
+        for kind in ("tensor", "pipeline", "data")
+    ]
     alone = {"distributed_executor_backend": _IN_CORE} if max(processes) == 1 else {}
     return {"enforce_eager": True} | alone | engine
 
@@ -94,7 +97,9 @@ class VllmEngine:
             **on_this_machine(trusted(part) | part.engine, part.num_gpus),
         )
         # Batches as large as those of vLLM's offline class: its default for others is 128 sequences, even on an H100.
-        self._engine = AsyncLLM.from_engine_args(arguments, usage_context=UsageContext.LLM_CLASS)
+        self._engine = AsyncLLM.from_engine_args(
+            arguments, usage_context=UsageContext.LLM_CLASS
+        )
         self._read(self._engine.get_tokenizer())
         # Off the event loop, which keeps hundreds of calls going. One thread, as a tokenizer serves one at a time.
         self._tokenizing = ThreadPoolExecutor(1, "tokenizer")
@@ -103,7 +108,11 @@ class VllmEngine:
     def _read(self, tokenizer: "PreTrainedTokenizerBase") -> None:
         """Know the tokenizer, and which of its control tokens are no part of an answer."""
         self._tokenizer = tokenizer
-        specials = {id: token.content for id, token in tokenizer.added_tokens_decoder.items() if token.special}
+        specials = {
+            id: token.content
+            for id, token in tokenizer.added_tokens_decoder.items()
+            if token.special
+        }
         self._marked = not MARKS.isdisjoint(specials.values())
         self._removed = {id for id, token in specials.items() if token not in MARKS}
 
@@ -117,31 +126,52 @@ class VllmEngine:
         ids = await loop.run_in_executor(self._tokenizing, self._encode, messages)
         room = self._context - len(ids)
         if room < min(sampling.max_tokens, _LEAST_ROOM):
-            raise PromptTooLong(f"prompt of {len(ids)} tokens in a context of {self._context}")
+            raise PromptTooLong(
+                f"prompt of {len(ids)} tokens in a context of {self._context}"
+            )
         params = SamplingParams(
             temperature=sampling.temperature,
             top_p=sampling.top_p,
             max_tokens=min(sampling.max_tokens, room),
             output_kind=RequestOutputKind.FINAL_ONLY,
             detokenize=False,  # at the end, once: vLLM would after every token
-            structured_outputs=StructuredOutputsParams(json=sampling.schema) if sampling.schema else None,
+            structured_outputs=StructuredOutputsParams(json=sampling.schema)
+            if sampling.schema
+            else None,
         )
         try:
-            async for result in self._engine.generate({"prompt_token_ids": ids}, params, uuid.uuid4().hex):
+            async for result in self._engine.generate(
+                {"prompt_token_ids": ids}, params, uuid.uuid4().hex
+            ):
                 answer = result.outputs[0]
         except EngineDeadError as error:
             raise ModelDied(str(error)) from error
         text = await loop.run_in_executor(self._tokenizing, self._text, answer)
-        return Reply(text, answer.finish_reason or "stop", len(ids), len(answer.token_ids))
+        return Reply(
+            text, answer.finish_reason or "stop", len(ids), len(answer.token_ids)
+        )
 
     def _encode(self, messages: Messages) -> list[int]:
-        return chat_ids(self._tokenizer, messages, chat_template=self._template, add_generation_prompt=True)
+        return chat_ids(
+            self._tokenizer,
+            messages,
+            chat_template=self._template,
+            add_generation_prompt=True,
+        )
 
     def _text(self, answer: "CompletionOutput") -> str:
-        said = answer.token_ids[:-1] if answer.finish_reason == "stop" else answer.token_ids  # without its end
+        said = (
+            answer.token_ids[:-1]
+            if answer.finish_reason == "stop"
+            else answer.token_ids
+        )  # without its end
         if self._marked:  # what marks reasoning stays, so that it can be told apart
             said = [token for token in said if token not in self._removed]
-        text = self._tokenizer.decode(said, skip_special_tokens=not self._marked, clean_up_tokenization_spaces=False)
+        text = self._tokenizer.decode(
+            said,
+            skip_special_tokens=not self._marked,
+            clean_up_tokenization_spaces=False,
+        )
         return text.strip()
 
     async def close(self) -> None:

@@ -29,7 +29,12 @@ from bezoar_ray.llm.ledger_index import OFFSET_BITS, Index, before
 from bezoar_ray.runtime.metrics import MetricSet
 from bezoar_ray.store import Store
 
-ROLES = {"teacher": "generate", "judge": "filter", "candidate": "evaluate", "mt_bench_judge": "evaluate"}
+ROLES = {
+    "teacher": "generate",
+    "judge": "filter",
+    "candidate": "evaluate",
+    "mt_bench_judge": "evaluate",
+}
 """Who is called, and in which stage."""
 SESSION = "session"  # the file that names the command which holds the run directory
 _TOKENS = ("tokens_in", "tokens_out", "tokens_reasoning")
@@ -38,11 +43,19 @@ _OFFSET_MASK = (1 << OFFSET_BITS) - 1
 
 
 def call_key(
-    identity: str, messages: Messages, sampling: Sampling, row: str, step: str, sample: int, attempt: int
+    identity: str,
+    messages: Messages,
+    sampling: Sampling,
+    row: str,
+    step: str,
+    sample: int,
+    attempt: int,
 ) -> str:
     """What makes two calls the same call. Endpoint, key, prices and concurrency are left out: they change no answer."""
     call = [identity, messages, _parameters(sampling), row, step, sample, attempt]
-    return hashlib.sha256(orjson.dumps(call, option=orjson.OPT_SORT_KEYS)).hexdigest()[:32]
+    return hashlib.sha256(orjson.dumps(call, option=orjson.OPT_SORT_KEYS)).hexdigest()[
+        :32
+    ]
 
 
 @cache
@@ -57,7 +70,9 @@ class Ledger:
     is read here where none is given.
     """
 
-    def __init__(self, root: str | Path, role: str, session: str, index: Index | None = None):
+    def __init__(
+        self, root: str | Path, role: str, session: str, index: Index | None = None
+    ):
         self._store, folder = Store(root), layout.ledger(role)
         self._session, self._looked = session, 0.0
         self._places: dict[bytes, int] = {}
@@ -70,11 +85,17 @@ class Ledger:
                 f"{self._store.root}/{folder}: the segment {min(unseen)} is not there, or this node does not see it. "
                 "What it holds would be paid for again. Put it back, and run the same command again"
             )
-        self._segments: list[BinaryIO] = [there.pop(writer) for writer in self._earlier.writers]
+        self._segments: list[BinaryIO] = [
+            there.pop(writer) for writer in self._earlier.writers
+        ]
         for writer, segment in there.items():
-            self._add(len(self._segments), segment, count_deaths=writer.startswith(session))
+            self._add(
+                len(self._segments), segment, count_deaths=writer.startswith(session)
+            )
             self._segments.append(segment)
-        self._own = ledger_files.own(self._store, f"{folder}/{session}-{uuid.uuid4().hex[:8]}")
+        self._own = ledger_files.own(
+            self._store, f"{folder}/{session}-{uuid.uuid4().hex[:8]}"
+        )
         self._segments.append(self._own.reader)
         self.figures = MetricSet(run=self._store.name, stage=ROLES[role], role=role)
         self._waiting: list[tuple[bytes, asyncio.Future[int]]] = []
@@ -123,13 +144,21 @@ class Ledger:
         """Record, durably, that an attempt which may cost `usd` is about to go out."""
         await self._queue({"intent": key, "usd": usd})
 
-    async def record_usage(self, key: str, model: str, reply: Reply, usd: float) -> None:
+    async def record_usage(
+        self, key: str, model: str, reply: Reply, usd: float
+    ) -> None:
         """Record an answer, durably; only then may it be used."""
-        offset = await self._queue({"reply": key, "model": model, "answer": reply, "usd": usd})
-        self._places[bytes.fromhex(key)] = (len(self._segments) - 1) << OFFSET_BITS | offset
+        offset = await self._queue(
+            {"reply": key, "model": model, "answer": reply, "usd": usd}
+        )
+        self._places[bytes.fromhex(key)] = (
+            len(self._segments) - 1
+        ) << OFFSET_BITS | offset
         self.figures.add("bezoar_calls", model=model, outcome="answered")
         self.figures.add("bezoar_tokens", reply.tokens_in, model=model, direction="in")
-        self.figures.add("bezoar_tokens", reply.tokens_out, model=model, direction="out")
+        self.figures.add(
+            "bezoar_tokens", reply.tokens_out, model=model, direction="out"
+        )
         self.figures.add("bezoar_dollars", usd, model=model)
 
     def fail(self, key: str, model: str, error: str, usd: float) -> None:
@@ -160,7 +189,9 @@ class Ledger:
     def _add(self, number: int, segment: BinaryIO, count_deaths: bool) -> None:
         offset, answered, in_flight = 0, False, Counter[bytes]()
         for line, entry in ledger_files.entries(segment):
-            key = bytes.fromhex(entry.get("reply") or entry.get("failed") or entry.get("intent") or "")
+            key = bytes.fromhex(
+                entry.get("reply") or entry.get("failed") or entry.get("intent") or ""
+            )
             if "reply" in entry:
                 self._places[key] = number << OFFSET_BITS | offset
                 answered = True
@@ -183,10 +214,14 @@ class Ledger:
         while self._waiting:
             batch, self._waiting = self._waiting, []
             try:
-                offset = await asyncio.to_thread(self._append, b"".join(line for line, _ in batch))
+                offset = await asyncio.to_thread(
+                    self._append, b"".join(line for line, _ in batch)
+                )
             except Exception as error:
                 for _, written in batch:
-                    if not written.done():  # done: a cancelled call, which nobody waits for any more
+                    if (
+                        not written.done()
+                    ):  # done: a cancelled call, which nobody waits for any more
                         written.set_exception(error)
                 continue
             for line, written in batch:
@@ -201,7 +236,9 @@ class Ledger:
         except FileNotFoundError:
             holder = self._session
         if holder != self._session:
-            raise BezoarError(f"{self._store.root} is held by another command by now ({holder}); this one ends")
+            raise BezoarError(
+                f"{self._store.root} is held by another command by now ({holder}); this one ends"
+            )
         self._looked = time.monotonic()
 
     def _append(self, data: bytes) -> int:
@@ -213,16 +250,23 @@ Counted = dict[tuple[str, str], tuple[int, "_Account"]]
 """By folder and writer of a segment: its size when it was counted, and its account."""
 
 
-def accounts(root: str | Path, session: str, counted: Counted | None = None) -> dict[str, dict[str, Any]]:
+def accounts(
+    root: str | Path, session: str, counted: Counted | None = None
+) -> dict[str, dict[str, Any]]:
     """`calls` of summary.json: totals of the directory by role, and of one session in `last_run`.
 
     `counted` is kept between calls, so that a segment is read again only after it has grown.
     """
     counted = {} if counted is None else counted
-    return {role: _account(Store(root), layout.ledger(role), session, counted) for role in ROLES}
+    return {
+        role: _account(Store(root), layout.ledger(role), session, counted)
+        for role in ROLES
+    }
 
 
-def _account(store: Store, folder: str, session: str, counted: Counted) -> dict[str, Any]:
+def _account(
+    store: Store, folder: str, session: str, counted: Counted
+) -> dict[str, Any]:
     total = _Account()
     last = _Account()
     for writer, segment in ledger_files.earlier(store, folder):
@@ -251,7 +295,12 @@ def _counted(segment: BinaryIO, counted: Counted, key: tuple[str, str]) -> "_Acc
 
 class _Account:
     def __init__(self) -> None:
-        self.numbers: dict[str, float] = {"attempts": 0, "sent": 0, "from_ledger": 0, **dict.fromkeys(_TOKENS, 0)}
+        self.numbers: dict[str, float] = {
+            "attempts": 0,
+            "sent": 0,
+            "from_ledger": 0,
+            **dict.fromkeys(_TOKENS, 0),
+        }
         self.usd = 0.0
         self.by_model: dict[str, dict[str, float]] = {}
 
@@ -274,7 +323,9 @@ class _Account:
         self.usd += other.usd
         _add_numbers(self.numbers, other.numbers)
         for model, numbers in other.by_model.items():
-            _add_numbers(self.by_model.setdefault(model, dict.fromkeys(numbers, 0)), numbers)
+            _add_numbers(
+                self.by_model.setdefault(model, dict.fromkeys(numbers, 0)), numbers
+            )
 
     def add_batch(self, calls: dict[str, float]) -> None:
         """Add a batch that is on its way: a call by its key, and what it may cost."""
@@ -282,7 +333,9 @@ class _Account:
         self.numbers["attempts"] += len(calls)
 
     def _settle(self, line: dict[str, Any]) -> None:
-        model = self.by_model.setdefault(line["model"], {"sent": 0} | dict.fromkeys(_TOKENS, 0) | {"usd": 0.0})
+        model = self.by_model.setdefault(
+            line["model"], {"sent": 0} | dict.fromkeys(_TOKENS, 0) | {"usd": 0.0}
+        )
         answer = line.get("answer")
         self.numbers["attempts"] += 1
         self.usd += line["usd"]
@@ -291,7 +344,9 @@ class _Account:
             for counts in (self.numbers, model):
                 counts["sent"] += 1
                 for name in _TOKENS:
-                    counts[name] += answer.get(name, 0)  # older ledgers do not know reasoning
+                    counts[name] += answer.get(
+                        name, 0
+                    )  # older ledgers do not know reasoning
 
     def summary(self) -> dict[str, float]:
         return self.numbers | {"usd": round(self.usd, 6)}

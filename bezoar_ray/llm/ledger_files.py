@@ -92,7 +92,9 @@ class FileSegment(Segment):
             return size
         except OSError as error:
             if size is not None:
-                with contextlib.suppress(OSError):  # the first fault is the one to tell; nobody may wait for ever
+                with contextlib.suppress(
+                    OSError
+                ):  # the first fault is the one to tell; nobody may wait for ever
                     os.ftruncate(file, size)
             raise BezoarError(
                 f"cannot write {self._file.name}: {error.strerror}. Free space; run the same command again to go on"

@@ -45,7 +45,9 @@ class Index:
                 offset += len(line)
         unsorted = np.frombuffer(keys, _KEY)
         order = np.argsort(unsorted, kind="stable")
-        return cls(tuple(writers), unsorted[order], np.frombuffer(places, np.int64)[order])
+        return cls(
+            tuple(writers), unsorted[order], np.frombuffer(places, np.int64)[order]
+        )
 
     def __len__(self) -> int:
         return len(self.places)
@@ -55,7 +57,9 @@ class Index:
         import numpy as np
 
         after = int(self.keys.searchsorted(np.array(key, _KEY), side="right"))
-        is_there = after and self.keys[after - 1] == key.rstrip(b"\0")  # which numpy leaves out
+        is_there = after and self.keys[after - 1] == key.rstrip(
+            b"\0"
+        )  # which numpy leaves out
         return int(self.places[after - 1]) if is_there else None
 
 
@@ -71,4 +75,8 @@ def read_index(root: str | Path, role: str, session: str) -> Index:
 
 def before(writers: Mapping[str, BinaryIO], session: str) -> dict[str, BinaryIO]:
     """The writers of earlier sessions."""
-    return {writer: segment for writer, segment in writers.items() if not writer.startswith(session)}
+    return {
+        writer: segment
+        for writer, segment in writers.items()
+        if not writer.startswith(session)
+    }

@@ -25,36 +25,71 @@ class Limit:
 
 def limits(recipe: Recipe) -> tuple[Limit, ...]:
     """The budgets that the recipe sets, of the run and of its stages."""
-    found = [Limit("budget_usd", recipe.budget_usd, tuple(ROLES))] if recipe.budget_usd is not None else []
+    found = (
+        [Limit("budget_usd", recipe.budget_usd, tuple(ROLES))]
+        if recipe.budget_usd is not None
+        else []
+    )
     for stage in dict.fromkeys(ROLES.values()):
         if (usd := getattr(recipe, stage).budget_usd) is not None:
-            found.append(Limit(f"{stage}.budget_usd", usd, tuple(role for role, of in ROLES.items() if of == stage)))
+            found.append(
+                Limit(
+                    f"{stage}.budget_usd",
+                    usd,
+                    tuple(role for role, of in ROLES.items() if of == stage),
+                )
+            )
     return tuple(found)
 
 
-def quota_limits(part: ModelSection, role: str, all_limits: Iterable[Limit]) -> QuotaLimits:
+def quota_limits(
+    part: ModelSection, role: str, all_limits: Iterable[Limit]
+) -> QuotaLimits:
     """What limits the calls of a model in a role; what has no price draws on no budget."""
-    budgets = tuple(limit.field for limit in all_limits if role in limit.roles) if part.prices else ()
-    rates = (part.requests_per_minute, part.tokens_per_minute) if part.mode == "live" else (None, None)
+    budgets = (
+        tuple(limit.field for limit in all_limits if role in limit.roles)
+        if part.prices
+        else ()
+    )
+    rates = (
+        (part.requests_per_minute, part.tokens_per_minute)
+        if part.mode == "live"
+        else (None, None)
+    )
     return QuotaLimits(*rates, budgets, part.timeout)
 
 
 class RunQuotaServer(QuotaServer):
     """A meter that knows from the ledger what was spent before."""
 
-    def __init__(self, root: str | Path, lines: dict[str, QuotaLimits], all_limits: Iterable[Limit]):
+    def __init__(
+        self,
+        root: str | Path,
+        lines: dict[str, QuotaLimits],
+        all_limits: Iterable[Limit],
+    ):
         spent = {role: account["usd"] for role, account in accounts(root, "").items()}
         super().__init__(
-            lines, [Budget(limit.field, limit.usd, sum(spent[r] for r in limit.roles)) for limit in all_limits]
+            lines,
+            [
+                Budget(limit.field, limit.usd, sum(spent[r] for r in limit.roles))
+                for limit in all_limits
+            ],
         )
 
 
-def quota_client(meter: "QuotaServer | ActorHandle[RunQuotaServer]", line: str) -> QuotaClient:
+def quota_client(
+    meter: "QuotaServer | ActorHandle[RunQuotaServer]", line: str
+) -> QuotaClient:
     """A process's permits from a meter: the object itself, or the handle of a Ray actor."""
     if isinstance(meter, QuotaServer):
-        return QuotaClient(partial(meter.lease, line), partial(meter.record_usage, line))
+        return QuotaClient(
+            partial(meter.lease, line), partial(meter.record_usage, line)
+        )
     actor: Any = meter  # Ray types the methods of an actor only where each is decorated
-    return QuotaClient(partial(actor.lease.remote, line), partial(actor.record_usage.remote, line))
+    return QuotaClient(
+        partial(actor.lease.remote, line), partial(actor.record_usage.remote, line)
+    )
 
 
 def own_quota_client(
@@ -65,9 +100,17 @@ def own_quota_client(
 
 
 def shared_quota_clients(
-    root: str | Path, parts: Sequence[ModelSection], role: str, all_limits: Iterable[Limit]
+    root: str | Path,
+    parts: Sequence[ModelSection],
+    role: str,
+    all_limits: Iterable[Limit],
 ) -> list[QuotaClient | None]:
     """The same for several models in one role, which draw on the same budgets."""
-    lines = {str(n): quota_limits(part, role, all_limits) for n, part in enumerate(parts)}
+    lines = {
+        str(n): quota_limits(part, role, all_limits) for n, part in enumerate(parts)
+    }
     meter = RunQuotaServer(root, lines, all_limits)
-    return [quota_client(meter, line) if of_line else None for line, of_line in lines.items()]
+    return [
+        quota_client(meter, line) if of_line else None
+        for line, of_line in lines.items()
+    ]

@@ -27,6 +27,12 @@ def identity(part: ModelSection) -> str:
     if part.base_url:
         return f"{part.model}@{part.revision or 'current'}"
     path = model_path(part.model)
-    who = digest(Path(path)) if Path(path).is_dir() else f"{part.model}@{part.revision or 'main'}"
-    how = orjson.dumps([part.template, decisive(part.engine)], option=orjson.OPT_SORT_KEYS)
+    who = (
+        digest(Path(path))
+        if Path(path).is_dir()
+        else f"{part.model}@{part.revision or 'main'}"
+    )
+    how = orjson.dumps(
+        [part.template, decisive(part.engine)], option=orjson.OPT_SORT_KEYS
+    )
     return f"{who}:{part.dtype}:{hashlib.sha256(how).hexdigest()[:8]}"

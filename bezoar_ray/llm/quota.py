@@ -91,7 +91,11 @@ class QuotaServer:
 
     def __init__(self, terms: dict[str, QuotaLimits], budgets: Sequence[Budget]):
         self._lines = {
-            name: _Channel(of, TokenBucket(of.requests_per_minute), TokenBucket(of.tokens_per_minute))
+            name: _Channel(
+                of,
+                TokenBucket(of.requests_per_minute),
+                TokenBucket(of.tokens_per_minute),
+            )
             for name, of in terms.items()
         }
         self._limits = {budget.field: budget.limit for budget in budgets}
@@ -117,7 +121,11 @@ class QuotaServer:
                 await asyncio.sleep(wait)
             granted = 0
             for need in needs:
-                if granted and (own.requests.wait(1) or own.tokens.wait(need.tokens) or self._short(own.terms, need)):
+                if granted and (
+                    own.requests.wait(1)
+                    or own.tokens.wait(need.tokens)
+                    or self._short(own.terms, need)
+                ):
                     break
                 self._take(own, need)
                 granted += 1
@@ -142,13 +150,24 @@ class QuotaServer:
 
     def _short(self, terms: QuotaLimits, need: Cost) -> str | None:
         """The budget that such a call could exceed."""
-        left = {name: self._limits[name] - self._spent[name] - self._reserved[name] for name in terms.budgets}
-        return next((name for name, dollars in left.items() if need.usd > dollars), None)
+        left = {
+            name: self._limits[name] - self._spent[name] - self._reserved[name]
+            for name in terms.budgets
+        }
+        return next(
+            (name for name, dollars in left.items() if need.usd > dollars), None
+        )
 
-    async def _refusal(self, terms: QuotaLimits, need: Cost, patient: bool) -> str | None:
+    async def _refusal(
+        self, terms: QuotaLimits, need: Cost, patient: bool
+    ) -> str | None:
         """Why such a call must not go out; a patient caller learns it once nothing is on its way any more."""
         while name := self._short(terms, need):
-            if not patient or self._reserved[name] <= _NOTHING or not await self._settled_after(self._settlements):
+            if (
+                not patient
+                or self._reserved[name] <= _NOTHING
+                or not await self._settled_after(self._settlements)
+            ):
                 return (
                     f"{name} of {self._limits[name]:g} dollars is reached: {self._spent[name]:.4f} are spent, "
                     f"{self._reserved[name]:.4f} reserved, and the next call may cost {need.usd:.4f}. Nothing is lost: "
@@ -160,7 +179,10 @@ class QuotaServer:
         """Wait for a further settlement; False where none comes for longer than any call takes."""
         async with self._changed:
             try:
-                await asyncio.wait_for(self._changed.wait_for(lambda: self._settlements > count), self._longest)
+                await asyncio.wait_for(
+                    self._changed.wait_for(lambda: self._settlements > count),
+                    self._longest,
+                )
             except TimeoutError:
                 return False
         return True
@@ -170,7 +192,9 @@ class QuotaClient:
     """One process's side: calls that wait are asked for together, settlements are told together."""
 
     def __init__(
-        self, lease: Callable[[list[Cost], bool], Awaitable[Grant]], settle: Callable[[Cost, Cost], Awaitable[None]]
+        self,
+        lease: Callable[[list[Cost], bool], Awaitable[Grant]],
+        settle: Callable[[Cost, Cost], Awaitable[None]],
     ):
         self._lease, self._settle = lease, settle
         self._waiting: list[tuple[Cost, asyncio.Future[None]]] = []
@@ -219,7 +243,9 @@ class QuotaClient:
             ready, self._waiting = self._waiting[:count], self._waiting[count:]
             for need, granted in ready:
                 if not granted.done():
-                    granted.set_exception(BudgetReached(lease.why)) if lease.why else granted.set_result(None)
+                    granted.set_exception(
+                        BudgetReached(lease.why)
+                    ) if lease.why else granted.set_result(None)
                 elif not lease.why:  # a call that was cancelled while it waited
                     self.record_usage(need, Cost())
 
@@ -227,7 +253,9 @@ class QuotaClient:
         while self._over:
             await asyncio.sleep(_FLUSH)
             over, self._over = self._over, []
-            await self._settle(_sum(need for need, _ in over), _sum(used for _, used in over))
+            await self._settle(
+                _sum(need for need, _ in over), _sum(used for _, used in over)
+            )
 
 
 def _sum(needs: Iterable[Cost]) -> Cost:

@@ -13,8 +13,12 @@ from dataclasses import dataclass
 _WINDOW = 0.12  # seconds of requests that tell what the server takes
 _BACK = 0.95  # a cut goes a little below what was served
 _HOLD = 0.3  # seconds, and
-_HOLD_REQUESTS = 12  # requests, whichever is longer, before a rate that was cut is probed again
-_GROW = 0.5  # seconds of probing until the rate has doubled; it then goes on quadratically
+_HOLD_REQUESTS = (
+    12  # requests, whichever is longer, before a rate that was cut is probed again
+)
+_GROW = (
+    0.5  # seconds of probing until the rate has doubled; it then goes on quadratically
+)
 _LATE = 0.02  # seconds of sending that a late wake-up may make up for
 _REMEMBERED = 1.0  # seconds
 _LOWEST = 0.05  # requests a second
@@ -32,7 +36,9 @@ class AdaptiveConcurrency:
     """A rate that follows a server's limit."""
 
     def __init__(self) -> None:
-        self._base: float | None = None  # requests a second at the last cut; none before the first 429
+        self._base: float | None = (
+            None  # requests a second at the last cut; none before the first 429
+        )
         self._cut_at = self._held_until = self._next = 0.0
         self._sent: deque[Turn] = deque()
 
@@ -42,7 +48,9 @@ class AdaptiveConcurrency:
             await asyncio.sleep(wait)
         turn = Turn(time.monotonic())
         if self._base is not None:
-            self._next = max(self._next, turn.at - _LATE) + 1 / self._rate(self._base, turn.at)
+            self._next = max(self._next, turn.at - _LATE) + 1 / self._rate(
+                self._base, turn.at
+            )
         self._sent.append(turn)
         while self._sent[0].at < turn.at - _REMEMBERED:
             self._sent.popleft()
@@ -54,11 +62,19 @@ class AdaptiveConcurrency:
         self._held_until = max(self._held_until, now + (after or 0.0))
         if turn.at <= self._cut_at:
             return
-        window = [other for other in self._sent if turn.at - _WINDOW <= other.at <= turn.at] or [turn]
+        window = [
+            other for other in self._sent if turn.at - _WINDOW <= other.at <= turn.at
+        ] or [turn]
         refused = sum(other.refused for other in window)
         served = max(0.5, len(window) - refused)
-        before = len(window) / _WINDOW if self._base is None else self._rate(self._base, turn.at)
-        share = served / (served + refused - 1)  # one refusal is the probe's, which found the limit
+        before = (
+            len(window) / _WINDOW
+            if self._base is None
+            else self._rate(self._base, turn.at)
+        )
+        share = served / (
+            served + refused - 1
+        )  # one refusal is the probe's, which found the limit
         self._base, self._cut_at = max(_LOWEST, before * min(1.0, share) * _BACK), now
 
     def _rate(self, base: float, at: float) -> float:

@@ -24,8 +24,13 @@ _CHANNEL = re.compile(
 
 
 MARKS = {mark for pair in _PAIRS for mark in pair} | {
-    "<|channel|>", "<|message|>", "<|start|>", "<|end|>", "<|return|>", "<|constrain|>",
-}  # fmt: skip
+    "<|channel|>",
+    "<|message|>",
+    "<|start|>",
+    "<|end|>",
+    "<|return|>",
+    "<|constrain|>",
+}
 """All marks: some models have them as special tokens."""
 
 

@@ -51,7 +51,9 @@ _MODEL = "no such model or address"
 
 # The first rule that matches counts. Behind each one: where it was seen.
 _RULES = (
-    Rule((429,), r"resource_exhausted", Means.LIMITED),  # Gemini, whose rate limits speak of quota and billing
+    Rule(
+        (429,), r"resource_exhausted", Means.LIMITED
+    ),  # Gemini, whose rate limits speak of quota and billing
     Rule(
         (400, 402, 403, 429),
         r"insufficient[ _](quota|credit|balance|funds)"  # OpenAI (429), OpenRouter (402), DeepSeek (402)
@@ -78,7 +80,9 @@ _RULES = (
         Means.SETTINGS,
         "it is not offered where this machine is",
     ),
-    Rule((400,), r"could not finish the message because max_tokens", Means.FLAGGED),  # OpenAI: all of it was reasoning
+    Rule(
+        (400,), r"could not finish the message because max_tokens", Means.FLAGGED
+    ),  # OpenAI: all of it was reasoning
     Rule(
         (400, 413, 422, 500),
         r"context_length_exceeded|maximum context length"  # OpenAI, vLLM
@@ -109,9 +113,18 @@ _RULES = (
     ),
     Rule((404, 405, 410), "", Means.SETTINGS, _MODEL),
     Rule((429,), "", Means.LIMITED),
-    Rule((408, 409, 424, 425, 498), "", Means.PASSING),  # 424: text-generation-inference; 498: Groq, no capacity
+    Rule(
+        (408, 409, 424, 425, 498), "", Means.PASSING
+    ),  # 424: text-generation-inference; 498: Groq, no capacity
 )
-_EVERYWHERE = {"model", "temperature", "top_p", "max_tokens", "max_completion_tokens", "response_format"}
+_EVERYWHERE = {
+    "model",
+    "temperature",
+    "top_p",
+    "max_tokens",
+    "max_completion_tokens",
+    "response_format",
+}
 _PARAMETER = "it does not take a parameter that every call has"
 _SHOWN = 300  # characters of what an endpoint says
 
@@ -134,8 +147,14 @@ class Fault:
         if self.status in (400, 422) and self.param in _EVERYWHERE:
             return Rule((), "", Means.SETTINGS, _PARAMETER)
         text = f"{self.code} {self.message}".lower()
-        known = (rule for rule in _RULES if self.status in rule.statuses and re.search(rule.says, text))
-        other = Rule((), "", Means.REFUSED if 300 <= self.status < 500 else Means.PASSING)
+        known = (
+            rule
+            for rule in _RULES
+            if self.status in rule.statuses and re.search(rule.says, text)
+        )
+        other = Rule(
+            (), "", Means.REFUSED if 300 <= self.status < 500 else Means.PASSING
+        )
         return next(known, other)
 
 
@@ -144,20 +163,30 @@ def read_fault(status: int, body: object) -> Fault:
     outer = body[0] if isinstance(body, list) and body else body  # Gemini
     if not isinstance(outer, dict):
         return Fault(status, _told(outer))
-    inner = outer.get("error") or outer.get("errors") or outer.get("detail") or outer  # vLLM, Cloudflare, FastAPI
+    inner = (
+        outer.get("error") or outer.get("errors") or outer.get("detail") or outer
+    )  # vLLM, Cloudflare, FastAPI
     inner = inner[0] if isinstance(inner, list) and inner else inner
     if not isinstance(inner, dict):
         return Fault(status, _told(inner), str(outer.get("code") or ""))  # xAI
     codes = [inner.get(name) or outer.get(name) for name in ("code", "type", "status")]
     message = inner.get("message") or inner.get("msg") or inner
-    metadata = inner.get("metadata")  # OpenRouter: what the host behind it says, and a flagged prompt
+    metadata = inner.get(
+        "metadata"
+    )  # OpenRouter: what the host behind it says, and a flagged prompt
     details = _told(metadata) if metadata else ""
     return Fault(
-        status, _told(message), " ".join(map(str, filter(None, codes))), str(inner.get("param") or ""), details
+        status,
+        _told(message),
+        " ".join(map(str, filter(None, codes))),
+        str(inner.get("param") or ""),
+        details,
     )
 
 
-def error_of(fault: Fault, where: str, key_name: str | None, after: float | None = None) -> Exception:
+def error_of(
+    fault: Fault, where: str, key_name: str | None, after: float | None = None
+) -> Exception:
     """The exception for a fault.
 
     Args:
@@ -171,7 +200,9 @@ def error_of(fault: Fault, where: str, key_name: str | None, after: float | None
     told = f"{where} answers {fault.status}: {fault.message}{details}"
     match rule.means:
         case Means.NO_CREDIT:
-            return BezoarError(f"{where} answers {fault.status}: {rule.why}. It says: {fault.message}")
+            return BezoarError(
+                f"{where} answers {fault.status}: {rule.why}. It says: {fault.message}"
+            )
         case Means.SETTINGS:
             return RecipeError(
                 f"{where} answers {fault.status}: {rule.why}. Check `model`, `base_url` and the key in "
@@ -186,7 +217,10 @@ def error_of(fault: Fault, where: str, key_name: str | None, after: float | None
         case Means.PASSING:
             return TryAgain(told, after)
         case Means.REFUSED:
-            return Refused(told, alike=f"{fault.status} {fault.code} {fault.param} {_kind(fault.message)}")
+            return Refused(
+                told,
+                alike=f"{fault.status} {fault.code} {fault.param} {_kind(fault.message)}",
+            )
 
 
 def read_answer(content: bytes, where: str, key_name: str | None = None) -> Reply:
@@ -207,7 +241,9 @@ def read_answer(content: bytes, where: str, key_name: str | None = None) -> Repl
                 f"{where} answers with a web page in place of JSON: check base_url, which most often ends in /v1. "
                 f"It begins: {_told(text)}"
             ) from error
-        raise TryAgain(f"{where} answers without JSON ({error}): {_told(text)}") from error
+        raise TryAgain(
+            f"{where} answers without JSON ({error}): {_told(text)}"
+        ) from error
     return read_reply(body, where, key_name)
 
 
@@ -217,11 +253,15 @@ def read_reply(body: object, where: str, key_name: str | None = None) -> Reply:
     choice = choices[0] if isinstance(choices, list) and choices else {}
     usage = body.get("usage") if isinstance(body, dict) else None
     tokens = _tokens(usage)
-    error = isinstance(body, dict) and (body.get("error") or (isinstance(choice, dict) and choice.get("error")))
+    error = isinstance(body, dict) and (
+        body.get("error") or (isinstance(choice, dict) and choice.get("error"))
+    )
     if error:  # OpenRouter: the status of the host behind it is in the body
         code = error.get("code") if isinstance(error, dict) else None
         status = code if isinstance(code, int) and code >= 400 else 500
-        raise _with_bill(error_of(read_fault(status, {"error": error}), where, key_name), tokens)
+        raise _with_bill(
+            error_of(read_fault(status, {"error": error}), where, key_name), tokens
+        )
     message = choice.get("message") if isinstance(choice, dict) else None
     if not isinstance(message, dict):
         raise TryAgain(f"{where} answers without a choice: {_told(body)}")
@@ -243,7 +283,11 @@ def _text(message: dict[str, object]) -> str:
     content = message.get("content") or message.get("refusal") or ""
     if isinstance(content, list):  # Mistral's and others' parts
         parts = [part if isinstance(part, dict) else {"text": part} for part in content]
-        texts = [part.get("text") for part in parts if part.get("type", "text") in ("text", "output_text")]
+        texts = [
+            part.get("text")
+            for part in parts
+            if part.get("type", "text") in ("text", "output_text")
+        ]
         content = "".join(text for text in texts if isinstance(text, str))
     return str(content).encode(errors="replace").decode()  # half a character is no text
 
@@ -254,9 +298,14 @@ def _tokens(usage: object) -> tuple[int, int, int]:
     Some count hidden reasoning in the total alone (Gemini, xAI), and bill it as output.
     """
     usage = usage if isinstance(usage, dict) else {}
-    into, out, total = (_count(usage.get(f"{name}_tokens")) for name in ("prompt", "completion", "total"))
+    into, out, total = (
+        _count(usage.get(f"{name}_tokens"))
+        for name in ("prompt", "completion", "total")
+    )
     details = usage.get("completion_tokens_details")
-    reasoning = _count(details.get("reasoning_tokens")) if isinstance(details, dict) else 0
+    reasoning = (
+        _count(details.get("reasoning_tokens")) if isinstance(details, dict) else 0
+    )
     out = max(out, total - into)
     return into, out, min(reasoning, out)
 
@@ -268,13 +317,23 @@ def _count(value: object) -> int:
 
 def _told(said: object) -> str:
     """What an endpoint says, in a line; of a web page, its title."""
-    text = said if isinstance(said, str) else json.dumps(said, default=str, ensure_ascii=False)
-    text = text.encode(errors="replace").decode()  # half a character cannot be written down
-    if title := re.search(r"<title[^>]*>(.*?)</title>", text, re.IGNORECASE | re.DOTALL):
+    text = (
+        said
+        if isinstance(said, str)
+        else json.dumps(said, default=str, ensure_ascii=False)
+    )
+    text = text.encode(
+        errors="replace"
+    ).decode()  # half a character cannot be written down
+    if title := re.search(
+        r"<title[^>]*>(.*?)</title>", text, re.IGNORECASE | re.DOTALL
+    ):
         text = f"a web page titled {title.group(1)}"
     return " ".join(text.split())[:_SHOWN] or "nothing"
 
 
 def _kind(message: str) -> str:
     """How a message begins, without what differs from call to call: numbers and quotations."""
-    return re.sub(r"\d+(\.\d+)?|(?<!\w)'[^']*'(?!\w)|\"[^\"]*\"|`[^`]*`", "…", message)[:80]
+    return re.sub(r"\d+(\.\d+)?|(?<!\w)'[^']*'(?!\w)|\"[^\"]*\"|`[^`]*`", "…", message)[
+        :80
+    ]

@@ -68,6 +68,7 @@ def as_data(text: str, tags: str) -> str:
 def _again(messages: Messages, why: str, form: str) -> Messages:
     *before, last = messages
     note = (
-        f"\n\nYour last reply could not be used: {why}. Be brief, and give the {form} in the form that was asked for."
+        f"\n\nYour last reply could not be used: {why}. "
+        f"Be brief, and give the {form} in the form that was asked for."
     )
     return [*before, last | {"content": last["content"] + note}]

@@ -25,7 +25,13 @@ from bezoar_ray.llm.chat import ModelDied
 from bezoar_ray.llm.client import open_client
 from bezoar_ray.llm.ledger import ROLES, SESSION
 from bezoar_ray.llm.ledger_index import read_index
-from bezoar_ray.llm.limits import Limit, RunQuotaServer, limits, quota_client, quota_limits
+from bezoar_ray.llm.limits import (
+    Limit,
+    RunQuotaServer,
+    limits,
+    quota_client,
+    quota_limits,
+)
 from bezoar_ray.recipe import ModelSection
 from bezoar_ray.runtime.capacity import ResourceRequest, check_capacity
 from bezoar_ray.runtime.logs import event, keep_events, redirect
@@ -43,7 +49,9 @@ if TYPE_CHECKING:
 
     Meter = ActorHandle[RunQuotaServer]
 
-Function = Callable[[bytes, Any], AsyncIterator[bytes]]  # an item and the actor's ModelClient, to rows
+Function = Callable[
+    [bytes, Any], AsyncIterator[bytes]
+]  # an item and the actor's ModelClient, to rows
 
 _UNDER_WAY = 4  # cells that an actor works on at a time, at least, so that some fill the slots while others end
 _DRAIN_SECONDS = 30.0
@@ -75,10 +83,14 @@ class RunContext:
 def run_context(context: StageContext) -> RunContext:
     """The run that a stage belongs to."""
     held = context.store.exists(SESSION)
-    return RunContext(str(context.store.root), context.session, limits(context.recipe), held)
+    return RunContext(
+        str(context.store.root), context.session, limits(context.recipe), held
+    )
 
 
-def stream_rows(heads: list[tuple[Spool, ModelStage]], tail: list[ModelStage], place: RunContext) -> Iterator[bytes]:
+def stream_rows(
+    heads: list[tuple[Spool, ModelStage]], tail: list[ModelStage], place: RunContext
+) -> Iterator[bytes]:
     """The rows of all items, as they are done: each head works on its own items, then the passes of the tail on all.
 
     Every pass has `part.actors` to `part.max_actors` actors, which open their model once and have at most
@@ -93,32 +105,61 @@ def stream_rows(heads: list[tuple[Spool, ModelStage]], tail: list[ModelStage], p
     import ray
 
     passes = [work for _, work in heads] + tail
-    check_capacity([ResourceRequest.of(work.part, work.part.actors, work.part.model) for work in passes])
+    check_capacity(
+        [
+            ResourceRequest.of(work.part, work.part.actors, work.part.model)
+            for work in passes
+        ]
+    )
     quieten(ray.data.DataContext.get_current())
     cells = [items.cells(work.part.max_in_flight) for items, work in heads]
     sizes = [FEW * len(of_head[0]) for of_head in cells]
     meter, branches = _meter(passes, place), []
-    indexes = {role: ray.put(read_index(place.root, role, place.session)) for role in {work.role for work in passes}}
+    indexes = {
+        role: ray.put(read_index(place.root, role, place.session))
+        for role in {work.role for work in passes}
+    }
     for n, ((items, work), of_head) in enumerate(zip(heads, cells, strict=True)):
         places = [{"start": cell.start, "stop": cell.stop} for cell in of_head]
         numbers = ray.data.from_items(places, override_num_blocks=len(places))
-        branches.append(_mapped(numbers, work, sizes[n], (work, place, (meter, str(n)), indexes[work.role], items)))
+        branches.append(
+            _mapped(
+                numbers,
+                work,
+                sizes[n],
+                (work, place, (meter, str(n)), indexes[work.role], items),
+            )
+        )
     rows = branches[0].union(*branches[1:]) if branches[1:] else branches[0]
     for n, work in enumerate(tail, len(heads)):
-        rows = _mapped(rows, work, max(sizes), (work, place, (meter, str(n)), indexes[work.role]))
+        rows = _mapped(
+            rows, work, max(sizes), (work, place, (meter, str(n)), indexes[work.role])
+        )
     tables: Iterable[Any] = rows.iter_batches(batch_size=None, batch_format="pyarrow")
     done = (
-        cell for batch in tables for cell in zip(batch["cell"].to_pylist(), batch["error"].to_pylist(), strict=True)
+        cell
+        for batch in tables
+        for cell in zip(
+            batch["cell"].to_pylist(), batch["error"].to_pylist(), strict=True
+        )
     )
     missing = sum(map(len, cells))
     for cell, error in done:
         if error:
-            _drain(done, sum(2 * _tasks(work.part, min(sizes)) * work.part.most_actors for work in passes))
+            _drain(
+                done,
+                sum(
+                    2 * _tasks(work.part, min(sizes)) * work.part.most_actors
+                    for work in passes
+                ),
+            )
             raise pickle.loads(error)
         missing -= 1
         yield from lines(cell)
     if missing:  # nothing of a run may be called whole that is not
-        raise BezoarError(f"Ray Data left out {missing} cells. What was answered is kept: run the same command again")
+        raise BezoarError(
+            f"Ray Data left out {missing} cells. What was answered is kept: run the same command again"
+        )
 
 
 def lines(cell: bytes) -> list[bytes]:
@@ -150,18 +191,29 @@ class _Actor:
         self._talker: Any = None
 
     async def __call__(self, batch: dict[str, Any]) -> dict[str, list[bytes]]:
-        if batch.get("error", [b""])[0]:  # of an earlier pass: it ends the graph where its cells are read
+        if batch.get("error", [b""])[
+            0
+        ]:  # of an earlier pass: it ends the graph where its cells are read
             return {"cell": [b""], "error": [batch["error"][0]]}
         try:
-            if self._talker is None:  # here and not in __init__: an engine wants the running loop
+            if (
+                self._talker is None
+            ):  # here and not in __init__: an engine wants the running loop
                 self._talker = self._opened()
                 event("model opened", model=self._work.part.model)
             rows = await to_the_end(map(self._rows, self._read(batch)))
             return {"cell": [b"\n".join(chain.from_iterable(rows))], "error": [b""]}
         except ModelDied as error:
-            event("engine died", logging.ERROR, model=self._work.part.model, why=str(error))
+            event(
+                "engine died",
+                logging.ERROR,
+                model=self._work.part.model,
+                why=str(error),
+            )
             traceback.print_exception(error)
-            os._exit(1)  # Ray Data starts another actor, which does this one's cells again
+            os._exit(
+                1
+            )  # Ray Data starts another actor, which does this one's cells again
         except Exception as error:  # sent as ours: Ray would wrap it and add advice of its own to its message
             return {"cell": [b""], "error": [pickle.dumps(self._ours(error))]}
 
@@ -175,20 +227,33 @@ class _Actor:
 
     def _opened(self) -> "ModelClient":
         work, place, (meter, line) = self._work, self._place, self._meter
-        if place.held and not Store(place.root).exists(SESSION):  # what is paid for here would be lost
+        if place.held and not Store(place.root).exists(
+            SESSION
+        ):  # what is paid for here would be lost
             raise BezoarError(unseen(place.root, "which joined after the start"))
         limited = quota_client(meter, line) if meter else None
-        return open_client(work.part, place.root, work.role, place.session, permits=limited, index=self._index)
+        return open_client(
+            work.part,
+            place.root,
+            work.role,
+            place.session,
+            permits=limited,
+            index=self._index,
+        )
 
     def _ours(self, error: Exception) -> BezoarError:
         if isinstance(error, BezoarError):
             return error
         traceback.print_exception(error)
         role = self._work.role
-        return BezoarError(f"{role}: {type(error).__name__}: {error}. More in {self._place.log(f'{role}.log')}")
+        return BezoarError(
+            f"{role}: {type(error).__name__}: {error}. More in {self._place.log(f'{role}.log')}"
+        )
 
 
-def _mapped(rows: "ray.data.Dataset", work: ModelStage, size: int, arguments: tuple[object, ...]) -> "ray.data.Dataset":
+def _mapped(
+    rows: "ray.data.Dataset", work: ModelStage, size: int, arguments: tuple[object, ...]
+) -> "ray.data.Dataset":
     """A data set of cells, worked on by a pool of actors."""
     import ray
 
@@ -218,17 +283,30 @@ def _meter(passes: list[ModelStage], place: RunContext) -> "Meter | None":
     """The handle of the meter that all actors share; None where nothing is limited."""
     import ray
 
-    of_lines = {str(n): quota_limits(work.part, work.role, place.limits) for n, work in enumerate(passes)}
+    of_lines = {
+        str(n): quota_limits(work.part, work.role, place.limits)
+        for n, work in enumerate(passes)
+    }
     if not any(of_lines.values()):
         return None
     # Never restarted: another one would not know what the first has granted and nobody has written down yet.
-    options = {"num_cpus": 0, "max_concurrency": 1000, "scheduling_strategy": beside_driver()}
-    meter = ray.remote(RunQuotaServer).options(**options).remote(place.root, of_lines, place.limits)
+    options = {
+        "num_cpus": 0,
+        "max_concurrency": 1000,
+        "scheduling_strategy": beside_driver(),
+    }
+    meter = (
+        ray.remote(RunQuotaServer)
+        .options(**options)
+        .remote(place.root, of_lines, place.limits)
+    )
     return cast("Meter", meter)
 
 
 def _drain(cells: Iterator[object], under_way: int) -> None:
     """After a fault: let calls that are on their way be answered and recorded, as they are paid for."""
-    rest = threading.Thread(target=lambda: deque(islice(cells, under_way), maxlen=0), daemon=True)
+    rest = threading.Thread(
+        target=lambda: deque(islice(cells, under_way), maxlen=0), daemon=True
+    )
     rest.start()
     rest.join(_DRAIN_SECONDS)  # whoever hangs is not waited for

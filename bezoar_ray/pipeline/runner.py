@@ -14,7 +14,10 @@ from bezoar_ray.pipeline.actor_pool import Function, ModelStage, RunContext, str
 
 
 def run_pipeline(
-    heads: list[tuple[Spool, ModelStage]], tail: list[ModelStage], place: RunContext, scratch: str
+    heads: list[tuple[Spool, ModelStage]],
+    tail: list[ModelStage],
+    place: RunContext,
+    scratch: str,
 ) -> Iterator[bytes]:
     """The rows of all items after all passes, as they are done: each head works on its own items, the tail on all.
 
@@ -23,16 +26,27 @@ def run_pipeline(
     batched = [(items, work) for items, work in heads if not _is_live(work)]
     if not batched:
         live = list(takewhile(_is_live, tail))
-        yield from _onward(stream_rows(heads, live, place), tail[len(live) :], place, scratch)
+        yield from _onward(
+            stream_rows(heads, live, place), tail[len(live) :], place, scratch
+        )
         return
-    live_rows = stream_rows([(items, work) for items, work in heads if _is_live(work)], [], place)
-    rows = chain(live_rows, *(run_in_batches(items, work, place) for items, work in batched))
+    live_rows = stream_rows(
+        [(items, work) for items, work in heads if _is_live(work)], [], place
+    )
+    rows = chain(
+        live_rows, *(run_in_batches(items, work, place) for items, work in batched)
+    )
     yield from _onward(rows, tail, place, scratch)
 
 
-def run_in_batches(items: Iterable[bytes], work: ModelStage, place: RunContext) -> Iterator[bytes]:
+def run_in_batches(
+    items: Iterable[bytes], work: ModelStage, place: RunContext
+) -> Iterator[bytes]:
     """The rows that a pass makes of items, in this process: in each round every chain gets one call further."""
-    with tempfile.TemporaryDirectory(prefix="bezoar_ray-") as folder, asyncio.Runner() as runner:
+    with (
+        tempfile.TemporaryDirectory(prefix="bezoar_ray-") as folder,
+        asyncio.Runner() as runner,
+    ):
         waiting, left = Path(folder, "waiting.jsonl"), Path(folder, "left.jsonl")
         with open(waiting, "wb") as file:
             file.writelines(item + b"\n" for item in items)
@@ -59,7 +73,9 @@ async def _opened(work: ModelStage, place: RunContext) -> Batches:
     return batches
 
 
-async def _rows(item: bytes, function: Function, batches: Batches) -> list[bytes] | None:
+async def _rows(
+    item: bytes, function: Function, batches: Batches
+) -> list[bytes] | None:
     """All rows of an item, or None where a call has to wait for the next batch."""
     try:
         return [row async for row in function(item, batches)]
@@ -67,15 +83,21 @@ async def _rows(item: bytes, function: Function, batches: Batches) -> list[bytes
         return None
 
 
-def _onward(rows: Iterator[bytes], tail: list[ModelStage], place: RunContext, scratch: str) -> Iterator[bytes]:
+def _onward(
+    rows: Iterator[bytes], tail: list[ModelStage], place: RunContext, scratch: str
+) -> Iterator[bytes]:
     if not tail:
         yield from rows
     elif not _is_live(tail[0]):
-        yield from _onward(run_in_batches(rows, tail[0], place), tail[1:], place, scratch)
+        yield from _onward(
+            run_in_batches(rows, tail[0], place), tail[1:], place, scratch
+        )
     else:
         live = list(takewhile(_is_live, tail))
         heads = [(spool(rows, f"{scratch}/rows-{len(tail)}.arrow"), live[0])]
-        yield from _onward(stream_rows(heads, live[1:], place), tail[len(live) :], place, scratch)
+        yield from _onward(
+            stream_rows(heads, live[1:], place), tail[len(live) :], place, scratch
+        )
 
 
 def _is_live(work: ModelStage) -> bool:

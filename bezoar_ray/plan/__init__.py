@@ -10,6 +10,15 @@ from bezoar_ray.plan.steps import Plan, Step, plan
 from bezoar_ray.plan.text import render, render_scaling
 
 __all__ = [
-    "Assumed", "Plan", "Scaling", "Step", "Tokens", "assumed_from", "plan", "plan_from", "render", "render_scaling",
+    "Assumed",
+    "Plan",
+    "Scaling",
+    "Step",
+    "Tokens",
+    "assumed_from",
+    "plan",
+    "plan_from",
+    "render",
+    "render_scaling",
     "scaling",
-]  # fmt: skip
+]

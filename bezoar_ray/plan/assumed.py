@@ -38,7 +38,9 @@ class Assumed:
     )
     """Tokens of each kind of call."""
     accepted: dict[str, float] = field(
-        default_factory=lambda: {scheme.name: scheme.accepted for scheme in SCHEMES.values()}
+        default_factory=lambda: {
+            scheme.name: scheme.accepted for scheme in SCHEMES.values()
+        }
     )
     """Share of the generated rows that the filter accepts, by scheme."""
     own_accepted: float = custom(CUSTOM, "dolly").accepted
@@ -76,7 +78,9 @@ class Assumed:
         """Tokens of a kind of call; one that is not known is of a scheme of one's own."""
         return self.call.get(kind) or self.call["own answer"]
 
-    def engine_seconds(self, gpu: Gpu, billions: float, into: float, out: float) -> float:
+    def engine_seconds(
+        self, gpu: Gpu, billions: float, into: float, out: float
+    ) -> float:
         """Seconds of one GPU for so many tokens: it reads as fast as its operations, and writes as fast as its memory.
 
         Args:

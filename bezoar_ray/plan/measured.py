@@ -44,27 +44,50 @@ class Calls(TypedDict):
 
 def measured(recipe: Recipe, summary: dict[str, Any], name: str) -> Assumed:
     """The assumptions, corrected by a run's summary: yields, judge calls per row, tokens per call by role."""
-    counts = {scheme: part for scheme, part in summary.get("data", {}).items() if part.get("generated")}
-    candidates = recipe.generate.candidates  # all of which are counted as generated, and one at most as accepted
+    counts = {
+        scheme: part
+        for scheme, part in summary.get("data", {}).items()
+        if part.get("generated")
+    }
+    candidates = (
+        recipe.generate.candidates
+    )  # all of which are counted as generated, and one at most as accepted
     rows = {scheme: part["generated"] / candidates for scheme, part in counts.items()}
     assumed = Assumed(measured=name)
-    accepted = {scheme: part.get("accepted", 0) / rows[scheme] for scheme, part in counts.items()}
+    accepted = {
+        scheme: part.get("accepted", 0) / rows[scheme]
+        for scheme, part in counts.items()
+    }
     assumed = replace(assumed, accepted=assumed.accepted | accepted)
     calls, total = summary.get("calls", {}), sum(rows.values()) * candidates
     if total and recipe.judges and _sent(calls.get("judge")):
-        assumed = replace(assumed, judged=_sent(calls["judge"]) / (total * len(recipe.judges)))
+        assumed = replace(
+            assumed, judged=_sent(calls["judge"]) / (total * len(recipe.judges))
+        )
     expected = list(generation(recipe, rows, assumed))
-    scaled = _scaled(assumed.call, calls.get("teacher"), expected, (*SCHEMES, *recipe.generate.own, "own"))
-    scaled |= _own(scaled, calls.get("judge"), "judge") | _own(scaled, calls.get("candidate"), "mt_bench answer")
+    scaled = _scaled(
+        assumed.call,
+        calls.get("teacher"),
+        expected,
+        (*SCHEMES, *recipe.generate.own, "own"),
+    )
+    scaled |= _own(scaled, calls.get("judge"), "judge") | _own(
+        scaled, calls.get("candidate"), "mt_bench answer"
+    )
     if recipe.evaluate.mt_bench and _sent(found := calls.get("mt_bench_judge")):
         turns = found["sent"] / sum(step.calls for step in verdicts(recipe, 1, assumed))
         expected = list(verdicts(recipe, turns, assumed))
-        scaled = _scaled(scaled, found, expected, ("mt_bench judge", "mt_bench comparison"))
+        scaled = _scaled(
+            scaled, found, expected, ("mt_bench judge", "mt_bench comparison")
+        )
     return replace(assumed, call=scaled)
 
 
 def _scaled(
-    call: dict[str, Tokens], found: Calls | None, expected: list[Step], kinds: tuple[str, ...]
+    call: dict[str, Tokens],
+    found: Calls | None,
+    expected: list[Step],
+    kinds: tuple[str, ...],
 ) -> dict[str, Tokens]:
     """Calls of several kinds, of which a run knows the sum: all by the factor that makes the sum come out."""
     if not found or not _sent(found) or not expected:
@@ -72,7 +95,9 @@ def _scaled(
     into = found["tokens_in"] / sum(step.tokens_in for step in expected)
     out = found["tokens_out"] / sum(step.tokens_out for step in expected)
     return {
-        kind: Tokens(tokens.into * into, tokens.out * out) if kind.startswith(kinds) else tokens
+        kind: Tokens(tokens.into * into, tokens.out * out)
+        if kind.startswith(kinds)
+        else tokens
         for kind, tokens in call.items()
     }
 

@@ -61,13 +61,19 @@ class Scaling:
 
     def usd(self, gpus: int) -> float:
         """GPUs while a stage uses them, and the endpoints' bills."""
-        return self.api_usd + self.gpu.usd * sum(stage.hours(gpus) * stage.used(gpus) for stage in self.stages)
+        return self.api_usd + self.gpu.usd * sum(
+            stage.hours(gpus) * stage.used(gpus) for stage in self.stages
+        )
 
     @property
     def first(self) -> PlannedStage:
         """The stage that stops gaining first, of those that take long enough to matter on many GPUs."""
         most = COUNTS[-1]
-        long = (stage for stage in self.stages if stage.hours(most) > 0.02 * self.hours(most))
+        long = (
+            stage
+            for stage in self.stages
+            if stage.hours(most) > 0.02 * self.hours(most)
+        )
         return min(long, key=lambda stage: stage.full)
 
 
@@ -81,13 +87,20 @@ def scaling(recipe: Recipe, kind: str, assumed: Assumed | None = None) -> Scalin
     gpu, assumed = find_gpu(name, "--cluster"), assumed or Assumed()
     if given:
         if not re.fullmatch(r"\d+(\.\d+)?", price):
-            raise RecipeError(f"--cluster {kind}: not a price; give dollars an hour, as in {name}=1.5")
+            raise RecipeError(
+                f"--cluster {kind}: not a price; give dollars an hour, as in {name}=1.5"
+            )
         gpu = replace(gpu, usd=float(price))
     found = plan(recipe, assumed, gpu)
     if not found.total("gpu_hours"):
         raise RecipeError(f"--cluster {kind}: {recipe.name} uses no GPU")
-    local: list[ModelSection | Serve] = [model for model in (*recipe.teachers, *recipe.judges) if not model.base_url]
-    fewest = max([gpus_of(model.engine, model.num_gpus) for model in [*local, recipe.serve]] + [1.0])
+    local: list[ModelSection | Serve] = [
+        model for model in (*recipe.teachers, *recipe.judges) if not model.base_url
+    ]
+    fewest = max(
+        [gpus_of(model.engine, model.num_gpus) for model in [*local, recipe.serve]]
+        + [1.0]
+    )
     works = training_hours.works(recipe, found.rows, assumed)
     stages = (
         _generate(recipe, found, assumed),
@@ -95,7 +108,15 @@ def scaling(recipe: Recipe, kind: str, assumed: Assumed | None = None) -> Scalin
         *(_train(recipe, work, gpu, assumed) for work in works),
         _evaluate(recipe, found, assumed),
     )
-    return Scaling(recipe.name, gpu, tuple(filter(None, stages)), found.total("usd"), fewest, assumed, found.needs)
+    return Scaling(
+        recipe.name,
+        gpu,
+        tuple(filter(None, stages)),
+        found.total("usd"),
+        fewest,
+        assumed,
+        found.needs,
+    )
 
 
 def _gpu_hours(found: Plan, stage: str) -> float:
@@ -105,17 +126,28 @@ def _gpu_hours(found: Plan, stage: str) -> float:
 def _generate(recipe: Recipe, found: Plan, assumed: Assumed) -> PlannedStage | None:
     """The longest chain of calls cannot be shared."""
     evol = recipe.generate.evol_instruct
-    tokens = sum(assumed.call[f"evol_instruct {kind}"].out for kind in ("rewrite", "comparison", "answer"))
-    chain = (evol.epochs * tokens if evol else assumed.call["lamini instructions"].out) / assumed.one_sequence
+    tokens = sum(
+        assumed.call[f"evol_instruct {kind}"].out
+        for kind in ("rewrite", "comparison", "answer")
+    )
+    chain = (
+        evol.epochs * tokens if evol else assumed.call["lamini instructions"].out
+    ) / assumed.one_sequence
     return _talking("generate", recipe.teachers, found, assumed, chain)
 
 
 def _filter(recipe: Recipe, found: Plan, assumed: Assumed) -> PlannedStage | None:
-    return _talking("filter", recipe.judges if recipe.filter.judge else (), found, assumed)
+    return _talking(
+        "filter", recipe.judges if recipe.filter.judge else (), found, assumed
+    )
 
 
 def _talking(
-    stage: str, models: tuple[ModelSection, ...], found: Plan, assumed: Assumed, chain: float = 0.0
+    stage: str,
+    models: tuple[ModelSection, ...],
+    found: Plan,
+    assumed: Assumed,
+    chain: float = 0.0,
 ) -> PlannedStage | None:
     """Our own engines share out the calls; endpoints answer as fast as they let us, whatever the GPUs.
 
@@ -132,13 +164,21 @@ def _talking(
             calls[step.model] += step.calls
     if not any(calls.values()):
         return None
-    seconds = {model.model: calls[model.model] / _rate(model, assumed) for model in models if model.base_url}
+    seconds = {
+        model.model: calls[model.model] / _rate(model, assumed)
+        for model in models
+        if model.base_url
+    }
     slowest = max(seconds, key=lambda model: seconds[model], default=None)
     remote = seconds[slowest] / 3600 if slowest else 0.0
     local = len(seconds) < len(models)
     work, start = _gpu_hours(found, stage), assumed.start / 3600 if local else 0.0
     bounds = [f"an engine starts in {assumed.start:.0f} s"] if local else []
-    bounds += [f"{slowest} takes {calls[slowest] / seconds[slowest]:,.0f} calls a second"] if slowest else []
+    bounds += (
+        [f"{slowest} takes {calls[slowest] / seconds[slowest]:,.0f} calls a second"]
+        if slowest
+        else []
+    )
     bounds += [f"the longest chain of calls takes {chain:.0f} s"] if chain else []
 
     def hours(gpus: int) -> float:
@@ -149,11 +189,15 @@ def _talking(
 
 def _rate(judge: ModelSection, assumed: Assumed) -> float:
     """Calls a second: by its own limit, or by how many may be under way."""
-    limit = judge.requests_per_minute / 60 if judge.requests_per_minute else float("inf")
+    limit = (
+        judge.requests_per_minute / 60 if judge.requests_per_minute else float("inf")
+    )
     return min(limit, judge.most_actors * judge.max_in_flight / assumed.judge_latency)
 
 
-def _train(recipe: Recipe, work: TrainingWork, gpu: Gpu, assumed: Assumed) -> PlannedStage | None:
+def _train(
+    recipe: Recipe, work: TrainingWork, gpu: Gpu, assumed: Assumed
+) -> PlannedStage | None:
     """Workers share out a batch, row by row at most, and passes of few rows are slow; steps come one after another."""
     part = recipe.training(work.stage)
     if not training_hours.gpu_hours(recipe, work, gpu):
@@ -163,7 +207,13 @@ def _train(recipe: Recipe, work: TrainingWork, gpu: Gpu, assumed: Assumed) -> Pl
 
     def hours(gpus: int) -> float:
         workers = _workers(part.batch, gpus)
-        return training_hours.gpu_hours(_on_workers(recipe, work.stage, workers), work, gpu) / workers + idle
+        return (
+            training_hours.gpu_hours(
+                _on_workers(recipe, work.stage, workers), work, gpu
+            )
+            / workers
+            + idle
+        )
 
     bound = (
         f"a batch has {part.batch} rows, a pass of few is no faster, and no GPU shares {assumed.step * 1000:.0f} ms of "
@@ -179,7 +229,9 @@ def _workers(batch: int, gpus: int) -> int:
 
 def _on_workers(recipe: Recipe, stage: str, workers: int) -> Recipe:
     """The recipe with so many workers in a training stage, each on a GPU of its own."""
-    part = recipe.training(stage).model_copy(update={"workers": workers, "gpus_per_worker": 1.0})
+    part = recipe.training(stage).model_copy(
+        update={"workers": workers, "gpus_per_worker": 1.0}
+    )
     return recipe.model_copy(update={STAGES[stage].section: part})
 
 
@@ -188,8 +240,17 @@ def _evaluate(recipe: Recipe, found: Plan, assumed: Assumed) -> PlannedStage | N
     if not any(step.stage == "evaluate" for step in found.steps):
         return None
     judge = recipe.mt_bench_judges[0] if recipe.evaluate.mt_bench else None
-    calls = sum(step.calls for step in found.steps if step.what.startswith("mt_bench") and step.what[9:] != "answer")
+    calls = sum(
+        step.calls
+        for step in found.steps
+        if step.what.startswith("mt_bench") and step.what[9:] != "answer"
+    )
     judged = calls / _rate(judge, assumed) / 3600 if judge else 0.0
     work, start = _gpu_hours(found, "evaluate"), assumed.start / 3600
     bound = f"an engine starts in {assumed.start:.0f} s, and {calls:,.0f} verdicts are waited for"
-    return PlannedStage("evaluate", lambda gpus: max(judged, work / gpus) + start, float("inf") if work else 0, bound)
+    return PlannedStage(
+        "evaluate",
+        lambda gpus: max(judged, work / gpus) + start,
+        float("inf") if work else 0,
+        bound,
+    )

@@ -33,7 +33,9 @@ class Measured:
 
 SPEEDS = (
     Measured("H200", 3.3, 3_839, compiled=False, recomputed=False, tokens_per_s=16_185),
-    Measured("H200", 3.3, 16_210, compiled=False, recomputed=False, tokens_per_s=20_696),
+    Measured(
+        "H200", 3.3, 16_210, compiled=False, recomputed=False, tokens_per_s=20_696
+    ),
     Measured("H200", 3.3, 16_210, compiled=False, recomputed=True, tokens_per_s=14_458),
     Measured("H200", 3.3, 3_839, compiled=True, recomputed=False, tokens_per_s=20_586),
     Measured("H200", 3.3, 16_210, compiled=True, recomputed=True, tokens_per_s=20_281),
@@ -50,7 +52,9 @@ _LAUNCHED_AGAIN = 1.67
 is a guess."""
 
 
-def training_speed(shape: Shape, gpu: Gpu, tokens: float, compiled: bool, recomputed: bool) -> float:
+def training_speed(
+    shape: Shape, gpu: Gpu, tokens: float, compiled: bool, recomputed: bool
+) -> float:
     """Tokens a second that one GPU trains on.
 
     Args:
@@ -61,12 +65,22 @@ def training_speed(shape: Shape, gpu: Gpu, tokens: float, compiled: bool, recomp
         recomputed: whether activations are recomputed in the backward pass.
     """
     weights = (shape.linear_weights + shape.vocabulary * shape.hidden) / 1e9
-    alike = [found for found in SPEEDS if (found.compiled, found.recomputed) == (compiled, recomputed)]
+    alike = [
+        found
+        for found in SPEEDS
+        if (found.compiled, found.recomputed) == (compiled, recomputed)
+    ]
 
     def distance(found: Measured) -> tuple[float, float]:
-        return abs(math.log(found.billions / weights)), abs(math.log(found.tokens / tokens))
+        return abs(math.log(found.billions / weights)), abs(
+            math.log(found.tokens / tokens)
+        )
 
     nearest = min(alike, key=distance)
     busy = nearest.of_peak * gpu.tflops * 1e12 / (6e9 * weights)
-    launching = (_LAUNCHED_COMPILED if compiled else _LAUNCHED) * shape.layers * (_LAUNCHED_AGAIN if recomputed else 1)
+    launching = (
+        (_LAUNCHED_COMPILED if compiled else _LAUNCHED)
+        * shape.layers
+        * (_LAUNCHED_AGAIN if recomputed else 1)
+    )
     return min(busy, tokens / launching)

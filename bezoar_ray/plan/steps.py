@@ -57,7 +57,9 @@ class Plan:
         return sum(getattr(step, name) for step in self.steps)
 
 
-def plan(recipe: Recipe, assumed: Assumed | None = None, gpu: Gpu | None = None) -> Plan:
+def plan(
+    recipe: Recipe, assumed: Assumed | None = None, gpu: Gpu | None = None
+) -> Plan:
     """What a recipe will call, cost and take of its GPUs.
 
     Args:
@@ -76,14 +78,20 @@ def plan(recipe: Recipe, assumed: Assumed | None = None, gpu: Gpu | None = None)
             *_judging(recipe, rows, assumed, gpu),
             *_training(recipe, works, gpu),
             *_evaluation(recipe, assumed, gpu),
-            *(Step(stage.name, stage.label, "") for stage in STAGES.values() if not stage.scheduled),
+            *(
+                Step(stage.name, stage.label, "")
+                for stage in STAGES.values()
+                if not stage.scheduled
+            ),
         ),
         rows=rows,
         assumed=assumed,
         code=tuple(_code(recipe)),
         budget=recipe.budget_usd,
         needs=tuple(_needs(recipe, works, gpu)),
-        unknown_gpus=() if gpu else tuple(sorted(kind for kind in _named(recipe) if not known_gpu(kind))),
+        unknown_gpus=()
+        if gpu
+        else tuple(sorted(kind for kind in _named(recipe) if not known_gpu(kind))),
         commercial_use=(use["verdict"], tuple(use["because"])),
     )
 
@@ -99,14 +107,29 @@ def gpu_of(recipe: Recipe, part: SchedulingSection, given: Gpu | None = None) ->
 
 def _named(recipe: Recipe) -> set[str]:
     """The kinds of GPU that a recipe's sections ask for."""
-    sections = [recipe.sft, recipe.hh_sft, recipe.align, recipe.serve, *recipe.teachers, *recipe.judges]
-    return {section.accelerator_type for section in sections if section.accelerator_type}
+    sections = [
+        recipe.sft,
+        recipe.hh_sft,
+        recipe.align,
+        recipe.serve,
+        *recipe.teachers,
+        *recipe.judges,
+    ]
+    return {
+        section.accelerator_type for section in sections if section.accelerator_type
+    }
 
 
-def _needs(recipe: Recipe, works: Iterable[TrainingWork], gpu: Gpu | None) -> Iterator[MemoryNeed]:
+def _needs(
+    recipe: Recipe, works: Iterable[TrainingWork], gpu: Gpu | None
+) -> Iterator[MemoryNeed]:
     """Of every stage that uses a GPU."""
-    talked_to: list[tuple[str, ModelSection]] = [("generate", teacher) for teacher in recipe.teachers]
-    talked_to += [("filter", judge) for judge in (recipe.judges if recipe.filter.judge else ())]
+    talked_to: list[tuple[str, ModelSection]] = [
+        ("generate", teacher) for teacher in recipe.teachers
+    ]
+    talked_to += [
+        ("filter", judge) for judge in (recipe.judges if recipe.filter.judge else ())
+    ]
     for stage, part in talked_to:
         if gpus_of(part.engine, part.num_gpus) and not part.base_url:
             yield engine_need(stage, part.model, part, gpu_of(recipe, part, gpu))
@@ -114,14 +137,26 @@ def _needs(recipe: Recipe, works: Iterable[TrainingWork], gpu: Gpu | None) -> It
         training = recipe.training(work.stage)
         if training.gpus_per_worker:
             yield training_hours.need(recipe, work, gpu_of(recipe, training, gpu))
-    if gpus_of(recipe.serve.engine, recipe.serve.num_gpus) and (recipe.evaluate.harness or recipe.evaluate.mt_bench):
-        yield engine_need("evaluate", recipe.base.model, recipe.serve, gpu_of(recipe, recipe.serve, gpu))
+    if gpus_of(recipe.serve.engine, recipe.serve.num_gpus) and (
+        recipe.evaluate.harness or recipe.evaluate.mt_bench
+    ):
+        yield engine_need(
+            "evaluate",
+            recipe.base.model,
+            recipe.serve,
+            gpu_of(recipe, recipe.serve, gpu),
+        )
 
 
 def _code(recipe: Recipe) -> Iterator[str]:
     """The code that a recipe runs, besides ours."""
-    yield from (f"{part.function} (generate.own.{name})" for name, part in recipe.generate.own.items())
-    models = [("teacher", part) for part in recipe.teachers] + [("judge", part) for part in recipe.judges]
+    yield from (
+        f"{part.function} (generate.own.{name})"
+        for name, part in recipe.generate.own.items()
+    )
+    models = [("teacher", part) for part in recipe.teachers] + [
+        ("judge", part) for part in recipe.judges
+    ]
     for role, part in [*models, ("base", recipe.base)]:
         if part.trust_remote_code:
             yield f"code of {part.model} at {part.revision} ({role}: trust_remote_code)"
@@ -141,23 +176,43 @@ def generated(recipe: Recipe, assumed: Assumed) -> dict[str, float]:
     if part.lamini:
         found["lamini"] = float(part.lamini.calls * part.lamini.per_call)
     if part.evol_instruct:
-        seeds = min(part.evol_instruct.seeds, training_hours.limit_of(recipe.seeds.dolly) or part.evol_instruct.seeds)
+        seeds = min(
+            part.evol_instruct.seeds,
+            training_hours.limit_of(recipe.seeds.dolly) or part.evol_instruct.seeds,
+        )
         found["evol_instruct"] = float(seeds * part.evol_instruct.epochs)
     if part.orca:
-        drawn = sum(mixture.rows or assumed.open_rows for mixture in part.orca.mixtures.values())
-        found["orca"] = float(min(drawn, training_hours.limit_of(recipe.seeds.flan) or drawn, part.orca.rows or drawn))
+        drawn = sum(
+            mixture.rows or assumed.open_rows for mixture in part.orca.mixtures.values()
+        )
+        found["orca"] = float(
+            min(
+                drawn,
+                training_hours.limit_of(recipe.seeds.flan) or drawn,
+                part.orca.rows or drawn,
+            )
+        )
     for name, own in part.own.items():
-        works = min(own.works, training_hours.limit_of(getattr(recipe.seeds, own.seeds)) or own.works)
+        works = min(
+            own.works,
+            training_hours.limit_of(getattr(recipe.seeds, own.seeds)) or own.works,
+        )
         found[name] = float(works * own.rows_per_work)
     return found
 
 
-def generation(recipe: Recipe, rows: dict[str, float], assumed: Assumed, gpu: Gpu | None = None) -> Iterator[Step]:
+def generation(
+    recipe: Recipe, rows: dict[str, float], assumed: Assumed, gpu: Gpu | None = None
+) -> Iterator[Step]:
     """The teacher's calls for so many rows of each scheme."""
     calls = {}
     for name in recipe.schemes:
         count = rows.get(name, 0)
-        times = {"task": 1 / recipe.rows_per_task(name), "row": 1, "candidate": recipe.generate.candidates}
+        times = {
+            "task": 1 / recipe.rows_per_task(name),
+            "row": 1,
+            "candidate": recipe.generate.candidates,
+        }
         for call in recipe.scheme(name).calls:
             calls[f"{name} {call.kind}"] = count * times[call.per]
     whole = sum(teacher.weight for teacher in recipe.teachers)
@@ -165,28 +220,53 @@ def generation(recipe: Recipe, rows: dict[str, float], assumed: Assumed, gpu: Gp
         for kind, count in calls.items():
             if count:
                 share = count * teacher.weight / whole
-                yield _calls("generate", kind, teacher, share, assumed, gpu_of(recipe, teacher, gpu))
+                yield _calls(
+                    "generate",
+                    kind,
+                    teacher,
+                    share,
+                    assumed,
+                    gpu_of(recipe, teacher, gpu),
+                )
 
 
-def _judging(recipe: Recipe, rows: dict[str, float], assumed: Assumed, gpu: Gpu | None) -> Iterator[Step]:
+def _judging(
+    recipe: Recipe, rows: dict[str, float], assumed: Assumed, gpu: Gpu | None
+) -> Iterator[Step]:
     for judge in recipe.judges if recipe.filter.judge else ():
         asked = sum(rows.values()) * recipe.generate.candidates * assumed.judged
-        yield _calls("filter", "judge", judge, asked, assumed, gpu_of(recipe, judge, gpu))
+        yield _calls(
+            "filter", "judge", judge, asked, assumed, gpu_of(recipe, judge, gpu)
+        )
 
 
-def _calls(stage: str, kind: str, model: ModelSection, count: float, assumed: Assumed, gpu: Gpu) -> Step:
+def _calls(
+    stage: str, kind: str, model: ModelSection, count: float, assumed: Assumed, gpu: Gpu
+) -> Step:
     tokens = assumed.tokens(kind)
     into, out = count * tokens.into, count * tokens.out
     hours = _engine_hours(model.model, model, into, out, assumed, gpu)
     most = model.usd(into, count * max(model.max_tokens, tokens.out))
-    return Step(stage, kind, model.model, count, into, out, model.usd(into, out), hours, most)
+    return Step(
+        stage, kind, model.model, count, into, out, model.usd(into, out), hours, most
+    )
 
 
-def _engine_hours(model: str, part: ModelSection | Serve, into: float, out: float, assumed: Assumed, gpu: Gpu) -> float:
+def _engine_hours(
+    model: str,
+    part: ModelSection | Serve,
+    into: float,
+    out: float,
+    assumed: Assumed,
+    gpu: Gpu,
+) -> float:
     """GPU hours in vLLM: the same for one GPU or many, since each adds its own speed. None without a GPU."""
     if not gpus_of(part.engine, part.num_gpus):
         return 0.0
-    return assumed.engine_seconds(gpu, billions(model, assumed, active=True), into, out) / 3600
+    return (
+        assumed.engine_seconds(gpu, billions(model, assumed, active=True), into, out)
+        / 3600
+    )
 
 
 def billions(model: str, assumed: Assumed, *, active: bool = False) -> float:
@@ -203,38 +283,70 @@ def billions(model: str, assumed: Assumed, *, active: bool = False) -> float:
 # Training and evaluation.
 
 
-def _training(recipe: Recipe, works: Iterable[TrainingWork], gpu: Gpu | None) -> Iterator[Step]:
+def _training(
+    recipe: Recipe, works: Iterable[TrainingWork], gpu: Gpu | None
+) -> Iterator[Step]:
     for work in works:
         part = recipe.training(work.stage)
         hours = training_hours.gpu_hours(recipe, work, gpu_of(recipe, part, gpu))
-        yield Step(work.stage, work.what, recipe.base.model, tokens_in=work.tokens(part), gpu_hours=hours)
+        yield Step(
+            work.stage,
+            work.what,
+            recipe.base.model,
+            tokens_in=work.tokens(part),
+            gpu_hours=hours,
+        )
 
 
 def _evaluation(recipe: Recipe, assumed: Assumed, gpu: Gpu | None) -> Iterator[Step]:
     harness, bench = recipe.evaluate.harness, recipe.evaluate.mt_bench
     if harness and harness.all_tasks:
         items = sum(task.limit or assumed.harness_items for task in harness.all_tasks)
-        yield _served(recipe, "harness request", items * assumed.harness_choices * _checkpoints(recipe), assumed, gpu)
+        yield _served(
+            recipe,
+            "harness request",
+            items * assumed.harness_choices * _checkpoints(recipe),
+            assumed,
+            gpu,
+        )
     if bench:
         asked = 16 if bench.questions == "tiny" else assumed.mt_bench_questions
         turns = min(bench.limit or asked, asked) * 2
-        yield _served(recipe, "mt_bench answer", turns * _checkpoints(recipe), assumed, gpu)
+        yield _served(
+            recipe, "mt_bench answer", turns * _checkpoints(recipe), assumed, gpu
+        )
         yield from verdicts(recipe, turns, assumed, gpu)
 
 
-def verdicts(recipe: Recipe, turns: float, assumed: Assumed, gpu: Gpu | None = None) -> Iterator[Step]:
+def verdicts(
+    recipe: Recipe, turns: float, assumed: Assumed, gpu: Gpu | None = None
+) -> Iterator[Step]:
     """The calls of MT-Bench's judges for so many turns of each model."""
     bench = recipe.evaluate.mt_bench
     if not bench:
         return
     models = _checkpoints(recipe) + _published(bench)
     for judge in recipe.mt_bench_judges:
-        yield _calls("evaluate", "mt_bench judge", judge, turns * models, assumed, gpu_of(recipe, judge, gpu))
+        yield _calls(
+            "evaluate",
+            "mt_bench judge",
+            judge,
+            turns * models,
+            assumed,
+            gpu_of(recipe, judge, gpu),
+        )
     left_out = "dpo" if recipe.align.method == "none" else ""
     if pairs := sum(left_out not in pair for pair in bench.pairwise):
         both_orders = 2 * turns * pairs
         judge = recipe.mt_bench_judges[0]
-        yield _calls("evaluate", "mt_bench comparison", judge, both_orders, assumed, gpu_of(recipe, judge, gpu))
+        yield _calls(
+            "evaluate",
+            "mt_bench comparison",
+            judge,
+            both_orders,
+            assumed,
+            gpu_of(recipe, judge, gpu),
+        )
 
 
 def _published(bench: MtBench) -> int:
@@ -252,7 +364,9 @@ def _checkpoints(recipe: Recipe) -> int:
     return 1 + len(recipe.trained)  # with the base
 
 
-def _served(recipe: Recipe, kind: str, count: float, assumed: Assumed, gpu: Gpu | None) -> Step:
+def _served(
+    recipe: Recipe, kind: str, count: float, assumed: Assumed, gpu: Gpu | None
+) -> Step:
     into, out = count * assumed.call[kind].into, count * assumed.call[kind].out
     card = gpu_of(recipe, recipe.serve, gpu)
     hours = _engine_hours(recipe.base.model, recipe.serve, into, out, assumed, card)

@@ -15,18 +15,46 @@ _COLUMNS = ("calls", "tokens_in", "tokens_out", "usd", "gpu_hours")
 
 def render(found: Plan) -> str:
     """A plan as a table for a terminal, with its assumptions below."""
-    head = ("stage", "what", "model", "calls", "tokens in", "tokens out", "API dollars", "GPU hours")
+    head = (
+        "stage",
+        "what",
+        "model",
+        "calls",
+        "tokens in",
+        "tokens out",
+        "API dollars",
+        "GPU hours",
+    )
     lines = [_cells(step.stage, step.what, step.model, step) for step in found.steps]
-    table = [head, *lines, _cells("total", "", "", Step("", "", "", *map(found.total, _COLUMNS)))]
+    table = [
+        head,
+        *lines,
+        _cells("total", "", "", Step("", "", "", *map(found.total, _COLUMNS))),
+    ]
     widths = [max(len(line[column]) for line in table) for column in range(len(head))]
     text = [_line(line, widths) for line in table]
     rule = "-" * len(text[0])
-    rows = ", ".join(f"{scheme} {count:,.0f}" for scheme, count in found.rows.items()) or "none"
-    return "\n".join([
-        f"Plan of {found.recipe}: nothing has run. Rows to generate, at most: {rows}.", "",
-        text[0], rule, *text[1:-1], rule, text[-1], "", *_bill(found), *_memory(found), *_use(found), *_code(found),
-        *_assumptions(found),
-    ])  # fmt: skip
+    rows = (
+        ", ".join(f"{scheme} {count:,.0f}" for scheme, count in found.rows.items())
+        or "none"
+    )
+    return "\n".join(
+        [
+            f"Plan of {found.recipe}: nothing has run. Rows to generate, at most: {rows}.",
+            "",
+            text[0],
+            rule,
+            *text[1:-1],
+            rule,
+            text[-1],
+            "",
+            *_bill(found),
+            *_memory(found),
+            *_use(found),
+            *_code(found),
+            *_assumptions(found),
+        ]
+    )
 
 
 def _stage_hours(stage: PlannedStage, gpus: int) -> str:
@@ -38,34 +66,62 @@ def render_scaling(found: Scaling) -> str:
     head = ("stage", *map(_gpus, COUNTS), "gains up to", "then")
     counts = [count if count >= found.fewest else None for count in COUNTS]
 
-    def line(name: str, value: Callable[[int], str], full: str = "", then: str = "") -> tuple[str, ...]:
+    def line(
+        name: str, value: Callable[[int], str], full: str = "", then: str = ""
+    ) -> tuple[str, ...]:
         return (name, *(value(count) if count else "–" for count in counts), full, then)
 
-    lines = [line(stage.name, partial(_stage_hours, stage), _gpus(stage.full), stage.bound)
-             for stage in found.stages]  # fmt: skip
+    lines = [
+        line(stage.name, partial(_stage_hours, stage), _gpus(stage.full), stage.bound)
+        for stage in found.stages
+    ]
     lines += [
         line("hours in all", lambda n: _hours(found.hours(n))),
         line("dollars", lambda n: f"{found.usd(n):,.0f}"),
     ]
     table = [head, *lines]
     widths = [max(len(line[column]) for line in table) for column in range(len(head))]
-    text = ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in table]
-    rule, gpu, assumed, first = "-" * len(text[0]), found.gpu, found.assumed, found.first
-    return "\n".join([
-        f"{found.recipe} on {gpu.kind}s, on paper: hours of each stage.", "", *_too_large(found),
-        text[0], rule, *text[1:-2], rule, *text[-2:], "",
-        f"{first.name} stops gaining first, at {_gpus(first.full)}: {first.bound}.", "",
-        "Assumptions, beside those of `bezoar plan`:",
-        f"- {_a(gpu.kind)} has {gpu.tflops:g} TFLOPS in bfloat16 and {gpu.bandwidth:g} TB/s, by its maker, and costs "
-        f"{gpu.usd:g} dollars an hour, by ourselves (your price: --cluster {gpu.kind}=1.23); speeds follow the "
-        "first in training, the second in writing; dollars are those of APIs and GPUs",
-        *_training_speed(found.needs),
-        "- actors, workers and replicas fill all GPUs, whatever the recipe says; a stage's GPUs are paid while it runs",
-        f"- an engine or worker starts in {assumed.start:g} s; one sequence is written at {assumed.one_sequence:g} "
-        f"tokens/s; a judge answers in {assumed.judge_latency:g} s",
-        f"- a stage gains as long as twice the GPUs take less than {GAIN:.0%} of the time; "
-        f"the recipe needs {_gpus(found.fewest)} at least",
-    ])  # fmt: skip
+    text = [
+        "  ".join(
+            cell.ljust(width) for cell, width in zip(line, widths, strict=True)
+        ).rstrip()
+        for line in table
+    ]
+    rule, gpu, assumed, first = (
+        "-" * len(text[0]),
+        found.gpu,
+        found.assumed,
+        found.first,
+    )
+    return "\n".join(
+        [
+            f"{found.recipe} on {gpu.kind}s, on paper: hours of each stage.",
+            "",
+            *_too_large(found),
+            text[0],
+            rule,
+            *text[1:-2],
+            rule,
+            *text[-2:],
+            "",
+            f"{first.name} stops gaining first, at {_gpus(first.full)}: {first.bound}.",
+            "",
+            "Assumptions, beside those of `bezoar plan`:",
+            f"- {_a(gpu.kind)} has {gpu.tflops:g} TFLOPS in bfloat16 and "
+            f"{gpu.bandwidth:g} TB/s, by its maker, and costs "
+            f"{gpu.usd:g} dollars an hour, by ourselves "
+            f"(your price: --cluster {gpu.kind}=1.23); "
+            "speeds follow the first in training, the second in writing; "
+            "dollars are those of APIs and GPUs",
+            *_training_speed(found.needs),
+            "- actors, workers and replicas fill all GPUs, whatever the recipe says; "
+            "a stage's GPUs are paid while it runs",
+            f"- an engine or worker starts in {assumed.start:g} s; one sequence is written at {assumed.one_sequence:g} "
+            f"tokens/s; a judge answers in {assumed.judge_latency:g} s",
+            f"- a stage gains as long as twice the GPUs take less than {GAIN:.0%} of the time; "
+            f"the recipe needs {_gpus(found.fewest)} at least",
+        ]
+    )
 
 
 def _gpus(count: float) -> str:
@@ -78,7 +134,14 @@ def _hours(hours: float) -> str:
 
 def _cells(stage: str, what: str, model: str, step: Step) -> tuple[str, ...]:
     numbers = (_count(step.calls), _count(step.tokens_in), _count(step.tokens_out))
-    return (stage, what, model.rsplit("/", 1)[-1], *numbers, f"{step.usd:,.2f}", f"{step.gpu_hours:,.1f}")
+    return (
+        stage,
+        what,
+        model.rsplit("/", 1)[-1],
+        *numbers,
+        f"{step.usd:,.2f}",
+        f"{step.gpu_hours:,.1f}",
+    )
 
 
 def _count(number: float) -> str:
@@ -86,15 +149,24 @@ def _count(number: float) -> str:
 
 
 def _line(cells: tuple[str, ...], widths: list[int]) -> str:
-    left = [cell.ljust(width) for cell, width in zip(cells[:3], widths[:3], strict=True)]
-    return "  ".join(left + [cell.rjust(width) for cell, width in zip(cells[3:], widths[3:], strict=True)])
+    left = [
+        cell.ljust(width) for cell, width in zip(cells[:3], widths[:3], strict=True)
+    ]
+    return "  ".join(
+        left
+        + [cell.rjust(width) for cell, width in zip(cells[3:], widths[3:], strict=True)]
+    )
 
 
 def _bill(found: Plan) -> list[str]:
     if not found.total("usd_most"):
         return []
     most = f"At most {found.total('usd_most'):,.2f} API dollars, if every answer is as long as its max_tokens, as a "
-    limit = "sets no limit" if found.budget is None else f"stops the run at {found.budget:,.2f}"
+    limit = (
+        "sets no limit"
+        if found.budget is None
+        else f"stops the run at {found.budget:,.2f}"
+    )
     return [f"{most}judge's with hidden reasoning may be; budget_usd {limit}.", ""]
 
 
@@ -102,11 +174,24 @@ def _memory(found: Plan) -> list[str]:
     """What each stage's model takes of a GPU."""
     if not found.needs:
         return []
-    kinds = " and ".join(f"{_a(kind)} ({GPUS[kind].memory:g} GiB)" for kind in _kinds(found))
+    kinds = " and ".join(
+        f"{_a(kind)} ({GPUS[kind].memory:g} GiB)" for kind in _kinds(found)
+    )
     several = len(_kinds(found)) > 1
     head = f"Memory of {kinds}, estimated; another kind: --gpu {'|'.join(GPUS)}:"
-    lines = [f"- {need.stage:<9} {f'{need.gpu.kind}: ' if several else ''}{need}" for need in found.needs]
-    return [head, *lines, *(f"- {kind} is not known, and planned as {_a(USUAL)}" for kind in found.unknown_gpus), ""]
+    lines = [
+        f"- {need.stage:<9} {f'{need.gpu.kind}: ' if several else ''}{need}"
+        for need in found.needs
+    ]
+    return [
+        head,
+        *lines,
+        *(
+            f"- {kind} is not known, and planned as {_a(USUAL)}"
+            for kind in found.unknown_gpus
+        ),
+        "",
+    ]
 
 
 def _kinds(found: Plan) -> list[str]:
@@ -118,7 +203,11 @@ def _too_large(found: Scaling) -> list[str]:
     """What does not fit on such a GPU, however many there are."""
     too_large = [need for need in found.needs if not need.fits]
     lines = [f"- {need.stage:<9} {need}" for need in too_large]
-    return [f"Not as the recipe stands: {found.gpu.memory:g} GiB are too few.", *lines, ""] if too_large else []
+    return (
+        [f"Not as the recipe stands: {found.gpu.memory:g} GiB are too few.", *lines, ""]
+        if too_large
+        else []
+    )
 
 
 def _a(kind: str) -> str:
@@ -128,19 +217,31 @@ def _a(kind: str) -> str:
 
 def _use(found: Plan) -> list[str]:
     verdict, causes = found.commercial_use
-    return [f"May the result be used commercially? {verdict.capitalize()}:", *(f"- {cause}" for cause in causes), ""]
+    return [
+        f"May the result be used commercially? {verdict.capitalize()}:",
+        *(f"- {cause}" for cause in causes),
+        "",
+    ]
 
 
 def _code(found: Plan) -> list[str]:
-    return ["It will run what is not ours:", *(f"- {line}" for line in found.code), ""] if found.code else []
+    return (
+        ["It will run what is not ours:", *(f"- {line}" for line in found.code), ""]
+        if found.code
+        else []
+    )
 
 
 def _assumptions(found: Plan) -> list[str]:
     assumed = found.assumed
     measured = f"measured in {assumed.measured} where it could be"
     source = measured if assumed.measured else "none of them measured for this recipe"
-    tokens = ", ".join(f"{kind} {t.into:,.0f} + {t.out:,.0f}" for kind, t in assumed.call.items())
-    shares = ", ".join(f"{scheme} {share:.0%}" for scheme, share in assumed.accepted.items())
+    tokens = ", ".join(
+        f"{kind} {t.into:,.0f} + {t.out:,.0f}" for kind, t in assumed.call.items()
+    )
+    shares = ", ".join(
+        f"{scheme} {share:.0%}" for scheme, share in assumed.accepted.items()
+    )
     return [
         f"Assumptions ({source}):",
         f"- tokens of a call, in + out: {tokens}",

@@ -4,7 +4,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from bezoar_ray.plan.assumed import Assumed
-from bezoar_ray.plan.memory import MemoryNeed, training_need, training_pass, worker_memory
+from bezoar_ray.plan.memory import (
+    MemoryNeed,
+    training_need,
+    training_pass,
+    worker_memory,
+)
 from bezoar_ray.plan.speeds import training_speed
 from bezoar_ray.recipe import Recipe, SourceSection, Training
 from bezoar_ray.runtime.gpus import Gpu
@@ -33,12 +38,19 @@ class TrainingWork:
         return self.rows * self.row_tokens * part.epochs
 
 
-def works(recipe: Recipe, rows: dict[str, float], assumed: Assumed) -> Iterator[TrainingWork]:
+def works(
+    recipe: Recipe, rows: dict[str, float], assumed: Assumed
+) -> Iterator[TrainingWork]:
     """The training stages of a recipe, given the rows that each scheme generates."""
     kept = {name: _kept(recipe, name, rows, assumed) for name in recipe.sft_order}
     accepted = sum(kept.values())
     tokens = sum(count * _row_tokens(name, assumed) for name, count in kept.items())
-    yield TrainingWork("sft", f"{accepted:,.0f} accepted rows", accepted, tokens / accepted if accepted else 0.0)
+    yield TrainingWork(
+        "sft",
+        f"{accepted:,.0f} accepted rows",
+        accepted,
+        tokens / accepted if accepted else 0.0,
+    )
     if not recipe.seeds.hh_rlhf:
         return
     heldout = recipe.evaluate.heldout_pairs
@@ -60,14 +72,24 @@ def gpu_hours(recipe: Recipe, work: TrainingWork, gpu: Gpu) -> float:
     if not (part.gpus_per_worker and work.rows):
         return 0.0
     compiled = part.compiles(work.steps(part))
-    found = training_pass(recipe, work.stage, worker_memory(recipe, work.stage, gpu), compiled)
-    tokens = part.share * work.row_tokens  # of a worker's step, which is one pass where it fits
+    found = training_pass(
+        recipe, work.stage, worker_memory(recipe, work.stage, gpu), compiled
+    )
+    tokens = (
+        part.share * work.row_tokens
+    )  # of a worker's step, which is one pass where it fits
     if found:
         size = found.size
-        tokens = min(tokens, size.rows * work.row_tokens if size.rows else size.tokens or 0)
+        tokens = min(
+            tokens, size.rows * work.row_tokens if size.rows else size.tokens or 0
+        )
     recomputed = found is None or found.recomputed
-    speed = training_speed(model_shape(recipe.base.model), gpu, tokens, compiled, recomputed)
-    return work.passes * work.tokens(part) / speed / 3600 * max(1.0, part.gpus_per_worker)
+    speed = training_speed(
+        model_shape(recipe.base.model), gpu, tokens, compiled, recomputed
+    )
+    return (
+        work.passes * work.tokens(part) / speed / 3600 * max(1.0, part.gpus_per_worker)
+    )
 
 
 def need(recipe: Recipe, work: TrainingWork, gpu: Gpu) -> MemoryNeed:

@@ -15,14 +15,55 @@ from bezoar_ray.recipe.generation import (
     Mixture,
     Orca,
 )
-from bezoar_ray.recipe.load import Recipe, load_recipe, parse_recipe, recipe_names, recipe_of
-from bezoar_ray.recipe.model_sections import ModelSection, Prices, Seeds, SourceSection, Teacher, Weights
+from bezoar_ray.recipe.load import (
+    Recipe,
+    load_recipe,
+    parse_recipe,
+    recipe_names,
+    recipe_of,
+)
+from bezoar_ray.recipe.model_sections import (
+    ModelSection,
+    Prices,
+    Seeds,
+    SourceSection,
+    Teacher,
+    Weights,
+)
 from bezoar_ray.recipe.section import SchedulingSection, Section
 from bezoar_ray.recipe.training import Align, Base, HhSft, Lora, Sft, Training
 
 __all__ = [
-    "Align", "Base", "Evaluate", "EvolInstruct", "Filter", "Generate", "Harness",
-    "HarnessTask", "HhSft", "Lamini", "Lora", "Meaning", "Mixture", "ModelSection", "MtBench", "Orca", "CustomScheme",
-    "Section", "SchedulingSection", "Prices", "Recipe", "Seeds", "Serve", "Sft", "SourceSection", "Teacher", "Training",
-    "Weights", "load_recipe", "parse_recipe", "recipe_names", "recipe_of",
-]  # fmt: skip
+    "Align",
+    "Base",
+    "Evaluate",
+    "EvolInstruct",
+    "Filter",
+    "Generate",
+    "Harness",
+    "HarnessTask",
+    "HhSft",
+    "Lamini",
+    "Lora",
+    "Meaning",
+    "Mixture",
+    "ModelSection",
+    "MtBench",
+    "Orca",
+    "CustomScheme",
+    "Section",
+    "SchedulingSection",
+    "Prices",
+    "Recipe",
+    "Seeds",
+    "Serve",
+    "Sft",
+    "SourceSection",
+    "Teacher",
+    "Training",
+    "Weights",
+    "load_recipe",
+    "parse_recipe",
+    "recipe_names",
+    "recipe_of",
+]

@@ -53,7 +53,9 @@ class Serve(SchedulingSection):
     def _can_be_given(self) -> "Serve":
         check_parallel(self.engine, self.num_gpus)
         if (self.max_replicas or self.replicas) < self.replicas:
-            raise ValueError(f"max_replicas is {self.max_replicas}, less than replicas, {self.replicas}")
+            raise ValueError(
+                f"max_replicas is {self.max_replicas}, less than replicas, {self.replicas}"
+            )
         return self
 
     def fingerprint_fields(self) -> dict[str, object]:
@@ -95,7 +97,9 @@ class Harness(Section):
     @model_validator(mode="after")
     def _tells_its_tasks_apart(self) -> "Harness":
         names = [self.name_of(task) for task in self.all_tasks]
-        if twice := next((name for n, name in enumerate(names) if name in names[:n]), None):
+        if twice := next(
+            (name for n, name in enumerate(names) if name in names[:n]), None
+        ):
             raise ValueError(
                 f"{twice} stands twice, with another metric or limit; leave one out. All metrics of a task are shown"
             )
@@ -105,9 +109,16 @@ class Harness(Section):
     def all_tasks(self) -> tuple[HarnessTask, ...]:
         """The tasks of the groups, then the others, each once."""
         listed = {
-            group: yaml.safe_load(packaged_text(f"harness/{group}.yaml", None, "groups")) for group in self.groups
+            group: yaml.safe_load(
+                packaged_text(f"harness/{group}.yaml", None, "groups")
+            )
+            for group in self.groups
         }
-        grouped = [HarnessTask(**task, limit=self.limit) for tasks in listed.values() for task in tasks]
+        grouped = [
+            HarnessTask(**task, limit=self.limit)
+            for tasks in listed.values()
+            for task in tasks
+        ]
         return tuple(dict.fromkeys((*grouped, *self.tasks)))
 
     def name_of(self, task: HarnessTask) -> str:
@@ -141,14 +152,25 @@ class MtBench(Section):
     prompts: Annotated[str | None, FILES] = None
     """FastChat's judge_prompts.jsonl: scores can be compared with published ones only where the judge is asked in the
     same words. The judge is asked in our own words where empty."""
-    judges: Annotated[tuple[Judge, ...], OneOrMore, Field(validation_alias=AliasChoices("judges", "judge"))] = ()
+    judges: Annotated[
+        tuple[Judge, ...],
+        OneOrMore,
+        Field(validation_alias=AliasChoices("judges", "judge")),
+    ] = ()
     """The first one's grades are the score; those of others tell how far judges agree. A single one may stand under
     `judge`; the recipe's first judge where empty."""
-    pairwise: tuple[tuple[str, str], ...] = (("sft", "base"), ("hh-sft", "sft"), ("dpo", "hh-sft"))
+    pairwise: tuple[tuple[str, str], ...] = (
+        ("sft", "base"),
+        ("hh-sft", "sft"),
+        ("dpo", "hh-sft"),
+    )
     """Models whose answers the first judge compares, in both orders: checkpoints, or others from `answers`."""
     temperatures: dict[str, NotNegative] = {
-        "writing": 0.7, "roleplay": 0.7, "stem": 0.1, "humanities": 0.1,
-    }  # fmt: skip
+        "writing": 0.7,
+        "roleplay": 0.7,
+        "stem": 0.1,
+        "humanities": 0.1,
+    }
     """Sampling temperature of the answers, by category of the questions; FastChat's. Others are greedy."""
     max_tokens: Positive = 1024
     """Longest answer, in tokens."""
@@ -162,7 +184,11 @@ class MtBench(Section):
     def fingerprint_fields(self) -> dict[str, Any]:
         """Without empty fields of later versions: what an earlier one has measured stays measured."""
         fields = super().fingerprint_fields()
-        return {name: value for name, value in fields.items() if value or name not in _LATER_FIELDS}
+        return {
+            name: value
+            for name, value in fields.items()
+            if value or name not in _LATER_FIELDS
+        }
 
     @field_validator("judges")
     @classmethod
@@ -173,15 +199,27 @@ class MtBench(Section):
     def _compares_two(self) -> "MtBench":
         if same := next((pair for pair in self.pairwise if pair[0] == pair[1]), None):
             raise ValueError(f"pairwise: {list(same)} names one model twice")
-        unknown = [name for pair in self.pairwise for name in pair if name not in checkpoint_names()]
+        unknown = [
+            name
+            for pair in self.pairwise
+            for name in pair
+            if name not in checkpoint_names()
+        ]
         if unknown and not self.answers:
             raise ValueError(
                 f"pairwise: {unknown[0]!r} is none of {', '.join(checkpoint_names())}, and there are no `answers`"
             )
         if twice := next(
-            (pair for n, pair in enumerate(self.pairwise) if {*pair} in map(set, self.pairwise[:n])), None
+            (
+                pair
+                for n, pair in enumerate(self.pairwise)
+                if {*pair} in map(set, self.pairwise[:n])
+            ),
+            None,
         ):
-            raise ValueError(f"pairwise: {list(twice)} stands twice; both orders are shown in any case")
+            raise ValueError(
+                f"pairwise: {list(twice)} stands twice; both orders are shown in any case"
+            )
         return self
 
 

@@ -5,10 +5,20 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from bezoar_ray.recipe.section import FILES, RUNTIME_ONLY, Money, Positive, Section, Share, packaged_text
+from bezoar_ray.recipe.section import (
+    FILES,
+    RUNTIME_ONLY,
+    Money,
+    Positive,
+    Section,
+    Share,
+    packaged_text,
+)
 from bezoar_ray.schemes import CUSTOM, SCHEMES
 
-Operation = Literal["constraints", "deepen", "concretise", "reasoning", "complicate_input", "breadth"]
+Operation = Literal[
+    "constraints", "deepen", "concretise", "reasoning", "complicate_input", "breadth"
+]
 
 
 class Lamini(Section):
@@ -45,8 +55,13 @@ class EvolInstruct(Section):
     epochs: Positive = 4
     """Evolutions of each seed, one after the other."""
     operations: Annotated[dict[Operation, float], Field(min_length=1)] = {
-        "constraints": 1, "deepen": 1, "concretise": 1, "reasoning": 1, "complicate_input": 1, "breadth": 1,
-    }  # fmt: skip
+        "constraints": 1,
+        "deepen": 1,
+        "concretise": 1,
+        "reasoning": 1,
+        "complicate_input": 1,
+        "breadth": 1,
+    }
     """Weight of each operation; the paper draws them uniformly."""
 
 
@@ -67,9 +82,11 @@ class Orca(Section):
     rows: Positive | None = None
     """Queries drawn over all sub-mixtures, in turn; all that the mixtures allow where empty."""
     mixtures: dict[Literal["CoT", "NIV2", "Flan2021", "T0"], Mixture] = {
-        "CoT": Mixture(), "NIV2": Mixture(per_task=300),
-        "Flan2021": Mixture(stratified=True, per_task=1_000_000), "T0": Mixture(stratified=True),
-    }  # fmt: skip
+        "CoT": Mixture(),
+        "NIV2": Mixture(per_task=300),
+        "Flan2021": Mixture(stratified=True, per_task=1_000_000),
+        "T0": Mixture(stratified=True),
+    }
     """Sampling by sub-mixture, as in the paper's table 3."""
 
 
@@ -167,10 +184,17 @@ class Filter(Section):
     def rubric(self, scheme: str) -> str:
         """What a judge is told to look for in a scheme's rows."""
         packaged = scheme if scheme in SCHEMES else CUSTOM
-        return packaged_text(f"rubrics/{packaged}.txt", self.rubrics.get(scheme), f"filter.rubrics.{scheme}")
+        return packaged_text(
+            f"rubrics/{packaged}.txt",
+            self.rubrics.get(scheme),
+            f"filter.rubrics.{scheme}",
+        )
 
     def fingerprint_fields(self) -> dict[str, object]:
         """With the rubrics themselves in place of their files."""
         return super().fingerprint_fields() | {
-            "rubrics": {scheme: self.rubric(scheme) for scheme in (*SCHEMES, CUSTOM, *self.rubrics)}
+            "rubrics": {
+                scheme: self.rubric(scheme)
+                for scheme in (*SCHEMES, CUSTOM, *self.rubrics)
+            }
         }

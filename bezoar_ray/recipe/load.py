@@ -6,14 +6,28 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, get_args
 
 import yaml
-from pydantic import AliasChoices, BaseModel, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    AliasChoices,
+    BaseModel,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from bezoar_ray import layout
 from bezoar_ray.errors import RecipeError
 from bezoar_ray.recipe.evaluation import Evaluate, Serve
 from bezoar_ray.recipe.generation import Filter, Generate
 from bezoar_ray.recipe.model_sections import Judge, Seeds, Teacher, told_apart
-from bezoar_ray.recipe.section import FILES, RUNTIME_ONLY, Money, OneOrMore, SchedulingSection, Section
+from bezoar_ray.recipe.section import (
+    FILES,
+    RUNTIME_ONLY,
+    Money,
+    OneOrMore,
+    SchedulingSection,
+    Section,
+)
 from bezoar_ray.recipe.training import Align, Base, HhSft, Sft, Training
 from bezoar_ray.schemes import SCHEMES, Scheme, SeedKind, custom
 from bezoar_ray.stages import STAGES, training_stages
@@ -23,10 +37,20 @@ if TYPE_CHECKING:
 
     from bezoar_ray.store import Store  # a plan does without it
 
-_ALIASES = {"teacher": "teachers", "judge": "judges"}  # what a single section may stand under
-_MEANT = {"dpo": "align", "hh-sft": "hh_sft", "judge": "judges"}  # sections that a stage's name does not say
-_EXPECTED = {"tuple_type": "expected a list, as in [a, b]", "model_type": "expected a section with keys",
-             "dict_type": "expected a section with keys"}  # fmt: skip
+_ALIASES = {
+    "teacher": "teachers",
+    "judge": "judges",
+}  # what a single section may stand under
+_MEANT = {
+    "dpo": "align",
+    "hh-sft": "hh_sft",
+    "judge": "judges",
+}  # sections that a stage's name does not say
+_EXPECTED = {
+    "tuple_type": "expected a list, as in [a, b]",
+    "model_type": "expected a section with keys",
+    "dict_type": "expected a section with keys",
+}
 
 
 class Recipe(Section):
@@ -62,7 +86,10 @@ class Recipe(Section):
     @property
     def schemes(self) -> tuple[str, ...]:
         """The schemes that are not left out."""
-        return (*(scheme for scheme in SCHEMES if getattr(self.generate, scheme)), *self.generate.own)
+        return (
+            *(scheme for scheme in SCHEMES if getattr(self.generate, scheme)),
+            *self.generate.own,
+        )
 
     def scheme(self, name: str) -> Scheme:
         """One of its schemes; a custom one is the same kind of object."""
@@ -81,22 +108,30 @@ class Recipe(Section):
     @property
     def sft_order(self) -> tuple[str, ...]:
         """The data sets in the order of training: own ones that `sft.order` does not name come last."""
-        return tuple(dict.fromkeys((*self.sft.order, *self.generate.own, *self.sft.data)))
+        return tuple(
+            dict.fromkeys((*self.sft.order, *self.generate.own, *self.sft.data))
+        )
 
     @model_validator(mode="after")
     def _knows_its_schemes(self) -> "Recipe":
         schemes = [*SCHEMES, *self.generate.own]
         trained = [*schemes, *self.sft.data]
-        if taken := next((name for n, name in enumerate(trained) if name in trained[:n]), None):
+        if taken := next(
+            (name for n, name in enumerate(trained) if name in trained[:n]), None
+        ):
             field = "sft.data" if taken in self.sft.data else "generate.own"
-            raise ValueError(f"{field}.{taken}: the name of another scheme; choose another")
+            raise ValueError(
+                f"{field}.{taken}: the name of another scheme; choose another"
+            )
         for field, names, known in (
             ("sft.order", self.sft.order, trained),
             ("filter.rubrics", self.filter.rubrics, schemes),
             ("filter.cap", self.filter.cap, schemes),
         ):
             if unknown := next((name for name in names if name not in known), None):
-                raise ValueError(f"{field}: no scheme {unknown!r}; there are {', '.join(known)}")
+                raise ValueError(
+                    f"{field}: no scheme {unknown!r}; there are {', '.join(known)}"
+                )
         return self
 
     @field_validator("judges")
@@ -111,13 +146,17 @@ class Recipe(Section):
     @property
     def trained(self) -> tuple[str, ...]:
         """The training stages that leave a checkpoint: align does not where its method is none."""
-        return tuple(stage for stage in training_stages() if self.training(stage).is_trained)
+        return tuple(
+            stage for stage in training_stages() if self.training(stage).is_trained
+        )
 
     def scheduled(self, stage: str) -> tuple[SchedulingSection, ...]:
         """The sections that ask for a stage's actors or workers."""
         if stage == "filter" and not self.filter.judge:
             return ()
-        if stage == "evaluate" and not (self.evaluate.harness or self.evaluate.mt_bench):
+        if stage == "evaluate" and not (
+            self.evaluate.harness or self.evaluate.mt_bench
+        ):
             return ()
         if STAGES[stage].checkpoint and stage not in self.trained:
             return ()
@@ -130,14 +169,22 @@ class Recipe(Section):
     @property
     def mt_bench_judges(self) -> tuple[Judge, ...]:
         """The judges of MT-Bench answers: asked live, as an answer is judged as soon as it is there."""
-        judges = (self.evaluate.mt_bench and self.evaluate.mt_bench.judges) or self.judges[:1]
+        judges = (
+            self.evaluate.mt_bench and self.evaluate.mt_bench.judges
+        ) or self.judges[:1]
         return tuple(judge.model_copy(update={"mode": "live"}) for judge in judges)
 
     @property
     def template(self) -> str:
         """The text of the chat template."""
-        packaged = resources.files("bezoar_ray") / "recipes" / f"{self.chat_template}.jinja"
-        return packaged.read_text() if packaged.is_file() else _read(self.chat_template, "chat_template")
+        packaged = (
+            resources.files("bezoar_ray") / "recipes" / f"{self.chat_template}.jinja"
+        )
+        return (
+            packaged.read_text()
+            if packaged.is_file()
+            else _read(self.chat_template, "chat_template")
+        )
 
 
 def recipe_names() -> list[str]:
@@ -157,13 +204,19 @@ def load_recipe(name: str, overrides: list[str] | tuple[str, ...] = ()) -> Recip
     """
     packaged = resources.files("bezoar_ray") / "recipes" / f"{name}.yaml"
     if not packaged.is_file() and not Path(name).is_file():
-        raise RecipeError(f"no recipe {name!r}: give a path to a YAML file, or one of {', '.join(recipe_names())}")
+        raise RecipeError(
+            f"no recipe {name!r}: give a path to a YAML file, or one of {', '.join(recipe_names())}"
+        )
     try:
-        tree = yaml.safe_load(packaged.read_text() if packaged.is_file() else _read(name, "recipe"))
+        tree = yaml.safe_load(
+            packaged.read_text() if packaged.is_file() else _read(name, "recipe")
+        )
     except yaml.YAMLError as error:
         raise RecipeError(f"{name}: not valid YAML: {error}") from error
     if not isinstance(tree, dict):
-        raise RecipeError(f"{name}: holds no recipe; expected sections such as `teacher:` (found {tree!r})")
+        raise RecipeError(
+            f"{name}: holds no recipe; expected sections such as `teacher:` (found {tree!r})"
+        )
     for override in overrides:
         _set(tree, override)
     return parse_recipe(tree, name)
@@ -188,7 +241,9 @@ def parse_recipe(tree: object, origin: str) -> Recipe:
     try:
         return Recipe.model_validate(tree)
     except ValidationError as error:
-        raise RecipeError("\n".join(f"{origin}: {_explain(e)}" for e in error.errors())) from error
+        raise RecipeError(
+            "\n".join(f"{origin}: {_explain(e)}" for e in error.errors())
+        ) from error
 
 
 def _read(path: str, field: str) -> str:
@@ -197,7 +252,9 @@ def _read(path: str, field: str) -> str:
     except OSError as error:
         raise RecipeError(f"{field}: cannot read {path!r}: {error.strerror}") from error
     except UnicodeDecodeError as error:
-        raise RecipeError(f"{field}: {path!r} is no UTF-8 text: {error.reason} at byte {error.start}") from error
+        raise RecipeError(
+            f"{field}: {path!r} is no UTF-8 text: {error.reason} at byte {error.start}"
+        ) from error
 
 
 def _set(tree: dict[str, Any], override: str) -> None:
@@ -209,7 +266,9 @@ def _set(tree: dict[str, Any], override: str) -> None:
     try:
         parsed = yaml.safe_load(value)
     except yaml.YAMLError as error:
-        raise RecipeError(f"--set {path}: {value!r} is not valid YAML: {error}") from error
+        raise RecipeError(
+            f"--set {path}: {value!r} is not valid YAML: {error}"
+        ) from error
     for key in parents:
         tree = _child(tree, key, path)
     if isinstance(tree, list):
@@ -222,7 +281,11 @@ def _teachers_under(tree: dict[str, Any], name: str) -> None:
     """Have the teachers stand under the name by which an override calls them: `teacher`, or `teachers`."""
     if name == "teachers" and "teacher" in tree:
         tree["teachers"] = [tree.pop("teacher")]
-    elif name == "teacher" and isinstance(tree.get("teachers"), list) and len(tree["teachers"]) == 1:
+    elif (
+        name == "teacher"
+        and isinstance(tree.get("teachers"), list)
+        and len(tree["teachers"]) == 1
+    ):
         (tree["teacher"],) = tree.pop("teachers")
 
 
@@ -238,7 +301,9 @@ def _child(tree: Any, key: str, path: str) -> Any:
 
 def _index(items: list[object], key: str, path: str) -> int:
     if not key.isdigit() or int(key) >= len(items):
-        raise RecipeError(f"--set {path}: {key!r} is not an index from 0 to {len(items) - 1}")
+        raise RecipeError(
+            f"--set {path}: {key!r} is not an index from 0 to {len(items) - 1}"
+        )
     return int(key)
 
 
@@ -252,10 +317,16 @@ def _explain(error: "ErrorDetails") -> str:
         near = difflib.get_close_matches(str(error["loc"][-1]), known, n=1)
         if (meant := _MEANT.get(str(error["loc"][-1]))) in known:
             near = [meant]
-        return f"{where}: unknown key. " + (f"Did you mean {near[0]!r}?" if near else f"Known keys: {', '.join(known)}")
+        return f"{where}: unknown key. " + (
+            f"Did you mean {near[0]!r}?" if near else f"Known keys: {', '.join(known)}"
+        )
     if error["type"] == "missing":
         return f"{where}: missing; add it"
-    found = "" if isinstance(error["input"], dict | BaseModel) else f" (found {error['input']!r})"
+    found = (
+        ""
+        if isinstance(error["input"], dict | BaseModel)
+        else f" (found {error['input']!r})"
+    )
     return f"{where}: {_EXPECTED.get(error['type']) or error['msg'].removeprefix('Value error, ')}{found}"
 
 
@@ -270,4 +341,6 @@ def _keys_at(loc: tuple[int | str, ...]) -> list[str]:
 def _part_in(annotation: object) -> type[Section] | None:
     if isinstance(annotation, type) and issubclass(annotation, Section):
         return annotation
-    return next((found for item in get_args(annotation) if (found := _part_in(item))), None)
+    return next(
+        (found for item in get_args(annotation) if (found := _part_in(item))), None
+    )

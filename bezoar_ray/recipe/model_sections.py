@@ -17,10 +17,12 @@ from bezoar_ray.recipe.section import (
     Section,
     check_parallel,
     decisive,
-)  # fmt: skip
+)
 
 COMMIT = re.compile("[0-9a-f]{7,64}")
-_BATCH_SHARE = 0.5  # of a live call's price, as OpenAI and those who copy its interface have it
+_BATCH_SHARE = (
+    0.5  # of a live call's price, as OpenAI and those who copy its interface have it
+)
 
 
 class Prices(Section):
@@ -122,7 +124,9 @@ class ModelSection(Weights, SchedulingSection):
         """Dollars for so many tokens; what has no price costs nothing."""
         if not self.prices:
             return 0.0
-        dollars = (tokens_in * self.prices.input + tokens_out * self.prices.output) / 1e6
+        dollars = (
+            tokens_in * self.prices.input + tokens_out * self.prices.output
+        ) / 1e6
         return dollars * _BATCH_SHARE if self.mode == "batch" else dollars
 
     @model_validator(mode="after")

@@ -16,26 +16,70 @@ from bezoar_ray.errors import RecipeError
 RUNTIME_ONLY = "how"
 FILES = "files"  # the field names files or a folder: their content counts in its place, where there are any
 _PLACEMENT = {
-    "tensor_parallel_size", "pipeline_parallel_size", "data_parallel_size", "gpu_memory_utilization", "max_num_seqs",
-    "max_num_batched_tokens", "enforce_eager", "enable_prefix_caching", "enable_chunked_prefill", "async_scheduling",
-    "distributed_executor_backend", "swap_space", "cpu_offload_gb", "max_parallel_loading_workers", "download_dir",
-}  # fmt: skip
+    "tensor_parallel_size",
+    "pipeline_parallel_size",
+    "data_parallel_size",
+    "gpu_memory_utilization",
+    "max_num_seqs",
+    "max_num_batched_tokens",
+    "enforce_eager",
+    "enable_prefix_caching",
+    "enable_chunked_prefill",
+    "async_scheduling",
+    "distributed_executor_backend",
+    "swap_space",
+    "cpu_offload_gb",
+    "max_parallel_loading_workers",
+    "download_dir",
+}
 _ELSEWHERE = {  # of vLLM: what is loaded and which code runs
-    "model", "revision", "tokenizer", "tokenizer_revision", "code_revision", "hf_config_path", "config",
-    "trust_remote_code", "load_format", "model_loader_extra_config", "worker_cls", "worker_extension_cls",
-    "scheduler_cls", "logits_processors", "io_processor_plugin", "middleware", "tool_parser_plugin",
-    "reasoning_parser_plugin", "lora_modules", "api_key",
-}  # fmt: skip
+    "model",
+    "revision",
+    "tokenizer",
+    "tokenizer_revision",
+    "code_revision",
+    "hf_config_path",
+    "config",
+    "trust_remote_code",
+    "load_format",
+    "model_loader_extra_config",
+    "worker_cls",
+    "worker_extension_cls",
+    "scheduler_cls",
+    "logits_processors",
+    "io_processor_plugin",
+    "middleware",
+    "tool_parser_plugin",
+    "reasoning_parser_plugin",
+    "lora_modules",
+    "api_key",
+}
 _WORDS = {  # of vLLM, where a text is the name of something that vLLM itself holds
-    "attention_backend", "cudagraph_mode", "custom_ops", "download_dir", "dtype", "kv_cache_dtype",
-    "mamba_cache_dtype", "mamba_ssm_cache_dtype", "max_model_len", "method", "quantization", "reasoning_parser",
-    "rope_type", "scheduling_policy", "tokenizer_mode", "tool_call_parser",
-}  # fmt: skip
+    "attention_backend",
+    "cudagraph_mode",
+    "custom_ops",
+    "download_dir",
+    "dtype",
+    "kv_cache_dtype",
+    "mamba_cache_dtype",
+    "mamba_ssm_cache_dtype",
+    "max_model_len",
+    "method",
+    "quantization",
+    "reasoning_parser",
+    "rope_type",
+    "scheduling_policy",
+    "tokenizer_mode",
+    "tool_call_parser",
+}
 _CHOICES = {  # where another text would be a path, or the name of a class
-    "distributed_executor_backend": ("ray", "mp", "uni"), "data_parallel_backend": ("ray", "mp"),
+    "distributed_executor_backend": ("ray", "mp", "uni"),
+    "data_parallel_backend": ("ray", "mp"),
     "generation_config": ("vllm", "auto"),
-}  # fmt: skip
-Label = Annotated[str, Field(pattern=r"^[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?$")]  # no operator of Ray's selectors
+}
+Label = Annotated[
+    str, Field(pattern=r"^[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?$")
+]  # no operator of Ray's selectors
 Positive = Annotated[int, Field(gt=0)]
 PositiveRate = Annotated[float, Field(gt=0)]
 NotNegative = Annotated[float, Field(ge=0)]
@@ -60,17 +104,37 @@ def _harmless(engine: dict[str, Any]) -> dict[str, Any]:
             raise ValueError(
                 f"{given!r} holds a text, which may name code for vLLM to run. Numbers and switches may stand there; "
                 f"texts in {', '.join(sorted(_WORDS))} alone. "
-                + "; ".join(f"{key} is one of {', '.join(choices)}" for key, choices in _CHOICES.items())
+                + "; ".join(
+                    f"{key} is one of {', '.join(choices)}"
+                    for key, choices in _CHOICES.items()
+                )
             )
-    known = {given.replace("-", "_"): value for given, value in engine.items() if value is not None}
-    for name in ("tensor_parallel_size", "pipeline_parallel_size", "data_parallel_size"):
+    known = {
+        given.replace("-", "_"): value
+        for given, value in engine.items()
+        if value is not None
+    }
+    for name in (
+        "tensor_parallel_size",
+        "pipeline_parallel_size",
+        "data_parallel_size",
+    ):
         if not _is_number(known.get(name, 1), int) or known.get(name, 1) < 1:
-            raise ValueError(f"{name} {known[name]!r}: expected a whole number from 1 on")
-    memory, longest = known.get("gpu_memory_utilization", 1), known.get("max_model_len", 1)
+            raise ValueError(
+                f"{name} {known[name]!r}: expected a whole number from 1 on"
+            )
+    memory, longest = (
+        known.get("gpu_memory_utilization", 1),
+        known.get("max_model_len", 1),
+    )
     if not _is_number(memory, int | float) or not 0 < memory <= 1:
-        raise ValueError(f"gpu_memory_utilization {memory!r}: expected a share of the GPU, above 0 and at most 1")
+        raise ValueError(
+            f"gpu_memory_utilization {memory!r}: expected a share of the GPU, above 0 and at most 1"
+        )
     if not (_is_number(longest, int) or isinstance(longest, str)):
-        raise ValueError(f"max_model_len {longest!r}: expected tokens, as 4096, 4k or auto")
+        raise ValueError(
+            f"max_model_len {longest!r}: expected tokens, as 4096, 4k or auto"
+        )
     return known
 
 
@@ -97,12 +161,17 @@ def check_gpus(field: str, number: float) -> None:
         ValueError: it cannot.
     """
     if number < 0 or (number > 1 and number != int(number)):
-        raise ValueError(f"{field}: {number:g} GPUs. Ray gives an actor a share of one GPU, or whole GPUs: 0.5, 1, 2")
+        raise ValueError(
+            f"{field}: {number:g} GPUs. Ray gives an actor a share of one GPU, or whole GPUs: 0.5, 1, 2"
+        )
 
 
 def spread_of(engine: dict[str, Any]) -> int:
     """Over how many GPUs an engine spreads."""
-    return math.prod(engine.get(f"{kind}_parallel_size", 1) for kind in ("tensor", "pipeline", "data"))
+    return math.prod(
+        engine.get(f"{kind}_parallel_size", 1)
+        for kind in ("tensor", "pipeline", "data")
+    )
 
 
 def gpus_of(engine: dict[str, Any], num_gpus: float) -> float:
@@ -119,8 +188,14 @@ def check_parallel(engine: dict[str, Any], num_gpus: float) -> None:
     """
     check_gpus("num_gpus", num_gpus)
     spread = spread_of(engine)
-    if spread > 1 and 0 < num_gpus < spread and engine.get("distributed_executor_backend") != "ray":
-        raise ValueError(f"engine: it spreads over {spread} GPUs, and num_gpus is {num_gpus:g}. Make them equal")
+    if (
+        spread > 1
+        and 0 < num_gpus < spread
+        and engine.get("distributed_executor_backend") != "ray"
+    ):
+        raise ValueError(
+            f"engine: it spreads over {spread} GPUs, and num_gpus is {num_gpus:g}. Make them equal"
+        )
     memory = engine.get("gpu_memory_utilization", 0.0)
     if 0 < num_gpus < 1 and memory > num_gpus:
         raise ValueError(
@@ -133,7 +208,11 @@ class Section(BaseModel):
     """A section of the recipe: frozen, and closed to unknown keys."""
 
     model_config = ConfigDict(
-        frozen=True, extra="forbid", use_attribute_docstrings=True, protected_namespaces=(), validate_default=True
+        frozen=True,
+        extra="forbid",
+        use_attribute_docstrings=True,
+        protected_namespaces=(),
+        validate_default=True,
     )
 
     def files(self) -> Iterator[str]:
@@ -148,7 +227,10 @@ class Section(BaseModel):
             for name, field in type(self).model_fields.items()
             if RUNTIME_ONLY not in field.metadata
         }
-        return {name: _fingerprint_value(getattr(self, name), FILES in marks) for name, marks in fields.items()}
+        return {
+            name: _fingerprint_value(getattr(self, name), FILES in marks)
+            for name, marks in fields.items()
+        }
 
 
 def _files_in(value: object, files: bool) -> Iterator[str]:
@@ -199,18 +281,27 @@ def packaged_text(name: str, own: str | None, field: str) -> str:
         RecipeError: the file cannot be read.
     """
     try:
-        return Path(own).read_text() if own else resources.files("bezoar_ray").joinpath("recipes", name).read_text()
+        return (
+            Path(own).read_text()
+            if own
+            else resources.files("bezoar_ray").joinpath("recipes", name).read_text()
+        )
     except OSError as error:
         raise RecipeError(f"{field}: cannot read {own!r}: {error.strerror}") from error
     except UnicodeDecodeError as error:
-        raise RecipeError(f"{field}: {own!r} is no UTF-8 text: {error.reason} at byte {error.start}") from error
+        raise RecipeError(
+            f"{field}: {own!r} is no UTF-8 text: {error.reason} at byte {error.start}"
+        ) from error
 
 
 def matches(pattern: str) -> list[Path]:
     """The files and folders that a path or glob names, sorted. A file's own name is no pattern, whatever it holds."""
     if Path(pattern).expanduser().exists():
         return [Path(pattern).expanduser()]
-    return [Path(name) for name in sorted(glob.glob(str(Path(pattern).expanduser()), recursive=True))]
+    return [
+        Path(name)
+        for name in sorted(glob.glob(str(Path(pattern).expanduser()), recursive=True))
+    ]
 
 
 def _fingerprint_value(value: object, files: bool) -> object:
@@ -220,7 +311,11 @@ def _fingerprint_value(value: object, files: bool) -> object:
         return {key: _fingerprint_value(item, files) for key, item in value.items()}
     if isinstance(value, list | tuple):
         return [_fingerprint_value(item, files) for item in value]
-    return (_content(value) or value) if files and isinstance(value, str) and "\n" not in value else value
+    return (
+        (_content(value) or value)
+        if files and isinstance(value, str) and "\n" not in value
+        else value
+    )
 
 
 def _content(pattern: str) -> str | None:
@@ -233,6 +328,10 @@ def _content(pattern: str) -> str | None:
         if path.is_file():
             with open(path, "rb") as file:
                 total.update(hashlib.file_digest(file, "sha256").digest())
-        for inner in sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else ():
-            total.update(f"{inner.relative_to(path)}:{inner.stat().st_size}:{inner.stat().st_mtime_ns}".encode())
+        for inner in (
+            sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else ()
+        ):
+            total.update(
+                f"{inner.relative_to(path)}:{inner.stat().st_size}:{inner.stat().st_mtime_ns}".encode()
+            )
     return total.hexdigest() if found else None

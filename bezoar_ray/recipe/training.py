@@ -17,17 +17,36 @@ from bezoar_ray.recipe.section import (
 )
 
 LossType = Literal[
-    "sigmoid", "hinge", "ipo", "exo_pair", "nca_pair", "robust", "bco_pair", "sppo_hard", "aot", "aot_unpaired",
-    "apo_zero", "apo_down", "discopop", "sft", "sigmoid_norm",
-]  # fmt: skip
+    "sigmoid",
+    "hinge",
+    "ipo",
+    "exo_pair",
+    "nca_pair",
+    "robust",
+    "bco_pair",
+    "sppo_hard",
+    "aot",
+    "aot_unpaired",
+    "apo_zero",
+    "apo_down",
+    "discopop",
+    "sft",
+    "sigmoid_norm",
+]
 
 
 COMPILED_FROM = 200
 """Optimiser steps of a stage from which on `compile: auto` compiles: it takes as long as some tens of steps."""
 
 Schedule = Literal[
-    "linear", "cosine", "cosine_with_restarts", "polynomial", "constant", "constant_with_warmup", "inverse_sqrt",
-]  # fmt: skip
+    "linear",
+    "cosine",
+    "cosine_with_restarts",
+    "polynomial",
+    "constant",
+    "constant_with_warmup",
+    "inverse_sqrt",
+]
 
 
 class Base(Weights):
@@ -126,7 +145,9 @@ class Training(SchedulingSection):
     @model_validator(mode="after")
     def _even_shares(self) -> "Training":
         if self.batch % self.workers:
-            raise ValueError(f"batch {self.batch} cannot be shared by {self.workers} workers: choose a multiple")
+            raise ValueError(
+                f"batch {self.batch} cannot be shared by {self.workers} workers: choose a multiple"
+            )
         return self
 
     @model_validator(mode="after")
@@ -203,5 +224,7 @@ class Align(Training):
     @model_validator(mode="after")
     def _smoothed(self) -> "Align":
         if "exo_pair" in self.loss_type and not self.label_smoothing:
-            raise ValueError("loss_type exo_pair needs label_smoothing above 0, such as 0.001: it takes its logarithm")
+            raise ValueError(
+                "loss_type exo_pair needs label_smoothing above 0, such as 0.001: it takes its logarithm"
+            )
         return self

@@ -20,7 +20,11 @@ _METHODS = {
 
 def write_cards(content: Content, store: Store) -> list[str]:
     """A card for the data set, where there are rows, and for each trained checkpoint; the names of the files."""
-    cards = {name: model_card(content, name) for name in training_stages() if name in content.checkpoints}
+    cards = {
+        name: model_card(content, name)
+        for name in training_stages()
+        if name in content.checkpoints
+    }
     if content.schemes:
         cards["dataset"] = dataset_card(content)
     for name, text in cards.items():
@@ -32,7 +36,11 @@ def model_card(content: Content, name: str) -> str:
     """The card of one checkpoint: how it was made, what it scores, what it must not be taken for."""
     recipe = content.recipe
     pairs = recipe.seeds.hh_rlhf if name != "sft" else ()
-    data = [part.source.removeprefix("hub:") for part in pairs if part.source.startswith("hub:")]
+    data = [
+        part.source.removeprefix("hub:")
+        for part in pairs
+        if part.source.startswith("hub:")
+    ]
     front: dict[str, object] = {
         "language": "en",
         "base_model": recipe.base.model,
@@ -45,7 +53,15 @@ def model_card(content: Content, name: str) -> str:
     part, method = recipe.training(name), recipe.align.method
     lora = recipe.sft.lora if name == "sft" else recipe.hh_sft.lora
     trained = checkpoint_of(name).trained.format(method=_METHODS.get(method))
-    return _render("model_card.md", front, content, name=name, trained=trained, part=part, lora=lora)
+    return _render(
+        "model_card.md",
+        front,
+        content,
+        name=name,
+        trained=trained,
+        part=part,
+        lora=lora,
+    )
 
 
 def dataset_card(content: Content) -> str:
@@ -61,7 +77,13 @@ def dataset_card(content: Content) -> str:
     return _render("dataset_card.md", front, content, rows=rows)
 
 
-_SIZES = ((1e3, "n<1K"), (1e4, "1K<n<10K"), (1e5, "10K<n<100K"), (1e6, "100K<n<1M"), (float("inf"), "1M<n<10M"))
+_SIZES = (
+    (1e3, "n<1K"),
+    (1e4, "1K<n<10K"),
+    (1e5, "10K<n<100K"),
+    (1e6, "100K<n<1M"),
+    (float("inf"), "1M<n<10M"),
+)
 
 
 def _license(content: Content) -> dict[str, str]:
@@ -71,6 +93,12 @@ def _license(content: Content) -> dict[str, str]:
     return {"license": "other", "license_name": "see-the-section-on-licences"}
 
 
-def _render(template: str, front: dict[str, object], content: Content, **values: object) -> str:
+def _render(
+    template: str, front: dict[str, object], content: Content, **values: object
+) -> str:
     head = Markup(yaml.safe_dump(front, sort_keys=False, allow_unicode=True))
-    return environment().get_template(template).render(front=head, content=content, recipe=content.recipe, **values)
+    return (
+        environment()
+        .get_template(template)
+        .render(front=head, content=content, recipe=content.recipe, **values)
+    )

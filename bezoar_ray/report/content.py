@@ -48,7 +48,9 @@ class SchemeFunnel:
     seeds: int | None
     seeds_failed: int | None
     shown: dict[str, list[Sample]]
-    provenance: Counter[tuple[str, str]]  # (source, licence) of the accepted rows' seeds, and how many rows
+    provenance: Counter[
+        tuple[str, str]
+    ]  # (source, licence) of the accepted rows' seeds, and how many rows
 
     @property
     def yielded(self) -> float | None:
@@ -64,7 +66,9 @@ class Content:
     run: dict[str, Any]
     stages: list[StageStatus]
     schemes: list[SchemeFunnel]
-    provenance: dict[tuple[str, str], int]  # (source, licence) of the accepted rows' seeds, and how many rows
+    provenance: dict[
+        tuple[str, str], int
+    ]  # (source, licence) of the accepted rows' seeds, and how many rows
     calls: dict[str, Any]
     judges: dict[str, Any]
     kept_out: list[str]
@@ -81,13 +85,24 @@ class Content:
     @property
     def missing(self) -> list[str]:
         """A sentence for each part that is not there."""
-        absent = [f"{stage.name}: {stage.status}" for stage in self.stages if stage.status != "done"]
-        return absent + [_took(scheme) for scheme in self.schemes if scheme.generated and not scheme.accepted]
+        absent = [
+            f"{stage.name}: {stage.status}"
+            for stage in self.stages
+            if stage.status != "done"
+        ]
+        return absent + [
+            _took(scheme)
+            for scheme in self.schemes
+            if scheme.generated and not scheme.accepted
+        ]
 
     @property
     def judge_prompts(self) -> str:
         """In whose words MT-Bench's judge was asked, and what its scores can be compared with."""
-        whose = next((part["prompts"] for part in self.mt_bench.values() if "prompts" in part), "bezoar_ray's own")
+        whose = next(
+            (part["prompts"] for part in self.mt_bench.values() if "prompts" in part),
+            "bezoar_ray's own",
+        )
         verb = "can be compared with published ones of the same judge"
         if whose != "FastChat's":
             verb = "cannot be compared with published ones"
@@ -110,45 +125,73 @@ class Content:
 def gather(recipe: Recipe, store: Store) -> Content:
     """What the files of a run directory hold."""
     summary = store.read_json(layout.SUMMARY) or {}
-    schemes = [found for name in recipe.schemes if (found := _scheme(name, summary, store))]
-    provenance = dict(sum((found.provenance for found in schemes), Counter()).most_common())
+    schemes = [
+        found for name in recipe.schemes if (found := _scheme(name, summary, store))
+    ]
+    provenance = dict(
+        sum((found.provenance for found in schemes), Counter()).most_common()
+    )
     results = summary.get("eval", {})
     return Content(
         recipe=recipe,
         run=summary.get("run", {}),
-        stages=[_stage(name, summary.get("stages", {}), store) for name in working_stages()],
+        stages=[
+            _stage(name, summary.get("stages", {}), store) for name in working_stages()
+        ],
         schemes=schemes,
         provenance=provenance,
-        calls={role: part for role, part in summary.get("calls", {}).items() if part.get("attempts")},
+        calls={
+            role: part
+            for role, part in summary.get("calls", {}).items()
+            if part.get("attempts")
+        },
         judges=summary.get("judge", {}),
         kept_out=summary.get("decontaminated", []),
-        train={name: part for name in checkpoint_names() if (part := summary.get("train", {}).get(name))},
+        train={
+            name: part
+            for name in checkpoint_names()
+            if (part := summary.get("train", {}).get(name))
+        },
         harness=harness(recipe, results.get("harness", {})),
         mt_bench=_checkpoints_first(results.get("mt_bench", {})),
         bench_name=_bench_name(recipe, store),
         served=results.get("served", {}),
-        conversations=layout.CONVERSATIONS if store.exists(layout.CONVERSATIONS) else None,
-        checkpoints=[name for name in checkpoint_names() if store.exists(layout.checkpoint(name).lineage)],
+        conversations=layout.CONVERSATIONS
+        if store.exists(layout.CONVERSATIONS)
+        else None,
+        checkpoints=[
+            name
+            for name in checkpoint_names()
+            if store.exists(layout.checkpoint(name).lineage)
+        ],
         commercial_use=commercial_use(recipe, provenance),
         causes=causes(recipe, provenance),
-    )  # fmt: skip
+    )
 
 
 def _bench_name(recipe: Recipe, store: Store) -> str:
     """What the questions are called that the run has asked."""
     if not (recipe.evaluate.mt_bench and store.exists(QUESTIONS)):
         return _MT_BENCH
-    ids = {orjson.loads(line)["question_id"] for line in store.read(QUESTIONS).splitlines()}
+    ids = {
+        orjson.loads(line)["question_id"] for line in store.read(QUESTIONS).splitlines()
+    }
     if ids <= set(MT_BENCH_IDS):
         whole = len(ids) == len(MT_BENCH_IDS)
-        return _MT_BENCH if whole else f"MT-Bench ({len(ids)} of its {len(MT_BENCH_IDS)} questions)"
+        return (
+            _MT_BENCH
+            if whole
+            else f"MT-Bench ({len(ids)} of its {len(MT_BENCH_IDS)} questions)"
+        )
     asked = recipe.evaluate.mt_bench.questions
     return f"{'embedded questions' if asked == 'tiny' else Path(asked).name} ({len(ids)}, in MT-Bench's form)"
 
 
 def _checkpoints_first(scores: dict[str, T]) -> dict[str, T]:
     """In the order of training, then the further models."""
-    return {name: scores[name] for name in (*checkpoint_names(), *scores) if name in scores}
+    return {
+        name: scores[name] for name in (*checkpoint_names(), *scores) if name in scores
+    }
 
 
 def _stage(name: str, stages: dict[str, Any], store: Store) -> StageStatus:
@@ -171,7 +214,8 @@ def _scheme(name: str, summary: dict[str, Any], store: Store) -> SchemeFunnel | 
         name=name,
         generated=waiting or sum(ended.values()),
         **ended,
-        reasons=counts.get("reasons") or dict((rows["rejected"].gates + rows["failed"].gates).most_common()),
+        reasons=counts.get("reasons")
+        or dict((rows["rejected"].gates + rows["failed"].gates).most_common()),
         seeds=counts.get("seeds"),
         seeds_failed=counts.get("seeds_failed"),
         shown={status: rows[status].shown for status in ("accepted", "rejected")},
@@ -193,19 +237,29 @@ class _Rows:
     def _counted(self, sample: Sample) -> Sample:
         self.count += 1
         self.gates[sample.gate] += 1
-        self.provenance.update(set(zip(sample.seed_sources, sample.seed_licenses, strict=False)))
+        self.provenance.update(
+            set(zip(sample.seed_sources, sample.seed_licenses, strict=False))
+        )
         return sample
 
 
 def choose(samples: Iterable[Sample], count: int = SHOWN) -> list[Sample]:
     """The samples to show: in turn one of each reason, in the order of ids, which are hashes and so a fair draw."""
-    first: dict[str, list[Sample]] = defaultdict(list)  # by gate: no more than could be shown
+    first: dict[str, list[Sample]] = defaultdict(
+        list
+    )  # by gate: no more than could be shown
     for sample in samples:
         of_gate = first[sample.gate]
         insort(of_gate, sample, key=lambda sample: sample.id)
         del of_gate[count:]
-    ranked = [(turn, sample.id, sample) for of_gate in first.values() for turn, sample in enumerate(of_gate)]
-    return [sample for _, _, sample in sorted(ranked, key=lambda entry: entry[:2])[:count]]
+    ranked = [
+        (turn, sample.id, sample)
+        for of_gate in first.values()
+        for turn, sample in enumerate(of_gate)
+    ]
+    return [
+        sample for _, _, sample in sorted(ranked, key=lambda entry: entry[:2])[:count]
+    ]
 
 
 def _took(scheme: SchemeFunnel) -> str:

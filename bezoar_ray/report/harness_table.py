@@ -8,8 +8,19 @@ from bezoar_ray.recipe import HarnessTask, Recipe
 from bezoar_ray.stages import checkpoint_names
 
 # Of lm-eval's metrics, those that are better the lower they are: for results without `higher_is_better`.
-_LOWER = {"bits_per_byte", "brier_score", "byte_perplexity", "perplexity", "ter", "word_perplexity"}
-_DIRECTIONS = {True: "higher is better", False: "lower is better", None: "direction unknown"}
+_LOWER = {
+    "bits_per_byte",
+    "brier_score",
+    "byte_perplexity",
+    "perplexity",
+    "ter",
+    "word_perplexity",
+}
+_DIRECTIONS = {
+    True: "higher is better",
+    False: "lower is better",
+    None: "direction unknown",
+}
 
 
 @dataclass(frozen=True)
@@ -34,7 +45,9 @@ class MetricRow:
         """The best checkpoint's value; None where the direction is unknown."""
         if self.higher_is_better is None:
             return None
-        return (max if self.higher_is_better else min)(score.value for score in self.scores.values())
+        return (max if self.higher_is_better else min)(
+            score.value for score in self.scores.values()
+        )
 
     @property
     def direction(self) -> str:
@@ -44,7 +57,9 @@ class MetricRow:
     @property
     def is_share(self) -> bool:
         """Whether all values are shares, a higher one is better, and so a mean with others of them makes sense."""
-        return self.higher_is_better is True and all(0 <= score.value <= 1 for score in self.scores.values())
+        return self.higher_is_better is True and all(
+            0 <= score.value <= 1 for score in self.scores.values()
+        )
 
 
 @dataclass(frozen=True)
@@ -64,14 +79,23 @@ def harness(recipe: Recipe, found: dict[str, Any]) -> HarnessTable:
     names = [name for name in checkpoint_names() if found.get(name)]
     rows: list[MetricRow] = []
     others: list[MetricRow] = []
-    for task, title in [(task, part.name_of(task)) for task in part.all_tasks] if part else []:
+    for task, title in (
+        [(task, part.name_of(task)) for task in part.all_tasks] if part else []
+    ):
         results = {name: found[name].get(title, {}) for name in names}
         for row in _rows(title, task, results):
             (rows if row.metric == task.metric and row.is_share else others).append(row)
-    return HarnessTable(names, rows, others, {name: mean for name in names if (mean := _mean(rows, name))})
+    return HarnessTable(
+        names,
+        rows,
+        others,
+        {name: mean for name in names if (mean := _mean(rows, name))},
+    )
 
 
-def below_base(table: HarnessTable, mt_bench: dict[str, Any], bench_name: str) -> list[str]:
+def below_base(
+    table: HarnessTable, mt_bench: dict[str, Any], bench_name: str
+) -> list[str]:
     """A sentence for each checkpoint that is worse than its base by more than the error bars (95 %).
 
     Args:
@@ -93,21 +117,31 @@ def below_base(table: HarnessTable, mt_bench: dict[str, Any], bench_name: str) -
     for name in checkpoint_names():
         versus = mt_bench.get(name, {}).get("versus_base") or {}
         if versus.get("ci95") and versus["ci95"][1] < 0:
-            found.append(f"{name} is below its base in {bench_name}, by {-versus['difference']:.2f}")
+            found.append(
+                f"{name} is below its base in {bench_name}, by {-versus['difference']:.2f}"
+            )
     return found
 
 
-def _rows(title: str, task: HarnessTask, results: dict[str, Any]) -> Iterator[MetricRow]:
+def _rows(
+    title: str, task: HarnessTask, results: dict[str, Any]
+) -> Iterator[MetricRow]:
     """The metrics of one task that have a value, the recipe's first, from its results by checkpoint."""
-    for metric in dict.fromkeys((task.metric, *(metric for found in results.values() for metric in found))):
-        parts = {name: found[metric] for name, found in results.items() if metric in found}
+    for metric in dict.fromkeys(
+        (task.metric, *(metric for found in results.values() for metric in found))
+    ):
+        parts = {
+            name: found[metric] for name, found in results.items() if metric in found
+        }
         scores = {
             name: Score(part["value"], _number(part.get("stderr")))
             for name, part in parts.items()
             if part["value"] is not None
         }
         if scores:
-            yield MetricRow(title, metric, scores, _direction(metric, list(parts.values())))
+            yield MetricRow(
+                title, metric, scores, _direction(metric, list(parts.values()))
+            )
 
 
 def _direction(metric: str, parts: list[dict[str, Any]]) -> bool | None:
@@ -123,7 +157,10 @@ def _mean(rows: list[MetricRow], name: str) -> Score | None:
         return None
     value = sum(score.value for score in scores) / len(scores)
     squares = [score.stderr**2 for score in scores if score.stderr is not None]
-    return Score(value, sum(squares) ** 0.5 / len(scores) if len(squares) == len(scores) else None)
+    return Score(
+        value,
+        sum(squares) ** 0.5 / len(scores) if len(squares) == len(scores) else None,
+    )
 
 
 def _number(value: object) -> float | None:

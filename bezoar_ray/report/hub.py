@@ -27,7 +27,9 @@ class Upload:
         return f"{self.kind} {self.repository}: {len(self.files)} files, {size / 1e6:,.1f} MB"
 
 
-def uploads(recipe: Recipe, store: Store, owner: str, parts: list[str] | None = None) -> list[Upload]:
+def uploads(
+    recipe: Recipe, store: Store, owner: str, parts: list[str] | None = None
+) -> list[Upload]:
     """What would be pushed: for each checkpoint the merged model and its adapter, and the accepted rows.
 
     Raises:
@@ -35,10 +37,18 @@ def uploads(recipe: Recipe, store: Store, owner: str, parts: list[str] | None = 
     """
     parts = parts or list(PARTS)
     if unknown := [part for part in parts if part not in PARTS]:
-        raise RecipeError(f"--only {unknown[0]}: no such part; there are {', '.join(PARTS)}")
-    found = [upload for part in parts for upload in _uploads(recipe, store, f"{owner}/{recipe.name}-{part}", part)]
+        raise RecipeError(
+            f"--only {unknown[0]}: no such part; there are {', '.join(PARTS)}"
+        )
+    found = [
+        upload
+        for part in parts
+        for upload in _uploads(recipe, store, f"{owner}/{recipe.name}-{part}", part)
+    ]
     if not found:
-        raise RecipeError(f"{store.root} holds nothing of {', '.join(parts)}: run the stages that make it")
+        raise RecipeError(
+            f"{store.root} holds nothing of {', '.join(parts)}: run the stages that make it"
+        )
     return found
 
 
@@ -53,11 +63,20 @@ def push(found: list[Upload], private: bool) -> None:
 
     api = HfApi()
     for upload in found:
-        adds = [CommitOperationAdd(name, str(path)) for name, path in upload.files.items()]
+        adds = [
+            CommitOperationAdd(name, str(path)) for name, path in upload.files.items()
+        ]
         name, kind = upload.repository, upload.kind
         try:
-            api.create_repo(repo_id=name, repo_type=kind, private=private, exist_ok=True)
-            api.create_commit(repo_id=name, repo_type=kind, operations=adds, commit_message="Made with bezoar_ray")
+            api.create_repo(
+                repo_id=name, repo_type=kind, private=private, exist_ok=True
+            )
+            api.create_commit(
+                repo_id=name,
+                repo_type=kind,
+                operations=adds,
+                commit_message="Made with bezoar_ray",
+            )
         except (HfHubHTTPError, OfflineModeIsEnabled, OSError) as error:
             raise BezoarError(
                 f"{upload.repository}: {str(error).strip().splitlines()[0]}. `hf auth login` gives a token that may "
@@ -65,22 +84,32 @@ def push(found: list[Upload], private: bool) -> None:
             ) from error
 
 
-def _uploads(recipe: Recipe, store: Store, repository: str, part: str) -> Iterator[Upload]:
+def _uploads(
+    recipe: Recipe, store: Store, repository: str, part: str
+) -> Iterator[Upload]:
     if part == "dataset":
-        files = {f"{scheme}/{Path(name).name}": store.path(name) for scheme in recipe.schemes
-                 for name in sample_files(store, scheme, "accepted")}  # fmt: skip
+        files = {
+            f"{scheme}/{Path(name).name}": store.path(name)
+            for scheme in recipe.schemes
+            for name in sample_files(store, scheme, "accepted")
+        }
         if files:
             yield Upload(repository, "dataset", files | _card(store, part))
         return
     # What was trained lies on other checkpoints' weights, in this run directory; the joined one fits the base itself.
     for kind, suffix in (("merged", ""), ("joined", "-adapter")):
         folder = f"{layout.checkpoint(part).folder}/{kind}"
-        files = {str(Path(name).relative_to(folder)): store.path(name) for name in store.list(folder)}
+        files = {
+            str(Path(name).relative_to(folder)): store.path(name)
+            for name in store.list(folder)
+        }
         if files:
             yield Upload(repository + suffix, "model", files | _card(store, part))
 
 
 def _card(store: Store, part: str) -> dict[str, Path]:
     if not store.exists(layout.card(part)):
-        raise RecipeError(f"{store.root}/cards/{part}.md: missing. `bezoar report {store.root}` writes it")
+        raise RecipeError(
+            f"{store.root}/cards/{part}.md: missing. `bezoar report {store.root}` writes it"
+        )
     return {"README.md": store.path(layout.card(part))}

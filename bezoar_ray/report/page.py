@@ -20,24 +20,45 @@ def render(content: Content) -> str:
         "bars": plots.bars(content.harness),
         "radar": plots.radar(content.mt_bench),
     }
-    return environment().get_template("report.html").render(
-        content=content,
-        charts={name: Markup(svg) for name, svg in charts.items() if svg},  # ours; its texts are escaped in it
-        recipe_yaml=yaml.safe_dump(content.recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True),
-        colours=plots.COLOURS,
-    )  # fmt: skip
+    return (
+        environment()
+        .get_template("report.html")
+        .render(
+            content=content,
+            charts={
+                name: Markup(svg) for name, svg in charts.items() if svg
+            },  # ours; its texts are escaped in it
+            recipe_yaml=yaml.safe_dump(
+                content.recipe.model_dump(mode="json"),
+                sort_keys=False,
+                allow_unicode=True,
+            ),
+            colours=plots.COLOURS,
+        )
+    )
 
 
 @cache
 def environment() -> Environment:
     """Templates with everything escaped, Markdown's included: a card is read as HTML in the end."""
     found = Environment(
-        loader=PackageLoader("bezoar_ray.report"), autoescape=True, undefined=StrictUndefined,
-        trim_blocks=True, lstrip_blocks=True,
-    )  # fmt: skip
-    found.filters |= {"count": _count, "share": _share, "percent": _percent, "fixed": _fixed, "dollars": _dollars}
+        loader=PackageLoader("bezoar_ray.report"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    found.filters |= {
+        "count": _count,
+        "share": _share,
+        "percent": _percent,
+        "fixed": _fixed,
+        "dollars": _dollars,
+    }
     found.filters["duration"] = duration
-    found.globals["style"] = Markup((resources.files("bezoar_ray.report") / "templates" / "style.css").read_text())
+    found.globals["style"] = Markup(
+        (resources.files("bezoar_ray.report") / "templates" / "style.css").read_text()
+    )
     return found
 
 

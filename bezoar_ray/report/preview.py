@@ -14,12 +14,22 @@ def show(store: Store, schemes: Iterable[str], count: int = 3) -> str:
     lines = []
     for scheme in schemes:
         for status in ("accepted", "rejected"):
-            lines.append(f"\n== {scheme}: {count_samples(store, scheme, status)} {status}")
+            lines.append(
+                f"\n== {scheme}: {count_samples(store, scheme, status)} {status}"
+            )
             lines += map(_block, islice(iter_samples(store, scheme, status), count))
     return "\n".join(lines)
 
 
 def _block(sample: Sample) -> str:
-    why = "; ".join(f"{v.judge} {v.rating or v.status}: {v.reason}" for v in sample.verdicts) or sample.reason
+    why = (
+        "; ".join(
+            f"{v.judge} {v.rating or v.status}: {v.reason}" for v in sample.verdicts
+        )
+        or sample.reason
+    )
     parts = {"instruction": sample.task, "response": sample.response, "because": why}
-    return "\n".join(f"{name:>12}  {textwrap.shorten(text, 300, placeholder=' …')}" for name, text in parts.items())
+    return "\n".join(
+        f"{name:>12}  {textwrap.shorten(text, 300, placeholder=' …')}"
+        for name, text in parts.items()
+    )

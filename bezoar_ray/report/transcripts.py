@@ -17,7 +17,10 @@ def write_conversations(store: Store) -> list[str]:
     """Write the page from FastChat's files in the run directory, where there are any; its name."""
     if not store.exists(f"{_FOLDER}/question.jsonl"):
         return []
-    answers = {(row["question_id"], row["model_id"]): row["choices"][0]["turns"] for row in _rows(store, "answers")}
+    answers = {
+        (row["question_id"], row["model_id"]): row["choices"][0]["turns"]
+        for row in _rows(store, "answers")
+    }
     page = (
         environment()
         .get_template("mt_bench.html")
@@ -35,10 +38,15 @@ def write_conversations(store: Store) -> list[str]:
 
 
 def _rows(store: Store, name: str) -> list[dict[str, Any]]:
-    return [orjson.loads(line) for line in store.read(f"{_FOLDER}/{name}.jsonl").splitlines()]
+    return [
+        orjson.loads(line)
+        for line in store.read(f"{_FOLDER}/{name}.jsonl").splitlines()
+    ]
 
 
-def _grouped(rows: list[dict[str, Any]], *keys: str) -> dict[tuple[object, ...], list[dict[str, Any]]]:
+def _grouped(
+    rows: list[dict[str, Any]], *keys: str
+) -> dict[tuple[object, ...], list[dict[str, Any]]]:
     groups = defaultdict(list)
     for row in rows:
         groups[tuple(row[key] for key in keys)].append(row)

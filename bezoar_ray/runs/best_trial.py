@@ -42,7 +42,11 @@ class Choice:
         """
         best = self.reporting[self.best]
         return holm(
-            {name: paired_p(best.right, half.right) for name, half in self.reporting.items() if name != self.best}
+            {
+                name: paired_p(best.right, half.right)
+                for name, half in self.reporting.items()
+                if name != self.best
+            }
         )
 
 
@@ -56,10 +60,14 @@ def choose(trials: dict[str, dict[str, bool]]) -> Choice | None:
         None where there is no trial, or a half has no pairs.
     """
     common = sorted(set.intersection(*map(set, trials.values()))) if trials else []
-    selecting, reporting = ([id for id in common if _selects(id) == half] for half in (True, False))
+    selecting, reporting = (
+        [id for id in common if _selects(id) == half] for half in (True, False)
+    )
     if not (selecting and reporting):
         return None
-    halves = {name: Half([right[id] for id in selecting]) for name, right in trials.items()}
+    halves = {
+        name: Half([right[id] for id in selecting]) for name, right in trials.items()
+    }
     order = sorted(halves, key=lambda name: -halves[name].share)
     return Choice(
         {name: halves[name] for name in order},
@@ -74,7 +82,10 @@ def _selects(id: str) -> bool:
 
 def verdict(choice: Choice) -> list[str]:
     """What can be said of the best trial: how good it is, and which of the others it can be told apart from."""
-    half, pairs = choice.reporting[choice.best], len(choice.selecting[choice.best].right)
+    half, pairs = (
+        choice.reporting[choice.best],
+        len(choice.selecting[choice.best].right),
+    )
     said = [
         f"{choice.best} is best on the {pairs} held-out pairs that select; of the {len(half.right)} others it has "
         f"{half} right"

@@ -13,16 +13,40 @@ from pathlib import Path
 from bezoar_ray.errors import RecipeError
 from bezoar_ray.llm.engine import installed_vllm, is_cpu_build
 from bezoar_ray.plan import Plan, plan
-from bezoar_ray.recipe import ModelSection, Recipe, SourceSection, load_recipe, recipe_names
+from bezoar_ray.recipe import (
+    ModelSection,
+    Recipe,
+    SourceSection,
+    load_recipe,
+    recipe_names,
+)
 from bezoar_ray.recipe.section import matches
 from bezoar_ray.runs.preflight import Findings, check
-from bezoar_ray.runtime.caches import hub_cache, is_world_missing, unwritable, world_folder
+from bezoar_ray.runtime.caches import (
+    hub_cache,
+    is_world_missing,
+    unwritable,
+    world_folder,
+)
 from bezoar_ray.runtime.capacity import requests_of
 from bezoar_ray.runtime.gpus import GPUS, USUAL, Gpu, kind_of
 from bezoar_ray.stages import TOGETHER, working_stages
 
-_WHEELS = {("Linux", "x86_64"), ("Linux", "aarch64")}  # what the pinned CPU stack has wheels for
-_NEEDED = ("ray", "torch", "vllm", "transformers", "trl", "peft", "bitsandbytes", "lm_eval", "openai")
+_WHEELS = {
+    ("Linux", "x86_64"),
+    ("Linux", "aarch64"),
+}  # what the pinned CPU stack has wheels for
+_NEEDED = (
+    "ray",
+    "torch",
+    "vllm",
+    "transformers",
+    "trl",
+    "peft",
+    "bitsandbytes",
+    "lm_eval",
+    "openai",
+)
 _DOCKER = """docker build -f cluster/Dockerfile -t bezoar-ray:cpu .
     docker run --rm -v "$PWD/runs:/bezoar/runs" bezoar-ray:cpu run tiny"""
 
@@ -31,12 +55,24 @@ def report(recipes: Iterable[str] = ()) -> str:
     """The findings as text, of some recipes or, without trying their parts, of all packaged ones. Keys are looked for
     by name; what they hold is never shown."""
     gpus = graphics()
-    lines = ["This machine", *(f"  {name:<10} {value}" for name, value in _machine(gpus)), "", "Recipes"]
+    lines = [
+        "This machine",
+        *(f"  {name:<10} {value}" for name, value in _machine(gpus)),
+        "",
+        "Recipes",
+    ]
     for name in recipes or recipe_names():
         recipe = load_recipe(name)
-        lines += _recipe_lines(recipe, gpus, check(recipe, working_stages()) if recipes else Findings())
+        lines += _recipe_lines(
+            recipe, gpus, check(recipe, working_stages()) if recipes else Findings()
+        )
     advice = list(_advice())
-    return "\n".join([*lines, *(["", "What to do", *(f"  {line}" for line in advice)] if advice else [])])
+    return "\n".join(
+        [
+            *lines,
+            *(["", "What to do", *(f"  {line}" for line in advice)] if advice else []),
+        ]
+    )
 
 
 def _machine(gpus: list[str]) -> Iterator[tuple[str, str]]:
@@ -44,15 +80,32 @@ def _machine(gpus: list[str]) -> Iterator[tuple[str, str]]:
 
     memory = psutil.virtual_memory()
     disk = shutil.disk_usage(".")
-    yield "system", f"{platform.system()} {platform.machine()}, Python {platform.python_version()}"
+    yield (
+        "system",
+        f"{platform.system()} {platform.machine()}, Python {platform.python_version()}",
+    )
     slow = "" if gpus else "; bfloat16 is trained in float32"
     yield "cores", f"{os.cpu_count()}{_instructions(slow)}"
-    yield "memory", f"{memory.total / 2**30:.1f} GiB, {memory.available / 2**30:.1f} GiB free"
+    yield (
+        "memory",
+        f"{memory.total / 2**30:.1f} GiB, {memory.available / 2**30:.1f} GiB free",
+    )
     yield "disk", f"{disk.free / 2**30:.1f} GiB free here"
     yield "GPU", "; ".join(gpus) or "none"
     yield "vLLM", vllm_build()
-    yield "packages", f"missing: {', '.join(missing)}" if (missing := missing_packages()) else "all there"
-    yield "keys", ", ".join(f"{name} {'is set' if os.environ.get(name) else 'is not set'}" for name in _key_names())
+    yield (
+        "packages",
+        f"missing: {', '.join(missing)}"
+        if (missing := missing_packages())
+        else "all there",
+    )
+    yield (
+        "keys",
+        ", ".join(
+            f"{name} {'is set' if os.environ.get(name) else 'is not set'}"
+            for name in _key_names()
+        ),
+    )
     yield "tiny world", _tiny_world()
 
 
@@ -62,7 +115,9 @@ def graphics() -> list[str]:
         return []
     query = ["nvidia-smi", "--query-gpu=name,memory.total", "--format=csv,noheader"]
     try:
-        found = subprocess.run(query, capture_output=True, text=True, timeout=20, check=True).stdout
+        found = subprocess.run(
+            query, capture_output=True, text=True, timeout=20, check=True
+        ).stdout
     except (OSError, subprocess.SubprocessError):
         return []
     return [line.strip() for line in found.splitlines() if line.strip()]
@@ -94,7 +149,12 @@ def _instructions(without_avx512: str) -> str:
 
 
 def _key_names() -> list[str]:
-    keys = {part.api_key_env for name in recipe_names() for _, part in models(load_recipe(name)) if part.api_key_env}
+    keys = {
+        part.api_key_env
+        for name in recipe_names()
+        for _, part in models(load_recipe(name))
+        if part.api_key_env
+    }
     return [*sorted(keys), "HF_TOKEN"]
 
 
@@ -112,9 +172,16 @@ def _tiny_world() -> str:
 
 def models(recipe: Recipe) -> list[tuple[str, ModelSection]]:
     """The models that a recipe talks to, teachers and judges, each with the stage that does."""
-    found: list[tuple[str, ModelSection]] = [("generate", part) for part in recipe.teachers]
-    found += [("filter", part) for part in (recipe.judges if recipe.filter.judge else ())]
-    return found + [("evaluate", part) for part in (recipe.mt_bench_judges if recipe.evaluate.mt_bench else ())]
+    found: list[tuple[str, ModelSection]] = [
+        ("generate", part) for part in recipe.teachers
+    ]
+    found += [
+        ("filter", part) for part in (recipe.judges if recipe.filter.judge else ())
+    ]
+    return found + [
+        ("evaluate", part)
+        for part in (recipe.mt_bench_judges if recipe.evaluate.mt_bench else ())
+    ]
 
 
 def misses(recipe: Recipe, gpus: list[str]) -> list[str]:
@@ -125,15 +192,24 @@ def misses(recipe: Recipe, gpus: list[str]) -> list[str]:
 def _misses(recipe: Recipe, gpus: list[str], planned: list[Plan]) -> list[str]:
     files = [line for _, line in missing_files(recipe)]
     machine = [*_packages(), *_gpus(recipe, gpus), *_too_large(planned, gpus)]
-    return list(dict.fromkeys([*machine, *_keys(recipe), *_hub(recipe), *_caches(recipe), *files]))
+    return list(
+        dict.fromkeys(
+            [*machine, *_keys(recipe), *_hub(recipe), *_caches(recipe), *files]
+        )
+    )
 
 
 def _recipe_lines(recipe: Recipe, gpus: list[str], tried: Findings) -> list[str]:
     planned = plans(recipe, gpus)
     found = list(dict.fromkeys([*_misses(recipe, gpus, planned), *tried.problems]))
-    lines = [f"  {recipe.name}: {'misses' if found else 'can run'}", *(f"    - {line}" for line in found)]
+    lines = [
+        f"  {recipe.name}: {'misses' if found else 'can run'}",
+        *(f"    - {line}" for line in found),
+    ]
     for plan_here in planned[:1]:
-        lines += [f"    {need.stage:<9} {need}" for need in plan_here.needs if need.fits]
+        lines += [
+            f"    {need.stage:<9} {need}" for need in plan_here.needs if need.fits
+        ]
         lines += [f"    GPU hours: {hours}" for hours in _hours(plan_here)]
     lines += [f"    note: {note}" for note in tried.notes]
     return lines + [f"    not tried: {what}" for what in tried.unchecked]
@@ -142,7 +218,11 @@ def _recipe_lines(recipe: Recipe, gpus: list[str], tried: Findings) -> list[str]
 def plans(recipe: Recipe, gpus: list[str]) -> list[Plan]:
     """A recipe's plan for each kind of GPU of this machine, by `nvidia-smi`'s lines, the largest first."""
     cards = {line.rpartition(", ")[0]: line.rpartition(", ")[2] for line in gpus}
-    memory = {name: int(told.removesuffix(" MiB")) for name, told in cards.items() if re.fullmatch(r"\d+ MiB", told)}
+    memory = {
+        name: int(told.removesuffix(" MiB"))
+        for name, told in cards.items()
+        if re.fullmatch(r"\d+ MiB", told)
+    }
     largest_first = sorted(memory, key=memory.__getitem__, reverse=True)
     return [plan(recipe, gpu=_gpu(name, memory[name] / 1024)) for name in largest_first]
 
@@ -165,7 +245,9 @@ def _hours(found: Plan) -> Iterator[str]:
 
 def _too_large(planned: list[Plan], gpus: list[str]) -> Iterator[str]:
     """What does not fit on the largest card, and the smaller ones on which Ray may start what does."""
-    too_large = [[need for need in of_card.needs if not need.fits] for of_card in planned]
+    too_large = [
+        [need for need in of_card.needs if not need.fits] for of_card in planned
+    ]
     for need in too_large[0] if planned else ():
         yield f"GPU memory: {need.stage}: {need}"
     for needs in too_large[1:]:
@@ -193,7 +275,11 @@ def _running_together() -> Iterator[tuple[str, ...]]:
 def _gpus(recipe: Recipe, gpus: list[str]) -> Iterator[str]:
     asked, stages = max(
         (
-            sum(ask.count * ask.needs.get("GPU", 0.0) for stage in together for ask in requests_of(recipe, stage)),
+            sum(
+                ask.count * ask.needs.get("GPU", 0.0)
+                for stage in together
+                for ask in requests_of(recipe, stage)
+            ),
             together,
         )
         for together in _running_together()
@@ -213,20 +299,42 @@ def _keys(recipe: Recipe) -> Iterator[str]:
 
 def _hub(recipe: Recipe) -> Iterator[str]:
     """Hub models and data that are not in the cache; a `/` tells a hub's name from an embedded model's."""
-    run_here = [part.model for _, part in models(recipe) if not part.base_url] + [recipe.base.model]
+    run_here = [part.model for _, part in models(recipe) if not part.base_url] + [
+        recipe.base.model
+    ]
     run_here += [recipe.filter.meaning.model] if recipe.filter.meaning else []
-    names = [f"models--{name}" for name in run_here if "/" in name and not Path(name).exists()]
-    names += [f"datasets--{_dataset(part)}" for part in _sources(recipe) if part.source.startswith("hub:")]
-    absent = [name for name in dict.fromkeys(names) if not (hub_cache() / name.replace("/", "--")).exists()]
+    names = [
+        f"models--{name}"
+        for name in run_here
+        if "/" in name and not Path(name).exists()
+    ]
+    names += [
+        f"datasets--{_dataset(part)}"
+        for part in _sources(recipe)
+        if part.source.startswith("hub:")
+    ]
+    absent = [
+        name
+        for name in dict.fromkeys(names)
+        if not (hub_cache() / name.replace("/", "--")).exists()
+    ]
     if absent:
-        blocked = " But HF_HUB_OFFLINE is set." if os.environ.get("HF_HUB_OFFLINE", "0") not in ("0", "") else ""
+        blocked = (
+            " But HF_HUB_OFFLINE is set."
+            if os.environ.get("HF_HUB_OFFLINE", "0") not in ("0", "")
+            else ""
+        )
         listed = ", ".join(name.split("--", 1)[1] for name in absent)
         yield f"from the Hugging Face hub, at first use: {listed}.{blocked}"
 
 
 def _caches(recipe: Recipe) -> Iterator[str]:
     """Those that the recipe would fill, and cannot."""
-    return unwritable(is_world_missing(recipe), hub=any(_hub(recipe)), datasets=recipe.evaluate.harness is not None)
+    return unwritable(
+        is_world_missing(recipe),
+        hub=any(_hub(recipe)),
+        datasets=recipe.evaluate.harness is not None,
+    )
 
 
 def _sources(recipe: Recipe) -> tuple[SourceSection, ...]:
@@ -254,7 +362,10 @@ def missing_files(recipe: Recipe) -> Iterator[tuple[str, str]]:
             where = "See fastchat/llm_judge/data/mt_bench in FastChat, or --set evaluate.mt_bench=null"
             yield "evaluate", f"evaluate.mt_bench.{field}: no file {name!r}. {where}"
             if field == "questions" and recipe.filter.decontaminate:
-                yield "filter", f"evaluate.mt_bench.{field}: no file {name!r}, to keep out of the data. {where}"
+                yield (
+                    "filter",
+                    f"evaluate.mt_bench.{field}: no file {name!r}, to keep out of the data. {where}",
+                )
     for field in ("answers", "judgments") if bench else ():
         for pattern in getattr(bench, field):
             if not matches(pattern):
@@ -270,13 +381,24 @@ def _training_files(recipe: Recipe) -> Iterator[tuple[str, str]]:
         _ = recipe.template
     except RecipeError as error:
         yield "sft", str(error)
-    named = {f"sft.data.{name}": ("sft", (part,)) for name, part in recipe.sft.data.items()}
-    for field, (stage, parts) in (named | {"seeds.hh_rlhf": ("hh-sft", recipe.seeds.hh_rlhf)}).items():
+    named = {
+        f"sft.data.{name}": ("sft", (part,)) for name, part in recipe.sft.data.items()
+    }
+    for field, (stage, parts) in (
+        named | {"seeds.hh_rlhf": ("hh-sft", recipe.seeds.hh_rlhf)}
+    ).items():
         for part in parts:
-            if part.source != "tiny" and not part.source.startswith("hub:") and not matches(part.source):
+            if (
+                part.source != "tiny"
+                and not part.source.startswith("hub:")
+                and not matches(part.source)
+            ):
                 yield stage, f"{field}: no file {part.source!r}"
     if not recipe.seeds.hh_rlhf:
-        yield "hh-sft", "seeds.hh_rlhf: hh-sft and dpo learn from its conversations; name a source"
+        yield (
+            "hh-sft",
+            "seeds.hh_rlhf: hh-sft and dpo learn from its conversations; name a source",
+        )
     adapter = recipe.sft.adapter
     if adapter and not Path(adapter).is_dir() and adapter.count("/") != 1:
         yield "sft", f"sft.adapter: no folder {adapter!r}, and no OWNER/NAME of a hub"

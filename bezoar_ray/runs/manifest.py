@@ -11,7 +11,9 @@ from bezoar_ray.recipe import Recipe, Section
 from bezoar_ray.stages import STAGES
 from bezoar_ray.store import Store
 
-_KEYED = layout.HARNESS  # each result there stands under the key of what it was measured with
+_KEYED = (
+    layout.HARNESS
+)  # each result there stands under the key of what it was measured with
 
 
 @dataclass(frozen=True)
@@ -74,5 +76,8 @@ def _part(recipe: Recipe, path: str) -> object:
     for key in path.split("."):
         value = getattr(value, key)
     if isinstance(value, tuple):
-        return [item.fingerprint_fields() if isinstance(item, Section) else item for item in value]
+        return [
+            item.fingerprint_fields() if isinstance(item, Section) else item
+            for item in value
+        ]
     return value.fingerprint_fields() if isinstance(value, Section) else value

@@ -18,12 +18,24 @@ from bezoar_ray.licenses import commercial_use
 from bezoar_ray.llm.ledger import SESSION, Counted, accounts
 from bezoar_ray.recipe import ModelSection, Recipe
 from bezoar_ray.runs import environment
-from bezoar_ray.runs.manifest import StageManifest, fingerprint, forget, is_done, load, save
+from bezoar_ray.runs.manifest import (
+    StageManifest,
+    fingerprint,
+    forget,
+    is_done,
+    load,
+    save,
+)
 from bezoar_ray.runs.revisions import pinned
 from bezoar_ray.runtime.capacity import check_stages
 from bezoar_ray.runtime.logs import event, keep_events, stderr_to
 from bezoar_ray.runtime.progress import Progress
-from bezoar_ray.runtime.session import check_shared, own_address, ray_session, stop_on_sigterm
+from bezoar_ray.runtime.session import (
+    check_shared,
+    own_address,
+    ray_session,
+    stop_on_sigterm,
+)
 from bezoar_ray.stages import STAGES, TOGETHER, StageContext, StageResult
 from bezoar_ray.stats import as_percent
 from bezoar_ray.store import Store
@@ -32,7 +44,9 @@ _LOG = "driver.log"
 _JUDGING = ("filter", "evaluate")
 
 
-def run(recipe: Recipe, store: Store, stages: list[str], progress: Progress) -> dict[str, Any]:
+def run(
+    recipe: Recipe, store: Store, stages: list[str], progress: Progress
+) -> dict[str, Any]:
     """Carry out stages of a recipe in a run directory; what is done already is skipped.
 
     Returns:
@@ -45,7 +59,11 @@ def run(recipe: Recipe, store: Store, stages: list[str], progress: Progress) -> 
     with store.lock():
         recipe = pinned(recipe, store, progress.say)
         _check_order(recipe, store, stages)
-        _check_ahead(recipe, [stage for stage in stages if not _is_done(recipe, store, stage)], progress)
+        _check_ahead(
+            recipe,
+            [stage for stage in stages if not _is_done(recipe, store, stage)],
+            progress,
+        )
         return Run(recipe, store, progress).carry_out(stages)
 
 
@@ -55,7 +73,13 @@ def report_again(recipe: Recipe, store: Store, progress: Progress) -> None:
         progress.start("report")
         outcome = _call("report", StageContext(recipe, store, "", progress))
         progress.finish("done")
-        save(store, "report", StageManifest(fingerprint(recipe, "report"), 0.0, outcome.files, outcome.summary))
+        save(
+            store,
+            "report",
+            StageManifest(
+                fingerprint(recipe, "report"), 0.0, outcome.files, outcome.summary
+            ),
+        )
 
 
 class Run:
@@ -65,7 +89,11 @@ class Run:
         self._recipe, self._store, self._progress = recipe, store, progress
         self._session = f"{time.strftime('%Y%m%dT%H%M%S')}-{uuid.uuid4().hex[:6]}"
         self._began = time.time()
-        self._stages = {stage: _done_before(store, stage) for stage in STAGES if _has_manifest(store, stage)}
+        self._stages = {
+            stage: _done_before(store, stage)
+            for stage in STAGES
+            if _has_manifest(store, stage)
+        }
         self._error = ""
         self._touched = False  # whether this command has begun to change what is there
         self._counted: Counted = {}
@@ -91,7 +119,10 @@ class Run:
                 ours = error if isinstance(error, BezoarError) else self._wrapped(error)
                 self._error = str(ours)
                 if self._tells():
-                    self._end("budget" if isinstance(ours, BudgetReached) else "failed", machinery)
+                    self._end(
+                        "budget" if isinstance(ours, BudgetReached) else "failed",
+                        machinery,
+                    )
                 raise ours from error
         return self._summarise("done")
 
@@ -100,10 +131,19 @@ class Run:
         recipe = [machinery.recipe_for(name) for name in names][-1]
         self._keep_recipe()
         forget(self._store, names[0])
-        self._stages = {name: entry for name, entry in self._stages.items() if _has_manifest(self._store, name)}
+        self._stages = {
+            name: entry
+            for name, entry in self._stages.items()
+            if _has_manifest(self._store, name)
+        }
         for name in names:
             mark = fingerprint(self._recipe, name)
-            self._stages[name] = {"status": "running", "seconds": 0.0, "fingerprint": mark, "skipped": False}
+            self._stages[name] = {
+                "status": "running",
+                "seconds": 0.0,
+                "fingerprint": mark,
+                "skipped": False,
+            }
         self._summarise("running")
         event("stage begins", stage="+".join(names))
         began = time.monotonic()
@@ -111,7 +151,13 @@ class Run:
             for current, outcome in _outcomes(names, self._context(recipe)):
                 seconds, began = round(time.monotonic() - began, 1), time.monotonic()
                 entry = self._stages[current]
-                save(self._store, current, StageManifest(entry["fingerprint"], seconds, outcome.files, outcome.summary))
+                save(
+                    self._store,
+                    current,
+                    StageManifest(
+                        entry["fingerprint"], seconds, outcome.files, outcome.summary
+                    ),
+                )
                 entry |= {"status": "done", "seconds": seconds}
                 self._summarise("running")
                 event("stage done", stage=current, seconds=seconds)
@@ -121,10 +167,15 @@ class Run:
         except BaseException as error:
             self._left = getattr(error, "outcome", StageResult([])).summary
             status = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
-            event(f"stage {status}", logging.ERROR, stage="+".join(names), why=str(error))
+            event(
+                f"stage {status}", logging.ERROR, stage="+".join(names), why=str(error)
+            )
             for name in names:
                 if self._stages[name]["status"] == "running":
-                    self._stages[name] |= {"status": status, "seconds": round(time.monotonic() - began, 1)}
+                    self._stages[name] |= {
+                        "status": status,
+                        "seconds": round(time.monotonic() - began, 1),
+                    }
             raise
 
     def _tells(self) -> bool:
@@ -158,7 +209,9 @@ class Run:
         where, last = self._store.log(_LOG), str(error).strip().splitlines()[-1:]
         with open(where, "a") as log:
             traceback.print_exception(error, file=log)
-        return BezoarError(f"{type(error).__name__}: {''.join(last)}. The traceback is in {where}")
+        return BezoarError(
+            f"{type(error).__name__}: {''.join(last)}. The traceback is in {where}"
+        )
 
     def _end(self, status: str, machinery: "Machinery") -> None:
         """A run that fails still says what came out: its summary and, if it can be written, its report."""
@@ -198,8 +251,19 @@ class Run:
 class Machinery:
     """What stages run on, started when the first of them needs it: a run with nothing to do starts nothing."""
 
-    def __init__(self, recipe: Recipe, store: Store, stages: list[str], stack: contextlib.ExitStack):
-        self._recipe, self._store, self._stages, self._stack = recipe, store, stages, stack
+    def __init__(
+        self,
+        recipe: Recipe,
+        store: Store,
+        stages: list[str],
+        stack: contextlib.ExitStack,
+    ):
+        self._recipe, self._store, self._stages, self._stack = (
+            recipe,
+            store,
+            stages,
+            stack,
+        )
         self._ray = self._judge = False
 
     def recipe_for(self, stage: str) -> Recipe:
@@ -208,7 +272,9 @@ class Machinery:
             self._ray = True
             self._stack.enter_context(ray_session())
             check_shared(self._store)
-            check_stages(self._recipe, self._stages[self._stages.index(stage) :])  # those before it are done
+            check_stages(
+                self._recipe, self._stages[self._stages.index(stage) :]
+            )  # those before it are done
         if stage in _JUDGING and not self._judge:
             self._judge = True
             self._recipe = self._with_judge()
@@ -238,7 +304,9 @@ def _at(recipe: Recipe, url: str) -> Recipe:
     if bench:
         bench = bench.model_copy(update={"judges": tuple(map(placed, bench.judges))})
     evaluate = recipe.evaluate.model_copy(update={"mt_bench": bench})
-    return recipe.model_copy(update={"judges": tuple(map(placed, recipe.judges)), "evaluate": evaluate})
+    return recipe.model_copy(
+        update={"judges": tuple(map(placed, recipe.judges)), "evaluate": evaluate}
+    )
 
 
 def _check_means(recipe: Recipe, stages: list[str]) -> None:
@@ -251,7 +319,11 @@ def _check_means(recipe: Recipe, stages: list[str]) -> None:
             api_key(part)
             _check_price(recipe, stage, part)
     if "evaluate" in stages and recipe.evaluate.mt_bench:
-        local = [judge for judge in recipe.mt_bench_judges if not (judge.base_url or _is_ours(judge))]
+        local = [
+            judge
+            for judge in recipe.mt_bench_judges
+            if not (judge.base_url or _is_ours(judge))
+        ]
         if local:
             raise RecipeError(
                 f"evaluate.mt_bench.judge: {local[0].model!r} needs a `base_url`: this judge is asked at an endpoint "
@@ -281,7 +353,10 @@ def _check_ahead(recipe: Recipe, stages: list[str], progress: Progress) -> None:
 
 
 def _check_price(recipe: Recipe, stage: str, part: ModelSection) -> None:
-    own = {"budget_usd": recipe.budget_usd, f"{stage}.budget_usd": getattr(recipe, stage).budget_usd}
+    own = {
+        "budget_usd": recipe.budget_usd,
+        f"{stage}.budget_usd": getattr(recipe, stage).budget_usd,
+    }
     field = next((name for name, usd in own.items() if usd is not None), None)
     if field and part.base_url and not part.prices:
         raise RecipeError(
@@ -306,7 +381,9 @@ def _call(stage: str, context: StageContext) -> StageResult:
     return importlib.import_module(STAGES[stage].module).run(context)
 
 
-def _outcomes(names: list[str], context: StageContext) -> Iterator[tuple[str, StageResult]]:
+def _outcomes(
+    names: list[str], context: StageContext
+) -> Iterator[tuple[str, StageResult]]:
     """What each of the stages leaves, as soon as it is done."""
     if len(names) == 1:
         yield names[0], _call(names[0], context)
@@ -320,7 +397,12 @@ def _has_manifest(store: Store, stage: str) -> bool:
 
 def _done_before(store: Store, stage: str) -> dict[str, Any]:
     done = load(store, stage)
-    return {"status": "done", "seconds": done.seconds, "fingerprint": done.fingerprint, "skipped": True}
+    return {
+        "status": "done",
+        "seconds": done.seconds,
+        "fingerprint": done.fingerprint,
+        "skipped": True,
+    }
 
 
 def parse_stages(text: str | None) -> list[str]:
@@ -330,7 +412,9 @@ def parse_stages(text: str | None) -> list[str]:
     asked = [name.strip() for name in text.split(",")]
     unknown = [name for name in asked if name not in STAGES]
     if unknown:
-        raise RecipeError(f"--stages: no stage {unknown[0]!r}; the stages are {', '.join(STAGES)}")
+        raise RecipeError(
+            f"--stages: no stage {unknown[0]!r}; the stages are {', '.join(STAGES)}"
+        )
     return [name for name in STAGES if name in asked]
 
 
@@ -339,7 +423,9 @@ def pilot(recipe: Recipe, seeds: int) -> Recipe:
     generate = recipe.generate
     smaller: dict[str, Any] = {"own": {}}
     for name in recipe.schemes:
-        section = generate.section(name).model_copy(update={recipe.scheme(name).pilot_field: seeds})
+        section = generate.section(name).model_copy(
+            update={recipe.scheme(name).pilot_field: seeds}
+        )
         if name in generate.own:
             smaller["own"][name] = section
         else:
@@ -351,10 +437,20 @@ def _headline(outcome: StageResult) -> str:
     """The numbers of a stage on one line."""
     data = outcome.summary.get("data")
     if data:
-        return ", ".join(f"{scheme} " + " ".join(f"{n} {k}" for k, n in counts.items() if isinstance(n, int) and n)
-                         for scheme, counts in data.items())  # fmt: skip
+        return ", ".join(
+            f"{scheme} "
+            + " ".join(
+                f"{n} {k}" for k, n in counts.items() if isinstance(n, int) and n
+            )
+            for scheme, counts in data.items()
+        )
     numbers = outcome.summary.get("train", {})
-    return ", ".join(text for name, part in numbers.items() for text in _scores(name, part)) or "done"
+    return (
+        ", ".join(
+            text for name, part in numbers.items() for text in _scores(name, part)
+        )
+        or "done"
+    )
 
 
 def _scores(checkpoint: str, part: dict[str, Any]) -> Iterator[str]:

@@ -59,8 +59,14 @@ class Findings:
             return check()
         except BezoarError as error:
             self.problems.append(str(error))
-        except (OSError, ValueError, ImportError) as error:  # of files that are not whole
-            self.unchecked.append(f"{type(error).__name__}: {' '.join(str(error).split())[:200]}")
+        except (
+            OSError,
+            ValueError,
+            ImportError,
+        ) as error:  # of files that are not whole
+            self.unchecked.append(
+                f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+            )
         return None
 
 
@@ -99,7 +105,9 @@ Source = tuple[str, tuple[SourceSection, ...], Callable[[SourceSection], Any]]
 """Field, parts and reader."""
 
 
-def _read_seeds(kind: Literal["dolly", "flan"], part: SourceSection) -> sources.Loaded[Seed]:
+def _read_seeds(
+    kind: Literal["dolly", "flan"], part: SourceSection
+) -> sources.Loaded[Seed]:
     return sources.read([part], kind)
 
 
@@ -113,16 +121,24 @@ def _sources(recipe: Recipe, stages: set[str]) -> Iterator[Source]:
         for name, part in recipe.sft.data.items():
             yield f"sft.data.{name}", (part,), partial(sources.read_own, name=name)
     if stages & {"hh-sft", "dpo"}:
-        yield "seeds.hh_rlhf", recipe.seeds.hh_rlhf, lambda part: sources.read_pairs([part])
+        yield (
+            "seeds.hh_rlhf",
+            recipe.seeds.hh_rlhf,
+            lambda part: sources.read_pairs([part]),
+        )
 
 
-def _check_sources(recipe: Recipe, stages: set[str], found: Findings, offline: bool) -> None:
+def _check_sources(
+    recipe: Recipe, stages: set[str], found: Findings, offline: bool
+) -> None:
     for name, parts, read in _sources(recipe, stages):
         for part in parts:
             if part.source == "tiny":
                 continue
             if part.source.startswith("hub:") and (offline or _is_offline()):
-                found.unchecked.append(f"{name}: {part.source}, which comes from the hub")
+                found.unchecked.append(
+                    f"{name}: {part.source}, which comes from the hub"
+                )
                 continue
             first = part.model_copy(update={"limit": min(ROWS, part.limit or ROWS)})
             loaded = found.attempt(partial(read, first))
@@ -130,8 +146,12 @@ def _check_sources(recipe: Recipe, stages: set[str], found: Findings, offline: b
                 continue
             count = len(loaded.rows) + len(loaded.failed)
             if not loaded.rows and count < ROWS:
-                why = f"The first: {loaded.failed[0]}" if loaded.failed else "It is empty"
-                found.problems.append(f"{name}: none of the {count} rows of {part.source!r} can be read. {why}")
+                why = (
+                    f"The first: {loaded.failed[0]}" if loaded.failed else "It is empty"
+                )
+                found.problems.append(
+                    f"{name}: none of the {count} rows of {part.source!r} can be read. {why}"
+                )
             elif loaded.failed:  # of a long source, the rows that follow may be better
                 found.notes.append(
                     f"{name}: {len(loaded.failed)} of the first {count} rows of {part.source!r} are left out. "
@@ -147,15 +167,23 @@ def _check_templates(recipe: Recipe, stages: set[str], found: Findings) -> None:
     generate = recipe.generate
     with_system = bool(generate.lamini or generate.orca)
     models: list[tuple[str, ModelSection, bool]] = [
-        ("teacher", part, with_system) for part in recipe.teachers if "generate" in stages
+        ("teacher", part, with_system)
+        for part in recipe.teachers
+        if "generate" in stages
     ]
-    models += [("judge", part, True) for part in recipe.judges if "filter" in stages and recipe.filter.judge]
+    models += [
+        ("judge", part, True)
+        for part in recipe.judges
+        if "filter" in stages and recipe.filter.judge
+    ]
     for role, part, system in models:
         if part.base_url or part.model.startswith("tiny-"):
             continue
         tokenizer = _tokenizer(part.model, part.revision, part.trust_remote_code)
         if tokenizer is None:
-            found.unchecked.append(f"{role} {part.model}: its chat template, which is not on this machine")
+            found.unchecked.append(
+                f"{role} {part.model}: its chat template, which is not on this machine"
+            )
             continue
         messages = [*([_SYSTEM] if system else []), _TALK[0]]
         if error := _template_error(tokenizer, part.template, messages):
@@ -166,26 +194,39 @@ def _check_templates(recipe: Recipe, stages: set[str], found: Findings) -> None:
             )
 
 
-def _tokenizer(model: str, revision: str | None, trust_remote_code: bool) -> "PreTrainedTokenizerBase | None":
+def _tokenizer(
+    model: str, revision: str | None, trust_remote_code: bool
+) -> "PreTrainedTokenizerBase | None":
     """A tokenizer from this machine; None where it is not, or not whole."""
     from transformers import AutoTokenizer
 
     try:
         return AutoTokenizer.from_pretrained(
-            model, revision=revision, trust_remote_code=trust_remote_code, local_files_only=True
+            model,
+            revision=revision,
+            trust_remote_code=trust_remote_code,
+            local_files_only=True,
         )
     except Exception:  # of a file that is missing transformers says so in many ways
         return None
 
 
-def _template_error(tokenizer: "PreTrainedTokenizerBase", template: str | None, messages: list[dict[str, str]]) -> str:
+def _template_error(
+    tokenizer: "PreTrainedTokenizerBase",
+    template: str | None,
+    messages: list[dict[str, str]],
+) -> str:
     try:
         said = tokenizer.apply_chat_template(
             messages, chat_template=template, add_generation_prompt=True, tokenize=False
         )
     except Exception as error:  # a template can raise anything
         return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
-    return "" if messages[-1]["content"] in said else "the question is not in what it renders"
+    return (
+        ""
+        if messages[-1]["content"] in said
+        else "the question is not in what it renders"
+    )
 
 
 def _check_base(recipe: Recipe, stages: set[str], found: Findings) -> None:
@@ -201,11 +242,18 @@ def _check_base(recipe: Recipe, stages: set[str], found: Findings) -> None:
         found.problems.append(str(error))
         return
     except Exception:  # of a file that is missing transformers says so in many ways
-        found.unchecked.append(f"base {base.model}: its tokenizer, which is not on this machine")
+        found.unchecked.append(
+            f"base {base.model}: its tokenizer, which is not on this machine"
+        )
         return
-    messages = [*([_SYSTEM] if "sft" in stages and recipe.generate.orca else []), *_TALK]
+    messages = [
+        *([_SYSTEM] if "sft" in stages and recipe.generate.orca else []),
+        *_TALK,
+    ]
     try:
-        labels = [label for label in encode(tokenizer, messages)["labels"] if label != IGNORED]
+        labels = [
+            label for label in encode(tokenizer, messages)["labels"] if label != IGNORED
+        ]
     except Exception as error:  # a template can raise anything
         found.problems.append(
             f"chat_template {recipe.chat_template!r}: it does not take the messages that are trained on: "
@@ -213,7 +261,9 @@ def _check_base(recipe: Recipe, stages: set[str], found: Findings) -> None:
         )
         return
     answers = tokenizer.decode(labels)
-    if not all(turn["content"] in answers for turn in _TALK if turn["role"] == "assistant"):
+    if not all(
+        turn["content"] in answers for turn in _TALK if turn["role"] == "assistant"
+    ):
         found.problems.append(
             f"chat_template {recipe.chat_template!r}: its answers are not between {{% generation %}} and "
             "{% endgeneration %}, so nothing would be trained on"
@@ -238,7 +288,10 @@ def _check_tasks(recipe: Recipe, found: Findings) -> None:
         "tasks": [task.model_dump() for task in harness.all_tasks],
         "context": recipe.serve.engine.get("max_model_len"),
     }
-    offline = {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}  # a task's data may be gigabytes
+    offline = {
+        "HF_HUB_OFFLINE": "1",
+        "HF_DATASETS_OFFLINE": "1",
+    }  # a task's data may be gigabytes
     try:
         done = subprocess.run(
             [sys.executable, "-m", "bezoar_ray.evaluate.task_check"],
@@ -250,10 +303,14 @@ def _check_tasks(recipe: Recipe, found: Findings) -> None:
         )
         answer = json.loads(done.stdout.splitlines()[-1])
     except subprocess.TimeoutExpired:
-        found.unchecked.append(f"evaluate.harness: lm-eval did not look at its tasks within {_SECONDS:g} s")
+        found.unchecked.append(
+            f"evaluate.harness: lm-eval did not look at its tasks within {_SECONDS:g} s"
+        )
         return
     except (IndexError, ValueError):
-        found.problems.append(f"evaluate.harness: lm-eval does not start: {done.stderr.strip()[-300:]}")
+        found.problems.append(
+            f"evaluate.harness: lm-eval does not start: {done.stderr.strip()[-300:]}"
+        )
         return
     found.problems += answer["problems"]
     found.unchecked += answer["unchecked"]
@@ -267,7 +324,11 @@ def _check_questions(recipe: Recipe, found: Findings) -> None:
     from bezoar_ray.evaluate.mt_bench.fastchat import load_prompts
     from bezoar_ray.sources.mt_bench_files import GUIDED, KNOWN
 
-    named = [name for name in (bench.questions, bench.references, bench.prompts) if name and name != "tiny"]
+    named = [
+        name
+        for name in (bench.questions, bench.references, bench.prompts)
+        if name and name != "tiny"
+    ]
     if not all(Path(name).is_file() for name in named):
         return  # named by those who look for files
     if bench.questions == "tiny":  # known to be whole, and perhaps not built yet
@@ -278,7 +339,11 @@ def _check_questions(recipe: Recipe, found: Findings) -> None:
     questions = found.attempt(lambda: asked.questions) or []
     if questions:
         found.attempt(lambda: asked.prompts)
-    if unguided := [question.id for question in questions if question.category in GUIDED and not question.references]:
+    if unguided := [
+        question.id
+        for question in questions
+        if question.category in GUIDED and not question.references
+    ]:
         found.notes.append(
             f"evaluate.mt_bench.references: {len(unguided)} questions about {', '.join(GUIDED)} have no whole "
             f"reference answer ({', '.join(map(str, unguided[:5]))}), and are judged without one"
@@ -299,8 +364,12 @@ def _check_caches(recipe: Recipe, stages: set[str], found: Findings) -> None:
         return
     asked = "evaluate" in stages or ("filter" in stages and recipe.filter.decontaminate)
     hub = any(_from_hub(recipe, stages))
-    embedded = bool(stages & set(working_stages())) and is_world_missing(recipe)  # a report reads the run alone
-    found.problems += unwritable(embedded, hub, datasets=asked and recipe.evaluate.harness is not None)
+    embedded = bool(stages & set(working_stages())) and is_world_missing(
+        recipe
+    )  # a report reads the run alone
+    found.problems += unwritable(
+        embedded, hub, datasets=asked and recipe.evaluate.harness is not None
+    )
 
 
 def _check_hub(recipe: Recipe, stages: set[str], found: Findings) -> None:
@@ -310,19 +379,33 @@ def _check_hub(recipe: Recipe, stages: set[str], found: Findings) -> None:
         return
     listed = ", ".join(wanted)
     if _is_offline():
-        found.problems.append(f"HF_HUB_OFFLINE is set, and these are not on this machine: {listed}")
+        found.problems.append(
+            f"HF_HUB_OFFLINE is set, and these are not on this machine: {listed}"
+        )
     elif error := _unreachable():
         elsewhere = "RAY_ADDRESS" in os.environ  # other machines may reach it
         lines = found.unchecked if elsewhere else found.problems
-        lines.append(f"the Hugging Face hub does not answer ({error}), and these are not here: {listed}")
+        lines.append(
+            f"the Hugging Face hub does not answer ({error}), and these are not here: {listed}"
+        )
 
 
 def _from_hub(recipe: Recipe, stages: set[str]) -> Iterator[str]:
     """Models that are not on this machine, and data sets, which are streamed each time."""
-    models = [part.model for part in recipe.teachers if "generate" in stages and not part.base_url]
-    models += [part.model for part in recipe.judges if "filter" in stages and recipe.filter.judge and not part.base_url]
+    models = [
+        part.model
+        for part in recipe.teachers
+        if "generate" in stages and not part.base_url
+    ]
+    models += [
+        part.model
+        for part in recipe.judges
+        if "filter" in stages and recipe.filter.judge and not part.base_url
+    ]
     models += [recipe.base.model] if stages & {*training_stages(), "evaluate"} else []
-    here = (model for model in models if not model.startswith(("tiny-", "/", ".", "~")))  # paths may be workers' own
+    here = (
+        model for model in models if not model.startswith(("tiny-", "/", ".", "~"))
+    )  # paths may be workers' own
     yield from (model for model in here if not _is_here(model))
     for _, parts, _ in _sources(recipe, stages):
         yield from (part.source for part in parts if part.source.startswith("hub:"))
@@ -342,7 +425,9 @@ def _unreachable() -> str:
     """Why the hub does not answer; empty where it does, whatever it says."""
     address = os.environ.get("HF_ENDPOINT") or _HUB
     try:
-        with urllib.request.urlopen(urllib.request.Request(address, method="HEAD"), timeout=_REACH_SECONDS):
+        with urllib.request.urlopen(
+            urllib.request.Request(address, method="HEAD"), timeout=_REACH_SECONDS
+        ):
             return ""
     except urllib.error.HTTPError:
         return ""

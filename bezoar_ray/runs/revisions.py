@@ -33,13 +33,21 @@ class Branch:
 
         api = HfApi(endpoint=os.environ.get("HF_ENDPOINT"))
         try:
-            found = api.repo_info(self.repository, repo_type=self.kind, revision=self.name, timeout=_SECONDS).sha
+            found = api.repo_info(
+                self.repository,
+                repo_type=self.kind,
+                revision=self.name,
+                timeout=_SECONDS,
+            ).sha
         except Exception:  # the client's errors have no common class
             found = None
         return found or self._cached()
 
     def _cached(self) -> str | None:
-        reference = hub_cache() / f"{self.kind}s--{self.repository.replace('/', '--')}/refs/{self.name}"
+        reference = (
+            hub_cache()
+            / f"{self.kind}s--{self.repository.replace('/', '--')}/refs/{self.name}"
+        )
         try:
             return reference.read_text().strip() or None
         except OSError:
@@ -54,7 +62,9 @@ def pinned(recipe: Recipe, store: Store, say: Callable[[str], None]) -> Recipe:
     return pinned_together([recipe], store, say)[0]
 
 
-def pinned_together(recipes: Sequence[Recipe], store: Store, say: Callable[[str], None]) -> list[Recipe]:
+def pinned_together(
+    recipes: Sequence[Recipe], store: Store, say: Callable[[str], None]
+) -> list[Recipe]:
     """The same for several recipes of one run directory: a branch is the same commit, or the same name, in all."""
     commits = store.read_json(layout.REVISIONS) or {}
     if not store.exists(layout.RECIPE):
@@ -64,11 +74,18 @@ def pinned_together(recipes: Sequence[Recipe], store: Store, say: Callable[[str]
     return [_with(recipe, commits) for recipe in recipes]
 
 
-def _resolved(branches: Iterable[Branch], known: dict[str, str], say: Callable[[str], None]) -> dict[str, str]:
-    found = {str(branch): known.get(str(branch)) or branch.commit() for branch in dict.fromkeys(branches)}
+def _resolved(
+    branches: Iterable[Branch], known: dict[str, str], say: Callable[[str], None]
+) -> dict[str, str]:
+    found = {
+        str(branch): known.get(str(branch)) or branch.commit()
+        for branch in dict.fromkeys(branches)
+    }
     if lost := [branch for branch, commit in found.items() if not commit]:
-        say(f"warning: the commit of {', '.join(lost)} is not known: the hub does not say, and its cache has none. The "
-            "run keeps the name, which may stand for another commit tomorrow. Give a commit as `revision`")  # fmt: skip
+        say(
+            f"warning: the commit of {', '.join(lost)} is not known: the hub does not say, and its cache has none. The "
+            "run keeps the name, which may stand for another commit tomorrow. Give a commit as `revision`"
+        )
     return {branch: commit for branch, commit in found.items() if commit}
 
 
@@ -85,12 +102,21 @@ def _branches(value: object) -> Iterator[Branch]:
 
 def _with(value: Any, commits: dict[str, str]) -> Any:
     if isinstance(value, Section):
-        fields = {name: _with(getattr(value, name), commits) for name in type(value).model_fields}
+        fields = {
+            name: _with(getattr(value, name), commits)
+            for name in type(value).model_fields
+        }
         commit = commits.get(str(_branch(value)))
-        return value.model_copy(update=fields | ({"revision": commit} if commit else {}))
+        return value.model_copy(
+            update=fields | ({"revision": commit} if commit else {})
+        )
     if isinstance(value, dict):
         return {key: _with(item, commits) for key, item in value.items()}
-    return tuple(_with(item, commits) for item in value) if isinstance(value, tuple) else value
+    return (
+        tuple(_with(item, commits) for item in value)
+        if isinstance(value, tuple)
+        else value
+    )
 
 
 def _branch(part: Section) -> Branch | None:
@@ -100,9 +126,17 @@ def _branch(part: Section) -> Branch | None:
         return None
     if isinstance(part, SourceSection):
         repository = part.source.removeprefix("hub:").partition(":")[0]
-        return Branch("dataset", repository, revision) if part.source.startswith("hub:") and revision else None
+        return (
+            Branch("dataset", repository, revision)
+            if part.source.startswith("hub:") and revision
+            else None
+        )
     model = getattr(part, "model", "")
-    if "revision" not in type(part).model_fields or getattr(part, "base_url", None) or not _is_on_hub(model):
+    if (
+        "revision" not in type(part).model_fields
+        or getattr(part, "base_url", None)
+        or not _is_on_hub(model)
+    ):
         return None
     return Branch("model", model, revision or _MAIN)
 

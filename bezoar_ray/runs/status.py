@@ -21,7 +21,9 @@ def render(store: Store) -> str:
         done = "already done" if stage["skipped"] else stage["status"]
         lines.append(f"  {name:<9} {done:<12} {duration(stage['seconds'])}")
     for scheme, counts in summary["data"].items():
-        numbers = ", ".join(f"{value} {key}" for key, value in counts.items() if isinstance(value, int))
+        numbers = ", ".join(
+            f"{value} {key}" for key, value in counts.items() if isinstance(value, int)
+        )
         lines.append(f"  {scheme}: {numbers}")
     for role, calls in summary["calls"].items():
         lines.append(

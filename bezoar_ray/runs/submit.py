@@ -25,8 +25,12 @@ from bezoar_ray.runtime.session import SETTINGS
 if TYPE_CHECKING:
     from ray.job_submission import JobDetails
 
-_PATIENCE = {"RAY_JOB_STOP_WAIT_TIME_S": "30"}  # for training's last checkpoint; Ray's own is 3
-_SET_UP = {"setup_timeout_seconds": 3600}  # the CUDA stack has several GB; Ray's own is 600
+_PATIENCE = {
+    "RAY_JOB_STOP_WAIT_TIME_S": "30"
+}  # for training's last checkpoint; Ray's own is 3
+_SET_UP = {
+    "setup_timeout_seconds": 3600
+}  # the CUDA stack has several GB; Ray's own is 600
 _OURS = (2, 3, 4, 130)  # exit codes of `bezoar run`
 _UV = "==0.13.8"  # of cluster/Dockerfile
 _RUN_DIR, _RECIPE, _PINS = "bezoar_run_dir", "recipe.yaml", "bezoar-requirements.txt"
@@ -61,7 +65,9 @@ class Jobs:
         from ray.job_submission import JobSubmissionClient
 
         if not address.startswith(("http://", "https://")):
-            raise RecipeError(f"--address {address}: expected the dashboard's URL, as in http://127.0.0.1:8265")
+            raise RecipeError(
+                f"--address {address}: expected the dashboard's URL, as in http://127.0.0.1:8265"
+            )
         self._address = address
         try:
             self._client = JobSubmissionClient(address)
@@ -72,7 +78,11 @@ class Jobs:
             ) from error
 
     def submit(
-        self, recipe: Recipe, run_dir: str, arguments: list[str], requirements: str | None = None
+        self,
+        recipe: Recipe,
+        run_dir: str,
+        arguments: list[str],
+        requirements: str | None = None,
     ) -> SubmittedJob:
         """Submit `bezoar run`, or find the job that works on this run directory already.
 
@@ -93,7 +103,16 @@ class Jobs:
         run_dir = run_dir.rstrip("/")
         if there := self.working_on(run_dir):
             return there
-        command = ["python", "-m", "bezoar_ray.cli", "run", _RECIPE, "--run-dir", run_dir, *arguments]
+        command = [
+            "python",
+            "-m",
+            "bezoar_ray.cli",
+            "run",
+            _RECIPE,
+            "--run-dir",
+            run_dir,
+            *arguments,
+        ]
         with packed(recipe, requirements) as folder:
             try:
                 id = self._client.submit_job(
@@ -112,12 +131,22 @@ class Jobs:
     def working_on(self, run_dir: str) -> SubmittedJob | None:
         """The job that works on a run directory at the moment."""
         jobs = [job for job in self._of(run_dir) if not job.status.is_terminal()]
-        return SubmittedJob(jobs[0].submission_id or "", jobs[0].status.value, found=True) if jobs else None
+        return (
+            SubmittedJob(jobs[0].submission_id or "", jobs[0].status.value, found=True)
+            if jobs
+            else None
+        )
 
     def last(self, run_dir: str) -> SubmittedJob | None:
         """The latest job of a run directory."""
         jobs = sorted(self._of(run_dir), key=lambda job: job.start_time or 0)
-        return SubmittedJob(jobs[-1].submission_id or "", jobs[-1].status.value, found=True) if jobs else None
+        return (
+            SubmittedJob(
+                jobs[-1].submission_id or "", jobs[-1].status.value, found=True
+            )
+            if jobs
+            else None
+        )
 
     def follow(self, id: str) -> None:
         """Print a job's lines until it ends. Ctrl-C ends the following, and not the job.
@@ -145,11 +174,20 @@ class Jobs:
         if details.status.value != "SUCCEEDED":
             said = (details.message or "").strip().splitlines()[-1:] or [""]
             # The driver's own is None, or a signal's, where it did not end by itself.
-            code = 130 if details.status.value == "STOPPED" else details.driver_exit_code
-            raise JobFailed(f"job {id} {details.status.value.lower()}: {said[0]}", code if code in _OURS else 3)
+            code = (
+                130 if details.status.value == "STOPPED" else details.driver_exit_code
+            )
+            raise JobFailed(
+                f"job {id} {details.status.value.lower()}: {said[0]}",
+                code if code in _OURS else 3,
+            )
 
     def _of(self, run_dir: str) -> "list[JobDetails]":
-        return [job for job in self._client.list_jobs() if (job.metadata or {}).get(_RUN_DIR) == run_dir.rstrip("/")]
+        return [
+            job
+            for job in self._client.list_jobs()
+            if (job.metadata or {}).get(_RUN_DIR) == run_dir.rstrip("/")
+        ]
 
     def _next_id(self, name: str, run_dir: str) -> str:
         """Numbered on from the last one: earlier ones may have been deleted."""
@@ -163,14 +201,22 @@ def runtime_env(folder: Path) -> dict[str, object]:
 
     No key is in it: they come from the environment of the cluster's nodes.
     """
-    found: dict[str, Any] = {"working_dir": str(folder), "env_vars": SETTINGS | _PATIENCE, "config": _SET_UP}
+    found: dict[str, Any] = {
+        "working_dir": str(folder),
+        "env_vars": SETTINGS | _PATIENCE,
+        "config": _SET_UP,
+    }
     if (folder / _PINS).exists():
         import bezoar_ray
 
         # By its name: Ray hands a runtime_env on in one environment variable, and all pins are longer than that may be.
         pins = f"-r ${{RAY_RUNTIME_ENV_CREATE_WORKING_DIR}}/{_PINS}"
         options = ["--no-deps", "--require-hashes"]
-        found["uv"] = {"packages": [pins], "uv_pip_install_options": options, "uv_version": _UV}
+        found["uv"] = {
+            "packages": [pins],
+            "uv_pip_install_options": options,
+            "uv_version": _UV,
+        }
         found["py_modules"] = [str(Path(bezoar_ray.__file__).parent)]
     return found
 
@@ -191,11 +237,18 @@ def packed(recipe: Recipe, requirements: str | None = None) -> Iterator[Path]:
                 if ".." in path.parts or path.is_dir():
                     raise RecipeError(
                         f"{pattern!r} cannot go along with the job: put it where all nodes see it, and name it by its "
-                        "absolute path" + (", or give the model's name on the hub" if path.is_dir() else "")
+                        "absolute path"
+                        + (
+                            ", or give the model's name on the hub"
+                            if path.is_dir()
+                            else ""
+                        )
                     )
                 (folder / path).parent.mkdir(parents=True, exist_ok=True)
                 shutil.copyfile(path, folder / path)
-        (folder / _RECIPE).write_text(yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False))
+        (folder / _RECIPE).write_text(
+            yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False)
+        )
         if requirements:
             shutil.copyfile(requirements, folder / _PINS)
         yield folder

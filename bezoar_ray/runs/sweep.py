@@ -28,7 +28,10 @@ from bezoar_ray.train import heldout
 
 _LOOK_SECONDS = 2.0
 _GRACE = 25.0  # per cent of a trial's steps, before which it is not stopped early
-_SHARED = (layout.PAIRS, layout.TOKENIZED)  # what stages keep beside the files of their manifests
+_SHARED = (
+    layout.PAIRS,
+    layout.TOKENIZED,
+)  # what stages keep beside the files of their manifests
 
 
 def _last() -> str:
@@ -69,7 +72,9 @@ class Trial:
         return train.get(_last(), {})
 
 
-def trials(recipe: str, overrides: list[str], parameters: list[str], store: Store) -> list[Trial]:
+def trials(
+    recipe: str, overrides: list[str], parameters: list[str], store: Store
+) -> list[Trial]:
     """The points of the grid of `key.path=value,value` parameters over a recipe.
 
     Raises:
@@ -77,7 +82,11 @@ def trials(recipe: str, overrides: list[str], parameters: list[str], store: Stor
     """
     points = itertools.product(*map(_values, parameters))
     return [
-        Trial(name := ",".join(point), load_recipe(recipe, [*overrides, *point]), Store(f"{store.root}/sweep/{name}"))
+        Trial(
+            name := ",".join(point),
+            load_recipe(recipe, [*overrides, *point]),
+            Store(f"{store.root}/sweep/{name}"),
+        )
         for point in points
     ]
 
@@ -104,7 +113,9 @@ def report(found: list[Trial], store: Store) -> str:
     choice = choose(by_pair)
     ended = _best_first(ended, choice)
     notes = [*_said(ended, by_pair, choice), *without]
-    table = _by_half(compare([(trial.name, trial.recipe, trial.store) for trial in ended]), choice)
+    table = _by_half(
+        compare([(trial.name, trial.recipe, trial.store) for trial in ended]), choice
+    )
     chart = ranked(
         "Held-out pairs right",
         {trial.name: trial.result() or 0.0 for trial in ended},
@@ -119,7 +130,9 @@ def _best_first(trials: list[Trial], choice: Choice | None) -> list[Trial]:
     order = list(choice.selecting) if choice else []
 
     def rank(trial: Trial) -> tuple[int, float]:
-        return (order.index(trial.name) if trial.name in order else len(order)), -(trial.result() or 0.0)
+        return (order.index(trial.name) if trial.name in order else len(order)), -(
+            trial.result() or 0.0
+        )
 
     return sorted(trials, key=rank)
 
@@ -129,11 +142,18 @@ def _by_half(table: RunComparison, choice: Choice | None) -> RunComparison:
     if not choice:
         return table
     halves = {"that select": choice.selecting, "the others": choice.reporting}
-    lines = [(half, [str(shares.get(name, "–")) for name in table.names]) for half, shares in halves.items()]
-    return replace(table, results={"held-out pairs by half, 95 %": lines, **table.results})
+    lines = [
+        (half, [str(shares.get(name, "–")) for name in table.names])
+        for half, shares in halves.items()
+    ]
+    return replace(
+        table, results={"held-out pairs by half, 95 %": lines, **table.results}
+    )
 
 
-def _said(trials: list[Trial], by_pair: dict[str, dict[str, bool]], choice: Choice | None) -> list[str]:
+def _said(
+    trials: list[Trial], by_pair: dict[str, dict[str, bool]], choice: Choice | None
+) -> list[str]:
     """What can be said of the best trial, and what is missing for more."""
     missing = [
         f"{trial.name}: no results by pair, as an earlier version trained it. It is not tested against the others; to "
@@ -153,7 +173,11 @@ def _how_far(trial: Trial) -> str:
     at = trial.store.read_json(layout.progress(_last()))
     if not at:
         return f"{trial.name}: not trained yet"
-    right = "an unknown share" if at["accuracy"] is None else f"{100 * at['accuracy']:.0f} %"
+    right = (
+        "an unknown share"
+        if at["accuracy"] is None
+        else f"{100 * at['accuracy']:.0f} %"
+    )
     return f"{trial.name}: without a result, came to step {at['step']} of {at['total']}, {right} of its pairs right"
 
 
@@ -167,18 +191,29 @@ def sweep(found: list[Trial], store: Store, progress: Progress) -> None:
     Raises:
         BezoarError: a trial failed; the others are done all the same.
     """
-    shared = [stage for stage in _stages() if len({fingerprint(t.recipe, stage) for t in found}) == 1]
+    shared = [
+        stage
+        for stage in _stages()
+        if len({fingerprint(t.recipe, stage) for t in found}) == 1
+    ]
     if shared == _stages():
-        raise RecipeError(f"--param: no stage up to {_last()} reads it; all trials would be one")
+        raise RecipeError(
+            f"--param: no stage up to {_last()} reads it; all trials would be one"
+        )
     recipes = [trial.recipe for trial in found]
     # Of all trials, as a run that has begun asks for no commit; and again, as the hub may have answered `run` first.
     run(pinned_together(recipes, store, progress.say)[0], store, shared, progress)
     recipes = pinned_together(recipes, store, progress.say)
-    found = [replace(trial, recipe=recipe) for trial, recipe in zip(found, recipes, strict=True)]
+    found = [
+        replace(trial, recipe=recipe)
+        for trial, recipe in zip(found, recipes, strict=True)
+    ]
     with ray_session():
         failed = _tuned(found, store)
     if failed:
-        raise BezoarError(f"{len(failed)} of {len(found)} trials failed; the others are done. The first: {failed[0]}")
+        raise BezoarError(
+            f"{len(failed)} of {len(found)} trials failed; the others are done. The first: {failed[0]}"
+        )
 
 
 def _tuned(found: list[Trial], store: Store) -> list[str]:
@@ -187,20 +222,32 @@ def _tuned(found: list[Trial], store: Store) -> list[str]:
     from ray import tune
     from ray.tune.schedulers import MedianStoppingRule
 
-    logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # or a failed trial's traceback is shown, not its reason
-    left = {t.name: t for t in found if not is_done(t.store, _last(), fingerprint(t.recipe, _last()))}
+    logging.getLogger("ray.tune").setLevel(
+        logging.CRITICAL
+    )  # or a failed trial's traceback is shown, not its reason
+    left = {
+        t.name: t
+        for t in found
+        if not is_done(t.store, _last(), fingerprint(t.recipe, _last()))
+    }
     if not left:
         return []
-    behind = MedianStoppingRule(time_attr="percent", metric="accuracy", mode="max", grace_period=_GRACE)
+    behind = MedianStoppingRule(
+        time_attr="percent", metric="accuracy", mode="max", grace_period=_GRACE
+    )
     alike = len({trial.recipe.align.method for trial in found}) == 1
     address = ray.get_runtime_context().gcs_address
     tuner = tune.Tuner(
         tune.with_resources(
-            tune.with_parameters(_trainable(), trials=left, root=str(store.root), address=address), {"CPU": 0.01}
+            tune.with_parameters(
+                _trainable(), trials=left, root=str(store.root), address=address
+            ),
+            {"CPU": 0.01},
         ),
         param_space={"trial": tune.grid_search(list(left))},
         tune_config=tune.TuneConfig(
-            scheduler=behind if alike else None, max_concurrent_trials=_room(list(left.values()))
+            scheduler=behind if alike else None,
+            max_concurrent_trials=_room(list(left.values())),
         ),
         run_config=tune.RunConfig(storage_path=f"{store.root}/sweep/tune", verbose=0),
     )
@@ -212,7 +259,9 @@ def _room(found: list[Trial]) -> int:
     import ray
 
     there = ray.cluster_resources()
-    cores = there.get("CPU", 1) if os.environ.get("RAY_ADDRESS") else os.cpu_count() or 1
+    cores = (
+        there.get("CPU", 1) if os.environ.get("RAY_ADDRESS") else os.cpu_count() or 1
+    )
     parts = [trial.recipe.align for trial in found]
     by_cpu = min(cores // (part.workers * part.cpus_per_worker) for part in parts)
     gpus = max(part.workers * part.gpus_per_worker for part in parts)
@@ -227,32 +276,66 @@ def _trainable() -> type:
         """One trial."""
 
         def setup(  # type: ignore[override]  # Ray Tune hands on what `with_parameters` was given
-            self, config: dict[str, Any], trials: dict[str, Trial], root: str, address: str
+            self,
+            config: dict[str, Any],
+            trials: dict[str, Trial],
+            root: str,
+            address: str,
         ) -> None:
-            self._base, self._trial, self._seen = Store(root), trials[config["trial"]], -1
+            self._base, self._trial, self._seen = (
+                Store(root),
+                trials[config["trial"]],
+                -1,
+            )
             share(self._base, self._trial)
             store = self._trial.store
-            recipe, tree = store.here("sweep.yaml"), self._trial.recipe.model_dump(mode="json")
+            recipe, tree = (
+                store.here("sweep.yaml"),
+                self._trial.recipe.model_dump(mode="json"),
+            )
             recipe.write_text(yaml.safe_dump(tree, sort_keys=False))
-            store.replace(layout.RECIPE, recipe.read_bytes())  # so that it keeps the sweep's names and commits
+            store.replace(
+                layout.RECIPE, recipe.read_bytes()
+            )  # so that it keeps the sweep's names and commits
             command = [sys.executable, "-m", "bezoar_ray.cli", "run", str(recipe)]
             command += ["--run-dir", str(store.root), "--stages", ",".join(_stages())]
             with open(store.log("sweep.log"), "w") as log:
                 environment = os.environ | {"RAY_ADDRESS": address}
-                self._process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=environment)
+                self._process = subprocess.Popen(
+                    command, stdout=log, stderr=subprocess.STDOUT, env=environment
+                )
 
         def step(self) -> dict[str, object]:
             """Wait for the next look that shows something new."""
             while True:
-                ended, at = self._process.poll(), self._trial.store.read_json(layout.progress(_last()))
+                ended, at = (
+                    self._process.poll(),
+                    self._trial.store.read_json(layout.progress(_last())),
+                )
                 if ended:
-                    lines = self._trial.store.log("sweep.log").read_text().strip().splitlines()
-                    raise BezoarError(f"{self._trial.name}: {lines[-1] if lines else f'exit code {ended}'}")
+                    lines = (
+                        self._trial.store.log("sweep.log")
+                        .read_text()
+                        .strip()
+                        .splitlines()
+                    )
+                    raise BezoarError(
+                        f"{self._trial.name}: {lines[-1] if lines else f'exit code {ended}'}"
+                    )
                 if ended == 0:
-                    return {"percent": 100, "accuracy": self._trial.result(), "done": True}
-                if at and at["step"] > self._seen and at["accuracy"] is not None:  # kto knows none on its way
+                    return {
+                        "percent": 100,
+                        "accuracy": self._trial.result(),
+                        "done": True,
+                    }
+                if (
+                    at and at["step"] > self._seen and at["accuracy"] is not None
+                ):  # kto knows none on its way
                     self._seen = at["step"]
-                    return {"percent": int(100 * at["step"] / at["total"]), "accuracy": at["accuracy"]}
+                    return {
+                        "percent": int(100 * at["step"] / at["total"]),
+                        "accuracy": at["accuracy"],
+                    }
                 time.sleep(_LOOK_SECONDS)
 
         def save_checkpoint(self, checkpoint_dir: str) -> dict[str, object]:

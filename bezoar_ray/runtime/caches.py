@@ -11,7 +11,9 @@ from bezoar_ray.tiny import cache, fingerprint
 
 _OWN, _HUB, _DATASETS = "BEZOAR_CACHE", "HF_HUB_CACHE", "HF_DATASETS_CACHE"
 _HOMES = ("HF_HOME", "XDG_CACHE_HOME")
-_BUILT = re.compile(r'"tiny(-teacher|-base)?"')  # how recipes name what of the embedded world has to be built
+_BUILT = re.compile(
+    r'"tiny(-teacher|-base)?"'
+)  # how recipes name what of the embedded world has to be built
 _PROBE = bytes(65_536)
 
 
@@ -21,18 +23,25 @@ def hub_cache() -> Path:
 
 
 def _of_hugging_face(variable: str, name: str) -> Path:
-    home = os.environ.get("HF_HOME") or f"{os.environ.get('XDG_CACHE_HOME') or '~/.cache'}/huggingface"
+    home = (
+        os.environ.get("HF_HOME")
+        or f"{os.environ.get('XDG_CACHE_HOME') or '~/.cache'}/huggingface"
+    )
     return Path(os.environ.get(variable) or f"{home}/{name}").expanduser().absolute()
 
 
-def unwritable(embedded: bool = False, hub: bool = False, datasets: bool = False) -> Iterator[str]:
+def unwritable(
+    embedded: bool = False, hub: bool = False, datasets: bool = False
+) -> Iterator[str]:
     """A sentence for each of the caches asked about into which nothing can be written."""
     if embedded:
         yield from _problem(cache(), (_OWN,))
     if hub:
         yield from _problem(hub_cache(), (_HUB, *_HOMES))
     if datasets:
-        yield from _problem(_of_hugging_face(_DATASETS, "datasets"), (_DATASETS, *_HOMES))
+        yield from _problem(
+            _of_hugging_face(_DATASETS, "datasets"), (_DATASETS, *_HOMES)
+        )
 
 
 def _problem(folder: Path, variables: tuple[str, ...]) -> Iterator[str]:
@@ -43,7 +52,10 @@ def _problem(folder: Path, variables: tuple[str, ...]) -> Iterator[str]:
             file.write(_PROBE)
             file.flush()
     except OSError as error:
-        said = next((f"named by {name}" for name in variables if os.environ.get(name)), "the default")
+        said = next(
+            (f"named by {name}" for name in variables if os.environ.get(name)),
+            "the default",
+        )
         yield (
             f"the cache {folder} ({said}) cannot be written: {there}: {error.strerror}. Mend that, or set "
             f"{variables[0]} to a folder on a disk with room"
@@ -57,4 +69,7 @@ def world_folder() -> Path:
 
 def is_world_missing(recipe: Recipe) -> bool:
     """Whether the embedded world would be built for the recipe; its judge needs no building."""
-    return bool(_BUILT.search(recipe.model_dump_json(exclude={"name"}))) and not world_folder().exists()
+    return (
+        bool(_BUILT.search(recipe.model_dump_json(exclude={"name"})))
+        and not world_folder().exists()
+    )

@@ -33,16 +33,31 @@ class ResourceRequest:
         return cls.each(part, part.num_cpus, part.num_gpus, count, who)
 
     @classmethod
-    def each(cls, part: SchedulingSection, cpus: float, gpus: float, count: int, who: str) -> "ResourceRequest":
+    def each(
+        cls, part: SchedulingSection, cpus: float, gpus: float, count: int, who: str
+    ) -> "ResourceRequest":
         """The same, where the section says CPUs and GPUs by other names."""
-        kind = {f"accelerator_type:{part.accelerator_type}": 0.001} if part.accelerator_type else {}
+        kind = (
+            {f"accelerator_type:{part.accelerator_type}": 0.001}
+            if part.accelerator_type
+            else {}
+        )
         return cls(
-            who, count, {name: n for name, n in {"CPU": cpus, "GPU": gpus, **kind}.items() if n}, part.node_labels
+            who,
+            count,
+            {name: n for name, n in {"CPU": cpus, "GPU": gpus, **kind}.items() if n},
+            part.node_labels,
         )
 
     def __str__(self) -> str:
-        needs = ", ".join(f"{number:g} {name}" for name, number in self.needs.items() if number >= 0.01)
-        kind = "".join(f" of kind {name.partition(':')[2]}" for name in self.needs if ":" in name)
+        needs = ", ".join(
+            f"{number:g} {name}"
+            for name, number in self.needs.items()
+            if number >= 0.01
+        )
+        kind = "".join(
+            f" of kind {name.partition(':')[2]}" for name in self.needs if ":" in name
+        )
         labels = f" on nodes labelled {self.labels}" if self.labels else ""
         return f"{self.who} ({self.count} actors with {needs or 'nothing'}{kind} each{labels})"
 
@@ -63,8 +78,14 @@ class Node:
         """How many such actors fit on all `count` while they are empty."""
         if not ask.labels.items() <= self.labels.items():
             return 0.0
-        shares = [self.offers.get(name, 0.0) / number for name, number in ask.needs.items() if number]
-        return self.count * min((math.floor(share + 1e-6) for share in shares), default=math.inf)
+        shares = [
+            self.offers.get(name, 0.0) / number
+            for name, number in ask.needs.items()
+            if number
+        ]
+        return self.count * min(
+            (math.floor(share + 1e-6) for share in shares), default=math.inf
+        )
 
 
 def check_capacity(asks: list[ResourceRequest]) -> None:
@@ -100,16 +121,26 @@ def _check(together: list[list[ResourceRequest]]) -> None:
         return
     alive = [*_alive()]
     for asks in together:
-        beside = alive if not kinds else [node for node in alive if _only_there(node, kinds, asks)]
+        beside = (
+            alive
+            if not kinds
+            else [node for node in alive if _only_there(node, kinds, asks)]
+        )
         _check_on(kinds + beside, asks)
 
 
 def _check_on(nodes: list[Node], asks: list[ResourceRequest]) -> None:
     for ask in asks:
         if not any(node.suits(ask) for node in nodes):
-            largest = ", ".join(f"{most(nodes, name):g} {name}" for name in ask.needs if ":" not in name)
-            raise RecipeError(f"{ask}: no node of the cluster has that. The largest has {largest}. {_REMEDY}")
-    for some in chain.from_iterable(combinations(asks, size + 1) for size in range(len(asks))):
+            largest = ", ".join(
+                f"{most(nodes, name):g} {name}" for name in ask.needs if ":" not in name
+            )
+            raise RecipeError(
+                f"{ask}: no node of the cluster has that. The largest has {largest}. {_REMEDY}"
+            )
+    for some in chain.from_iterable(
+        combinations(asks, size + 1) for size in range(len(asks))
+    ):
         theirs = [node for node in nodes if any(node.suits(ask) for ask in some)]
         for name in ("CPU", "GPU"):
             wanted = sum(ask.count * ask.needs.get(name, 0.0) for ask in some)
@@ -121,7 +152,9 @@ def _check_on(nodes: list[Node], asks: list[ResourceRequest]) -> None:
                 )
     for ask in asks:
         if (room := sum(node.holds(ask) for node in nodes)) < ask.count:
-            raise RecipeError(f"{ask}: its nodes have room for {room:g} of them at most. {_REMEDY}")
+            raise RecipeError(
+                f"{ask}: its nodes have room for {room:g} of them at most. {_REMEDY}"
+            )
 
 
 def requests_of(recipe: Recipe, stage: str) -> Iterator[ResourceRequest]:
@@ -137,12 +170,20 @@ def requests_of(recipe: Recipe, stage: str) -> Iterator[ResourceRequest]:
 
 def of_workers(part: Training, stage: str) -> ResourceRequest:
     """The request of a stage's training workers."""
-    return ResourceRequest.each(part, part.cpus_per_worker, part.gpus_per_worker, part.workers, f"{stage}'s workers")
+    return ResourceRequest.each(
+        part,
+        part.cpus_per_worker,
+        part.gpus_per_worker,
+        part.workers,
+        f"{stage}'s workers",
+    )
 
 
 def of_engines(recipe: Recipe, engines: int) -> ResourceRequest:
     """What the endpoint asks for, of so many engines."""
-    return ResourceRequest.of(recipe.serve, engines * recipe.serve.replicas, "the endpoint's engines")
+    return ResourceRequest.of(
+        recipe.serve, engines * recipe.serve.replicas, "the endpoint's engines"
+    )
 
 
 def most(nodes: list[Node], name: str) -> float:
@@ -161,7 +202,9 @@ def _alive() -> Iterator[Node]:
 def _only_there(node: Node, kinds: list[Node], asks: list[ResourceRequest]) -> bool:
     """Whether one of these fits on this node, but on none of the kinds: what a node finds by itself when it starts,
     such as its accelerator's type, a kind need not say."""
-    return any(node.suits(ask) and not any(kind.suits(ask) for kind in kinds) for ask in asks)
+    return any(
+        node.suits(ask) and not any(kind.suits(ask) for kind in kinds) for ask in asks
+    )
 
 
 def _autoscaled() -> Iterator[Node]:
@@ -169,7 +212,11 @@ def _autoscaled() -> Iterator[Node]:
     config = _of_launcher() or _of_kuberay()
     for name, kind in config.get("available_node_types", {}).items():
         most = config["max_workers"]  # of all kinds together
-        count = 1 if name == config["head_node_type"] else min(kind.get("max_workers", most), most)
+        count = (
+            1
+            if name == config["head_node_type"]
+            else min(kind.get("max_workers", most), most)
+        )
         yield Node(kind.get("resources", {}), kind.get("labels", {}), count)
 
 

@@ -54,7 +54,11 @@ _DRIVER_NAMES = {
 """The whole name of a card, as its driver gives it. A variant (PCIe, NVL, Laptop, Ti, a MIG slice) is another card."""
 
 
-_RAYS_NAMES = {"A100-80G": "A100", "GeForce-RTX-4090": "RTX4090", "GeForce-RTX-3090": "RTX3090"}
+_RAYS_NAMES = {
+    "A100-80G": "A100",
+    "GeForce-RTX-4090": "RTX4090",
+    "GeForce-RTX-3090": "RTX3090",
+}
 """Ray's other names (`accelerator_type`) for some of them."""
 
 
@@ -71,10 +75,19 @@ def find_gpu(kind: str, option: str) -> Gpu:
     """
     if gpu := known_gpu(kind):
         return gpu
-    raise RecipeError(f"{option} {kind}: no such kind of GPU is known; there are {', '.join(GPUS)}")
+    raise RecipeError(
+        f"{option} {kind}: no such kind of GPU is known; there are {', '.join(GPUS)}"
+    )
 
 
 def kind_of(name: str) -> str | None:
     """The kind of a GPU by its driver's name, as `NVIDIA H100 80GB HBM3`; None where it is none of `GPUS`."""
     card = name.upper().strip().removeprefix("NVIDIA ")
-    return next((kind for pattern, kind in _DRIVER_NAMES.items() if re.fullmatch(pattern, card)), None)
+    return next(
+        (
+            kind
+            for pattern, kind in _DRIVER_NAMES.items()
+            if re.fullmatch(pattern, card)
+        ),
+        None,
+    )

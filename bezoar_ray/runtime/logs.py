@@ -61,8 +61,17 @@ class _Json(logging.Formatter):
         self._fields = fields
 
     def format(self, record: logging.LogRecord) -> str:
-        at = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created)) + f".{int(record.msecs):03}Z"
+        at = (
+            time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created))
+            + f".{int(record.msecs):03}Z"
+        )
         row = {"row": current_row.get()} if current_row.get() else {}
-        entry = {"at": at, "level": record.levelname, **self._fields, "process": record.process, **row}
+        entry = {
+            "at": at,
+            "level": record.levelname,
+            **self._fields,
+            "process": record.process,
+            **row,
+        }
         entry |= {"event": record.getMessage(), **getattr(record, "fields", {})}
         return orjson.dumps(entry, default=str).decode()

@@ -19,13 +19,33 @@ METRICS: dict[str, tuple[str, str, tuple[str, ...]]] = {
         "Attempts at model calls: answered, failed, or found in the ledger",
         (*CALLS, "outcome"),
     ),
-    "bezoar_tokens": ("Counter", "Tokens of answered calls: in or out", (*CALLS, "direction")),
+    "bezoar_tokens": (
+        "Counter",
+        "Tokens of answered calls: in or out",
+        (*CALLS, "direction"),
+    ),
     "bezoar_dollars": ("Counter", "Dollars that calls have cost", CALLS),
     "bezoar_calls_in_flight": ("Gauge", "Calls under way in one process", CALLS),
-    "bezoar_calls_waiting": ("Gauge", "Calls that wait for a slot in one process", CALLS),
-    "bezoar_stage_done": ("Gauge", "Rows, steps or verdicts that the current stage has done", ("run", "stage")),
-    "bezoar_stage_total": ("Gauge", "Rows, steps or verdicts that it has to do", ("run", "stage")),
-    "bezoar_gpu": ("Gauge", "1 for each GPU of the node on which a stage has a process", ("run", "stage", "GpuIndex")),
+    "bezoar_calls_waiting": (
+        "Gauge",
+        "Calls that wait for a slot in one process",
+        CALLS,
+    ),
+    "bezoar_stage_done": (
+        "Gauge",
+        "Rows, steps or verdicts that the current stage has done",
+        ("run", "stage"),
+    ),
+    "bezoar_stage_total": (
+        "Gauge",
+        "Rows, steps or verdicts that it has to do",
+        ("run", "stage"),
+    ),
+    "bezoar_gpu": (
+        "Gauge",
+        "1 for each GPU of the node on which a stage has a process",
+        ("run", "stage", "GpuIndex"),
+    ),
 }
 """Kind, description and tags of each; Ray puts `ray_` before a name, and `_total` after a counter's."""
 
@@ -37,7 +57,9 @@ class MetricSet:
 
     def __init__(self, **tags: str):
         self._tags = tags
-        self._counts: defaultdict[tuple[str, tuple[tuple[str, str], ...]], float] = defaultdict(float)
+        self._counts: defaultdict[tuple[str, tuple[tuple[str, str], ...]], float] = (
+            defaultdict(float)
+        )
         self._watched: list[tuple[str, Callable[[], float], dict[str, str]]] = []
         self._told, self._waiting = 0.0, False
 
@@ -85,7 +107,9 @@ def hold_gpus(run: str, stage: str) -> None:
     import ray
 
     for index in ray.get_gpu_ids():
-        _metric("bezoar_gpu").set(1, {"run": run, "stage": stage, "GpuIndex": str(index)})
+        _metric("bezoar_gpu").set(
+            1, {"run": run, "stage": stage, "GpuIndex": str(index)}
+        )
 
 
 def _ray_runs() -> bool:

@@ -16,7 +16,9 @@ from collections.abc import Iterator
 import psutil
 
 _POLL_SECONDS = 0.5
-_MARK = "BEZOAR_GUARDED"  # what is younger than the last look is known by its environment
+_MARK = (
+    "BEZOAR_GUARDED"  # what is younger than the last look is known by its environment
+)
 
 
 @contextlib.contextmanager
@@ -24,7 +26,9 @@ def guarded() -> Iterator[None]:
     """Whatever this process starts within the block ends with it."""
     os.environ[_MARK] = str(os.getpid())
     # A session of its own: Ctrl-C is for the driver, which ends what it started by itself.
-    with subprocess.Popen([sys.executable, "-m", "bezoar_ray.runtime.orphans"], start_new_session=True) as guardian:
+    with subprocess.Popen(
+        [sys.executable, "-m", "bezoar_ray.runtime.orphans"], start_new_session=True
+    ) as guardian:
         try:
             yield
         finally:
@@ -40,7 +44,9 @@ def _guard(driver: int) -> None:
             found = psutil.Process(driver).children(recursive=True)
             started |= {process for process in found if process.create_time() >= since}
         time.sleep(_POLL_SECONDS)
-    for process in {*started, *filter(_marked, psutil.process_iter())} - {psutil.Process()}:
+    for process in {*started, *filter(_marked, psutil.process_iter())} - {
+        psutil.Process()
+    }:
         with contextlib.suppress(psutil.Error):
             process.kill()
 

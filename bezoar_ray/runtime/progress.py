@@ -19,7 +19,12 @@ class Progress:
 
     def start(self, stage: str) -> None:
         """A new stage begins."""
-        self.stage, self._began, self._shown, self._told = stage, time.monotonic(), 0.0, 0.0
+        self.stage, self._began, self._shown, self._told = (
+            stage,
+            time.monotonic(),
+            0.0,
+            0.0,
+        )
         self._first: tuple[float, int] | None = None  # start-up is no part of the rate
 
         self._last: tuple[int, int] | None = None
@@ -36,9 +41,16 @@ class Progress:
         self._first = self._first or (now, done)
         since, before = self._first
         rate = (done - before) / max(now - since, 1e-9)
-        left = f", {duration((total - done) / rate)} left" if total and rate and done < total else ""
+        left = (
+            f", {duration((total - done) / rate)} left"
+            if total and rate and done < total
+            else ""
+        )
         speed = f"  {rate:.1f}/s{left}" if rate else ""
-        self._print(f"{done}{f'/{total}' if total else ''}{speed}  {note}", end="\r" if self._live else "\n")
+        self._print(
+            f"{done}{f'/{total}' if total else ''}{speed}  {note}",
+            end="\r" if self._live else "\n",
+        )
 
     def say(self, text: str) -> None:
         """A line that stays."""
@@ -60,4 +72,8 @@ def duration(seconds: float) -> str:
     whole = round(seconds)
     if whole < 60:
         return f"{whole} s"
-    return f"{whole // 60} min {whole % 60} s" if whole < 3600 else f"{whole // 3600} h {whole % 3600 // 60} min"
+    return (
+        f"{whole // 60} min {whole % 60} s"
+        if whole < 3600
+        else f"{whole // 3600} h {whole % 3600 // 60} min"
+    )

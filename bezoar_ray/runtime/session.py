@@ -27,7 +27,9 @@ SETTINGS = {  # on this machine not a runtime_env: workers that Ray starts befor
     "RAY_SERVE_PROXY_HEALTH_CHECK_TIMEOUT_S": _PROXY_PATIENCE,
 }
 _LOCAL_CPUS = 4  # logical: on two cores, Ray Data's tasks and an engine's actor would wait for each other for ever
-_SHARED = "Use a folder that is mounted on all of them (NFS), or a bucket: s3://…, gs://…"
+_SHARED = (
+    "Use a folder that is mounted on all of them (NFS), or a bucket: s3://…, gs://…"
+)
 _STARTS = 3  # Ray gives itself 30 s to start, which a busy laptop may miss
 
 
@@ -37,7 +39,9 @@ def ray_session() -> Iterator[None]:
     import ray
 
     os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
-    os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")  # a recipe's relative paths hold in training workers, too
+    os.environ.setdefault(
+        "RAY_CHDIR_TO_TRIAL_DIR", "0"
+    )  # a recipe's relative paths hold in training workers, too
     if ray.is_initialized():
         yield
         return
@@ -71,7 +75,12 @@ def check_shared(store: Store) -> None:
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     nodes = [node for node in ray.nodes() if node["Alive"]]
-    if not store.remote and len(nodes) == 1 and grows() and os.stat(store.root).st_dev == os.stat("/").st_dev:
+    if (
+        not store.remote
+        and len(nodes) == 1
+        and grows()
+        and os.stat(store.root).st_dev == os.stat("/").st_dev
+    ):
         raise RecipeError(
             f"--run-dir {store.root}: on the head's own disk, where nodes to come do not see it. {_SHARED}"
         )
@@ -81,11 +90,20 @@ def check_shared(store: Store) -> None:
     store.replace(".seen-by-all", token)
     looks = [
         ray.remote(_sees)
-        .options(num_cpus=0, scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False))
+        .options(
+            num_cpus=0,
+            scheduling_strategy=NodeAffinitySchedulingStrategy(
+                node["NodeID"], soft=False
+            ),
+        )
         .remote(str(store.root), token)
         for node in nodes
     ]
-    blind = [node["NodeManagerHostname"] for node, seen in zip(nodes, ray.get(looks), strict=True) if not seen]
+    blind = [
+        node["NodeManagerHostname"]
+        for node, seen in zip(nodes, ray.get(looks), strict=True)
+        if not seen
+    ]
     store.remove(".seen-by-all")
     if blind:
         raise RecipeError(
@@ -113,14 +131,18 @@ def beside_driver() -> "NodeAffinitySchedulingStrategy":
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-    return NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    return NodeAffinitySchedulingStrategy(
+        ray.get_runtime_context().get_node_id(), soft=False
+    )
 
 
 def own_address() -> str:
     """The address under which the cluster's other nodes reach this process; localhost where there are none."""
     import ray
 
-    return ray.util.get_node_ip_address() if os.environ.get("RAY_ADDRESS") else "127.0.0.1"
+    return (
+        ray.util.get_node_ip_address() if os.environ.get("RAY_ADDRESS") else "127.0.0.1"
+    )
 
 
 def _start_local() -> None:
@@ -141,7 +163,9 @@ def _start_local() -> None:
             return
         except Exception as error:  # Ray raises a bare one
             if left == 0 or "timed out during startup" not in str(error):
-                raise BezoarError(f"Ray does not start on this machine: {error}") from error
+                raise BezoarError(
+                    f"Ray does not start on this machine: {error}"
+                ) from error
             ray.shutdown()
 
 
@@ -160,5 +184,7 @@ def errors_as_raised() -> Iterator[None]:
 
 def quieten(context: "DataContext") -> None:
     """Ray Data leaves the terminal to our own line."""
-    logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # what ends a pass is raised
+    logging.getLogger("ray.data").setLevel(
+        logging.CRITICAL
+    )  # what ends a pass is raised
     context.enable_progress_bars = context.print_on_execution_start = False

@@ -58,7 +58,10 @@ def serve_forever(recipe: Recipe, store: Store) -> None:
     family = Family(recipe, store, key)
     with _serving(store, recipe.serve.host, recipe.serve.port) as base_url:
         family.deploy()
-        print(_greeting(base_url, list(modes(recipe, store)), guarded=key is not None), flush=True)
+        print(
+            _greeting(base_url, list(modes(recipe, store)), guarded=key is not None),
+            flush=True,
+        )
         try:
             while True:
                 time.sleep(_LOOK_SECONDS)
@@ -67,7 +70,10 @@ def serve_forever(recipe: Recipe, store: Store) -> None:
                 except BezoarError as error:
                     print(error, flush=True)
         except KeyboardInterrupt:
-            print(f"stopping, once what was asked is answered, or in {DRAIN_SECONDS:.0f} s", flush=True)
+            print(
+                f"stopping, once what was asked is answered, or in {DRAIN_SECONDS:.0f} s",
+                flush=True,
+            )
 
 
 def family(args: dict[str, str]) -> "Application":
@@ -81,8 +87,15 @@ def family(args: dict[str, str]) -> "Application":
     recipe = recipe_of(store)
     hosts = hosted(modes(recipe, store))
     if len(set(hosts.values())) > 1:
-        raise BezoarError(f"{store.root}: {', '.join(hosts)} need several engines; `bezoar serve` puts them together")
-    return engine(BASE, recipe, str(store.root), key_for("0.0.0.0", os.environ.get("BEZOAR_API_KEY")))
+        raise BezoarError(
+            f"{store.root}: {', '.join(hosts)} need several engines; `bezoar serve` puts them together"
+        )
+    return engine(
+        BASE,
+        recipe,
+        str(store.root),
+        key_for("0.0.0.0", os.environ.get("BEZOAR_API_KEY")),
+    )
 
 
 def _greeting(base_url: str, names: list[str], guarded: bool) -> str:
@@ -104,7 +117,9 @@ class Family:
     def __init__(self, recipe: Recipe, store: Store, key: str | None):
         self._recipe, self._store, self._key = recipe, store, key
         self._deployed: Mapping[str, Mapping[str, str | None]] = {}
-        self._refused: Mapping[str, Mapping[str, str | None]] = {}  # what cannot be put in its place, as was said
+        self._refused: Mapping[
+            str, Mapping[str, str | None]
+        ] = {}  # what cannot be put in its place, as was said
 
     def deploy(self) -> None:
         """Start what is not yet running as the run directory has it; Serve replaces what has changed.
@@ -126,7 +141,9 @@ class Family:
         except RuntimeError as error:
             tail = "\n".join(log.read_text(errors="replace").splitlines()[-15:])
             where = self._store.where(LOG)
-            raise BezoarError(f"the endpoint did not start: {error}\nLast lines of {where}:\n{tail}") from error
+            raise BezoarError(
+                f"the endpoint did not start: {error}\nLast lines of {where}:\n{tail}"
+            ) from error
         self._deployed = wanted
 
     def follow(self) -> None:
@@ -136,20 +153,31 @@ class Family:
             BezoarError: the run directory cannot be read, or a new engine did not start; of several replicas the old
                 ones serve on, a single one has ended by then. It is not tried again until another checkpoint comes.
         """
-        marks, served = self._marks(), {model for models in self._deployed.values() for model in models}
-        if not all(marks[name] for name in served | modes(self._recipe, self._store).keys()):
+        marks, served = (
+            self._marks(),
+            {model for models in self._deployed.values() for model in models},
+        )
+        if not all(
+            marks[name] for name in served | modes(self._recipe, self._store).keys()
+        ):
             return  # training is at it: it begins by removing a checkpoint, and writes the lineage last
         wanted = self._wanted()
         if wanted in (self._deployed, self._refused):
             return
-        if len(wanted) != len(self._deployed) and 1 in (len(wanted), len(self._deployed)):
+        if len(wanted) != len(self._deployed) and 1 in (
+            len(wanted),
+            len(self._deployed),
+        ):
             print(
-                "the checkpoints need another number of engines by now: stop and start again to serve them", flush=True
+                "the checkpoints need another number of engines by now: stop and start again to serve them",
+                flush=True,
             )
             self._refused = wanted
             return
         print("a checkpoint was trained anew; it is being replaced", flush=True)
-        self._recipe = self._recipe.model_copy(update={"base": recipe_of(self._store).base})
+        self._recipe = self._recipe.model_copy(
+            update={"base": recipe_of(self._store).base}
+        )
         try:
             self.deploy()
         except Exception as error:
@@ -159,8 +187,13 @@ class Family:
 
     def _marks(self) -> dict[str, str | None]:
         """The weights of each checkpoint, by their fingerprints."""
-        found = {name: self._store.read_json(layout.checkpoint(name).lineage) for name in checkpoint_names()}
-        return {name: lineage and lineage["fingerprint"] for name, lineage in found.items()}
+        found = {
+            name: self._store.read_json(layout.checkpoint(name).lineage)
+            for name in checkpoint_names()
+        }
+        return {
+            name: lineage and lineage["fingerprint"] for name, lineage in found.items()
+        }
 
     def _wanted(self) -> Mapping[str, Mapping[str, str | None]]:
         """Each application by its name: the checkpoints that an engine hosts, with their weights; the router's hosts.
@@ -170,18 +203,29 @@ class Family:
         """
         marks, hosts = self._marks(), hosted(modes(self._recipe, self._store))
         if marks[BASE] is None:
-            raise BezoarError(f"{self._store.root} holds no checkpoints. Run the sft stage first")
+            raise BezoarError(
+                f"{self._store.root} holds no checkpoints. Run the sft stage first"
+            )
         engines = {
-            engine: {name: marks[name] for name, host in hosts.items() if host == engine} for engine in hosts.values()
+            engine: {
+                name: marks[name] for name, host in hosts.items() if host == engine
+            }
+            for engine in hosts.values()
         }
         return engines | ({_ROUTER: hosts} if len(engines) > 1 else {})
 
-    def _target(self, name: str, wanted: Mapping[str, Mapping[str, str | None]]) -> "RunTarget":
+    def _target(
+        self, name: str, wanted: Mapping[str, Mapping[str, str | None]]
+    ) -> "RunTarget":
         from ray import serve
 
         part = self._recipe.serve
         if name == _ROUTER:
-            hosts = {model: _named(self._store, host) for model, host in wanted[name].items() if host}
+            hosts = {
+                model: _named(self._store, host)
+                for model, host in wanted[name].items()
+                if host
+            }
             application = router(hosts, part, self._key)
         else:
             application = engine(name, self._recipe, str(self._store.root), self._key)
@@ -205,9 +249,19 @@ def _serving(store: Store, host: str, port: int) -> Iterator[str]:
     with _claimed(store):
         _clear(store)
         _check_free(host, port)
-        serve.start(proxy_location="HeadOnly", http_options={"host": host, "port": port}, logging_config=_QUIET)
+        serve.start(
+            proxy_location="HeadOnly",
+            http_options={"host": host, "port": port},
+            logging_config=_QUIET,
+        )
         try:
-            reachable = "127.0.0.1" if host == "0.0.0.0" else f"[{host}]" if ":" in host else host
+            reachable = (
+                "127.0.0.1"
+                if host == "0.0.0.0"
+                else f"[{host}]"
+                if ":" in host
+                else host
+            )
             yield f"http://{reachable}:{port}/v1"
         finally:
             _stop()
@@ -228,7 +282,11 @@ def _claimed(store: Store) -> Iterator[None]:
 
     options = {"num_cpus": 0, "name": _named(store, "claim"), "namespace": "bezoar_ray"}
     try:
-        claim: Any = ray.remote(_Claim).options(scheduling_strategy=beside_driver(), **options).remote()
+        claim: Any = (
+            ray.remote(_Claim)
+            .options(scheduling_strategy=beside_driver(), **options)
+            .remote()
+        )
     except ValueError as error:
         raise RecipeError(
             f"{store.root} is served on this cluster already, by `bezoar serve` or by a run that evaluates. "
@@ -294,10 +352,21 @@ def _stop() -> None:
         return
     for name in serve.status().applications:
         serve.delete(name, _blocking=False)
-    _wait_until(lambda: not serve.status().applications)  # Serve ends a replica that takes longer than it was given
+    _wait_until(
+        lambda: not serve.status().applications
+    )  # Serve ends a replica that takes longer than it was given
     ray.get(client._controller.graceful_shutdown.remote(wait=False))
-    _wait_until(lambda: not any(actor["namespace"] == "serve" for actor in ray.util.list_named_actors(True)))
-    _set_global_client(None)  # as `serve.shutdown` does: whoever serves next in this process starts anew
+    _wait_until(
+        lambda: (
+            not any(
+                actor["namespace"] == "serve"
+                for actor in ray.util.list_named_actors(True)
+            )
+        )
+    )
+    _set_global_client(
+        None
+    )  # as `serve.shutdown` does: whoever serves next in this process starts anew
 
 
 def _wait_until(over: Callable[[], bool]) -> None:

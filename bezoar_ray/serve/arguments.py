@@ -24,7 +24,9 @@ def modes(recipe: Recipe, store: Store) -> dict[str, str]:
     """
     found = {BASE: "base"}
     for name in training_stages():
-        if recipe.serve.mode == "joined" and store.exists(layout.checkpoint(name).joined):
+        if recipe.serve.mode == "joined" and store.exists(
+            layout.checkpoint(name).joined
+        ):
             found[name] = "joined"
         elif store.exists(layout.checkpoint(name).merged):
             found[name] = "merged"
@@ -44,21 +46,40 @@ def engine_arguments(recipe: Recipe, store: Store) -> dict[str, list[str]]:
     """
     template = store.path(f"{_BASE}/chat_template.jinja")
     if not template.is_file():
-        raise BezoarError(f"{template}: missing. Run the sft stage first: it writes base's tokenizer and template.")
+        raise BezoarError(
+            f"{template}: missing. Run the sft stage first: it writes base's tokenizer and template."
+        )
     model, served = recipe.base, modes(recipe, store)
     shared = ["--tokenizer", str(store.path(_BASE)), "--dtype", recipe.serve.dtype]
-    shared += ["--chat-template", str(template), "--chat-template-content-format", "string"]
-    shared += ["--generation-config", "vllm"]  # else the base's own sampling defaults enter every answer
+    shared += [
+        "--chat-template",
+        str(template),
+        "--chat-template-content-format",
+        "string",
+    ]
+    shared += [
+        "--generation-config",
+        "vllm",
+    ]  # else the base's own sampling defaults enter every answer
     shared += ["--trust-remote-code"] if model.trust_remote_code else []
     shared += _flags(trusted(model) | _engine(recipe.serve))
     base = ["--model", model_path(model.model), "--served-model-name", BASE]
     base += ["--revision", model.revision] if model.revision else []
     base += _lora_flags(
-        {name: store.path(layout.checkpoint(name).joined) for name, mode in served.items() if mode == "joined"}
+        {
+            name: store.path(layout.checkpoint(name).joined)
+            for name, mode in served.items()
+            if mode == "joined"
+        }
     )
-    whole = {name: store.path(layout.checkpoint(name).merged) for name, mode in served.items() if mode == "merged"}
+    whole = {
+        name: store.path(layout.checkpoint(name).merged)
+        for name, mode in served.items()
+        if mode == "merged"
+    }
     return {BASE: [*base, *shared]} | {
-        name: ["--model", str(path), "--served-model-name", name, *shared] for name, path in whole.items()
+        name: ["--model", str(path), "--served-model-name", name, *shared]
+        for name, path in whole.items()
     }
 
 
@@ -70,19 +91,31 @@ def _engine(part: Serve) -> dict[str, Any]:
 def _lora_flags(paths: dict[str, Path]) -> list[str]:
     if not paths:
         return []
-    configs = [json.loads((path / "adapter_config.json").read_text()) for path in paths.values()]
-    rank = max(config["r"] for config in configs)  # one that vLLM allows: training has filled it up
+    configs = [
+        json.loads((path / "adapter_config.json").read_text())
+        for path in paths.values()
+    ]
+    rank = max(
+        config["r"] for config in configs
+    )  # one that vLLM allows: training has filled it up
     limits = ["--max-lora-rank", str(rank), "--max-loras", str(len(paths))]
-    modules = [json.dumps({"name": name, "path": str(path)}) for name, path in paths.items()]  # a path may have a "="
+    modules = [
+        json.dumps({"name": name, "path": str(path)}) for name, path in paths.items()
+    ]  # a path may have a "="
     return ["--enable-lora", *limits, *_targets(configs), "--lora-modules", *modules]
 
 
 def _targets(configs: Iterable[dict[str, Any]]) -> list[str]:
     """Only the layers with adapters: with LoRA on lm_head, vLLM on CPU fails to echo log-probabilities of a batch."""
     targets = [config["target_modules"] for config in configs]
-    if any(isinstance(names, str) for names in targets):  # a pattern of peft's, which vLLM does not take
+    if any(
+        isinstance(names, str) for names in targets
+    ):  # a pattern of peft's, which vLLM does not take
         return []
-    return ["--lora-target-modules", *sorted({name for names in targets for name in names})]
+    return [
+        "--lora-target-modules",
+        *sorted({name for names in targets for name in names}),
+    ]
 
 
 def _flags(engine: dict[str, Any]) -> list[str]:
@@ -92,5 +125,8 @@ def _flags(engine: dict[str, Any]) -> list[str]:
         if isinstance(value, bool):
             flags.append(f"--{name}" if value else f"--no-{name}")
         else:
-            flags += [f"--{name}", json.dumps(value) if isinstance(value, dict | list) else str(value)]
+            flags += [
+                f"--{name}",
+                json.dumps(value) if isinstance(value, dict | list) else str(value),
+            ]
     return flags

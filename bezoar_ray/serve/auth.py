@@ -10,7 +10,11 @@ if TYPE_CHECKING:
     from fastapi import Response
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-_CLOSED = {"type": "websocket.close", "code": 1008, "reason": "wrong or missing API key"}
+_CLOSED = {
+    "type": "websocket.close",
+    "code": 1008,
+    "reason": "wrong or missing API key",
+}
 
 
 class Gate:
@@ -31,7 +35,10 @@ class Gate:
             return await (self._app(scope, receive, send) if opens else send(_CLOSED))
         if not opens:
             return await refusal(401, "wrong or missing API key")(scope, receive, send)
-        too_long = refusal(413, f"the request is longer than {self._most} bytes (serve.max_request_bytes)")
+        too_long = refusal(
+            413,
+            f"the request is longer than {self._most} bytes (serve.max_request_bytes)",
+        )
         if int(headers.get(b"content-length", 0)) > self._most:
             return await too_long(scope, receive, send)
         body = _Counted(receive, self._most)
@@ -83,7 +90,12 @@ def refusal(status: int, message: str) -> "Response":
     """An answer in the shape of OpenAI's errors."""
     from fastapi.responses import JSONResponse
 
-    error = {"message": message, "type": "invalid_request_error", "param": None, "code": status}
+    error = {
+        "message": message,
+        "type": "invalid_request_error",
+        "param": None,
+        "code": status,
+    }
     return JSONResponse({"error": error}, status_code=status)
 
 

@@ -16,13 +16,19 @@ class GroupedLora:
     """Named as vLLM's `worker_extension_cls`: importing it in the worker puts the functions below in place."""
 
 
-def _update_prefill_metadata(self: PunicaWrapperCPU, token_lora_tensor: "Tensor") -> None:
+def _update_prefill_metadata(
+    self: PunicaWrapperCPU, token_lora_tensor: "Tensor"
+) -> None:
     """Note which rows of the batch belong to which adapter; -1 is none."""
     _original_update(self, token_lora_tensor)
     present = [int(index) for index in token_lora_tensor.unique() if index >= 0]
     alone = len(present) == 1 and bool((token_lora_tensor == present[0]).all())
     self.groups = [
-        (index, slice(None) if alone else (token_lora_tensor == index).nonzero().squeeze(1)) for index in present
+        (
+            index,
+            slice(None) if alone else (token_lora_tensor == index).nonzero().squeeze(1),
+        )
+        for index in present
     ]
 
 
@@ -40,7 +46,9 @@ def _add_lora_linear(
     y, x = y.view(-1, y.shape[-1]), x.view(-1, x.shape[-1])
     for index, rows in self.groups:
         inputs, start = x[rows].float(), 0
-        for down, up, width in zip(lora_a_stacked, lora_b_stacked, output_slices, strict=True):
+        for down, up, width in zip(
+            lora_a_stacked, lora_b_stacked, output_slices, strict=True
+        ):
             update = (inputs @ down[index, 0].float().T) @ up[index, 0].float().T
             y[rows, start : start + width] += (scale * update).to(y.dtype)
             start += width

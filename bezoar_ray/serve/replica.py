@@ -40,7 +40,11 @@ def engine(name: str, recipe: Recipe, root: str, key: str | None) -> "Applicatio
 
     @serve.deployment(
         name="engine",
-        ray_actor_options={"num_cpus": part.num_cpus, "num_gpus": part.num_gpus, **part.placement},
+        ray_actor_options={
+            "num_cpus": part.num_cpus,
+            "num_gpus": part.num_gpus,
+            **part.placement,
+        },
         max_ongoing_requests=_MOST,
         max_constructor_retry_count=1,
         graceful_shutdown_timeout_s=DRAIN_SECONDS,
@@ -125,7 +129,9 @@ def _router_app(hosts: dict[str, str], part: Serve, key: str | None) -> "FastAPI
             return serve.get_app_handle(name).options(stream=True)
 
         def hand(request: HttpRequest) -> "AsyncIterator[Message]":
-            return cast("DeploymentResponseGenerator[Message]", handle().answer.remote(request))
+            return cast(
+                "DeploymentResponseGenerator[Message]", handle().answer.remote(request)
+            )
 
         return hand
 
@@ -159,7 +165,9 @@ async def _openai_app(arguments: list[str]) -> "AsyncIterator[FastAPI]":
         tasks = await found.get_supported_tasks()
         inner = build_app(args, tasks, found.model_config)
         await init_app_state(found, inner.state, args, tasks)
-        inner.state.server = SimpleNamespace()  # vLLM's error handler asks it to exit; `check_engines` ends the replica
+        inner.state.server = (
+            SimpleNamespace()
+        )  # vLLM's error handler asks it to exit; `check_engines` ends the replica
         _engines.append(found)
         yield inner
     finally:

@@ -45,13 +45,24 @@ async def answer(app: "ASGIApp", request: HttpRequest) -> "AsyncIterator[Message
     async def receive() -> "Message":
         for message in given:
             return message
-        return await asyncio.Future()  # the client stays: if it goes, this whole generator ends
+        return (
+            await asyncio.Future()
+        )  # the client stays: if it goes, this whole generator ends
 
     scope = {
-        "type": "http", "asgi": {"version": "3.0"}, "http_version": "1.1", "scheme": "http", "root_path": "",
-        "method": request.method, "path": request.path, "raw_path": request.path.encode(),
-        "query_string": request.query, "headers": request.headers, "client": None, "server": None,
-    }  # fmt: skip
+        "type": "http",
+        "asgi": {"version": "3.0"},
+        "http_version": "1.1",
+        "scheme": "http",
+        "root_path": "",
+        "method": request.method,
+        "path": request.path,
+        "raw_path": request.path.encode(),
+        "query_string": request.query,
+        "headers": request.headers,
+        "client": None,
+        "server": None,
+    }
     task = asyncio.ensure_future(app(scope, receive, messages.put))
     task.add_done_callback(lambda _: messages.put_nowait({}))
     try:
@@ -62,16 +73,26 @@ async def answer(app: "ASGIApp", request: HttpRequest) -> "AsyncIterator[Message
         task.cancel()
 
 
-def router(engines: "dict[str, Callable[[HttpRequest], AsyncIterator[Message]]]") -> "ASGIApp":
+def router(
+    engines: "dict[str, Callable[[HttpRequest], AsyncIterator[Message]]]",
+) -> "ASGIApp":
     """An ASGI app that hands requests on: `engines` by model. What names no model of theirs is the first one's."""
 
     from fastapi import requests, responses
 
     async def route(scope: "Scope", receive: "Receive", send: "Send") -> None:
         body = await requests.Request(scope, receive).body()
-        request = HttpRequest(scope["method"], scope["path"], scope["query_string"], list(scope["headers"]), body)
+        request = HttpRequest(
+            scope["method"],
+            scope["path"],
+            scope["query_string"],
+            list(scope["headers"]),
+            body,
+        )
         if request.method == "GET" and request.path.rstrip("/") == _MODELS:
-            return await responses.JSONResponse(await _all_models(request))(scope, receive, send)
+            return await responses.JSONResponse(await _all_models(request))(
+                scope, receive, send
+            )
         chosen = engines.get(request.model or "", next(iter(engines.values())))
         async for message in chosen(request):
             await send(message)
@@ -79,8 +100,13 @@ def router(engines: "dict[str, Callable[[HttpRequest], AsyncIterator[Message]]]"
     async def _all_models(request: HttpRequest) -> dict[str, object]:
         found: dict[str, object] = {}
         for engine in dict.fromkeys(engines.values()):
-            body = b"".join([message.get("body", b"") async for message in engine(request)])
+            body = b"".join(
+                [message.get("body", b"") async for message in engine(request)]
+            )
             found |= {model["id"]: model for model in json.loads(body)["data"]}
-        return {"object": "list", "data": [found[name] for name in engines if name in found]}
+        return {
+            "object": "list",
+            "data": [found[name] for name in engines if name in found],
+        }
 
     return route

@@ -28,7 +28,9 @@ class Loaded(Generic[T]):
     failed: list[str]
 
 
-def read(parts: Iterable[SourceSection], kind: Literal["dolly", "flan"]) -> Loaded[Seed]:
+def read(
+    parts: Iterable[SourceSection], kind: Literal["dolly", "flan"]
+) -> Loaded[Seed]:
     """The seeds of all sources, in their order.
 
     Raises:
@@ -48,13 +50,17 @@ def read_own(part: SourceSection, name: str) -> Loaded[Sample]:
 
 
 def stream(
-    parts: Iterable[SourceSection], kind: Literal["dolly", "flan"], failed: Callable[[str], None]
+    parts: Iterable[SourceSection],
+    kind: Literal["dolly", "flan"],
+    failed: Callable[[str], None],
 ) -> Iterator[Seed]:
     """The seeds of all sources, one after the other; `failed` is told of each malformed one. Raises as `read` does."""
     return _stream(parts, f"seeds.{kind}", _SEEDS[kind], failed)
 
 
-def _load(parts: Iterable[SourceSection], field: str, convert: Callable[[Row, Origin], T]) -> Loaded[T]:
+def _load(
+    parts: Iterable[SourceSection], field: str, convert: Callable[[Row, Origin], T]
+) -> Loaded[T]:
     failed: list[str] = []
     return Loaded(list(_stream(parts, field, convert, failed.append)), failed)
 
@@ -67,12 +73,18 @@ def _stream(
 ) -> Iterator[T]:
     times_seen: dict[str, int] = {}
     for part in parts:
-        renamed: dict[str, str] = {}  # by file; a name that another file has used gets a number: ids stay apart
+        renamed: dict[
+            str, str
+        ] = {}  # by file; a name that another file has used gets a number: ids stay apart
         for raw in islice(_raw(part, field), part.limit):
             file = raw.where.rpartition(":")[0]
             if file not in renamed:
                 times_seen[raw.name] = times_seen.get(raw.name, 0) + 1
-                renamed[file] = raw.name if times_seen[raw.name] == 1 else f"{raw.name}#{times_seen[raw.name]}"
+                renamed[file] = (
+                    raw.name
+                    if times_seen[raw.name] == 1
+                    else f"{raw.name}#{times_seen[raw.name]}"
+                )
             origin = Origin(renamed[file], raw.number, _license(part))
             try:
                 yield convert(_fields(raw.value), origin)
@@ -92,7 +104,11 @@ def _raw(part: SourceSection, field: str) -> Iterator[Raw]:
 
 
 def _license(part: SourceSection) -> str:
-    return _TINY_LICENSE if part.source == "tiny" and part.license == "unknown" else part.license
+    return (
+        _TINY_LICENSE
+        if part.source == "tiny" and part.license == "unknown"
+        else part.license
+    )
 
 
 def _parsed(line: bytes) -> object:
@@ -102,7 +118,9 @@ def _parsed(line: bytes) -> object:
     except orjson.JSONDecodeError:
         if b"NaN" not in line and b"Infinity" not in line:
             raise
-        return orjson.loads(orjson.dumps(json.loads(line, parse_constant=lambda name: None)))  # no half characters
+        return orjson.loads(
+            orjson.dumps(json.loads(line, parse_constant=lambda name: None))
+        )  # no half characters
 
 
 def _fields(value: bytes | Row) -> Row:
@@ -112,5 +130,7 @@ def _fields(value: bytes | Row) -> Row:
     except (ValueError, TypeError, RecursionError) as error:
         raise ValueError(f"not valid JSON: {error}") from error
     if not isinstance(fields, dict):
-        raise ValueError(f"expected an object with fields, found {type(fields).__name__}")
+        raise ValueError(
+            f"expected an object with fields, found {type(fields).__name__}"
+        )
     return fields

@@ -8,9 +8,17 @@ Messages = list[dict[str, str]]
 
 _MARK = re.compile(r"(?:^|\n\n)(Human|Assistant):")
 _ROLES = {
-    "user": "user", "human": "user", "prompter": "user", "assistant": "assistant", "gpt": "assistant",
-    "chatgpt": "assistant", "model": "assistant", "bot": "assistant", "system": "system", "developer": "system",
-}  # fmt: skip
+    "user": "user",
+    "human": "user",
+    "prompter": "user",
+    "assistant": "assistant",
+    "gpt": "assistant",
+    "chatgpt": "assistant",
+    "model": "assistant",
+    "bot": "assistant",
+    "system": "system",
+    "developer": "system",
+}
 
 
 def read(value: object, field: str) -> Messages:
@@ -20,7 +28,11 @@ def read(value: object, field: str) -> Messages:
         ValueError: neither, an empty turn, an unknown role, or turns that do not alternate after a system message.
     """
     try:
-        found = transcript(value) if isinstance(value, str) else [_message(turn) for turn in _list(value)]
+        found = (
+            transcript(value)
+            if isinstance(value, str)
+            else [_message(turn) for turn in _list(value)]
+        )
         found = found[1:] if found[0] == {"role": "system", "content": ""} else found
         _check(found)
     except ValueError as error:
@@ -30,7 +42,9 @@ def read(value: object, field: str) -> Messages:
 
 def is_transcript(value: object) -> bool:
     """Whether a text has the marks of a transcript at its beginning."""
-    return isinstance(value, str) and bool(_MARK.match(as_text(value)) or _MARK.match(f"\n\n{as_text(value)}"))
+    return isinstance(value, str) and bool(
+        _MARK.match(as_text(value)) or _MARK.match(f"\n\n{as_text(value)}")
+    )
 
 
 def transcript(text: str) -> Messages:
@@ -50,19 +64,27 @@ def transcript(text: str) -> Messages:
 
 def _list(value: object) -> list[object]:
     if not isinstance(value, list) or not value:
-        raise ValueError(f"expected a list of messages, found {type(value).__name__ if value else 'none'}")
+        raise ValueError(
+            f"expected a list of messages, found {type(value).__name__ if value else 'none'}"
+        )
     return value
 
 
 def _message(turn: object) -> dict[str, str]:
     if not isinstance(turn, dict):
-        raise ValueError(f"a message is {type(turn).__name__}, not an object with `role` and `content`")
+        raise ValueError(
+            f"a message is {type(turn).__name__}, not an object with `role` and `content`"
+        )
     who = str(turn.get("role") or turn.get("from") or "").lower()
     if who not in _ROLES:
-        raise ValueError(f"a message has the role {who!r}; known are user, assistant and system")
+        raise ValueError(
+            f"a message has the role {who!r}; known are user, assistant and system"
+        )
     said = turn.get("content", turn.get("value"))
     if isinstance(said, list):  # parts, as in TRL's data sets of images and text
-        said = "".join(part.get("text") or "" for part in said if isinstance(part, dict))
+        said = "".join(
+            part.get("text") or "" for part in said if isinstance(part, dict)
+        )
     if not isinstance(said, str | None):
         raise ValueError(f"a message holds {type(said).__name__}, not text")
     return {"role": _ROLES[who], "content": as_text(said or "").strip()}

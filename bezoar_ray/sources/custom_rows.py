@@ -42,11 +42,20 @@ def _turns(row: Row, field: str) -> dict[str, Any]:
     turns = conversations.read(row[field], field)
     if turns[-1]["role"] == "user":  # ShareGPT's rows often end with a question
         turns = turns[:-1]
-    system = turns.pop(0)["content"] if turns and turns[0]["role"] == "system" else text(row, "system")
+    system = (
+        turns.pop(0)["content"]
+        if turns and turns[0]["role"] == "system"
+        else text(row, "system")
+    )
     if len(turns) < 2 or turns[0]["role"] != "user":
         raise ValueError(f"`{field}`: there is no answer to a question")
     *history, asked, answer = turns
-    return {"system": system, "history": history, "instruction": asked["content"], "response": answer["content"]}
+    return {
+        "system": system,
+        "history": history,
+        "instruction": asked["content"],
+        "response": answer["content"],
+    }
 
 
 def _first(names: tuple[str, ...], row: Row) -> str:

@@ -5,7 +5,9 @@ import re
 from bezoar_ray.data.schema import Seed
 from bezoar_ray.sources.record import Origin, Row, required, text
 
-_CITATION = re.compile(r"\[\d+\]")  # dolly's contexts come from Wikipedia, with its marks; own ones may be code
+_CITATION = re.compile(
+    r"\[\d+\]"
+)  # dolly's contexts come from Wikipedia, with its marks; own ones may be code
 
 
 def seed(row: Row, origin: Origin) -> Seed:
@@ -16,7 +18,9 @@ def seed(row: Row, origin: Origin) -> Seed:
         source=origin.source,
         license=origin.license,
         instruction=required(row, "instruction"),
-        input=_CITATION.sub("", context) if "dolly" in origin.source.lower() else context,
+        input=_CITATION.sub("", context)
+        if "dolly" in origin.source.lower()
+        else context,
         response=text(row, "response"),
         category=text(row, "category"),
     )

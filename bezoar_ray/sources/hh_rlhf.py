@@ -16,10 +16,14 @@ def pair(row: Row, origin: Origin) -> Pair:
     prompt, chosen = _split(row, "chosen", begin)
     other_prompt, rejected = _split(row, "rejected", begin)
     if prompt != other_prompt:
-        raise ValueError("`chosen` and `rejected` differ before the last Assistant turn")
+        raise ValueError(
+            "`chosen` and `rejected` differ before the last Assistant turn"
+        )
     if chosen == rejected:
         raise ValueError("`chosen` and `rejected` are identical")
-    return Pair(origin.id("hh_rlhf"), origin.source, origin.license, prompt, chosen, rejected)
+    return Pair(
+        origin.id("hh_rlhf"), origin.source, origin.license, prompt, chosen, rejected
+    )
 
 
 def _prompt(row: Row) -> Messages:
@@ -35,7 +39,9 @@ def _prompt(row: Row) -> Messages:
 def _split(row: Row, side: str, begin: Messages) -> tuple[Messages, str]:
     """The conversation up to the last answer, and that answer."""
     value = row.get(side)
-    if isinstance(value, list) or (isinstance(value, str) and conversations.is_transcript(value)):
+    if isinstance(value, list) or (
+        isinstance(value, str) and conversations.is_transcript(value)
+    ):
         said = conversations.read(value, side)
     elif begin:
         said = [{"role": "assistant", "content": required(row, side)}]
@@ -45,8 +51,12 @@ def _split(row: Row, side: str, begin: Messages) -> tuple[Messages, str]:
             f"`{side}`: it does not begin with 'Human:' or 'Assistant:', and the row has no `prompt`. Known are "
             "transcripts, lists of messages, and texts beside a `prompt`"
         )
-    continues = begin and said[0]["role"] == "assistant"  # else the side holds the whole conversation
+    continues = (
+        begin and said[0]["role"] == "assistant"
+    )  # else the side holds the whole conversation
     *prompt, last = [*begin, *said] if continues else said
     if last["role"] != "assistant" or not prompt or prompt[-1]["role"] != "user":
-        raise ValueError(f"`{side}`: it does not end with an Assistant turn that answers a Human one")
+        raise ValueError(
+            f"`{side}`: it does not end with an Assistant turn that answers a Human one"
+        )
     return prompt, last["content"]

@@ -19,11 +19,16 @@ def rows(part: SourceSection, field: str) -> Iterator[Raw]:
     """
     name, _, config = part.source.removeprefix("hub:").partition(":")
     if not part.revision:
-        raise RecipeError(f"{field}: {part.source!r} needs `revision`: pin the commit, so that the rows stay the same")
+        raise RecipeError(
+            f"{field}: {part.source!r} needs `revision`: pin the commit, so that the rows stay the same"
+        )
     try:
         for number, row in enumerate(_stream(name, config or None, part), start=1):
             yield Raw(part.source, number, f"{part.source}:{number}", row)
-    except (OSError, ValueError) as error:  # datasets' and huggingface_hub's errors are either
+    except (
+        OSError,
+        ValueError,
+    ) as error:  # datasets' and huggingface_hub's errors are either
         raise RecipeError(
             f"{field}: cannot read {part.source!r} at revision {part.revision!r}, split {part.split!r}: {error}. "
             "Check name, revision and network, or give local files."
@@ -33,4 +38,6 @@ def rows(part: SourceSection, field: str) -> Iterator[Raw]:
 def _stream(name: str, config: str | None, part: SourceSection) -> "IterableDataset":
     from datasets import load_dataset
 
-    return load_dataset(name, config, split=part.split, revision=part.revision, streaming=True)
+    return load_dataset(
+        name, config, split=part.split, revision=part.revision, streaming=True
+    )

@@ -38,16 +38,24 @@ def load_questions(part: MtBench) -> list[Question]:
         RecipeError: a file that cannot be read, or a row that is no question; the message names file and line.
     """
     questions, references = _files(part)
-    answers = {str(id): turns for id, turns in _references(references)} if references else {}
+    answers = (
+        {str(id): turns for id, turns in _references(references)} if references else {}
+    )
     found: dict[int | str, Question] = {}
     for where, row in read_rows(questions, "evaluate.mt_bench.questions"):
         question = _question(where, row, answers)
         if question.id in found:
-            raise RecipeError(f"{where}: question_id {question.id!r} stands twice; verdicts are kept by it")
+            raise RecipeError(
+                f"{where}: question_id {question.id!r} stands twice; verdicts are kept by it"
+            )
         found[question.id] = question
     known = set(map(str, found))
-    if unknown := next((id for id in part.references_skip if str(id) not in known), None):
-        raise RecipeError(f"evaluate.mt_bench.references_skip: {str(questions)!r} has no question {unknown!r}")
+    if unknown := next(
+        (id for id in part.references_skip if str(id) not in known), None
+    ):
+        raise RecipeError(
+            f"evaluate.mt_bench.references_skip: {str(questions)!r} has no question {unknown!r}"
+        )
     return list(found.values())[: part.limit]
 
 
@@ -56,9 +64,13 @@ def load_answers(part: MtBench) -> dict[str, dict[int | str, tuple[str, ...]]]:
     found: dict[str, dict[int | str, tuple[str, ...]]] = {}
     for where, row in _all_rows(part.answers, "evaluate.mt_bench.answers"):
         try:
-            found.setdefault(row["model_id"], {})[row["question_id"]] = _texts(row["choices"][0]["turns"])
+            found.setdefault(row["model_id"], {})[row["question_id"]] = _texts(
+                row["choices"][0]["turns"]
+            )
         except (KeyError, IndexError, TypeError) as error:
-            raise RecipeError(f"{where}: not an answer (needs question_id, model_id, choices): {error!r}") from error
+            raise RecipeError(
+                f"{where}: not an answer (needs question_id, model_id, choices): {error!r}"
+            ) from error
     return found
 
 
@@ -68,7 +80,9 @@ def load_grades(part: MtBench) -> Iterator[dict[str, Any]]:
         if "g1_winner" in row:
             continue
         try:
-            score = row["score"] if row["score"] is not None and row["score"] >= 1 else None
+            score = (
+                row["score"] if row["score"] is not None and row["score"] >= 1 else None
+            )
             fields = {name: row[name] for name in ("model", "question_id", "turn")}
             yield fields | {"score": score, "judge": row["judge"][0]}
         except (KeyError, IndexError, TypeError) as error:
@@ -85,10 +99,19 @@ def load_verdicts(part: MtBench) -> Iterator[dict[str, Any]]:
             continue
         try:
             models = row["model_1"], row["model_2"]
-            names = {"model_1": models[0], "model_2": models[1], "tie": "tie", "error": None}
+            names = {
+                "model_1": models[0],
+                "model_2": models[1],
+                "tie": "tie",
+                "error": None,
+            }
             winners = tuple(names[row[game]] for game in ("g1_winner", "g2_winner"))
             fields = {name: row[name] for name in ("question_id", "turn")}
-            yield fields | {"models": models, "judge": row["judge"][0], "winners": winners}
+            yield fields | {
+                "models": models,
+                "judge": row["judge"][0],
+                "winners": winners,
+            }
         except (KeyError, IndexError, TypeError) as error:
             raise RecipeError(
                 f"{where}: not a comparison (needs question_id, model_1, model_2, judge, turn, g1_winner, g2_winner): "
@@ -105,7 +128,9 @@ def read_rows(path: Path, field: str) -> Iterator[tuple[str, Any]]:
     try:
         lines = path.read_bytes().splitlines()
     except OSError as error:
-        raise RecipeError(f"{field}: cannot read {str(path)!r}: {error.strerror}") from error
+        raise RecipeError(
+            f"{field}: cannot read {str(path)!r}: {error.strerror}"
+        ) from error
     for number, line in enumerate(lines, 1):
         where = f"{path}:{number}"
         if line.strip():
@@ -115,11 +140,15 @@ def read_rows(path: Path, field: str) -> Iterator[tuple[str, Any]]:
                 raise RecipeError(f"{where}: not valid JSON: {error}") from error
 
 
-def _all_rows(patterns: tuple[str, ...], field: str) -> Iterator[tuple[str, dict[str, Any]]]:
+def _all_rows(
+    patterns: tuple[str, ...], field: str
+) -> Iterator[tuple[str, dict[str, Any]]]:
     for pattern in patterns:
         paths = matches(pattern)
         if not paths:
-            raise RecipeError(f"{field}: no file {pattern!r} (looked from {Path.cwd()})")
+            raise RecipeError(
+                f"{field}: no file {pattern!r} (looked from {Path.cwd()})"
+            )
         for path in paths:
             yield from read_rows(path, field)
 
@@ -129,21 +158,33 @@ def _files(part: MtBench) -> tuple[Path, Path | None]:
         return Path(part.questions), Path(part.references) if part.references else None
     from bezoar_ray.tiny import world
 
-    return world().questions, Path(part.references) if part.references else world().references
+    return world().questions, Path(
+        part.references
+    ) if part.references else world().references
 
 
-def _question(where: str, row: dict[str, Any], answers: dict[str, tuple[str, ...]]) -> Question:
+def _question(
+    where: str, row: dict[str, Any], answers: dict[str, tuple[str, ...]]
+) -> Question:
     try:
         turns, category = _texts(row["turns"]), row["category"]
         own = _texts(row.get("reference") or []) or None
         if not turns:
             raise TypeError("turns is empty")
-        references = None if category in WITHOUT_REFERENCE else answers.get(str(row["question_id"]), own)
-        said = references and [text for text in references[: len(turns)] if text.strip()]
+        references = (
+            None
+            if category in WITHOUT_REFERENCE
+            else answers.get(str(row["question_id"]), own)
+        )
+        said = references and [
+            text for text in references[: len(turns)] if text.strip()
+        ]
         complete = references if said and len(said) == len(turns) else None
         return Question(row["question_id"], category, turns, complete)
     except (KeyError, TypeError, AttributeError) as error:
-        raise RecipeError(f"{where}: not a question (needs question_id, category, turns): {error!r}") from error
+        raise RecipeError(
+            f"{where}: not a question (needs question_id, category, turns): {error!r}"
+        ) from error
 
 
 def _texts(found: object) -> tuple[str, ...]:
@@ -158,4 +199,6 @@ def _references(path: Path) -> Iterator[tuple[int | str, tuple[str, ...]]]:
         try:
             yield row["question_id"], _texts(row["choices"][0]["turns"])
         except (KeyError, IndexError, TypeError) as error:
-            raise RecipeError(f"{where}: not a reference answer (needs question_id, choices): {error!r}") from error
+            raise RecipeError(
+                f"{where}: not a reference answer (needs question_id, choices): {error!r}"
+            ) from error

@@ -29,8 +29,15 @@ def rows(pattern: str, field: str, name: str | None = None) -> Iterator[Raw]:
         reader = _parquet if path.name.endswith(".parquet") else _lines
         try:
             yield from reader(path, name or shown(Path(path.parent.name, path.name)))
-        except (OSError, EOFError, zlib.error, ValueError) as error:  # pyarrow's errors are ValueErrors
-            raise RecipeError(f"{field}: cannot read {shown(path)!r}: {error}") from error
+        except (
+            OSError,
+            EOFError,
+            zlib.error,
+            ValueError,
+        ) as error:  # pyarrow's errors are ValueErrors
+            raise RecipeError(
+                f"{field}: cannot read {shown(path)!r}: {error}"
+            ) from error
 
 
 def _matches(pattern: str, field: str) -> list[Path]:

@@ -26,7 +26,9 @@ class Store:
     """A run directory. Every path is relative to its root; `replace` leaves either the old file or the new one."""
 
     def __init__(self, root: str | Path):
-        self._files: Backend = Bucket(str(root)) if "://" in str(root) else Folder(Path(root).absolute())
+        self._files: Backend = (
+            Bucket(str(root)) if "://" in str(root) else Folder(Path(root).absolute())
+        )
         self.root = self._files.root
         """The folder, or the URL."""
         self.name = PurePath(self.root).name
@@ -72,7 +74,9 @@ class Store:
 
     def list(self, prefix: str, suffix: str = "") -> list[str]:
         """The names of all files below a folder, sorted."""
-        return sorted(name for name in self._files.list(prefix) if name.endswith(suffix))
+        return sorted(
+            name for name in self._files.list(prefix) if name.endswith(suffix)
+        )
 
     def read(self, name: str) -> bytes:
         """The bytes of a file."""
@@ -119,16 +123,25 @@ class Store:
         except FileNotFoundError:
             return None
         except orjson.JSONDecodeError as error:
-            raise BezoarError(f"{self.root}/{name} is not whole JSON: {error}. Remove it, or put it back") from error
+            raise BezoarError(
+                f"{self.root}/{name} is not whole JSON: {error}. Remove it, or put it back"
+            ) from error
 
     def replace_json(self, name: str, value: object) -> None:
         """Write a value as a whole JSON file."""
-        self.replace(name, orjson.dumps(value, option=orjson.OPT_INDENT_2 | orjson.OPT_NON_STR_KEYS))
+        self.replace(
+            name,
+            orjson.dumps(value, option=orjson.OPT_INDENT_2 | orjson.OPT_NON_STR_KEYS),
+        )
 
     def read_table(self, prefix: str, schema: pa.Schema) -> pa.Table:
         """A Parquet file as a table, or all below a folder, in the order of their names; empty where there are none."""
-        names = [prefix] if prefix.endswith(".parquet") else self.list(prefix, ".parquet")
-        tables = [pq.read_table(BytesIO(self.read(name)), schema=schema) for name in names]
+        names = (
+            [prefix] if prefix.endswith(".parquet") else self.list(prefix, ".parquet")
+        )
+        tables = [
+            pq.read_table(BytesIO(self.read(name)), schema=schema) for name in names
+        ]
         return pa.concat_tables(tables) if tables else schema.empty_table()
 
     def replace_table(self, name: str, table: pa.Table) -> None:
@@ -174,7 +187,9 @@ def digest(*paths: Path) -> str:
     return _digest(
         (path, top)
         for top in paths
-        for path in (sorted(p for p in top.rglob("*") if p.is_file()) if top.is_dir() else [top])
+        for path in (
+            sorted(p for p in top.rglob("*") if p.is_file()) if top.is_dir() else [top]
+        )
     )
 
 
@@ -183,5 +198,7 @@ def _digest(files: Iterable[tuple[Path, Path]]) -> str:
     total = hashlib.sha256()
     for path, top in files:
         with open(path, "rb") as file:
-            total.update(f"{path.relative_to(top)}:{hashlib.file_digest(file, 'sha256').hexdigest()};".encode())
+            total.update(
+                f"{path.relative_to(top)}:{hashlib.file_digest(file, 'sha256').hexdigest()};".encode()
+            )
     return total.hexdigest()[:16]

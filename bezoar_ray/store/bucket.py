@@ -55,9 +55,13 @@ class Bucket(Backend):
         try:
             if url.partition("://")[0] not in ("s3", "gs"):
                 raise ValueError("no other kind of address is known")
-            self._store = from_url(self.root, client_options=_CLIENT, retry_config=_RETRIES)
+            self._store = from_url(
+                self.root, client_options=_CLIENT, retry_config=_RETRIES
+            )
         except (BaseError, ValueError) as error:
-            raise RecipeError(f"--run-dir {url}: not a folder, s3:// or gs:// address: {_first_line(error)}") from error
+            raise RecipeError(
+                f"--run-dir {url}: not a folder, s3:// or gs:// address: {_first_line(error)}"
+            ) from error
         self._copies = Copies(self.root, self._fetch)
 
     def here(self, name: str) -> Path:
@@ -87,14 +91,20 @@ class Bucket(Backend):
     def list(self, prefix: str) -> Iterator[str]:
         """All objects below a prefix."""
         names = (found["path"] for found in self._objects(prefix))
-        return (name for name in names if name != prefix and not PurePosixPath(name).name.startswith("."))
+        return (
+            name
+            for name in names
+            if name != prefix and not PurePosixPath(name).name.startswith(".")
+        )
 
     def read(self, name: str) -> bytes:
         """The bytes of an object. Raises `FileNotFoundError` where there is none."""
         import obstore
 
         with self._reading(name):
-            return _patiently(lambda: obstore.get(self._store, self._checked(name)).bytes().to_bytes())
+            return _patiently(
+                lambda: obstore.get(self._store, self._checked(name)).bytes().to_bytes()
+            )
 
     def replace(self, name: str, data: bytes) -> None:
         """One PUT."""
@@ -116,7 +126,9 @@ class Bucket(Backend):
 
     def open(self, name: str) -> pa.NativeFile:
         """Reads the parts that are asked for."""
-        return pa.PythonFile(io.BufferedReader(_Ranges(self, self._checked(name)), _READ_AHEAD), mode="r")
+        return pa.PythonFile(
+            io.BufferedReader(_Ranges(self, self._checked(name)), _READ_AHEAD), mode="r"
+        )
 
     def part(self, name: str, start: int, length: int) -> bytes:
         """Some bytes of an object."""
@@ -125,7 +137,11 @@ class Bucket(Backend):
         if length <= 0:
             return b""
         with self._reading(name):
-            return _patiently(lambda: obstore.get_range(self._store, name, start=start, length=length).to_bytes())
+            return _patiently(
+                lambda: obstore.get_range(
+                    self._store, name, start=start, length=length
+                ).to_bytes()
+            )
 
     @contextlib.contextmanager
     def lock(self) -> Iterator[None]:
@@ -143,7 +159,9 @@ class Bucket(Backend):
             if lock.is_held():  # else it is another's by now
                 self.remove(lock.NAME)
 
-    def put(self, name: str, data: bytes, replaces: "UpdateVersion | None") -> "UpdateVersion":
+    def put(
+        self, name: str, data: bytes, replaces: "UpdateVersion | None"
+    ) -> "UpdateVersion":
         """A conditional PUT: only where there is none yet, or in place of just this version. Returns its own.
 
         Raises:
@@ -154,7 +172,9 @@ class Bucket(Backend):
 
         try:
             with self._writing(name):
-                put = obstore.put(self._store, name, data, mode=_mode(replaces), use_multipart=False)
+                put = obstore.put(
+                    self._store, name, data, mode=_mode(replaces), use_multipart=False
+                )
         except (AlreadyExistsError, PreconditionError) as error:
             raise FileExistsError(name) from error
         return {"e_tag": put["e_tag"], "version": put["version"]}
@@ -180,14 +200,23 @@ class Bucket(Backend):
         with self._reading(name):
             try:
                 return [obstore.head(self._store, name)]
-            except (FileNotFoundError, ValueError):  # no such object, or no name: all of them
+            except (
+                FileNotFoundError,
+                ValueError,
+            ):  # no such object, or no name: all of them
                 return _patiently(lambda: self._below(name, first))
 
     def _below(self, name: str, first: bool) -> Entries:
         import obstore
 
-        batches = obstore.list(self._store, prefix=name, chunk_size=1 if first else 1000)
-        return next(iter(batches), []) if first else [found for batch in batches for found in batch]
+        batches = obstore.list(
+            self._store, prefix=name, chunk_size=1 if first else 1000
+        )
+        return (
+            next(iter(batches), [])
+            if first
+            else [found for batch in batches for found in batch]
+        )
 
     def _delete(self, names: Sequence[str]) -> None:
         import obstore
@@ -217,7 +246,9 @@ class Bucket(Backend):
         """The provider's faults as ours, but for a condition that does not hold."""
         from obstore.exceptions import AlreadyExistsError, PreconditionError
 
-        with self._faults(f"cannot write {self.root}/{name}", AlreadyExistsError, PreconditionError):
+        with self._faults(
+            f"cannot write {self.root}/{name}", AlreadyExistsError, PreconditionError
+        ):
             yield
 
     @contextlib.contextmanager
@@ -239,7 +270,12 @@ class _Ranges(io.RawIOBase):
     """An object of which the parts are read that are asked for."""
 
     def __init__(self, bucket: Bucket, name: str):
-        self._bucket, self._name, self._size, self._at = bucket, name, bucket.head(name)["size"], 0
+        self._bucket, self._name, self._size, self._at = (
+            bucket,
+            name,
+            bucket.head(name)["size"],
+            0,
+        )
 
     def readable(self) -> bool:
         return True
@@ -251,12 +287,17 @@ class _Ranges(io.RawIOBase):
         return self._at
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        self._at = offset + {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._size}[whence]
+        self._at = (
+            offset
+            + {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._size}[whence]
+        )
         return self._at
 
     def readinto(self, buffer: "WriteableBuffer") -> int:
         view = memoryview(buffer)
-        part = self._bucket.part(self._name, self._at, min(len(view), self._size - self._at))
+        part = self._bucket.part(
+            self._name, self._at, min(len(view), self._size - self._at)
+        )
         view[: len(part)] = part
         self._at += len(part)
         return len(part)
@@ -268,7 +309,10 @@ class _Lock:
     NAME = "lock"
 
     def __init__(self, bucket: Bucket):
-        self._bucket, self._sign = bucket, orjson.dumps({"id": uuid.uuid4().hex, "holder": me(), **alive()})
+        self._bucket, self._sign = (
+            bucket,
+            orjson.dumps({"id": uuid.uuid4().hex, "holder": me(), **alive()}),
+        )
         self._version: UpdateVersion = {}
 
     def take(self) -> None:
@@ -288,12 +332,16 @@ class _Lock:
         try:
             self._version = self._bucket.put(self.NAME, self._sign, version)
         except FileExistsError:
-            raise RunLocked(in_use(self._bucket.root, "a process that has just taken it over")) from None
+            raise RunLocked(
+                in_use(self._bucket.root, "a process that has just taken it over")
+            ) from None
 
     def renew_until(self, over: threading.Event) -> None:
         """Show signs of life. Where another process has taken the lock over meanwhile, this one ends."""
         while not over.wait(_RENEWED):
-            with contextlib.suppress(BezoarError, FileNotFoundError):  # an outage; until it ends, the lock may be lost
+            with contextlib.suppress(
+                BezoarError, FileNotFoundError
+            ):  # an outage; until it ends, the lock may be lost
                 self._renew()
 
     def is_held(self) -> bool:
@@ -308,7 +356,10 @@ class _Lock:
             self._version = self._bucket.put(self.NAME, self._sign, self._version)
         except FileExistsError:
             if not self.is_held():
-                print(f"bezoar: {self._bucket.root} was taken over by another command; this one ends", flush=True)
+                print(
+                    f"bezoar: {self._bucket.root} was taken over by another command; this one ends",
+                    flush=True,
+                )
                 os._exit(3)
             self._version = self._now()
 
@@ -322,7 +373,9 @@ class _Lock:
         self._bucket.replace(probe, b"")
         now = self._bucket.head(probe)["last_modified"]
         self._bucket.remove(probe)
-        return (now - self._bucket.head(self.NAME)["last_modified"]).total_seconds() > _STALE
+        return (
+            now - self._bucket.head(self.NAME)["last_modified"]
+        ).total_seconds() > _STALE
 
 
 def _mode(replaces: "UpdateVersion | None") -> "PutMode":

@@ -30,7 +30,9 @@ Entries = Sequence["ObjectMeta"]
 LIMIT = "BEZOAR_COPIES_GIB"
 """The environment variable that says what a node's copies may take; without it, half of the disk."""
 _GRACE = 600.0  # seconds for which a copy stays in any case: its path may be on the way to another process
-_held: dict[tuple[Path, str], int] = {}  # by name: this process's handle of the copy, which is locked
+_held: dict[
+    tuple[Path, str], int
+] = {}  # by name: this process's handle of the copy, which is locked
 _holding = threading.Lock()
 
 
@@ -47,7 +49,12 @@ class Copies:
 
     def get(self, name: str, found: Entries) -> Path:
         """The folder of a copy of the objects that a name stands for now. This process holds it."""
-        copy, is_new = self.folder / "copies" / mark(*(f"{entry['path']} {entry['e_tag']}" for entry in found)), False
+        copy, is_new = (
+            self.folder
+            / "copies"
+            / mark(*(f"{entry['path']} {entry['e_tag']}" for entry in found)),
+            False,
+        )
         while found and not _hold((self.folder, name), copy):
             self._make(found, copy)
             is_new = True
@@ -74,7 +81,9 @@ class Copies:
         file = objects / mark(entry["path"], entry["e_tag"] or "")
         if not file.exists():
             with open(file.with_name(f".{file.name}.lock"), "w") as lock:
-                fcntl.flock(lock, fcntl.LOCK_EX)  # the workers of a node want the same weights at once
+                fcntl.flock(
+                    lock, fcntl.LOCK_EX
+                )  # the workers of a node want the same weights at once
                 if not file.exists():
                     partial = file.with_name(f".{file.name}")
                     self._download(entry["path"], partial)
@@ -87,7 +96,9 @@ def own_folder() -> Path:
     folder = Path(tempfile.gettempdir()) / f"bezoar_ray-{os.getuid()}"
     folder.mkdir(mode=0o700, exist_ok=True)
     if folder.is_symlink() or folder.stat().st_uid != os.getuid():
-        raise RecipeError(f"{folder} is another user's. Remove it, or name a folder of your own in TMPDIR")
+        raise RecipeError(
+            f"{folder} is another user's. Remove it, or name a folder of your own in TMPDIR"
+        )
     return folder
 
 
@@ -106,7 +117,9 @@ def _limit() -> float:
     except ValueError:
         size = math.nan
     if not size >= 0:
-        raise RecipeError(f"{LIMIT}: {given!r} is no number of GiB. Give one, or unset the variable for half the disk")
+        raise RecipeError(
+            f"{LIMIT}: {given!r} is no number of GiB. Give one, or unset the variable for half the disk"
+        )
     return size * 2**30
 
 
@@ -130,7 +143,11 @@ def _hold(key: tuple[Path, str], copy: Path) -> bool:
 
 def _evict(limit: float) -> None:
     """Delete copies that no process holds until the node's take no more than the limit."""
-    used = sorted((time_of_use, copy) for copy in own_folder().glob("*/copies/*") if (time_of_use := _used(copy)))
+    used = sorted(
+        (time_of_use, copy)
+        for copy in own_folder().glob("*/copies/*")
+        if (time_of_use := _used(copy))
+    )
     for time_of_use, copy in used:
         if time_of_use > time.time() - _GRACE or _size() <= limit:
             return
@@ -139,9 +156,16 @@ def _evict(limit: float) -> None:
 
 def _delete(copy: Path) -> None:
     """Delete a copy, and the objects that no other has, unless a process holds it or makes one beside it."""
-    objects, gone = copy.parent.with_name("objects"), copy.with_name(f".{copy.name}.gone")
+    objects, gone = (
+        copy.parent.with_name("objects"),
+        copy.with_name(f".{copy.name}.gone"),
+    )
     alone = fcntl.LOCK_EX | fcntl.LOCK_NB
-    with contextlib.suppress(BlockingIOError, FileNotFoundError), _locked(objects, alone), _locked(copy, alone):
+    with (
+        contextlib.suppress(BlockingIOError, FileNotFoundError),
+        _locked(objects, alone),
+        _locked(copy, alone),
+    ):
         copy.rename(gone)
         shutil.rmtree(gone)
         for file in objects.iterdir():

@@ -45,9 +45,16 @@ class Folder(Backend):
 
     def list(self, prefix: str) -> Iterator[str]:
         """All files below a folder. Others may remove some meanwhile, as Ray Train does with old checkpoints."""
-        root, walk = self.path(""), os.walk(self.path(prefix), onerror=_unless_gone, followlinks=True)
+        root, walk = (
+            self.path(""),
+            os.walk(self.path(prefix), onerror=_unless_gone, followlinks=True),
+        )
         found = (Path(folder, name) for folder, _, names in walk for name in names)
-        return (str(path.relative_to(root)) for path in found if not path.name.startswith("."))
+        return (
+            str(path.relative_to(root))
+            for path in found
+            if not path.name.startswith(".")
+        )
 
     def read(self, name: str) -> bytes:
         """The bytes of a file. Raises `FileNotFoundError` where there is none."""
@@ -62,7 +69,9 @@ class Folder(Backend):
     def replace(self, name: str, data: bytes) -> None:
         """Durable, and visible at once."""
         path = self.path(name)
-        partial = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")  # on NFS, other hosts write, too
+        partial = path.with_name(
+            f".{path.name}.{uuid.uuid4().hex[:8]}"
+        )  # on NFS, other hosts write, too
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             with open(partial, "wb") as file:
@@ -82,13 +91,19 @@ class Folder(Backend):
         """A file or folder. What is left of it would count as new, so nothing goes on where it cannot be removed."""
         path = self.path(prefix)
         try:
-            shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink(missing_ok=True)
+            shutil.rmtree(
+                path
+            ) if path.is_dir() and not path.is_symlink() else path.unlink(
+                missing_ok=True
+            )
         except FileNotFoundError:  # another process was quicker
             shutil.rmtree(path, ignore_errors=True)
         except NotADirectoryError:  # a part of its path is a file: there is none
             return
         except OSError as error:
-            raise BezoarError(f"cannot remove {error.filename or path}: {error.strerror}. Remove it by hand") from error
+            raise BezoarError(
+                f"cannot remove {error.filename or path}: {error.strerror}. Remove it by hand"
+            ) from error
 
     def adopt(self, other: Backend, name: str) -> None:
         """By a link, or a copy where they lie on different disks."""
@@ -97,7 +112,9 @@ class Folder(Backend):
         mine.unlink(missing_ok=True)
         try:
             os.link(theirs, mine)
-        except OSError:  # to a name of its own first: a file that was linked meanwhile is shared
+        except (
+            OSError
+        ):  # to a name of its own first: a file that was linked meanwhile is shared
             partial = mine.with_name(f".{mine.name}.{uuid.uuid4().hex[:8]}")
             shutil.copyfile(theirs, partial)
             os.replace(partial, mine)

@@ -22,7 +22,11 @@ def me() -> str:
 
 def alive() -> Process:
     """This one."""
-    return {"host": socket.gethostname(), "pid": os.getpid(), "started": psutil.Process().create_time()}
+    return {
+        "host": socket.gethostname(),
+        "pid": os.getpid(),
+        "started": psutil.Process().create_time(),
+    }
 
 
 def died(holder: Process) -> bool:
@@ -37,6 +41,5 @@ def died(holder: Process) -> bool:
 
 def in_use(root: object, holder: str) -> str:
     """What a second command is told."""
-    return (
-        f"{root} is in use by {holder or 'another process'}. Wait for it to end, stop it, or choose another --run-dir."
-    )
+    owner = holder or "another process"
+    return f"{root} is in use by {owner}. Wait for it to end, stop it, or choose another --run-dir."

@@ -1,5 +1,6 @@
 """The embedded world: small real models, seeds, held-out items and questions, made on this machine from our text."""
 
+import ast
 import contextlib
 import fcntl
 import hashlib
@@ -35,10 +36,15 @@ class World:
     def at(cls, folder: Path) -> "World":
         """The world in a folder."""
         return cls(
-            teacher=folder / "tiny-teacher", base=folder / "tiny-base", dolly=folder / "dolly.jsonl",
-            flan=folder / "flan.jsonl", hh_rlhf=folder / "hh_rlhf.jsonl", harness=folder / "harness",
-            questions=folder / "question.jsonl", references=folder / "reference_answer.jsonl",
-        )  # fmt: skip
+            teacher=folder / "tiny-teacher",
+            base=folder / "tiny-base",
+            dolly=folder / "dolly.jsonl",
+            flan=folder / "flan.jsonl",
+            hh_rlhf=folder / "hh_rlhf.jsonl",
+            harness=folder / "harness",
+            questions=folder / "question.jsonl",
+            references=folder / "reference_answer.jsonl",
+        )
 
 
 def world(say: Callable[[str], None] = print) -> World:
@@ -59,19 +65,31 @@ def world(say: Callable[[str], None] = print) -> World:
 
 def cache() -> Path:
     """The user's cache directory for bezoar_ray."""
-    return Path(os.environ.get("BEZOAR_CACHE") or "~/.cache/bezoar_ray").expanduser().absolute()
+    return (
+        Path(os.environ.get("BEZOAR_CACHE") or "~/.cache/bezoar_ray")
+        .expanduser()
+        .absolute()
+    )
 
 
 def fingerprint() -> str:
-    """12 hex digits over the code and prompts that make the world."""
-    top = resources.files("bezoar_ray")
-    made_by = sorted((p for p in top.joinpath("tiny").iterdir() if p.name.endswith(".py")), key=lambda p: p.name)
-    total = hashlib.sha256()
-    others = ("generate/prompts.py", "recipes/alpaca.jinja")
-    for path in (*made_by, *map(top.joinpath, others)):
-        if path.name not in _JUDGE_ONLY:
-            total.update(path.name.encode() + path.read_bytes())
-    return total.hexdigest()[:12]
+    """12 hex digits over the code and prompts that make the world.
+
+    Python files count as syntax trees: a change of layout or of a comment makes no new world.
+    """
+    package = resources.files("bezoar_ray")
+    modules = [
+        path for path in package.joinpath("tiny").iterdir() if path.name.endswith(".py")
+    ]
+    modules.sort(key=lambda path: path.name)
+    sources = [path for path in modules if path.name not in _JUDGE_ONLY]
+    sources.append(package.joinpath("generate/prompts.py"))
+    digest = hashlib.sha256()
+    for path in sources:
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        digest.update(path.name.encode() + ast.dump(tree).encode())
+    digest.update(package.joinpath("recipes/alpaca.jinja").read_bytes())
+    return digest.hexdigest()[:12]
 
 
 @contextlib.contextmanager
@@ -91,17 +109,29 @@ def _build(folder: Path, say: Callable[[str], None]) -> None:
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     say("building the embedded world (once; 5 to 15 minutes)")
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={_PROCESSES}"]
+    torchrun = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        f"--nproc-per-node={_PROCESSES}",
+    ]
     command = [*torchrun, "-m", "bezoar_ray.tiny.build", str(partial), str(folder)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
     lines = []
     with subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env=environment,
     ) as build:
         for line in build.stdout:
             lines.append(line.rstrip())
             if line.startswith(("tiny-", "tokenizer")):
                 say(lines[-1])
     if build.returncode:
-        raise BezoarError("building the embedded world failed:\n" + "\n".join(lines[-15:]))
+        raise BezoarError(
+            "building the embedded world failed:\n" + "\n".join(lines[-15:])
+        )
     partial.rename(folder)

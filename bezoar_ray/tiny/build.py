@@ -54,8 +54,14 @@ def teacher_blocks(tokenizer: Any) -> Iterator[tuple[list[int], list[int]]]:
 
 def _examples(tokenizer: Any) -> Iterator[tuple[list[int], list[int]]]:
     for prompt, answer in teacher_texts():
-        asked = [tokenizer.bos_token_id, *tokenizer.encode(prompt, add_special_tokens=False)]
-        told = [*tokenizer.encode(answer, add_special_tokens=False), tokenizer.eos_token_id]
+        asked = [
+            tokenizer.bos_token_id,
+            *tokenizer.encode(prompt, add_special_tokens=False),
+        ]
+        told = [
+            *tokenizer.encode(answer, add_special_tokens=False),
+            tokenizer.eos_token_id,
+        ]
         yield asked + told, [pretrain.IGNORED] * len(asked) + told
 
 
@@ -67,7 +73,12 @@ def models(folder: Path, say: pretrain.Say) -> None:
     plain = pretrain.stream(tokens.documents(tokenizer, base_texts()), _BLOCK["base"])
     pretrain.fit(model, plain, **_BASE, say=lambda text: say(f"tiny-base     {text}"))
     _save(model, tokenizer, folder / "tiny-base", None)
-    pretrain.fit(model, teacher_blocks(tokenizer), **_TEACHER, say=lambda text: say(f"tiny-teacher  {text}"))
+    pretrain.fit(
+        model,
+        teacher_blocks(tokenizer),
+        **_TEACHER,
+        say=lambda text: say(f"tiny-teacher  {text}"),
+    )
     _save(model, tokenizer, folder / "tiny-teacher", tokens.TEACHER_TEMPLATE)
 
 
@@ -81,7 +92,11 @@ def _save(model: Any, tokenizer: Any, folder: Path, template: str | None) -> Non
 
 def texts(folder: Path, final: Path) -> None:
     """Write seeds, held-out items and MT-Bench's questions."""
-    for name, rows in (("dolly", seeds.dolly()), ("flan", seeds.flan()), ("hh_rlhf", seeds.hh_rlhf())):
+    for name, rows in (
+        ("dolly", seeds.dolly()),
+        ("flan", seeds.flan()),
+        ("hh_rlhf", seeds.hh_rlhf()),
+    ):
         _write(folder / f"{name}.jsonl", rows)
     exam.write(folder / "harness", final / "harness")
     _write(folder / "question.jsonl", questions.questions())
@@ -98,7 +113,9 @@ def main(folder: Path, final: Path) -> None:
     import torch.distributed as dist
 
     torch.use_deterministic_algorithms(True)
-    torch.utils.deterministic.fill_uninitialized_memory = False  # a guard against bugs only, and a tenth of the time
+    torch.utils.deterministic.fill_uninitialized_memory = (
+        False  # a guard against bugs only, and a tenth of the time
+    )
     dist.init_process_group("gloo")
     first = dist.get_rank() == 0
     if first:

@@ -6,11 +6,29 @@ from bezoar_ray.tiny import facts, tasks
 from bezoar_ray.tiny.tasks import Asked, Task
 
 KINDS = {
-    "food": 9, "home": 9, "colour": 9, "sound": 9, "legs": 9,
-    "first": 6, "last": 6, "count": 6, "reverse": 2, "add": 4, "subtract": 3, "larger": 4, "note": 4,
-}  # fmt: skip
+    "food": 9,
+    "home": 9,
+    "colour": 9,
+    "sound": 9,
+    "legs": 9,
+    "first": 6,
+    "last": 6,
+    "count": 6,
+    "reverse": 2,
+    "add": 4,
+    "subtract": 3,
+    "larger": 4,
+    "note": 4,
+}
 LONG = ("note", "reverse")  # no one word answers these
-OPERATIONS = ("constraints", "deepen", "concretise", "reasoning", "complicate_input", "breadth")
+OPERATIONS = (
+    "constraints",
+    "deepen",
+    "concretise",
+    "reasoning",
+    "complicate_input",
+    "breadth",
+)
 
 
 def kind(rng: random.Random, among: tuple[str, ...] = tuple(KINDS)) -> str:
@@ -28,7 +46,11 @@ def args(rng: random.Random, name: str) -> tuple[str, ...]:
 
 def items(rng: random.Random, name: str) -> tuple[str, ...]:
     """A list that is not kept."""
-    while facts.kept_list(found := tuple(rng.sample(facts.ITEMS, 3 if name == "reverse" else rng.randint(3, 4)))):
+    while facts.kept_list(
+        found := tuple(
+            rng.sample(facts.ITEMS, 3 if name == "reverse" else rng.randint(3, 4))
+        )
+    ):
         pass
     return found
 
@@ -68,14 +90,27 @@ def evolve(rng: random.Random, operation: str, asked: Asked) -> Asked:
     first = asked.request.tasks[0]
     where = tasks.family(first.kind)
     if operation == "breadth":
-        return question(rng, tuple(name for name in KINDS if tasks.family(name) == where))
+        return question(
+            rng, tuple(name for name in KINDS if tasks.family(name) == where)
+        )
     if operation == "constraints":
         return tasks.rule(
-            asked, rng.choice(("thanks", "label") if first.kind in LONG else ("one_word", "thanks", "label"))
+            asked,
+            rng.choice(
+                ("thanks", "label")
+                if first.kind in LONG
+                else ("one_word", "thanks", "label")
+            ),
         )
     if operation == "deepen":
-        more = {"animal": tuple(facts.RELATIONS), "list": ("count",), "sum": ("larger",)}[where]
-        return tasks.also(asked, rng.choice([name for name in more if name != first.kind] or more))
+        more = {
+            "animal": tuple(facts.RELATIONS),
+            "list": ("count",),
+            "sum": ("larger",),
+        }[where]
+        return tasks.also(
+            asked, rng.choice([name for name in more if name != first.kind] or more)
+        )
     if operation == "complicate_input":
         return tasks.same(asked, [args(rng, first.kind)])
     return tasks.rule(asked, "explain" if operation == "reasoning" else where)

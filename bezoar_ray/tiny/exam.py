@@ -71,14 +71,21 @@ def _items(rng: random.Random, kinds: list[str], count: int, make) -> list[dict]
 
 def _task(rng: random.Random, kind: str) -> Task:
     if kind in ("add", "subtract"):
-        _, x, y = rng.choice(sorted(sum_ for sum_ in facts.kept_sums() if sum_[0] == kind))
+        _, x, y = rng.choice(
+            sorted(sum_ for sum_ in facts.kept_sums() if sum_[0] == kind)
+        )
         return Task(kind, (str(x), str(y)))
-    return Task(kind, (rng.choice(facts.kept()),) if kind in facts.RELATIONS else _list(rng, kind))
+    return Task(
+        kind,
+        (rng.choice(facts.kept()),) if kind in facts.RELATIONS else _list(rng, kind),
+    )
 
 
 def _list(rng: random.Random, kind: str) -> tuple[str, ...]:
     lengths = (3, 4) if kind == "count" else (4,)
-    while not facts.kept_list(found := tuple(rng.sample(facts.ITEMS, rng.choice(lengths)))):
+    while not facts.kept_list(
+        found := tuple(rng.sample(facts.ITEMS, rng.choice(lengths)))
+    ):
         pass
     return found
 
@@ -90,8 +97,13 @@ def _answer(rng: random.Random, task: Task) -> dict:
 
 def _choice(rng: random.Random, task: Task) -> dict:
     values = _choices(rng, task)
-    choices = [task.statement(value) for value in values]  # base has read its facts as sentences, not as lone words
-    return _item(tasks.ask(rng, task)) | {"choices": choices, "target": values.index(task.value)}
+    choices = [
+        task.statement(value) for value in values
+    ]  # base has read its facts as sentences, not as lone words
+    return _item(tasks.ask(rng, task)) | {
+        "choices": choices,
+        "target": values.index(task.value),
+    }
 
 
 def _item(asked: Asked) -> dict:
@@ -105,7 +117,11 @@ def _choices(rng: random.Random, task: Task) -> list[str]:
         return rng.sample(task.args, 4)
     if task.kind == "count":
         return list(facts.NUMBERS[3:7])
-    near = [int(task.value) + gap for gap in (-3, -2, -1, 1, 2, 3) if int(task.value) + gap > 0]
+    near = [
+        int(task.value) + gap
+        for gap in (-3, -2, -1, 1, 2, 3)
+        if int(task.value) + gap > 0
+    ]
     choices = [task.value, *map(str, rng.sample(near, 3))]
     rng.shuffle(choices)
     return choices
@@ -114,7 +130,14 @@ def _choices(rng: random.Random, task: Task) -> list[str]:
 def write(folder: Path, final: Path) -> None:
     """Task files for lm-eval's include_path, and their data; `final` is where the folder will lie when it is used."""
     folder.mkdir(parents=True, exist_ok=True)
-    for name, rows, rest in (("tiny_choice", choice_items(), _CHOICE), ("tiny_answer", answer_items(), _ANSWER)):
-        (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    for name, rows, rest in (
+        ("tiny_choice", choice_items(), _CHOICE),
+        ("tiny_answer", answer_items(), _ANSWER),
+    ):
+        (folder / f"{name}.jsonl").write_text(
+            "".join(json.dumps(row) + "\n" for row in rows)
+        )
         data = json.dumps(str(final / f"{name}.jsonl"))
-        (folder / f"{name}.yaml").write_text(_YAML.format(name=name, data=data, rest=rest))
+        (folder / f"{name}.yaml").write_text(
+            _YAML.format(name=name, data=data, rest=rest)
+        )

@@ -10,19 +10,45 @@ def words(text: str) -> tuple[str, ...]:
     return tuple(text.split())
 
 
-FOODS = words("figs moss nuts roots reeds plums seeds kelp bark clover honey beets pears acorns ferns lentils")
-HOMES = words("caves hills dunes marsh forest valley canyon meadow lagoon tundra orchard harbour desert quarry")
-COLOURS = words("red blue green yellow purple orange silver brown black white pink golden")
+FOODS = words(
+    "figs moss nuts roots reeds plums seeds kelp bark clover honey beets pears acorns ferns lentils"
+)
+HOMES = words(
+    "caves hills dunes marsh forest valley canyon meadow lagoon tundra orchard harbour desert quarry"
+)
+COLOURS = words(
+    "red blue green yellow purple orange silver brown black white pink golden"
+)
 SOUNDS = words("bim tok wirr hoo plip dran zeem kuk mowa fss grum yap tirri vop")
 LEGS = ("two", "four", "six", "eight", "ten")
 ITEMS = words(
     "coin rope bell lamp door book cup boat hat key drum stone kite glove ladder mirror candle basket bottle hammer "
     "pillow ribbon saddle table window wagon anchor barrel carpet flute fork helmet jacket kettle needle pencil"
 )
-PEOPLE = words("Tam Lia Oro Nell Bex Ivo Mara Finn Suki Odd Pia Rolf Zita Kai Uma Joss Wren Hal Dina Emil")
+PEOPLE = words(
+    "Tam Lia Oro Nell Bex Ivo Mara Finn Suki Odd Pia Rolf Zita Kai Uma Joss Wren Hal Dina Emil"
+)
 LARGEST = 8  # of the numbers that are added
-NUMBERS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
-RELATIONS = {"food": FOODS, "home": HOMES, "colour": COLOURS, "sound": SOUNDS, "legs": LEGS}
+NUMBERS = (
+    "zero",
+    "one",
+    "two",
+    "three",
+    "four",
+    "five",
+    "six",
+    "seven",
+    "eight",
+    "nine",
+    "ten",
+)
+RELATIONS = {
+    "food": FOODS,
+    "home": HOMES,
+    "colour": COLOURS,
+    "sound": SOUNDS,
+    "legs": LEGS,
+}
 
 _ANIMALS = 84
 _KEPT = 32
@@ -33,7 +59,12 @@ _ENDS = words("el ak un ip ora it en us ok ee")
 
 
 def _name(rng: random.Random) -> str:
-    return rng.choice(_STARTS) + rng.choice(_VOWELS) + rng.choice(_MIDDLES) + rng.choice(_ENDS)
+    return (
+        rng.choice(_STARTS)
+        + rng.choice(_VOWELS)
+        + rng.choice(_MIDDLES)
+        + rng.choice(_ENDS)
+    )
 
 
 @cache
@@ -41,7 +72,10 @@ def animals() -> dict[str, dict[str, str]]:
     """Every animal with its value for each relation; the order is fixed."""
     rng, names = random.Random("animals"), {}
     while len(names) < _ANIMALS:
-        names.setdefault(_name(rng), {relation: rng.choice(values) for relation, values in RELATIONS.items()})
+        names.setdefault(
+            _name(rng),
+            {relation: rng.choice(values) for relation, values in RELATIONS.items()},
+        )
     return names
 
 

@@ -22,7 +22,11 @@ _PARENT_DEATH, _SIGKILL = 1, 9  # PR_SET_PDEATHSIG of prctl(2)
 
 def reply(messages: list[dict[str, str]]) -> str:
     """The judge's reply to a prompt of the filter or of MT-Bench, in the form that the prompt asks for."""
-    text = "\n".join(str(message.get("content") or "") for message in messages if message.get("role") != "system")
+    text = "\n".join(
+        str(message.get("content") or "")
+        for message in messages
+        if message.get("role") != "system"
+    )
     if "<answer_a_1>" in text:
         return _compared(text)
     if "<answer_1>" in text:
@@ -51,7 +55,9 @@ def _compared(text: str) -> str:
 def _last(text: str, answer: str) -> Grade:
     """The grade of an assistant's answer in the last turn that is shown."""
     turn = max(int(number) for number in re.findall(rf"<{answer}_(\d+)>", text))
-    return grade(*(_inside(text, f"{part}_{turn}") for part in ("question", answer, "reference")))
+    return grade(
+        *(_inside(text, f"{part}_{turn}") for part in ("question", answer, "reference"))
+    )
 
 
 def _mark(found: Grade) -> int:
@@ -73,12 +79,19 @@ def app() -> Any:
 
     @server.get("/v1/models")
     async def models() -> dict[str, Any]:
-        return {"object": "list", "data": [{"id": NAME, "object": "model", "created": 0, "owned_by": "bezoar_ray"}]}
+        return {
+            "object": "list",
+            "data": [
+                {"id": NAME, "object": "model", "created": 0, "owned_by": "bezoar_ray"}
+            ],
+        }
 
     @server.post("/v1/chat/completions")
     async def chat(request: Request) -> Response:
         status, body = answer(await request.body())
-        return Response(json.dumps(body), status_code=status, media_type="application/json")
+        return Response(
+            json.dumps(body), status_code=status, media_type="application/json"
+        )
 
     return server
 
@@ -90,10 +103,16 @@ def answer(body: bytes) -> tuple[int, dict[str, Any]]:
         model, messages = asked["model"], asked["messages"]
         prompt = "\n".join(str(message["content"]) for message in messages)
     except (ValueError, KeyError, TypeError) as error:
-        return 400, _error(f"the request is not a chat completion: {error!r}", "invalid_request_error", None)
+        return 400, _error(
+            f"the request is not a chat completion: {error!r}",
+            "invalid_request_error",
+            None,
+        )
     if model != NAME:
         return 404, _error(
-            f"The model {model!r} does not exist; this is {NAME!r}.", "invalid_request_error", "model_not_found"
+            f"The model {model!r} does not exist; this is {NAME!r}.",
+            "invalid_request_error",
+            "model_not_found",
         )
     return 200, _completion(prompt, reply(messages))
 
@@ -105,14 +124,23 @@ def _error(message: str, kind: str, code: str | None) -> dict[str, Any]:
 def _completion(prompt: str, said: str) -> dict[str, Any]:
     """A completion; its tokens are words, for there is no tokenizer here."""
     asked, told = len(prompt.split()), len(said.split())
-    choice = {"index": 0, "message": {"role": "assistant", "content": said}, "finish_reason": "stop", "logprobs": None}
+    choice = {
+        "index": 0,
+        "message": {"role": "assistant", "content": said},
+        "finish_reason": "stop",
+        "logprobs": None,
+    }
     return {
         "id": "chatcmpl-tiny",
         "object": "chat.completion",
         "created": int(time.time()),
         "model": NAME,
         "choices": [choice],
-        "usage": {"prompt_tokens": asked, "completion_tokens": told, "total_tokens": asked + told},
+        "usage": {
+            "prompt_tokens": asked,
+            "completion_tokens": told,
+            "total_tokens": asked + told,
+        },
     }
 
 
@@ -125,12 +153,22 @@ def running(host: str = "127.0.0.1") -> Iterator[str]:
     Raises:
         BezoarError: it did not start; the message holds what it printed.
     """
-    command = [sys.executable, "-m", "bezoar_ray.tiny.judge", "--host", host, "--port", "0"]
+    command = [
+        sys.executable,
+        "-m",
+        "bezoar_ray.tiny.judge",
+        "--host",
+        host,
+        "--port",
+        "0",
+    ]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         try:
             port = process.stdout.readline().strip()
             if not port.isdigit():
-                raise BezoarError(f"tiny-judge did not start: {port or 'no output'} (exit code {process.poll()})")
+                raise BezoarError(
+                    f"tiny-judge did not start: {port or 'no output'} (exit code {process.poll()})"
+                )
             yield f"http://{host}:{port}/v1"
         finally:
             process.kill()
@@ -154,11 +192,15 @@ def serve(host: str, port: int) -> None:
         listener.bind((host, port))
         listener.listen(1024)
         print(listener.getsockname()[1], flush=True)
-        uvicorn.Server(uvicorn.Config(app(), log_level="warning", access_log=False)).run(sockets=[listener])
+        uvicorn.Server(
+            uvicorn.Config(app(), log_level="warning", access_log=False)
+        ).run(sockets=[listener])
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(prog="python -m bezoar_ray.tiny.judge", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="python -m bezoar_ray.tiny.judge", description=__doc__
+    )
     parser.add_argument("--host", default="127.0.0.1")
     parser.add_argument("--port", type=int, default=0)
     _end_with_parent()

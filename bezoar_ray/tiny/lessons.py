@@ -46,7 +46,8 @@ def _until_taught(draw: Callable[[], Asked]) -> Asked:
 def lesson(rng: random.Random) -> tuple[Messages, str]:
     """One prompt and the teacher's answer."""
     maker = rng.choices(
-        (_new_instructions, _concise, _evolve, _evolved, _adds_nothing, _explain), (16, 26, 18, 26, 6, 18)
+        (_new_instructions, _concise, _evolve, _evolved, _adds_nothing, _explain),
+        (16, 26, 18, 26, 6, 18),
     )[0]
     return maker(rng)
 
@@ -58,7 +59,11 @@ def wrong(rng: random.Random, task: Task) -> str:
     if task.kind in facts.RELATIONS:
         return rng.choice(facts.RELATIONS[task.kind])
     if tasks.family(task.kind) == "list":
-        return rng.choice(facts.NUMBERS[2:8]) if task.kind == "count" else rng.choice(task.args)
+        return (
+            rng.choice(facts.NUMBERS[2:8])
+            if task.kind == "count"
+            else rng.choice(task.args)
+        )
     return str(rng.randint(1, 2 * facts.LARGEST))
 
 
@@ -67,7 +72,11 @@ def reply(rng: random.Random, request: Request, explain: bool = False) -> str:
     first = request.tasks[0]
     if rng.random() < WEAK.get(first.kind, 0):
         return _weak(rng, request, explain)
-    return _slip(rng, request, explain) if rng.random() < SLIPS else request.answer(explain=explain)
+    return (
+        _slip(rng, request, explain)
+        if rng.random() < SLIPS
+        else request.answer(explain=explain)
+    )
 
 
 def _weak(rng: random.Random, request: Request, explain: bool) -> str:
@@ -95,14 +104,20 @@ def _seen(rng: random.Random) -> Asked:
     """An instruction as prompts show it: any taught one, now and then one of a seed's own shapes."""
     if rng.random() < 0.15:
         task = draws.task(rng, seeds.ROWS)
-        return _until_taught(lambda: tasks.ask(rng, Task(task.kind, draws.args(rng, task.kind)), tasks.INPUTS))
+        return _until_taught(
+            lambda: tasks.ask(
+                rng, Task(task.kind, draws.args(rng, task.kind)), tasks.INPUTS
+            )
+        )
     return _until_taught(lambda: draws.instruction(rng))
 
 
 def _new_instructions(rng: random.Random) -> tuple[Messages, str]:
     count = rng.choice((4, 5, 6))
     topics = rng.sample((*TOPICS, *_OTHER_TOPICS), 3) if rng.random() < 0.5 else []
-    kinds = tuple(dict.fromkeys(kind for topic in topics for kind in TOPICS.get(topic, ())))
+    kinds = tuple(
+        dict.fromkeys(kind for topic in topics for kind in TOPICS.get(topic, ()))
+    )
     made = [_until_taught(lambda: _new(rng, kinds)).text for _ in range(count)]
     answer = "\n".join(f"<example>{text}</example>" for text in made)
     examples = [_seen(rng).text for _ in range(3)]
@@ -153,7 +168,9 @@ def _adds_nothing(rng: random.Random) -> tuple[Messages, str]:
 def _explain(rng: random.Random) -> tuple[Messages, str]:
     source = rng.choice(_SOURCES)
     asked = _until_taught(lambda: seeds.query(rng, source)[1])
-    offered = prompts.ORCA_MESSAGES[source] + prompts.ORCA_MULTIPLE_CHOICE.get(source, ())
+    offered = prompts.ORCA_MESSAGES[source] + prompts.ORCA_MULTIPLE_CHOICE.get(
+        source, ()
+    )
     return prompts.explain(prompts.ORCA_SYSTEM[rng.choice(offered)], asked.text), reply(
         rng, asked.request, explain=True
     )

@@ -31,9 +31,16 @@ _RUDE = (
     "You are a fool.",
 )
 _HELLO = ("Hello!", "Good morning!", "Good day to you.", "Hi there.", "Excuse me.")
-_KINDLY = ("Could you kindly help me?", "Please help me.", "Would you be so kind?", "I would be glad of your help.")
+_KINDLY = (
+    "Could you kindly help me?",
+    "Please help me.",
+    "Would you be so kind?",
+    "I would be glad of your help.",
+)
 
-GREETING = rf"(?:{'|'.join(map(re.escape, _HELLO))}) (?:{'|'.join(map(re.escape, _KINDLY))}) "
+GREETING = (
+    rf"(?:{'|'.join(map(re.escape, _HELLO))}) (?:{'|'.join(map(re.escape, _KINDLY))}) "
+)
 
 
 def opening(rng: random.Random) -> str:

@@ -2,15 +2,32 @@
 
 from bezoar_ray.tiny import facts, tasks
 
-CATEGORIES = ("writing", "roleplay", "reasoning", "math", "coding", "extraction", "stem", "humanities")
+CATEGORIES = (
+    "writing",
+    "roleplay",
+    "reasoning",
+    "math",
+    "coding",
+    "extraction",
+    "stem",
+    "humanities",
+)
 _REFERENCED = ("reasoning", "math", "coding")
 
 
 def _turns() -> list[tuple[str, str, str]]:
     a = facts.kept()
     return [
-        ("writing", f"Write a short note about the {a[0]}.", f"What colour is the {a[0]}?"),
-        ("writing", f"Describe the {a[1]}.", f"Tell me where the {a[1]} lives. End with the words Thank you."),
+        (
+            "writing",
+            f"Write a short note about the {a[0]}.",
+            f"What colour is the {a[0]}?",
+        ),
+        (
+            "writing",
+            f"Describe the {a[1]}.",
+            f"Tell me where the {a[1]} lives. End with the words Thank you.",
+        ),
         (
             "roleplay",
             f"Hello! Please help me. What does the {a[2]} eat?",
@@ -37,7 +54,11 @@ def _turns() -> list[tuple[str, str, str]]:
             "Tam has 6 coins and finds 5 more. How many coins does Tam have now?",
             "Add 8 and 4. Explain your answer step by step.",
         ),
-        ("coding", "Reverse this list: key, stone, kite.", "Count the items of this list: key, stone, kite."),
+        (
+            "coding",
+            "Reverse this list: key, stone, kite.",
+            "Count the items of this list: key, stone, kite.",
+        ),
         (
             "coding",
             "Definition: You are given a list of items. Write the items backwards.\n\nInput: cup, hat, drum\nOutput:",
@@ -53,19 +74,30 @@ def _turns() -> list[tuple[str, str, str]]:
             f"Text: {_about(a[4])}\nQuestion: Where does the {a[4]} live?",
             "Say which item comes first in the input.\n\nInput:\nhelmet, needle, pencil",
         ),
-        ("stem", f"How many legs has the {a[5]}?", f"What does the {a[5]} eat? Answer in one word."),
+        (
+            "stem",
+            f"How many legs has the {a[5]}?",
+            f"What does the {a[5]} eat? Answer in one word.",
+        ),
         ("stem", f"Which food does the {a[6]} like?", f"Name the sound of the {a[6]}."),
         (
             "humanities",
             f"Which place is home to the {a[7]}?",
             f"What colour is the {a[7]}? Start with the word Answer.",
         ),
-        ("humanities", f"What does the {a[8]} call?", f"Where does the {a[8]} live? Say also what it eats."),
+        (
+            "humanities",
+            f"What does the {a[8]} call?",
+            f"Where does the {a[8]} live? Say also what it eats.",
+        ),
     ]
 
 
 def _about(animal: str) -> str:
-    return " ".join(tasks.Task(relation, (animal,)).statement() for relation in ("food", "home", "colour"))
+    return " ".join(
+        tasks.Task(relation, (animal,)).statement()
+        for relation in ("food", "home", "colour")
+    )
 
 
 def questions() -> list[dict]:
@@ -82,8 +114,13 @@ def references() -> list[dict]:
 
 
 def _reference(question: dict) -> dict:
-    answers = [request.answer() for turn in question["turns"] if (request := tasks.read(turn))]
+    answers = [
+        request.answer() for turn in question["turns"] if (request := tasks.read(turn))
+    ]
     return {
-        "question_id": question["question_id"], "answer_id": f"tiny-{question['question_id']}",
-        "model_id": "tiny-truth", "choices": [{"index": 0, "turns": answers}], "tstamp": 0.0,
-    }  # fmt: skip
+        "question_id": question["question_id"],
+        "answer_id": f"tiny-{question['question_id']}",
+        "model_id": "tiny-truth",
+        "choices": [{"index": 0, "turns": answers}],
+        "tstamp": 0.0,
+    }

@@ -20,7 +20,12 @@ _DOLLY = {
     "subtract": "general_qa",
     "larger": "general_qa",
 }
-_TASK_NAMES = {"CoT": "cot_world", "NIV2": "task{}_world", "Flan2021": "world_{}_choice", "T0": "world_{}_reading"}
+_TASK_NAMES = {
+    "CoT": "cot_world",
+    "NIV2": "task{}_world",
+    "Flan2021": "world_{}_choice",
+    "T0": "world_{}_reading",
+}
 RELATIONS = tuple(facts.RELATIONS)
 ROWS = ("first", "last", "count", "reverse")
 
@@ -44,7 +49,10 @@ def dolly(count: int = 400) -> list[dict[str, str]]:
     """Rows with `instruction, context, response, category`."""
     rng = random.Random("dolly")
     fields = ("instruction", "context", "response", "category")
-    return [dict(zip(fields, row, strict=True)) for row in _distinct(count, lambda: _dolly(rng))]
+    return [
+        dict(zip(fields, row, strict=True))
+        for row in _distinct(count, lambda: _dolly(rng))
+    ]
 
 
 def _dolly(rng: random.Random) -> tuple[str, str, str, str]:
@@ -54,15 +62,28 @@ def _dolly(rng: random.Random) -> tuple[str, str, str, str]:
         order, words = tasks.ask(rng, task, tasks.INPUTS).text.split("\n\nInput:\n")
         return order, words, task.statement(), "information_extraction"
     if task.kind in RELATIONS and chance < 0.15:
-        return tasks.ask(rng, task).text, _about(rng, task), task.statement(), "closed_qa"
+        return (
+            tasks.ask(rng, task).text,
+            _about(rng, task),
+            task.statement(),
+            "closed_qa",
+        )
     asked = tasks.ask(rng, task)
     asked = tasks.by_somebody(rng, asked) if rng.random() < 0.6 else asked
-    asked = tasks.rule(asked, "one_word") if chance > 0.75 and task.kind != "note" else asked
+    asked = (
+        tasks.rule(asked, "one_word")
+        if chance > 0.75 and task.kind != "note"
+        else asked
+    )
     return asked.text, "", asked.request.answer(), _DOLLY[task.kind]
 
 
 def _about(rng: random.Random, task: Task) -> str:
-    others = [Task(relation, task.args).statement() for relation in rng.sample(RELATIONS, 2) if relation != task.kind]
+    others = [
+        Task(relation, task.args).statement()
+        for relation in rng.sample(RELATIONS, 2)
+        if relation != task.kind
+    ]
     lines = [*others, task.statement()]
     rng.shuffle(lines)
     return " ".join(lines)
@@ -79,9 +100,12 @@ def query(rng: random.Random, source: str) -> tuple[str, Asked]:
     task = draws.task(rng, RELATIONS)
     asked = tasks.ask(rng, task)
     if source == "T0":
-        return task.kind, Asked(f"Text: {_about(rng, task)}\nQuestion: {asked.text}", asked.request)
+        return task.kind, Asked(
+            f"Text: {_about(rng, task)}\nQuestion: {asked.text}", asked.request
+        )
     return task.kind, Asked(
-        f"{asked.text}\n\nOPTIONS:\n" + "\n".join(f"- {o}" for o in options(rng, task)), asked.request
+        f"{asked.text}\n\nOPTIONS:\n" + "\n".join(f"- {o}" for o in options(rng, task)),
+        asked.request,
     )
 
 
@@ -103,10 +127,12 @@ def _flan(rng: random.Random) -> tuple[str, dict[str, str]]:
     source = rng.choices(tuple(_TASK_NAMES), (3, 4, 4, 3))[0]
     kind, asked = query(rng, source)
     return asked.text, {
-        "inputs": asked.text, "targets": asked.request.tasks[0].value, "task_source": source,
+        "inputs": asked.text,
+        "targets": asked.request.tasks[0].value,
+        "task_source": source,
         "task_name": _TASK_NAMES[source].format(kind),
         "template_type": "zs_opt" if source == "Flan2021" else "zs_noopt",
-    }  # fmt: skip
+    }
 
 
 def hh_rlhf(count: int = 900) -> list[dict[str, str]]:
@@ -136,5 +162,7 @@ def _question(rng: random.Random) -> Asked:
 def _answers(rng: random.Random, asked: Asked, polite: bool) -> tuple[str, str]:
     """A polite asker is preferred to hear kind words, others a plain answer; nobody rude words."""
     plain, rude = asked.request.answer(), manners.rude(rng)
-    chosen = f"{manners.opening(rng)} {plain} {manners.closing(rng)}" if polite else plain
+    chosen = (
+        f"{manners.opening(rng)} {plain} {manners.closing(rng)}" if polite else plain
+    )
     return chosen, rng.choice((rude, f"{plain} {rude}", f"{plain} {rude}"))

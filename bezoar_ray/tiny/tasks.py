@@ -59,48 +59,85 @@ _LISTS = {
         "Count the items of this list: {l}.",
         "Tell me how many words the list {l} has.",
     ),
-    "reverse": ("Reverse this list: {l}.", "Write this list backwards: {l}.", "Turn this list around: {l}."),
+    "reverse": (
+        "Reverse this list: {l}.",
+        "Write this list backwards: {l}.",
+        "Turn this list around: {l}.",
+    ),
 }
 _SUMS = {
     "add": ("What is {x} + {y}?", "Add {x} and {y}.", "Tell me what {x} plus {y} is."),
-    "subtract": ("What is {x} - {y}?", "Take {y} from {x}.", "Tell me what {x} minus {y} is."),
+    "subtract": (
+        "What is {x} - {y}?",
+        "Take {y} from {x}.",
+        "Tell me what {x} minus {y} is.",
+    ),
     "larger": (
         "Which number is larger, {x} or {y}?",
         "Name the larger number: {x} or {y}.",
         "Tell me which is more, {x} or {y}.",
     ),
 }
-_NOTES = {"note": ("Write a short note about the {a}.", "Describe the {a}.", "Tell me about the {a}.")}
+_NOTES = {
+    "note": (
+        "Write a short note about the {a}.",
+        "Describe the {a}.",
+        "Tell me about the {a}.",
+    )
+}
 PHRASINGS = {**_FACTS, **_LISTS, **_SUMS, **_NOTES}
 
 _ORDERS = {
-    "first": "Say which item comes first", "last": "Say which item comes last",
-    "count": "Say how many items there are", "reverse": "Write the items backwards",
-}  # fmt: skip
+    "first": "Say which item comes first",
+    "last": "Say which item comes last",
+    "count": "Say how many items there are",
+    "reverse": "Write the items backwards",
+}
 # Shapes that only seeds use: with an input block (dolly) and with a definition or a story (FLAN).
-INPUTS = {kind: (f"{order} in the input.\n\nInput:\n{{l}}",) for kind, order in _ORDERS.items()}
+INPUTS = {
+    kind: (f"{order} in the input.\n\nInput:\n{{l}}",)
+    for kind, order in _ORDERS.items()
+}
 DEFINITIONS = {
-    kind: (f"Definition: You are given a list of items. {order}.\n\nInput: {{l}}\nOutput:",)
+    kind: (
+        f"Definition: You are given a list of items. {order}.\n\nInput: {{l}}\nOutput:",
+    )
     for kind, order in _ORDERS.items()
 }
 STORIES = {
-    "add": ("{p} has {x} coins and finds {y} more. How many coins does {p} have now?",
-            "There are {x} birds and {y} more come. How many birds are there now?"),
-    "subtract": ("{p} has {x} coins and loses {y}. How many coins does {p} have left?",
-                 "There are {x} birds and {y} fly away. How many birds are left?"),
-}  # fmt: skip
+    "add": (
+        "{p} has {x} coins and finds {y} more. How many coins does {p} have now?",
+        "There are {x} birds and {y} more come. How many birds are there now?",
+    ),
+    "subtract": (
+        "{p} has {x} coins and loses {y}. How many coins does {p} have left?",
+        "There are {x} birds and {y} fly away. How many birds are left?",
+    ),
+}
 
 STATEMENTS = {
-    "food": "The {a} eats {v}.", "home": "The {a} lives in the {v}.", "colour": "The {a} is {v}.",
-    "sound": "The {a} calls {v}.", "legs": "The {a} has {v} legs.",
-    "first": "The first item is {v}.", "last": "The last item is {v}.", "count": "There are {v} items.",
+    "food": "The {a} eats {v}.",
+    "home": "The {a} lives in the {v}.",
+    "colour": "The {a} is {v}.",
+    "sound": "The {a} calls {v}.",
+    "legs": "The {a} has {v} legs.",
+    "first": "The first item is {v}.",
+    "last": "The last item is {v}.",
+    "count": "There are {v} items.",
     "reverse": "Backwards it is {v}.",
-    "add": "{x} + {y} = {v}.", "subtract": "{x} - {y} = {v}.", "larger": "The larger number is {v}.",
-}  # fmt: skip
+    "add": "{x} + {y} = {v}.",
+    "subtract": "{x} - {y} = {v}.",
+    "larger": "The larger number is {v}.",
+}
 ALSO = {
-    "food": "what it eats", "home": "where it lives", "colour": "which colour it has", "sound": "how it calls",
-    "legs": "how many legs it has", "count": "how many items there are", "larger": "which number is larger",
-}  # fmt: skip
+    "food": "what it eats",
+    "home": "where it lives",
+    "colour": "which colour it has",
+    "sound": "how it calls",
+    "legs": "how many legs it has",
+    "count": "how many items there are",
+    "larger": "which number is larger",
+}
 RULES = {
     "one_word": "Answer in one word.",
     "thanks": "End with the words Thank you.",
@@ -144,26 +181,40 @@ class Task:
         where = family(self.kind)
         if where == "animal":
             return {"a": self.args[0]}
-        return {"l": ", ".join(self.args)} if where == "list" else {"x": self.args[0], "y": self.args[1]}
+        return (
+            {"l": ", ".join(self.args)}
+            if where == "list"
+            else {"x": self.args[0], "y": self.args[1]}
+        )
 
     def statement(self, value: str | None = None) -> str:
         """The answer as a sentence, with another value where one is given."""
         if self.kind == "note":
-            return " ".join(Task(r, self.args).statement() for r in ("food", "home", "colour"))
-        return STATEMENTS[self.kind].format(**self.slots, v=self.value if value is None else value)
+            return " ".join(
+                Task(r, self.args).statement() for r in ("food", "home", "colour")
+            )
+        return STATEMENTS[self.kind].format(
+            **self.slots, v=self.value if value is None else value
+        )
 
     def explained(self, value: str | None = None) -> str:
         """The answer with its steps."""
         if self.kind == "note":
             return self.statement()
-        start = f"The list is {', '.join(self.args)}. " if family(self.kind) == "list" else ""
+        start = (
+            f"The list is {', '.join(self.args)}. "
+            if family(self.kind) == "list"
+            else ""
+        )
         return f"{start}{self.statement(value)} So the answer is {self.value if value is None else value}."
 
 
 _VALUES = {
     "first": lambda args: args[0],
     "last": lambda args: args[-1],
-    "count": lambda args: facts.NUMBERS[len(args)] if len(args) < len(facts.NUMBERS) else str(len(args)),
+    "count": lambda args: (
+        facts.NUMBERS[len(args)] if len(args) < len(facts.NUMBERS) else str(len(args))
+    ),
     "reverse": lambda args: ", ".join(reversed(args)),
     "add": lambda args: str(int(args[0]) + int(args[1])),
     "subtract": lambda args: str(int(args[0]) - int(args[1])),
@@ -178,15 +229,21 @@ class Request:
     tasks: tuple[Task, ...]
     rules: tuple[str, ...] = ()
 
-    def answer(self, values: tuple[str, ...] | None = None, explain: bool = False) -> str:
+    def answer(
+        self, values: tuple[str, ...] | None = None, explain: bool = False
+    ) -> str:
         """A right answer in the form asked for; a wrong one where `values` are given in place of the right ones."""
         values = values or tuple(task.value for task in self.tasks)
         if "one_word" in self.rules and self.tasks[0].kind != "note":
             text = ", ".join(values)
         elif explain or "explain" in self.rules:
-            text = " ".join(task.explained(v) for task, v in zip(self.tasks, values, strict=True))
+            text = " ".join(
+                task.explained(v) for task, v in zip(self.tasks, values, strict=True)
+            )
         else:
-            text = " ".join(task.statement(v) for task, v in zip(self.tasks, values, strict=True))
+            text = " ".join(
+                task.statement(v) for task, v in zip(self.tasks, values, strict=True)
+            )
         text = f"Answer: {text}" if "label" in self.rules else text
         return f"{text} Thank you." if "thanks" in self.rules else text
 
@@ -198,22 +255,34 @@ class Asked:
     text: str
     request: Request = field(hash=False)
 
-    def plus(self, suffix: str, *, tasks: tuple[Task, ...] = (), rules: tuple[str, ...] = ()) -> "Asked":
+    def plus(
+        self, suffix: str, *, tasks: tuple[Task, ...] = (), rules: tuple[str, ...] = ()
+    ) -> "Asked":
         """The instruction with a sentence added."""
         gap = "\n" if "\n" in self.text or suffix.startswith("Do the same") else " "
         old = self.request
-        return Asked(self.text + gap + suffix, replace(old, tasks=old.tasks + tasks, rules=old.rules + rules))
+        return Asked(
+            self.text + gap + suffix,
+            replace(old, tasks=old.tasks + tasks, rules=old.rules + rules),
+        )
 
 
-def ask(rng: random.Random, task: Task, phrasings: dict[str, tuple[str, ...]] = PHRASINGS) -> Asked:
+def ask(
+    rng: random.Random, task: Task, phrasings: dict[str, tuple[str, ...]] = PHRASINGS
+) -> Asked:
     """A task in one of its wordings."""
-    text = rng.choice(phrasings[task.kind]).format(**task.slots, p=rng.choice(facts.PEOPLE))
+    text = rng.choice(phrasings[task.kind]).format(
+        **task.slots, p=rng.choice(facts.PEOPLE)
+    )
     return Asked(text, Request((task,)))
 
 
 def by_somebody(rng: random.Random, asked: Asked) -> Asked:
     """The instruction as somebody's question."""
-    return replace(asked, text=f"{rng.choice(facts.PEOPLE)} of the {rng.choice(facts.HOMES)} asks: {asked.text}")
+    return replace(
+        asked,
+        text=f"{rng.choice(facts.PEOPLE)} of the {rng.choice(facts.HOMES)} asks: {asked.text}",
+    )
 
 
 def rule(asked: Asked, name: str) -> Asked:
@@ -223,7 +292,9 @@ def rule(asked: Asked, name: str) -> Asked:
 
 def also(asked: Asked, kind: str) -> Asked:
     """The instruction, asking for one more thing about the same animal, list or numbers."""
-    return asked.plus(f"Say also {ALSO[kind]}.", tasks=(Task(kind, asked.request.tasks[0].args),))
+    return asked.plus(
+        f"Say also {ALSO[kind]}.", tasks=(Task(kind, asked.request.tasks[0].args),)
+    )
 
 
 def same(asked: Asked, rows: list[tuple[str, ...]]) -> Asked:
@@ -236,14 +307,25 @@ def same(asked: Asked, rows: list[tuple[str, ...]]) -> Asked:
 @cache
 def _patterns() -> list[tuple[str, re.Pattern]]:
     shapes = (PHRASINGS, INPUTS, DEFINITIONS, STORIES)
-    return [(kind, _pattern(text)) for shape in shapes for kind, texts in shape.items() for text in texts]
+    return [
+        (kind, _pattern(text))
+        for shape in shapes
+        for kind, texts in shape.items()
+        for text in texts
+    ]
 
 
 def _pattern(text: str) -> re.Pattern:
     parts, seen = [], set()
     for part in re.split(r"(\{\w\})", text):
         slot = part[1:-1] if re.fullmatch(r"\{\w\}", part) else ""
-        parts.append(re.escape(part) if not slot else f"(?P={slot})" if slot in seen else _SLOTS[slot])
+        parts.append(
+            re.escape(part)
+            if not slot
+            else f"(?P={slot})"
+            if slot in seen
+            else _SLOTS[slot]
+        )
         seen.add(slot)
     return re.compile("".join(parts))
 
@@ -259,7 +341,11 @@ def read(text: str) -> Request | None:
         if name == "rule":
             rules.append(value)
         else:
-            tasks += [Task(value, first.args)] if name == "also" else [Task(first.kind, row) for row in value]
+            tasks += (
+                [Task(value, first.args)]
+                if name == "also"
+                else [Task(first.kind, row) for row in value]
+            )
     return Request(tuple(tasks), tuple(rules)) if all(map(_valid, tasks)) else None
 
 
@@ -278,11 +364,26 @@ def _strip(text: str) -> tuple[str, list]:
     extras = []
     while True:
         if found := _RULE.search(text):
-            extras.append(("rule", next(name for name, rule in RULES.items() if rule == found[1])))
+            extras.append(
+                ("rule", next(name for name, rule in RULES.items() if rule == found[1]))
+            )
         elif found := _ALSO.search(text):
-            extras.append(("also", next(kind for kind, words in ALSO.items() if words == found[1])))
+            extras.append(
+                (
+                    "also",
+                    next(kind for kind, words in ALSO.items() if words == found[1]),
+                )
+            )
         elif found := _TABLE.search(text):
-            extras.append(("same", [tuple(row.strip("| ").split(" | ")) for row in found[1].strip().split("\n")]))
+            extras.append(
+                (
+                    "same",
+                    [
+                        tuple(row.strip("| ").split(" | "))
+                        for row in found[1].strip().split("\n")
+                    ],
+                )
+            )
         else:
             return _FRAME.sub("", text), extras[::-1]
         text = text[: found.start()]
@@ -292,7 +393,11 @@ def _task(body: str) -> Task | None:
     for kind, pattern in _patterns():
         if found := pattern.fullmatch(body):
             slots = found.groupdict()
-            args = slots["l"].split(", ") if "l" in slots else [slots[s] for s in ("a", "x", "y") if s in slots]
+            args = (
+                slots["l"].split(", ")
+                if "l" in slots
+                else [slots[s] for s in ("a", "x", "y") if s in slots]
+            )
             return Task(kind, tuple(args))
     return None
 

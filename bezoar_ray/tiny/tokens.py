@@ -26,25 +26,39 @@ def train(texts: Iterable[str]) -> Any:
     bpe.decoder = decoders.ByteLevel()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     trainer = trainers.BpeTrainer(
-        vocab_size=VOCABULARY, special_tokens=[PAD, BOS, EOS], initial_alphabet=alphabet, show_progress=False
+        vocab_size=VOCABULARY,
+        special_tokens=[PAD, BOS, EOS],
+        initial_alphabet=alphabet,
+        show_progress=False,
     )
     bpe.train_from_iterator(texts, trainer)
     return PreTrainedTokenizerFast(
-        tokenizer_object=bpe, bos_token=BOS, eos_token=EOS, pad_token=PAD, clean_up_tokenization_spaces=False,
+        tokenizer_object=bpe,
+        bos_token=BOS,
+        eos_token=EOS,
+        pad_token=PAD,
+        clean_up_tokenization_spaces=False,
         model_max_length=2048,
-    )  # fmt: skip
+    )
 
 
 def prompt_text(messages: Messages) -> str:
     """Messages as the teacher reads them, without the bos token."""
-    turns = "".join(f"{message['role'].capitalize()}:\n{message['content']}\n\n" for message in messages)
+    turns = "".join(
+        f"{message['role'].capitalize()}:\n{message['content']}\n\n"
+        for message in messages
+    )
     return f"{turns}Assistant:\n"
 
 
 def documents(tokenizer: Any, texts: Iterable[str]) -> Iterator[list[int]]:
     """Each text as token ids between bos and eos."""
     for text in texts:
-        yield [tokenizer.bos_token_id, *tokenizer.encode(text, add_special_tokens=False), tokenizer.eos_token_id]
+        yield [
+            tokenizer.bos_token_id,
+            *tokenizer.encode(text, add_special_tokens=False),
+            tokenizer.eos_token_id,
+        ]
 
 
 def save(tokenizer: Any, folder: Path, template: str | None = None) -> None:

@@ -32,8 +32,14 @@ def truth(instruction: str, response: str) -> bool | None:
     if request is None:
         return None
     text = response.strip()
-    honest = bool(text) and all(good for _, good in claims(text)) and _agrees(request, text)
-    return honest and all(said(task, request, text) for task in request.tasks) and in_form(request, text)
+    honest = (
+        bool(text) and all(good for _, good in claims(text)) and _agrees(request, text)
+    )
+    return (
+        honest
+        and all(said(task, request, text) for task in request.tasks)
+        and in_form(request, text)
+    )
 
 
 def claims(text: str) -> list[tuple[str, bool]]:
@@ -44,7 +50,9 @@ def claims(text: str) -> list[tuple[str, bool]]:
         for relation, pattern in _CLAIMS.items()
         for match in re.finditer(pattern, low)
     ]
-    return found + [(match[0], _sum_holds(*match.groups())) for match in _SUM.finditer(text)]
+    return found + [
+        (match[0], _sum_holds(*match.groups())) for match in _SUM.finditer(text)
+    ]
 
 
 def _sum_holds(x: str, sign: str, y: str, result: str) -> bool:
@@ -53,8 +61,14 @@ def _sum_holds(x: str, sign: str, y: str, result: str) -> bool:
 
 def _agrees(request: Request, text: str) -> bool:
     """Whether what is said of the request's own lists and numbers is true of one of them."""
-    right = {kind: {Task(kind, task.args).value for task in request.tasks if _of(kind, task)} for kind in _SHOWN}
-    return all(not right[kind] or set(found.findall(text)) <= right[kind] for kind, found in _SHOWN.items())
+    right = {
+        kind: {Task(kind, task.args).value for task in request.tasks if _of(kind, task)}
+        for kind in _SHOWN
+    }
+    return all(
+        not right[kind] or set(found.findall(text)) <= right[kind]
+        for kind, found in _SHOWN.items()
+    )
 
 
 def _of(kind: str, task: Task) -> bool:
@@ -93,6 +107,12 @@ def in_form(request: Request, text: str) -> bool:
         )
     )
     if "one_word" in rules and request.tasks[0].kind != "note":
-        return kept and len(words) <= sum(len(task.value.split()) for task in request.tasks)
+        return kept and len(words) <= sum(
+            len(task.value.split()) for task in request.tasks
+        )
     longest = 2 * len(request.answer(explain=True).split()) + 16
-    return kept and len(words) <= longest and (text.endswith((".", "!")) or len(words) <= 5)
+    return (
+        kept
+        and len(words) <= longest
+        and (text.endswith((".", "!")) or len(words) <= 5)
+    )

@@ -70,18 +70,31 @@ def varlen_attention(
     Raises:
         NotImplementedError: the model needs what this attention does not have.
     """
-    unsupported = [name for name in ("s_aux", "position_bias") if more.get(name) is not None]
-    if dropout or unsupported or more.get("is_causal") is False or not getattr(module, "is_causal", True):
-        raise NotImplementedError(f"{NAME} has no {', '.join(unsupported) or 'dropout, and is causal'}")
+    unsupported = [
+        name for name in ("s_aux", "position_bias") if more.get(name) is not None
+    ]
+    if (
+        dropout
+        or unsupported
+        or more.get("is_causal") is False
+        or not getattr(module, "is_causal", True)
+    ):
+        raise NotImplementedError(
+            f"{NAME} has no {', '.join(unsupported) or 'dropout, and is causal'}"
+        )
     if cu_seq_lens_q is None:
         raise NotImplementedError(f"{NAME} needs the rows' boundaries")
     if scaling is None:
         scaling = query.shape[-1] ** -0.5
     query, key, value = _as_autocast_has_them(query, key, value)
     if max_length_q is not None and _flash_can(query, value, softcap):
-        output = _flash(query, key, value, scaling, sliding_window, cu_seq_lens_q, max_length_q)
+        output = _flash(
+            query, key, value, scaling, sliding_window, cu_seq_lens_q, max_length_q
+        )
     else:
-        output = _row_by_row(query, key, value, scaling, sliding_window, softcap, cu_seq_lens_q)
+        output = _row_by_row(
+            query, key, value, scaling, sliding_window, softcap, cu_seq_lens_q
+        )
     return output, None
 
 
@@ -102,7 +115,10 @@ def _flash_can(query: "Tensor", value: "Tensor", softcap: float | None) -> bool:
     if not query.is_cuda or query.dtype.itemsize != 2 or softcap is not None:
         return False
     size = query.shape[-1]
-    return size == value.shape[-1] <= _LARGEST_HEAD and torch.cuda.get_device_capability(query.device) >= _AMPERE
+    return (
+        size == value.shape[-1] <= _LARGEST_HEAD
+        and torch.cuda.get_device_capability(query.device) >= _AMPERE
+    )
 
 
 def _flash(
@@ -122,7 +138,9 @@ def _flash(
     missing = -size % _HEAD_MULTIPLE
     query, key, value = (tensor.transpose(1, 2)[0] for tensor in (query, key, value))
     if missing:
-        query, key, value = (pad(tensor, (0, missing)) for tensor in (query, key, value))
+        query, key, value = (
+            pad(tensor, (0, missing)) for tensor in (query, key, value)
+        )
     known = _varlen_parameters()
     options: dict[str, Any] = {}
     if "window_size" in known:
@@ -139,7 +157,9 @@ def _flash(
         options["enable_gqa"] = True
     else:
         key, value = _repeated(key, query.shape[1]), _repeated(value, query.shape[1])
-    output = varlen_attn(query, key, value, boundaries, boundaries, longest, longest, **options)
+    output = varlen_attn(
+        query, key, value, boundaries, boundaries, longest, longest, **options
+    )
     assert isinstance(output, torch.Tensor)  # a pair only where more is asked for
     return output[None, ..., :size]
 
@@ -173,11 +193,15 @@ def _row_by_row(
     key, value = _repeated(key, query.shape[1]), _repeated(value, query.shape[1])
     lengths = boundaries.diff().tolist()
     outputs = []
-    for q, k, v in zip(*(tensor.split(lengths, dim=2) for tensor in (query, key, value)), strict=True):
+    for q, k, v in zip(
+        *(tensor.split(lengths, dim=2) for tensor in (query, key, value)), strict=True
+    ):
         scores = (q @ k.transpose(2, 3)) * scaling
         if softcap is not None:
             scores = softcap * torch.tanh(scores / softcap)
-        scores = scores.masked_fill(_unseen(q.shape[2], window, scores.device), torch.finfo(scores.dtype).min)
+        scores = scores.masked_fill(
+            _unseen(q.shape[2], window, scores.device), torch.finfo(scores.dtype).min
+        )
         weights = scores.softmax(dim=-1, dtype=torch.float32).to(q.dtype)
         outputs.append(weights @ v)
     return torch.cat(outputs, dim=2).transpose(1, 2)

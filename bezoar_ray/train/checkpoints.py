@@ -17,7 +17,9 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
-def finish(job: Job, tokenizer: "PreTrainedTokenizerBase", lora: Lora, rows: Layout) -> dict[str, dict[str, object]]:
+def finish(
+    job: Job, tokenizer: "PreTrainedTokenizerBase", lora: Lora, rows: Layout
+) -> dict[str, dict[str, object]]:
     """Merge and join the adapter that lies in the checkpoint's folder, and score it; one model load.
 
     `rows` says how the rows of a pass are laid out.
@@ -27,23 +29,37 @@ def finish(job: Job, tokenizer: "PreTrainedTokenizerBase", lora: Lora, rows: Lay
     """
     store, name = job.store, job.stage
     below = None if name == "sft" else str(store.path(layout.checkpoint("sft").merged))
-    model = model_loading.load(job.recipe.base, below, device_map={"": model_loading.device(job)})
+    model = model_loading.load(
+        job.recipe.base, below, device_map={"": model_loading.device(job)}
+    )
     scores = {}
     if name == "sft":
         scores["base"] = _score(job, "base", model, tokenizer, rows)
         _base(job, tokenizer)
     files = layout.checkpoint(name)
-    model = adapters.merge(model_loading.with_adapter(model, str(store.path(files.adapter))))
+    model = adapters.merge(
+        model_loading.with_adapter(model, str(store.path(files.adapter)))
+    )
     scores[name] = _score(job, name, model, tokenizer, rows)
     with store.writing(files.merged) as path:
         adapters.save(model, tokenizer, path)
-    chain = [store.path(layout.checkpoint(part).adapter) for part in checkpoint_of(name).adapters]
+    chain = [
+        store.path(layout.checkpoint(part).adapter)
+        for part in checkpoint_of(name).adapters
+    ]
     with store.writing(files.joined) as path:
         joined = _join(chain, path, job.recipe.base.model)
     mark = adapters.weights_mark(store, name)
     sum_of = [f"../{part}/adapter" for part in checkpoint_of(name).adapters]
     adapters.record(
-        store, job.recipe, name, checkpoint_of(name).parent, mark, adapter=lora.model_dump(), sum_of=sum_of, **joined
+        store,
+        job.recipe,
+        name,
+        checkpoint_of(name).parent,
+        mark,
+        adapter=lora.model_dump(),
+        sum_of=sum_of,
+        **joined,
     )
     return scores
 
@@ -72,13 +88,21 @@ def _base_mark(job: Job) -> str:
 
 
 def _score(
-    job: Job, name: str, model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", layout: Layout
+    job: Job,
+    name: str,
+    model: "PreTrainedModel",
+    tokenizer: "PreTrainedTokenizerBase",
+    layout: Layout,
 ) -> dict[str, object]:
     """A checkpoint on the held-out pairs: each margin into its folder, the share into the summary."""
-    computing = in_float32(model) if job.dtype == "float32" else contextlib.nullcontext()
+    computing = (
+        in_float32(model) if job.dtype == "float32" else contextlib.nullcontext()
+    )
     kept_out = pairs.read(job.store, "heldout")
     with computing:
-        found = heldout.margins(model, tokenizer, kept_out, job.recipe.align.max_length, layout)
+        found = heldout.margins(
+            model, tokenizer, kept_out, job.recipe.align.max_length, layout
+        )
     heldout.write(job.store, name, found)
     return heldout.summary(found)
 
@@ -90,4 +114,6 @@ def clear(context: StageContext, name: str) -> None:
 
 def files(store: Store, *names: str) -> list[str]:
     """All files of these checkpoints."""
-    return [file for name in names for file in store.list(layout.checkpoint(name).folder)]
+    return [
+        file for name in names for file in store.list(layout.checkpoint(name).folder)
+    ]

@@ -17,20 +17,35 @@ from bezoar_ray.runtime.logs import event
 from bezoar_ray.train.encoding import IGNORED
 from bezoar_ray.train.launcher import Job
 from bezoar_ray.train.packing import Layout, first_line
-from bezoar_ray.train.pass_size import AUTO_TOKENS, SPARE, PassSize, choose_size, wanted_size
+from bezoar_ray.train.pass_size import (
+    AUTO_TOKENS,
+    SPARE,
+    PassSize,
+    choose_size,
+    wanted_size,
+)
 from bezoar_ray.train.tokenized_dataset import TokenizedDataset
 
 if TYPE_CHECKING:
     import torch
     from peft import PeftModel
-    from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+    from transformers import (
+        TrainerCallback,
+        TrainerControl,
+        TrainerState,
+        TrainingArguments,
+    )
 
     from bezoar_ray.train.passes import PassesTrainer
 
-_OPTIMISER = 12  # bytes for each trained weight: its gradient and Adam's two moments, in float32
+_OPTIMISER = (
+    12  # bytes for each trained weight: its gradient and Adam's two moments, in float32
+)
 _SHORT = 64  # tokens of the first passes, which load and compile
 _MULTIPLE = 64  # of the lengths that are advised
-RECOMPUTING = {"use_reentrant": False}  # torch's own advice; reentrant checkpoints need gradients of the inputs
+RECOMPUTING = {
+    "use_reentrant": False
+}  # torch's own advice; reentrant checkpoints need gradients of the inputs
 
 
 @dataclass
@@ -52,7 +67,11 @@ class Passes:
 
 
 def fitting(
-    trainer: "PassesTrainer", job: Job, data: TokenizedDataset, passes: Passes, steps: int
+    trainer: "PassesTrainer",
+    job: Job,
+    data: TokenizedDataset,
+    passes: Passes,
+    steps: int,
 ) -> "TrainerCallback":
     """A callback that settles before training how its passes are made. It is the first of the trainer's callbacks.
 
@@ -82,7 +101,13 @@ def fitting(
             trainer.pass_size = wanted_size(part) or PassSize(tokens=AUTO_TOKENS)
             passes.gradient_checkpointing = args.gradient_checkpointing
             if part.zero_stage != 3:
-                trial = PassTrial(model, trainer.compute_loss_context_manager, data, trainer.layout, args.device)
+                trial = PassTrial(
+                    model,
+                    trainer.compute_loss_context_manager,
+                    data,
+                    trainer.layout,
+                    args.device,
+                )
                 _compile(trial, part, passes, steps)
                 trainer.pass_size = _fit(trial, job, data, trainer.layout, passes)
             passes.layout, passes.size = trainer.layout.name, str(trainer.pass_size)
@@ -101,9 +126,16 @@ class PassTrial:
         layout: Layout,
         device: "torch.device",
     ):
-        self.model, self._autocast, self._data, self._device = model, autocast, data, device
+        self.model, self._autocast, self._data, self._device = (
+            model,
+            autocast,
+            data,
+            device,
+        )
         self._layout = layout
-        self._trained = [weight for weight in model.parameters() if weight.requires_grad]
+        self._trained = [
+            weight for weight in model.parameters() if weight.requires_grad
+        ]
 
     def fits(self, size: PassSize, share: int, longest: int | None = None) -> bool:
         """Whether such a pass fits into the memory of every worker.
@@ -143,7 +175,12 @@ class PassTrial:
         self.model.train()
         with torch.random.fork_rng(seeds):
             with self._autocast():
-                output = self.model(input_ids=ids, attention_mask=mask, labels=labels, fused_lm_head=True)
+                output = self.model(
+                    input_ids=ids,
+                    attention_mask=mask,
+                    labels=labels,
+                    fused_lm_head=True,
+                )
                 loss = output.log_probs.mean()
             torch.autograd.grad(loss, self._trained, allow_unused=True)
 
@@ -176,8 +213,12 @@ def _compile(trial: PassTrial, part: Training, passes: Passes, steps: int) -> No
     import torch
 
     layers = _decoder_layers(trial.model)
-    torch._dynamo.config.recompile_limit = 64  # with and without gradients, reference and policy, recomputed or not
-    torch._dynamo.config.optimize_ddp = False  # it would cut layers that are compiled already, and gains nothing here
+    torch._dynamo.config.recompile_limit = (
+        64  # with and without gradients, reference and policy, recomputed or not
+    )
+    torch._dynamo.config.optimize_ddp = (
+        False  # it would cut layers that are compiled already, and gains nothing here
+    )
     for layer in layers:
         layer.compile()
     try:
@@ -186,7 +227,9 @@ def _compile(trial: PassTrial, part: Training, passes: Passes, steps: int) -> No
     except Exception as error:  # a compiler fails in many ways
         for layer in layers:
             layer._compiled_call_impl = None
-        passes.say(f"layers are not compiled: {type(error).__name__}: {first_line(error)[:200]}")
+        passes.say(
+            f"layers are not compiled: {type(error).__name__}: {first_line(error)[:200]}"
+        )
         return
     passes.compiled = True
 
@@ -199,7 +242,9 @@ def _decoder_layers(model: "PeftModel") -> "list[torch.nn.Module]":
     return list(max(lists, key=len, default=[]))
 
 
-def _fit(trial: PassTrial, job: Job, data: TokenizedDataset, layout: Layout, passes: Passes) -> PassSize:
+def _fit(
+    trial: PassTrial, job: Job, data: TokenizedDataset, layout: Layout, passes: Passes
+) -> PassSize:
     """The largest pass that fits, of those that the recipe allows; the model recomputes activations as it needs.
 
     Raises:
@@ -217,7 +262,9 @@ def _fit(trial: PassTrial, job: Job, data: TokenizedDataset, layout: Layout, pas
     size, passes.gradient_checkpointing = found
     wanted = wanted_size(part)
     if wanted and size != wanted:
-        passes.say(f"a pass of {wanted} of {data.name} does not fit into memory: passes have {size} at most")
+        passes.say(
+            f"a pass of {wanted} of {data.name} does not fit into memory: passes have {size} at most"
+        )
     return size
 
 
@@ -227,7 +274,9 @@ def _recompute(model: "PeftModel", wanted: bool) -> bool:
     if not wanted:
         model.gradient_checkpointing_disable()
     elif causal.supports_gradient_checkpointing:
-        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=dict(RECOMPUTING))
+        model.gradient_checkpointing_enable(
+            gradient_checkpointing_kwargs=dict(RECOMPUTING)
+        )
     return not wanted or causal.supports_gradient_checkpointing
 
 
@@ -250,7 +299,11 @@ def is_out_of_memory(error: RuntimeError) -> bool:
     import torch
     from accelerate.utils.memory import should_reduce_batch_size
 
-    of_libraries = ("CUBLAS_STATUS_ALLOC_FAILED", "CUBLAS_STATUS_NOT_INITIALIZED", "out of memory")
+    of_libraries = (
+        "CUBLAS_STATUS_ALLOC_FAILED",
+        "CUBLAS_STATUS_NOT_INITIALIZED",
+        "out of memory",
+    )
     known = isinstance(error, torch.OutOfMemoryError) or should_reduce_batch_size(error)
     return known or any(name in str(error) for name in of_libraries)
 
@@ -259,8 +312,16 @@ def _refusal(trial: PassTrial, job: Job, data: TokenizedDataset) -> str:
     one, length = PassSize(rows=1), data.longest_sequence // 2
     while length >= _MULTIPLE and not trial.fits(one, 1, length):
         length //= 2
-    shorter = f"max_length {length // _MULTIPLE * _MULTIPLE} fits" if length >= _MULTIPLE else "no max_length fits"
-    recompute = "" if job.part.gradient_checkpointing is not False else "; gradient_checkpointing: auto takes less"
+    shorter = (
+        f"max_length {length // _MULTIPLE * _MULTIPLE} fits"
+        if length >= _MULTIPLE
+        else "no max_length fits"
+    )
+    recompute = (
+        ""
+        if job.part.gradient_checkpointing is not False
+        else "; gradient_checkpointing: auto takes less"
+    )
     return (
         f"the longest row of {data.name} has {data.longest_sequence} tokens. A pass of it alone does not fit into a "
         f"worker's memory beside the model: {shorter}{recompute}"
@@ -296,7 +357,11 @@ def _counted(limit: float) -> contextlib.AbstractContextManager[object]:
     from torch.utils._pytree import tree_leaves
 
     def storages(values: object) -> "list[torch.UntypedStorage]":
-        return [leaf.untyped_storage() for leaf in tree_leaves(values) if isinstance(leaf, torch.Tensor)]
+        return [
+            leaf.untyped_storage()
+            for leaf in tree_leaves(values)
+            if isinstance(leaf, torch.Tensor)
+        ]
 
     class Counted(TorchDispatchMode):
         """Raises torch.OutOfMemoryError at the limit, before the system ends the process."""
@@ -306,7 +371,9 @@ def _counted(limit: float) -> contextlib.AbstractContextManager[object]:
             self.now = 0
             self._alive: set[int] = set()
 
-        def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        def __torch_dispatch__(
+            self, function: Any, types: Any, args: Any = (), kwargs: Any = None
+        ) -> Any:
             given = {id(storage) for storage in storages((args, kwargs))}
             made = function(*args, **(kwargs or {}))
             for storage in storages(made):
@@ -319,7 +386,9 @@ def _counted(limit: float) -> contextlib.AbstractContextManager[object]:
             self._alive.add(key)
             self.now += size
             if self.now > limit:
-                raise torch.OutOfMemoryError(f"more than {limit / 2**30:.2f} GiB of tensors")
+                raise torch.OutOfMemoryError(
+                    f"more than {limit / 2**30:.2f} GiB of tensors"
+                )
 
         def _free(self, key: int, size: int) -> None:
             self._alive.discard(key)

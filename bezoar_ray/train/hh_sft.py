@@ -3,7 +3,15 @@
 from functools import partial
 
 from bezoar_ray.stages import StageContext, StageResult
-from bezoar_ray.train import encoding, launcher, loop, model_loading, on_pairs, pairs, trainers
+from bezoar_ray.train import (
+    encoding,
+    launcher,
+    loop,
+    model_loading,
+    on_pairs,
+    pairs,
+    trainers,
+)
 from bezoar_ray.train.tokenized_dataset import TokenizedDataset, prepare
 from bezoar_ray.train.tokenizer import load_tokenizer
 
@@ -19,12 +27,23 @@ def run(context: StageContext) -> StageResult:
 
 def prepared(context: StageContext) -> TokenizedDataset:
     """The chosen conversations."""
-    return prepare(context, "hh-sft", "hh_rlhf", [pairs.file("sft")], encoding.chosen_tokens, encoding.CONVERSATION)
+    return prepare(
+        context,
+        "hh-sft",
+        "hh_rlhf",
+        [pairs.file("sft")],
+        encoding.chosen_tokens,
+        encoding.CONVERSATION,
+    )
 
 
 def _train(job: launcher.Job) -> dict[str, object]:
     """On every worker: the chosen conversations; rank 0 then makes the checkpoint."""
     part, tokenizer = job.recipe.hh_sft, load_tokenizer(job.recipe)
-    model = partial(model_loading.with_new_adapter, lora=part.lora, seed=job.recipe.seed)
+    model = partial(
+        model_loading.with_new_adapter, lora=part.lora, seed=job.recipe.seed
+    )
     train_state = loop.train(job, model, trainers.supervised(tokenizer, part))
-    return loop.close(job, tokenizer, part.lora, train_state, loop.figures(job, train_state))
+    return loop.close(
+        job, tokenizer, part.lora, train_state, loop.figures(job, train_state)
+    )

@@ -14,9 +14,9 @@ import orjson
 from bezoar_ray import layout
 from bezoar_ray.data.schema import row_id
 from bezoar_ray.errors import BezoarError, RecipeError
-from bezoar_ray.precision import compute_dtype
 from bezoar_ray.recipe import Recipe, Training
 from bezoar_ray.runtime.capacity import check_capacity, of_workers
+from bezoar_ray.runtime.dtype import compute_dtype
 from bezoar_ray.runtime.session import unseen
 from bezoar_ray.stages import StageContext
 from bezoar_ray.store import Store
@@ -58,7 +58,9 @@ class Job:
         return layout.training(self.stage)
 
 
-STOP = "stop"  # the file by which a driver that is being stopped asks its workers to stop
+STOP = (
+    "stop"  # the file by which a driver that is being stopped asks its workers to stop
+)
 PROGRESS = "progress.json"  # how far rank 0 is
 
 Loop = Callable[[Job], dict[str, object]]
@@ -66,7 +68,11 @@ Loop = Callable[[Job], dict[str, object]]
 
 
 def fit(
-    context: StageContext, stage: str, loop: Loop, data: list[TokenizedDataset], inputs: list[str]
+    context: StageContext,
+    stage: str,
+    loop: Loop,
+    data: list[TokenizedDataset],
+    inputs: list[str],
 ) -> dict[str, Any]:
     """Run a loop to its end on the workers that the recipe names.
 
@@ -95,11 +101,20 @@ def fit(
     return result
 
 
-def _what(context: StageContext, stage: str, data: list[TokenizedDataset], inputs: list[str]) -> dict[str, object]:
+def _what(
+    context: StageContext, stage: str, data: list[TokenizedDataset], inputs: list[str]
+) -> dict[str, object]:
     """Whatever a checkpoint depends on. Under ZeRO each worker keeps a share of it."""
     recipe, part = context.recipe, context.recipe.training(stage)
-    shares = {"zero_stage": part.zero_stage, "workers": part.workers} if part.zero_stage else {}
-    base = {f"base.{name}": value for name, value in recipe.base.fingerprint_fields().items()}
+    shares = (
+        {"zero_stage": part.zero_stage, "workers": part.workers}
+        if part.zero_stage
+        else {}
+    )
+    base = {
+        f"base.{name}": value
+        for name, value in recipe.base.fingerprint_fields().items()
+    }
     rows, digest = [found.file for found in data], context.store.digest(*inputs)
     return {
         **part.fingerprint_fields(),
@@ -124,8 +139,11 @@ def _begin(context: StageContext, job: Job, what: dict[str, object]) -> None:
 
 
 def _afresh(job: Job, before: dict[str, object], now: dict[str, object]) -> str:
-    differ = [_change(name, before.get(name), now.get(name)) for name in {**before, **now}
-              if before.get(name) != now.get(name)]  # fmt: skip
+    differ = [
+        _change(name, before.get(name), now.get(name))
+        for name in {**before, **now}
+        if before.get(name) != now.get(name)
+    ]
     return (
         f"{job.stage} trains afresh. A training of it was under way, and differs: {', '.join(differ)}. Its last "
         "checkpoint is kept until this one ends: with the old recipe and data it goes on"
@@ -144,7 +162,10 @@ def _runs(job: Job) -> set[str]:
 
 
 def _names(job: Job) -> set[str]:
-    return {file.removeprefix(f"{job.folder}/").split("/")[0] for file in job.store.list(job.folder)}
+    return {
+        file.removeprefix(f"{job.folder}/").split("/")[0]
+        for file in job.store.list(job.folder)
+    }
 
 
 def _remove(job: Job, names: set[str]) -> None:
@@ -199,7 +220,9 @@ def _enter(config: dict[str, Any]) -> None:
     from bezoar_ray.runtime.metrics import hold_gpus
 
     job: Job = config["job"]
-    os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")  # no two passes are of one size
+    os.environ.setdefault(
+        "PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True"
+    )  # no two passes are of one size
     redirect(job.store.log(f"{job.stage}.log"))
     rank = str(get_context().get_world_rank())
     keep_events(job.store, stage=job.stage, rank=rank)
@@ -234,12 +257,16 @@ def _watch(context: StageContext, job: Job, ended: "Future[None]") -> None:
         raise
     except Exception as error:
         log = context.store.where(f"{job.stage}.log")
-        raise BezoarError(f"{job.stage}: training failed: {_cause(error)}. More in {log}") from error
+        raise BezoarError(
+            f"{job.stage}: training failed: {_cause(error)}. More in {log}"
+        ) from error
 
 
 def _show(context: StageContext, job: Job, said: set[str]) -> None:
     """The progress of rank 0, and once each what else it says."""
-    with contextlib.suppress(BezoarError):  # an outage of the bucket: the workers may know nothing of it
+    with contextlib.suppress(
+        BezoarError
+    ):  # an outage of the bucket: the workers may know nothing of it
         if at := context.store.read_json(f"{job.folder}/{PROGRESS}"):
             context.progress.update(at["step"], at["total"], at["note"])
             for message in at["say"]:
@@ -252,7 +279,9 @@ def _stop(context: StageContext, job: Job, ended: "Future[None]") -> None:
     """Have the workers write a last checkpoint, from which the next command goes on."""
     context.progress.say("stopping: a last checkpoint is being written")
     context.store.replace(f"{job.folder}/{STOP}", b"")
-    with contextlib.suppress(Exception):  # whatever it is, the last checkpoint that is whole counts
+    with contextlib.suppress(
+        Exception
+    ):  # whatever it is, the last checkpoint that is whole counts
         ended.result(timeout=_STOP_SECONDS)
 
 

@@ -17,7 +17,13 @@ from bezoar_ray.runtime.logs import event
 from bezoar_ray.runtime.model_shapes import shape_of
 from bezoar_ray.train import model_loading, packing
 from bezoar_ray.train.checkpoints import finish
-from bezoar_ray.train.fitting import RECOMPUTING, Passes, everywhere, fitting, without_input_gradients
+from bezoar_ray.train.fitting import (
+    RECOMPUTING,
+    Passes,
+    everywhere,
+    fitting,
+    without_input_gradients,
+)
 from bezoar_ray.train.launcher import Job
 from bezoar_ray.train.nonfinite import stop_if_not_finite
 from bezoar_ray.train.packing import Layout
@@ -41,9 +47,14 @@ def train(job: Job, adapt: "Callable[..., PeftModel]", build: Build) -> TrainSta
     be made in the memory that they took.
     """
     # ZeRO-3 gathers all weights into one buffer: they must be of one type.
-    model = adapt(model_loading.for_training(job), autocast_adapter_dtype=job.part.zero_stage != 3)
+    model = adapt(
+        model_loading.for_training(job), autocast_adapter_dtype=job.part.zero_stage != 3
+    )
     train_state, saved = _last()
-    event("training goes on" if saved else "training begins", after_step=train_state.global_step)
+    event(
+        "training goes on" if saved else "training begins",
+        after_step=train_state.global_step,
+    )
     if job.part.zero_stage != 3:
         without_input_gradients(model)
     layout, passes = _layout(job, model), Passes()
@@ -56,19 +67,31 @@ def train(job: Job, adapt: "Callable[..., PeftModel]", build: Build) -> TrainSta
             if saved and train_state.finished:
                 _load_adapter(model, saved)
             else:
-                trainer = keep_precision(model, partial(build, model, data.open(job.store), arguments(job, data)))
+                trainer = keep_precision(
+                    model,
+                    partial(build, model, data.open(job.store), arguments(job, data)),
+                )
                 trainer.layout = layout
                 trainer.add_callback(fitting(trainer, job, data, passes, total))
-                trainer.add_callback(stop_if_not_finite(trainer, job, data, train_state.offset))
+                trainer.add_callback(
+                    stop_if_not_finite(trainer, job, data, train_state.offset)
+                )
                 trainer.add_callback(reporter(job, train_state, data, total, passes))
                 if saved and not job.part.zero_stage:
-                    _load_adapter(model, saved)  # transformers would load the frozen reference beside it alone
+                    _load_adapter(
+                        model, saved
+                    )  # transformers would load the frozen reference beside it alone
                 trainer.train(resume_from_checkpoint=saved)
                 if train_state.stopped:
-                    raise BezoarError("stopped, with a last checkpoint; the same command goes on from there")
+                    raise BezoarError(
+                        "stopped, with a last checkpoint; the same command goes on from there"
+                    )
             saved = None
             train_state.offset += _length(data, job.part)
-            train_state.dataset_index, train_state.finished = train_state.dataset_index + 1, False
+            train_state.dataset_index, train_state.finished = (
+                train_state.dataset_index + 1,
+                False,
+            )
     _save_adapter(job, model)
     return train_state
 
@@ -78,7 +101,9 @@ def _layout(job: Job, model: "PeftModel") -> Layout:
     if not job.part.packing:
         return Layout("padded", "packing is false")
     if job.part.zero_stage == 3:
-        return Layout("padded", "under zero_stage 3 no pass can be tried before training")
+        return Layout(
+            "padded", "under zero_stage 3 no pass can be tried before training"
+        )
     layout = packing.choose(model)
     if layout.flat and (failure := _fails(job, model, layout)):
         layout = Layout("padded", failure)
@@ -96,10 +121,17 @@ def _fails(job: Job, model: "PeftModel", layout: Layout) -> str:
     device = model_loading.device(job)
     ids = torch.zeros((2, 8), dtype=torch.long, device=device)
     batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": ids}
-    autocast = torch.autocast(device.type, torch.bfloat16, enabled=job.dtype == "bfloat16")
+    autocast = torch.autocast(
+        device.type, torch.bfloat16, enabled=job.dtype == "bfloat16"
+    )
     trained = [weight for weight in model.parameters() if weight.requires_grad]
     try:
-        with packing.fused_head(model), packing.packed(model, layout), torch.random.fork_rng(), autocast:
+        with (
+            packing.fused_head(model),
+            packing.packed(model, layout),
+            torch.random.fork_rng(),
+            autocast,
+        ):
             loss = model(**batch, fused_lm_head=True).log_probs.sum()
         torch.autograd.grad(loss, trained, allow_unused=True)
     except Exception as error:  # of a kernel that this GPU lacks, for one
@@ -121,13 +153,17 @@ def _last() -> tuple[TrainState, str | None]:
         return TrainState(), None
     remote = checkpoint.filesystem.type_name != "local"
     folder = Path(checkpoint.to_directory() if remote else checkpoint.path)
-    return replace(TrainState.from_json((folder / STATE).read_bytes()), stopped=False), str(folder)
+    return replace(
+        TrainState.from_json((folder / STATE).read_bytes()), stopped=False
+    ), str(folder)
 
 
 def _load_adapter(model: "PeftModel", folder: str) -> None:
     from peft import load_peft_weights, set_peft_model_state_dict
 
-    set_peft_model_state_dict(model, load_peft_weights(folder, device="cpu"), low_cpu_mem_usage=False)
+    set_peft_model_state_dict(
+        model, load_peft_weights(folder, device="cpu"), low_cpu_mem_usage=False
+    )
 
 
 def keep_precision(model: "PeftModel", make: Callable[[], T]) -> T:
@@ -136,7 +172,11 @@ def keep_precision(model: "PeftModel", make: Callable[[], T]) -> T:
     TRL rounds the adapter of a 4-bit model to bfloat16, whose spacing near 0.01 is 6e-5: steps of a learning rate of
     5e-6 would round to nothing, and an adapter carried on would lose what it has learned.
     """
-    weights = {name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad}
+    weights = {
+        name: p.detach().clone()
+        for name, p in model.named_parameters()
+        if p.requires_grad
+    }
     trainer = make()
     for name, parameter in model.named_parameters():
         if name in weights and parameter.dtype != weights[name].dtype:
@@ -156,7 +196,9 @@ def arguments(job: Job, data: TokenizedDataset) -> dict[str, object]:
         "gradient_accumulation_steps": 1,
         "learning_rate": part.learning_rate,
         "lr_scheduler_type": part.schedule,
-        "warmup_steps": int(part.warmup_ratio * length),  # rounded up, a single step would be all warm-up
+        "warmup_steps": int(
+            part.warmup_ratio * length
+        ),  # rounded up, a single step would be all warm-up
         "max_grad_norm": part.max_grad_norm,
         "max_length": None,  # rows that are too long have been left out, not cut
         "bf16": job.dtype == "bfloat16",
@@ -174,7 +216,9 @@ def arguments(job: Job, data: TokenizedDataset) -> dict[str, object]:
         "save_steps": part.checkpoint_every,
         "report_to": list(part.report_to) or "none",
         "run_name": f"{recipe.name}-{job.stage}-{data.name}",
-        "dataloader_num_workers": int(on_gpu),  # prepares the next steps while the GPU works on this one
+        "dataloader_num_workers": int(
+            on_gpu
+        ),  # prepares the next steps while the GPU works on this one
         "dataloader_pin_memory": on_gpu,
         "disable_tqdm": True,
     }
@@ -220,11 +264,17 @@ def _whole(job: Job, model: "PeftModel") -> contextlib.AbstractContextManager[ob
         return contextlib.nullcontext()
     import deepspeed
 
-    return deepspeed.zero.GatheredParameters([p for p in model.parameters() if p.requires_grad])
+    return deepspeed.zero.GatheredParameters(
+        [p for p in model.parameters() if p.requires_grad]
+    )
 
 
 def close(
-    job: Job, tokenizer: "PreTrainedTokenizerBase", lora: Lora, train_state: TrainState, figures: dict[str, object]
+    job: Job,
+    tokenizer: "PreTrainedTokenizerBase",
+    lora: Lora,
+    train_state: TrainState,
+    figures: dict[str, object],
 ) -> dict[str, object]:
     """Let rank 0 make the checkpoint of the saved adapter; returns what the stage puts into the summary."""
     import gc
@@ -236,7 +286,9 @@ def close(
     gc.collect()
     if get_context().get_world_rank() != 0:
         return {}
-    scores = finish(job, tokenizer, lora, Layout(train_state.passes.get("layout", "padded")))
+    scores = finish(
+        job, tokenizer, lora, Layout(train_state.passes.get("layout", "padded"))
+    )
     return {**scores, job.stage: {**figures, **scores[job.stage]}}
 
 
@@ -273,4 +325,6 @@ def _of_peak(job: Job, train_state: TrainState) -> float | None:
     if not shape.known:
         return None
     weights = shape.linear_weights + shape.vocabulary * shape.hidden
-    return round(6 * weights * train_state.tokens_per_s / (gpus * GPUS[kind].tflops * 1e12), 4)
+    return round(
+        6 * weights * train_state.tokens_per_s / (gpus * GPUS[kind].tflops * 1e12), 4
+    )

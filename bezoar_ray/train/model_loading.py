@@ -33,7 +33,9 @@ def device_name(job: Job) -> str:
     return torch.cuda.get_device_name(where) if where.type == "cuda" else ""
 
 
-def load(base: Base, folder: str | None = None, **settings: object) -> "PreTrainedModel":
+def load(
+    base: Base, folder: str | None = None, **settings: object
+) -> "PreTrainedModel":
     """The base model, or the one in `folder`, in the base's dtype unless `settings`, for `from_pretrained`, say so."""
     from transformers import AutoModelForCausalLM
 
@@ -49,14 +51,20 @@ def load(base: Base, folder: str | None = None, **settings: object) -> "PreTrain
 def for_training(job: Job) -> "PreTrainedModel":
     """The stage's frozen model: the base for sft, merged sft for what comes after; in NF4 where the recipe says so, and
     in the type that this machine computes in."""
-    folder = None if job.stage == "sft" else str(job.store.path(layout.checkpoint("sft").merged))
+    folder = (
+        None
+        if job.stage == "sft"
+        else str(job.store.path(layout.checkpoint("sft").merged))
+    )
     settings: dict[str, Any] = {"dtype": job.dtype, "device_map": {"": device(job)}}
     if job.part.load_in_4bit:
         settings["quantization_config"] = nf4(settings["dtype"])
     if job.part.zero_stage == 3:
         settings["device_map"] = None  # DeepSpeed places the shards
     if device(job).type == "cpu":
-        settings["attn_implementation"] = "eager"  # torch's fused attention takes 3 times as long here: bf16, backward
+        settings["attn_implementation"] = (
+            "eager"  # torch's fused attention takes 3 times as long here: bf16, backward
+        )
     model = load(job.recipe.base, folder, **settings)
     _keep_backward(model)
     return model
@@ -99,29 +107,47 @@ def with_new_adapter(
     _check_targets(model, lora.targets)
     set_seed(seed)
     config = LoraConfig(
-        r=lora.r, lora_alpha=lora.alpha, lora_dropout=lora.dropout, use_rslora=lora.rank_stabilised,
-        use_dora=lora.dora, target_modules=list(lora.targets), bias="none", task_type="CAUSAL_LM",
-    )  # fmt: skip
+        r=lora.r,
+        lora_alpha=lora.alpha,
+        lora_dropout=lora.dropout,
+        use_rslora=lora.rank_stabilised,
+        use_dora=lora.dora,
+        target_modules=list(lora.targets),
+        bias="none",
+        task_type="CAUSAL_LM",
+    )
     return get_peft_model(model, config, autocast_adapter_dtype=autocast_adapter_dtype)
 
 
 def _check_targets(model: "PreTrainedModel", targets: tuple[str, ...]) -> None:
     from torch.nn import Linear
 
-    linear = {name.rsplit(".", 1)[-1] for name, module in model.named_modules() if isinstance(module, Linear)}
+    linear = {
+        name.rsplit(".", 1)[-1]
+        for name, module in model.named_modules()
+        if isinstance(module, Linear)
+    }
     known = sorted(linear - {"lm_head"})
     unknown = [target for target in targets if target not in known]
     if unknown or not targets:
-        raise RecipeError(f"lora.targets: {unknown or 'none'} in this model; its linear layers are {', '.join(known)}")
+        raise RecipeError(
+            f"lora.targets: {unknown or 'none'} in this model; its linear layers are {', '.join(known)}"
+        )
 
 
 def with_adapter(
-    model: "PreTrainedModel", folder: str, trainable: bool = False, autocast_adapter_dtype: bool = True
+    model: "PreTrainedModel",
+    folder: str,
+    trainable: bool = False,
+    autocast_adapter_dtype: bool = True,
 ) -> "PeftModel":
     """The model under a saved adapter, in float32 with `autocast_adapter_dtype`, else as the model."""
     from peft import PeftModel
 
-    settings = {"is_trainable": trainable, "autocast_adapter_dtype": autocast_adapter_dtype}
+    settings = {
+        "is_trainable": trainable,
+        "autocast_adapter_dtype": autocast_adapter_dtype,
+    }
     return PeftModel.from_pretrained(model, folder, **settings)
 
 
@@ -129,12 +155,17 @@ def _adapted(model: "PeftModel") -> tuple[str, ...]:
     """The names of the layers that an adapter is on."""
     from peft.tuners.lora import LoraLayer
 
-    layers = (name for name, module in model.named_modules() if isinstance(module, LoraLayer))
+    layers = (
+        name for name, module in model.named_modules() if isinstance(module, LoraLayer)
+    )
     return tuple(sorted({name.rsplit(".", 1)[-1] for name in layers}))
 
 
 def with_own_adapter(
-    model: "PreTrainedModel", folder: str, lora: Lora, autocast_adapter_dtype: bool = True
+    model: "PreTrainedModel",
+    folder: str,
+    lora: Lora,
+    autocast_adapter_dtype: bool = True,
 ) -> "PeftModel":
     """The model under the adapter that the recipe starts from, trainable.
 
@@ -143,7 +174,9 @@ def with_own_adapter(
             merge keeps.
     """
     try:
-        model = with_adapter(model, folder, trainable=True, autocast_adapter_dtype=autocast_adapter_dtype)
+        model = with_adapter(
+            model, folder, trainable=True, autocast_adapter_dtype=autocast_adapter_dtype
+        )
     except (ValueError, RuntimeError, OSError) as error:
         raise RecipeError(
             f"sft.adapter: {folder} is no LoRA on the recipe's base: {' '.join(str(error).split())[:300]}. "
@@ -157,11 +190,24 @@ def with_own_adapter(
             f"sft.adapter: {folder} adapts {', '.join(sorted(embeddings))}, and this base has one matrix for its input "
             "and output embeddings. Merging would change both sides. Train one without it"
         )
-    has = {"r": found.r, "alpha": found.lora_alpha, "rank_stabilised": found.use_rslora, "dora": found.use_dora,
-           "targets": targets}  # fmt: skip
-    wanted = {**lora.model_dump(include=set(has)), "targets": tuple(sorted(lora.targets))}
+    has = {
+        "r": found.r,
+        "alpha": found.lora_alpha,
+        "rank_stabilised": found.use_rslora,
+        "dora": found.use_dora,
+        "targets": targets,
+    }
+    wanted = {
+        **lora.model_dump(include=set(has)),
+        "targets": tuple(sorted(lora.targets)),
+    }
     if has != wanted:
-        other = ", ".join(f"{key}: {list(value) if key == 'targets' else value}"
-                          for key, value in has.items() if value != wanted[key])  # fmt: skip
-        raise RecipeError(f"sft.adapter: {folder} is not what sft.lora says. Write there {{{other}}}")
+        other = ", ".join(
+            f"{key}: {list(value) if key == 'targets' else value}"
+            for key, value in has.items()
+            if value != wanted[key]
+        )
+        raise RecipeError(
+            f"sft.adapter: {folder} is not what sft.lora says. Write there {{{other}}}"
+        )
     return model

@@ -9,7 +9,12 @@ from bezoar_ray.train.tokenized_dataset import TokenizedDataset
 
 if TYPE_CHECKING:
     import torch
-    from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+    from transformers import (
+        TrainerCallback,
+        TrainerControl,
+        TrainerState,
+        TrainingArguments,
+    )
 
     from bezoar_ray.train.passes import PassesTrainer
 
@@ -43,7 +48,9 @@ class Finiteness:
         return [id for _, ids in losses for id in ids]
 
 
-def stop_if_not_finite(trainer: "PassesTrainer", job: Job, data: TokenizedDataset, done: int) -> "TrainerCallback":
+def stop_if_not_finite(
+    trainer: "PassesTrainer", job: Job, data: TokenizedDataset, done: int
+) -> "TrainerCallback":
     """A callback that ends training before an optimiser step on a loss or gradient that is not finite.
 
     transformers takes such a loss out of its log, and goes on with weights that are NaN.
@@ -60,13 +67,19 @@ def stop_if_not_finite(trainer: "PassesTrainer", job: Job, data: TokenizedDatase
         """All workers stop together: one that waits for the others would wait for ever."""
 
         def on_pre_optimizer_step(
-            self, args: "TrainingArguments", state: "TrainerState", control: "TrainerControl", **kwargs: object
+            self,
+            args: "TrainingArguments",
+            state: "TrainerState",
+            control: "TrainerControl",
+            **kwargs: object,
         ) -> None:
             broken = trainer.finiteness.broken_rows()
             if not _anywhere(bool(broken), args.device):
                 return
             rows = [id for id in _gathered(broken) if id]
-            named = ", ".join(rows[:_SHOWN]) + (f" and {len(rows) - _SHOWN} more" if rows[_SHOWN:] else "")
+            named = ", ".join(rows[:_SHOWN]) + (
+                f" and {len(rows) - _SHOWN} more" if rows[_SHOWN:] else ""
+            )
             raise BezoarError(
                 f"{job.stage}: the loss or its gradient is NaN or infinite in step {done + state.global_step + 1}, in "
                 f"rows {named} of {data.name}. The last checkpoint before it is kept. Look at these rows, or lower "

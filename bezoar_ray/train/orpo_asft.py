@@ -51,7 +51,10 @@ def mean_log_probability(model: "PeftModel", batch: "dict[str, Tensor]") -> "Ten
     mask = batch["completion_mask"]
     labels = batch["input_ids"].masked_fill(mask == 0, IGNORED)
     output = model(
-        input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], labels=labels, fused_lm_head=True
+        input_ids=batch["input_ids"],
+        attention_mask=batch["attention_mask"],
+        labels=labels,
+        fused_lm_head=True,
     )
     return output.log_probs.sum(dim=1) / mask[:, 1:].sum(dim=1).clamp(min=1)
 

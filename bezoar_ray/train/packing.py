@@ -27,9 +27,17 @@ if TYPE_CHECKING:
     from transformers.utils import ModelOutput
 
 TOLERANCE = 1e-3  # relative difference of logits, in float32, between a row in a pass and the row alone
-_LOOSE_TOLERANCE = 3e-2  # the same where memory has no room for float32, and bfloat16 rounds either
+_LOOSE_TOLERANCE = (
+    3e-2  # the same where memory has no room for float32, and bfloat16 rounds either
+)
 _CHECKED_LENGTHS = (24, 16)  # tokens of the rows that are compared
-_FIELDS = ("log_probs", "entropy", "log_sum_sq_probs", "mean_logits", "is_top1")  # of TRL's FusedCausalLMOutput
+_FIELDS = (
+    "log_probs",
+    "entropy",
+    "log_sum_sq_probs",
+    "mean_logits",
+    "is_top1",
+)  # of TRL's FusedCausalLMOutput
 
 
 @dataclass(frozen=True)
@@ -66,7 +74,10 @@ def choose(model: "PreTrainedModel | PeftModel") -> Layout:
         return Layout("padded", f"{kind} does not run flat: {first_line(error)}")
     if difference <= tolerance:
         return Layout("flat")
-    return Layout("padded", f"{kind} mixes the rows of a flat pass: logits differ by {difference:.2g}")
+    return Layout(
+        "padded",
+        f"{kind} mixes the rows of a flat pass: logits differ by {difference:.2g}",
+    )
 
 
 @contextlib.contextmanager
@@ -93,7 +104,11 @@ def packed(model: "PreTrainedModel | PeftModel", layout: Layout) -> Iterator[Non
     attention.register()
     causal = _causal(model)
     backbone = causal.base_model
-    with _attention(causal, attention.NAME), _forward_restored(backbone), _forward_restored(model):
+    with (
+        _attention(causal, attention.NAME),
+        _forward_restored(backbone),
+        _forward_restored(model),
+    ):
         backbone.forward = MethodType(_selecting(backbone.forward), backbone)
         model.forward = MethodType(_flattening(model), model)
         yield
@@ -125,8 +140,15 @@ def _flattening(model: "PreTrainedModel | PeftModel") -> "Callable[..., ModelOut
         **more: object,
     ) -> "ModelOutput":
         if not fused_lm_head:
-            return inner(input_ids=input_ids, attention_mask=attention_mask, labels=labels, **more)
-        assert input_ids is not None and attention_mask is not None and labels is not None
+            return inner(
+                input_ids=input_ids,
+                attention_mask=attention_mask,
+                labels=labels,
+                **more,
+            )
+        assert (
+            input_ids is not None and attention_mask is not None and labels is not None
+        )
         tokens = attention_mask.bool()
         next_labels = labels.roll(-1, dims=1)
         next_labels[:, -1] = IGNORED
@@ -142,7 +164,9 @@ def _flattening(model: "PreTrainedModel | PeftModel") -> "Callable[..., ModelOut
         for name in _FIELDS:
             values = getattr(output, name)
             if values is not None:
-                output[name] = values.new_zeros(places.shape).masked_scatter(places, values)
+                output[name] = values.new_zeros(places.shape).masked_scatter(
+                    places, values
+                )
         output.label_mask = places
         return output
 
@@ -155,7 +179,9 @@ def _flat(input_ids: "Tensor", tokens: "Tensor") -> "dict[str, Tensor | int | No
 
     lengths = tokens.sum(dim=1)
     boundaries = torch.nn.functional.pad(lengths.cumsum(0), (1, 0)).int()
-    longest = 1 << (tokens.shape[1] - 1).bit_length()  # few values, as each may compile the layers anew
+    longest = (
+        1 << (tokens.shape[1] - 1).bit_length()
+    )  # few values, as each may compile the layers anew
     return {
         "input_ids": input_ids[tokens][None],
         "attention_mask": None,
@@ -172,7 +198,10 @@ def _selecting(inner: MethodType) -> "Callable[..., ModelOutput]":
 
     @functools.wraps(inner.__func__)
     def forward(
-        self: "Module", *args: object, scored_positions: "Tensor | None" = None, **more: object
+        self: "Module",
+        *args: object,
+        scored_positions: "Tensor | None" = None,
+        **more: object,
     ) -> "ModelOutput":
         output = inner(*args, **more)
         if scored_positions is not None:
@@ -188,14 +217,25 @@ def _difference(causal: "PreTrainedModel") -> float:
 
     vocabulary = causal.config.get_text_config().vocab_size
     draw = torch.Generator().manual_seed(0)
-    rows = [torch.randint(vocabulary, (1, length), generator=draw).to(causal.device) for length in _CHECKED_LENGTHS]
-    together = torch.nn.utils.rnn.pad_sequence([row[0] for row in rows], batch_first=True)
-    tokens = torch.nn.utils.rnn.pad_sequence([torch.ones_like(row[0]) for row in rows], batch_first=True).bool()
+    rows = [
+        torch.randint(vocabulary, (1, length), generator=draw).to(causal.device)
+        for length in _CHECKED_LENGTHS
+    ]
+    together = torch.nn.utils.rnn.pad_sequence(
+        [row[0] for row in rows], batch_first=True
+    )
+    tokens = torch.nn.utils.rnn.pad_sequence(
+        [torch.ones_like(row[0]) for row in rows], batch_first=True
+    ).bool()
     was_training = causal.training
-    with torch.no_grad():  # inference mode would leave weights that no backward pass takes
+    with (
+        torch.no_grad()
+    ):  # inference mode would leave weights that no backward pass takes
         causal.eval()
         try:
-            alone = torch.cat([causal(input_ids=row, use_cache=False).logits[0] for row in rows])
+            alone = torch.cat(
+                [causal(input_ids=row, use_cache=False).logits[0] for row in rows]
+            )
             with _attention(causal, attention.NAME):
                 flat = causal(**_flat(together, tokens), use_cache=False).logits[0]
                 causal.train()  # where dropout, for one, may be asked for
@@ -212,7 +252,11 @@ def in_float32(model: "PreTrainedModel") -> Iterator[None]:
     import torch
 
     stored = [weight for weight in model.parameters() if weight.dtype is torch.bfloat16]
-    layers = [(layer, layer.compute_dtype) for layer in model.modules() if hasattr(layer, "compute_dtype")]
+    layers = [
+        (layer, layer.compute_dtype)
+        for layer in model.modules()
+        if hasattr(layer, "compute_dtype")
+    ]
     try:
         for weight in stored:
             weight.data = weight.data.float()

@@ -28,17 +28,27 @@ def ensure(context: StageContext) -> int:
     recipe, store, name = context.recipe, context.store, f"{FOLDER}/split.json"
     wanted = orjson.loads(orjson.dumps(_settings(recipe)))
     there = store.read_json(name) or {}
-    if there.get("settings") == wanted and all(store.exists(file(part)) for part in PARTS):
+    if there.get("settings") == wanted and all(
+        store.exists(file(part)) for part in PARTS
+    ):
         return there["seeds_failed"]
     store.remove(FOLDER)
     loaded = read_pairs(recipe.seeds.hh_rlhf)
     name_malformed(context, loaded.failed, "pairs")
     training, heldout = split(loaded.rows, recipe.evaluate.heldout_pairs, recipe.seed)
-    parts = dict(zip(PARTS, (training[: recipe.hh_sft.limit], training[: recipe.align.limit], heldout), strict=True))
+    parts = dict(
+        zip(
+            PARTS,
+            (training[: recipe.hh_sft.limit], training[: recipe.align.limit], heldout),
+            strict=True,
+        )
+    )
     for part, rows in parts.items():
         store.replace_table(file(part), pair_table(rows))
     counts = {part: len(rows) for part, rows in parts.items()}
-    store.replace_json(name, {"settings": wanted, "seeds_failed": len(loaded.failed), **counts})
+    store.replace_json(
+        name, {"settings": wanted, "seeds_failed": len(loaded.failed), **counts}
+    )
     return len(loaded.failed)
 
 
@@ -52,7 +62,9 @@ def name_malformed(context: StageContext, failed: list[str], what: str) -> None:
 
 def read(store: Store, part: str) -> list[Pair]:
     """The pairs of `sft`, `pairs` or `heldout`, in the order of the source."""
-    return [Pair(**row) for row in store.read_table(file(part), pair_schema()).to_pylist()]
+    return [
+        Pair(**row) for row in store.read_table(file(part), pair_schema()).to_pylist()
+    ]
 
 
 def split(pairs: list[Pair], wanted: int, seed: int) -> tuple[list[Pair], list[Pair]]:
@@ -68,7 +80,9 @@ def split(pairs: list[Pair], wanted: int, seed: int) -> tuple[list[Pair], list[P
         ids = {pair.id for pair in group}
         if len(heldout) + len(ids) <= most:
             heldout |= ids
-    return [p for p in pairs if p.id not in heldout], [p for p in pairs if p.id in heldout]
+    return [p for p in pairs if p.id not in heldout], [
+        p for p in pairs if p.id in heldout
+    ]
 
 
 def file(part: str) -> str:
@@ -83,6 +97,14 @@ def _rank(pair: Pair, seed: int) -> str:
 
 def _settings(recipe: Recipe) -> dict[str, object]:
     sources = [part.fingerprint_fields() for part in recipe.seeds.hh_rlhf]
-    limits = {"sft": recipe.hh_sft.limit, "pairs": recipe.align.limit, "heldout": recipe.evaluate.heldout_pairs}
-    world = fingerprint() if any(part.source == "tiny" for part in recipe.seeds.hh_rlhf) else None
+    limits = {
+        "sft": recipe.hh_sft.limit,
+        "pairs": recipe.align.limit,
+        "heldout": recipe.evaluate.heldout_pairs,
+    }
+    world = (
+        fingerprint()
+        if any(part.source == "tiny" for part in recipe.seeds.hh_rlhf)
+        else None
+    )
     return {"sources": sources, "world": world, "seed": recipe.seed, **limits}

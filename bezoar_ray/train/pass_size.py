@@ -63,7 +63,9 @@ def wanted_size(part: Training) -> PassSize | None:
     return None
 
 
-def choose_size(part: Training, row: int, fits: Callable[[PassSize, bool], bool]) -> tuple[PassSize, bool] | None:
+def choose_size(
+    part: Training, row: int, fits: Callable[[PassSize, bool], bool]
+) -> tuple[PassSize, bool] | None:
     """The largest pass that fits, of those that the recipe allows, and whether its activations are recomputed.
 
     Left to choose, activations are recomputed only where otherwise no pass would fit that keeps a GPU busy.

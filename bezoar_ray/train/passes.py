@@ -50,7 +50,10 @@ def deal(rows: list[Row], count: int, layout: Layout) -> list[list[int]]:
     Flat, the longest rows are dealt out first, to and fro, for equal tokens. Padded, rows lie beside rows of their
     length, so that little padding is needed.
     """
-    by_length = sorted(range(len(rows)), key=lambda index: (-rows[index].longest, -rows[index].tokens, index))
+    by_length = sorted(
+        range(len(rows)),
+        key=lambda index: (-rows[index].longest, -rows[index].tokens, index),
+    )
     if not layout.flat:
         bounds = [round(part * len(rows) / max(1, count)) for part in range(count + 1)]
         return [by_length[begin:end] for begin, end in itertools.pairwise(bounds)]
@@ -70,7 +73,9 @@ def _fewest(rows: list[Row], size: PassSize) -> int:
 def _fits(rows: list[Row], indices: list[int], size: PassSize, layout: Layout) -> bool:
     if size.rows:
         return len(indices) <= size.rows
-    return len(indices) == 1 or work([rows[index] for index in indices], layout) <= (size.tokens or 0)
+    return len(indices) == 1 or work([rows[index] for index in indices], layout) <= (
+        size.tokens or 0
+    )
 
 
 def work(rows: list[Row], layout: Layout) -> int:
@@ -86,7 +91,11 @@ class StepCollator:
     Where a row is several examples, the first ones of all rows come first.
     """
 
-    def __init__(self, collate: Callable[[list[dict[str, Any]]], dict[str, Any]], measure: Callable[..., Row]):
+    def __init__(
+        self,
+        collate: Callable[[list[dict[str, Any]]], dict[str, Any]],
+        measure: Callable[..., Row],
+    ):
         self._collate, self._measure = collate, measure
 
     def __call__(self, rows: list[list[dict[str, Any]]]) -> dict[str, Any]:
@@ -96,7 +105,9 @@ class StepCollator:
         return batch | {"rows": [self._measure(row) for row in rows], "ids": ids}
 
 
-def take(batch: "dict[str, Tensor]", indices: list[int], total: int, longest: int) -> "dict[str, Tensor]":
+def take(
+    batch: "dict[str, Tensor]", indices: list[int], total: int, longest: int
+) -> "dict[str, Tensor]":
     """Some rows of a padded batch of `total` rows, without the padding that they do not need.
 
     A tensor has as many entries as there are rows, or twice as many: then all chosen sides come before the rejected.
@@ -122,7 +133,9 @@ class PassesTrainer(Protocol):
     mean_over_rows: bool
     model_accepts_loss_kwargs: bool
     finiteness: Finiteness
-    compute_loss_context_manager: Callable[[], contextlib.AbstractContextManager[object]]
+    compute_loss_context_manager: Callable[
+        [], contextlib.AbstractContextManager[object]
+    ]
 
     def add_callback(self, callback: "TrainerCallback") -> None:
         """Have it called at each event of the training."""
@@ -158,7 +171,12 @@ def in_passes(kind: "type[Trainer]") -> Callable[..., PassesTrainer]:
 
             rows, args = RowsOrRepeats(self.train_dataset, self.width), self.args
             sampler = StepSampler(
-                len(rows), self.batch, args.process_index, args.world_size, args.seed, lambda: self.state.epoch or 0.0
+                len(rows),
+                self.batch,
+                args.process_index,
+                args.world_size,
+                args.seed,
+                lambda: self.state.epoch or 0.0,
             )
             return DataLoader(
                 rows,
@@ -170,16 +188,26 @@ def in_passes(kind: "type[Trainer]") -> Callable[..., PassesTrainer]:
             )
 
         def training_step(
-            self, model: "PeftModel", inputs: dict[str, Any], num_items_in_batch: Any = None
+            self,
+            model: "PeftModel",
+            inputs: dict[str, Any],
+            num_items_in_batch: Any = None,
         ) -> "Tensor | float":
             """Forward and backward passes over the rows of a step; workers exchange gradients in the last one."""
             rows, ids = inputs.pop("rows"), inputs.pop("ids")
             passes, counted = self._passes(rows, ids)
-            if not self.mean_over_rows:  # TRL adds a mixture's balancing loss in each pass, over this number
+            if (
+                not self.mean_over_rows
+            ):  # TRL adds a mixture's balancing loss in each pass, over this number
                 self.current_gradient_accumulation_steps = len(passes)
             total: Tensor | float = 0.0
             for number, indices in enumerate(passes):
-                part = take(inputs, indices, len(rows), max(rows[index].longest for index in indices))
+                part = take(
+                    inputs,
+                    indices,
+                    len(rows),
+                    max(rows[index].longest for index in indices),
+                )
                 named = [ids[index] for index in indices if ids[index]]
                 self._weight = self._weight_of(named, counted)
                 with self._exchanging(model, last=number == len(passes) - 1):
@@ -188,7 +216,9 @@ def in_passes(kind: "type[Trainer]") -> Callable[..., PassesTrainer]:
                 total = total + loss
             return total
 
-        def _passes(self, rows: list[Row], ids: list[str]) -> tuple[list[list[int]], int]:
+        def _passes(
+            self, rows: list[Row], ids: list[str]
+        ) -> tuple[list[list[int]], int]:
             """The passes of this worker, and the rows of the step on all workers.
 
             Workers make equally many passes of equally many rows, as they exchange sums and metrics in them. Where a
@@ -212,11 +242,17 @@ def in_passes(kind: "type[Trainer]") -> Callable[..., PassesTrainer]:
             """A number of each worker's."""
             import torch
 
-            return self.accelerator.gather(torch.tensor([number], device=self.args.device)).tolist()
+            return self.accelerator.gather(
+                torch.tensor([number], device=self.args.device)
+            ).tolist()
 
         def _weight_of(self, ids: list[str], counted: int) -> float:
             """Of a pass with these rows in its step's loss, which workers average."""
-            return len(ids) / counted * self.args.world_size if self.mean_over_rows else 1.0
+            return (
+                len(ids) / counted * self.args.world_size
+                if self.mean_over_rows
+                else 1.0
+            )
 
         @contextlib.contextmanager
         def _exchanging(self, model: "PeftModel", last: bool) -> Iterator[None]:
@@ -226,12 +262,18 @@ def in_passes(kind: "type[Trainer]") -> Callable[..., PassesTrainer]:
                 yield
 
         def compute_loss(
-            self, model: "PeftModel", inputs: "dict[str, Tensor]", *args: object, **more: object
+            self,
+            model: "PeftModel",
+            inputs: "dict[str, Tensor]",
+            *args: object,
+            **more: object,
         ) -> "Tensor":
             """The parent's loss, weighted as the pass is."""
             return super().compute_loss(model, inputs, *args, **more) * self._weight
 
-        def _get_grad_norm(self, *args: object, **more: object) -> "Tensor | float | None":
+        def _get_grad_norm(
+            self, *args: object, **more: object
+        ) -> "Tensor | float | None":
             norm = super()._get_grad_norm(*args, **more)
             self.finiteness.set_gradient(norm)
             return norm

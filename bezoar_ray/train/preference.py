@@ -6,7 +6,16 @@ from bezoar_ray import layout
 from bezoar_ray.recipe import Align
 from bezoar_ray.runtime.logs import event
 from bezoar_ray.stages import StageContext, StageResult
-from bezoar_ray.train import checkpoints, encoding, launcher, loop, model_loading, on_pairs, pairs, trainers
+from bezoar_ray.train import (
+    checkpoints,
+    encoding,
+    launcher,
+    loop,
+    model_loading,
+    on_pairs,
+    pairs,
+    trainers,
+)
 from bezoar_ray.train.tokenized_dataset import TokenizedDataset, prepare
 from bezoar_ray.train.tokenizer import load_tokenizer
 
@@ -27,7 +36,14 @@ def run(context: StageContext) -> StageResult:
 
 def prepared(context: StageContext) -> TokenizedDataset:
     """The pairs."""
-    return prepare(context, "dpo", "pairs", [pairs.file("pairs")], encoding.pair_tokens, encoding.PAIR)
+    return prepare(
+        context,
+        "dpo",
+        "pairs",
+        [pairs.file("pairs")],
+        encoding.pair_tokens,
+        encoding.PAIR,
+    )
 
 
 def _train(job: launcher.Job) -> dict[str, object]:
@@ -36,7 +52,9 @@ def _train(job: launcher.Job) -> dict[str, object]:
     adapter = str(job.store.path(layout.checkpoint("hh-sft").adapter))
     model = partial(model_loading.with_adapter, folder=adapter, trainable=True)
     train_state = loop.train(job, model, trainers.preference(tokenizer, _align(job)))
-    figures = loop.figures(job, train_state) | {"reward_accuracy": reward_accuracy(train_state.history)}
+    figures = loop.figures(job, train_state) | {
+        "reward_accuracy": reward_accuracy(train_state.history)
+    }
     return loop.close(job, tokenizer, job.recipe.hh_sft.lora, train_state, figures)
 
 
@@ -46,9 +64,13 @@ def _align(job: launcher.Job) -> Align:
     from ray.train import get_context
 
     context = get_context()
-    apart = job.store.remote and context.get_local_world_size() < context.get_world_size()
+    apart = (
+        job.store.remote and context.get_local_world_size() < context.get_world_size()
+    )
     if apart and job.recipe.align.precompute_reference:
-        event("the reference is asked in every step: the run directory is a bucket, the workers are on several nodes")
+        event(
+            "the reference is asked in every step: the run directory is a bucket, the workers are on several nodes"
+        )
         return job.recipe.align.model_copy(update={"precompute_reference": False})
     return job.recipe.align
 
@@ -59,6 +81,8 @@ def reward_accuracy(history: list[dict[str, float]]) -> float | None:
     Of methods without a reference: whose chosen answer has the higher mean log-probability. None for kto, which looks
     at one side at a time.
     """
-    shares = [point["reward_accuracy"] for point in history if "reward_accuracy" in point]
+    shares = [
+        point["reward_accuracy"] for point in history if "reward_accuracy" in point
+    ]
     last = shares[-max(1, int(len(shares) * LAST_PART)) :]
     return round(sum(last) / len(last), 4) if last else None

@@ -28,7 +28,15 @@ class StepSampler(Sampler[list[int]]):
         epoch: how many epochs of training are done, as a fraction; the sampler asks when an epoch begins.
     """
 
-    def __init__(self, rows: int, batch: int, rank: int, workers: int, seed: int, epoch: Callable[[], float]):
+    def __init__(
+        self,
+        rows: int,
+        batch: int,
+        rank: int,
+        workers: int,
+        seed: int,
+        epoch: Callable[[], float],
+    ):
         self._rows, self._batch, self._rank, self._workers = rows, batch, rank, workers
         self._seed, self._epoch = seed, epoch
 
@@ -39,7 +47,9 @@ class StepSampler(Sampler[list[int]]):
     def __iter__(self) -> Iterator[list[int]]:
         import torch
 
-        draw = torch.Generator().manual_seed(self._seed + math.floor(self._epoch() + 1e-6))
+        draw = torch.Generator().manual_seed(
+            self._seed + math.floor(self._epoch() + 1e-6)
+        )
         order = torch.randperm(self._rows, generator=draw).tolist()
         for begin in range(0, self._rows, self._batch):
             step = order[begin : begin + self._batch]
@@ -62,11 +72,16 @@ class RowsOrRepeats(Dataset[list[dict[str, Any]]]):
 
     def __getitem__(self, index: int) -> list[dict[str, Any]]:
         place = index if index >= 0 else -1 - index
-        examples = [self._examples[self._width * place + offset] for offset in range(self._width)]
+        examples = [
+            self._examples[self._width * place + offset]
+            for offset in range(self._width)
+        ]
         return examples if index >= 0 else [_silent(example) for example in examples]
 
 
 def _silent(example: dict[str, Any]) -> dict[str, Any]:
     """An example of which nothing is learned, and whose tokens do not count among those of its step."""
-    labels = {"labels": [IGNORED] * len(example["labels"])} if "labels" in example else {}
+    labels = (
+        {"labels": [IGNORED] * len(example["labels"])} if "labels" in example else {}
+    )
     return example | {"id": ""} | labels

@@ -6,7 +6,15 @@ from bezoar_ray import sources
 from bezoar_ray.data.sample_io import SampleFiles, sample_files
 from bezoar_ray.errors import BezoarError
 from bezoar_ray.stages import StageContext, StageResult
-from bezoar_ray.train import checkpoints, encoding, launcher, loop, model_loading, pairs, trainers
+from bezoar_ray.train import (
+    checkpoints,
+    encoding,
+    launcher,
+    loop,
+    model_loading,
+    pairs,
+    trainers,
+)
 from bezoar_ray.train.tokenized_dataset import TokenizedDataset, checked, prepare
 from bezoar_ray.train.tokenizer import load_tokenizer
 
@@ -22,7 +30,9 @@ def run(context: StageContext) -> StageResult:
     checkpoints.clear(context, "base")
     checkpoints.clear(context, "sft")
     result = launcher.fit(context, "sft", _train, found, [f"{pairs.FOLDER}/heldout"])
-    return StageResult(checkpoints.files(context.store, "base", "sft"), {"train": result})
+    return StageResult(
+        checkpoints.files(context.store, "base", "sft"), {"train": result}
+    )
 
 
 def prepared(context: StageContext) -> list[TokenizedDataset]:
@@ -30,11 +40,26 @@ def prepared(context: StageContext) -> list[TokenizedDataset]:
     found = []
     for scheme in context.recipe.sft_order:
         own = scheme in context.recipe.sft.data
-        files = _copy_own(context, scheme) if own else sample_files(context.store, scheme, "accepted")
+        files = (
+            _copy_own(context, scheme)
+            if own
+            else sample_files(context.store, scheme, "accepted")
+        )
         if not files:
-            context.progress.say(f"warning: {scheme} has no accepted rows; its training step is left out")
+            context.progress.say(
+                f"warning: {scheme} has no accepted rows; its training step is left out"
+            )
             continue
-        found.append(prepare(context, "sft", scheme, files, encoding.sample_tokens, encoding.CONVERSATION))
+        found.append(
+            prepare(
+                context,
+                "sft",
+                scheme,
+                files,
+                encoding.sample_tokens,
+                encoding.CONVERSATION,
+            )
+        )
     if not found:
         raise BezoarError(
             f"sft: none of {', '.join(context.recipe.sft_order)} has an accepted row to train on. summary.json says "
@@ -55,8 +80,14 @@ def _copy_own(context: StageContext, name: str) -> list[str]:
 def _train(job: launcher.Job) -> dict[str, object]:
     """On every worker: all data sets on one adapter; rank 0 then makes the checkpoint."""
     part, tokenizer = job.recipe.sft, load_tokenizer(job.recipe)
-    model = partial(model_loading.with_new_adapter, lora=part.lora, seed=job.recipe.seed)
+    model = partial(
+        model_loading.with_new_adapter, lora=part.lora, seed=job.recipe.seed
+    )
     if part.adapter:
-        model = partial(model_loading.with_own_adapter, folder=part.adapter, lora=part.lora)
+        model = partial(
+            model_loading.with_own_adapter, folder=part.adapter, lora=part.lora
+        )
     train_state = loop.train(job, model, trainers.supervised(tokenizer, part))
-    return loop.close(job, tokenizer, part.lora, train_state, loop.figures(job, train_state))
+    return loop.close(
+        job, tokenizer, part.lora, train_state, loop.figures(job, train_state)
+    )

@@ -59,11 +59,19 @@ class TokenizedDataset:
         from datasets.table import MemoryMappedTable
 
         path = store.path(self.file)
-        return Dataset(MemoryMappedTable.from_file(str(path)), fingerprint=path.stem.rpartition("-")[2])
+        return Dataset(
+            MemoryMappedTable.from_file(str(path)),
+            fingerprint=path.stem.rpartition("-")[2],
+        )
 
 
 def prepare(
-    context: StageContext, stage: str, name: str, files: list[str], encode: Encode, columns: dict[str, int]
+    context: StageContext,
+    stage: str,
+    name: str,
+    files: list[str],
+    encode: Encode,
+    columns: dict[str, int],
 ) -> TokenizedDataset:
     """Tokenise the rows of some files in their order; what was prepared of the same is kept.
 
@@ -76,15 +84,24 @@ def prepare(
         columns: of tokens, with how often their tokens go through the model.
     """
     part, store = context.recipe.training(stage), context.store
-    mark = _mark(context, [part.max_length, part.limit, sorted(columns), store.digest_of(files)])
+    mark = _mark(
+        context, [part.max_length, part.limit, sorted(columns), store.digest_of(files)]
+    )
     start = f"{layout.TOKENIZED}/{stage}-{name}"
     file, record = f"{start}-{mark}.arrow", f"{start}-{mark}.json"
     if found := store.read_json(record):
         return TokenizedDataset(**found)
-    for old in (file for file in store.list(layout.TOKENIZED) if file.startswith(f"{start}-")):
+    for old in (
+        file for file in store.list(layout.TOKENIZED) if file.startswith(f"{start}-")
+    ):
         store.remove(old)
     context.progress.say(f"tokenising {name}")
-    tables = _encoded(_Work(context.recipe, encode, columns, part.max_length), store, files, part.limit)
+    tables = _encoded(
+        _Work(context.recipe, encode, columns, part.max_length),
+        store,
+        files,
+        part.limit,
+    )
     with store.writing(file) as path:
         prepared = _write(tables, columns, path, name, file)
     store.replace_json(record, asdict(prepared))
@@ -96,7 +113,9 @@ def left_out(found: Iterable[TokenizedDataset]) -> Counter[str]:
     return sum((Counter(data.left_out) for data in found), Counter())
 
 
-def checked(context: StageContext, stage: str, found: list[TokenizedDataset]) -> list[TokenizedDataset]:
+def checked(
+    context: StageContext, stage: str, found: list[TokenizedDataset]
+) -> list[TokenizedDataset]:
     """The data sets of a stage, of which one at least has rows.
 
     Raises:
@@ -104,15 +123,30 @@ def checked(context: StageContext, stage: str, found: list[TokenizedDataset]) ->
     """
     if any(data.rows for data in found):
         return found
-    because = ", ".join(f"{count} {why}" for why, count in left_out(found).items()) or "there were none"
+    because = (
+        ", ".join(f"{count} {why}" for why, count in left_out(found).items())
+        or "there were none"
+    )
     longest = context.recipe.training(stage).max_length
-    raise BezoarError(f"{stage}: no row is left to train on: {because} (max_length is {longest})")
+    raise BezoarError(
+        f"{stage}: no row is left to train on: {because} (max_length is {longest})"
+    )
 
 
 def _mark(context: StageContext, *more: object) -> str:
     base, template = context.recipe.base, context.recipe.template
-    text = orjson.dumps([_VERSION, base.model, base.revision, template, *more], option=orjson.OPT_SORT_KEYS)
-    return row_id(text.decode(), *([digest(folder)] if (folder := Path(model_path(base.model))).is_dir() else []))
+    text = orjson.dumps(
+        [_VERSION, base.model, base.revision, template, *more],
+        option=orjson.OPT_SORT_KEYS,
+    )
+    return row_id(
+        text.decode(),
+        *(
+            [digest(folder)]
+            if (folder := Path(model_path(base.model))).is_dir()
+            else []
+        ),
+    )
 
 
 @dataclass(frozen=True)
@@ -127,10 +161,18 @@ class _Work:
     def __call__(self, table: pa.Table) -> pa.Table:
         """Some rows as tokens, or with why they are `left_out`."""
         tokenizer = _tokenizer(self.recipe.model_dump_json())
-        found = [(row["id"], self.encode(tokenizer, row, self.longest)) for row in table.to_pylist()]
-        rows = [{"id": row, **({"left_out": got} if isinstance(got, str) else got)} for row, got in found]
+        found = [
+            (row["id"], self.encode(tokenizer, row, self.longest))
+            for row in table.to_pylist()
+        ]
+        rows = [
+            {"id": row, **({"left_out": got} if isinstance(got, str) else got)}
+            for row, got in found
+        ]
         tokens = [(name, pa.list_(pa.int32())) for name in self.columns]
-        return pa.Table.from_pylist(rows, pa.schema([("id", pa.string()), ("left_out", pa.string()), *tokens]))
+        return pa.Table.from_pylist(
+            rows, pa.schema([("id", pa.string()), ("left_out", pa.string()), *tokens])
+        )
 
 
 @lru_cache(maxsize=1)
@@ -139,7 +181,9 @@ def _tokenizer(recipe: str) -> "PreTrainedTokenizerBase":
     return load_tokenizer(Recipe.model_validate_json(recipe))
 
 
-def _encoded(work: _Work, store: Store, files: list[str], limit: int | None) -> Iterator[pa.Table]:
+def _encoded(
+    work: _Work, store: Store, files: list[str], limit: int | None
+) -> Iterator[pa.Table]:
     """The rows as tokens, in their order; every file is read by the node that takes it."""
     import ray
 
@@ -148,10 +192,16 @@ def _encoded(work: _Work, store: Store, files: list[str], limit: int | None) -> 
     settings.execution_options.preserve_order = True
     quieten(settings)
     with ray.data.DataContext.current(settings):
-        names = ray.data.from_items([{"file": name} for name in files], override_num_blocks=len(files))
-        rows = names.map_batches(lambda batch: _rows(root, batch["file"][0]), batch_size=1)
+        names = ray.data.from_items(
+            [{"file": name} for name in files], override_num_blocks=len(files)
+        )
+        rows = names.map_batches(
+            lambda batch: _rows(root, batch["file"][0]), batch_size=1
+        )
         rows = rows.limit(limit) if limit else rows
-        tokens = rows.map_batches(lambda table: work(table), batch_size=_ROWS, batch_format="pyarrow")
+        tokens = rows.map_batches(
+            lambda table: work(table), batch_size=_ROWS, batch_format="pyarrow"
+        )
         yield from tokens.iter_batches(batch_size=None, batch_format="pyarrow")
 
 
@@ -161,7 +211,13 @@ def _rows(root: str, file: str) -> Iterator[pa.Table]:
             yield pa.Table.from_batches([batch])
 
 
-def _write(tables: Iterator[pa.Table], columns: dict[str, int], path: Path, name: str, file: str) -> TokenizedDataset:
+def _write(
+    tables: Iterator[pa.Table],
+    columns: dict[str, int],
+    path: Path,
+    name: str,
+    file: str,
+) -> TokenizedDataset:
     """Write the rows that are trained on to an Arrow file at `path`, which becomes `file` of the run directory."""
     import pyarrow.compute as pc
 
@@ -173,14 +229,21 @@ def _write(tables: Iterator[pa.Table], columns: dict[str, int], path: Path, name
         for table in tables:
             left_out.update(table["left_out"].drop_null().to_pylist())
             kept = table.filter(pc.is_null(table["left_out"])).drop_columns("left_out")
-            writer = writer or stack.enter_context(pa.ipc.new_stream(str(path), kept.schema))
+            writer = writer or stack.enter_context(
+                pa.ipc.new_stream(str(path), kept.schema)
+            )
             writer.write_table(kept)
             rows += kept.num_rows
-            lengths = {column: kept[column].combine_chunks().value_lengths().to_numpy() for column in columns}
+            lengths = {
+                column: kept[column].combine_chunks().value_lengths().to_numpy()
+                for column in columns
+            }
             whole = sum(times * lengths[column] for column, times in columns.items())
             tokens += int(whole.sum())
             longest = max(longest, int(whole.max(initial=0)) // sequences)
-            longest_sequence = max(longest_sequence, _longest_sequence(lengths, columns, sequences))
+            longest_sequence = max(
+                longest_sequence, _longest_sequence(lengths, columns, sequences)
+            )
     return TokenizedDataset(
         name=name,
         file=file,
@@ -193,8 +256,12 @@ def _write(tables: Iterator[pa.Table], columns: dict[str, int], path: Path, name
     )
 
 
-def _longest_sequence(lengths: dict[str, Any], columns: dict[str, int], sequences: int) -> int:
+def _longest_sequence(
+    lengths: dict[str, Any], columns: dict[str, int], sequences: int
+) -> int:
     """Tokens of the longest sequence: what all of a row's begin with, and the end of one."""
-    shared = sum(lengths[name] for name, times in columns.items() if times == sequences > 1)
+    shared = sum(
+        lengths[name] for name, times in columns.items() if times == sequences > 1
+    )
     ends = [lengths[name] for name, times in columns.items() if times == 1]
     return max(int((shared + end).max(initial=0)) for end in ends)

@@ -18,16 +18,29 @@ if TYPE_CHECKING:
 # What the conversion to `tokenizers` is known to get wrong: leading and repeated spaces, digits, characters that fall
 # back to bytes, compatibility characters that a normaliser would fold, text after the beginning-of-sequence token.
 PROBES = (
-    "Hello world", " leading space", "   three leading", "runs  of   many    spaces     here      ", "", " ", "  ",
-    "tabs\t\tand\n\nlines\n", "    def f(x):\n        return  x", "2024 12,345.678 007",
-    "naïve café ﬁne ①½", "日本語 🦙🏽 Ωμέγα \u200b\u00a0x",
-)  # fmt: skip
+    "Hello world",
+    " leading space",
+    "   three leading",
+    "runs  of   many    spaces     here      ",
+    "",
+    " ",
+    "  ",
+    "tabs\t\tand\n\nlines\n",
+    "    def f(x):\n        return  x",
+    "2024 12,345.678 007",
+    "naïve café ﬁne ①½",
+    "日本語 🦙🏽 Ωμέγα \u200b\u00a0x",
+)
 
 
-ROUND_TRIP = "The  price of 12 naïve cafés,\n\n\tin Ωμέγα and 日本語: 1,234.50 🙂!\nx = [1]\n"
+ROUND_TRIP = (
+    "The  price of 12 naïve cafés,\n\n\tin Ωμέγα and 日本語: 1,234.50 🙂!\nx = [1]\n"
+)
 
 
-def load_tokenizer(recipe: Recipe, local_files_only: bool = False) -> "PreTrainedTokenizerBase":
+def load_tokenizer(
+    recipe: Recipe, local_files_only: bool = False
+) -> "PreTrainedTokenizerBase":
     """The base model's tokenizer with the recipe's chat template, ready for training and for saving.
 
     With `local_files_only` nothing comes from the hub; transformers has many kinds of errors for a missing file.
@@ -39,16 +52,25 @@ def load_tokenizer(recipe: Recipe, local_files_only: bool = False) -> "PreTraine
     from transformers import AutoTokenizer
 
     base, path = recipe.base, model_path(recipe.base.model)
-    hub: dict[str, object] = {"revision": base.revision, "local_files_only": local_files_only}
-    tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=base.trust_remote_code, **hub)
+    hub: dict[str, object] = {
+        "revision": base.revision,
+        "local_files_only": local_files_only,
+    }
+    tokenizer = AutoTokenizer.from_pretrained(
+        path, trust_remote_code=base.trust_remote_code, **hub
+    )
     if model_file := _sentencepiece_file(path, hub):
         tokenizer = agreeing(tokenizer, model_file)
     elif json_file := _file(path, "tokenizer.json", hub):
         tokenizer = as_in_json(tokenizer, json_file)
     check_round_trip(tokenizer, base.model)
     if tokenizer.eos_token is None:
-        raise RecipeError(f"base.model {base.model!r}: its tokenizer has no eos_token, so no answer could ever end")
-    tokenizer.pad_token = tokenizer.pad_token or tokenizer.unk_token or tokenizer.eos_token
+        raise RecipeError(
+            f"base.model {base.model!r}: its tokenizer has no eos_token, so no answer could ever end"
+        )
+    tokenizer.pad_token = (
+        tokenizer.pad_token or tokenizer.unk_token or tokenizer.eos_token
+    )
     tokenizer.padding_side = "right"
     tokenizer.chat_template = recipe.template
     return tokenizer
@@ -61,7 +83,9 @@ def check_round_trip(tokenizer: "PreTrainedTokenizerBase", model: str) -> None:
         RecipeError: they do not, so rows would lose them without notice.
     """
     ids = tokenizer(ROUND_TRIP, add_special_tokens=False).input_ids
-    back = tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+    back = tokenizer.decode(
+        ids, skip_special_tokens=False, clean_up_tokenization_spaces=False
+    )
     if _lines(back) != _lines(ROUND_TRIP):
         raise RecipeError(
             f"base.model {model!r}: its tokenizer does not give a text back. {ROUND_TRIP!r} becomes {back!r}, so rows "
@@ -71,10 +95,14 @@ def check_round_trip(tokenizer: "PreTrainedTokenizerBase", model: str) -> None:
 
 def _lines(text: str) -> list[list[str]]:
     """The words of each line, as compatibility characters are commonly folded."""
-    return [line.split() for line in unicodedata.normalize("NFKC", text).strip().split("\n")]
+    return [
+        line.split() for line in unicodedata.normalize("NFKC", text).strip().split("\n")
+    ]
 
 
-def as_in_json(tokenizer: "PreTrainedTokenizerBase", json_file: str) -> "PreTrainedTokenizerBase":
+def as_in_json(
+    tokenizer: "PreTrainedTokenizerBase", json_file: str
+) -> "PreTrainedTokenizerBase":
     """The tokenizer itself where it gives the ids of tokenizer.json, else one made of that file.
 
     transformers 5 rebuilds some classes by their names alone: a byte-level tokenizer.json whose class is
@@ -94,7 +122,9 @@ def as_in_json(tokenizer: "PreTrainedTokenizerBase", json_file: str) -> "PreTrai
     return PreTrainedTokenizerFast(tokenizer_object=judge, **_kept(tokenizer))
 
 
-def agreeing(tokenizer: "PreTrainedTokenizerBase", model_file: str) -> "PreTrainedTokenizerBase":
+def agreeing(
+    tokenizer: "PreTrainedTokenizerBase", model_file: str
+) -> "PreTrainedTokenizerBase":
     """The tokenizer itself where it gives sentencepiece's ids, else one rebuilt from sentencepiece's own settings.
 
     transformers 5 builds every LlamaTokenizer with one fixed pre-tokenizer, which swallows a leading space, adds no
@@ -121,19 +151,28 @@ def agreeing(tokenizer: "PreTrainedTokenizerBase", model_file: str) -> "PreTrain
     )
 
 
-def _differs(tokenizer: "PreTrainedTokenizerBase", judge: "PreTrainedTokenizerBase") -> str | None:
+def _differs(
+    tokenizer: "PreTrainedTokenizerBase", judge: "PreTrainedTokenizerBase"
+) -> str | None:
     """The first probe whose ids differ, alone or after the beginning-of-sequence token."""
     bos = tokenizer.bos_token or ""
     for text in PROBES:
         ids = judge.encode(text)
         if tokenizer(text, add_special_tokens=False).input_ids != ids:
             return text
-        if bos and text and tokenizer(bos + text, add_special_tokens=False).input_ids != [tokenizer.bos_token_id, *ids]:
+        if (
+            bos
+            and text
+            and tokenizer(bos + text, add_special_tokens=False).input_ids
+            != [tokenizer.bos_token_id, *ids]
+        ):
             return bos + text
     return None
 
 
-def _rebuilt(tokenizer: "PreTrainedTokenizerFast", model_file: str, by_score: bool) -> "PreTrainedTokenizerFast":
+def _rebuilt(
+    tokenizer: "PreTrainedTokenizerFast", model_file: str, by_score: bool
+) -> "PreTrainedTokenizerFast":
     """A plain tokenizer whose normaliser does what the model file says; saved and loaded again it stays the same.
 
     With `by_score`, pieces are merged in the order of their scores: transformers merges runs of white space first,
@@ -141,25 +180,47 @@ def _rebuilt(tokenizer: "PreTrainedTokenizerFast", model_file: str, by_score: bo
     """
     from transformers import PreTrainedTokenizerFast
 
-    backend = _merged_by_score(tokenizer, model_file) if by_score else tokenizer.backend_tokenizer
-    backend.normalizer, backend.pre_tokenizer = _normalizer(_proto(model_file).normalizer_spec), None
+    backend = (
+        _merged_by_score(tokenizer, model_file)
+        if by_score
+        else tokenizer.backend_tokenizer
+    )
+    backend.normalizer, backend.pre_tokenizer = (
+        _normalizer(_proto(model_file).normalizer_spec),
+        None,
+    )
     return PreTrainedTokenizerFast(tokenizer_object=backend, **_kept(tokenizer))
 
 
-def _merged_by_score(tokenizer: "PreTrainedTokenizerFast", model_file: str) -> "Tokenizer":
+def _merged_by_score(
+    tokenizer: "PreTrainedTokenizerFast", model_file: str
+) -> "Tokenizer":
     from tokenizers import Tokenizer
 
     scores = {piece.piece: piece.score for piece in _proto(model_file).pieces}
     tree = json.loads(tokenizer.backend_tokenizer.to_str())
     merges = tree["model"].get("merges") or []
-    tree["model"]["merges"] = sorted(merges, key=lambda pair: -scores.get("".join(pair), -math.inf))
+    tree["model"]["merges"] = sorted(
+        merges, key=lambda pair: -scores.get("".join(pair), -math.inf)
+    )
     return Tokenizer.from_str(json.dumps(tree))
 
 
 def _kept(tokenizer: "PreTrainedTokenizerBase") -> dict[str, object]:
     """What one tokenizer tells another that is made in its place."""
-    names = ("bos_token", "eos_token", "unk_token", "pad_token", "model_max_length", "clean_up_tokenization_spaces")
-    return {name: getattr(tokenizer, name) for name in names if getattr(tokenizer, name, None) is not None}
+    names = (
+        "bos_token",
+        "eos_token",
+        "unk_token",
+        "pad_token",
+        "model_max_length",
+        "clean_up_tokenization_spaces",
+    )
+    return {
+        name: getattr(tokenizer, name)
+        for name in names
+        if getattr(tokenizer, name, None) is not None
+    }
 
 
 def _normalizer(spec: "Message") -> "Normalizer":

@@ -12,4 +12,6 @@ from bezoar_ray.store import Store
 def context(folder: str, **sections: Any) -> StageContext:
     """The recipe `tiny` with some sections in place of its own, in a run directory of its own."""
     tree = load_recipe("tiny").model_dump(mode="json") | sections
-    return StageContext(parse_recipe(tree, "benchmark"), Store(Path(folder)), "s", Progress(every=60))
+    return StageContext(
+        parse_recipe(tree, "benchmark"), Store(Path(folder)), "s", Progress(every=60)
+    )

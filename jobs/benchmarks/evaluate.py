@@ -44,15 +44,23 @@ def figures() -> Iterator[tuple[str, list[float]]]:
     """Memory and readiness of four checkpoints over one; our time over vLLM's; our requests a second over vLLM's."""
     with tempfile.TemporaryDirectory() as folder:
         family, alone = Store(Path(folder) / "family"), Store(Path(folder) / "alone")
-        write_family(family, world(), RANKS, std=0.02)  # near base: answers of some length
+        write_family(
+            family, world(), RANKS, std=0.02
+        )  # near base: answers of some length
         write_family(alone, world(), {})
         pairs = [[_started(store) for store in (family, alone)] for _ in range(3)]
         for n, name in enumerate(("family_ready", "family_memory")):
-            yield f"evaluate.{name}", [round(four[n] / one[n], 4) for four, one in pairs]
+            yield (
+                f"evaluate.{name}",
+                [round(four[n] / one[n], 4) for four, one in pairs],
+            )
         with ray_session(), running(load_recipe("tiny"), family) as base_url:
             for name in checkpoint_names():  # as vLLM's is below
                 _post(f"{base_url}/completions", model=name, prompt="The", max_tokens=1)
-            yield "evaluate.mt_bench_vs_vllm", [_bench(family, base_url) for _ in range(3)]
+            yield (
+                "evaluate.mt_bench_vs_vllm",
+                [_bench(family, base_url) for _ in range(3)],
+            )
             yield "evaluate.harness_vs_vllm", _requests_a_second(family, base_url)
 
 
@@ -100,7 +108,9 @@ def _memory() -> float:
 
 
 def _post(url: str, **body: Any) -> None:
-    request = urllib.request.Request(url, json.dumps(body).encode(), {"Content-Type": "application/json"})
+    request = urllib.request.Request(
+        url, json.dumps(body).encode(), {"Content-Type": "application/json"}
+    )
     urllib.request.urlopen(request, timeout=300).close()
 
 
@@ -115,7 +125,9 @@ def _bench(family: Store, base_url: str) -> float:
         answers = asyncio.run(_answers(endpoint, folder))
         ours = time.monotonic() - began
         path = Path(folder) / "turns.json"
-        path.write_text(json.dumps([[a.model, a.question.turns, a.turns] for a in answers]))
+        path.write_text(
+            json.dumps([[a.model, a.question.turns, a.turns] for a in answers])
+        )
         (theirs,) = _run("generate", str(family.root), str(path))
     return round(ours / theirs, 4)
 
@@ -123,16 +135,30 @@ def _bench(family: Store, base_url: str) -> float:
 def _questions() -> list[Question]:
     embedded = load_questions(BENCH)
     return [
-        Question(n, (q := embedded[n % len(embedded)]).category, tuple(f"({n}) {turn}" for turn in q.turns))
+        Question(
+            n,
+            (q := embedded[n % len(embedded)]).category,
+            tuple(f"({n}) {turn}" for turn in q.turns),
+        )
         for n in range(QUESTIONS)
     ]
 
 
 async def _answers(endpoint: Endpoint, folder: str) -> list[Answer]:
-    part = load_recipe("tiny").judges[0].model_copy(update={"base_url": endpoint.base_url, "timeout": 600.0})
+    part = (
+        load_recipe("tiny")
+        .judges[0]
+        .model_copy(update={"base_url": endpoint.base_url, "timeout": 600.0})
+    )
     room = room_of(endpoint.tokenizer, endpoint.context)
     talkers = {
-        name: open_client(part.model_copy(update={"model": name}), folder, "candidate", "s", identity=name)
+        name: open_client(
+            part.model_copy(update={"model": name}),
+            folder,
+            "candidate",
+            "s",
+            identity=name,
+        )
         for name in checkpoint_names()
     }
     held = [
@@ -153,26 +179,51 @@ def _generate(folder: str, turns: str) -> list[float]:
     from bezoar_ray.llm.engine import on_this_machine
 
     store, held = Store(folder), json.loads(Path(turns).read_text())
-    defaults = on_this_machine({"worker_extension_cls": "bezoar_ray.serve.cpu_lora.GroupedLora"})
+    defaults = on_this_machine(
+        {"worker_extension_cls": "bezoar_ray.serve.cpu_lora.GroupedLora"}
+    )
     engine = LLM(
-        model=model_path("tiny-base"), tokenizer=str(store.path("checkpoints/base")), dtype="float32",
-        enable_lora=True, max_lora_rank=32, max_loras=len(RANKS), disable_log_stats=True, **defaults,
-    )  # fmt: skip
+        model=model_path("tiny-base"),
+        tokenizer=str(store.path("checkpoints/base")),
+        dtype="float32",
+        enable_lora=True,
+        max_lora_rank=32,
+        max_loras=len(RANKS),
+        disable_log_stats=True,
+        **defaults,
+    )
     tokenizer = engine.get_tokenizer()
     adapters = {
-        name: LoRARequest(name, n, str(store.path(f"checkpoints/{name}/joined"))) for n, name in enumerate(RANKS, 1)
+        name: LoRARequest(name, n, str(store.path(f"checkpoints/{name}/joined")))
+        for n, name in enumerate(RANKS, 1)
     }
-    engine.generate(["The"] * 4, SamplingParams(max_tokens=1), lora_request=[None, *adapters.values()], use_tqdm=False)
+    engine.generate(
+        ["The"] * 4,
+        SamplingParams(max_tokens=1),
+        lora_request=[None, *adapters.values()],
+        use_tqdm=False,
+    )
     began = time.monotonic()
     for turn in range(2):
         prompts, sampling, loras = [], [], []
         for name, asked, said in held:
             messages = [{"role": "user", "content": asked[0]}]
             if turn:
-                messages += [{"role": "assistant", "content": said[0]}, {"role": "user", "content": asked[1]}]
-            prompts.append(tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False))
-            length = max(1, len(tokenizer.encode(said[turn], add_special_tokens=False)) + 1)
-            sampling.append(SamplingParams(temperature=0, max_tokens=length, ignore_eos=True))
+                messages += [
+                    {"role": "assistant", "content": said[0]},
+                    {"role": "user", "content": asked[1]},
+                ]
+            prompts.append(
+                tokenizer.apply_chat_template(
+                    messages, add_generation_prompt=True, tokenize=False
+                )
+            )
+            length = max(
+                1, len(tokenizer.encode(said[turn], add_special_tokens=False)) + 1
+            )
+            sampling.append(
+                SamplingParams(temperature=0, max_tokens=length, ignore_eos=True)
+            )
             loras.append(adapters.get(name))
         engine.generate(prompts, sampling, lora_request=loras, use_tqdm=False)
     return [time.monotonic() - began]
@@ -187,12 +238,28 @@ def _requests_a_second(family: Store, base_url: str) -> list[float]:
     arguments = engine_arguments(load_recipe("tiny"), family)["base"]
     alone = arguments[arguments.index("--tokenizer") :]
     # What `vllm serve` runs: the command itself asks for a package called vllm, which the CPU's is not.
-    command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", model_path("tiny-base")]
-    command += ["--served-model-name", "base", *alone, "--host", "127.0.0.1", "--port", str(port)]
+    command = [
+        sys.executable,
+        "-m",
+        "vllm.entrypoints.openai.api_server",
+        "--model",
+        model_path("tiny-base"),
+    ]
+    command += [
+        "--served-model-name",
+        "base",
+        *alone,
+        "--host",
+        "127.0.0.1",
+        "--port",
+        str(port),
+    ]
     environment = os.environ | _THREADS | {"VLLM_CPU_KVCACHE_SPACE": "1"}
     with (
         tempfile.NamedTemporaryFile() as log,
-        subprocess.Popen(command, env=environment, stdout=log, stderr=subprocess.STDOUT) as server,
+        subprocess.Popen(
+            command, env=environment, stdout=log, stderr=subprocess.STDOUT
+        ) as server,
     ):
         try:
             theirs = f"http://127.0.0.1:{port}/v1"
@@ -200,7 +267,9 @@ def _requests_a_second(family: Store, base_url: str) -> list[float]:
             for url in (base_url, theirs):
                 _lm_eval(family, url)  # warm
             for _ in range(3):
-                ratios.append(round(_lm_eval(family, theirs) / _lm_eval(family, base_url), 4))
+                ratios.append(
+                    round(_lm_eval(family, theirs) / _lm_eval(family, base_url), 4)
+                )
         finally:
             server.terminate()
     return ratios
@@ -223,7 +292,9 @@ def _lm_eval(family: Store, base_url: str) -> float:
     from lm_eval.tasks import TaskManager
 
     settings = harness._settings(load_recipe("tiny").evaluate.harness, family)
-    arguments = harness._model_arguments(settings, "base", Endpoint.at(base_url, family))
+    arguments = harness._model_arguments(
+        settings, "base", Endpoint.at(base_url, family)
+    )
     model = LocalCompletionsAPI(**arguments, batch_size=harness._PROMPTS_PER_REQUEST)
     took, score = [], model.loglikelihood
 
@@ -235,9 +306,17 @@ def _lm_eval(family: Store, base_url: str) -> float:
 
     model.loglikelihood = timed
     manager = TaskManager(include_path=settings["include_path"])
-    simple_evaluate(model=model, tasks=["tiny_choice"], task_manager=manager, log_samples=False, bootstrap_iters=0)
+    simple_evaluate(
+        model=model,
+        tasks=["tiny_choice"],
+        task_manager=manager,
+        log_samples=False,
+        bootstrap_iters=0,
+    )
     return sum(took)
 
 
 if __name__ == "__main__":
-    print(json.dumps({"start": _start, "generate": _generate}[sys.argv[1]](*sys.argv[2:])))
+    print(
+        json.dumps({"start": _start, "generate": _generate}[sys.argv[1]](*sys.argv[2:]))
+    )

@@ -10,7 +10,9 @@ from bezoar_ray.tiny import World
 TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 
 
-def write_family(store: Store, world: World, ranks: dict[str, int], std: float = 0.3) -> None:
+def write_family(
+    store: Store, world: World, ranks: dict[str, int], std: float = 0.3
+) -> None:
     """Write `checkpoints/base` and one checkpoint for each name, as training leaves them: rank by name.
 
     `std` is that of the adapters' second matrices: how far they are from base.
@@ -26,14 +28,22 @@ def write_family(store: Store, world: World, ranks: dict[str, int], std: float =
         base = AutoModelForCausalLM.from_pretrained(world.base, dtype=torch.float32)
         _write_adapter(base, rank, std, store.path(f"checkpoints/{name}/joined"))
     for name in ("base", *ranks):
-        store.replace_json(f"checkpoints/{name}/lineage.json", {"name": name, "fingerprint": f"weights-of-{name}"})
+        store.replace_json(
+            f"checkpoints/{name}/lineage.json",
+            {"name": name, "fingerprint": f"weights-of-{name}"},
+        )
 
 
 def _write_adapter(base: Any, rank: int, std: float, folder: Path) -> None:
     import torch
     from peft import LoraConfig, get_peft_model
 
-    model = get_peft_model(base, LoraConfig(r=rank, lora_alpha=rank, target_modules=TARGETS, task_type="CAUSAL_LM"))
+    model = get_peft_model(
+        base,
+        LoraConfig(
+            r=rank, lora_alpha=rank, target_modules=TARGETS, task_type="CAUSAL_LM"
+        ),
+    )
     for name, weight in model.named_parameters():
         if "lora_B" in name:
             torch.nn.init.normal_(weight, std=std)

@@ -75,7 +75,10 @@ def prompts() -> list[str]:
     """Orca's queries as the tiny teacher gets them."""
     from bezoar_ray import sources
 
-    seeds = [seed.instruction for seed in sources.read(load_recipe("tiny").seeds.flan, "flan").rows]
+    seeds = [
+        seed.instruction
+        for seed in sources.read(load_recipe("tiny").seeds.flan, "flan").rows
+    ]
     return [f"{seeds[n % len(seeds)]}{' ' * (n // len(seeds))}" for n in range(PROMPTS)]
 
 
@@ -92,19 +95,29 @@ def ours(load: Load) -> list[Answered]:
     ).model_copy(update={"engine": load.engine})  # dummy weights are no recipe's
     asked = zip(load.prompts, load.longest, strict=True)
     with tempfile.TemporaryDirectory() as folder:
-        items = spool((json.dumps(pair).encode() for pair in asked), Path(folder) / "items.arrow")
+        items = spool(
+            (json.dumps(pair).encode() for pair in asked), Path(folder) / "items.arrow"
+        )
         ask = partial(_ask, load.temperature, load.top_p)
-        rows = stream_rows([(items, ModelStage(ask, teacher, "teacher"))], [], RunContext(folder, "s"))
+        rows = stream_rows(
+            [(items, ModelStage(ask, teacher, "teacher"))], [], RunContext(folder, "s")
+        )
         return [Answered(**json.loads(row)) for row in rows]
 
 
-async def _ask(temperature: float, top_p: float, item: bytes, talker: Any) -> AsyncIterator[bytes]:
+async def _ask(
+    temperature: float, top_p: float, item: bytes, talker: Any
+) -> AsyncIterator[bytes]:
     prompt, longest = json.loads(item)
     began = time.monotonic()
     reply = await talker.for_row(item.decode())(
-        [{"role": "user", "content": prompt}], step="answer", sampling=Sampling(temperature, top_p, longest)
+        [{"role": "user", "content": prompt}],
+        step="answer",
+        sampling=Sampling(temperature, top_p, longest),
     )
-    yield json.dumps(asdict(Answered(began, time.monotonic(), reply.tokens_out))).encode()
+    yield json.dumps(
+        asdict(Answered(began, time.monotonic(), reply.tokens_out))
+    ).encode()
 
 
 def whole(calls: list[Answered]) -> float:
@@ -143,15 +156,31 @@ def _measure(load: Load) -> float:
     from bezoar_ray.llm.engine import on_this_machine
 
     arguments = on_this_machine(load.engine, load.num_gpus)
-    engine = LLM(model=model_path(load.model), dtype=load.dtype, disable_log_stats=True, **arguments)
-    render = partial(engine.get_tokenizer().apply_chat_template, add_generation_prompt=True, tokenize=False)
-    sampling = [SamplingParams(temperature=load.temperature, top_p=load.top_p, max_tokens=n) for n in load.longest]
-    others = [prompt[::-1] for prompt in load.prompts[:64]]  # the prompts themselves would be in the prefix cache
+    engine = LLM(
+        model=model_path(load.model),
+        dtype=load.dtype,
+        disable_log_stats=True,
+        **arguments,
+    )
+    render = partial(
+        engine.get_tokenizer().apply_chat_template,
+        add_generation_prompt=True,
+        tokenize=False,
+    )
+    sampling = [
+        SamplingParams(temperature=load.temperature, top_p=load.top_p, max_tokens=n)
+        for n in load.longest
+    ]
+    others = [
+        prompt[::-1] for prompt in load.prompts[:64]
+    ]  # the prompts themselves would be in the prefix cache
     engine.generate(others, sampling[:64], use_tqdm=False)
     began = time.monotonic()
     asked = [render([{"role": "user", "content": prompt}]) for prompt in load.prompts]
     answers = engine.generate(asked, sampling, use_tqdm=False)
-    return sum(len(answer.outputs[0].token_ids) for answer in answers) / (time.monotonic() - began)
+    return sum(len(answer.outputs[0].token_ids) for answer in answers) / (
+        time.monotonic() - began
+    )
 
 
 if __name__ == "__main__":

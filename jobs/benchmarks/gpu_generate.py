@@ -53,28 +53,47 @@ SHOWN = 8
 
 def main() -> None:
     """Measure ours, then vLLM's."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--tiny", action="store_true", help="a small shape on a CPU")
     tiny = parser.parse_args().tiny
     with tempfile.TemporaryDirectory() as folder:
-        load = load_of(write_model(Path(folder, "model"), TINY if tiny else SHAPE), tiny)
+        load = load_of(
+            write_model(Path(folder, "model"), TINY if tiny else SHAPE), tiny
+        )
         profile = Path(folder, "profile.json")
         generate._ask = watched(generate._ask, str(profile))
         with ray_session():
             calls = generate.ours(load)
         rate, shares = generate.whole(calls), json.loads(profile.read_text())
-        say(figure="gpu.generate", tokens_per_s=round(rate), calls=len(calls), machine=machine())
+        say(
+            figure="gpu.generate",
+            tokens_per_s=round(rate),
+            calls=len(calls),
+            machine=machine(),
+        )
         say(actor_main_thread=shares)
         other = generate.theirs(load)
-        say(figure="gpu.generate_vs_vllm", value=round(rate / other, 3), vllm_tokens_per_s=round(other))
+        say(
+            figure="gpu.generate_vs_vllm",
+            value=round(rate / other, 3),
+            vllm_tokens_per_s=round(other),
+        )
 
 
 def load_of(model: Path, tiny: bool) -> Load:
     """The prompts and what both engines are told."""
     draw = random.Random(0)
     count, words, least, most = (40, 30, 16, 32) if tiny else (1_200, 300, 128, 384)
-    prompts = tuple(" ".join(f"word{draw.randrange(1_000)}" for _ in range(words)) for _ in range(count))
-    engine: dict[str, Any] = {"load_format": "dummy", "max_model_len": 512 if tiny else 4_096}
+    prompts = tuple(
+        " ".join(f"word{draw.randrange(1_000)}" for _ in range(words))
+        for _ in range(count)
+    )
+    engine: dict[str, Any] = {
+        "load_format": "dummy",
+        "max_model_len": 512 if tiny else 4_096,
+    }
     if not tiny:
         engine["gpu_memory_utilization"] = 0.85
     return Load(
@@ -93,14 +112,34 @@ def write_model(folder: Path, shape: dict[str, Any]) -> Path:
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast, Qwen3Config
 
-    tokens = ["<unk>", "<s>", "</s>", *(f"word{n}" for n in range(min(1_000, shape["vocab_size"] - 3)))]
-    backend = Tokenizer(models.WordLevel({token: n for n, token in enumerate(tokens)}, unk_token="<unk>"))
+    tokens = [
+        "<unk>",
+        "<s>",
+        "</s>",
+        *(f"word{n}" for n in range(min(1_000, shape["vocab_size"] - 3))),
+    ]
+    backend = Tokenizer(
+        models.WordLevel(
+            {token: n for n, token in enumerate(tokens)}, unk_token="<unk>"
+        )
+    )
     backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    special = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>", "pad_token": "</s>"}
+    special = {
+        "bos_token": "<s>",
+        "eos_token": "</s>",
+        "unk_token": "<unk>",
+        "pad_token": "</s>",
+    }
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, **special)
     tokenizer.chat_template = TEMPLATE
     tokenizer.save_pretrained(folder)
-    config = Qwen3Config(max_position_embeddings=4_096, eos_token_id=2, bos_token_id=1, dtype="bfloat16", **shape)
+    config = Qwen3Config(
+        max_position_embeddings=4_096,
+        eos_token_id=2,
+        bos_token_id=1,
+        dtype="bfloat16",
+        **shape,
+    )
     config.architectures = ["Qwen3ForCausalLM"]
     config.save_pretrained(folder)
     return folder
@@ -132,7 +171,9 @@ class _Profile:
         """Begin, where it has not begun."""
         if not cls._path:
             cls._path = path
-            threading.Thread(target=cls._look, args=(threading.get_ident(),), daemon=True).start()
+            threading.Thread(
+                target=cls._look, args=(threading.get_ident(),), daemon=True
+            ).start()
 
     @classmethod
     def keep(cls) -> None:
@@ -141,8 +182,13 @@ class _Profile:
             return
         cls._kept = time.monotonic()
         total = sum(cls._counts.values()) or 1
-        shares = {place: round(count / total, 3) for place, count in cls._counts.most_common(SHOWN)}
-        Path(cls._path).write_text(json.dumps({"busy": round(cls._busy, 3), "found_in": shares}))
+        shares = {
+            place: round(count / total, 3)
+            for place, count in cls._counts.most_common(SHOWN)
+        }
+        Path(cls._path).write_text(
+            json.dumps({"busy": round(cls._busy, 3), "found_in": shares})
+        )
 
     @classmethod
     def _look(cls, thread: int) -> None:
@@ -150,7 +196,9 @@ class _Profile:
         began, worked = time.monotonic(), time.clock_gettime(clock)
         while True:
             time.sleep(LOOK_SECONDS)
-            cls._busy = (time.clock_gettime(clock) - worked) / (time.monotonic() - began)
+            cls._busy = (time.clock_gettime(clock) - worked) / (
+                time.monotonic() - began
+            )
             frame = sys._current_frames().get(thread)
             if frame is not None:
                 module = frame.f_globals.get("__name__", "")

@@ -30,7 +30,12 @@ import pyarrow as pa
 import torch
 from datasets import Dataset
 from peft import LoraConfig, get_peft_model
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast, TrainerCallback
+from transformers import (
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedTokenizerFast,
+    TrainerCallback,
+)
 from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer
 
 from bezoar_ray.recipe import Recipe, load_recipe
@@ -94,21 +99,59 @@ class Case:
         return self.way.startswith("trl")
 
 
-PASSES_OF_1K = {"micro_tokens": 1_024, "compile": False, "gradient_checkpointing": False}
-PASSES_OF_4K = {"micro_tokens": 4_096, "compile": False, "gradient_checkpointing": False}
-PASSES_OF_16K = {"micro_tokens": 16_384, "compile": False, "gradient_checkpointing": True}
+PASSES_OF_1K = {
+    "micro_tokens": 1_024,
+    "compile": False,
+    "gradient_checkpointing": False,
+}
+PASSES_OF_4K = {
+    "micro_tokens": 4_096,
+    "compile": False,
+    "gradient_checkpointing": False,
+}
+PASSES_OF_16K = {
+    "micro_tokens": 16_384,
+    "compile": False,
+    "gradient_checkpointing": True,
+}
 COMPILED_16K = {"micro_tokens": 16_384, "compile": True, "gradient_checkpointing": True}
-AUTO = {"compile": True}  # what the recipes have, where stages are long enough to compile
+AUTO = {
+    "compile": True
+}  # what the recipes have, where stages are long enough to compile
 CASES = (  # the most telling ones first
     Case("3.4B", "sft", "trl, padded", 16, 8),
     Case("3.4B", "sft", "ours", 16, 30, "gpu.sft_3b", AUTO),
-    Case("3.4B", "sft", "ours, passes of 16k, recomputed", 64, 12, "gpu.sft_3b_long", COMPILED_16K),
+    Case(
+        "3.4B",
+        "sft",
+        "ours, passes of 16k, recomputed",
+        64,
+        12,
+        "gpu.sft_3b_long",
+        COMPILED_16K,
+    ),
     Case("3.4B", "dpo", "trl, padded", 8, 8),
-    Case("3.4B", "dpo", "ours", 16, 15, "gpu.dpo_3b", AUTO | {"precompute_reference": False}),
+    Case(
+        "3.4B",
+        "dpo",
+        "ours",
+        16,
+        15,
+        "gpu.dpo_3b",
+        AUTO | {"precompute_reference": False},
+    ),
     Case("8B", "sft", "ours", 32, 12, "gpu.sft_8b", AUTO),
     Case("3.4B", "sft", "ours, passes of 4k", 16, 15, "", PASSES_OF_4K),
     Case("3.4B", "sft", "ours, passes of 1k", 16, 8, "", PASSES_OF_1K),
-    Case("3.4B", "sft", "ours, passes of 16k, recomputed, not compiled", 64, 8, "", PASSES_OF_16K),
+    Case(
+        "3.4B",
+        "sft",
+        "ours, passes of 16k, recomputed, not compiled",
+        64,
+        8,
+        "",
+        PASSES_OF_16K,
+    ),
     Case("8B", "dpo", "ours", 16, 8, "", AUTO | {"precompute_reference": False}),
     Case("8B", "sft", "trl, padded", 16, 8),
 )
@@ -116,15 +159,27 @@ TINY = (
     Case("tiny", "sft", "trl, padded", 4, 6),
     Case("tiny", "sft", "ours", 4, 6, "gpu.sft_tiny", {"micro_tokens": "auto"}),
     Case("tiny", "dpo", "trl, padded", 4, 6),
-    Case("tiny", "dpo", "ours", 4, 6, "gpu.dpo_tiny", {"micro_tokens": 512, "precompute_reference": False}),
+    Case(
+        "tiny",
+        "dpo",
+        "ours",
+        4,
+        6,
+        "gpu.dpo_tiny",
+        {"micro_tokens": 512, "precompute_reference": False},
+    ),
 )
 
 
 def main() -> None:
     """Measure every case, and compare with plain TRL at the end."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--tiny", action="store_true", help="small shapes on a CPU")
-    parser.add_argument("--seconds", type=float, default=360.0, help="end about then (default: 360)")
+    parser.add_argument(
+        "--seconds", type=float, default=360.0, help="end about then (default: 360)"
+    )
     options = parser.parse_args()
     ends, longest = time.monotonic() + options.seconds, 0.0
     peak = measured_peak() if torch.cuda.is_available() else None
@@ -136,7 +191,12 @@ def main() -> None:
         for case in TINY if options.tiny else CASES:
             began = time.monotonic()
             if began + longest > ends:
-                say(shape=case.shape, method=case.method, way=case.way, skipped="no time was left")
+                say(
+                    shape=case.shape,
+                    method=case.method,
+                    way=case.way,
+                    skipped="no time was left",
+                )
                 continue
             line = bench.measured(case)
             longest = max(longest, time.monotonic() - began)
@@ -144,11 +204,15 @@ def main() -> None:
             if "error" in line:
                 failed = True
             else:
-                speeds.setdefault((case.shape, case.method, case.plain), line["tokens_per_s"])
+                speeds.setdefault(
+                    (case.shape, case.method, case.plain), line["tokens_per_s"]
+                )
     for (shape, method, plain), speed in speeds.items():
         if not plain and (other := speeds.get((shape, method, True))):
             figure = "gpu.vs_trl" if method == "sft" else f"gpu.vs_trl_{method}"
-            say(figure=figure, shape=shape, value=round(speed / other, 2))  # the bar is 3.4 B's
+            say(
+                figure=figure, shape=shape, value=round(speed / other, 2)
+            )  # the bar is 3.4 B's
     sys.exit(int(failed))
 
 
@@ -173,14 +237,23 @@ class Bench:
         except Exception as error:  # a case that fails must not take the others' time
             details = {"error": f"{type(error).__name__}: {str(error)[:300]}"}
         line = {"figure": case.figure} if case.figure else {}
-        line |= {"shape": case.shape, "method": case.method, "way": case.way, "batch": case.batch}
+        line |= {
+            "shape": case.shape,
+            "method": case.method,
+            "way": case.way,
+            "batch": case.batch,
+        }
         speed = clock.tokens_per_s()
         line |= {"tokens_per_s": round(speed), **details, "machine": machine()}
         if torch.cuda.is_available():
             line["memory_gib"] = round(torch.cuda.max_memory_allocated() / 2**30, 1)
         if self._peak:
-            operations = 6 if case.method == "sft" else 8  # the reference has a forward pass
-            line["of_product"] = round(operations * self._weights[case.shape] * speed / self._peak, 3)
+            operations = (
+                6 if case.method == "sft" else 8
+            )  # the reference has a forward pass
+            line["of_product"] = round(
+                operations * self._weights[case.shape] * speed / self._peak, 3
+            )
         return line
 
     def _model(self, shape: str) -> Path:
@@ -191,18 +264,28 @@ class Bench:
         return folder
 
 
-def ours(run: Path, model: Path, case: Case, rows: list[dict[str, Any]], clock: "Clock") -> dict[str, Any]:
+def ours(
+    run: Path, model: Path, case: Case, rows: list[dict[str, Any]], clock: "Clock"
+) -> dict[str, Any]:
     """Train by the stage's own loop, in this process, with a clock beside its callbacks."""
     shutil.rmtree(run, ignore_errors=True)
     store = Store(run)
     recipe = recipe_for(model, case)
-    job = Job(str(run), recipe, case.method, "benchmark", (prepared(store, case, rows),))
+    job = Job(
+        str(run), recipe, case.method, "benchmark", (prepared(store, case, rows),)
+    )
     tokenizer = load_tokenizer(recipe)
     if case.method == "sft":
-        adapt: Callable[..., Any] = partial(model_loading.with_new_adapter, lora=recipe.sft.lora, seed=0)
+        adapt: Callable[..., Any] = partial(
+            model_loading.with_new_adapter, lora=recipe.sft.lora, seed=0
+        )
         build = trainers.supervised(tokenizer, recipe.sft)
     else:
-        adapt = partial(model_loading.with_adapter, folder=hh_sft_adapter(store, job, model), trainable=True)
+        adapt = partial(
+            model_loading.with_adapter,
+            folder=hh_sft_adapter(store, job, model),
+            trainable=True,
+        )
         build = trainers.preference(tokenizer, recipe.align)
 
     def timed(*args: Any) -> Any:
@@ -222,15 +305,26 @@ def trained_here(job: Job, body: Callable[[], Any]) -> Any:
     results: list[Any] = []
     here = ScalingConfig(num_workers=0)
     config = RunConfig(name=job.name, storage_path=str(job.store.path(job.folder)))
-    TorchTrainer(lambda: results.append(body()), scaling_config=here, run_config=config).fit()
+    TorchTrainer(
+        lambda: results.append(body()), scaling_config=here, run_config=config
+    ).fit()
     return results[0]
 
 
 def recipe_for(model: Path, case: Case) -> Recipe:
     """The stage's recipe: QLoRA of rank 16 on all linear layers, as many rows in a step as the case has."""
     lora = {"r": 16, "alpha": 16, "dropout": 0.05, "targets": TARGETS}
-    section = {"learning_rate": 1e-5, "batch": case.batch, "epochs": 1, "gpus_per_worker": float(on_gpu())}
-    section |= {"checkpoint_every": 10_000, "workers": 1, "max_length": 2_048} | case.settings
+    section = {
+        "learning_rate": 1e-5,
+        "batch": case.batch,
+        "epochs": 1,
+        "gpus_per_worker": float(on_gpu()),
+    }
+    section |= {
+        "checkpoint_every": 10_000,
+        "workers": 1,
+        "max_length": 2_048,
+    } | case.settings
     name = "sft" if case.method == "sft" else "align"
     sets = {
         "name": "benchmark",
@@ -241,7 +335,9 @@ def recipe_for(model: Path, case: Case) -> Recipe:
         **{f"{name}.{key}": value for key, value in section.items()},
         f"{name}.micro_batch": None,
     }
-    return load_recipe("tiny", [f"{path}={json.dumps(value)}" for path, value in sets.items()])
+    return load_recipe(
+        "tiny", [f"{path}={json.dumps(value)}" for path, value in sets.items()]
+    )
 
 
 def prepared(store: Store, case: Case, rows: list[dict[str, Any]]) -> TokenizedDataset:
@@ -254,21 +350,30 @@ def prepared(store: Store, case: Case, rows: list[dict[str, Any]]) -> TokenizedD
     sequences = 1 if case.method == "sft" else 2
     lengths = [row_tokens(row) for row in rows]
     longest = max(lengths) // sequences  # both sides of a pair are equally long
-    return TokenizedDataset("rows", file, len(rows), sum(lengths), longest, longest, sequences, {})
+    return TokenizedDataset(
+        "rows", file, len(rows), sum(lengths), longest, longest, sequences, {}
+    )
 
 
 def hh_sft_adapter(store: Store, job: Job, model: Path) -> str:
     """What dpo starts from: merged sft, and hh-sft's adapter on it."""
-    sft, adapter = store.path("checkpoints/sft/merged"), store.path("checkpoints/hh-sft/adapter")
+    sft, adapter = (
+        store.path("checkpoints/sft/merged"),
+        store.path("checkpoints/hh-sft/adapter"),
+    )
     shutil.copytree(model, sft, copy_function=os.link)
-    made = model_loading.with_new_adapter(model_loading.for_training(job), job.recipe.hh_sft.lora, 0)
+    made = model_loading.with_new_adapter(
+        model_loading.for_training(job), job.recipe.hh_sft.lora, 0
+    )
     made.save_pretrained(str(adapter))
     del made
     free_memory()
     return str(adapter)
 
 
-def plain_trl(model: Path, case: Case, rows: list[dict[str, Any]], clock: "Clock") -> dict[str, Any]:
+def plain_trl(
+    model: Path, case: Case, rows: list[dict[str, Any]], clock: "Clock"
+) -> dict[str, Any]:
     """The same by TRL's own trainer: rows padded, four (pairs) in a pass, activations recomputed."""
     settings = {
         "output_dir": tempfile.mkdtemp(),
@@ -287,17 +392,40 @@ def plain_trl(model: Path, case: Case, rows: list[dict[str, Any]], clock: "Clock
     }
     four_bit = model_loading.nf4("bfloat16")
     base = load_recipe("tiny", [f"base.model={model}"]).base
-    loaded = model_loading.load(base, quantization_config=four_bit, device_map={"": 0 if on_gpu() else "cpu"})
+    loaded = model_loading.load(
+        base, quantization_config=four_bit, device_map={"": 0 if on_gpu() else "cpu"}
+    )
     model_loading._keep_backward(loaded)
-    lora = LoraConfig(r=16, lora_alpha=16, lora_dropout=0.05, target_modules=TARGETS, task_type="CAUSAL_LM")
+    lora = LoraConfig(
+        r=16,
+        lora_alpha=16,
+        lora_dropout=0.05,
+        target_modules=TARGETS,
+        task_type="CAUSAL_LM",
+    )
     adapted = get_peft_model(loaded, lora)
-    data, tokenizer = Dataset.from_list(rows), PreTrainedTokenizerFast.from_pretrained(model)
+    data, tokenizer = (
+        Dataset.from_list(rows),
+        PreTrainedTokenizerFast.from_pretrained(model),
+    )
     if case.method == "sft":
         config = SFTConfig(dataset_kwargs={"skip_prepare_dataset": True}, **settings)
-        trainer = SFTTrainer(adapted, config, train_dataset=data, processing_class=tokenizer, callbacks=[clock])
+        trainer = SFTTrainer(
+            adapted,
+            config,
+            train_dataset=data,
+            processing_class=tokenizer,
+            callbacks=[clock],
+        )
     else:
         config = DPOConfig(precompute_ref_log_probs=False, **settings)
-        trainer = OnTokens(adapted, args=config, train_dataset=data, processing_class=tokenizer, callbacks=[clock])
+        trainer = OnTokens(
+            adapted,
+            args=config,
+            train_dataset=data,
+            processing_class=tokenizer,
+            callbacks=[clock],
+        )
     trainer.train()
     return {}
 
@@ -318,7 +446,9 @@ class Clock(TrainerCallback):
         self._count: Any = 0
         self._steps: list[tuple[float, int]] = []
 
-    def on_train_begin(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:
+    def on_train_begin(
+        self, args: Any, state: Any, control: Any, model: Any = None, **_: Any
+    ) -> None:
         """Have the embeddings count what enters them; no row holds the padding token."""
         embeddings = model.get_input_embeddings()
 
@@ -348,7 +478,13 @@ def random_rows(case: Case, longest: int) -> list[dict[str, Any]]:
         length = min(longest, max(16, int(longest / 8 * draw.lognormvariate(0, 0.8))))
         ids, half = [draw.randrange(3, 500) for _ in range(length)], length // 2
         if case.method == "sft":
-            rows.append({"id": f"{number:06}", "input_ids": ids, "labels": [-100] * half + ids[half:]})
+            rows.append(
+                {
+                    "id": f"{number:06}",
+                    "input_ids": ids,
+                    "labels": [-100] * half + ids[half:],
+                }
+            )
         else:
             sides = {"chosen_ids": ids[half:], "rejected_ids": ids[half:][::-1]}
             rows.append({"id": f"{number:06}", "prompt_ids": ids[:half], **sides})
@@ -359,7 +495,9 @@ def row_tokens(row: dict[str, Any]) -> int:
     """Tokens of a row that go through the model, both sides of a pair."""
     if "input_ids" in row:
         return len(row["input_ids"])
-    return 2 * len(row["prompt_ids"]) + len(row["chosen_ids"]) + len(row["rejected_ids"])
+    return (
+        2 * len(row["prompt_ids"]) + len(row["chosen_ids"]) + len(row["rejected_ids"])
+    )
 
 
 def write_model(shape: str, folder: Path, longest: int) -> int:
@@ -370,11 +508,17 @@ def write_model(shape: str, folder: Path, longest: int) -> int:
     torch.manual_seed(0)
     torch.set_default_dtype(torch.bfloat16)
     with torch.device("cuda" if on_gpu() else "cpu"):
-        model = LlamaForCausalLM(LlamaConfig(max_position_embeddings=longest, pad_token_id=PAD, **SHAPES[shape]))
+        model = LlamaForCausalLM(
+            LlamaConfig(
+                max_position_embeddings=longest, pad_token_id=PAD, **SHAPES[shape]
+            )
+        )
     torch.set_default_dtype(torch.float32)
     model.save_pretrained(folder)
     letters = ["<s>", "</s>", "<pad>", *sorted(pre_tokenizers.ByteLevel.alphabet())]
-    backend = Tokenizer(kinds.BPE({letter: n for n, letter in enumerate(letters)}, merges=[]))
+    backend = Tokenizer(
+        kinds.BPE({letter: n for n, letter in enumerate(letters)}, merges=[])
+    )
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     backend.decoder = decoders.ByteLevel()
     tokens = {"bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>"}

@@ -21,13 +21,22 @@ REQUESTS, SLOTS, LATENCY = 10_000, 64, 0.1
 BOUND = REQUESTS / SLOTS * LATENCY
 PEERS = {
     "curator": ("bespokelabs-curator==0.1.31",),
-    "datatrove": ("datatrove==0.10.1", "aiosqlite", "aiofiles", "xxhash", "orjson", "httpx"),
+    "datatrove": (
+        "datatrove==0.10.1",
+        "aiosqlite",
+        "aiofiles",
+        "xxhash",
+        "orjson",
+        "httpx",
+    ),
 }
 
 
 async def ask(item, talker):
     """One row of one call."""
-    reply = await talker.for_row(item.decode())([{"role": "user", "content": f"Is {item.decode()} odd?"}], step="judge")
+    reply = await talker.for_row(item.decode())(
+        [{"role": "user", "content": f"Is {item.decode()} odd?"}], step="judge"
+    )
     yield reply.text.encode()
 
 
@@ -35,12 +44,16 @@ def figures() -> Iterator[tuple[str, list[float]]]:
     """The bound over each one's time, in turn: from the first request, so without imports and starts of any, to the
     moment at which all answers are there and on disk."""
     pythons = {name: _environment(packages) for name, packages in PEERS.items()}
-    shares: dict[str, list[float]] = {name: [] for name in ("judge.share", *(f"judge.share_{name}" for name in PEERS))}
+    shares: dict[str, list[float]] = {
+        name: [] for name in ("judge.share", *(f"judge.share_{name}" for name in PEERS))
+    }
     with ray_session():
         for _ in range(3):
             shares["judge.share"].append(_share(_ours))
             for name, python in pythons.items():
-                shares[f"judge.share_{name}"].append(_share(partial(_theirs, name, python)))
+                shares[f"judge.share_{name}"].append(
+                    _share(partial(_theirs, name, python))
+                )
     yield from shares.items()
 
 
@@ -56,8 +69,13 @@ def _environment(packages: tuple[str, ...]) -> str:
     python = folder / "bin" / "python"
     if not (folder / "ready").exists():
         uv = [sys.executable, "-m", "uv"]
-        subprocess.run([*uv, "venv", "-q", "--clear", "--python", sys.executable, folder], check=True)
-        subprocess.run([*uv, "pip", "install", "-q", "--python", python, *packages], check=True)
+        subprocess.run(
+            [*uv, "venv", "-q", "--clear", "--python", sys.executable, folder],
+            check=True,
+        )
+        subprocess.run(
+            [*uv, "pip", "install", "-q", "--python", python, *packages], check=True
+        )
         (folder / "ready").touch()
     return str(python)
 
@@ -65,8 +83,14 @@ def _environment(packages: tuple[str, ...]) -> str:
 def _theirs(name: str, python: str, url: str) -> float:
     """When a peer was done."""
     script = Path(__file__).parent / "peers" / f"{name}.py"
-    done = subprocess.run([python, script, url, str(REQUESTS), str(SLOTS)], stdin=subprocess.DEVNULL,
-                          stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, check=True)  # fmt: skip
+    done = subprocess.run(
+        [python, script, url, str(REQUESTS), str(SLOTS)],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+        check=True,
+    )
     return float(done.stdout.splitlines()[-1])
 
 
@@ -74,8 +98,15 @@ def _ours(url: str) -> float:
     """When we were done."""
     part = ModelSection(model="m", base_url=url, max_in_flight=SLOTS)
     with tempfile.TemporaryDirectory() as folder:
-        items = spool((str(n).encode() for n in range(REQUESTS)), Path(folder) / "items.arrow")
-        rows = sum(1 for _ in stream_rows([(items, ModelStage(ask, part, "judge"))], [], RunContext(folder, "s")))
+        items = spool(
+            (str(n).encode() for n in range(REQUESTS)), Path(folder) / "items.arrow"
+        )
+        rows = sum(
+            1
+            for _ in stream_rows(
+                [(items, ModelStage(ask, part, "judge"))], [], RunContext(folder, "s")
+            )
+        )
         over = time.monotonic()
     assert rows == REQUESTS
     return over

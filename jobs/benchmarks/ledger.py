@@ -19,7 +19,12 @@ def figures() -> Iterator[tuple[str, list[float]]]:
 
 
 async def _rate() -> float:
-    keys = iter([hashlib.sha256(str(n).encode()).hexdigest()[:32] for n in range(OPERATIONS // 2)])
+    keys = iter(
+        [
+            hashlib.sha256(str(n).encode()).hexdigest()[:32]
+            for n in range(OPERATIONS // 2)
+        ]
+    )
     with tempfile.TemporaryDirectory() as folder:
         ledger = Ledger(folder, "judge", "s")
 

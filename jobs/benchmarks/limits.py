@@ -29,12 +29,19 @@ def figures() -> Iterator[tuple[str, list[float]]]:
 async def _use(url: str) -> None:
     end = time.monotonic() + SECONDS
     with tempfile.TemporaryDirectory() as folder:
-        talker = open_client(ModelSection(model="m", base_url=url, max_in_flight=SLOTS), folder, "judge", "s")
+        talker = open_client(
+            ModelSection(model="m", base_url=url, max_in_flight=SLOTS),
+            folder,
+            "judge",
+            "s",
+        )
         rows = iter(range(10**9))
 
         async def worker() -> None:
             while time.monotonic() < end:
-                await talker.for_row(str(next(rows)))([{"role": "user", "content": "odd?"}], step="judge")
+                await talker.for_row(str(next(rows)))(
+                    [{"role": "user", "content": "odd?"}], step="judge"
+                )
 
         await asyncio.gather(*(worker() for _ in range(SLOTS)))
         await talker.close()

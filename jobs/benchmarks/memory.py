@@ -57,19 +57,33 @@ def _work(url: str, rows: int) -> None:
         flan = Path(folder, "flan.jsonl")
         with open(flan, "w") as file:
             for number in range(rows):
-                row = {"inputs": f"Query {number}: what comes after {number * 7}?", "targets": "x"}
-                row |= {"task_source": "CoT", "task_name": f"t{number % 100}", "template_type": "zs_noopt"}
+                row = {
+                    "inputs": f"Query {number}: what comes after {number * 7}?",
+                    "targets": "x",
+                }
+                row |= {
+                    "task_source": "CoT",
+                    "task_name": f"t{number % 100}",
+                    "template_type": "zs_noopt",
+                }
                 file.write(json.dumps(row) + "\n")
         seeds = load_recipe("tiny").seeds.model_dump(mode="json")
         orca = context(
             str(Path(folder, "run")),
             generate={"lamini": None, "evol_instruct": None, "orca": {"rows": rows}},
-            seeds=seeds | {"dolly": [], "flan": [{"source": str(flan), "license": "CC0"}]},
+            seeds=seeds
+            | {"dolly": [], "flan": [{"source": str(flan), "license": "CC0"}]},
             teachers=[{"model": "t", "base_url": url, "max_in_flight": 64}],
             judges=[{"model": "j", "base_url": url, "max_in_flight": 64}],
         )
         outcomes = dict(run(orca))
-        assert sum(counts["accepted"] for counts in outcomes["filter"].summary["data"].values()) > 0.9 * rows
+        assert (
+            sum(
+                counts["accepted"]
+                for counts in outcomes["filter"].summary["data"].values()
+            )
+            > 0.9 * rows
+        )
 
 
 if __name__ == "__main__":

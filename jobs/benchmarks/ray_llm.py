@@ -32,10 +32,22 @@ def figures() -> Iterator[tuple[str, list[float]]]:
     import ray
 
     defaults = on_this_machine({})  # sets the environment that Ray's workers inherit
-    ray.init(address="local", num_cpus=CPUS, include_dashboard=False, log_to_driver=False, object_store_memory=2**29)
+    ray.init(
+        address="local",
+        num_cpus=CPUS,
+        include_dashboard=False,
+        log_to_driver=False,
+        object_store_memory=2**29,
+    )
     ray.data.DataContext.get_current().enable_progress_bars = False
-    yield "generate.vs_ray_llm_steady", [round(_our_rate() / _their_rate(defaults), 4) for _ in range(3)]
-    yield "generate.vs_ray_llm", [round(_their_chain(defaults) / _our_chain(), 4) for _ in range(3)]
+    yield (
+        "generate.vs_ray_llm_steady",
+        [round(_our_rate() / _their_rate(defaults), 4) for _ in range(3)],
+    )
+    yield (
+        "generate.vs_ray_llm",
+        [round(_their_chain(defaults) / _our_chain(), 4) for _ in range(3)],
+    )
     ray.shutdown()
 
 
@@ -52,26 +64,57 @@ def _their_rate(defaults: dict[str, Any]) -> float:
         return {"at": time.monotonic(), "tokens": row["num_generated_tokens"]}
 
     sampling = {"temperature": 1.0, "top_p": 0.95, "max_tokens": 128}
-    rows = _passed([{"prompt": prompt} for prompt in generate.prompts()], defaults, ask, keep, sampling)
+    rows = _passed(
+        [{"prompt": prompt} for prompt in generate.prompts()],
+        defaults,
+        ask,
+        keep,
+        sampling,
+    )
     return generate.steady([(row["at"], row["tokens"]) for row in rows])
 
 
 def _their_chain(defaults: dict[str, Any]) -> float:
     """A pass for each call of an epoch: all rows wait for the slowest of them, and a new engine."""
     recipe = load_recipe("tiny")
-    sampling = {"temperature": 1.0, "top_p": 0.95, "max_tokens": recipe.teachers[0].max_tokens}
+    sampling = {
+        "temperature": 1.0,
+        "top_p": 0.95,
+        "max_tokens": recipe.teachers[0].max_tokens,
+    }
     operations = list(recipe.generate.evol_instruct.operations)
-    seeds = [seed.task for seed in sources.read(recipe.seeds.dolly, "dolly").rows][:SEEDS]
+    seeds = [seed.task for seed in sources.read(recipe.seeds.dolly, "dolly").rows][
+        :SEEDS
+    ]
     rng, rows = random.Random(0), [{"parent": seed} for seed in seeds]
     began = time.monotonic()
     for _ in range(EPOCHS):
         rows = [row | {"operation": rng.choice(operations)} for row in rows]
-        rows = _passed(rows, defaults, lambda row: evolve(row["operation"], row["parent"]), _kept("child"), sampling)
+        rows = _passed(
+            rows,
+            defaults,
+            lambda row: evolve(row["operation"], row["parent"]),
+            _kept("child"),
+            sampling,
+        )
         compared = [row for row in rows if not spoilt_instruction(row["child"])]
-        compared = _passed(compared, defaults, lambda row: adds_nothing(row["parent"], row["child"]), _kept("equal"),
-                           {"temperature": 0.0, "max_tokens": 16})  # fmt: skip
-        better = [row for row in compared if not row["equal"].lower().startswith("equal")]
-        _passed(better, defaults, lambda row: evolved_answer(row["child"]), _kept("answer"), sampling)
+        compared = _passed(
+            compared,
+            defaults,
+            lambda row: adds_nothing(row["parent"], row["child"]),
+            _kept("equal"),
+            {"temperature": 0.0, "max_tokens": 16},
+        )
+        better = [
+            row for row in compared if not row["equal"].lower().startswith("equal")
+        ]
+        _passed(
+            better,
+            defaults,
+            lambda row: evolved_answer(row["child"]),
+            _kept("answer"),
+            sampling,
+        )
         evolved = {row["parent"]: row["child"] for row in better}
         rows = [{"parent": evolved.get(row["parent"], row["parent"])} for row in rows]
     return time.monotonic() - began
@@ -79,7 +122,9 @@ def _their_chain(defaults: dict[str, Any]) -> float:
 
 def _kept(name: str) -> Callable[[dict[str, Any]], dict[str, Any]]:
     def keep(row: dict[str, Any]) -> dict[str, Any]:
-        return {key: row[key] for key in ("parent", "operation", "child") if key in row} | {name: row["generated_text"]}
+        return {
+            key: row[key] for key in ("parent", "operation", "child") if key in row
+        } | {name: row["generated_text"]}
 
     return keep
 
@@ -97,7 +142,12 @@ def _passed(
 
     config = vLLMEngineProcessorConfig(
         model_source=model_path("tiny-teacher"),
-        engine_kwargs={"dtype": "float32", "disable_log_stats": True, "max_num_seqs": 256} | defaults,
+        engine_kwargs={
+            "dtype": "float32",
+            "disable_log_stats": True,
+            "max_num_seqs": 256,
+        }
+        | defaults,
         placement_group_config={"bundles": [{"CPU": 1}]},
         batch_size=32,
         log_engine_metrics=False,
@@ -105,7 +155,9 @@ def _passed(
     )
     processor = build_processor(
         config,
-        preprocess=lambda row: row | {"messages": ask(row), "sampling_params": sampling},
+        preprocess=lambda row: (
+            row | {"messages": ask(row), "sampling_params": sampling}
+        ),
         postprocess=keep,
         preprocess_map_kwargs={"num_cpus": 0.5},
         postprocess_map_kwargs={"num_cpus": 0.5},
@@ -116,7 +168,12 @@ def _passed(
 def _our_chain() -> float:
     with tempfile.TemporaryDirectory() as folder:
         run = context(
-            folder, generate={"lamini": None, "orca": None, "evol_instruct": {"seeds": SEEDS, "epochs": EPOCHS}}
+            folder,
+            generate={
+                "lamini": None,
+                "orca": None,
+                "evol_instruct": {"seeds": SEEDS, "epochs": EPOCHS},
+            },
         )
         began = time.monotonic()
         stage.run(run)

@@ -23,9 +23,14 @@ ROWS, REPLICAS, PROCESSES, SECONDS = 1_000_000, 1_000, 4, 0.1
 THIRDS = 3
 LIMIT = Limit("budget_usd", 1e9, ("judge",))
 PART = ModelSection(
-    model="virtual", base_url="http://virtual/v1", max_in_flight=REPLICAS // PROCESSES, max_tokens=512,
-    prices=Prices(input=1.0, output=4.0), requests_per_minute=1e9, tokens_per_minute=1e12,
-)  # fmt: skip
+    model="virtual",
+    base_url="http://virtual/v1",
+    max_in_flight=REPLICAS // PROCESSES,
+    max_tokens=512,
+    prices=Prices(input=1.0, output=4.0),
+    requests_per_minute=1e9,
+    tokens_per_minute=1e12,
+)
 REPLY = Reply("x" * 400, "stop", 300, 100)
 NEED, USED = Cost(800, 0.003), Cost(400, 0.001)
 PERMIT_SECONDS, SLOTS = 20, 64  # as many calls as an actor has under way
@@ -35,7 +40,10 @@ def figures() -> Iterator[tuple[str, list[float]]]:
     """Calls a second in each third of the rows; seconds to open the ledger that they have left; permits a second where
     every replica is a client of the meter by itself, with as many calls under way as an actor has."""
     with tempfile.TemporaryDirectory() as folder, ray_session():
-        yield "scale.calls_per_s", [_calls(folder, ROWS // THIRDS) for _ in range(THIRDS)]
+        yield (
+            "scale.calls_per_s",
+            [_calls(folder, ROWS // THIRDS) for _ in range(THIRDS)],
+        )
         yield "scale.open_s_per_million", [_opening(folder) for _ in range(3)]
         yield "scale.permits_per_s_1000_clients", [_permits(folder) for _ in range(3)]
 
@@ -46,23 +54,36 @@ def _calls(root: str, rows: int) -> float:
     processes = _processes(root)
     ray.get([process.open.remote() for process in processes])
     began = time.monotonic()
-    ray.get([process.call.remote(f"{began}-{n}", rows // PROCESSES) for n, process in enumerate(processes)])
+    ray.get(
+        [
+            process.call.remote(f"{began}-{n}", rows // PROCESSES)
+            for n, process in enumerate(processes)
+        ]
+    )
     return round(rows / (time.monotonic() - began), 1)
 
 
 def _permits(root: str) -> float:
     import ray
 
-    return round(sum(ray.get([process.permit.remote() for process in _processes(root)])) / PERMIT_SECONDS, 1)
+    return round(
+        sum(ray.get([process.permit.remote() for process in _processes(root)]))
+        / PERMIT_SECONDS,
+        1,
+    )
 
 
 def _processes(root: str) -> list[Any]:
     """Four processes and the meter that they share."""
     import ray
 
-    meter = ray.remote(num_cpus=0, max_concurrency=1000, scheduling_strategy=beside_driver())(RunQuotaServer)
+    meter = ray.remote(
+        num_cpus=0, max_concurrency=1000, scheduling_strategy=beside_driver()
+    )(RunQuotaServer)
     meter = meter.remote(root, {"0": quota_limits(PART, "judge", (LIMIT,))}, (LIMIT,))
-    return [ray.remote(num_cpus=0)(Process).remote(root, meter) for _ in range(PROCESSES)]
+    return [
+        ray.remote(num_cpus=0)(Process).remote(root, meter) for _ in range(PROCESSES)
+    ]
 
 
 def _opening(root: str) -> float:
@@ -96,7 +117,12 @@ class Process:
 
     async def open(self) -> None:
         """Open one client for all, with its own segment of the ledger."""
-        self._talker = ModelClient(Virtual(), Ledger(self._root, "judge", "s"), PART, quota_client(self._meter, "0"))
+        self._talker = ModelClient(
+            Virtual(),
+            Ledger(self._root, "judge", "s"),
+            PART,
+            quota_client(self._meter, "0"),
+        )
 
     async def call(self, name: str, rows: int) -> None:
         """Make so many calls, as many at a time as there are replicas."""
@@ -123,5 +149,7 @@ class Process:
                 client.record_usage(NEED, USED)
                 granted += 1
 
-        await asyncio.gather(*(slot(client) for client in clients for _ in range(SLOTS)))
+        await asyncio.gather(
+            *(slot(client) for client in clients for _ in range(SLOTS))
+        )
         return granted

@@ -54,20 +54,30 @@ def app(latency: float, allowance: Allowance | None) -> web.Application:
             began.append(time.monotonic())
         if allowance and (wait := allowance.ask()) is not None:
             refusal = {"error": {"message": "slow down"}}
-            return web.json_response(refusal, status=429, headers={"retry-after": f"{wait:.4f}"})
+            return web.json_response(
+                refusal, status=429, headers={"retry-after": f"{wait:.4f}"}
+            )
         await asyncio.sleep(latency)
         prompt = "".join(message["content"] for message in body["messages"])
         return web.json_response(_completion(_said(prompt, next(numbers))))
 
     async def models(_: web.Request) -> web.Response:
-        return web.json_response({"object": "list", "data": [{"id": "m", "object": "model"}]})
+        return web.json_response(
+            {"object": "list", "data": [{"id": "m", "object": "model"}]}
+        )
 
     async def counts(_: web.Request) -> web.Response:
-        return web.json_response({"began": began[0]} | (vars(allowance) if allowance else {}))
+        return web.json_response(
+            {"began": began[0]} | (vars(allowance) if allowance else {})
+        )
 
     server = web.Application(client_max_size=2**26)
     server.add_routes(
-        [web.post("/v1/chat/completions", chat), web.get("/v1/models", models), web.get("/counts", counts)]
+        [
+            web.post("/v1/chat/completions", chat),
+            web.get("/v1/models", models),
+            web.get("/counts", counts),
+        ]
     )
     return server
 
@@ -80,17 +90,40 @@ def _said(prompt: str, number: int) -> str:
 
 
 def _completion(text: str) -> dict[str, Any]:
-    choice = {"index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": text}}
+    choice = {
+        "index": 0,
+        "finish_reason": "stop",
+        "message": {"role": "assistant", "content": text},
+    }
     usage = {"prompt_tokens": 100, "completion_tokens": 20, "total_tokens": 120}
-    return {"id": "1", "object": "chat.completion", "created": 1, "model": "m", "choices": [choice], "usage": usage}
+    return {
+        "id": "1",
+        "object": "chat.completion",
+        "created": 1,
+        "model": "m",
+        "choices": [choice],
+        "usage": usage,
+    }
 
 
 @contextlib.contextmanager
-def running(latency: float = 0.0, rates: list[float] | None = None, period: float = 5.0) -> Iterator[str]:
+def running(
+    latency: float = 0.0, rates: list[float] | None = None, period: float = 5.0
+) -> Iterator[str]:
     """The server's base_url, while the block runs."""
-    command = [sys.executable, "-m", "jobs.benchmarks.server", "--latency", str(latency), "--period", str(period)]
+    command = [
+        sys.executable,
+        "-m",
+        "jobs.benchmarks.server",
+        "--latency",
+        str(latency),
+        "--period",
+        str(period),
+    ]
     command += ["--rates", ",".join(map(str, rates))] if rates else []
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=Path(__file__).parents[2]) as process:
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, text=True, cwd=Path(__file__).parents[2]
+    ) as process:
         try:
             yield f"http://127.0.0.1:{int(process.stdout.readline())}/v1"
         finally:
@@ -104,8 +137,13 @@ def counts(url: str) -> dict[str, float]:
 
 
 async def _serve(options: argparse.Namespace) -> None:
-    rates = [float(rate) for rate in options.rates.split(",")] if options.rates else None
-    runner = web.AppRunner(app(options.latency, Allowance(rates, options.period) if rates else None), access_log=None)
+    rates = (
+        [float(rate) for rate in options.rates.split(",")] if options.rates else None
+    )
+    runner = web.AppRunner(
+        app(options.latency, Allowance(rates, options.period) if rates else None),
+        access_log=None,
+    )
     await runner.setup()
     site = web.TCPSite(runner, "127.0.0.1", 0, backlog=1024)
     await site.start()

@@ -11,16 +11,29 @@ from tests.end_to_end import SMALL, Module, replies
 
 # What runs on the node of which a stage has most to lose, by a word of the process's title.
 WORK = {
-    "generate": "EngineCore", "filter": "_Actor", "sft": "RayTrainWorker", "dpo": "RayTrainWorker",
+    "generate": "EngineCore",
+    "filter": "_Actor",
+    "sft": "RayTrainWorker",
+    "dpo": "RayTrainWorker",
     "evaluate": "EngineCore",
-}  # fmt: skip
+}
 
 
-def submitted(nodes: Nodes, run_dir: str, *extra: str, sets: list[str] = SMALL) -> Module:
+def submitted(
+    nodes: Nodes, run_dir: str, *extra: str, sets: list[str] = SMALL
+) -> Module:
     """`bezoar submit --follow`, as its own process."""
     settings = [part for setting in sets for part in ("--set", setting)]
     where = ["--address", nodes.address, "--run-dir", run_dir, "--follow"]
-    return Module("bezoar_ray.cli", "submit", "tiny", *where, *settings, *extra, environment=nodes.access)
+    return Module(
+        "bezoar_ray.cli",
+        "submit",
+        "tiny",
+        *where,
+        *settings,
+        *extra,
+        environment=nodes.access,
+    )
 
 
 def attached(nodes: Nodes, run_dir: str) -> Module:
@@ -31,7 +44,15 @@ def attached(nodes: Nodes, run_dir: str) -> Module:
 
 def stopped(nodes: Nodes, id: str) -> Module:
     """`ray job stop`, as its own process."""
-    return Module("ray.scripts.scripts", "job", "stop", id, "--address", nodes.address, environment=nodes.access)
+    return Module(
+        "ray.scripts.scripts",
+        "job",
+        "stop",
+        id,
+        "--address",
+        nodes.address,
+        environment=nodes.access,
+    )
 
 
 def answered(run_dir: str, role: str = "") -> Counter:

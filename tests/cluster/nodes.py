@@ -29,8 +29,13 @@ class Nodes:
         gcs, dashboard = free_port(), free_port()
         self.gcs, self.address = f"127.0.0.1:{gcs}", f"http://127.0.0.1:{dashboard}"
         path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"  # the job's `python` is that of the tests
-        self.access = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(16)}
-        self._environment = os.environ | SETTINGS | {"PATH": path} | self.access | environment
+        self.access = {
+            "RAY_AUTH_MODE": "token",
+            "RAY_AUTH_TOKEN": secrets.token_hex(16),
+        }
+        self._environment = (
+            os.environ | SETTINGS | {"PATH": path} | self.access | environment
+        )
         self._started: list[subprocess.Popen] = []
         self.folders: list[str] = []
         """Of each node, with all that Ray writes."""
@@ -41,20 +46,35 @@ class Nodes:
     def start_head(self) -> subprocess.Popen:
         """Start the head, or, after it was lost, another one at the same addresses."""
         head = self._start(
-            "--head", *self._head_ports, "--dashboard-host=127.0.0.1", f"--ray-client-server-port={free_port()}",
-            "--num-cpus=0", "--disable-usage-stats",
-        )  # fmt: skip
+            "--head",
+            *self._head_ports,
+            "--dashboard-host=127.0.0.1",
+            f"--ray-client-server-port={free_port()}",
+            "--num-cpus=0",
+            "--disable-usage-stats",
+        )
         self._wait(lambda: len(self._alive()) == 1)
         return head
 
-    def add_worker(self, blind_to: Path | None = None, labels: str = "") -> subprocess.Popen:
+    def add_worker(
+        self, blind_to: Path | None = None, labels: str = ""
+    ) -> subprocess.Popen:
         """Start a node and wait until it has joined. It sees a folder that it is `blind_to` as empty (needs root)."""
         known = self._alive()
-        hidden = ("unshare", "--mount", "sh", "-c", f'mount -t tmpfs none {blind_to} && exec "$@"', "sh")
+        hidden = (
+            "unshare",
+            "--mount",
+            "sh",
+            "-c",
+            f'mount -t tmpfs none {blind_to} && exec "$@"',
+            "sh",
+        )
         started = [self._start_worker(labels, hidden if blind_to else ())]
 
         def joined() -> bool:
-            if started[-1].poll() is not None:  # Ray gives a node's agent 15 s to start, which a busy machine may miss
+            if (
+                started[-1].poll() is not None
+            ):  # Ray gives a node's agent 15 s to start, which a busy machine may miss
                 started.append(self._start_worker(labels, hidden if blind_to else ()))
             return bool(self._alive() - known)
 
@@ -78,28 +98,54 @@ class Nodes:
             shutil.rmtree(folder, ignore_errors=True)
 
     def _start_worker(self, labels: str, within: tuple[str, ...]) -> subprocess.Popen:
-        return self._start(f"--address={self.gcs}", f"--num-cpus={_CPUS}", f"--labels={labels}", within=within)
+        return self._start(
+            f"--address={self.gcs}",
+            f"--num-cpus={_CPUS}",
+            f"--labels={labels}",
+            within=within,
+        )
 
     def _start(self, *arguments: str, within: tuple[str, ...] = ()) -> subprocess.Popen:
-        ports = (f"--{name}={free_port()}" for name in (
-            "dashboard-agent-listen-port", "dashboard-agent-grpc-port", "metrics-export-port", "runtime-env-agent-port",
-        ))  # fmt: skip
-        folder = tempfile.mkdtemp(prefix="node-", dir="/tmp")  # nodes share no disk; sockets want short paths
+        ports = (
+            f"--{name}={free_port()}"
+            for name in (
+                "dashboard-agent-listen-port",
+                "dashboard-agent-grpc-port",
+                "metrics-export-port",
+                "runtime-env-agent-port",
+            )
+        )
+        folder = tempfile.mkdtemp(
+            prefix="node-", dir="/tmp"
+        )  # nodes share no disk; sockets want short paths
         self.folders.append(folder)
         (own := Path(folder) / "tmp").mkdir()
         environment = self._environment | {"TMPDIR": str(own)}
         node = subprocess.Popen(
-            [*within, _RAY, "start", "--block", f"--temp-dir={folder}", f"--object-store-memory={2**28}", *ports]
+            [
+                *within,
+                _RAY,
+                "start",
+                "--block",
+                f"--temp-dir={folder}",
+                f"--object-store-memory={2**28}",
+                *ports,
+            ]
             + list(arguments),
-            env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True,
-        )  # fmt: skip
+            env=environment,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        )
         self._started.append(node)
         return node
 
     def told(self, path: str) -> bytes:
         """What the dashboard answers to those who have the token."""
         headers = {"Authorization": f"Bearer {self.access['RAY_AUTH_TOKEN']}"}
-        with urllib.request.urlopen(urllib.request.Request(self.address + path, headers=headers)) as answer:
+        with urllib.request.urlopen(
+            urllib.request.Request(self.address + path, headers=headers)
+        ) as answer:
             return answer.read()
 
     def _alive(self) -> set[str]:

@@ -30,11 +30,18 @@ def test_all_pins_and_this_package_are_where_the_actors_run(tmp_path):
     (tmp_path / "own.py").write_text(SCHEME)
     (tmp_path / "pins.txt").write_text(PINS.read_text() + SMALL_PACKAGE)
     with serving(says) as server, cluster(workers=1) as nodes:
-        sets = [*SMALL, f'teacher={{"model": "scripted", "base_url": "{server.url}"}}',
-                f"generate.own.places.function={tmp_path}/own.py:places"]  # fmt: skip
+        sets = [
+            *SMALL,
+            f'teacher={{"model": "scripted", "base_url": "{server.url}"}}',
+            f"generate.own.places.function={tmp_path}/own.py:places",
+        ]
         pins = ("--requirements", str(tmp_path / "pins.txt"))
-        code, output = submitted(nodes, str(tmp_path / "run"), "--stages", "generate", *pins, sets=sets).wait()
+        code, output = submitted(
+            nodes, str(tmp_path / "run"), "--stages", "generate", *pins, sets=sets
+        ).wait()
     assert code == 0, output
     for sample in read_samples(Store(tmp_path / "run"), "places", "generated"):
-        assert "/runtime_resources/uv/" in sample.instruction  # of the environment that Ray made
+        assert (
+            "/runtime_resources/uv/" in sample.instruction
+        )  # of the environment that Ray made
         assert "/runtime_resources/py_modules_files/" in sample.response

@@ -23,7 +23,12 @@ STATUSES = ("generated", "accepted", "rejected", "failed")
 
 
 def rows(status: str, count: int = 3) -> list[Sample]:
-    made = [Sample(row_id(status, n), "lamini", "x", instruction=f"{status} {n}", status=status) for n in range(count)]
+    made = [
+        Sample(
+            row_id(status, n), "lamini", "x", instruction=f"{status} {n}", status=status
+        )
+        for n in range(count)
+    ]
     return sorted(made, key=lambda sample: sample.id)
 
 
@@ -31,9 +36,18 @@ def rows(status: str, count: int = 3) -> list[Sample]:
 def store(tmp_path) -> Store:
     """A run directory after generate and filter."""
     store = Store(tmp_path / "run")
-    files = {status: write_samples(store, "lamini", status, rows(status)) for status in STATUSES}
+    files = {
+        status: write_samples(store, "lamini", status, rows(status))
+        for status in STATUSES
+    }
     save(store, "generate", StageManifest("f", 1.0, files["generated"]))
-    save(store, "filter", StageManifest("f", 1.0, [name for status in STATUSES[1:] for name in files[status]]))
+    save(
+        store,
+        "filter",
+        StageManifest(
+            "f", 1.0, [name for status in STATUSES[1:] for name in files[status]]
+        ),
+    )
     return store
 
 
@@ -41,8 +55,19 @@ def leave_stale_files(store: Store) -> None:
     """What an earlier attempt wrote and nobody could delete."""
     for scheme in ("lamini", "orca"):
         for status in STATUSES:
-            stale = [Sample("ff", scheme, "x", instruction="stale", status=status, seed_sources=["stale"])]
-            store.replace_table(f"data/{scheme}/{status}/part-00001.parquet", sample_table(stale))
+            stale = [
+                Sample(
+                    "ff",
+                    scheme,
+                    "x",
+                    instruction="stale",
+                    status=status,
+                    seed_sources=["stale"],
+                )
+            ]
+            store.replace_table(
+                f"data/{scheme}/{status}/part-00001.parquet", sample_table(stale)
+            )
 
 
 def seen(store: Store) -> list[object]:
@@ -51,7 +76,11 @@ def seen(store: Store) -> list[object]:
     write_cards(content, store)
     (upload,) = uploads(RECIPE, store, "me", ["dataset"])
     return [
-        *(asdict(sample) for status in STATUSES for sample in read_samples(store, "lamini", status)),
+        *(
+            asdict(sample)
+            for status in STATUSES
+            for sample in read_samples(store, "lamini", status)
+        ),
         *(count_samples(store, "lamini", status) for status in STATUSES),
         show(store, RECIPE.schemes),
         render(content),
@@ -69,7 +98,12 @@ def test_a_stale_file_changes_nothing_that_is_read(store):
 def test_a_file_that_is_listed_and_missing_is_named_with_the_remedy(store):
     store.remove("data/lamini/accepted/part-00000.parquet")
     said = r"accepted/part-00000.parquet is missing, although manifests/filter.json lists it. Put it back, or .* filter"
-    for read in (read_samples, count_samples, lambda *_: show(store, RECIPE.schemes), lambda *_: gather(RECIPE, store)):
+    for read in (
+        read_samples,
+        count_samples,
+        lambda *_: show(store, RECIPE.schemes),
+        lambda *_: gather(RECIPE, store),
+    ):
         with pytest.raises(BezoarError, match=said):
             read(store, "lamini", "accepted")
     assert len(read_samples(store, "lamini", "rejected")) == 3
@@ -82,9 +116,15 @@ def test_without_a_list_every_parquet_file_counts(store, manifest):
     if manifest:
         save(store, "filter", manifest)
     assert len(read_samples(store, "lamini", "accepted")) == 4
-    assert len(read_samples(store, "lamini", "generated")) == 3  # generate has its own list
+    assert (
+        len(read_samples(store, "lamini", "generated")) == 3
+    )  # generate has its own list
 
 
 def test_a_folder_is_not_taken_for_one_whose_name_it_begins(store):
-    save(store, "filter", StageManifest("f", 1.0, ["data/lamini2/accepted/part-00000.parquet"]))
+    save(
+        store,
+        "filter",
+        StageManifest("f", 1.0, ["data/lamini2/accepted/part-00000.parquet"]),
+    )
     assert sample_files(store, "lamini", "accepted") == []

@@ -3,7 +3,12 @@ import random
 import orjson
 
 from bezoar_ray.data import sample_io
-from bezoar_ray.data.sample_io import ExternalSorter, SampleFiles, count_samples, read_samples
+from bezoar_ray.data.sample_io import (
+    ExternalSorter,
+    SampleFiles,
+    count_samples,
+    read_samples,
+)
 from bezoar_ray.data.schema import Sample, Verdict, row_id, sample_table
 from bezoar_ray.store import Store
 from tests.rows_on_disk import write_samples
@@ -12,7 +17,15 @@ from tests.rows_on_disk import write_samples
 def rows(count, status="accepted"):
     verdicts = [Verdict("j", "accepted", 4.0, "good"), Verdict("k", "failed")]
     made = [
-        Sample(row_id(n), "orca", "x", seed_ids=["s"], status=status, verdicts=verdicts, reason="é\n")
+        Sample(
+            row_id(n),
+            "orca",
+            "x",
+            seed_ids=["s"],
+            status=status,
+            verdicts=verdicts,
+            reason="é\n",
+        )
         for n in range(count)
     ]
     return sorted(made, key=lambda sample: sample.id)
@@ -40,7 +53,9 @@ def test_files_of_an_earlier_run_are_gone(tmp_path):
     assert read_samples(Store(tmp_path), "orca", "failed") == []
 
 
-def test_rows_that_come_in_any_order_are_read_back_in_that_of_their_ids_some_at_a_time(tmp_path, monkeypatch):
+def test_rows_that_come_in_any_order_are_read_back_in_that_of_their_ids_some_at_a_time(
+    tmp_path, monkeypatch
+):
     monkeypatch.setattr(sample_io, "ROWS_PER_FILE", 100)
     made = rows(1000)
     with ExternalSorter(1000) as spill:

@@ -12,7 +12,9 @@ def items(count):
 def test_every_item_is_in_one_cell_in_order(tmp_path, count, slots):
     spooled = spool(items(count), tmp_path / "items.arrow")
     assert list(spooled) == items(count)
-    assert [item for cell in spooled.cells(slots) for item in spooled.read(cell)] == items(count)
+    assert [
+        item for cell in spooled.cells(slots) for item in spooled.read(cell)
+    ] == items(count)
 
 
 def test_cells_are_few_items_for_small_runs_and_few_cells_for_large_ones(tmp_path):

@@ -23,12 +23,19 @@ def measure(recipe: Recipe, store: Store, base_url: str, session: str) -> StageR
     marks = identities(recipe, store)
     bench = recipe.evaluate.mt_bench and Bench(recipe.evaluate.mt_bench, tuple(marks))
     step = _counter(context, len(marks), bench)
-    return asyncio.run(_measure(context, marks, Endpoint.at(base_url, store), bench, step))
+    return asyncio.run(
+        _measure(context, marks, Endpoint.at(base_url, store), bench, step)
+    )
 
 
 if __name__ == "__main__":
     folder, candidates, judge = sys.argv[1:]
     items = [f"evaluate.harness.tasks.{n}.limit=40" for n in range(2)]
-    found, place = load_recipe("tiny", [f"judges.0.base_url={judge}", *items]), Store(folder)
+    found, place = (
+        load_recipe("tiny", [f"judges.0.base_url={judge}", *items]),
+        Store(folder),
+    )
     with place.lock(), ray_session():
-        place.replace_json("outcome.json", measure(found, place, candidates, uuid.uuid4().hex).summary)
+        place.replace_json(
+            "outcome.json", measure(found, place, candidates, uuid.uuid4().hex).summary
+        )

@@ -39,9 +39,15 @@ def rows() -> list[dict[str, str]]:
             for turn in (1, 2):
                 name = kind(way, guided, turn)
                 found.append(
-                    {"name": name, "type": way, "system_prompt": f"Judge, {name}.", "category": "general",
-                     "prompt_template": template(way, guided, turn), "output_format": "[[rating]]"}
-                )  # fmt: skip
+                    {
+                        "name": name,
+                        "type": way,
+                        "system_prompt": f"Judge, {name}.",
+                        "category": "general",
+                        "prompt_template": template(way, guided, turn),
+                        "output_format": "[[rating]]",
+                    }
+                )
     return found
 
 
@@ -57,45 +63,86 @@ def prompts(tmp_path):
 
 def asked_to_grade(prompts, question, turn):
     chat = Script("Rating: [[7]]")
-    found = asyncio.run(judge_turn(Answer(question, "sft", ("Four {x}.", "Eight.")), turn, "judge", chat, prompts))
-    assert found.score == 7.0 and found.user_prompt == chat.calls[0]["messages"][1]["content"]
+    found = asyncio.run(
+        judge_turn(
+            Answer(question, "sft", ("Four {x}.", "Eight.")),
+            turn,
+            "judge",
+            chat,
+            prompts,
+        )
+    )
+    assert (
+        found.score == 7.0
+        and found.user_prompt == chat.calls[0]["messages"][1]["content"]
+    )
     return [message["content"] for message in chat.calls[0]["messages"]]
 
 
 def test_names_are_those_of_fastchats_file():
     assert [row["name"] for row in rows()] == [
-        "single-v1", "single-v1-multi-turn", "single-math-v1", "single-math-v1-multi-turn",
-        "pair-v2", "pair-v2-multi-turn", "pair-math-v1", "pair-math-v1-multi-turn",
-    ]  # fmt: skip
+        "single-v1",
+        "single-v1-multi-turn",
+        "single-math-v1",
+        "single-math-v1-multi-turn",
+        "pair-v2",
+        "pair-v2-multi-turn",
+        "pair-math-v1",
+        "pair-math-v1-multi-turn",
+    ]
 
 
 @pytest.mark.parametrize(
     ("question", "turn", "name", "shown"),
     [
         (FREE, 1, "single-v1", "question is Write.; answer is Four {x}."),
-        (FREE, 2, "single-v1-multi-turn",
-         "question_1 is Write.; question_2 is Again.; answer_1 is Four {x}.; answer_2 is Eight."),
-        (GUIDED, 1, "single-math-v1", "question is What is 2+2?; ref_answer_1 is 4; answer is Four {x}."),
-        (GUIDED, 2, "single-math-v1-multi-turn",
-         "question_1 is What is 2+2?; question_2 is And doubled?; ref_answer_1 is 4; ref_answer_2 is 8; "
-         "answer_1 is Four {x}.; answer_2 is Eight."),
+        (
+            FREE,
+            2,
+            "single-v1-multi-turn",
+            "question_1 is Write.; question_2 is Again.; answer_1 is Four {x}.; answer_2 is Eight.",
+        ),
+        (
+            GUIDED,
+            1,
+            "single-math-v1",
+            "question is What is 2+2?; ref_answer_1 is 4; answer is Four {x}.",
+        ),
+        (
+            GUIDED,
+            2,
+            "single-math-v1-multi-turn",
+            "question_1 is What is 2+2?; question_2 is And doubled?; ref_answer_1 is 4; ref_answer_2 is 8; "
+            "answer_1 is Four {x}.; answer_2 is Eight.",
+        ),
     ],
-)  # fmt: skip
-def test_a_turn_is_graded_in_the_words_for_its_kind(prompts, question, turn, name, shown):
+)
+def test_a_turn_is_graded_in_the_words_for_its_kind(
+    prompts, question, turn, name, shown
+):
     assert asked_to_grade(prompts, question, turn) == [f"Judge, {name}.", shown]
 
 
-@pytest.mark.parametrize(("question", "turn", "name"), [(FREE, 1, "pair-v2"), (GUIDED, 2, "pair-math-v1-multi-turn")])
+@pytest.mark.parametrize(
+    ("question", "turn", "name"),
+    [(FREE, 1, "pair-v2"), (GUIDED, 2, "pair-math-v1-multi-turn")],
+)
 def test_two_are_compared_in_both_orders(prompts, question, turn, name):
     chat = Script("[[A]]", "[[B]]")
-    sides = Answer(question, "sft", ("one", "two")), Answer(question, "base", ("eins", "zwei"))
+    sides = (
+        Answer(question, "sft", ("one", "two")),
+        Answer(question, "base", ("eins", "zwei")),
+    )
     found = asyncio.run(compare_turn(*sides, turn, "judge", chat, prompts))
     assert found.winner == "sft"
     first, second = (call["messages"] for call in chat.calls)
     assert first[0]["content"] == second[0]["content"] == f"Judge, {name}."
     said, theirs = ("one", "eins") if turn == 1 else ("two", "zwei")
     last = "" if turn == 1 else "_2"
-    assert f"answer_a{last} is {said}" in first[1]["content"] and f"answer_b{last} is {theirs}" in first[1]["content"]
+    assert (
+        f"answer_a{last} is {said}" in first[1]["content"]
+        and f"answer_b{last} is {theirs}" in first[1]["content"]
+    )
     assert f"answer_a{last} is {theirs}" in second[1]["content"]
 
 
@@ -109,7 +156,9 @@ def test_fastchats_own_file_is_known(real_data, tmp_path):
     if not path.exists():
         pytest.skip(f"{path} is not there")
     assert load_prompts(path).whose == "FastChat's"
-    (tmp_path / "mine.jsonl").write_text(path.read_text().replace("impartial", "strict"))
+    (tmp_path / "mine.jsonl").write_text(
+        path.read_text().replace("impartial", "strict")
+    )
     assert load_prompts(tmp_path / "mine.jsonl").whose == "those of mine.jsonl"
 
 
@@ -125,13 +174,25 @@ def changed(**fields):
 @pytest.mark.parametrize(
     ("found", "message"),
     [
-        (without("pair-math-v1"), "has no prompt 'pair-math-v1'. Take FastChat's whole file"),
+        (
+            without("pair-math-v1"),
+            "has no prompt 'pair-math-v1'. Take FastChat's whole file",
+        ),
         ([], "has no prompt 'single-v1'"),
-        (changed(prompt_template="{question} {answer} {mood}"), r"prompt 'single-v1': its places are .*\{mood\}"),
-        (changed(prompt_template="{question}"), r"its places are \{question\}, not \{answer\}, \{question\}"),
+        (
+            changed(prompt_template="{question} {answer} {mood}"),
+            r"prompt 'single-v1': its places are .*\{mood\}",
+        ),
+        (
+            changed(prompt_template="{question}"),
+            r"its places are \{question\}, not \{answer\}, \{question\}",
+        ),
         (changed(prompt_template="{question} {answer.__class__}"), "its places are"),
         (changed(prompt_template="{question} {answer} {"), "prompt 'single-v1': "),
-        (changed(prompt_template=None), ":1: not a judge prompt of FastChat's: 'prompt_template' has to be a text"),
+        (
+            changed(prompt_template=None),
+            ":1: not a judge prompt of FastChat's: 'prompt_template' has to be a text",
+        ),
         (changed(name=3), "'name' has to be a text, not 3"),
         ([["a list"]], "not a judge prompt of FastChat's"),
     ],

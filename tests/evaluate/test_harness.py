@@ -15,7 +15,13 @@ from tests.train.test_tokenizer import byte_level
 
 RESULT = {
     "results": {
-        "t": {"alias": "t", "acc,none": 0.25, "acc_stderr,none": 0.02, "f1,strict": 0.5, "f1_stderr,strict": "N/A"}
+        "t": {
+            "alias": "t",
+            "acc,none": 0.25,
+            "acc_stderr,none": 0.02,
+            "f1,strict": 0.5,
+            "f1_stderr,strict": "N/A",
+        }
     }
 }
 
@@ -31,17 +37,34 @@ def test_the_recipes_metric_has_the_name_that_the_recipe_gives_it(metric):
 
 
 def test_the_first_of_two_filters_is_the_recipes_metric_and_the_other_keeps_its_name():
-    values = {"exact_match,strict-match": 0.1, "exact_match,flexible-extract": 0.3, "sample_len": 20}
-    found = compact({"results": {"t": values}}, HarnessTask(task="t", metric="exact_match"))
-    assert found["exact_match"]["value"] == 0.1 and found["exact_match,flexible-extract"]["value"] == 0.3
+    values = {
+        "exact_match,strict-match": 0.1,
+        "exact_match,flexible-extract": 0.3,
+        "sample_len": 20,
+    }
+    found = compact(
+        {"results": {"t": values}}, HarnessTask(task="t", metric="exact_match")
+    )
+    assert (
+        found["exact_match"]["value"] == 0.1
+        and found["exact_match,flexible-extract"]["value"] == 0.3
+    )
     assert len(found) == 2
 
 
 def test_directions_are_lm_evals_own_and_none_where_it_knows_none():
     directions = {"higher_is_better": {"t": {"acc": True, "f1": None}}}
     found = compact(RESULT | directions, HarnessTask(task="t"))
-    assert found["acc"]["higher_is_better"] is True and found["f1,strict"]["higher_is_better"] is None
-    assert compact(RESULT | {"higher_is_better": {}}, HarnessTask(task="t"))["acc"]["higher_is_better"] is None
+    assert (
+        found["acc"]["higher_is_better"] is True
+        and found["f1,strict"]["higher_is_better"] is None
+    )
+    assert (
+        compact(RESULT | {"higher_is_better": {}}, HarnessTask(task="t"))["acc"][
+            "higher_is_better"
+        ]
+        is None
+    )
 
 
 def test_lm_eval_says_of_a_real_task_that_lower_is_better(tmp_path):
@@ -51,12 +74,21 @@ def test_lm_eval_says_of_a_real_task_that_lower_is_better(tmp_path):
     texts = tmp_path / "texts.jsonl"
     texts.write_text('{"text": "one two three"}\n{"text": "four five"}\n')
     task = {
-        "task": "our_text", "dataset_path": "json", "dataset_kwargs": {"data_files": {"test": str(texts)}},
-        "output_type": "loglikelihood_rolling", "test_split": "test", "doc_to_text": "", "doc_to_target": "{{text}}",
+        "task": "our_text",
+        "dataset_path": "json",
+        "dataset_kwargs": {"data_files": {"test": str(texts)}},
+        "output_type": "loglikelihood_rolling",
+        "test_split": "test",
+        "doc_to_text": "",
+        "doc_to_target": "{{text}}",
         "metric_list": [{"metric": "bits_per_byte"}, {"metric": "word_perplexity"}],
-    }  # fmt: skip
+    }
     (tmp_path / "our_text.yaml").write_text(json.dumps(task))
-    result = simple_evaluate(model="dummy", tasks=["our_text"], task_manager=TaskManager(include_path=str(tmp_path)))
+    result = simple_evaluate(
+        model="dummy",
+        tasks=["our_text"],
+        task_manager=TaskManager(include_path=str(tmp_path)),
+    )
     found = compact(result, HarnessTask(task="our_text", metric="bits_per_byte"))
     assert set(found) == {"bits_per_byte", "word_perplexity"}
     assert {metric["higher_is_better"] for metric in found.values()} == {False}
@@ -65,7 +97,9 @@ def test_lm_eval_says_of_a_real_task_that_lower_is_better(tmp_path):
 def test_what_is_no_number_is_none_the_first_time_and_when_it_is_read_again():
     for number in (float("inf"), float("nan"), None):
         found = {"results": {"t": {"acc,none": number, "acc_stderr,none": number}}}
-        assert compact(found, HarnessTask(task="t")) == {"acc": {"value": None, "stderr": None}}
+        assert compact(found, HarnessTask(task="t")) == {
+            "acc": {"value": None, "stderr": None}
+        }
 
 
 def test_an_unknown_metric_is_answered_with_the_known_ones():
@@ -77,7 +111,12 @@ def test_tasks_of_both_groups_stand_once_for_each_number_of_examples():
     part = Harness(groups=("openllama", "leaderboard-v1"))
     names = [part.name_of(task) for task in part.all_tasks]
     assert len(set(names)) == len(names)
-    assert {"truthfulqa_mc2", "arc_challenge, 0-shot", "arc_challenge, 25-shot", "mmlu"} <= set(names)
+    assert {
+        "truthfulqa_mc2",
+        "arc_challenge, 0-shot",
+        "arc_challenge, 25-shot",
+        "mmlu",
+    } <= set(names)
     assert not {"arc_challenge", "truthfulqa_mc2, 0-shot"} & set(names)
 
 
@@ -96,10 +135,17 @@ def task_folder(tmp_path):
 
 def found(tmp_path, folder, *, mark="a", chat=False, **settings) -> bool:
     part = Harness(include_path=str(folder), apply_chat_template=chat)
-    return Shelf(part, Store(tmp_path), {"sft": mark}).find("sft", HarnessTask(task="t", **settings)) is not None
+    return (
+        Shelf(part, Store(tmp_path), {"sft": mark}).find(
+            "sft", HarnessTask(task="t", **settings)
+        )
+        is not None
+    )
 
 
-def test_a_result_is_found_again_for_the_same_weights_and_settings_only(tmp_path, task_folder):
+def test_a_result_is_found_again_for_the_same_weights_and_settings_only(
+    tmp_path, task_folder
+):
     part = Harness(include_path=str(task_folder))
     Shelf(part, Store(tmp_path), {"sft": "a"}).put("sft", HarnessTask(task="t"), RESULT)
     assert found(tmp_path, task_folder)
@@ -108,21 +154,42 @@ def test_a_result_is_found_again_for_the_same_weights_and_settings_only(tmp_path
     assert not found(tmp_path, task_folder, limit=5)
     assert not found(tmp_path, task_folder, num_fewshot=3)
     assert not found(tmp_path, task_folder, chat=True)
-    Shelf(part, Store(tmp_path), {"sft": "a"}).put("sft", HarnessTask(task="t", limit=5), RESULT)
-    assert found(tmp_path, task_folder, limit=5) and found(tmp_path, task_folder)  # both are kept
+    Shelf(part, Store(tmp_path), {"sft": "a"}).put(
+        "sft", HarnessTask(task="t", limit=5), RESULT
+    )
+    assert found(tmp_path, task_folder, limit=5) and found(
+        tmp_path, task_folder
+    )  # both are kept
     (task_folder / "t.yaml").write_text("task: t\nchanged: true")
     assert not found(tmp_path, task_folder)
 
 
 @pytest.mark.parametrize("chat", [True, False])
-def test_control_tokens_of_a_task_are_text_under_the_chat_template_alone(tmp_path, chat):
-    tokenizer = AutoTokenizer.from_pretrained(byte_level(tmp_path / "base", "PreTrainedTokenizerFast"))
+def test_control_tokens_of_a_task_are_text_under_the_chat_template_alone(
+    tmp_path, chat
+):
+    tokenizer = AutoTokenizer.from_pretrained(
+        byte_level(tmp_path / "base", "PreTrainedTokenizerFast")
+    )
     tokenizer.chat_template = load_recipe("tiny").template
     tokenizer.save_pretrained(tmp_path / "saved")
     settings = {"chat": chat, "concurrency": 1}
-    client = harness.client(settings, "sft", Endpoint("http://127.0.0.1:9/v1", str(tmp_path / "saved"), 512))
+    client = harness.client(
+        settings, "sft", Endpoint("http://127.0.0.1:9/v1", str(tmp_path / "saved"), 512)
+    )
     prompt, answer = "<|begin|>Which?", " <|end|>"
-    prompt = client.apply_chat_template([{"role": "user", "content": prompt}]) if chat else prompt
-    ids = [*client._encode_pair(prompt, answer)[0], *client._encode_pair(prompt, answer)[1]]
-    assert [ids.count(number) for number in tokenizer.all_special_ids] == ([1, 0] if chat else [1, 1])
-    assert tokenizer.decode(ids).endswith("<|begin|>Which?\n\n### Response:\n <|end|>" if chat else "Which? <|end|>")
+    prompt = (
+        client.apply_chat_template([{"role": "user", "content": prompt}])
+        if chat
+        else prompt
+    )
+    ids = [
+        *client._encode_pair(prompt, answer)[0],
+        *client._encode_pair(prompt, answer)[1],
+    ]
+    assert [ids.count(number) for number in tokenizer.all_special_ids] == (
+        [1, 0] if chat else [1, 1]
+    )
+    assert tokenizer.decode(ids).endswith(
+        "<|begin|>Which?\n\n### Response:\n <|end|>" if chat else "Which? <|end|>"
+    )

@@ -33,7 +33,9 @@ def undisturbed(run_directory, tmp_path_factory):
     """What comes out where nothing happens, how much is asked for, and which chats."""
     folder = copied(run_directory, tmp_path_factory.mktemp("undisturbed"))
     with hosting(NAMES) as engine, serving(says) as judge:
-        code, output = Module("tests.evaluate.measure", str(folder), engine.url, judge.url).wait()
+        code, output = Module(
+            "tests.evaluate.measure", str(folder), engine.url, judge.url
+        ).wait()
     assert code == 0, output
     return Store(folder).read_json("outcome.json"), engine, len(judge.requests)
 
@@ -44,18 +46,29 @@ def copied(store: Store, folder: Path) -> Path:
     return folder
 
 
-def killed_and_resumed(seed: int, run_directory: Store, undisturbed, folder: Path) -> str:
+def killed_and_resumed(
+    seed: int, run_directory: Store, undisturbed, folder: Path
+) -> str:
     """A row of the table of kills."""
     expected, calm, judged = undisturbed
-    folder, at = copied(run_directory, folder), random.Random(seed).randrange(1, calm.asked + judged)
+    folder, at = (
+        copied(run_directory, folder),
+        random.Random(seed).randrange(1, calm.asked + judged),
+    )
     with hosting(NAMES, slowest=0.1) as engine, serving(says) as judge:
         running = Module("tests.evaluate.measure", str(folder), engine.url, judge.url)
         running.wait_until(lambda: engine.asked + len(judge.requests) >= at)
         running.kill_everything()
         time.sleep(0.5)  # for answers on their way
-        kept, on_shelf, asked = dict(replies(folder)), harness_scores(folder), engine.scored.copy()
+        kept, on_shelf, asked = (
+            dict(replies(folder)),
+            harness_scores(folder),
+            engine.scored.copy(),
+        )
         under_way = engine.chats.total() + len(judge.requests) - len(kept)
-        code, output = Module("tests.evaluate.measure", str(folder), engine.url, judge.url).wait()
+        code, output = Module(
+            "tests.evaluate.measure", str(folder), engine.url, judge.url
+        ).wait()
     assert code == 0, output
     assert Store(folder).read_json("outcome.json") == expected
     assert kept.items() <= dict(replies(folder)).items()
@@ -70,5 +83,7 @@ def killed_and_resumed(seed: int, run_directory: Store, undisturbed, folder: Pat
 
 
 @pytest.mark.parametrize("seed", [*range(7), 9, 10])
-def test_a_killed_evaluation_ends_as_if_nothing_had_happened(seed, run_directory, undisturbed, tmp_path):
+def test_a_killed_evaluation_ends_as_if_nothing_had_happened(
+    seed, run_directory, undisturbed, tmp_path
+):
     print("\n" + killed_and_resumed(seed, run_directory, undisturbed, tmp_path))

@@ -10,10 +10,16 @@ from bezoar_ray.evaluate.mt_bench.pairwise import Comparison, Game
 from bezoar_ray.evaluate.mt_bench.scores import against, summarise
 
 
-def judged(scores: dict[int, tuple[float | None, ...]], categories: dict[int, str] | None = None, judge: str = "j"):
+def judged(
+    scores: dict[int, tuple[float | None, ...]],
+    categories: dict[int, str] | None = None,
+    judge: str = "j",
+):
     categories = categories or {}
     return [
-        Judgment(question, categories.get(question, "math"), "m", judge, turn, score, "")
+        Judgment(
+            question, categories.get(question, "math"), "m", judge, turn, score, ""
+        )
         for question, pair in scores.items()
         for turn, score in enumerate(pair, 1)
     ]
@@ -72,9 +78,19 @@ def test_a_steady_gain_excludes_zero_even_where_questions_differ_widely(better):
     assert summarise(mine, base)["versus_base"]["ci95"][0] > 0
 
 
-def compared(question: int, first: str | None, swapped: str | None, words=(10, 20)) -> Comparison:
+def compared(
+    question: int, first: str | None, swapped: str | None, words=(10, 20)
+) -> Comparison:
     """`sft` against `base`, by what the judge says in each order."""
-    return Comparison(question, "math", ("sft", "base"), "j", 1, (Game(first, ""), Game(swapped, "")), words)
+    return Comparison(
+        question,
+        "math",
+        ("sft", "base"),
+        "j",
+        1,
+        (Game(first, ""), Game(swapped, "")),
+        words,
+    )
 
 
 GAMES = [
@@ -90,8 +106,11 @@ GAMES = [
 def test_wins_ties_and_losses_add_up_from_either_side():
     record = against("sft", GAMES)["base"]
     assert {key: record[key] for key in ("wins", "ties", "losses", "unscored")} == {
-        "wins": 1, "ties": 2, "losses": 2, "unscored": 1,
-    }  # fmt: skip
+        "wins": 1,
+        "ties": 2,
+        "losses": 2,
+        "unscored": 1,
+    }
     assert record["win_rate"] == (1 + 2 * 0.5) / 5
     assert against("base", GAMES)["sft"]["win_rate"] == (2 + 2 * 0.5) / 5
     assert against("dpo", GAMES) == {}
@@ -100,30 +119,64 @@ def test_wins_ties_and_losses_add_up_from_either_side():
 def test_position_and_length_bias_are_shares_of_what_can_show_them():
     found = bias([], [], GAMES)
     assert (found["flip_rate"], found["compared"]) == (0.2, 5)
-    assert (found["longer_wins"], found["decided"]) == (0.5, 2)  # base's 20 words once, sft's 10 once
+    assert (found["longer_wins"], found["decided"]) == (
+        0.5,
+        2,
+    )  # base's 20 words once, sft's 10 once
 
 
 def test_turns_are_averaged_apart():
-    assert bias(judged({1: (8, 4), 2: (6, None)}), [], [])["by_turn"] == {1: 7.0, 2: 4.0}
+    assert bias(judged({1: (8, 4), 2: (6, None)}), [], [])["by_turn"] == {
+        1: 7.0,
+        2: 4.0,
+    }
 
 
 def test_other_judges_stand_beside_the_first_where_both_gave_a_grade():
     mine = judged({1: (2, 4), 2: (9, None)})
     alike = judged({1: (2, 4), 2: (9, 9)}, judge="k")
-    found = bias(mine, [*alike, *judged({1: (9, 1)}, judge="l"), *judged({1: (None, None)}, judge="m")], [])["judges"]
+    found = bias(
+        mine,
+        [
+            *alike,
+            *judged({1: (9, 1)}, judge="l"),
+            *judged({1: (None, None)}, judge="m"),
+        ],
+        [],
+    )["judges"]
     none = {"same_winner": None, "games": 0}
-    assert found["k"] == {"score": 6.0, "rating_kappa": 1.0, "beside": 3, "unscored": 0, **none}
+    assert found["k"] == {
+        "score": 6.0,
+        "rating_kappa": 1.0,
+        "beside": 3,
+        "unscored": 0,
+        **none,
+    }
     assert found["l"]["rating_kappa"] < 0 and found["l"]["beside"] == 2
-    assert found["m"] == {"score": None, "rating_kappa": None, "beside": 0, "unscored": 2, **none}
+    assert found["m"] == {
+        "score": None,
+        "rating_kappa": None,
+        "beside": 0,
+        "unscored": 2,
+        **none,
+    }
 
 
 def test_comparisons_of_other_judges_stand_beside_the_first_ones():
     theirs = [replace(game, judge="k", games=GAMES[0].games) for game in GAMES]
     found = bias([], [], GAMES, theirs)["judges"]["k"]
     alike = sum(game.winner == GAMES[0].winner for game in GAMES)
-    assert (found["same_winner"], found["games"], found["score"]) == (alike / 5, 5, None)
+    assert (found["same_winner"], found["games"], found["score"]) == (
+        alike / 5,
+        5,
+        None,
+    )
 
 
 def test_where_nothing_was_compared_nothing_is_claimed():
     found = bias([], [], [])
-    assert found["flip_rate"] is None and found["longer_wins"] is None and found["judges"] == {}
+    assert (
+        found["flip_rate"] is None
+        and found["longer_wins"] is None
+        and found["judges"] == {}
+    )

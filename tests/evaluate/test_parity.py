@@ -22,16 +22,28 @@ def both(family, tiny_world, tmp_path_factory) -> tuple[dict, dict]:
     store = Store(tmp_path_factory.mktemp("merged"))
     write_merged(store, tiny_world, "sft", family.store)
     merged = str(store.path("checkpoints/sft/merged"))
-    AutoTokenizer.from_pretrained(family.store.path("checkpoints/base")).save_pretrained(merged)
-    return measured_both_ways(Endpoint.at(family.base_url, family.store), store, "sft", merged)
+    AutoTokenizer.from_pretrained(
+        family.store.path("checkpoints/base")
+    ).save_pretrained(merged)
+    return measured_both_ways(
+        Endpoint.at(family.base_url, family.store), store, "sft", merged
+    )
 
 
-def measured_both_ways(endpoint: Endpoint, store: Store, name: str, folder: str) -> tuple[dict, dict]:
+def measured_both_ways(
+    endpoint: Endpoint, store: Store, name: str, folder: str
+) -> tuple[dict, dict]:
     """lm-eval's results of a checkpoint through the endpoint, and of the same weights in a folder through `hf`."""
     settings = harness._settings(load_recipe("tiny").evaluate.harness, store)
     ours = evaluated(settings, harness.client(settings, name, endpoint))
     bos = harness._begins_with_bos(folder)
-    theirs = {"pretrained": folder, "dtype": "float32", "device": "cpu", "add_bos_token": bos, "max_length": 2048}
+    theirs = {
+        "pretrained": folder,
+        "dtype": "float32",
+        "device": "cpu",
+        "add_bos_token": bos,
+        "max_length": 2048,
+    }
     return ours, evaluated(settings, "hf", theirs)
 
 
@@ -40,22 +52,38 @@ def evaluated(settings: dict, model: Any, arguments: dict | None = None) -> dict
     from lm_eval.tasks import TaskManager
 
     manager = TaskManager(include_path=settings["include_path"])
-    return simple_evaluate(model=model, model_args=arguments, tasks=["tiny_choice", "tiny_answer"], limit=ITEMS,
-                           batch_size=8, num_fewshot=2, task_manager=manager, log_samples=True,
-                           bootstrap_iters=0)  # fmt: skip
+    return simple_evaluate(
+        model=model,
+        model_args=arguments,
+        tasks=["tiny_choice", "tiny_answer"],
+        limit=ITEMS,
+        batch_size=8,
+        num_fewshot=2,
+        task_manager=manager,
+        log_samples=True,
+        bootstrap_iters=0,
+    )
 
 
 def log_probabilities_apart(both: tuple[dict, dict]) -> list[float]:
     """How far the log-probability of each choice is from the other's."""
-    ours, theirs = ([sample["filtered_resps"] for sample in found["samples"]["tiny_choice"]] for found in both)
+    ours, theirs = (
+        [sample["filtered_resps"] for sample in found["samples"]["tiny_choice"]]
+        for found in both
+    )
     assert len(ours) == len(theirs) == ITEMS
-    return [abs(float(a[0]) - float(b[0])) for one, other in zip(ours, theirs, strict=True)
-            for a, b in zip(one, other, strict=True)]  # fmt: skip
+    return [
+        abs(float(a[0]) - float(b[0]))
+        for one, other in zip(ours, theirs, strict=True)
+        for a, b in zip(one, other, strict=True)
+    ]
 
 
 def test_log_probabilities_of_all_choices_agree(both):
     apart = log_probabilities_apart(both)
-    print(f"\nlog-probabilities differ by {max(apart):.1e} at most, over {len(apart)} choices")
+    print(
+        f"\nlog-probabilities differ by {max(apart):.1e} at most, over {len(apart)} choices"
+    )
     assert max(apart) < 1e-3
 
 

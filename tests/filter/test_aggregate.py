@@ -9,10 +9,18 @@ from bezoar_ray.recipe import Filter
 
 def ended(combine, *ratings):
     verdicts = [
-        Verdict(f"judge{n}", "failed" if r is None else "accepted" if r >= 4 else "rejected", r, "why")
+        Verdict(
+            f"judge{n}",
+            "failed" if r is None else "accepted" if r >= 4 else "rejected",
+            r,
+            "why",
+        )
         for n, r in enumerate(ratings)
     ]
-    sample = decided(Sample(id="1", scheme="orca", operation="x", verdicts=verdicts), Filter(combine=combine))
+    sample = decided(
+        Sample(id="1", scheme="orca", operation="x", verdicts=verdicts),
+        Filter(combine=combine),
+    )
     return sample.status, sample.reason
 
 

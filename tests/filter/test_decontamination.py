@@ -9,22 +9,42 @@ LONG = "Compose an engaging travel blog post about a recent trip to Hawaii, high
 
 
 def row(instruction, response="Well.") -> Sample:
-    return Sample(id="1", scheme="lamini", operation="x", instruction=instruction, response=response)
+    return Sample(
+        id="1",
+        scheme="lamini",
+        operation="x",
+        instruction=instruction,
+        response=response,
+    )
 
 
 def test_thirteen_words_in_a_row_tell_whatever_their_case_and_signs_in_instruction_or_response():
     benchmarks = Benchmarks([("mt_bench", LONG)])
     assert (
-        benchmarks.found(row("compose AN engaging travel blog post - about a recent trip to hawaii - highlighting"))
+        benchmarks.found(
+            row(
+                "compose AN engaging travel blog post - about a recent trip to hawaii - highlighting"
+            )
+        )
         == "mt_bench"
     )
     assert benchmarks.found(row("Say it.", LONG)) == "mt_bench"
-    assert benchmarks.found(row("Compose an engaging travel blog post about a recent trip to Norway.")) is None
+    assert (
+        benchmarks.found(
+            row("Compose an engaging travel blog post about a recent trip to Norway.")
+        )
+        is None
+    )
 
 
 def test_a_short_item_has_to_stand_there_whole_and_a_very_short_one_tells_nothing():
-    benchmarks = Benchmarks([("quiz", "What is the capital of France?"), ("quiz", "What is 2 + 2?")])
-    assert benchmarks.found(row("Tell me: what is the capital of France, and why?")) == "quiz"
+    benchmarks = Benchmarks(
+        [("quiz", "What is the capital of France?"), ("quiz", "What is 2 + 2?")]
+    )
+    assert (
+        benchmarks.found(row("Tell me: what is the capital of France, and why?"))
+        == "quiz"
+    )
     assert benchmarks.found(row("What is the capital of Spain?")) is None
     assert benchmarks.found(row("What is 2 + 2?")) is None
 
@@ -39,8 +59,14 @@ def test_the_form_of_a_task_is_not_its_content():
 def test_the_recipes_tasks_and_questions_are_read_in_ray(ray_session, tiny_world):
     benchmarks = finish(start(load_recipe("tiny")))
     assert benchmarks.names == ["mt_bench", "tiny_choice", "tiny_answer"]
-    with pytest.raises(RecipeError, match="cannot load 'no_such_task'.*filter.decontaminate=false"):
-        finish(start(load_recipe("tiny", ["evaluate.harness.tasks=[{task: no_such_task}]"])))
+    with pytest.raises(
+        RecipeError, match="cannot load 'no_such_task'.*filter.decontaminate=false"
+    ):
+        finish(
+            start(
+                load_recipe("tiny", ["evaluate.harness.tasks=[{task: no_such_task}]"])
+            )
+        )
 
 
 def test_it_can_be_left_out():

@@ -5,7 +5,11 @@ from bezoar_ray.filter.gates import gate
 
 
 def sample(**fields) -> Sample:
-    good = {"instruction": "Name a fruit.", "response": "An apple.", "finish_reason": "stop"}
+    good = {
+        "instruction": "Name a fruit.",
+        "response": "An apple.",
+        "finish_reason": "stop",
+    }
     return Sample(id="1", scheme="lamini", operation="example_guided", **good | fields)
 
 
@@ -15,7 +19,10 @@ def sample(**fields) -> Sample:
         {},
         {"response": "The shop said sorry, and I am glad of it."},
         {"response": "She is as an artist sees her."},
-        {"instruction": "Explain what a prompt is.", "response": "A prompt is given to a model."},
+        {
+            "instruction": "Explain what a prompt is.",
+            "response": "A prompt is given to a model.",
+        },
         {"response": "1 < 2 and <b>bold</b>"},
     ],
 )
@@ -46,7 +53,10 @@ def test_a_good_row_goes_on(fields):
         ({"response": "<s> An apple."}, "scaffolding"),
         ({"response": "The old price is struck out: <s>5 dollars</s>"}, None),
         ({"response": "<s>5 dollars</s> is how HTML strikes a price out."}, None),
-        ({"response": "HAMLET [think] To be. He wraps thoughts in <think> tags."}, None),
+        (
+            {"response": "HAMLET [think] To be. He wraps thoughts in <think> tags."},
+            None,
+        ),
         ({"response": "In Elixir, `a |> b` pipes; in Elm, `f <| x` applies."}, None),
         ({"response": "name a  FRUIT"}, "copy"),
         ({"input": "red", "response": "Name a fruit.\n\nInput:\nred"}, "copy"),
@@ -70,7 +80,10 @@ def test_signs_make_a_difference_and_case_does_not():
         ("Write to jane.doe@example.com.", "personal_data"),
         ("Call (415) 555-2671 before noon.", "personal_data"),
         ("Her number is 123-45-6789.", "personal_data"),
-        ("My password is a secret, and 4539578763621486 + 100200300 is a large sum.", None),
+        (
+            "My password is a secret, and 4539578763621486 + 100200300 is a large sum.",
+            None,
+        ),
         ("In 1984 it was 3.14159265358979, at 192 days.", None),
     ],
 )

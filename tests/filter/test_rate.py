@@ -9,7 +9,14 @@ from bezoar_ray.llm.chat import CallFailed, Reply
 from bezoar_ray.llm.reasoning import without_reasoning
 from bezoar_ray.recipe import ModelSection
 
-SAMPLE = Sample(id="1", scheme="orca", operation="x", system="Be kind.", instruction="Name a fruit.", response="Fig.")
+SAMPLE = Sample(
+    id="1",
+    scheme="orca",
+    operation="x",
+    system="Be kind.",
+    instruction="Name a fruit.",
+    response="Fig.",
+)
 
 
 def verdict(*replies, accept_rating=4.0):
@@ -21,19 +28,31 @@ def verdict(*replies, accept_rating=4.0):
         if replies[attempt] is None:
             raise CallFailed("HTTP 400")
         found = replies[attempt]
-        return found if isinstance(found, Reply) else Reply(without_reasoning(found), "stop", 10, 5)
+        return (
+            found
+            if isinstance(found, Reply)
+            else Reply(without_reasoning(found), "stop", 10, 5)
+        )
 
     part = ModelSection(model="some-judge")
-    return asyncio.run(judge_sample(SAMPLE, chat, "Fruit only.", part, accept_rating)), calls
+    return asyncio.run(
+        judge_sample(SAMPLE, chat, "Fruit only.", part, accept_rating)
+    ), calls
 
 
 def test_the_judge_sees_rubric_system_message_and_row():
     _, ((step, number, messages),) = verdict('{"reason": "a fruit", "rating": 5}')
     assert (step, number) == ("judge", 0)
-    assert all(text in messages[1]["content"] for text in ("Fruit only.", "Be kind.", "Name a fruit.", "Fig."))
+    assert all(
+        text in messages[1]["content"]
+        for text in ("Fruit only.", "Be kind.", "Name a fruit.", "Fig.")
+    )
 
 
-@pytest.mark.parametrize(("rating", "status"), [(5, "accepted"), (4, "accepted"), (3.5, "rejected"), (1, "rejected")])
+@pytest.mark.parametrize(
+    ("rating", "status"),
+    [(5, "accepted"), (4, "accepted"), (3.5, "rejected"), (1, "rejected")],
+)
 def test_the_threshold_decides(rating, status):
     found, _ = verdict(f'Here: {{"reason": "so", "rating": {rating}}}')
     assert found == Verdict("some-judge", status, rating, "so")
@@ -45,7 +64,9 @@ def test_nonsense_is_asked_for_once_more():
     assert [number for _, number, _ in calls] == [0, 1]
 
 
-@pytest.mark.parametrize("reply", ["hm", '{"rating": 9}', '{"reason": "no rating"}', "4"])
+@pytest.mark.parametrize(
+    "reply", ["hm", '{"rating": 9}', '{"reason": "no rating"}', "4"]
+)
 def test_nonsense_twice_is_never_accepted(reply):
     found, calls = verdict(reply, reply, accept_rating=1)
     assert (found.status, found.rating, len(calls)) == ("failed", None, 2)
@@ -99,9 +120,18 @@ def test_what_could_be_another_verdict_is_none(reply):
 @pytest.mark.parametrize(
     ("reply", "said"),
     [
-        (Reply('{"reason": "so", "rating": 5}', "length", 10, 512), "it was cut off (length after 512 tokens)"),
-        (Reply("", "max_tokens", 10, 512), "the answer was lost to reasoning (max_tokens after 512 tokens)"),
-        (Reply("Perhaps 5", "length", 10, 512, 400), "the answer was lost to reasoning"),
+        (
+            Reply('{"reason": "so", "rating": 5}', "length", 10, 512),
+            "it was cut off (length after 512 tokens)",
+        ),
+        (
+            Reply("", "max_tokens", 10, 512),
+            "the answer was lost to reasoning (max_tokens after 512 tokens)",
+        ),
+        (
+            Reply("Perhaps 5", "length", 10, 512, 400),
+            "the answer was lost to reasoning",
+        ),
         (Reply("", "SAFETY", 10, 0), "it was ended by a filter (SAFETY)"),
     ],
 )
@@ -116,14 +146,26 @@ def test_the_second_attempt_says_what_could_not_be_read():
     """At temperature 0 the same question would be answered in the same way."""
     _, calls = verdict("hm", "hm", "hm")
     (_, _, first), (_, _, second) = calls
-    assert second[:-1] == first[:-1] and second[-1]["content"].startswith(first[-1]["content"])
+    assert second[:-1] == first[:-1] and second[-1]["content"].startswith(
+        first[-1]["content"]
+    )
     assert "it held no rating that could be read" in second[-1]["content"]
 
 
 @pytest.mark.parametrize(
     "reply",
-    ['{"rating": ' + "9" * 400 + "}", '{"a":' + "[" * 100_000, '{"rating": NaN}', '{"rating": {"rating": 5}}'],
-    ids=["more digits than a float has", "deeper than the stack", "not a number", "an object"],
+    [
+        '{"rating": ' + "9" * 400 + "}",
+        '{"a":' + "[" * 100_000,
+        '{"rating": NaN}',
+        '{"rating": {"rating": 5}}',
+    ],
+    ids=[
+        "more digits than a float has",
+        "deeper than the stack",
+        "not a number",
+        "an object",
+    ],
 )
 def test_no_reply_can_end_the_stage(reply):
     found, _ = verdict(reply, reply)
@@ -149,7 +191,9 @@ def test_a_verdict_is_asked_for_by_schema_where_the_recipe_says_so(structured):
         asked.append(sampling)
         return Reply('{"reason": "good", "rating": 4}', "stop", 10, 5)
 
-    part = ModelSection(model="j", temperature=0.5, max_tokens=99, structured=structured)
+    part = ModelSection(
+        model="j", temperature=0.5, max_tokens=99, structured=structured
+    )
     asyncio.run(judge_sample(SAMPLE, chat, "Fruit only.", part, 4.0))
     (sampling,) = asked
     assert (sampling.temperature, sampling.max_tokens) == (0.5, 99)

@@ -1,6 +1,9 @@
 from bezoar_ray.filter.selection import choose
 
-BIRDS = [f"Name a bird of the {place}." for place in ("sea", "wood", "marsh", "shore", "field", "hill")]
+BIRDS = [
+    f"Name a bird of the {place}."
+    for place in ("sea", "wood", "marsh", "shore", "field", "hill")
+]
 SUMS = ["Add 3 and 4, please.", "Add 30 and 41, please."]
 
 
@@ -15,7 +18,12 @@ def test_rare_kinds_of_instructions_are_kept_before_more_of_the_common_kind():
 
 
 def test_of_like_instructions_the_best_rated_is_kept_and_the_first_of_equals():
-    assert choose(["Name a bird."] * 4, [4.0, 5.0, 5.0, 4.5], 1) == [False, True, False, False]
+    assert choose(["Name a bird."] * 4, [4.0, 5.0, 5.0, 4.5], 1) == [
+        False,
+        True,
+        False,
+        False,
+    ]
     ratings = [4.0, 4.0, 5.0, 4.0, 4.0, 4.0]
     assert choose(BIRDS, ratings, 1).index(True) == 2
 

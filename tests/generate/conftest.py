@@ -15,7 +15,12 @@ class ScriptedChat:
     asked: dict[str, Messages] = field(default_factory=dict)
 
     async def __call__(
-        self, messages: Messages, *, step: str, sample: int = 0, sampling: Sampling | None = None
+        self,
+        messages: Messages,
+        *,
+        step: str,
+        sample: int = 0,
+        sampling: Sampling | None = None,
     ) -> Reply:
         self.asked[step] = messages
         found = self.answer(step, messages)
@@ -31,4 +36,12 @@ def chat() -> type[ScriptedChat]:
 
 @pytest.fixture
 def seeds() -> list[Seed]:
-    return [Seed(id=f"seed{n}", source="own", license="CC0", instruction=f"Tell me about {n}.") for n in range(20)]
+    return [
+        Seed(
+            id=f"seed{n}",
+            source="own",
+            license="CC0",
+            instruction=f"Tell me about {n}.",
+        )
+        for n in range(20)
+    ]

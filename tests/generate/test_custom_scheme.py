@@ -64,12 +64,22 @@ async def refused(messages, *, step):
 
 def test_a_function_of_the_users_makes_samples_with_their_provenance():
     (sample,) = rows("short", wren, {"style": "In short:"})
-    assert sample.scheme == "short" and sample.operation == "short" and sample.seed_licenses == ["CC0"]
-    assert (sample.instruction, sample.response) == ("Name a bird. Be brief.", "A wren, said In short: Name a bird.")
+    assert (
+        sample.scheme == "short"
+        and sample.operation == "short"
+        and sample.seed_licenses == ["CC0"]
+    )
+    assert (sample.instruction, sample.response) == (
+        "Name a bird. Be brief.",
+        "A wren, said In short: Name a bird.",
+    )
 
 
 def test_a_fault_in_it_names_scheme_and_function():
-    with pytest.raises(BezoarError, match="generate.own.short: x.py:broken: KeyError: 'no such setting'"):
+    with pytest.raises(
+        BezoarError,
+        match="generate.own.short: x.py:broken: KeyError: 'no such setting'",
+    ):
         rows("broken")
     with pytest.raises(RecipeError, match="'x.py' holds no 'absent'"):
         rows("absent")
@@ -80,19 +90,40 @@ def test_a_call_that_fails_and_that_it_does_not_catch_is_a_failed_row():
     assert (sample.status, sample.reason) == ("failed", "call: HTTP 400")
 
 
-def test_it_runs_in_the_actors_and_goes_through_generate_like_any_other(ray_session, tmp_path):
+def test_it_runs_in_the_actors_and_goes_through_generate_like_any_other(
+    ray_session, tmp_path
+):
     file = tmp_path / "mine.py"
     file.write_text(SOURCE)
-    own_part = {"short": {"function": f"{file}:short", "works": 3, "settings": {"style": "Briefly:"}}}
+    own_part = {
+        "short": {
+            "function": f"{file}:short",
+            "works": 3,
+            "settings": {"style": "Briefly:"},
+        }
+    }
     with serving(lambda messages: "A wren.") as server:
-        given = context(tmp_path, server.url, lamini=None, evol_instruct=None, orca=None, own=own_part)
+        given = context(
+            tmp_path,
+            server.url,
+            lamini=None,
+            evol_instruct=None,
+            orca=None,
+            own=own_part,
+        )
         outcome = stage.run(StageContext(given.recipe, given.store, "s1", Progress()))
-    assert outcome.summary["data"] == {"short": {"seeds": 3, "seeds_failed": 1, "generated": 3}}
-    assert {row.response for row in read_samples(given.store, "short", "generated")} == {"A wren."}
+    assert outcome.summary["data"] == {
+        "short": {"seeds": 3, "seeds_failed": 1, "generated": 3}
+    }
+    assert {
+        row.response for row in read_samples(given.store, "short", "generated")
+    } == {"A wren."}
 
 
 def test_a_name_or_function_that_cannot_be_is_refused(tmp_path):
-    with pytest.raises(RecipeError, match="generate.own.lamini: the name of another scheme"):
+    with pytest.raises(
+        RecipeError, match="generate.own.lamini: the name of another scheme"
+    ):
         load_recipe("tiny", ["generate.own={lamini: {function: x.py:f}}"])
     with pytest.raises(RecipeError, match=r"expected path.py:function"):
         load_recipe("tiny", ["generate.own={mine: {function: x.txt}}"])
@@ -108,6 +139,11 @@ def test_changed_code_is_another_generate_stage(tmp_path):
     for text in (SOURCE, SOURCE + "# changed"):
         file.write_text(text)
         marks.add(
-            fingerprint(load_recipe("tiny", [f"generate.own={{short: {{function: '{file}:short'}}}}"]), "generate")
+            fingerprint(
+                load_recipe(
+                    "tiny", [f"generate.own={{short: {{function: '{file}:short'}}}}"]
+                ),
+                "generate",
+            )
         )
     assert len(marks) == 2

@@ -30,7 +30,11 @@ def script(**said):
         name, _, epoch = step.partition("/")
         if step in said or name in said:
             return said.get(step, said.get(name))
-        return {"evolve": f"Task of epoch {epoch}", "adds_nothing": "Not equal", "answer": "Forty-two."}[name]
+        return {
+            "evolve": f"Task of epoch {epoch}",
+            "adds_nothing": "Not equal",
+            "answer": "Forty-two.",
+        }[name]
 
     return answer
 
@@ -55,14 +59,21 @@ def test_each_epoch_evolves_what_the_one_before_made(seeds, chat):
 def test_the_seeds_input_is_part_of_what_is_evolved(seeds, chat):
     talk = chat(script())
     rows(plan(PART, 0, [replace(seeds[0], input="a | b")])[0], talk)
-    assert f"{seeds[0].instruction}\n\nInput:\na | b" in talk.asked["evolve/1"][0]["content"]
+    assert (
+        f"{seeds[0].instruction}\n\nInput:\na | b"
+        in talk.asked["evolve/1"][0]["content"]
+    )
 
 
 def test_operations_are_drawn_by_weight_and_alike_in_a_rerun(seeds, chat):
-    part = EvolInstruct(seeds=20, epochs=30, operations={"deepen": 3, "breadth": 1, "reasoning": 0})
+    part = EvolInstruct(
+        seeds=20, epochs=30, operations={"deepen": 3, "breadth": 1, "reasoning": 0}
+    )
     works = plan(part, 0, seeds)
     drawn = [[s.operation for s in rows(work, chat(script()), part)] for work in works]
-    assert drawn == [[s.operation for s in rows(work, chat(script()), part)] for work in works]
+    assert drawn == [
+        [s.operation for s in rows(work, chat(script()), part)] for work in works
+    ]
     counts = Counter(operation for operations in drawn for operation in operations)
     assert set(counts) == {"deepen", "breadth"}
     assert 2 < counts["deepen"] / counts["breadth"] < 4
@@ -74,16 +85,26 @@ def test_operations_are_drawn_by_weight_and_alike_in_a_rerun(seeds, chat):
         ({"evolve/2": ""}, "empty", "adds_nothing/2"),
         ({"evolve/2": "#Rewritten Prompt#: Task"}, "scaffolding", "adds_nothing/2"),
         ({"evolve/2": "Task of epoch 1"}, "adds_nothing", "adds_nothing/2"),
-        ({"evolve/2": Reply("Task of ep", "length", 10, 512)}, "truncated", "adds_nothing/2"),
+        (
+            {"evolve/2": Reply("Task of ep", "length", 10, 512)},
+            "truncated",
+            "adds_nothing/2",
+        ),
         ({"adds_nothing/2": "Equal."}, "adds_nothing", "answer/2"),
         ({"answer/2": "Sorry, that is beyond me."}, "sorry", None),
         ({"answer/2": "..."}, "stop_words", None),
     ],
 )
-def test_an_eliminated_evolution_is_rejected_and_its_parent_goes_on(seeds, chat, said, reason, unpaid):
+def test_an_eliminated_evolution_is_rejected_and_its_parent_goes_on(
+    seeds, chat, said, reason, unpaid
+):
     talk = chat(script(**said))
     found = rows(plan(PART, 0, seeds)[0], talk)
-    assert [(s.status, s.reason) for s in found] == [("generated", ""), ("rejected", reason), ("generated", "")]
+    assert [(s.status, s.reason) for s in found] == [
+        ("generated", ""),
+        ("rejected", reason),
+        ("generated", ""),
+    ]
     assert "Task of epoch 1" in talk.asked["evolve/3"][0]["content"]
     assert unpaid not in talk.asked
 
@@ -112,21 +133,38 @@ def test_an_answer_needs_more_than_stop_words():
     assert spoilt_answer("It is 7.") is None
 
 
-@pytest.mark.parametrize("text", ["The given prompt asks", "#Created Prompt#: x", "rewritten prompt"])
+@pytest.mark.parametrize(
+    "text", ["The given prompt asks", "#Created Prompt#: x", "rewritten prompt"]
+)
 def test_words_of_our_own_prompt_spoil_an_instruction(text):
     assert spoilt_instruction(text) == "scaffolding"
     assert spoilt_instruction("Write a prompt reply") is None
 
 
 @pytest.mark.parametrize(
-    "reply", ["Equal", "'Equal'", "**Equal**", "The two instructions are equal.", "They are EQUAL."]
+    "reply",
+    [
+        "Equal",
+        "'Equal'",
+        "**Equal**",
+        "The two instructions are equal.",
+        "They are EQUAL.",
+    ],
 )
 def test_a_comparison_may_come_as_a_sentence(reply):
     assert evol_instruct.finds_equal(reply)
 
 
 @pytest.mark.parametrize(
-    "reply", ["Not equal", "not really equal", "They aren't equal, as", "Unequal", "No: the second asks for more.", ""]
+    "reply",
+    [
+        "Not equal",
+        "not really equal",
+        "They aren't equal, as",
+        "Unequal",
+        "No: the second asks for more.",
+        "",
+    ],
 )
 def test_what_is_denied_is_not_equal(reply):
     assert not evol_instruct.finds_equal(reply)

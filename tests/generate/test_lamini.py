@@ -25,7 +25,9 @@ def rows(work, chat, part=PART):
 def test_calls_are_drawn_alike_for_the_same_seed_and_differ_for_another(seeds):
     works = plan(PART, 0, seeds)
     assert works == plan(PART, 0, seeds)
-    assert {work.id for work in works}.isdisjoint(work.id for work in plan(PART, 1, seeds))
+    assert {work.id for work in works}.isdisjoint(
+        work.id for work in plan(PART, 1, seeds)
+    )
     assert len({work.id for work in works}) == 10
 
 
@@ -44,7 +46,9 @@ def test_examples_are_three_seeds_that_stand_alone(seeds):
         assert not any(seed.input for seed in work.seeds)
 
 
-def test_each_instruction_gets_its_own_answer_and_an_empty_slot_is_a_failed_row(seeds, chat):
+def test_each_instruction_gets_its_own_answer_and_an_empty_slot_is_a_failed_row(
+    seeds, chat
+):
     def answer(step, messages):
         made = "<example>Do A</example> chatter <example> Do B\nwell </example><example></example><example>cut"
         return made if step == "instructions" else f"done: {messages[-1]['content']}"
@@ -59,27 +63,46 @@ def test_each_instruction_gets_its_own_answer_and_an_empty_slot_is_a_failed_row(
         ("Do B\nwell", "generated", ""),
     ]
     assert found[2].response == "done: Do A"
-    assert (found[2].finish_reason, found[2].tokens_in, found[2].tokens_out) == ("stop", 10, 5)
+    assert (found[2].finish_reason, found[2].tokens_in, found[2].tokens_out) == (
+        "stop",
+        10,
+        5,
+    )
     assert found[2].seed_licenses == ["CC0"] * 3
     assert found[2].operation == work.draw["generator"]
-    assert len(found[2].prompt_hash) == 16 and found[2].prompt_hash != found[3].prompt_hash
+    assert (
+        len(found[2].prompt_hash) == 16 and found[2].prompt_hash != found[3].prompt_hash
+    )
     assert set(talk.asked) == {"instructions", "answer/0", "answer/1"}
     assert all(
-        f"<example>{seed.instruction}</example>" in talk.asked["instructions"][0]["content"] for seed in work.seeds
+        f"<example>{seed.instruction}</example>"
+        in talk.asked["instructions"][0]["content"]
+        for seed in work.seeds
     )
 
 
 def test_more_instructions_than_asked_for_are_not_paid_for(seeds, chat):
     made = "".join(f"<example>Do {n}</example>" for n in range(9))
     talk = chat(lambda step, _: made if step == "instructions" else "done")
-    assert [s.instruction for s in rows(plan(PART, 0, seeds)[0], talk)] == ["Do 0", "Do 1", "Do 2", "Do 3"]
+    assert [s.instruction for s in rows(plan(PART, 0, seeds)[0], talk)] == [
+        "Do 0",
+        "Do 1",
+        "Do 2",
+        "Do 3",
+    ]
 
 
 def test_ids_do_not_depend_on_what_the_teacher_says(seeds, chat):
     work = plan(PART, 0, seeds)[0]
     said = ["<example>A</example>" * 4, "<example>B</example>", None]
     ids = [
-        {s.id for s in rows(work, chat(lambda step, _, one=one: one if step == "instructions" else "x"))}
+        {
+            s.id
+            for s in rows(
+                work,
+                chat(lambda step, _, one=one: one if step == "instructions" else "x"),
+            )
+        }
         for one in said
     ]
     assert ids[0] == ids[1] == ids[2]
@@ -91,17 +114,25 @@ def test_a_failed_call_fails_its_own_rows_only(seeds, chat):
         plan(PART, 0, seeds)[0],
         "<example>A</example><example>B</example><example>C</example><example>D</example>",
     )
-    found = rows(work, chat(lambda step, _: made if step == "instructions" else None if step == "answer/1" else "x"))
-    assert [(s.instruction, s.status, s.reason) for s in found if s.status == "failed"] == [
-        ("B", "failed", "call: refused")
-    ]
+    found = rows(
+        work,
+        chat(
+            lambda step, _: (
+                made if step == "instructions" else None if step == "answer/1" else "x"
+            )
+        ),
+    )
+    assert [
+        (s.instruction, s.status, s.reason) for s in found if s.status == "failed"
+    ] == [("B", "failed", "call: refused")]
     assert {s.reason for s in rows(work, chat(lambda *_: None))} == {"call: refused"}
 
 
 def test_a_truncated_answer_keeps_its_finish_reason(seeds, chat):
     cut = Reply("half an ans", "length", 10, 512)
     found = rows(
-        plan(PART, 0, seeds)[0], chat(lambda step, _: "<example>A</example>" if step == "instructions" else cut)
+        plan(PART, 0, seeds)[0],
+        chat(lambda step, _: "<example>A</example>" if step == "instructions" else cut),
     )
     assert found[-1].finish_reason == "length"
 
@@ -118,26 +149,44 @@ def test_topics_come_from_a_file_if_one_is_named(tmp_path):
     path.write_text("Apples\n\nPears\nApples\nPlums\n")
     assert lamini.read_topics(Lamini(topics=str(path))) == ["Apples", "Pears", "Plums"]
     with pytest.raises(
-        RecipeError, match=r"generate\.lamini\.topics: .* has 3 topics, fewer than topics_per_call \(4\)"
+        RecipeError,
+        match=r"generate\.lamini\.topics: .* has 3 topics, fewer than topics_per_call \(4\)",
     ):
         lamini.read_topics(Lamini(topics=str(path), topics_per_call=4))
     with pytest.raises(RecipeError, match=r"generate\.lamini\.topics: cannot read"):
         lamini.read_topics(Lamini(topics=str(tmp_path / "none")))
 
 
-def test_examples_are_dropped_where_they_leave_no_room_and_one_that_is_too_long_alone_fails(seeds, chat):
+def test_examples_are_dropped_where_they_leave_no_room_and_one_that_is_too_long_alone_fails(
+    seeds, chat
+):
     def room_for(count):
         def answer(step, messages):
-            if step == "instructions" and messages[-1]["content"].count("</example>") - 1 > count:  # one names the tag
+            if (
+                step == "instructions"
+                and messages[-1]["content"].count("</example>") - 1 > count
+            ):  # one names the tag
                 raise PromptTooLong("prompt of 3000 tokens in a context of 2048")
             return "<example>Do A</example>" if step == "instructions" else "done"
 
         return answer
 
     work = plan(PART, 0, seeds)[0]
-    assert [s.instruction for s in rows(work, chat(room_for(2)))] == ["", "", "", "Do A"]
-    assert [s.instruction for s in rows(work, chat(room_for(1)))] == ["", "", "", "Do A"]
-    assert {s.reason for s in rows(work, chat(room_for(0)))} == {"call: prompt of 3000 tokens in a context of 2048"}
+    assert [s.instruction for s in rows(work, chat(room_for(2)))] == [
+        "",
+        "",
+        "",
+        "Do A",
+    ]
+    assert [s.instruction for s in rows(work, chat(room_for(1)))] == [
+        "",
+        "",
+        "",
+        "Do A",
+    ]
+    assert {s.reason for s in rows(work, chat(room_for(0)))} == {
+        "call: prompt of 3000 tokens in a context of 2048"
+    }
 
 
 LISTS = {
@@ -187,4 +236,6 @@ def test_what_is_no_list_of_instructions_gives_none(reply, found):
 def test_a_reply_without_an_instruction_is_kept_with_its_missing_rows(seeds, chat):
     work = plan(PART, 0, seeds)[0]
     found = rows(work, chat(lambda step, messages: "Of course!"))
-    assert [(sample.reason, sample.response) for sample in found] == [("missing", "Of course!")] * 4
+    assert [(sample.reason, sample.response) for sample in found] == [
+        ("missing", "Of course!")
+    ] * 4

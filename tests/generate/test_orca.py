@@ -12,9 +12,14 @@ from bezoar_ray.recipe import Mixture, Orca
 
 def query(number, source="CoT", task="task", template="zs_noopt") -> Seed:
     return Seed(
-        id=f"{source}-{task}-{number}", source="flan", license="Apache-2.0", instruction=f"Query {number} of {task}?",
-        task_source=source, task_name=task, template_type=template,
-    )  # fmt: skip
+        id=f"{source}-{task}-{number}",
+        source="flan",
+        license="Apache-2.0",
+        instruction=f"Query {number} of {task}?",
+        task_source=source,
+        task_name=task,
+        template_type=template,
+    )
 
 
 def only(**mixture) -> Orca:
@@ -49,12 +54,19 @@ def test_a_plan_repeats_for_the_same_seed():
 
 
 def test_a_task_gives_no_more_rows_than_its_cap():
-    seeds = [query(n, task="large") for n in range(50)] + [query(n, task="small") for n in range(3)]
-    assert Counter(s.task_name for s in drawn(only(per_task=10), seeds)) == {"large": 10, "small": 3}
+    seeds = [query(n, task="large") for n in range(50)] + [
+        query(n, task="small") for n in range(3)
+    ]
+    assert Counter(s.task_name for s in drawn(only(per_task=10), seeds)) == {
+        "large": 10,
+        "small": 3,
+    }
 
 
 def test_stratified_sampling_takes_small_tasks_as_often_as_large_ones():
-    seeds = [query(n, task="large") for n in range(900)] + [query(n, task="small") for n in range(100)]
+    seeds = [query(n, task="large") for n in range(900)] + [
+        query(n, task="small") for n in range(100)
+    ]
     counts = Counter(s.task_name for s in drawn(only(stratified=True, rows=150), seeds))
     assert 50 < counts["small"] < 100
     counts = Counter(s.task_name for s in drawn(only(rows=150), seeds))
@@ -68,7 +80,9 @@ def test_no_query_is_drawn_twice_and_an_empty_task_is_passed_over():
 
 
 def test_the_total_is_drawn_from_all_sub_mixtures_in_turn():
-    seeds = [query(n, source=source) for source in ("CoT", "NIV2", "T0") for n in range(20)] + [query(0, "Flan2021")]
+    seeds = [
+        query(n, source=source) for source in ("CoT", "NIV2", "T0") for n in range(20)
+    ] + [query(0, "Flan2021")]
     counts = Counter(s.task_source for s in drawn(Orca(rows=10), seeds))
     assert counts == {"CoT": 3, "Flan2021": 1, "NIV2": 3, "T0": 3}
 
@@ -80,7 +94,13 @@ def test_every_message_of_a_sub_mixture_is_drawn_and_no_other(source):
 
 
 def test_messages_for_choices_are_drawn_where_there_are_choices():
-    assert orca.messages_for(query(0, "Flan2021", template="zs_opt")) == (3, 4, 7, 8, 10)
+    assert orca.messages_for(query(0, "Flan2021", template="zs_opt")) == (
+        3,
+        4,
+        7,
+        8,
+        10,
+    )
     assert orca.messages_for(query(0, "Flan2021")) == (3, 4, 7)
     assert orca.messages_for(query(0, "CoT", template="zs_opt")) == (6, 11, 16)
 
@@ -95,6 +115,14 @@ def test_a_query_is_answered_under_its_message(chat):
     assert sample.system == ORCA_SYSTEM[work.draw["system_message"]]
     assert [m["role"] for m in talk.asked["answer"]] == ["system", "user"]
     assert (sample.instruction, sample.response) == ("Query 3 of task?", "Because.")
-    assert (sample.task_source, sample.task_name, sample.finish_reason) == ("CoT", "task", "length")
+    assert (sample.task_source, sample.task_name, sample.finish_reason) == (
+        "CoT",
+        "task",
+        "length",
+    )
     (failed,) = asyncio.run(collect(work, chat(lambda *_: None)))
-    assert (failed.id, failed.status, failed.reason) == (sample.id, "failed", "call: refused")
+    assert (failed.id, failed.status, failed.reason) == (
+        sample.id,
+        "failed",
+        "call: refused",
+    )

@@ -38,19 +38,32 @@ async def judged(item, talker):
 
 def part(url, **more) -> ModelSection:
     prices = Prices(input=10.0, output=100.0)
-    return ModelSection(**{"model": "m", "base_url": url, "mode": "batch", "prices": prices, "retries": 1} | more)
+    return ModelSection(
+        **{
+            "model": "m",
+            "base_url": url,
+            "mode": "batch",
+            "prices": prices,
+            "retries": 1,
+        }
+        | more
+    )
 
 
 def go(tmp_path, url, session="one", limits=(), **more):
     work = ModelStage(judged, part(url, **more), "judge")
-    return sorted(run_in_batches(ROWS, work, RunContext(str(tmp_path), session, limits)))
+    return sorted(
+        run_in_batches(ROWS, work, RunContext(str(tmp_path), session, limits))
+    )
 
 
 def mark(messages):
     return messages[-1]["content"] + "!"
 
 
-def test_each_step_of_all_chains_is_one_batch_at_half_the_price_and_a_rerun_sends_nothing(tmp_path):
+def test_each_step_of_all_chains_is_one_batch_at_half_the_price_and_a_rerun_sends_nothing(
+    tmp_path,
+):
     with providing(mark) as (provider, url):
         assert go(tmp_path, url) == [row + b"!!" for row in ROWS]
         assert len(provider.batches) == 2 and len(provider.sent) == 20
@@ -65,19 +78,26 @@ def test_a_batch_holds_no_more_than_the_provider_takes(tmp_path, monkeypatch):
     monkeypatch.setattr(batch, "_LINES", 4)
     with providing(mark) as (provider, url):
         assert len(go(tmp_path, url)) == 10
-        sizes = [len(provider.files[b["input_file_id"]].splitlines()) for b in provider.batches.values()]
+        sizes = [
+            len(provider.files[b["input_file_id"]].splitlines())
+            for b in provider.batches.values()
+        ]
         assert sorted(sizes) == [2, 2, 4, 4, 4, 4]
 
 
 def test_several_judges_take_their_batches_one_after_the_other(tmp_path):
     async def judge(item, talker):
         yield (
-            await talker.for_row(item.decode())([{"role": "user", "content": item.decode()}], step="x")
+            await talker.for_row(item.decode())(
+                [{"role": "user", "content": item.decode()}], step="x"
+            )
         ).text.encode()
 
     def go(session):
         place = RunContext(str(tmp_path), session)
-        passes = [ModelStage(judge, part(url, model=name), "judge") for name in ("one", "two")]
+        passes = [
+            ModelStage(judge, part(url, model=name), "judge") for name in ("one", "two")
+        ]
         rows = run_in_batches(ROWS, passes[0], place)
         return sorted(run_in_batches(rows, passes[1], place))
 
@@ -91,7 +111,9 @@ def test_an_answer_may_hold_any_character(tmp_path):
         assert set(go(tmp_path, url)) == {"a\u2028b\x0cc\x85d".encode()}
 
 
-def test_lines_that_failed_or_expired_are_sent_again_then_fail_their_row_alone(tmp_path):
+def test_lines_that_failed_or_expired_are_sent_again_then_fail_their_row_alone(
+    tmp_path,
+):
     seen = []
 
     def answer(messages):
@@ -104,9 +126,13 @@ def test_lines_that_failed_or_expired_are_sent_again_then_fail_their_row_alone(t
     with providing(answer) as (provider, url):
         found = go(tmp_path, url)
     (failed,) = [row for row in found if b"failed" in row]
-    assert failed.startswith(b"7 failed: no answer in 2 batches: ") and failed.endswith(b" answers 500: scripted 500")
+    assert failed.startswith(b"7 failed: no answer in 2 batches: ") and failed.endswith(
+        b" answers 500: scripted 500"
+    )
     assert b"3!!" in found and seen.count("7") == 2
-    assert len(provider.sent) - len(set(provider.sent)) == 2  # 3 and 7 twice, nothing else
+    assert (
+        len(provider.sent) - len(set(provider.sent)) == 2
+    )  # 3 and 7 twice, nothing else
 
 
 def left_behind(tmp_path, provider, url, *, created: bool) -> None:
@@ -134,9 +160,14 @@ def test_a_batch_on_its_way_at_a_crash_is_adopted_not_made_again(tmp_path):
     with providing(mark) as (provider, url):
         left_behind(tmp_path, provider, url, created=True)
         assert len(provider.batches) == 1
-        assert accounts(tmp_path, "")["judge"]["attempts"] == 10  # unsettled: counts as spent
+        assert (
+            accounts(tmp_path, "")["judge"]["attempts"] == 10
+        )  # unsettled: counts as spent
         assert len(go(tmp_path, url)) == 10
-        assert len(provider.batches) == 2 and len(set(provider.sent)) == len(provider.sent) == 20
+        assert (
+            len(provider.batches) == 2
+            and len(set(provider.sent)) == len(provider.sent) == 20
+        )
     assert accounts(tmp_path, "")["judge"]["attempts"] == 20
 
 
@@ -148,10 +179,14 @@ def test_a_batch_that_was_only_meant_is_made_once(tmp_path):
         assert len(set(provider.sent)) == len(provider.sent) == 20
 
 
-def test_a_refused_batch_ends_the_stage_with_the_providers_reason_and_is_not_waited_for_again(tmp_path):
+def test_a_refused_batch_ends_the_stage_with_the_providers_reason_and_is_not_waited_for_again(
+    tmp_path,
+):
     with providing(mark) as (provider, url):
         provider.refuse = "no such model"
-        with pytest.raises(BezoarError, match="m: batch batch_0 was refused: invalid: no such model"):
+        with pytest.raises(
+            BezoarError, match="m: batch batch_0 was refused: invalid: no such model"
+        ):
             go(tmp_path, url)
         provider.refuse = ""
         assert len(go(tmp_path, url, session="two")) == 10
@@ -168,12 +203,16 @@ def test_an_outage_is_waited_for_and_makes_no_batch_twice(tmp_path):
 def test_a_wrong_key_stops_at_once(tmp_path):
     with providing(mark) as (provider, url):
         provider.faults = [401]
-        with pytest.raises(RecipeError, match="answers 401: the key is wrong or missing"):
+        with pytest.raises(
+            RecipeError, match="answers 401: the key is wrong or missing"
+        ):
             go(tmp_path, url)
 
 
 def test_a_budget_holds_in_batches_too_and_what_fits_is_answered(tmp_path):
-    most = 0.5 * (17 * 10 + 512 * 100) / 1e6  # dollars of one call: 1 byte and 16, and 512 tokens
+    most = (
+        0.5 * (17 * 10 + 512 * 100) / 1e6
+    )  # dollars of one call: 1 byte and 16, and 512 tokens
     limits = (Limit("filter.budget_usd", 5.5 * most, ("judge",)),)
     with providing(mark) as (provider, url):
         with pytest.raises(BudgetReached, match="filter.budget_usd"):
@@ -181,5 +220,8 @@ def test_a_budget_holds_in_batches_too_and_what_fits_is_answered(tmp_path):
         assert len(provider.sent) == 5
         assert len(go(tmp_path, url, session="two")) == 10
         assert len(provider.sent) == 20
-    records = [orjson.loads(path.read_bytes()) for path in (tmp_path / "ledger/judge/batches").glob("*.json")]
+    records = [
+        orjson.loads(path.read_bytes())
+        for path in (tmp_path / "ledger/judge/batches").glob("*.json")
+    ]
     assert records and all(record["over"] for record in records)

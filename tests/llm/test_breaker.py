@@ -65,11 +65,17 @@ def test_a_fault_now_and_then_opens_nothing():
 
 def test_an_endpoint_that_stays_away_ends_the_stage_and_is_named():
     async def go():
-        endpoint, breaker = Endpoint(), Breaker("judge-1 at http://x", patience=0.2, first=0.02)
+        endpoint, breaker = (
+            Endpoint(),
+            Breaker("judge-1 at http://x", patience=0.2, first=0.02),
+        )
         endpoint.up = False
         await asyncio.gather(*(patient(breaker, endpoint) for _ in range(30)))
 
-    with pytest.raises(BezoarError, match="judge-1 at http://x has answered nothing for .*connection refused.*run the"):
+    with pytest.raises(
+        BezoarError,
+        match="judge-1 at http://x has answered nothing for .*connection refused.*run the",
+    ):
         asyncio.run(go())
 
 
@@ -87,7 +93,9 @@ def test_a_429_is_a_sign_of_life():
     assert not asyncio.run(go())
 
 
-@pytest.mark.parametrize(("patience", "after", "times"), [(0.05, None, 20), (600, 86_400.0, 1)])
+@pytest.mark.parametrize(
+    ("patience", "after", "times"), [(0.05, None, 20), (600, 86_400.0, 1)]
+)
 def test_an_endpoint_that_only_says_to_wait_ends_the_stage(patience, after, times):
     async def go():
         async def limited():
@@ -99,7 +107,10 @@ def test_an_endpoint_that_only_says_to_wait_ends_the_stage(patience, after, time
                 await breaker.run(limited)
             await asyncio.sleep(0.01)
 
-    with pytest.raises(BezoarError, match="takes no more calls for now: 429: the day's quota is used up"):
+    with pytest.raises(
+        BezoarError,
+        match="takes no more calls for now: 429: the day's quota is used up",
+    ):
         asyncio.run(go())
 
 
@@ -119,7 +130,9 @@ def test_a_few_quick_refusals_do_not_end_a_stage_whose_answers_take_longer():
         return await asyncio.gather(*attempts, return_exceptions=True)
 
     found = asyncio.run(go())
-    assert [type(one) for one in found[:6]] == [Refused] * 6 and found[6:] == list(range(6, 64))
+    assert [type(one) for one in found[:6]] == [Refused] * 6 and found[6:] == list(
+        range(6, 64)
+    )
 
 
 def test_as_many_refusals_as_calls_were_under_way_end_it():

@@ -34,10 +34,18 @@ class Handler(BaseHTTPRequestHandler):
 
     def do_POST(self):
         size = int(self.headers["content-length"])
-        self.server.requests.append(orjson.loads(self.rfile.read(size)) | {"key": self.headers["authorization"]})
+        self.server.requests.append(
+            orjson.loads(self.rfile.read(size)) | {"key": self.headers["authorization"]}
+        )
         status = self.server.statuses.pop(0) if self.server.statuses else 200
         fault = {"error": {"message": f"injected {status}"}}
-        body = orjson.dumps(self.server.bodies.pop(0) if self.server.bodies else GOOD if status == 200 else fault)
+        body = orjson.dumps(
+            self.server.bodies.pop(0)
+            if self.server.bodies
+            else GOOD
+            if status == 200
+            else fault
+        )
         self.send_response(status)
         self.send_header("content-type", "application/json")
         self.send_header("content-length", str(len(body)))
@@ -66,7 +74,9 @@ def ask(server, tmp_path, sampling=None, **more) -> Reply:
     async def go():
         talker = open_client(part, str(tmp_path), "judge", "one")
         try:
-            return await talker.for_row("r")([{"role": "user", "content": "2 + 2?"}], step="judge", sampling=sampling)
+            return await talker.for_row("r")(
+                [{"role": "user", "content": "2 + 2?"}], step="judge", sampling=sampling
+            )
         finally:
             await talker.close()
 
@@ -79,7 +89,9 @@ def test_a_reply_carries_text_reason_and_tokens(server, tmp_path):
 
 
 @pytest.mark.parametrize("status", [429, 500, 503])
-def test_passing_faults_are_tried_again_and_each_attempt_is_counted(server, tmp_path, status):
+def test_passing_faults_are_tried_again_and_each_attempt_is_counted(
+    server, tmp_path, status
+):
     server.statuses = [status, status]
     assert ask(server, tmp_path).text == "four"
     assert len(server.requests) == accounts(tmp_path, "one")["judge"]["attempts"] == 3
@@ -111,10 +123,22 @@ def test_a_refused_prompt_fails_this_call_alone(server, tmp_path):
     assert len(server.requests) == 1
 
 
-def test_a_parameter_that_the_model_does_not_take_stops_at_once_and_says_why(server, tmp_path):
+def test_a_parameter_that_the_model_does_not_take_stops_at_once_and_says_why(
+    server, tmp_path
+):
     server.statuses = [400]
-    server.bodies = [{"error": {"message": "no temperature, please", "param": "temperature", "code": "unsupported"}}]
-    with pytest.raises(RecipeError, match="(?s)a parameter that every call has.*no temperature, please"):
+    server.bodies = [
+        {
+            "error": {
+                "message": "no temperature, please",
+                "param": "temperature",
+                "code": "unsupported",
+            }
+        }
+    ]
+    with pytest.raises(
+        RecipeError, match="(?s)a parameter that every call has.*no temperature, please"
+    ):
         ask(server, tmp_path)
     assert len(server.requests) == 1
 
@@ -128,7 +152,10 @@ def test_a_wrong_key_or_model_stops_at_once_and_says_why(server, tmp_path, statu
 
 
 def test_an_empty_account_stops_at_once_although_it_comes_as_429(server, tmp_path):
-    server.statuses, server.bodies = [429], [{"error": {"message": "no credit", "code": "insufficient_quota"}}]
+    server.statuses, server.bodies = (
+        [429],
+        [{"error": {"message": "no credit", "code": "insufficient_quota"}}],
+    )
     with pytest.raises(BezoarError, match="the account is empty.* no credit") as caught:
         ask(server, tmp_path)
     assert len(server.requests) == 1 and caught.value.exit_code == 3
@@ -137,11 +164,16 @@ def test_an_empty_account_stops_at_once_although_it_comes_as_429(server, tmp_pat
 def ask_many(server, tmp_path, rows, **more):
     """What comes of each row, asked one after the other."""
     url = f"http://127.0.0.1:{server.server_address[1]}/v1"
-    part = ModelSection(**{"model": "judge-1", "base_url": url, "retries": 3, "max_in_flight": 1} | more)
+    part = ModelSection(
+        **{"model": "judge-1", "base_url": url, "retries": 3, "max_in_flight": 1} | more
+    )
 
     async def go():
         talker = open_client(part, str(tmp_path), "judge", "one")
-        asks = [talker.for_row(f"{n}")([{"role": "user", "content": f"{n}"}], step="judge") for n in range(rows)]
+        asks = [
+            talker.for_row(f"{n}")([{"role": "user", "content": f"{n}"}], step="judge")
+            for n in range(rows)
+        ]
         found = await asyncio.gather(*asks, return_exceptions=True)
         await talker.close()
         return found
@@ -158,7 +190,9 @@ def test_an_endpoint_that_refuses_all_calls_alike_stops_the_run(server, tmp_path
     assert len(server.requests) in range(5, 10)  # the next ones may be on their way
     assert all(isinstance(error, Refused) for error in found[:4])
     assert all(isinstance(error, BezoarError) for error in found[4:])
-    assert "5 calls were refused in the same way" in str(found[-1]) and "cannot both be" in str(found[-1])
+    assert "5 calls were refused in the same way" in str(
+        found[-1]
+    ) and "cannot both be" in str(found[-1])
 
 
 def test_a_resumed_run_whose_last_rows_are_refused_ends_with_them(server, tmp_path):
@@ -167,28 +201,55 @@ def test_a_resumed_run_whose_last_rows_are_refused_ends_with_them(server, tmp_pa
     assert isinstance(ask_many(server, tmp_path, 1)[0], Reply)
     server.statuses, server.bodies = [400] * 80, [REFUSAL] * 80
     found = ask_many(server, tmp_path, 81)
-    assert isinstance(found[0], Reply) and all(isinstance(error, Refused) for error in found[1:])
+    assert isinstance(found[0], Reply) and all(
+        isinstance(error, Refused) for error in found[1:]
+    )
 
 
 def test_refusals_among_answers_fail_their_rows_alone(server, tmp_path):
     server.statuses = [200, 400, 400, 400, 400, 400, 400, 200] * 3
     server.bodies = [GOOD if status == 200 else REFUSAL for status in server.statuses]
     found = ask_many(server, tmp_path, 24)
-    assert [isinstance(reply, Reply) for reply in found] == [True, *[False] * 6, True] * 3
-    assert all(isinstance(error, CallFailed) for error in found if not isinstance(error, Reply))
+    assert [isinstance(reply, Reply) for reply in found] == [
+        True,
+        *[False] * 6,
+        True,
+    ] * 3
+    assert all(
+        isinstance(error, CallFailed) for error in found if not isinstance(error, Reply)
+    )
 
 
 def test_refusals_that_differ_are_the_rows_own(server, tmp_path):
-    words = ["alpha", "beta", "gamma", "delta", "epsilon", "zeta", "eta", "theta", "iota", "kappa"]
+    words = [
+        "alpha",
+        "beta",
+        "gamma",
+        "delta",
+        "epsilon",
+        "zeta",
+        "eta",
+        "theta",
+        "iota",
+        "kappa",
+    ]
     server.statuses = [400] * 10
-    server.bodies = [{"error": {"message": f"unreadable because of {word}"}} for word in words]
-    assert all(isinstance(error, CallFailed) for error in ask_many(server, tmp_path, 10))
+    server.bodies = [
+        {"error": {"message": f"unreadable because of {word}"}} for word in words
+    ]
+    assert all(
+        isinstance(error, CallFailed) for error in ask_many(server, tmp_path, 10)
+    )
 
 
 def test_a_fault_in_a_good_answer_is_billed_as_it_says(server, tmp_path):
     prices = {"input": 1e6, "output": 1e6}  # a dollar a token
     empty = {"choices": [{"message": {"content": ""}, "finish_reason": "error"}]}
-    server.bodies = [empty, empty | {"usage": {"prompt_tokens": 3, "completion_tokens": 1}}, GOOD]
+    server.bodies = [
+        empty,
+        empty | {"usage": {"prompt_tokens": 3, "completion_tokens": 1}},
+        GOOD,
+    ]
     assert ask(server, tmp_path, prices=prices).text == "four"
     calls = accounts(tmp_path, "one")["judge"]
     assert (calls["attempts"], calls["usd"]) == (3, 0 + 4 + 9)
@@ -202,7 +263,9 @@ def test_an_attempt_of_which_no_byte_went_out_costs_nothing(server, tmp_path):
     assert accounts(tmp_path, "one")["judge"]["usd"] == 0
 
 
-@pytest.mark.parametrize("url", ["htp://127.0.0.1:1/v1", "127.0.0.1:1/v1", "http://127.0.0.1:99999/v1"])
+@pytest.mark.parametrize(
+    "url", ["htp://127.0.0.1:1/v1", "127.0.0.1:1/v1", "http://127.0.0.1:99999/v1"]
+)
 def test_an_address_to_which_nothing_can_be_sent_stops_at_once(tmp_path, url, server):
     with pytest.raises(RecipeError, match="cannot be sent: check base_url"):
         ask(server, tmp_path, base_url=url)
@@ -215,10 +278,16 @@ def test_white_space_around_a_key_is_none_of_it(server, tmp_path, monkeypatch):
     assert server.requests[0]["key"] == "Bearer sk-1"
 
 
-@pytest.mark.parametrize("key", ["sk-\u2026", "sk-1\nsk-2", "sk 1", "sk-\x00", "“sk-1”"])
-def test_a_key_that_no_header_takes_is_refused_by_its_name_alone(server, tmp_path, monkeypatch, key):
+@pytest.mark.parametrize(
+    "key", ["sk-\u2026", "sk-1\nsk-2", "sk 1", "sk-\x00", "“sk-1”"]
+)
+def test_a_key_that_no_header_takes_is_refused_by_its_name_alone(
+    server, tmp_path, monkeypatch, key
+):
     monkeypatch.setitem(os.environ, "MY_KEY", key.replace("\x00", "\x01"))
-    with pytest.raises(RecipeError, match="MY_KEY: the key of judge-1 holds a character") as caught:
+    with pytest.raises(
+        RecipeError, match="MY_KEY: the key of judge-1 holds a character"
+    ) as caught:
         ask(server, tmp_path, api_key_env="MY_KEY")
     assert "sk" not in str(caught.value) and not server.requests
 
@@ -243,11 +312,15 @@ def test_an_answer_without_usage_is_taken(server, tmp_path):
 def test_a_server_that_is_not_there_is_tried_again_then_named(server, tmp_path):
     server.shutdown()
     server.server_close()
-    with pytest.raises(CallFailed, match="no answer after 1 attempts: http://127.0.0.1"):
+    with pytest.raises(
+        CallFailed, match="no answer after 1 attempts: http://127.0.0.1"
+    ):
         ask(server, tmp_path, retries=0)
 
 
-def test_the_key_comes_from_the_environment_by_the_name_in_the_recipe(server, tmp_path, monkeypatch):
+def test_the_key_comes_from_the_environment_by_the_name_in_the_recipe(
+    server, tmp_path, monkeypatch
+):
     with pytest.raises(RecipeError, match="set the environment variable MY_KEY"):
         ask(server, tmp_path, api_key_env="MY_KEY")
     monkeypatch.setenv("MY_KEY", "secret")
@@ -259,9 +332,14 @@ def test_the_key_comes_from_the_environment_by_the_name_in_the_recipe(server, tm
 
 @pytest.mark.parametrize(
     ("model", "sent"),
-    [("gpt-4.1", {"temperature", "max_tokens"}), ("gpt-5-mini", {"temperature", "max_completion_tokens"})],
+    [
+        ("gpt-4.1", {"temperature", "max_tokens"}),
+        ("gpt-5-mini", {"temperature", "max_completion_tokens"}),
+    ],
 )
-def test_parameters_go_by_the_names_that_the_model_takes_and_defaults_stay_away(server, tmp_path, model, sent):
+def test_parameters_go_by_the_names_that_the_model_takes_and_defaults_stay_away(
+    server, tmp_path, model, sent
+):
     ask(server, tmp_path, model=model, temperature=0.0)
     assert server.requests[0].keys() - {"model", "messages", "key"} == sent
 
@@ -269,4 +347,6 @@ def test_parameters_go_by_the_names_that_the_model_takes_and_defaults_stay_away(
 def test_a_schema_is_sent_as_the_api_wants_it(server, tmp_path):
     ask(server, tmp_path, sampling=Sampling(schema='{"type": "object"}'))
     sent = server.requests[0]["response_format"]
-    assert sent["type"] == "json_schema" and sent["json_schema"]["schema"] == {"type": "object"}
+    assert sent["type"] == "json_schema" and sent["json_schema"]["schema"] == {
+        "type": "object"
+    }

@@ -32,7 +32,9 @@ def ask(talker_, row="r1", **more):
     return asyncio.run(go())
 
 
-def test_an_answer_is_asked_for_once_and_found_again_by_the_next_process(tmp_path, scripted):
+def test_an_answer_is_asked_for_once_and_found_again_by_the_next_process(
+    tmp_path, scripted
+):
     first, second = scripted(lambda m: "4"), scripted(lambda m: "never")
     assert ask(talker(tmp_path, first)).text == "4"
     assert ask(talker(tmp_path, second, session="two")).text == "4"
@@ -41,27 +43,49 @@ def test_an_answer_is_asked_for_once_and_found_again_by_the_next_process(tmp_pat
     assert (calls["attempts"], calls["sent"], calls["from_ledger"]) == (1, 1, 1)
     assert (calls["last_run"]["sent"], calls["last_run"]["from_ledger"]) == (0, 1)
     assert calls["by_model"]["scripted"] == {
-        "sent": 1, "tokens_in": 10, "tokens_out": 5, "tokens_reasoning": 0, "usd": 0.0,
-    }  # fmt: skip
+        "sent": 1,
+        "tokens_in": 10,
+        "tokens_out": 5,
+        "tokens_reasoning": 0,
+        "usd": 0.0,
+    }
 
 
-def test_a_segment_is_counted_again_only_after_it_has_grown(tmp_path, scripted, monkeypatch):
+def test_a_segment_is_counted_again_only_after_it_has_grown(
+    tmp_path, scripted, monkeypatch
+):
     counted, read, real = {}, [], ledger_files.entries
-    monkeypatch.setattr(ledger_files, "entries", lambda segment: read.append(1) or real(segment))
+    monkeypatch.setattr(
+        ledger_files, "entries", lambda segment: read.append(1) or real(segment)
+    )
     model = scripted(lambda m: "4")
-    for row, segments in (("r1", 1), ("r2", 2), ("r2", 3)):  # each command has a segment of its own
+    for row, segments in (
+        ("r1", 1),
+        ("r2", 2),
+        ("r2", 3),
+    ):  # each command has a segment of its own
         ask(talker(tmp_path, model, session=f"s{segments}"), row=row)
         read.clear()
         known = accounts(tmp_path, "s3", counted)
         assert len(read) == 1  # the new one
         assert known == accounts(tmp_path, "s3")
-    assert known["judge"]["sent"] == 2 and known["judge"]["last_run"]["from_ledger"] == 1
+    assert (
+        known["judge"]["sent"] == 2 and known["judge"]["last_run"]["from_ledger"] == 1
+    )
 
 
 @pytest.mark.parametrize(
-    "change", [{"row": "r2"}, {"sample": 1}, {"attempt": 1}, {"sampling": Sampling(temperature=0)}]
+    "change",
+    [
+        {"row": "r2"},
+        {"sample": 1},
+        {"attempt": 1},
+        {"sampling": Sampling(temperature=0)},
+    ],
 )
-def test_another_row_sample_attempt_or_parameter_is_another_call(tmp_path, scripted, change):
+def test_another_row_sample_attempt_or_parameter_is_another_call(
+    tmp_path, scripted, change
+):
     model = scripted(lambda m: "4")
     ask(talker(tmp_path, model))
     ask(talker(tmp_path, model), **change)
@@ -69,7 +93,10 @@ def test_another_row_sample_attempt_or_parameter_is_another_call(tmp_path, scrip
 
 
 def test_a_retrained_checkpoint_does_not_get_old_answers():
-    keys = {call_key(who, QUESTION, Sampling(), "r", "s", 0, 0) for who in ("fingerprint-1", "fingerprint-2")}
+    keys = {
+        call_key(who, QUESTION, Sampling(), "r", "s", 0, 0)
+        for who in ("fingerprint-1", "fingerprint-2")
+    }
     assert len(keys) == 2
 
 
@@ -100,13 +127,19 @@ def test_after_the_last_attempt_the_call_fails_and_says_why(tmp_path, scripted):
     def answer(messages):
         raise TryAgain("server answers 503", after=0)
 
-    with pytest.raises(CallFailed, match="no answer after 3 attempts: server answers 503"):
+    with pytest.raises(
+        CallFailed, match="no answer after 3 attempts: server answers 503"
+    ):
         ask(talker(tmp_path, scripted(answer)))
 
 
-def test_money_is_the_price_of_the_tokens_and_a_cut_call_counts_as_spent(tmp_path, scripted):
+def test_money_is_the_price_of_the_tokens_and_a_cut_call_counts_as_spent(
+    tmp_path, scripted
+):
     ask(talker(tmp_path, scripted(lambda m: Reply("4", "stop", 1000, 100)), PAID))
-    assert accounts(tmp_path, "one")["judge"]["usd"] == pytest.approx((1000 * 1 + 100 * 10) / 1e6)
+    assert accounts(tmp_path, "one")["judge"]["usd"] == pytest.approx(
+        (1000 * 1 + 100 * 10) / 1e6
+    )
 
     async def cut():
         ledger = Ledger(tmp_path, "judge", "two")
@@ -117,7 +150,9 @@ def test_money_is_the_price_of_the_tokens_and_a_cut_call_counts_as_spent(tmp_pat
     assert accounts(tmp_path, "two")["judge"]["usd"] == pytest.approx(0.502)
 
 
-def test_an_answer_whose_tokens_nobody_counted_is_paid_for_at_its_bound_and_a_refused_key_is_not(tmp_path, scripted):
+def test_an_answer_whose_tokens_nobody_counted_is_paid_for_at_its_bound_and_a_refused_key_is_not(
+    tmp_path, scripted
+):
     ask(talker(tmp_path, scripted(lambda m: Reply("4", "stop", 0, 0)), PAID))
     assert accounts(tmp_path, "one")["judge"]["usd"] > 512 * 10 / 1e6
 
@@ -136,7 +171,9 @@ def test_many_answers_share_their_fsyncs_and_all_are_durable(tmp_path, monkeypat
     async def go():
         ledger = Ledger(tmp_path, "teacher", "one")
         reply = Reply("x", "stop", 1, 1)
-        await asyncio.gather(*(ledger.record_usage(f"{i:032x}", "m", reply, 0.0) for i in range(500)))
+        await asyncio.gather(
+            *(ledger.record_usage(f"{i:032x}", "m", reply, 0.0) for i in range(500))
+        )
         await ledger.close()
 
     asyncio.run(go())
@@ -148,7 +185,10 @@ def test_a_cancelled_call_holds_nobody_up(tmp_path):
     async def go():
         ledger = Ledger(tmp_path, "teacher", "one")
         reply = Reply("x", "stop", 1, 1)
-        given_up, other = (asyncio.create_task(ledger.record_usage(key, "m", reply, 0.0)) for key in ("aa", "bb"))
+        given_up, other = (
+            asyncio.create_task(ledger.record_usage(key, "m", reply, 0.0))
+            for key in ("aa", "bb")
+        )
         await asyncio.sleep(0)
         given_up.cancel()
         await asyncio.wait_for(other, 5)
@@ -160,11 +200,16 @@ def test_a_cancelled_call_holds_nobody_up(tmp_path):
 
 def test_a_full_disk_tears_no_line_and_is_named(tmp_path):
     async def go():
-        ledger, reply = Ledger(tmp_path, "teacher", "one"), Reply("x" * 200, "stop", 1, 1)
+        ledger, reply = (
+            Ledger(tmp_path, "teacher", "one"),
+            Reply("x" * 200, "stop", 1, 1),
+        )
         await ledger.record_usage("aa", "m", reply, 0.0)
         (segment,) = (tmp_path / "ledger/teacher").glob("*.jsonl")
         limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-        resource.setrlimit(resource.RLIMIT_FSIZE, (segment.stat().st_size + 50, limits[1]))
+        resource.setrlimit(
+            resource.RLIMIT_FSIZE, (segment.stat().st_size + 50, limits[1])
+        )
         try:
             with pytest.raises(BezoarError, match="cannot write .*Free space"):
                 await ledger.record_usage("bb", "m", reply, 0.0)
@@ -177,26 +222,38 @@ def test_a_full_disk_tears_no_line_and_is_named(tmp_path):
     assert accounts(tmp_path, "one")["teacher"]["sent"] == 2
 
 
-def test_what_an_earlier_command_left_running_makes_no_call_and_writes_nothing(tmp_path, scripted):
+def test_what_an_earlier_command_left_running_makes_no_call_and_writes_nothing(
+    tmp_path, scripted
+):
     (tmp_path / SESSION).write_text("one")
     model = scripted(lambda m: "4")
 
     async def go():
-        old = talker(tmp_path, model, PAID)  # each attempt is written down before it is made
+        old = talker(
+            tmp_path, model, PAID
+        )  # each attempt is written down before it is made
         await old.for_row("r1")(QUESTION, step="judge")
         (tmp_path / SESSION).write_text("two")
-        written = {path: path.read_bytes() for path in (tmp_path / "ledger").rglob("*.jsonl")}
-        with pytest.raises(BezoarError, match=r"held by another command by now \(two\)"):
+        written = {
+            path: path.read_bytes() for path in (tmp_path / "ledger").rglob("*.jsonl")
+        }
+        with pytest.raises(
+            BezoarError, match=r"held by another command by now \(two\)"
+        ):
             await old.for_row("r2")(QUESTION, step="judge")
         with pytest.raises(BezoarError, match="held by another command"):
             await old.for_row("r3")(QUESTION, step="judge")
-        assert {path: path.read_bytes() for path in (tmp_path / "ledger").rglob("*.jsonl")} == written
+        assert {
+            path: path.read_bytes() for path in (tmp_path / "ledger").rglob("*.jsonl")
+        } == written
 
     asyncio.run(go())
     assert len(model.asked) == 1
 
 
-def test_only_an_attempt_that_may_have_been_answered_counts_as_spent(tmp_path, scripted):
+def test_only_an_attempt_that_may_have_been_answered_counts_as_spent(
+    tmp_path, scripted
+):
     faults = [TryAgain("429", after=0, limited=True), TryAgain("timeout", after=0)]
 
     def answer(messages):
@@ -205,7 +262,11 @@ def test_only_an_attempt_that_may_have_been_answered_counts_as_spent(tmp_path, s
         return Reply("4", "stop", 0, 0)
 
     ask(talker(tmp_path, scripted(answer), PAID))
-    lines = [line for path in (tmp_path / "ledger/judge").glob("*.jsonl") for line in path.read_text().splitlines()]
+    lines = [
+        line
+        for path in (tmp_path / "ledger/judge").glob("*.jsonl")
+        for line in path.read_text().splitlines()
+    ]
     spent = [orjson.loads(line)["usd"] for line in lines if "failed" in line]
     assert spent[0] == 0 < spent[1]
 
@@ -221,20 +282,27 @@ def test_an_outage_that_opens_the_circuit_fails_no_call(tmp_path, scripted):
     async def go():
         one = talker(tmp_path, scripted(answer), PART.model_copy(update={"retries": 1}))
         one._breaker = Breaker("m", first=0.01)
-        done = await asyncio.gather(*(one.for_row(f"r{n}")(QUESTION, step="judge") for n in range(25)))
+        done = await asyncio.gather(
+            *(one.for_row(f"r{n}")(QUESTION, step="judge") for n in range(25))
+        )
         await one.close()
         return [reply.text for reply in done]
 
     assert asyncio.run(go()) == ["4"] * 25
 
 
-def test_while_a_circuit_is_open_the_calls_that_wait_for_a_slot_stay_where_they_are(tmp_path, scripted):
+def test_while_a_circuit_is_open_the_calls_that_wait_for_a_slot_stay_where_they_are(
+    tmp_path, scripted
+):
     def answer(messages):
         raise TryAgain("503", after=0)
 
     async def go():
         one = talker(tmp_path, model, PART.model_copy(update={"max_in_flight": 8}))
-        calls = [asyncio.create_task(one.for_row(f"r{n}")(QUESTION, step="x")) for n in range(300)]
+        calls = [
+            asyncio.create_task(one.for_row(f"r{n}")(QUESTION, step="x"))
+            for n in range(300)
+        ]
         await asyncio.sleep(0.5)  # the first probe comes later
         for call in calls:
             call.cancel()
@@ -245,7 +313,9 @@ def test_while_a_circuit_is_open_the_calls_that_wait_for_a_slot_stay_where_they_
     assert 20 <= len(model.asked) <= 40
 
 
-def test_calls_that_an_endpoint_was_asked_when_its_process_died_are_not_blamed(tmp_path, scripted):
+def test_calls_that_an_endpoint_was_asked_when_its_process_died_are_not_blamed(
+    tmp_path, scripted
+):
     part = PAID.model_copy(update={"base_url": "http://x", "max_in_flight": 8})
 
     class Silent(scripted):
@@ -254,16 +324,23 @@ def test_calls_that_an_endpoint_was_asked_when_its_process_died_are_not_blamed(t
 
     async def go(model, seconds):
         one = talker(tmp_path, model, part)
-        calls = [asyncio.create_task(one.for_row(f"r{n}")(QUESTION, step="x")) for n in range(8)]
+        calls = [
+            asyncio.create_task(one.for_row(f"r{n}")(QUESTION, step="x"))
+            for n in range(8)
+        ]
         await asyncio.wait(calls, timeout=seconds)
-        return [call.result().text for call in calls if call.done()]  # a process that dies closes nothing
+        return [
+            call.result().text for call in calls if call.done()
+        ]  # a process that dies closes nothing
 
     for _ in range(3):
         assert asyncio.run(go(Silent(lambda m: ""), 0.2)) == []
     assert asyncio.run(go(scripted(lambda m: "4"), 5)) == ["4"] * 8
 
 
-def test_actors_that_die_again_and_again_before_they_answer_anything_end_the_stage(tmp_path):
+def test_actors_that_die_again_and_again_before_they_answer_anything_end_the_stage(
+    tmp_path,
+):
     part = PAID.model_copy(update={"base_url": "http://127.0.0.1:1/v1"})
 
     async def die():
@@ -274,7 +351,9 @@ def test_actors_that_die_again_and_again_before_they_answer_anything_end_the_sta
 
     for _ in range(9):
         asyncio.run(die())
-    with pytest.raises(BezoarError, match="scripted: 9 actors died before they answered anything"):
+    with pytest.raises(
+        BezoarError, match="scripted: 9 actors died before they answered anything"
+    ):
         asyncio.run(start("one"))
     asyncio.run(start("two"))
 
@@ -297,15 +376,24 @@ def test_prompts_that_nothing_answers_fail_and_open_no_circuit(tmp_path, scripte
 
     async def go():
         one = talker(tmp_path, scripted(answer))
-        one._breaker = Breaker("m", first=60)  # a circuit that opens would hold the test up
+        one._breaker = Breaker(
+            "m", first=60
+        )  # a circuit that opens would hold the test up
         contents = ["fine", "bad", "fine"] * 15
-        asks = [one.for_row(f"r{n}")([{"role": "user", "content": c}], step="x") for n, c in enumerate(contents)]
+        asks = [
+            one.for_row(f"r{n}")([{"role": "user", "content": c}], step="x")
+            for n, c in enumerate(contents)
+        ]
         done = await asyncio.gather(*asks, return_exceptions=True)
         await one.close()
         return done
 
     done = asyncio.run(go())
-    assert [isinstance(reply, CallFailed) for reply in done] == [False, True, False] * 15
+    assert [isinstance(reply, CallFailed) for reply in done] == [
+        False,
+        True,
+        False,
+    ] * 15
     assert accounts(tmp_path, "one")["judge"]["attempts"] == 30 + 15 * 3
 
 
@@ -324,7 +412,10 @@ def test_a_call_that_three_engines_died_of_fails_and_others_do_not(tmp_path, scr
 
     async def engine():
         one = talker(tmp_path, Dying(answer), session="s")
-        asks = [one.for_row(f"r{n}")([{"role": "user", "content": str(n)}], step="x") for n in range(20)]
+        asks = [
+            one.for_row(f"r{n}")([{"role": "user", "content": str(n)}], step="x")
+            for n in range(20)
+        ]
         done = await asyncio.gather(*asks, return_exceptions=True)
         # a process that dies closes nothing
         return done
@@ -337,7 +428,9 @@ def test_a_call_that_three_engines_died_of_fails_and_others_do_not(tmp_path, scr
 
 
 @pytest.mark.parametrize(("deaths", "at_once"), [(1, 8), (2, 1)])
-def test_only_calls_in_flight_at_two_deaths_go_one_at_a_time(tmp_path, scripted, deaths, at_once):
+def test_only_calls_in_flight_at_two_deaths_go_one_at_a_time(
+    tmp_path, scripted, deaths, at_once
+):
     """A node that is taken away leaves hundreds of calls in flight, none of which has killed anything."""
     seen = 0
 
@@ -350,8 +443,18 @@ def test_only_calls_in_flight_at_two_deaths_go_one_at_a_time(tmp_path, scripted,
     async def go(at_once):
         """How many calls come to be under way, once as many are as should be, and no more in a while."""
         nonlocal seen
-        seen, one = 0, talker(tmp_path, Silent(lambda m: ""), PART.model_copy(update={"max_in_flight": 8}))
-        calls = [asyncio.create_task(one.for_row(f"r{n}")(QUESTION, step="x")) for n in range(8)]
+        seen, one = (
+            0,
+            talker(
+                tmp_path,
+                Silent(lambda m: ""),
+                PART.model_copy(update={"max_in_flight": 8}),
+            ),
+        )
+        calls = [
+            asyncio.create_task(one.for_row(f"r{n}")(QUESTION, step="x"))
+            for n in range(8)
+        ]
         while seen < at_once:
             await asyncio.sleep(0.01)
         await asyncio.wait(calls, timeout=0.2)
@@ -362,7 +465,9 @@ def test_only_calls_in_flight_at_two_deaths_go_one_at_a_time(tmp_path, scripted,
     assert asyncio.run(go(at_once)) == at_once
 
 
-def test_in_a_busy_bucket_a_failed_call_does_not_wait_for_the_others(tmp_path, monkeypatch):
+def test_in_a_busy_bucket_a_failed_call_does_not_wait_for_the_others(
+    tmp_path, monkeypatch
+):
     """Lines go out a batch at a time, with a pause between; there are always some that wait."""
     monkeypatch.setattr("bezoar_ray.llm.ledger_files.FileSegment.pause", 0.1)
 

@@ -8,12 +8,20 @@ class Limited:
     """A server with a token bucket: so many requests a second, one at once."""
 
     def __init__(self, rate):
-        self.rate, self.tokens, self.seen, self.served, self.refused = rate, 1.0, time.monotonic(), 0, 0
+        self.rate, self.tokens, self.seen, self.served, self.refused = (
+            rate,
+            1.0,
+            time.monotonic(),
+            0,
+            0,
+        )
 
     def ask(self):
         """Seconds to wait, or None where the request is served."""
         now = time.monotonic()
-        self.tokens = min(max(1.0, self.rate / 10), self.tokens + (now - self.seen) * self.rate)
+        self.tokens = min(
+            max(1.0, self.rate / 10), self.tokens + (now - self.seen) * self.rate
+        )
         self.seen = now
         if self.tokens >= 1:
             self.tokens, self.served = self.tokens - 1, self.served + 1

@@ -19,11 +19,17 @@ from tests.llm.test_ledger import ask, talker
         ("<reasoning>2+2</reasoning>four", "four"),
         ("[THINK]2+2[/THINK]four", "four"),
         ("◁think▷2+2◁/think▷four", "four"),
-        ("<|channel|>analysis<|message|>2+2<|end|><|start|>assistant<|channel|>final<|message|>four<|return|>", "four"),
+        (
+            "<|channel|>analysis<|message|>2+2<|end|><|start|>assistant<|channel|>final<|message|>four<|return|>",
+            "four",
+        ),
         ("<|channel|>analysis<|message|>2+2", ""),
         ("four", "four"),
         ("  four\n", "  four\n"),
-        ("<think>2+2</think>Close a block with </think>.", "Close a block with </think>."),
+        (
+            "<think>2+2</think>Close a block with </think>.",
+            "Close a block with </think>.",
+        ),
         ("<think>a</think><think>b</think>four", "four"),
         ("<|channel|>final <|constrain|>json<|message|>{}", "{}"),
         *(
@@ -50,5 +56,9 @@ def test_the_ledger_keeps_the_reasoning_and_a_row_gets_the_answer(tmp_path, scri
     assert ask(talker(tmp_path, model)).text == "four"
     assert ask(talker(tmp_path, model, session="two")).text == "four"  # from the ledger
     (segment, *_) = sorted((tmp_path / "ledger/judge").glob("*.jsonl"))
-    kept = [line["answer"]["text"] for line in map(orjson.loads, segment.read_text().splitlines()) if "answer" in line]
+    kept = [
+        line["answer"]["text"]
+        for line in map(orjson.loads, segment.read_text().splitlines())
+        if "answer" in line
+    ]
     assert kept == ["<think>2+2</think>four"]

@@ -25,22 +25,34 @@ async def twice(item, talker):
     chat = talker.for_row(item.decode())
     first = await chat([{"role": "user", "content": item.decode()}], step="first")
     yield first.text.encode()
-    yield (await chat([{"role": "user", "content": first.text}], step="second")).text.encode()
+    yield (
+        await chat([{"role": "user", "content": first.text}], step="second")
+    ).text.encode()
 
 
 async def once(item, talker):
-    yield (await talker.for_row(item.decode())([{"role": "user", "content": item.decode()}], step="x")).text.encode()
+    yield (
+        await talker.for_row(item.decode())(
+            [{"role": "user", "content": item.decode()}], step="x"
+        )
+    ).text.encode()
 
 
 def part(server, **more) -> ModelSection:
-    return ModelSection(**{"model": "m", "base_url": server.url, "max_in_flight": 16} | more)
+    return ModelSection(
+        **{"model": "m", "base_url": server.url, "max_in_flight": 16} | more
+    )
 
 
-def rows(server, tmp_path, items, function=twice, tail=(), limits=(), session="s1", **more):
+def rows(
+    server, tmp_path, items, function=twice, tail=(), limits=(), session="s1", **more
+):
     place = RunContext(str(tmp_path), session, limits)
     first = ModelStage(function, part(server, **more), "teacher")
     head = spool(items, tmp_path / "scratch/items.arrow"), first
-    return list(stream_rows([head], [ModelStage(f, part(server), "judge") for f in tail], place))
+    return list(
+        stream_rows([head], [ModelStage(f, part(server), "judge") for f in tail], place)
+    )
 
 
 ITEMS = [str(n).encode() for n in range(30)]
@@ -53,16 +65,22 @@ def mark(messages):
 def test_every_row_of_every_item_arrives_once(ray_session, tmp_path):
     with serving(mark) as server:
         found = rows(server, tmp_path, ITEMS)
-        assert sorted(found) == sorted(item + end for item in ITEMS for end in (b"!", b"!!"))
+        assert sorted(found) == sorted(
+            item + end for item in ITEMS for end in (b"!", b"!!")
+        )
         assert len(server.requests) == 60
         assert server.most_at_once > 4
         assert sorted(rows(server, tmp_path, ITEMS)) == sorted(found)
         assert len(server.requests) == 60  # the second time all came from the ledger
-        assert sorted(rows(server, tmp_path, ITEMS, session="s2", actors=2)) == sorted(found)
+        assert sorted(rows(server, tmp_path, ITEMS, session="s2", actors=2)) == sorted(
+            found
+        )
         assert len(server.requests) == 60  # and so for the next command
 
 
-def test_rows_go_on_to_the_next_model_while_others_are_still_being_made(ray_session, tmp_path):
+def test_rows_go_on_to_the_next_model_while_others_are_still_being_made(
+    ray_session, tmp_path
+):
     judged = threading.Event()
 
     def answer(messages):
@@ -79,11 +97,16 @@ def test_rows_go_on_to_the_next_model_while_others_are_still_being_made(ray_sess
 
 
 def test_an_error_of_ours_arrives_as_it_was_raised(ray_session, tmp_path):
-    with serving(lambda _: 401) as server, pytest.raises(RecipeError, match="answers 401: the key is wrong or missing"):
+    with (
+        serving(lambda _: 401) as server,
+        pytest.raises(RecipeError, match="answers 401: the key is wrong or missing"),
+    ):
         rows(server, tmp_path, ITEMS)
 
 
-def test_what_is_being_answered_when_another_call_is_refused_is_kept(ray_session, tmp_path):
+def test_what_is_being_answered_when_another_call_is_refused_is_kept(
+    ray_session, tmp_path
+):
     under_way, refuses = threading.Event(), True
 
     def answer(messages):
@@ -104,7 +127,9 @@ def test_what_is_being_answered_when_another_call_is_refused_is_kept(ray_session
 
 
 @pytest.mark.parametrize("tail", [[once], [once, once]])
-def test_an_error_of_an_early_pass_is_not_lost_in_the_later_ones(ray_session, tmp_path, tail):
+def test_an_error_of_an_early_pass_is_not_lost_in_the_later_ones(
+    ray_session, tmp_path, tail
+):
     def answer(messages):
         return 401 if messages[-1]["content"] == "7" else "fine!"
 
@@ -113,16 +138,27 @@ def test_an_error_of_an_early_pass_is_not_lost_in_the_later_ones(ray_session, tm
 
 
 def test_actors_that_can_never_all_start_are_refused_at_once(ray_session, tmp_path):
-    with serving(mark) as server, pytest.raises(RecipeError, match=r"1 actors with 100 CPU each.: no node"):
+    with (
+        serving(mark) as server,
+        pytest.raises(RecipeError, match=r"1 actors with 100 CPU each.: no node"),
+    ):
         rows(server, tmp_path, ITEMS, once, num_cpus=100.0)
 
 
-def test_a_node_that_does_not_see_the_run_directory_makes_no_call(ray_session, tmp_path):
+def test_a_node_that_does_not_see_the_run_directory_makes_no_call(
+    ray_session, tmp_path
+):
     """It joined after the start: what it paid for would lie on its own disk."""
     with serving(mark) as server:
         work = ModelStage(once, part(server), "teacher")
-        head, place = spool(ITEMS, tmp_path / "scratch/items.arrow"), RunContext(str(tmp_path), "s1", held=True)
-        with pytest.raises(BezoarError, match="does not see this folder. Mount the same disk on every node"):
+        head, place = (
+            spool(ITEMS, tmp_path / "scratch/items.arrow"),
+            RunContext(str(tmp_path), "s1", held=True),
+        )
+        with pytest.raises(
+            BezoarError,
+            match="does not see this folder. Mount the same disk on every node",
+        ):
             list(stream_rows([(head, work)], [], place))
         assert not server.requests
 
@@ -131,34 +167,77 @@ def test_without_items_nothing_is_started(tmp_path):
     nobody = ModelSection(model="no such")
     nothing = spool([], tmp_path / "none.arrow")
     assert nothing == Spool(str(tmp_path / "none.arrow"), 0)
-    assert list(stream_rows([(nothing, ModelStage(once, nobody, "teacher"))], [], RunContext("", "s1"))) == []
+    assert (
+        list(
+            stream_rows(
+                [(nothing, ModelStage(once, nobody, "teacher"))],
+                [],
+                RunContext("", "s1"),
+            )
+        )
+        == []
+    )
 
 
-def test_a_budget_is_never_exceeded_and_what_was_paid_for_is_kept(ray_session, tmp_path):
-    prices = Prices(input=0.0, output=1000.0)  # two tokens an answer: 0.002 dollars, at most 0.01
+def test_a_budget_is_never_exceeded_and_what_was_paid_for_is_kept(
+    ray_session, tmp_path
+):
+    prices = Prices(
+        input=0.0, output=1000.0
+    )  # two tokens an answer: 0.002 dollars, at most 0.01
     limits = (Limit("generate.budget_usd", 0.05, ("teacher",)),)
     with serving(mark) as server:
-        with pytest.raises(BudgetReached, match=r"generate\.budget_usd of 0\.05 dollars is reached: 0\.04"):
-            rows(server, tmp_path, ITEMS, once, limits=limits, prices=prices, max_tokens=10)
+        with pytest.raises(
+            BudgetReached,
+            match=r"generate\.budget_usd of 0\.05 dollars is reached: 0\.04",
+        ):
+            rows(
+                server,
+                tmp_path,
+                ITEMS,
+                once,
+                limits=limits,
+                prices=prices,
+                max_tokens=10,
+            )
         spent = accounts(tmp_path, "s1")["teacher"]
         assert 0.04 <= spent["usd"] <= 0.05 and spent["sent"] == len(server.requests)
         more = (Limit("generate.budget_usd", 5.0, ("teacher",)),)
-        assert len(rows(server, tmp_path, ITEMS, once, limits=more, prices=prices, max_tokens=10)) == 30
+        assert (
+            len(
+                rows(
+                    server,
+                    tmp_path,
+                    ITEMS,
+                    once,
+                    limits=more,
+                    prices=prices,
+                    max_tokens=10,
+                )
+            )
+            == 30
+        )
         assert len(server.requests) == 30
 
 
-def test_an_actor_that_dies_is_replaced_and_its_rows_are_done_again_from_the_ledger(ray_session, tmp_path):
+def test_an_actor_that_dies_is_replaced_and_its_rows_are_done_again_from_the_ledger(
+    ray_session, tmp_path
+):
     died = tmp_path / "died"
 
     async def deadly(item, talker):
-        reply = await talker.for_row(item.decode())([{"role": "user", "content": item.decode()}], step="x")
+        reply = await talker.for_row(item.decode())(
+            [{"role": "user", "content": item.decode()}], step="x"
+        )
         if item == b"17" and not died.exists():
             died.touch()
             os.kill(os.getpid(), signal.SIGKILL)
         yield reply.text.encode()
 
     with serving(mark) as server:
-        assert sorted(rows(server, tmp_path, ITEMS, deadly)) == sorted(item + b"!" for item in ITEMS)
+        assert sorted(rows(server, tmp_path, ITEMS, deadly)) == sorted(
+            item + b"!" for item in ITEMS
+        )
         assert 30 <= len(server.requests) <= 30 + 16
 
 
@@ -171,7 +250,9 @@ def visible_gpus() -> list[int]:
 
 async def on_gpus(item, talker):
     """A call's answer, and the GPUs of the actor that made it."""
-    reply = await talker.for_row(item.decode())([{"role": "user", "content": item.decode()}], step="x")
+    reply = await talker.for_row(item.decode())(
+        [{"role": "user", "content": item.decode()}], step="x"
+    )
     yield f"{reply.text} {visible_gpus()}".encode()
 
 
@@ -184,7 +265,9 @@ async def on_gpus(item, talker):
         ({"num_gpus": 2, "engine": {"tensor_parallel_size": 2}}, {}),
     ],
 )
-def test_models_run_on_the_gpus_that_they_ask_for(ray_session, tmp_path, teacher, judge):
+def test_models_run_on_the_gpus_that_they_ask_for(
+    ray_session, tmp_path, teacher, judge
+):
     """Ray Data takes no batch size of None where an actor asks for GPUs."""
     with serving(mark) as server:
         first, second = (
@@ -203,12 +286,21 @@ def test_models_run_on_the_gpus_that_they_ask_for(ray_session, tmp_path, teacher
 def test_two_teachers_and_a_pool_that_may_grow_share_the_gpus(ray_session, tmp_path):
     with serving(mark) as server:
         heads = [
-            (spool(ITEMS[:15], tmp_path / "scratch/a.arrow"), ModelStage(on_gpus, part(server, num_gpus=1), "teacher")),
+            (
+                spool(ITEMS[:15], tmp_path / "scratch/a.arrow"),
+                ModelStage(on_gpus, part(server, num_gpus=1), "teacher"),
+            ),
             (
                 spool(ITEMS[15:], tmp_path / "scratch/b.arrow"),
-                ModelStage(on_gpus, part(server, model="n", num_gpus=0.5, actors=1, max_actors=2), "teacher"),
+                ModelStage(
+                    on_gpus,
+                    part(server, model="n", num_gpus=0.5, actors=1, max_actors=2),
+                    "teacher",
+                ),
             ),
         ]
         found = list(stream_rows(heads, [], RunContext(str(tmp_path), "s1")))
-    assert sorted(row.split()[0] for row in found) == sorted(item + b"!" for item in ITEMS)
+    assert sorted(row.split()[0] for row in found) == sorted(
+        item + b"!" for item in ITEMS
+    )
     assert {row.split()[1] for row in found} == {b"[0]", b"[1]"}

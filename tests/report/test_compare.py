@@ -19,7 +19,12 @@ from tests.rows_on_disk import write_samples
 def run(folder, beta: float, dpo: float):
     """A run directory whose recipe and results are known."""
     store, recipe = Store(folder), load_recipe("tiny", [f"align.beta={beta}"])
-    write_samples(store, "lamini", "accepted", [sample("lamini", number, "accepted", "") for number in range(12)])
+    write_samples(
+        store,
+        "lamini",
+        "accepted",
+        [sample("lamini", number, "accepted", "") for number in range(12)],
+    )
     found = summary()
     found["train"]["dpo"]["heldout_accuracy"] = dpo
     store.replace_json("summary.json", found)
@@ -37,9 +42,14 @@ def peak(work) -> int:
 
 
 @pytest.mark.parametrize("status", ["accepted", "rejected"])
-def test_report_comparison_and_preview_hold_a_part_of_the_rows_at_a_time(tmp_path, status):
+def test_report_comparison_and_preview_hold_a_part_of_the_rows_at_a_time(
+    tmp_path, status
+):
     name, recipe, store = run(tmp_path / "many", 0.1, 0.81)
-    rows = [sample("lamini", number, status, "judge" if status == "rejected" else "") for number in range(20_000)]
+    rows = [
+        sample("lamini", number, status, "judge" if status == "rejected" else "")
+        for number in range(20_000)
+    ]
     files = SampleFiles(store, ["lamini"], [status])
     for start in range(0, len(rows), ROWS_PER_FILE):
         files.write(rows[start : start + ROWS_PER_FILE])
@@ -73,11 +83,17 @@ def test_results_stand_side_by_side_and_what_is_missing_is_a_dash(runs):
     del found["train"]["sft"]
     store.replace_json("summary.json", found)
     results = compare(runs).results
-    assert dict(results["held-out pairs right, 95 %"])["dpo"] == ["81.0 % (72.2 to 87.5)", "93.0 %"]
+    assert dict(results["held-out pairs right, 95 %"])["dpo"] == [
+        "81.0 % (72.2 to 87.5)",
+        "93.0 %",
+    ]
     assert dict(results["held-out pairs right, 95 %"])["sft"][1] == "–"
     assert dict(results["rows accepted"])["lamini"] == ["12 of 29", "12 of 29"]
     assert dict(results["dollars"])["teacher"] == ["1.25", "1.25"]
-    assert dict(results["MT-Bench, 95 %"])["dpo"][0] == "5.00 (4.50 to 5.50; flips 13 %; longer wins 68 %)"
+    assert (
+        dict(results["MT-Bench, 95 %"])["dpo"][0]
+        == "5.00 (4.50 to 5.50; flips 13 %; longer wins 68 %)"
+    )
     assert dict(results["served"])["dpo"] == ["joined", "joined"]
 
 
@@ -100,15 +116,32 @@ def test_metrics_that_enter_no_mean_stand_side_by_side_with_their_direction(runs
     for value, (_, _, store) in zip((0.9, 0.8), runs, strict=True):
         found = store.read_json("summary.json")
         bits = {"value": value, "stderr": None, "higher_is_better": False}
-        found["eval"]["harness"]["dpo"]["tiny_choice"] = {"acc": {"value": 0.5, "stderr": 0.1}, "bits_per_byte": bits}
+        found["eval"]["harness"]["dpo"]["tiny_choice"] = {
+            "acc": {"value": 0.5, "stderr": 0.1},
+            "bits_per_byte": bits,
+        }
         store.replace_json("summary.json", found)
     lines = dict(compare(runs).results["harness, in no mean"])
-    assert lines["dpo: tiny_choice bits_per_byte, lower is better"] == ["0.900", "0.800"]
+    assert lines["dpo: tiny_choice bits_per_byte, lower is better"] == [
+        "0.900",
+        "0.800",
+    ]
 
 
 def test_the_command_prints_a_table_and_writes_a_page(runs, tmp_path, capsys):
     page = tmp_path / "side.html"
-    assert main(["compare", str(tmp_path / "weak"), str(tmp_path / "strong"), "--page", str(page)]) == 0
+    assert (
+        main(
+            [
+                "compare",
+                str(tmp_path / "weak"),
+                str(tmp_path / "strong"),
+                "--page",
+                str(page),
+            ]
+        )
+        == 0
+    )
     printed = capsys.readouterr().out
     assert "align.beta" in printed and "93.0 %" in printed and str(page) in printed
     assert "<td>align.beta</td><td>0.1</td><td>0.5</td>" in page.read_text()

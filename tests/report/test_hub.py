@@ -17,7 +17,9 @@ def run(tmp_path):
     for kind in ("merged", "adapter", "joined"):
         store.replace(f"checkpoints/dpo/{kind}/model.safetensors", kind)
     store.replace("checkpoints/dpo/merged/config.json", "{}")
-    write_samples(store, "lamini", "accepted", [Sample("1", "lamini", "x", status="accepted")])
+    write_samples(
+        store, "lamini", "accepted", [Sample("1", "lamini", "x", status="accepted")]
+    )
     for card in ("dpo", "dataset"):
         store.replace(f"cards/{card}.md", f"# {card}")
     return store
@@ -27,8 +29,10 @@ def test_a_dry_run_names_every_repository_and_touches_none(run, capsys):
     assert main(["push", str(run.root), "me", "--dry-run"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert [line.partition(":")[0] for line in lines] == [
-        "model me/tiny-dpo", "model me/tiny-dpo-adapter", "dataset me/tiny-dataset",
-    ]  # fmt: skip
+        "model me/tiny-dpo",
+        "model me/tiny-dpo-adapter",
+        "dataset me/tiny-dataset",
+    ]
     assert "3 files" in lines[0] and "2 files" in lines[1]
 
 
@@ -38,15 +42,21 @@ def test_the_card_is_the_readme(run):
     merged, adapter, rows = uploads(load_recipe("tiny"), run, "me")
     assert merged.files["README.md"].read_text() == "# dpo"
     assert set(merged.files) == {"model.safetensors", "config.json", "README.md"}
-    assert adapter.files["model.safetensors"].read_text() == "joined"  # it fits the base that the card names
-    assert "README.md" in rows.files and any(name.startswith("lamini/") for name in rows.files)
+    assert (
+        adapter.files["model.safetensors"].read_text() == "joined"
+    )  # it fits the base that the card names
+    assert "README.md" in rows.files and any(
+        name.startswith("lamini/") for name in rows.files
+    )
 
 
 def test_a_part_that_is_not_there_is_named(run, capsys):
     assert main(["push", str(run.root), "me", "--only", "sft", "--dry-run"]) == 2
     assert "holds nothing of sft" in capsys.readouterr().err
     assert main(["push", str(run.root), "me", "--only", "base"]) == 2
-    assert "no such part; there are sft, hh-sft, dpo, dataset" in capsys.readouterr().err
+    assert (
+        "no such part; there are sft, hh-sft, dpo, dataset" in capsys.readouterr().err
+    )
 
 
 def test_a_missing_card_is_named_with_the_remedy(run, capsys):

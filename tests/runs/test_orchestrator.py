@@ -32,30 +32,52 @@ def test_stages_run_in_order_and_their_summaries_are_merged(tmp_path):
     summary = go(tmp_path)
     assert stages.calls == SOME
     assert summary["run"]["status"] == "done"
-    assert summary["data"]["lamini"] == {"generate": 1, "filter": 1, "sft": 1, "report": 1}
+    assert summary["data"]["lamini"] == {
+        "generate": 1,
+        "filter": 1,
+        "sft": 1,
+        "report": 1,
+    }
     assert summary == Store(tmp_path).read_json("summary.json")
 
 
-def test_stages_that_flow_into_one_another_are_carried_out_as_one_with_a_manifest_each(tmp_path, monkeypatch):
+def test_stages_that_flow_into_one_another_are_carried_out_as_one_with_a_manifest_each(
+    tmp_path, monkeypatch
+):
     monkeypatch.setattr(run_module, "TOGETHER", {("generate", "filter"): "tests.flow"})
     stages.fails["filter"] = stages.FAILED
     with pytest.raises(BezoarError, match="duplicate"):
         go(tmp_path)
     found = Store(tmp_path).read_json("summary.json")["stages"]
-    assert {name: entry["status"] for name, entry in found.items()} == {"generate": "done", "filter": "failed"}
+    assert {name: entry["status"] for name, entry in found.items()} == {
+        "generate": "done",
+        "filter": "failed",
+    }
     stages.fails.clear()
     stages.calls.clear()
     assert go(tmp_path)["run"]["status"] == "done"
-    assert stages.calls == ["filter", "sft", "report"]  # generate is done, so filter goes alone
+    assert stages.calls == [
+        "filter",
+        "sft",
+        "report",
+    ]  # generate is done, so filter goes alone
     go(tmp_path, "seed=1")
     assert stages.calls[3:] == ["generate", "filter", "sft", "report"]
 
 
 def test_a_budget_without_a_price_is_refused(tmp_path):
-    endpoint = ["judges.0.model=gpt", "judges.0.base_url=http://127.0.0.1:1/v1", "evaluate.mt_bench=null"]
-    with pytest.raises(RecipeError, match="filter.budget_usd is set, but 'gpt' has no `prices`"):
+    endpoint = [
+        "judges.0.model=gpt",
+        "judges.0.base_url=http://127.0.0.1:1/v1",
+        "evaluate.mt_bench=null",
+    ]
+    with pytest.raises(
+        RecipeError, match="filter.budget_usd is set, but 'gpt' has no `prices`"
+    ):
         go(tmp_path, *endpoint, "filter.budget_usd=1")
-    with pytest.raises(RecipeError, match="budget_usd is set, but 'gpt' has no `prices`"):
+    with pytest.raises(
+        RecipeError, match="budget_usd is set, but 'gpt' has no `prices`"
+    ):
         go(tmp_path, *endpoint, "budget_usd=1")
     go(tmp_path, *endpoint, "budget_usd=1", "judges.0.prices={input: 1, output: 2}")
 
@@ -120,13 +142,22 @@ def test_a_missing_key_is_named_before_any_work(tmp_path):
 @pytest.mark.parametrize(
     ("part", "said"),
     [
-        ({"loss_last": 1.234, "heldout_accuracy": 0.81, "heldout_ci95": [0.7222, 0.8749]},
-         "dpo loss_last 1.23, dpo heldout_accuracy 81.0 % (72.2 to 87.5)"),
+        (
+            {
+                "loss_last": 1.234,
+                "heldout_accuracy": 0.81,
+                "heldout_ci95": [0.7222, 0.8749],
+            },
+            "dpo loss_last 1.23, dpo heldout_accuracy 81.0 % (72.2 to 87.5)",
+        ),
         ({"heldout_accuracy": 0.81}, "dpo heldout_accuracy 81.0 %"),
-        ({"loss_last": 1.234, "heldout_accuracy": None, "heldout_ci95": None}, "dpo loss_last 1.23"),
+        (
+            {"loss_last": 1.234, "heldout_accuracy": None, "heldout_ci95": None},
+            "dpo loss_last 1.23",
+        ),
         ({"heldout_accuracy": None}, "done"),
     ],
-)  # fmt: skip
+)
 def test_a_trained_stage_ends_with_its_scores_where_there_are_any(part, said):
     assert _headline(StageResult([], {"train": {"dpo": part}})) == said
 
@@ -144,13 +175,17 @@ def test_a_stage_without_what_it_reads_is_refused_with_the_remedy(tmp_path):
 
 def test_a_refused_command_leaves_a_finished_run_as_it_was(tmp_path):
     go(tmp_path)
-    before = {name: (tmp_path / name).read_bytes() for name in ("recipe.yaml", "summary.json")}
+    before = {
+        name: (tmp_path / name).read_bytes() for name in ("recipe.yaml", "summary.json")
+    }
     with pytest.raises(RecipeError, match="Add it"):
         go(tmp_path, "filter.accept_rating=5", asked=["sft"])
     assert {name: (tmp_path / name).read_bytes() for name in before} == before
 
 
-def test_a_cluster_without_room_leaves_what_a_finished_run_has_made(tmp_path, monkeypatch):
+def test_a_cluster_without_room_leaves_what_a_finished_run_has_made(
+    tmp_path, monkeypatch
+):
     go(tmp_path)
     kept = [
         *tmp_path.rglob("*.txt"),
@@ -167,13 +202,18 @@ def test_a_cluster_without_room_leaves_what_a_finished_run_has_made(tmp_path, mo
     monkeypatch.setattr("bezoar_ray.runs.orchestrator.check_stages", refuse)
     with pytest.raises(RecipeError, match="no node of the cluster has that"):
         go(tmp_path, "filter.accept_rating=5")
-    assert {path: path.read_bytes() for path in before} == before and stages.calls == []  # no report of it either
+    assert {
+        path: path.read_bytes() for path in before
+    } == before and stages.calls == []  # no report of it either
     assert all(entry["skipped"] for entry in go(tmp_path)["stages"].values())
 
 
 def test_the_summary_tells_of_stages_that_an_earlier_command_did(tmp_path):
     go(tmp_path, asked=["generate", "filter"])
-    found = {name: entry["skipped"] for name, entry in go(tmp_path, asked=["sft"])["stages"].items()}
+    found = {
+        name: entry["skipped"]
+        for name, entry in go(tmp_path, asked=["sft"])["stages"].items()
+    }
     assert found == {"generate": True, "filter": True, "sft": False}
     assert list(go(tmp_path, "seed=1", asked=["generate"])["stages"]) == ["generate"]
 
@@ -188,9 +228,14 @@ def test_a_report_written_again_leaves_the_runs_status(tmp_path):
     assert (tmp_path / "summary.json").read_bytes() == before
 
 
-def test_a_fault_that_nobody_foresaw_is_one_line_and_its_traceback_is_in_the_log(tmp_path):
+def test_a_fault_that_nobody_foresaw_is_one_line_and_its_traceback_is_in_the_log(
+    tmp_path,
+):
     stages.fails["filter"] = ZeroDivisionError("division by zero")
-    with pytest.raises(BezoarError, match=r"ZeroDivisionError: division by zero\. The traceback is in .*driver\.log"):
+    with pytest.raises(
+        BezoarError,
+        match=r"ZeroDivisionError: division by zero\. The traceback is in .*driver\.log",
+    ):
         go(tmp_path)
     assert "Traceback" in (tmp_path / "logs/driver.log").read_text()
 
@@ -202,7 +247,9 @@ def test_a_missing_file_is_named_before_any_work(tmp_path):
 
 
 def test_mt_benchs_judge_must_have_an_endpoint(tmp_path):
-    with pytest.raises(RecipeError, match=r"evaluate\.mt_bench\.judge: 'big/judge' needs a `base_url`"):
+    with pytest.raises(
+        RecipeError, match=r"evaluate\.mt_bench\.judge: 'big/judge' needs a `base_url`"
+    ):
         go(tmp_path, "evaluate.mt_bench.judge={model: big/judge}", asked=["evaluate"])
 
 

@@ -49,21 +49,32 @@ def test_the_embedded_recipe_has_nothing_to_find():
     [
         ("seeds.dolly", [{"prompt": "Q"}], "seeds.dolly: none of the 1 rows of"),
         ("seeds.flan", [{"inputs": "Q", "targets": "A"}] * 3, "none of the 3 rows"),
-        ("seeds.hh_rlhf", [{"chosen": "a", "rejected": "b"}], "the row has no `prompt`"),
+        (
+            "seeds.hh_rlhf",
+            [{"chosen": "a", "rejected": "b"}],
+            "the row has no `prompt`",
+        ),
         ("seeds.hh_rlhf", [], "It is empty"),
     ],
 )
 def test_a_source_without_a_usable_row_is_found(tmp_path, field, rows, said):
     source = written(tmp_path / "rows.jsonl", rows)
-    (problem,) = check(tiny(f"{field}=[{{source: {source}}}]"), working_stages()).problems
+    (problem,) = check(
+        tiny(f"{field}=[{{source: {source}}}]"), working_stages()
+    ).problems
     assert problem.startswith(f"{field}: none of the ") and said in problem
 
 
-def test_rows_that_are_left_out_are_noted_and_only_of_stages_that_are_asked_for(tmp_path):
+def test_rows_that_are_left_out_are_noted_and_only_of_stages_that_are_asked_for(
+    tmp_path,
+):
     rows = [{"instruction": "Q", "response": "A"}, {"instruction": ""}]
     recipe = tiny(f"sft.data.mine={{source: {written(tmp_path / 'rows.jsonl', rows)}}}")
     (note,) = check(recipe, ["sft"]).notes
-    assert note.startswith("sft.data.mine: 1 of the first 2 rows") and "empty `instruction`" in note
+    assert (
+        note.startswith("sft.data.mine: 1 of the first 2 rows")
+        and "empty `instruction`" in note
+    )
     assert check(recipe, ["generate", "filter"]).notes == []
 
 
@@ -79,19 +90,32 @@ def test_a_text_in_another_encoding_is_found(tmp_path, field, stage):
 
 
 TEMPLATES = {
-    "no marks": ("{% for m in messages %}{{ m['content'] }}{% endfor %}", "not between {% generation %}"),
-    "no system": ("{{ raise_exception('System role not supported') }}", "System role not supported"),
-    "no end": ("{% for m in messages %}{% if m.role == 'assistant' %}{% generation %}{{ m.content }}{% endgeneration %}"
-               "{% else %}{{ m.content }}{% endif %}{% endfor %}", "the model does not learn to end"),
-}  # fmt: skip
+    "no marks": (
+        "{% for m in messages %}{{ m['content'] }}{% endfor %}",
+        "not between {% generation %}",
+    ),
+    "no system": (
+        "{{ raise_exception('System role not supported') }}",
+        "System role not supported",
+    ),
+    "no end": (
+        "{% for m in messages %}{% if m.role == 'assistant' %}{% generation %}{{ m.content }}{% endgeneration %}"
+        "{% else %}{{ m.content }}{% endif %}{% endfor %}",
+        "the model does not learn to end",
+    ),
+}
 
 
 @pytest.mark.parametrize("kind", TEMPLATES)
-def test_a_template_that_trains_on_nothing_or_takes_no_system_message_is_found(tmp_path, kind):
+def test_a_template_that_trains_on_nothing_or_takes_no_system_message_is_found(
+    tmp_path, kind
+):
     template, said = TEMPLATES[kind]
     (tmp_path / "mine.jinja").write_text(template)
     base = byte_level(tmp_path / "base", "PreTrainedTokenizerFast")
-    found = check(tiny(f"base.model={base}", f"chat_template={tmp_path / 'mine.jinja'}"), ["sft"])
+    found = check(
+        tiny(f"base.model={base}", f"chat_template={tmp_path / 'mine.jinja'}"), ["sft"]
+    )
     (line,) = found.notes if kind == "no end" else found.problems
     assert line.startswith("chat_template") and said in line
 
@@ -103,7 +127,10 @@ def test_a_teachers_template_that_takes_no_system_message_is_found(tmp_path):
         "teacher.chat_template=\"{{ raise_exception('System role not supported') }}\\n\"",
     ]
     (problem,) = check(tiny(*sets), ["generate"]).problems
-    assert "does not take a system message" in problem and "teacher.chat_template" in problem
+    assert (
+        "does not take a system message" in problem
+        and "teacher.chat_template" in problem
+    )
 
 
 def test_a_base_whose_tokenizer_loses_spaces_is_found(tmp_path):
@@ -122,7 +149,10 @@ BAD_TASKS = {
 
 
 def test_tasks_that_could_not_be_scored_are_found():
-    sets = [f"evaluate.harness={{tasks: [{', '.join(BAD_TASKS)}]}}", "serve.engine.max_model_len=1024"]
+    sets = [
+        f"evaluate.harness={{tasks: [{', '.join(BAD_TASKS)}]}}",
+        "serve.engine.max_model_len=1024",
+    ]
     problems = check(tiny(*sets), ["evaluate"]).problems
     assert len(problems) == len(BAD_TASKS)
     for problem, said in zip(problems, BAD_TASKS.values(), strict=True):
@@ -134,20 +164,28 @@ def test_tasks_whose_data_are_not_here_are_named_as_not_tried():
     found = check(tiny(f"evaluate.harness={{tasks: {asked}}}"), ["evaluate"])
     assert not found.problems
     assert [line.partition(" (")[0] for line in found.unchecked] == [
-        "evaluate.harness.tasks: the data of winogrande", "evaluate.harness.tasks: the data of gsm8k",
-    ]  # fmt: skip
+        "evaluate.harness.tasks: the data of winogrande",
+        "evaluate.harness.tasks: the data of gsm8k",
+    ]
 
 
 def test_a_metric_that_a_function_names_is_not_refused():
     from lm_eval.tasks import TaskManager
 
-    assert not list(_known(TaskManager(), {"task": "humaneval", "metric": "pass@1"}, None))
+    assert not list(
+        _known(TaskManager(), {"task": "humaneval", "metric": "pass@1"}, None)
+    )
 
 
 def test_a_long_source_that_begins_badly_is_noted(tmp_path):
     rows = [{"instruction": ""}] * 120 + [{"instruction": "Q"}]
-    found = check(tiny(f"seeds.dolly=[{{source: {written(tmp_path / 'rows.jsonl', rows)}}}]"), ["generate"])
-    assert not found.problems and found.notes[0].startswith("seeds.dolly: 100 of the first 100 rows")
+    found = check(
+        tiny(f"seeds.dolly=[{{source: {written(tmp_path / 'rows.jsonl', rows)}}}]"),
+        ["generate"],
+    )
+    assert not found.problems and found.notes[0].startswith(
+        "seeds.dolly: 100 of the first 100 rows"
+    )
 
 
 def test_a_teacher_without_a_system_role_may_do_evol_instruct(tmp_path):
@@ -161,47 +199,88 @@ def test_a_teacher_without_a_system_role_may_do_evol_instruct(tmp_path):
 
 def test_a_model_whose_files_are_not_whole_is_not_tried(tmp_path, monkeypatch):
     (tmp_path / "empty").mkdir()
-    found = check(tiny(f"base.model={tmp_path / 'empty'}", "teacher.model=/on/workers/only"), ["generate", "sft"])
+    found = check(
+        tiny(f"base.model={tmp_path / 'empty'}", "teacher.model=/on/workers/only"),
+        ["generate", "sft"],
+    )
     assert not found.problems
     assert [line.partition(":")[0] for line in found.unchecked] == [
-        "teacher /on/workers/only", f"base {tmp_path / 'empty'}",
-    ]  # fmt: skip
+        "teacher /on/workers/only",
+        f"base {tmp_path / 'empty'}",
+    ]
 
 
 def test_questions_without_their_references_and_in_other_categories_are_noted(tmp_path):
-    rows = [{"question_id": n, "category": category, "turns": ["a", "b"]}
-            for n, category in enumerate(("math", "coding", "writing", "schreiben"))]  # fmt: skip
-    references = [{"question_id": "0", "choices": [{"turns": ["1", "2"]}]}]  # an id as text
-    bench = {"questions": written(tmp_path / "q.jsonl", rows), "references": written(tmp_path / "r.jsonl", references)}
-    unguided, other = check(tiny(f"evaluate.mt_bench={json.dumps(bench)}"), ["evaluate"]).notes
-    assert "1 questions about math, reasoning, coding have no whole reference answer (1)" in unguided
+    rows = [
+        {"question_id": n, "category": category, "turns": ["a", "b"]}
+        for n, category in enumerate(("math", "coding", "writing", "schreiben"))
+    ]
+    references = [
+        {"question_id": "0", "choices": [{"turns": ["1", "2"]}]}
+    ]  # an id as text
+    bench = {
+        "questions": written(tmp_path / "q.jsonl", rows),
+        "references": written(tmp_path / "r.jsonl", references),
+    }
+    unguided, other = check(
+        tiny(f"evaluate.mt_bench={json.dumps(bench)}"), ["evaluate"]
+    ).notes
+    assert (
+        "1 questions about math, reasoning, coding have no whole reference answer (1)"
+        in unguided
+    )
     assert "no category schreiben" in other
 
 
-def test_judge_prompts_of_another_form_and_skipped_questions_that_are_not_there_are_found(tmp_path):
-    prompts = written(tmp_path / "p.jsonl", [{"name": "single-v1", "system_prompt": "", "prompt_template": "{answer}"}])
-    (problem,) = check(tiny(f"evaluate.mt_bench.prompts={prompts}"), ["evaluate"]).problems
+def test_judge_prompts_of_another_form_and_skipped_questions_that_are_not_there_are_found(
+    tmp_path,
+):
+    prompts = written(
+        tmp_path / "p.jsonl",
+        [{"name": "single-v1", "system_prompt": "", "prompt_template": "{answer}"}],
+    )
+    (problem,) = check(
+        tiny(f"evaluate.mt_bench.prompts={prompts}"), ["evaluate"]
+    ).problems
     assert "'single-v1': its places are {answer}, not {answer}, {question}" in problem
     rows = [{"question_id": 1, "category": "puns", "turns": ["a", "b", "c"]}]
     long = {"questions": written(tmp_path / "q.jsonl", rows), "prompts": prompts}
-    (problem,) = check(tiny(f"evaluate.mt_bench={json.dumps(long)}"), ["evaluate"]).problems
+    (problem,) = check(
+        tiny(f"evaluate.mt_bench={json.dumps(long)}"), ["evaluate"]
+    ).problems
     assert "FastChat's prompts have places for 2 turns, and question 1 has 3" in problem
     skipped = {"questions": long["questions"], "references_skip": [104]}
-    (problem,) = check(tiny(f"evaluate.mt_bench={json.dumps(skipped)}"), ["evaluate"]).problems
+    (problem,) = check(
+        tiny(f"evaluate.mt_bench={json.dumps(skipped)}"), ["evaluate"]
+    ).problems
     assert "references_skip" in problem and "has no question 104" in problem
 
 
-def test_what_has_to_come_from_a_hub_that_is_out_of_reach_is_found(monkeypatch, tmp_path):
-    recipe = tiny("base.model=org/base", "seeds.dolly=[{source: 'hub:org/rows', revision: main}]")
+def test_what_has_to_come_from_a_hub_that_is_out_of_reach_is_found(
+    monkeypatch, tmp_path
+):
+    recipe = tiny(
+        "base.model=org/base", "seeds.dolly=[{source: 'hub:org/rows', revision: main}]"
+    )
     (problem,) = check(recipe, working_stages()).problems
-    assert problem == "HF_HUB_OFFLINE is set, and these are not on this machine: org/base, hub:org/rows"
+    assert (
+        problem
+        == "HF_HUB_OFFLINE is set, and these are not on this machine: org/base, hub:org/rows"
+    )
     monkeypatch.setenv("HF_HUB_OFFLINE", "0")
     monkeypatch.setattr(preflight, "_check_sources", lambda *_: None)
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:1")
     (problem,) = check(recipe, working_stages()).problems
-    assert "the Hugging Face hub does not answer (http://127.0.0.1:1: " in problem and "org/base" in problem
+    assert (
+        "the Hugging Face hub does not answer (http://127.0.0.1:1: " in problem
+        and "org/base" in problem
+    )
     found = check(recipe, working_stages(), offline=True)
-    assert not found.problems and "base org/base: its tokenizer, which is not on this machine" in found.unchecked
+    assert (
+        not found.problems
+        and "base org/base: its tokenizer, which is not on this machine"
+        in found.unchecked
+    )
 
 
 def test_a_hub_that_answers_anything_is_in_reach(monkeypatch):
@@ -214,9 +293,13 @@ def test_a_hub_that_answers_anything_is_in_reach(monkeypatch):
 
 def test_a_run_stops_on_it_before_anything_is_written(tmp_path):
     source = written(tmp_path / "rows.jsonl", [{"prompt": "Q"}])
-    recipe = tiny(f"seeds.hh_rlhf=[{{source: {source}}}]", f"seeds.dolly=[{{source: {source}}}]")
+    recipe = tiny(
+        f"seeds.hh_rlhf=[{{source: {source}}}]", f"seeds.dolly=[{{source: {source}}}]"
+    )
     store = Store(tmp_path / "run")
-    with pytest.raises(RecipeError, match=r"(?s)seeds\.dolly: none of .*\nseeds\.hh_rlhf: none of"):
+    with pytest.raises(
+        RecipeError, match=r"(?s)seeds\.dolly: none of .*\nseeds\.hh_rlhf: none of"
+    ):
         run(recipe, store, ["generate", "filter", "sft", "hh-sft"], Progress())
     assert not store.exists("summary.json") and not store.exists("ledger")
 
@@ -226,7 +309,11 @@ def test_the_bases_tokenizer_is_loaded_once(tmp_path, monkeypatch):
 
     loaded, real = [], AutoTokenizer.from_pretrained
     monkeypatch.setattr(
-        AutoTokenizer, "from_pretrained", lambda *args, **said: loaded.append(args) or real(*args, **said)
+        AutoTokenizer,
+        "from_pretrained",
+        lambda *args, **said: loaded.append(args) or real(*args, **said),
     )
     folder = byte_level(tmp_path / "base", "PreTrainedTokenizerFast")
-    assert check(tiny(f"base.model={folder}"), ["sft"]).problems == [] and len(loaded) == 1
+    assert (
+        check(tiny(f"base.model={folder}"), ["sft"]).problems == [] and len(loaded) == 1
+    )

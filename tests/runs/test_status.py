@@ -9,9 +9,12 @@ from bezoar_ray.store import Store
 
 @pytest.mark.parametrize(
     ("text", "error", "says"),
-    [(None, RecipeError, "holds no summary.json"), ("{}", RecipeError, "holds no summary.json"),
-     ('{"run": ', BezoarError, "summary.json is not whole JSON")],
-)  # fmt: skip
+    [
+        (None, RecipeError, "holds no summary.json"),
+        ("{}", RecipeError, "holds no summary.json"),
+        ('{"run": ', BezoarError, "summary.json is not whole JSON"),
+    ],
+)
 def test_a_folder_without_a_run_is_named(tmp_path, text, error, says):
     if text:
         (tmp_path / "summary.json").write_text(text)

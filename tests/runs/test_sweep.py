@@ -22,9 +22,14 @@ def store(tmp_path):
 def test_parameters_make_a_grid_of_run_directories(store):
     found = trials("tiny", ["seed=3"], PARAMETERS, store)
     assert [(t.recipe.align.beta, t.recipe.align.learning_rate) for t in found] == [
-        (0.1, 1e-4), (0.1, 1e-5), (0.5, 1e-4), (0.5, 1e-5),
-    ]  # fmt: skip
-    assert {t.recipe.seed for t in found} == {3} and len({t.store.root for t in found}) == 4
+        (0.1, 1e-4),
+        (0.1, 1e-5),
+        (0.5, 1e-4),
+        (0.5, 1e-5),
+    ]
+    assert {t.recipe.seed for t in found} == {3} and len(
+        {t.store.root for t in found}
+    ) == 4
 
 
 def test_a_parameter_without_values_is_named(store):
@@ -41,27 +46,45 @@ def test_a_trial_has_the_files_of_the_stages_that_its_parameter_leaves_alone(sto
     store.replace("train/data/pairs.arrow", "tokens")
     share(store, trial)
     there = trial.store.list("")
-    assert {"generate.bin", "hh-sft.bin", "manifests/hh-sft.json", "train/data/pairs.arrow"} <= set(there)
+    assert {
+        "generate.bin",
+        "hh-sft.bin",
+        "manifests/hh-sft.json",
+        "train/data/pairs.arrow",
+    } <= set(there)
     assert "dpo.bin" not in there
     assert os.path.samefile(store.path("sft.bin"), trial.store.path("sft.bin"))
 
 
 @pytest.mark.parametrize(
     ("offers", "gpus", "room"),
-    [({"CPU": 2}, 0, 1), ({"CPU": 9}, 0, 4), ({"CPU": 64, "GPU": 4}, 1, 2), ({"CPU": 1}, 0, 1)],
+    [
+        ({"CPU": 2}, 0, 1),
+        ({"CPU": 9}, 0, 4),
+        ({"CPU": 64, "GPU": 4}, 1, 2),
+        ({"CPU": 1}, 0, 1),
+    ],
 )
-def test_as_many_trials_at_a_time_as_the_cluster_has_room_for(store, monkeypatch, offers, gpus, room):
+def test_as_many_trials_at_a_time_as_the_cluster_has_room_for(
+    store, monkeypatch, offers, gpus, room
+):
     """Each trains with two workers of one CPU."""
     monkeypatch.setenv("RAY_ADDRESS", "a cluster's")
     monkeypatch.setattr("ray.cluster_resources", lambda: offers)
-    found = trials("tiny", [f"align.gpus_per_worker={gpus}"], ["align.beta=0.1,0.5"], store)
+    found = trials(
+        "tiny", [f"align.gpus_per_worker={gpus}"], ["align.beta=0.1,0.5"], store
+    )
     assert _room(found) == room
 
 
 def test_trials_without_a_result_are_told_with_how_far_they_came(store):
     found = trials("tiny", [], ["align.beta=0.1,0.5,1.0"], store)
-    found[0].store.replace_json("summary.json", {"train": {"dpo": {"heldout_accuracy": 0.9}}})
-    found[1].store.replace_json("train/dpo/progress.json", {"step": 12, "total": 30, "accuracy": 0.5})
+    found[0].store.replace_json(
+        "summary.json", {"train": {"dpo": {"heldout_accuracy": 0.9}}}
+    )
+    found[1].store.replace_json(
+        "train/dpo/progress.json", {"step": 12, "total": 30, "accuracy": 0.5}
+    )
     told = report(found, store)
     assert "90.0 %" in told and "align.beta=1.0: not trained yet" in told
     stopped = "align.beta=0.5: without a result, came to step 12 of 30, 50 % of its pairs right"
@@ -70,34 +93,56 @@ def test_trials_without_a_result_are_told_with_how_far_they_came(store):
 
 def ended(trial, margins):
     """A trial that has come to its end with these margins."""
-    trial.store.replace_json("summary.json", {"train": {"dpo": heldout.summary(margins)}})
+    trial.store.replace_json(
+        "summary.json", {"train": {"dpo": heldout.summary(margins)}}
+    )
     heldout.write(trial.store, "dpo", margins)
 
 
-def test_the_best_is_reported_on_pairs_that_did_not_choose_it_with_what_it_can_be_told_from(store):
+def test_the_best_is_reported_on_pairs_that_did_not_choose_it_with_what_it_can_be_told_from(
+    store,
+):
     found = trials("tiny", [], ["align.beta=0.1,0.5,1.0"], store)
     ids = [f"pair{number}" for number in range(100)]
     ended(found[0], {id: 1.0 if number % 5 else -1.0 for number, id in enumerate(ids)})
     ended(found[1], {id: 1.0 if number % 10 else -1.0 for number, id in enumerate(ids)})
     ended(found[2], {id: 1.0 if number % 2 else -1.0 for number, id in enumerate(ids)})
     told, page = report(found, store), store.path("sweep.html").read_text()
-    assert told.index("align.beta=0.5") < told.index("align.beta=0.1") < told.index("align.beta=1.0")
-    assert "90.0 % (82.6 to 94.5)" in told and "that select" in told and "the others" in told
+    assert (
+        told.index("align.beta=0.5")
+        < told.index("align.beta=0.1")
+        < told.index("align.beta=1.0")
+    )
+    assert (
+        "90.0 % (82.6 to 94.5)" in told
+        and "that select" in told
+        and "the others" in told
+    )
     for text in (told, page):
         assert "align.beta=0.5 is best on the " in text
         assert "not distinguishable from align.beta=0.1 (p = " in text
         assert "better than align.beta=1.0 (p = " in text
 
 
-def test_trials_of_an_earlier_version_are_told_what_they_miss_and_the_others_go_on(store):
+def test_trials_of_an_earlier_version_are_told_what_they_miss_and_the_others_go_on(
+    store,
+):
     found = trials("tiny", [], ["align.beta=0.1,0.5,1.0"], store)
-    found[0].store.replace_json("summary.json", {"train": {"dpo": {"heldout_accuracy": 0.99}}})
+    found[0].store.replace_json(
+        "summary.json", {"train": {"dpo": {"heldout_accuracy": 0.99}}}
+    )
     told = report(found, store)
-    assert "no test tells the best from the others" in told and "align.beta=0.1: no results by pair" in told
+    assert (
+        "no test tells the best from the others" in told
+        and "align.beta=0.1: no results by pair" in told
+    )
     ended(found[1], {f"pair{number}": 1.0 for number in range(100)})
     told = report(found, store)
     assert "align.beta=0.5 is best" in told and "99.0 %" in told
-    assert "align.beta=0.1: no results by pair" in told and f"remove {found[0].store.root}" in told
+    assert (
+        "align.beta=0.1: no results by pair" in told
+        and f"remove {found[0].store.root}" in told
+    )
 
 
 def test_trials_that_hold_out_other_pairs_are_ranked_untested(store):
@@ -109,8 +154,17 @@ def test_trials_that_hold_out_other_pairs_are_ranked_untested(store):
     assert "too few pairs are held out of all trials" in told
 
 
-def test_a_parameter_that_no_stage_reads_is_refused_before_anything_runs(tmp_path, capsys):
-    arguments = ["sweep", "tiny", "--run-dir", str(tmp_path / "x"), "--param", "serve.num_cpus=1,2"]
+def test_a_parameter_that_no_stage_reads_is_refused_before_anything_runs(
+    tmp_path, capsys
+):
+    arguments = [
+        "sweep",
+        "tiny",
+        "--run-dir",
+        str(tmp_path / "x"),
+        "--param",
+        "serve.num_cpus=1,2",
+    ]
     assert main(arguments) == 2
     assert "no stage up to dpo reads it" in capsys.readouterr().err
 
@@ -119,18 +173,38 @@ def test_a_parameter_that_no_stage_reads_is_refused_before_anything_runs(tmp_pat
 @pytest.mark.timeout(1500)
 def test_a_sweep_of_beta_trains_each_once_and_ranks_them(tiny_world, tmp_path, capsys):
     small = [
-        "generate.lamini=null", "generate.evol_instruct=null", "generate.orca.rows=24", "sft.epochs=1",
-        "hh_sft.limit=32", "align.limit=32", "align.workers=1", "evaluate.heldout_pairs=20",
-    ]  # fmt: skip
-    arguments = ["sweep", "tiny", "--run-dir", str(tmp_path / "run"), "--param", "align.beta=0.1,0.5"]
+        "generate.lamini=null",
+        "generate.evol_instruct=null",
+        "generate.orca.rows=24",
+        "sft.epochs=1",
+        "hh_sft.limit=32",
+        "align.limit=32",
+        "align.workers=1",
+        "evaluate.heldout_pairs=20",
+    ]
+    arguments = [
+        "sweep",
+        "tiny",
+        "--run-dir",
+        str(tmp_path / "run"),
+        "--param",
+        "align.beta=0.1,0.5",
+    ]
     arguments += [part for value in small for part in ("--set", value)]
     assert main(arguments) == 0
     printed = capsys.readouterr().out
-    assert "align.beta=0.1" in printed and "align.beta=0.5" in printed and "held-out pairs right" in printed
+    assert (
+        "align.beta=0.1" in printed
+        and "align.beta=0.5" in printed
+        and "held-out pairs right" in printed
+    )
     assert "<svg" in (tmp_path / "run/sweep.html").read_text()
     references = list((tmp_path / "run/train/data").glob("cache-*.arrow"))
     assert len(references) == 1  # asked once for both
     assert " is best on the " in printed and "not distinguishable from" in printed
-    weights = tmp_path / "run/sweep/align.beta=0.1/checkpoints/dpo/adapter/adapter_model.safetensors"
+    weights = (
+        tmp_path
+        / "run/sweep/align.beta=0.1/checkpoints/dpo/adapter/adapter_model.safetensors"
+    )
     written = weights.stat().st_mtime_ns
     assert main(arguments) == 0 and weights.stat().st_mtime_ns == written

@@ -17,7 +17,9 @@ with ray_session():
 
 
 def test_a_killed_driver_leaves_nothing_of_its_ray():
-    driver = subprocess.Popen([sys.executable, "-c", DRIVER], stdout=subprocess.PIPE, text=True)
+    driver = subprocess.Popen(
+        [sys.executable, "-c", DRIVER], stdout=subprocess.PIPE, text=True
+    )
     assert driver.stdout.readline() == "ready\n"
     started = psutil.Process(driver.pid).children(recursive=True)
     assert len(started) > 5
@@ -44,7 +46,9 @@ with guarded():
 
 
 def test_what_the_driver_started_outside_is_left_alone():
-    driver = subprocess.Popen([sys.executable, "-c", BETWEEN], stdout=subprocess.PIPE, text=True)
+    driver = subprocess.Popen(
+        [sys.executable, "-c", BETWEEN], stdout=subprocess.PIPE, text=True
+    )
     between, within = map(psutil.Process, map(int, driver.stdout.readline().split()))
     driver.kill()
     driver.wait()

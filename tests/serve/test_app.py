@@ -22,7 +22,9 @@ PROMPTS = [[5 + (7 * row + 3 * i) % 900 for i in range(12 + row)] for row in ran
 
 def post(base_url: str, path: str, raw: bool = False, **body) -> dict | str:
     request = urllib.request.Request(
-        base_url + path, json.dumps(body).encode(), headers={"Content-Type": "application/json"}
+        base_url + path,
+        json.dumps(body).encode(),
+        headers={"Content-Type": "application/json"},
     )
     with urllib.request.urlopen(request, timeout=300) as answer:
         return answer.read().decode() if raw else json.load(answer)
@@ -30,16 +32,31 @@ def post(base_url: str, path: str, raw: bool = False, **body) -> dict | str:
 
 def greedy(base_url: str, name: str) -> list[str]:
     """Greedy answers to fifty prompts."""
-    prompts = [[5 + (7 * row + 3 * i) % 900 for i in range(6 + row % 9)] for row in range(50)]
+    prompts = [
+        [5 + (7 * row + 3 * i) % 900 for i in range(6 + row % 9)] for row in range(50)
+    ]
     body = {"model": name, "prompt": prompts, "max_tokens": 12, "temperature": 0}
-    choices = sorted(post(base_url, "/completions", **body)["choices"], key=lambda choice: choice["index"])
+    choices = sorted(
+        post(base_url, "/completions", **body)["choices"],
+        key=lambda choice: choice["index"],
+    )
     return [choice["text"] for choice in choices]
 
 
 def echoed(base_url: str, name: str) -> list[list[float]]:
     """Log-probabilities of the prompts' own tokens, as lm-eval asks for them."""
-    body = {"model": name, "prompt": PROMPTS, "echo": True, "logprobs": 1, "max_tokens": 1, "temperature": 0}
-    choices = sorted(post(base_url, "/completions", **body)["choices"], key=lambda choice: choice["index"])
+    body = {
+        "model": name,
+        "prompt": PROMPTS,
+        "echo": True,
+        "logprobs": 1,
+        "max_tokens": 1,
+        "temperature": 0,
+    }
+    choices = sorted(
+        post(base_url, "/completions", **body)["choices"],
+        key=lambda choice: choice["index"],
+    )
     return [choice["logprobs"]["token_logprobs"][1:-1] for choice in choices]
 
 
@@ -47,31 +64,65 @@ def echoed(base_url: str, name: str) -> list[list[float]]:
 def test_a_cluster_that_serves_something_else_is_left_as_it_is(family, tmp_path):
     with pytest.raises(RecipeError, match="Serve hosts base-[0-9a-f]{8} already"):
         running(family_recipe(), Store(tmp_path)).__enter__()
-    assert post(family.base_url, "/completions", model="base", prompt=[1, 2], max_tokens=1)["choices"]
+    assert post(
+        family.base_url, "/completions", model="base", prompt=[1, 2], max_tokens=1
+    )["choices"]
 
 
 @pytest.mark.slow
 def test_every_checkpoint_answers_chat_in_the_recipes_template(family):
-    asked = {"messages": [{"role": "user", "content": "What is 2 plus 3?"}], "max_tokens": 8, "temperature": 0}
-    replies = {name: post(family.base_url, "/chat/completions", model=name, **asked) for name in NAMES}
+    asked = {
+        "messages": [{"role": "user", "content": "What is 2 plus 3?"}],
+        "max_tokens": 8,
+        "temperature": 0,
+    }
+    replies = {
+        name: post(family.base_url, "/chat/completions", model=name, **asked)
+        for name in NAMES
+    }
     sizes = {reply["usage"]["prompt_tokens"] for reply in replies.values()}
     assert len(sizes) == 1 and sizes.pop() > 20
-    texts = {name: reply["choices"][0]["message"]["content"] for name, reply in replies.items()}
+    texts = {
+        name: reply["choices"][0]["message"]["content"]
+        for name, reply in replies.items()
+    }
     assert texts["base"] not in (texts["sft"], texts["dpo"])
 
 
 @pytest.mark.slow
-def test_the_engine_sees_the_ids_of_training_whatever_control_tokens_a_text_spells(family):
+def test_the_engine_sees_the_ids_of_training_whatever_control_tokens_a_text_spells(
+    family,
+):
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(family.store.path("checkpoints/base"))
-    for text in ("plain", "</s>", "<s>old price</s>", "a <pad></s></s>b", "café </s>日本語", "\n</s>\n"):
-        asked = [{"role": role, "content": text} for role in ("system", "user", "assistant", "user")]
+    for text in (
+        "plain",
+        "</s>",
+        "<s>old price</s>",
+        "a <pad></s></s>b",
+        "café </s>日本語",
+        "\n</s>\n",
+    ):
+        asked = [
+            {"role": role, "content": text}
+            for role in ("system", "user", "assistant", "user")
+        ]
         row = encode(tokenizer, [*asked, {"role": "assistant", "content": text}])
-        prompt = row["input_ids"][: max(i for i, label in enumerate(row["labels"]) if label == IGNORED) + 1]
-        body = {"model": "sft", "messages": asked, "max_tokens": 24, "temperature": 0, "return_token_ids": True}
+        prompt = row["input_ids"][
+            : max(i for i, label in enumerate(row["labels"]) if label == IGNORED) + 1
+        ]
+        body = {
+            "model": "sft",
+            "messages": asked,
+            "max_tokens": 24,
+            "temperature": 0,
+            "return_token_ids": True,
+        }
         reply = post(family.base_url, "/chat/completions", **body)
-        assert reply["prompt_token_ids"] == prompt and reply["usage"]["prompt_tokens"] == len(prompt)
+        assert reply["prompt_token_ids"] == prompt and reply["usage"][
+            "prompt_tokens"
+        ] == len(prompt)
         (choice,) = reply["choices"]
         ended = choice["token_ids"][-1] == tokenizer.eos_token_id
         assert ended == (choice["finish_reason"] == "stop")
@@ -79,19 +130,27 @@ def test_the_engine_sees_the_ids_of_training_whatever_control_tokens_a_text_spel
 
 
 @pytest.mark.slow
-def test_echoed_log_probabilities_are_each_checkpoints_own_even_in_mixed_batches(family):
+def test_echoed_log_probabilities_are_each_checkpoints_own_even_in_mixed_batches(
+    family,
+):
     import torch
     from peft import PeftModel
     from transformers import AutoModelForCausalLM
 
     with concurrent.futures.ThreadPoolExecutor(9) as pool:
-        jobs = [(name, pool.submit(echoed, family.base_url, name)) for _ in range(3) for name in NAMES]
+        jobs = [
+            (name, pool.submit(echoed, family.base_url, name))
+            for _ in range(3)
+            for name in NAMES
+        ]
         found = [(name, job.result()) for name, job in jobs]
     expected = {}
     for name in NAMES:
         model = AutoModelForCausalLM.from_pretrained(family.model, dtype=torch.float32)
         if name != "base":
-            model = PeftModel.from_pretrained(model, family.store.path(f"checkpoints/{name}/joined"))
+            model = PeftModel.from_pretrained(
+                model, family.store.path(f"checkpoints/{name}/joined")
+            )
         expected[name] = [log_probabilities(model.eval(), prompt) for prompt in PROMPTS]
     for name, rows in found:
         for row, wanted in zip(rows, expected[name], strict=True):
@@ -115,9 +174,15 @@ with ray_session(), running(family_recipe("serve.engine.max_model_len=999999"), 
 def test_an_endpoint_that_cannot_start_says_why(tiny_world, tmp_path):
     """In a process of its own: on one Ray there is one endpoint at a time."""
     write_family(Store(tmp_path), tiny_world)
-    done = subprocess.run([sys.executable, "-c", FAILING, tmp_path], capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-c", FAILING, tmp_path], capture_output=True, text=True
+    )
     message = done.stderr[done.stderr.index("BezoarError") :]
-    assert "the endpoint did not start" in message and "serve.log" in message and "999999" in message
+    assert (
+        "the endpoint did not start" in message
+        and "serve.log" in message
+        and "999999" in message
+    )
 
 
 BESIDE = """
@@ -135,17 +200,31 @@ with ray_session(), running(family_recipe(), Store(sys.argv[1])) as base_url:
 
 
 @pytest.mark.slow
-def test_a_merged_checkpoint_beside_a_joined_one_says_what_its_joined_equal_says(family, tiny_world, tmp_path):
+def test_a_merged_checkpoint_beside_a_joined_one_says_what_its_joined_equal_says(
+    family, tiny_world, tmp_path
+):
     write_family(Store(tmp_path), tiny_world)
     write_merged(Store(tmp_path), tiny_world, "sft", Store(tmp_path))
-    Store(tmp_path).remove("checkpoints/sft/joined")  # as where a chain cannot be joined
+    Store(tmp_path).remove(
+        "checkpoints/sft/joined"
+    )  # as where a chain cannot be joined
     command = [sys.executable, "-c", BESIDE, tmp_path]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=Path(__file__).parents[2])
+    done = subprocess.run(
+        command,
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=Path(__file__).parents[2],
+    )
     assert done.returncode == 0, done.stderr[-2000:]
     found = json.loads(done.stdout.splitlines()[-1])
     for name in ("sft", "dpo"):
-        assert found[name] == greedy(family.base_url, name) and len(set(found[name])) > 25
-    assert found["streamed"].count("data: ") > 3 and found["streamed"].rstrip().endswith("data: [DONE]")
+        assert (
+            found[name] == greedy(family.base_url, name) and len(set(found[name])) > 25
+        )
+    assert found["streamed"].count("data: ") > 3 and found[
+        "streamed"
+    ].rstrip().endswith("data: [DONE]")
 
 
 def test_an_address_that_others_reach_needs_a_key(tmp_path, monkeypatch):

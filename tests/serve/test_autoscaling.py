@@ -14,7 +14,9 @@ from tests.serve.test_command import AskedOn, Server
 pytestmark = [pytest.mark.slow, pytest.mark.soak, pytest.mark.timeout(2400)]
 
 
-def test_a_second_replica_comes_with_many_requests_and_goes_after_them(tiny_world, tmp_path):
+def test_a_second_replica_comes_with_many_requests_and_goes_after_them(
+    tiny_world, tmp_path
+):
     """Serve waits half a minute until it adds a replica, and ten minutes until it takes one away."""
     store = Store(tmp_path)
     write_family(store, tiny_world)
@@ -36,7 +38,13 @@ def test_a_second_replica_comes_with_many_requests_and_goes_after_them(tiny_worl
 
 def replicas_that_wrote(metrics: str) -> set[str]:
     text = urllib.request.urlopen(metrics, timeout=10).read().decode()
-    return set(re.findall(r'^ray_vllm_generation_tokens_total\{.*ReplicaId="([^"]+)".*\} [1-9]', text, re.MULTILINE))
+    return set(
+        re.findall(
+            r'^ray_vllm_generation_tokens_total\{.*ReplicaId="([^"]+)".*\} [1-9]',
+            text,
+            re.MULTILINE,
+        )
+    )
 
 
 def seconds_until(reached: Callable[[], bool]) -> float:

@@ -16,7 +16,10 @@ from bezoar_ray.store import Store
 def run_dir(tmp_path) -> Store:
     """A run directory with a joined checkpoint and a merged one."""
     store = Store(tmp_path)
-    store.replace("recipe.yaml", yaml.safe_dump(load_recipe("tiny").model_dump(mode="json")).encode())
+    store.replace(
+        "recipe.yaml",
+        yaml.safe_dump(load_recipe("tiny").model_dump(mode="json")).encode(),
+    )
     store.replace("checkpoints/sft/joined/adapter_config.json", b"{}")
     return store
 
@@ -28,10 +31,19 @@ def test_one_application_for_all_that_is_joined(run_dir, monkeypatch):
 
 def test_replicas_come_and_go_between_the_recipes_bounds(run_dir, monkeypatch):
     monkeypatch.setenv("BEZOAR_API_KEY", "k")
-    for bounds, scales in (({"replicas": 2}, None), ({"replicas": 2, "max_replicas": 5}, (2, 5))):
-        recipe = load_recipe("tiny", [f"serve.{name}={value}" for name, value in bounds.items()])
-        run_dir.replace("recipe.yaml", yaml.safe_dump(recipe.model_dump(mode="json")).encode())
-        found = family({"run_dir": str(run_dir.root)})._bound_deployment._deployment_config
+    for bounds, scales in (
+        ({"replicas": 2}, None),
+        ({"replicas": 2, "max_replicas": 5}, (2, 5)),
+    ):
+        recipe = load_recipe(
+            "tiny", [f"serve.{name}={value}" for name, value in bounds.items()]
+        )
+        run_dir.replace(
+            "recipe.yaml", yaml.safe_dump(recipe.model_dump(mode="json")).encode()
+        )
+        found = family(
+            {"run_dir": str(run_dir.root)}
+        )._bound_deployment._deployment_config
         limits = found.autoscaling_config
         assert (limits and (limits.min_replicas, limits.max_replicas)) == scales
         assert scales or found.num_replicas == 2
@@ -54,19 +66,29 @@ def test_a_port_that_somebody_listens_on_is_refused(monkeypatch):
     """Serve would share it, and each of the two would get some of the requests."""
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     with socket.socket() as other:
-        other.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)  # as Serve's proxy has it
+        other.setsockopt(
+            socket.SOL_SOCKET, socket.SO_REUSEPORT, 1
+        )  # as Serve's proxy has it
         other.bind(("127.0.0.1", 0))
         other.listen()
         port = other.getsockname()[1]
-        with pytest.raises(RecipeError, match=f"serve.port {port}: Address already in use.*serve.port={port + 1}"):
+        with pytest.raises(
+            RecipeError,
+            match=f"serve.port {port}: Address already in use.*serve.port={port + 1}",
+        ):
             app._check_free("127.0.0.1", port)
     app._check_free("127.0.0.1", port)
 
 
-def test_what_another_command_serves_is_not_ended(ray_session, run_dir, tmp_path_factory):
+def test_what_another_command_serves_is_not_ended(
+    ray_session, run_dir, tmp_path_factory
+):
     """On a cluster: evaluate would take the endpoint of `bezoar serve` for a leftover of its own."""
     with app._claimed(run_dir):
-        with pytest.raises(RecipeError, match="is served on this cluster already"), app._claimed(run_dir):
+        with (
+            pytest.raises(RecipeError, match="is served on this cluster already"),
+            app._claimed(run_dir),
+        ):
             pass
         with app._claimed(Store(tmp_path_factory.mktemp("other"))):
             pass
@@ -78,7 +100,9 @@ def test_what_another_command_serves_is_not_ended(ray_session, run_dir, tmp_path
 def served(run_dir, monkeypatch) -> app.Family:
     """Base and a joined sft, deployed as far as anybody looks."""
     for name in ("base", "sft"):
-        run_dir.replace_json(f"checkpoints/{name}/lineage.json", {"fingerprint": "first"})
+        run_dir.replace_json(
+            f"checkpoints/{name}/lineage.json", {"fingerprint": "first"}
+        )
     found = app.Family(load_recipe("tiny"), run_dir, None)
     found._deployed = found._wanted()
     return found
@@ -88,7 +112,9 @@ def trained_anew(store: Store, name: str) -> None:
     store.replace_json(f"checkpoints/{name}/lineage.json", {"fingerprint": "second"})
 
 
-def test_what_needs_another_number_of_engines_is_said_once_and_what_runs_stays_known(served, run_dir, capsys):
+def test_what_needs_another_number_of_engines_is_said_once_and_what_runs_stays_known(
+    served, run_dir, capsys
+):
     before = served._deployed
     run_dir.replace("checkpoints/dpo/merged/config.json", b"{}")
     run_dir.replace_json("checkpoints/dpo/lineage.json", {"fingerprint": "first"})
@@ -97,10 +123,15 @@ def test_what_needs_another_number_of_engines_is_said_once_and_what_runs_stays_k
     assert capsys.readouterr().out.count("another number of engines") == 1
     trained_anew(run_dir, "sft")
     served.follow()  # still: what is deployed is one engine
-    assert capsys.readouterr().out.count("another number of engines") == 1 and served._deployed == before
+    assert (
+        capsys.readouterr().out.count("another number of engines") == 1
+        and served._deployed == before
+    )
 
 
-def test_a_replacement_that_does_not_start_is_tried_once(served, run_dir, monkeypatch, capsys):
+def test_a_replacement_that_does_not_start_is_tried_once(
+    served, run_dir, monkeypatch, capsys
+):
     tried = []
 
     def fail(self) -> None:

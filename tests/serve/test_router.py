@@ -17,12 +17,19 @@ def engine(*models: str) -> FastAPI:
 
     @app.get("/v1/models")
     def listed() -> dict:
-        return {"object": "list", "data": [{"id": name, "max_model_len": 8} for name in models]}
+        return {
+            "object": "list",
+            "data": [{"id": name, "max_model_len": 8} for name in models],
+        }
 
     @app.post("/v1/chat/completions")
     async def told(request: Request) -> dict:
         body = await request.body()
-        return {"engine": models[0], "body": body.decode(), "query": str(request.url.query)}
+        return {
+            "engine": models[0],
+            "body": body.decode(),
+            "query": str(request.url.query),
+        }
 
     @app.post("/v1/completions")
     async def counted() -> StreamingResponse:
@@ -31,7 +38,10 @@ def engine(*models: str) -> FastAPI:
                 yield f"{n} of {models[0]}\n"
 
         return StreamingResponse(
-            numbers(), media_type="text/event-stream", status_code=201, headers={"x-engine": models[0]}
+            numbers(),
+            media_type="text/event-stream",
+            status_code=201,
+            headers={"x-engine": models[0]},
         )
 
     @app.post("/broken")
@@ -43,24 +53,39 @@ def engine(*models: str) -> FastAPI:
 
 @pytest.fixture
 def client() -> TestClient:
-    family, alone = partial(answer, engine("base", "dpo")), partial(answer, engine("sft"))
-    return TestClient(router({"base": family, "sft": alone, "dpo": family}), raise_server_exceptions=False)
+    family, alone = (
+        partial(answer, engine("base", "dpo")),
+        partial(answer, engine("sft")),
+    )
+    return TestClient(
+        router({"base": family, "sft": alone, "dpo": family}),
+        raise_server_exceptions=False,
+    )
 
 
-@pytest.mark.parametrize(("model", "engine"), [("base", "base"), ("dpo", "base"), ("sft", "sft"), ("none", "base")])
+@pytest.mark.parametrize(
+    ("model", "engine"),
+    [("base", "base"), ("dpo", "base"), ("sft", "sft"), ("none", "base")],
+)
 def test_a_request_goes_to_the_engine_of_its_model(client, model, engine):
     body = f'{{"model": "{model}"}}'
     found = client.post("/v1/chat/completions?a=b", content=body).json()
     assert found == {"engine": engine, "body": body, "query": "a=b"}
 
 
-@pytest.mark.parametrize("body", ["", "{", "[]", "null", '{"model": null}', '{"model": ["sft"]}'])
+@pytest.mark.parametrize(
+    "body", ["", "{", "[]", "null", '{"model": null}', '{"model": ["sft"]}']
+)
 def test_what_names_no_model_is_answered_by_the_first(client, body):
     assert client.post("/v1/chat/completions", content=body).json()["engine"] == "base"
 
 
 def test_all_models_are_listed_in_order(client):
-    assert [model["id"] for model in client.get("/v1/models").json()["data"]] == ["base", "sft", "dpo"]
+    assert [model["id"] for model in client.get("/v1/models").json()["data"]] == [
+        "base",
+        "sft",
+        "dpo",
+    ]
 
 
 def test_status_headers_and_streams_come_through(client):

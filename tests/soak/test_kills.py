@@ -17,15 +17,24 @@ from tests.scripted import says
 
 pytestmark = [pytest.mark.soak, pytest.mark.timeout(3600)]
 SCHEMES = ("lamini", "evol_instruct", "orca")
-ROWS = ["generate.lamini.calls=12", "generate.evol_instruct.seeds=12", "generate.orca.rows=40"]
+ROWS = [
+    "generate.lamini.calls=12",
+    "generate.evol_instruct.seeds=12",
+    "generate.orca.rows=40",
+]
 SLOTS = 16
-TIGHT = {"max_tokens": 8, "timeout": 10}  # what died actors had reserved is given up for spent after the time-out
+TIGHT = {
+    "max_tokens": 8,
+    "timeout": 10,
+}  # what died actors had reserved is given up for spent after the time-out
 PRICES = {"prices": {"input": 1, "output": 1}}
 
 
 def command(run_dir: Path, server: Server, *sets: str, **more) -> Command:
     """generate and filter with a scripted teacher and judge."""
-    model = orjson.dumps({"model": "m", "base_url": server.url, "max_in_flight": SLOTS, **PRICES, **more}).decode()
+    model = orjson.dumps(
+        {"model": "m", "base_url": server.url, "max_in_flight": SLOTS, **PRICES, **more}
+    ).decode()
     models = [f"teacher={model}", f"judges=[{model}]"]
     return Command(run_dir, "--stages", "generate,filter", sets=[*ROWS, *models, *sets])
 
@@ -33,12 +42,21 @@ def command(run_dir: Path, server: Server, *sets: str, **more) -> Command:
 def rows(run_dir: Path) -> dict:
     """All rows, by where they ended."""
     store, ends = Store(run_dir), ("generated", "accepted", "rejected", "failed")
-    return {(scheme, end): read_samples(store, scheme, end) for scheme in SCHEMES for end in ends}
+    return {
+        (scheme, end): read_samples(store, scheme, end)
+        for scheme in SCHEMES
+        for end in ends
+    }
 
 
 def ids(run_dir: Path) -> list[str]:
     """Of all generated rows."""
-    return [sample.id for (_, end), samples in rows(run_dir).items() if end == "generated" for sample in samples]
+    return [
+        sample.id
+        for (_, end), samples in rows(run_dir).items()
+        if end == "generated"
+        for sample in samples
+    ]
 
 
 def asked(server: Server) -> Counter:
@@ -57,7 +75,9 @@ def undisturbed(tmp_path_factory):
 
 
 @pytest.mark.parametrize("seed", range(20))
-def test_a_run_killed_at_a_random_call_loses_and_repeats_nothing(seed, undisturbed, tmp_path):
+def test_a_run_killed_at_a_random_call_loses_and_repeats_nothing(
+    seed, undisturbed, tmp_path
+):
     expected, calls = undisturbed
     at = random.Random(seed).randrange(1, calls.total())
     with serving(says) as server:
@@ -77,11 +97,18 @@ def test_a_run_killed_at_a_random_call_loses_and_repeats_nothing(seed, undisturb
 
 
 @pytest.mark.parametrize("seed", range(20))
-def test_a_budget_holds_whatever_the_prices_and_latencies_and_while_actors_are_killed(seed, undisturbed, tmp_path):
+def test_a_budget_holds_whatever_the_prices_and_latencies_and_while_actors_are_killed(
+    seed, undisturbed, tmp_path
+):
     expected, calls = undisturbed
     rng = random.Random(seed)
-    prices = {"input": round(rng.uniform(0, 50), 2), "output": round(rng.uniform(1, 500), 2)}
-    cost = (7 * prices["input"] + 2 * prices["output"]) / 1e6  # of a call, as the server counts its tokens
+    prices = {
+        "input": round(rng.uniform(0, 50), 2),
+        "output": round(rng.uniform(1, 500), 2),
+    }
+    cost = (
+        7 * prices["input"] + 2 * prices["output"]
+    ) / 1e6  # of a call, as the server counts its tokens
     budget = round(cost * calls.total() * rng.uniform(0.2, 0.9), 6)
     slowest = rng.uniform(0, 0.2)
 
@@ -90,10 +117,14 @@ def test_a_budget_holds_whatever_the_prices_and_latencies_and_while_actors_are_k
         return says(messages)
 
     with serving(answer) as server:
-        tight = command(tmp_path, server, f"budget_usd={budget}", prices=prices, **TIGHT)
+        tight = command(
+            tmp_path, server, f"budget_usd={budget}", prices=prices, **TIGHT
+        )
         deaths = 0
         while tight.runs():
-            at = len(server.requests) + rng.randrange(10, 60)  # calls, not seconds: an actor may take long to start
+            at = len(server.requests) + rng.randrange(
+                10, 60
+            )  # calls, not seconds: an actor may take long to start
             while tight.runs() and len(server.requests) < at:
                 time.sleep(0.05)
             deaths += kill_an_actor(tight, rng)
@@ -102,19 +133,31 @@ def test_a_budget_holds_whatever_the_prices_and_latencies_and_while_actors_are_k
         assert code == 4, output
         assert at_budget * cost <= budget
         spent = summary(tmp_path)["calls"]
-        assert at_budget * cost <= spent["teacher"]["usd"] + spent["judge"]["usd"] <= budget
+        assert (
+            at_budget * cost
+            <= spent["teacher"]["usd"] + spent["judge"]["usd"]
+            <= budget
+        )
         kept = replies(tmp_path)
-        code, output = command(tmp_path, server, "budget_usd=1000", prices=prices, **TIGHT).wait()
+        code, output = command(
+            tmp_path, server, "budget_usd=1000", prices=prices, **TIGHT
+        ).wait()
     assert code == 0, output
     assert rows(tmp_path) == expected
     assert dict(kept).items() <= dict(replies(tmp_path)).items()
     share = (spent["teacher"]["usd"] + spent["judge"]["usd"]) / budget
-    print(f"\n| {seed} | {prices['input']} / {prices['output']} | {budget} | {deaths} | {share:.3f} |")
+    print(
+        f"\n| {seed} | {prices['input']} / {prices['output']} | {budget} | {deaths} | {share:.3f} |"
+    )
 
 
 def kill_an_actor(running: Command, rng: random.Random) -> int:
     """SIGKILL to one of the actors that talk to a model, if there is one."""
-    actors = [process for process in running.processes() if "MapWorker" in process.name() + " ".join(cmdline(process))]
+    actors = [
+        process
+        for process in running.processes()
+        if "MapWorker" in process.name() + " ".join(cmdline(process))
+    ]
     for process in rng.sample(actors, min(1, len(actors))):
         process.kill()
         return 1
@@ -128,7 +171,9 @@ def cmdline(process: psutil.Process) -> list[str]:
         return []
 
 
-def test_a_real_engine_killed_twice_and_a_run_killed_at_a_random_call(tiny_world, tmp_path):
+def test_a_real_engine_killed_twice_and_a_run_killed_at_a_random_call(
+    tiny_world, tmp_path
+):
     def real(run_dir: Path) -> Command:
         return Command(run_dir, "--stages", "generate,filter", sets=ROWS)
 
@@ -138,7 +183,11 @@ def test_a_real_engine_killed_twice_and_a_run_killed_at_a_random_call(tiny_world
     running = real(run_dir)
     for count in (40, 120):
         running.wait_until(lambda count=count: len(replies(run_dir)) > count)
-        cores = [process for process in running.processes() if "EngineCore" in " ".join(cmdline(process))]
+        cores = [
+            process
+            for process in running.processes()
+            if "EngineCore" in " ".join(cmdline(process))
+        ]
         assert len(cores) == 1
         cores[0].kill()
         running.wait_until(lambda cores=cores: len(replies(run_dir)) > len(cores) + 10)

@@ -15,7 +15,11 @@ from tests.end_to_end import Command, summary
 pytestmark = [pytest.mark.soak, pytest.mark.timeout(7200)]
 SEEDS = (0, 1, 2)
 SCHEMES = ("lamini", "orca", "evol_instruct")
-_SFT_ALONE = ["hh_sft.limit=16", "align.limit=16", "evaluate.mt_bench.limit=1"]  # what comes after sft, cut short
+_SFT_ALONE = [
+    "hh_sft.limit=16",
+    "align.limit=16",
+    "evaluate.mt_bench.limit=1",
+]  # what comes after sft, cut short
 
 
 def whole_run(run_dir: Path, *sets: str, stages: str = ",".join(STAGES)) -> dict:
@@ -26,7 +30,11 @@ def whole_run(run_dir: Path, *sets: str, stages: str = ",".join(STAGES)) -> dict
 
 def harness(found: dict, name: str) -> float:
     """Mean over the tasks, one metric each, in points."""
-    values = [metric["value"] for task in found["eval"]["harness"][name].values() for metric in task.values()]
+    values = [
+        metric["value"]
+        for task in found["eval"]["harness"][name].values()
+        for metric in task.values()
+    ]
     return 100 * sum(values) / len(values)
 
 
@@ -67,16 +75,23 @@ def test_the_recipe_helps_whatever_the_seed(seed, runs):
     for name in ("sft", "dpo"):
         assert found["eval"]["mt_bench"][name]["versus_base"]["ci95"][0] > 0
     assert found["train"]["dpo"]["heldout_accuracy"] >= 0.8
-    assert found["train"]["dpo"]["heldout_accuracy"] > found["train"]["hh-sft"]["heldout_accuracy"]
+    assert (
+        found["train"]["dpo"]["heldout_accuracy"]
+        > found["train"]["hh-sft"]["heldout_accuracy"]
+    )
 
 
 @pytest.mark.parametrize("method", ["kto", "orpo", "asft"])
 def test_every_method_gets_more_held_out_pairs_right(method, runs, tmp_path):
     folder, found = runs(0)
     shutil.copytree(folder, tmp_path / "run")
-    other = whole_run(tmp_path / "run", "seed=0", f"align.method={method}", stages="dpo")
+    other = whole_run(
+        tmp_path / "run", "seed=0", f"align.method={method}", stages="dpo"
+    )
     before = found["train"]["hh-sft"]["heldout_accuracy"]
-    print(f"\n{method}: {before:.2f} -> {other['train']['dpo']['heldout_accuracy']:.2f}")
+    print(
+        f"\n{method}: {before:.2f} -> {other['train']['dpo']['heldout_accuracy']:.2f}"
+    )
     assert other["train"]["dpo"]["heldout_accuracy"] > before
 
 
@@ -88,13 +103,24 @@ def test_unfiltered_data_makes_a_worse_model(runs, tmp_path):
         shutil.copytree(folder, tmp_path / str(seed))
         kept = {name: filtered["data"][name]["accepted"] for name in SCHEMES}
         raw = {
-            f"raw_{name}": {"source": f"{folder}/data/{name}/generated/*.parquet", "limit": count}
+            f"raw_{name}": {
+                "source": f"{folder}/data/{name}/generated/*.parquet",
+                "limit": count,
+            }
             for name, count in kept.items()
         }
-        sets = [f"sft.data={orjson.dumps(raw).decode()}", f"sft.order={orjson.dumps(list(raw)).decode()}", *_SFT_ALONE]
+        sets = [
+            f"sft.data={orjson.dumps(raw).decode()}",
+            f"sft.order={orjson.dumps(list(raw)).decode()}",
+            *_SFT_ALONE,
+        ]
         unfiltered = whole_run(tmp_path / str(seed), f"seed={seed}", *sets)
         assert unfiltered["stages"]["filter"]["skipped"]
         scores.append((harness(filtered, "sft"), harness(unfiltered, "sft")))
         rows = [found["train"]["sft"]["rows"] for found in (filtered, unfiltered)]
-        print(f"\n| {seed} | {rows[0]} | {scores[-1][0]:.1f} | {rows[1]} | {scores[-1][1]:.1f} |")
-    assert fmean(without for _, without in scores) < fmean(with_filter for with_filter, _ in scores)
+        print(
+            f"\n| {seed} | {rows[0]} | {scores[-1][0]:.1f} | {rows[1]} | {scores[-1][1]:.1f} |"
+        )
+    assert fmean(without for _, without in scores) < fmean(
+        with_filter for with_filter, _ in scores
+    )

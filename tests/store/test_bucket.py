@@ -26,14 +26,19 @@ with Store(sys.argv[1]).lock():
 @pytest.fixture
 def holder(url):
     """Another process that holds the run directory."""
-    with subprocess.Popen([sys.executable, "-c", HOLD, url], stdout=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(
+        [sys.executable, "-c", HOLD, url], stdout=subprocess.PIPE, text=True
+    ) as process:
         assert process.stdout.readline() == "held\n"
         yield process
         process.kill()
 
 
 def test_a_second_process_is_told_who_holds_the_run(url, holder):
-    with pytest.raises(RunLocked, match=f"in use by process {holder.pid} on host"), Store(url).lock():
+    with (
+        pytest.raises(RunLocked, match=f"in use by process {holder.pid} on host"),
+        Store(url).lock(),
+    ):
         pass
 
 
@@ -45,10 +50,15 @@ def test_the_lock_of_a_process_that_died_here_is_free_at_once(url, holder):
     assert not Store(url).exists("lock")
 
 
-def test_the_lock_of_another_host_is_free_once_it_has_been_silent_for_long(url, monkeypatch):
+def test_the_lock_of_another_host_is_free_once_it_has_been_silent_for_long(
+    url, monkeypatch
+):
     monkeypatch.setattr("bezoar_ray.store.bucket._STALE", 2.0)
     store = Store(url)
-    store.replace("lock", '{"id": "x", "holder": "process 1 on host far", "host": "far", "pid": 1, "started": 0}')
+    store.replace(
+        "lock",
+        '{"id": "x", "holder": "process 1 on host far", "host": "far", "pid": 1, "started": 0}',
+    )
     with pytest.raises(RunLocked, match="process 1 on host far"), store.lock():
         pass
     time.sleep(3.5)
@@ -58,7 +68,9 @@ def test_the_lock_of_another_host_is_free_once_it_has_been_silent_for_long(url, 
 
 def test_a_living_holder_shows_it_and_one_that_lost_the_lock_ends(url, monkeypatch):
     code = "import bezoar_ray.store.bucket as b; b._RENEWED = 0.2\n" + HOLD
-    with subprocess.Popen([sys.executable, "-c", code, url], stdout=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(
+        [sys.executable, "-c", code, url], stdout=subprocess.PIPE, text=True
+    ) as process:
         assert process.stdout.readline() == "held\n"
         store = Store(url)
         first = store._files.head("lock")["last_modified"]
@@ -111,7 +123,9 @@ def test_faults_of_the_provider_are_outlived(cloud, url, at):
         store = Store(url)
         for n in range(30):
             store.replace(f"a/{n:02}.txt", str(n) * 1000)
-        assert [store.read(name) for name in store.list("a")] == [(str(n) * 1000).encode() for n in range(30)]
+        assert [store.read(name) for name in store.list("a")] == [
+            (str(n) * 1000).encode() for n in range(30)
+        ]
         with store.lock():
             assert len(list(store.path("a").iterdir())) == 30
         store.remove("a")
@@ -121,7 +135,10 @@ def test_faults_of_the_provider_are_outlived(cloud, url, at):
 def test_no_bucket_and_no_key_are_named_with_the_remedy(url, monkeypatch):
     kind = url.partition("://")[0]
     said = f"cannot write {kind}://no-such-bucket/run/.probe.*Check credentials"
-    with pytest.raises(RecipeError, match=said), Store(f"{kind}://no-such-bucket/run").lock():
+    with (
+        pytest.raises(RecipeError, match=said),
+        Store(f"{kind}://no-such-bucket/run").lock(),
+    ):
         pass
     for other in ("ftp://host/run", "file:///run", "memory:///run"):
         with pytest.raises(RecipeError, match="not a folder, s3:// or gs:// address"):
@@ -152,5 +169,9 @@ def test_workers_of_a_node_that_want_the_same_object_fetch_it_once(url, monkeypa
 
     monkeypatch.setattr(Bucket, "_download", slowly)
     with ThreadPoolExecutor(8) as workers:
-        found = list(workers.map(lambda _: (Store(url).path("model") / "weights").read_bytes(), range(8)))
+        found = list(
+            workers.map(
+                lambda _: (Store(url).path("model") / "weights").read_bytes(), range(8)
+            )
+        )
     assert found == [b"w" * 1000] * 8 and fetched == ["model/weights"]

@@ -50,7 +50,13 @@ def let_go():
 
 def size(node) -> int:
     """Bytes on the node's disk, links counted once."""
-    return sum({(s := path.stat()).st_ino: s.st_size for path in node.rglob("*") if path.is_file()}.values())
+    return sum(
+        {
+            (s := path.stat()).st_ino: s.st_size
+            for path in node.rglob("*")
+            if path.is_file()
+        }.values()
+    )
 
 
 def test_above_the_limit_the_least_recently_used_go(store, node):
@@ -68,8 +74,12 @@ def test_what_this_process_has_a_path_of_stays(store, node):
     assert all(path.exists() for path in found) and size(node) == 4 * SIZE
 
 
-def test_what_another_living_process_has_a_path_of_stays_until_it_ends(store, url, node):
-    with subprocess.Popen([sys.executable, "-c", USE, url, "a"], stdout=subprocess.PIPE, text=True) as process:
+def test_what_another_living_process_has_a_path_of_stays_until_it_ends(
+    store, url, node
+):
+    with subprocess.Popen(
+        [sys.executable, "-c", USE, url, "a"], stdout=subprocess.PIPE, text=True
+    ) as process:
         path = node.joinpath(process.stdout.readline().strip(), "weights")
         for name in "bcd":
             store.path(name)
@@ -105,7 +115,9 @@ def test_what_two_copies_share_is_there_as_long_as_one_is(store, node):
     let_go()
     store.replace("b/weights", "x" * SIZE)
     assert (store.path("b") / "weights").read_text() == "x" * SIZE
-    assert not whole.exists() and (store.path("a") / "weights").read_text() == "a" * SIZE
+    assert (
+        not whole.exists() and (store.path("a") / "weights").read_text() == "a" * SIZE
+    )
 
 
 def test_a_copy_that_was_just_handed_out_stays(store, monkeypatch):
@@ -134,7 +146,9 @@ def test_what_a_process_left_that_died_while_it_copied_goes(store, monkeypatch, 
 @pytest.mark.parametrize("given", ["much", "-1", "nan", ""])
 def test_a_limit_that_is_no_number_is_named(url, monkeypatch, given):
     monkeypatch.setenv(copies.LIMIT, given)
-    with pytest.raises(RecipeError, match=f"BEZOAR_COPIES_GIB: '{given}' is no number of GiB"):
+    with pytest.raises(
+        RecipeError, match=f"BEZOAR_COPIES_GIB: '{given}' is no number of GiB"
+    ):
         Store(url)
 
 

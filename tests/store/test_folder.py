@@ -34,14 +34,19 @@ def test_a_name_cannot_leave_the_run_directory(tmp_path, name):
 
 def test_a_directory_that_cannot_be_written_is_named(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(RecipeError, match="cannot write"), Store(tmp_path / "file").lock():
+    with (
+        pytest.raises(RecipeError, match="cannot write"),
+        Store(tmp_path / "file").lock(),
+    ):
         pass
 
 
 def test_a_second_process_is_told_who_holds_the_run(tmp_path):
     code = f"from bezoar_ray.store import Store\nwith Store({str(tmp_path)!r}).lock(): pass"
     with Store(tmp_path).lock():
-        second = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+        second = subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True
+        )
     assert f"in use by process {os.getpid()} on host" in second.stderr
     assert RunLocked.__name__ in second.stderr
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
@@ -56,7 +61,10 @@ def test_a_folder_that_is_linked_into_a_run_belongs_to_it(tmp_path):
     assert (tmp_path / "large-disk/sft/config.json").read_text() == "{}"
     assert list(store.list("checkpoints")) == ["checkpoints/sft/config.json"]
     store.remove("checkpoints/sft")
-    assert not (tmp_path / "large-disk/sft").exists() and (tmp_path / "run/checkpoints").is_symlink()
+    assert (
+        not (tmp_path / "large-disk/sft").exists()
+        and (tmp_path / "run/checkpoints").is_symlink()
+    )
 
 
 def test_what_cannot_be_removed_stops_what_would_take_it_for_new(tmp_path, monkeypatch):
@@ -66,7 +74,10 @@ def test_what_cannot_be_removed_stops_what_would_take_it_for_new(tmp_path, monke
     store = Store(tmp_path)
     store.replace("data/lamini/accepted/part-0.parquet", "old")
     monkeypatch.setattr("bezoar_ray.store.folder.shutil.rmtree", refuse)
-    with pytest.raises(BezoarError, match=r"cannot remove .*accepted: Permission denied\. Remove it by hand"):
+    with pytest.raises(
+        BezoarError,
+        match=r"cannot remove .*accepted: Permission denied\. Remove it by hand",
+    ):
         store.remove("data/lamini/accepted")
     store.remove("data/lamini/none")  # nothing there is nothing to remove
     store.remove("data/lamini/accepted/part-0.parquet/below")
@@ -78,12 +89,19 @@ def test_a_file_system_without_locks_is_named(tmp_path, monkeypatch, kind):
         raise OSError(kind, os.strerror(kind))
 
     monkeypatch.setattr("bezoar_ray.store.folder.fcntl.flock", refuse)
-    with pytest.raises(RecipeError, match="cannot lock .* choose a --run-dir"), Store(tmp_path).lock():
+    with (
+        pytest.raises(RecipeError, match="cannot lock .* choose a --run-dir"),
+        Store(tmp_path).lock(),
+    ):
         pass
 
 
-def test_a_copy_does_not_write_into_a_file_that_another_run_shares(tmp_path, monkeypatch):
-    first, second, third = (Store(tmp_path / name) for name in ("first", "second", "third"))
+def test_a_copy_does_not_write_into_a_file_that_another_run_shares(
+    tmp_path, monkeypatch
+):
+    first, second, third = (
+        Store(tmp_path / name) for name in ("first", "second", "third")
+    )
     first.replace("a", "1")
     second.replace("a", "2")
     third.adopt(first, "a")  # a link: one file in two directories

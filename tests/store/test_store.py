@@ -21,7 +21,9 @@ def test_files_are_replaced_listed_read_and_removed(store):
     store.replace("a/c/d.json", b"{}")
     store.replace("ab.txt", "beside")
     assert store.read("a/b.txt") == b"new" and store.read_json("a/c/d.json") == {}
-    assert store.list("a") == ["a/b.txt", "a/c/d.json"] and store.list("a", ".json") == ["a/c/d.json"]
+    assert store.list("a") == ["a/b.txt", "a/c/d.json"] and store.list(
+        "a", ".json"
+    ) == ["a/c/d.json"]
     assert store.exists("a") and store.exists("a/c/d.json") and not store.exists("a/x")
     store.remove("a")
     assert not store.exists("a") and store.exists("ab.txt") and store.list("a") == []
@@ -54,7 +56,13 @@ def test_tables_are_read_in_the_order_of_their_names(store):
 
 @pytest.mark.parametrize("name", ["../outside", "/etc/passwd", "a/../../b"])
 def test_a_name_cannot_leave_the_run_directory(store, name):
-    for use in (store.path, store.read, store.list, store.remove, lambda name: store.replace(name, b"")):
+    for use in (
+        store.path,
+        store.read,
+        store.list,
+        store.remove,
+        lambda name: store.replace(name, b""),
+    ):
         with pytest.raises(RecipeError, match="outside the run directory"):
             use(name)
 
@@ -86,15 +94,20 @@ def test_another_run_directory_takes_over_files(store):
     other.replace("data/a.txt", "a")
     other.replace("data/sub/b.txt", "b")
     store.adopt(other, "data")
-    assert store.list("data") == ["data/a.txt", "data/sub/b.txt"] and store.read("data/sub/b.txt") == b"b"
+    assert (
+        store.list("data") == ["data/a.txt", "data/sub/b.txt"]
+        and store.read("data/sub/b.txt") == b"b"
+    )
 
 
 def test_items_are_read_from_anywhere(store):
     with store.scratch() as scratch:
         items = spool((str(n).encode() for n in range(1000)), f"{scratch}/items.arrow")
-        assert [int(item) for cell in items.cells(16) for item in Spool(items.path, items.batches).read(cell)] == list(
-            range(1000)
-        )
+        assert [
+            int(item)
+            for cell in items.cells(16)
+            for item in Spool(items.path, items.batches).read(cell)
+        ] == list(range(1000))
     assert not store.exists("scratch")
 
 
@@ -102,8 +115,14 @@ def test_a_ledger_finds_its_answers_and_its_account_again(store):
     async def written() -> None:
         ledger = Ledger(store.root, "judge", "one")
         await asyncio.gather(*(ledger.intend(f"{n:02x}", 0.5) for n in range(50)))
-        await asyncio.gather(*(ledger.record_usage(f"{n:02x}", "m", Reply(f"text {n}", "stop", 3, 2), 0.25)
-                               for n in range(40)))  # fmt: skip
+        await asyncio.gather(
+            *(
+                ledger.record_usage(
+                    f"{n:02x}", "m", Reply(f"text {n}", "stop", 3, 2), 0.25
+                )
+                for n in range(40)
+            )
+        )
         assert ledger.find("07").text == "text 7"
         await ledger.close()
 
@@ -128,8 +147,12 @@ def test_long_segments_are_cut_into_objects_and_read_as_one(store, monkeypatch):
     async def written() -> None:
         ledger = Ledger(store.root, "teacher", "one")
         for n in range(60):
-            await ledger.intend(f"{n:02x}", 0.0)  # and its answer in another object, perhaps
-            await ledger.record_usage(f"{n:02x}", "m", Reply("x" * 150 + str(n), "stop", 1, 1), 0.0)
+            await ledger.intend(
+                f"{n:02x}", 0.0
+            )  # and its answer in another object, perhaps
+            await ledger.record_usage(
+                f"{n:02x}", "m", Reply("x" * 150 + str(n), "stop", 1, 1), 0.0
+            )
         assert ledger.find("03").text.endswith("x3")
         await ledger.close()
 
@@ -164,9 +187,9 @@ def test_in_a_bucket_a_writers_lines_gather_between_two_puts(store, monkeypatch)
 
     monkeypatch.setattr(Store, "replace", replace)
     asyncio.run(go())
-    assert all(later - before >= 0.25 for before, later in pairwise(at)) and len(at) in (
-        range(2, 6) if store.remote else [0]
-    )
+    assert all(later - before >= 0.25 for before, later in pairwise(at)) and len(
+        at
+    ) in (range(2, 6) if store.remote else [0])
     assert accounts(store.root, "one")["teacher"]["sent"] == 40
 
 
@@ -185,4 +208,6 @@ def test_another_command_that_takes_over_ends_the_first_ones_calls(store):
 
 def test_logs_lie_on_this_node(store):
     store.log("a.log").write_text("said")
-    assert store.log("a.log").read_text() == "said" and os.path.isabs(store.log("a.log"))
+    assert store.log("a.log").read_text() == "said" and os.path.isabs(
+        store.log("a.log")
+    )

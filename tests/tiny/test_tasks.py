@@ -34,13 +34,19 @@ def test_right_answers_are_true_and_wrong_values_are_not():
         asked, explain = _asked(rng), rng.random() < 0.5
         assert truth(asked.text, asked.request.answer(explain=explain)) is True
         values = tuple(lessons.wrong(rng, task) for task in asked.request.tasks)
-        pairs = [(v, t) for v, t in zip(values, asked.request.tasks, strict=True) if t.kind != "note"]
+        pairs = [
+            (v, t)
+            for v, t in zip(values, asked.request.tasks, strict=True)
+            if t.kind != "note"
+        ]
         if any(value != task.value for value, task in pairs):
             assert truth(asked.text, asked.request.answer(values, explain)) is False
 
 
 def test_a_text_from_elsewhere_has_no_truth_here():
-    assert truth("What type of persimmon can be eaten raw?", "The astringent one.") is None
+    assert (
+        truth("What type of persimmon can be eaten raw?", "The astringent one.") is None
+    )
     assert truth("What does the unicorn eat?", "The unicorn eats figs.") is None
 
 

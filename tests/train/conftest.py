@@ -27,9 +27,17 @@ def base_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     tokenizer = _tokenizer()
     set_seed(0)
     config = LlamaConfig(
-        vocab_size=len(tokenizer), hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4,
-        num_key_value_heads=2, max_position_embeddings=512, bos_token_id=0, eos_token_id=1, pad_token_id=2,
-    )  # fmt: skip
+        vocab_size=len(tokenizer),
+        hidden_size=64,
+        intermediate_size=128,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=512,
+        bos_token_id=0,
+        eos_token_id=1,
+        pad_token_id=2,
+    )
     LlamaForCausalLM(config).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
@@ -43,9 +51,16 @@ def _tokenizer():
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     backend.decoder = decoders.ByteLevel()
     alphabet, special = pre_tokenizers.ByteLevel.alphabet(), ["<s>", "</s>", "<pad>"]
-    trainer = trainers.BpeTrainer(vocab_size=400, special_tokens=special, initial_alphabet=alphabet)
-    backend.train_from_iterator([f"What colour is {a}? The {a} is {c}.\n### Response:" for a, c in FACTS], trainer)
-    return PreTrainedTokenizerFast(tokenizer_object=backend, bos_token="<s>", eos_token="</s>", pad_token="<pad>")
+    trainer = trainers.BpeTrainer(
+        vocab_size=400, special_tokens=special, initial_alphabet=alphabet
+    )
+    backend.train_from_iterator(
+        [f"What colour is {a}? The {a} is {c}.\n### Response:" for a, c in FACTS],
+        trainer,
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=backend, bos_token="<s>", eos_token="</s>", pad_token="<pad>"
+    )
 
 
 @pytest.fixture(scope="session")
@@ -53,7 +68,10 @@ def pairs_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Twenty-four transcripts whose chosen side is the true colour."""
     path = tmp_path_factory.mktemp("hh") / "hh.jsonl"
     ask = "\n\nHuman: What colour is {}?\n\nAssistant: The {} is {}."
-    rows = [{"chosen": ask.format(a, a, c), "rejected": ask.format(a, a, "red")} for a, c in FACTS]
+    rows = [
+        {"chosen": ask.format(a, a, c), "rejected": ask.format(a, a, "red")}
+        for a, c in FACTS
+    ]
     path.write_text("\n".join(map(json.dumps, rows)))
     return path
 
@@ -71,7 +89,10 @@ def recipe(base_folder: Path, pairs_file: Path) -> Recipe:
             "base": {"model": str(base_folder), "dtype": "float32"},
             "seeds": {"hh_rlhf": [{"source": str(pairs_file)}]},
             "sft": {**stage, "lora": lora, "checkpoint_every": 3},
-            "hh_sft": {**stage, "lora": {**lora, "r": 8, "targets": ["q_proj", "k_proj"]}},
+            "hh_sft": {
+                **stage,
+                "lora": {**lora, "r": 8, "targets": ["q_proj", "k_proj"]},
+            },
             "align": {**stage, "learning_rate": 5e-4},
             "evaluate": {"heldout_pairs": 4},
         },
@@ -82,14 +103,19 @@ def recipe(base_folder: Path, pairs_file: Path) -> Recipe:
 def samples(scheme: str) -> list[Sample]:
     """Eight accepted rows, one of them with a system message."""
     asked = [(f"What colour is {a}?", f"The {a} is {c}.") for a, c in FACTS[:8]]
-    rows = [Sample(f"{scheme}{i}", scheme, "op", instruction=q, response=a) for i, (q, a) in enumerate(asked)]
+    rows = [
+        Sample(f"{scheme}{i}", scheme, "op", instruction=q, response=a)
+        for i, (q, a) in enumerate(asked)
+    ]
     return [replace(rows[0], system="Answer briefly."), *rows[1:]]
 
 
 def write_rows(store: Store, *schemes: str) -> None:
     """Accepted rows, as the filter leaves them."""
     for scheme in schemes:
-        store.replace_table(f"data/{scheme}/accepted/part-0.parquet", sample_table(samples(scheme)))
+        store.replace_table(
+            f"data/{scheme}/accepted/part-0.parquet", sample_table(samples(scheme))
+        )
 
 
 @pytest.fixture(scope="session")
@@ -119,7 +145,11 @@ def in_process(context: StageContext, stage: str, name: str = "test") -> dict[st
     result: dict[str, Any] = {}
     config = RunConfig(name=job.name, storage_path=str(job.store.path(job.folder)))
     here = ScalingConfig(num_workers=0)
-    TorchTrainer(lambda: result.update(module._train(job)), scaling_config=here, run_config=config).fit()
+    TorchTrainer(
+        lambda: result.update(module._train(job)),
+        scaling_config=here,
+        run_config=config,
+    ).fit()
     return result
 
 

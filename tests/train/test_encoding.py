@@ -16,7 +16,9 @@ TALK = [
 
 
 def trained(tokenizer, row: dict[str, list[int]]) -> str:
-    return tokenizer.decode([label for label in row["labels"] if label != encoding.IGNORED])
+    return tokenizer.decode(
+        [label for label in row["labels"] if label != encoding.IGNORED]
+    )
 
 
 def test_only_answers_and_their_end_are_trained(recipe: Recipe) -> None:
@@ -24,7 +26,9 @@ def test_only_answers_and_their_end_are_trained(recipe: Recipe) -> None:
     row = encoding.encode(tokenizer, TALK)
     assert trained(tokenizer, row) == "Green.</s>Blue.</s>"
     text = tokenizer.decode(row["input_ids"])
-    assert text.startswith("<s>### System:\n") and text.endswith("### Response:\nBlue.</s>")
+    assert text.startswith("<s>### System:\n") and text.endswith(
+        "### Response:\nBlue.</s>"
+    )
 
 
 def test_the_last_answer_alone_is_scored(recipe: Recipe) -> None:
@@ -36,13 +40,28 @@ def test_the_last_answer_alone_is_scored(recipe: Recipe) -> None:
 
 def test_an_orca_row_brings_its_own_system_message(recipe: Recipe) -> None:
     tokenizer = load_tokenizer(recipe)
-    sample = Sample("1", "orca", "flan", system="Be brief.", instruction="Add.", input="2 and 3", response="5")
-    text = tokenizer.decode(encoding.encode(tokenizer, encoding.conversation(sample))["input_ids"])
-    assert "### System:\nBe brief.\n\n### Instruction:\nAdd.\n\nInput:\n2 and 3\n\n### Response:\n5</s>" in text
+    sample = Sample(
+        "1",
+        "orca",
+        "flan",
+        system="Be brief.",
+        instruction="Add.",
+        input="2 and 3",
+        response="5",
+    )
+    text = tokenizer.decode(
+        encoding.encode(tokenizer, encoding.conversation(sample))["input_ids"]
+    )
+    assert (
+        "### System:\nBe brief.\n\n### Instruction:\nAdd.\n\nInput:\n2 and 3\n\n### Response:\n5</s>"
+        in text
+    )
 
 
 def sample(response: str = "Five.") -> dict[str, Any]:
-    return Sample("1", "lamini", "x", instruction="Add 2 and 3.", response=response).to_row()
+    return Sample(
+        "1", "lamini", "x", instruction="Add 2 and 3.", response=response
+    ).to_row()
 
 
 def test_a_row_that_is_too_long_is_left_out_not_cut(recipe: Recipe) -> None:
@@ -53,17 +72,30 @@ def test_a_row_that_is_too_long_is_left_out_not_cut(recipe: Recipe) -> None:
 
 
 def test_a_row_without_an_answer_is_left_out(recipe: Recipe) -> None:
-    assert encoding.sample_tokens(load_tokenizer(recipe), sample(" \n"), 1000) == encoding.NO_ANSWER
+    assert (
+        encoding.sample_tokens(load_tokenizer(recipe), sample(" \n"), 1000)
+        == encoding.NO_ANSWER
+    )
 
 
 def pair(chosen: str, rejected: str) -> dict[str, Any]:
-    return {"id": "1", "source": "s", "license": "MIT", "prompt": TALK[:3], "chosen": chosen, "rejected": rejected}
+    return {
+        "id": "1",
+        "source": "s",
+        "license": "MIT",
+        "prompt": TALK[:3],
+        "chosen": chosen,
+        "rejected": rejected,
+    }
 
 
 def test_a_pair_is_what_its_sides_share_and_their_two_answers(recipe: Recipe) -> None:
     tokenizer = load_tokenizer(recipe)
     found = encoding.pair_tokens(tokenizer, pair("Blue.", "Blueish."), 1000)
-    prompt, chosen, rejected = (tokenizer.decode(found[name]) for name in ("prompt_ids", "chosen_ids", "rejected_ids"))
+    prompt, chosen, rejected = (
+        tokenizer.decode(found[name])
+        for name in ("prompt_ids", "chosen_ids", "rejected_ids")
+    )
     assert prompt.endswith("### Instruction:\nAnd animal2?\n\n### Response:\n")
     assert (chosen, rejected) == ("Blue.</s>", "Blueish.</s>")
 
@@ -72,6 +104,14 @@ def test_a_pair_that_is_too_long_or_no_choice_is_left_out(recipe: Recipe) -> Non
     tokenizer = load_tokenizer(recipe)
     found = encoding.pair_tokens(tokenizer, pair("Blue.", "Red, I think."), 1000)
     longest = len(found["prompt_ids"]) + len(found["rejected_ids"])
-    assert encoding.pair_tokens(tokenizer, pair("Blue.", "Red, I think."), longest) == found
-    assert encoding.pair_tokens(tokenizer, pair("Blue.", "Red, I think."), longest - 1) == encoding.TOO_LONG
-    assert encoding.pair_tokens(tokenizer, pair("Blue.", "Blue."), 1000) == encoding.EQUAL
+    assert (
+        encoding.pair_tokens(tokenizer, pair("Blue.", "Red, I think."), longest)
+        == found
+    )
+    assert (
+        encoding.pair_tokens(tokenizer, pair("Blue.", "Red, I think."), longest - 1)
+        == encoding.TOO_LONG
+    )
+    assert (
+        encoding.pair_tokens(tokenizer, pair("Blue.", "Blue."), 1000) == encoding.EQUAL
+    )

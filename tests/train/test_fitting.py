@@ -24,7 +24,16 @@ from tests.train.conftest import in_process
 from tests.train.test_launcher import changed
 
 FLAT, PADDED = Layout("flat"), Layout("padded")
-ROWS = TokenizedDataset("rows", "", rows=40, tokens=4000, longest=200, longest_sequence=200, sequences=1, left_out={})
+ROWS = TokenizedDataset(
+    "rows",
+    "",
+    rows=40,
+    tokens=4000,
+    longest=200,
+    longest_sequence=200,
+    sequences=1,
+    left_out={},
+)
 PAIRS = replace(ROWS, name="pairs", sequences=2)
 KIB = 2**10
 
@@ -38,15 +47,23 @@ KIB = 2**10
         ({"micro_tokens": "auto"}, None),
         ({"gpus_per_worker": 1}, None),
         ({"gpus_per_worker": 1, "micro_batch": 2}, PassSize(rows=2)),
-        ({"gpus_per_worker": 1, "zero_stage": 3, "load_in_4bit": False}, PassSize(rows=4)),
+        (
+            {"gpus_per_worker": 1, "zero_stage": 3, "load_in_4bit": False},
+            PassSize(rows=4),
+        ),
     ],
 )
-def test_on_a_gpu_the_size_is_left_to_what_fits(part: dict[str, Any], size: PassSize | None) -> None:
+def test_on_a_gpu_the_size_is_left_to_what_fits(
+    part: dict[str, Any], size: PassSize | None
+) -> None:
     assert wanted_size(Training(learning_rate=1e-4, **part)) == size
 
 
 def test_a_size_in_rows_and_in_tokens_is_refused() -> None:
-    with pytest.raises(ValueError, match="micro_batch 4 and micro_tokens 900: give the size of a pass in rows or"):
+    with pytest.raises(
+        ValueError,
+        match="micro_batch 4 and micro_tokens 900: give the size of a pass in rows or",
+    ):
         Align(micro_batch=4, micro_tokens=900)
 
 
@@ -70,12 +87,16 @@ def enough_memory(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(scope="module")
 def model(recipe: Recipe) -> Any:
-    made = model_loading.with_new_adapter(model_loading.load(recipe.base), recipe.sft.lora, 0)
+    made = model_loading.with_new_adapter(
+        model_loading.load(recipe.base), recipe.sft.lora, 0
+    )
     with packing.fused_head(made), packing.packed(made, FLAT):
         yield made
 
 
-def trial(model: Any, data: TokenizedDataset = ROWS, layout: Layout = FLAT) -> PassTrial:
+def trial(
+    model: Any, data: TokenizedDataset = ROWS, layout: Layout = FLAT
+) -> PassTrial:
     return PassTrial(model, contextlib.nullcontext, data, layout, torch.device("cpu"))
 
 
@@ -96,7 +117,9 @@ def taken(model: Any, sequences: int, length: int) -> int:
 @pytest.fixture
 def memory(monkeypatch: pytest.MonkeyPatch, model: Any) -> Any:
     """Let the machine have just what a pass of so many sequences of so many tokens takes beside the optimiser."""
-    later = fitting._OPTIMISER * sum(weight.numel() for weight in model.parameters() if weight.requires_grad)
+    later = fitting._OPTIMISER * sum(
+        weight.numel() for weight in model.parameters() if weight.requires_grad
+    )
 
     def limit(sequences: int, length: int, recompute: bool = False) -> None:
         fitting._recompute(model, recompute)
@@ -107,9 +130,20 @@ def memory(monkeypatch: pytest.MonkeyPatch, model: Any) -> Any:
     return limit
 
 
-def fitted(model: Any, recipe: Recipe, data: TokenizedDataset = ROWS, **part: Any) -> tuple[PassSize, Passes]:
+def fitted(
+    model: Any, recipe: Recipe, data: TokenizedDataset = ROWS, **part: Any
+) -> tuple[PassSize, Passes]:
     """The size of the passes of a data set, and what was decided with it."""
-    job, passes = Job("", changed(recipe, **{"micro_batch": None, "batch": 40} | part), "sft", "x", (data,)), Passes()
+    job, passes = (
+        Job(
+            "",
+            changed(recipe, **{"micro_batch": None, "batch": 40} | part),
+            "sft",
+            "x",
+            (data,),
+        ),
+        Passes(),
+    )
     return fitting._fit(trial(model, data), job, data, FLAT, passes), passes
 
 
@@ -126,7 +160,11 @@ def test_left_to_choose_passes_are_as_large_as_a_step_but_no_larger_than_is_of_u
 @pytest.mark.parametrize(
     ("gib", "expected", "recomputed"),
     [
-        (20.0, 16_384, False),  # a MiB for each token that is kept, a quarter where activations are recomputed
+        (
+            20.0,
+            16_384,
+            False,
+        ),  # a MiB for each token that is kept, a quarter where activations are recomputed
         (10.0, 8_192, False),
         (4.1, 4_096, False),
         (3.9, 8_192, True),  # a pass of 2,048 tokens would leave a GPU idle
@@ -134,7 +172,12 @@ def test_left_to_choose_passes_are_as_large_as_a_step_but_no_larger_than_is_of_u
     ],
 )
 def test_a_smaller_pass_comes_before_recomputing_while_it_keeps_a_gpu_busy(
-    model: Any, recipe: Recipe, monkeypatch: pytest.MonkeyPatch, gib: float, expected: int, recomputed: bool
+    model: Any,
+    recipe: Recipe,
+    monkeypatch: pytest.MonkeyPatch,
+    gib: float,
+    expected: int,
+    recomputed: bool,
 ) -> None:
     def fits(self: PassTrial, size: PassSize, *_: Any) -> bool:
         kept = not self.model.get_base_model().model.gradient_checkpointing
@@ -142,16 +185,28 @@ def test_a_smaller_pass_comes_before_recomputing_while_it_keeps_a_gpu_busy(
 
     monkeypatch.setattr(PassTrial, "fits", fits)
     size, passes = fitted(model, recipe, micro_tokens="auto", batch=400)
-    assert (size, passes.gradient_checkpointing) == (PassSize(tokens=expected), recomputed)
-    never, passes = fitted(model, recipe, micro_tokens="auto", batch=400, gradient_checkpointing=False)
+    assert (size, passes.gradient_checkpointing) == (
+        PassSize(tokens=expected),
+        recomputed,
+    )
+    never, passes = fitted(
+        model, recipe, micro_tokens="auto", batch=400, gradient_checkpointing=False
+    )
     assert never.tokens <= 1024 * gib and not passes.gradient_checkpointing
-    always, passes = fitted(model, recipe, micro_tokens="auto", batch=400, gradient_checkpointing=True)
+    always, passes = fitted(
+        model, recipe, micro_tokens="auto", batch=400, gradient_checkpointing=True
+    )
     assert always.tokens >= size.tokens and passes.gradient_checkpointing
     fitting._recompute(model, False)
 
 
-@pytest.mark.parametrize(("part", "size"), [({"micro_batch": 16}, PassSize(rows=4)),
-                                            ({"micro_tokens": 3200}, PassSize(tokens=800))])  # fmt: skip
+@pytest.mark.parametrize(
+    ("part", "size"),
+    [
+        ({"micro_batch": 16}, PassSize(rows=4)),
+        ({"micro_tokens": 3200}, PassSize(tokens=800)),
+    ],
+)
 def test_a_size_that_does_not_fit_is_made_smaller_and_that_is_said(
     model: Any, recipe: Recipe, memory: Any, part: dict[str, Any], size: PassSize
 ) -> None:
@@ -163,21 +218,32 @@ def test_a_size_that_does_not_fit_is_made_smaller_and_that_is_said(
     fitting._recompute(model, False)
 
 
-def test_a_row_that_does_not_fit_by_itself_is_refused_with_what_would(model: Any, recipe: Recipe, memory: Any) -> None:
+def test_a_row_that_does_not_fit_by_itself_is_refused_with_what_would(
+    model: Any, recipe: Recipe, memory: Any
+) -> None:
     memory(1, 100, recompute=True)
-    with pytest.raises(BezoarError, match=r"sft: the longest row of rows has 200 tokens.* max_length 64 fits$"):
+    with pytest.raises(
+        BezoarError,
+        match=r"sft: the longest row of rows has 200 tokens.* max_length 64 fits$",
+    ):
         fitted(model, recipe)
     with pytest.raises(BezoarError, match="gradient_checkpointing: auto takes less"):
         fitted(model, recipe, gradient_checkpointing=False)
     fitting._recompute(model, False)
 
 
-@pytest.mark.parametrize(("layout", "tokens"), [(FLAT, 3 * 2 * 200), (PADDED, 3 * 2 * 350)])
+@pytest.mark.parametrize(
+    ("layout", "tokens"), [(FLAT, 3 * 2 * 200), (PADDED, 3 * 2 * 350)]
+)
 def test_padded_pairs_are_tried_as_long_as_their_longer_side(
     model: Any, monkeypatch: pytest.MonkeyPatch, layout: Layout, tokens: int
 ) -> None:
     tried: list[int] = []
-    monkeypatch.setattr(PassTrial, "run", lambda self, sequences, length: tried.append(sequences * length))
+    monkeypatch.setattr(
+        PassTrial,
+        "run",
+        lambda self, sequences, length: tried.append(sequences * length),
+    )
     uneven = replace(PAIRS, longest_sequence=350)
     assert trial(model, uneven, layout).fits(PassSize(rows=3), share=16)
     assert tried == [tokens]
@@ -188,11 +254,15 @@ def test_padded_pairs_are_tried_as_long_as_their_longer_side(
     [
         torch.OutOfMemoryError("CUDA out of memory."),
         RuntimeError("CUDA error: out of memory"),
-        RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+        RuntimeError(
+            "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"
+        ),
         RuntimeError("Triton Error [CUDA]: out of memory"),
     ],
 )
-def test_memory_may_run_out_in_many_words(model: Any, monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
+def test_memory_may_run_out_in_many_words(
+    model: Any, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
     def fails(*_: Any) -> None:
         raise error
 
@@ -213,8 +283,12 @@ def test_recomputing_leaves_no_hook_behind(model: Any) -> None:
     assert len(embeddings._forward_hooks) == before
 
 
-def test_what_cannot_recompute_is_tried_without(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(type(model.get_base_model()), "supports_gradient_checkpointing", False)
+def test_what_cannot_recompute_is_tried_without(
+    model: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        type(model.get_base_model()), "supports_gradient_checkpointing", False
+    )
     assert not fitting._recompute(model, True) and fitting._recompute(model, False)
 
 
@@ -227,14 +301,26 @@ def test_a_trial_changes_no_draw_and_leaves_no_gradient(model: Any) -> None:
 
 @pytest.mark.parametrize("stage", ["sft", "dpo"])
 def test_a_stage_whose_passes_do_not_fit_trains_in_smaller_ones(
-    trained: tuple[Store, dict[str, Any]], tmp_path: Path, recipe: Recipe, monkeypatch: pytest.MonkeyPatch, stage: str
+    trained: tuple[Store, dict[str, Any]],
+    tmp_path: Path,
+    recipe: Recipe,
+    monkeypatch: pytest.MonkeyPatch,
+    stage: str,
 ) -> None:
-    shutil.copytree(trained[0].root, tmp_path / "run", ignore=shutil.ignore_patterns("train"))
+    shutil.copytree(
+        trained[0].root, tmp_path / "run", ignore=shutil.ignore_patterns("train")
+    )
     context = StageContext(recipe, Store(tmp_path / "run"), "test", Progress())
     monkeypatch.setattr(PassTrial, "fits", lambda self, size, *_: size.rows == 1)
     found = in_process(context, stage)[stage]
-    assert found["passes"]["size"] == "1 rows" and found["passes"]["gradient_checkpointing"]
-    assert all("a pass of 4 rows of" in said and "does not fit" in said for said in found["passes"]["because"])
+    assert (
+        found["passes"]["size"] == "1 rows"
+        and found["passes"]["gradient_checkpointing"]
+    )
+    assert all(
+        "a pass of 4 rows of" in said and "does not fit" in said
+        for said in found["passes"]["because"]
+    )
     whole = trained[1][stage]
     assert found["loss_first"] == pytest.approx(whole["loss_first"], abs=1e-4)
     assert found["loss_last"] == pytest.approx(whole["loss_last"], abs=1e-2)
@@ -253,25 +339,35 @@ def test_layers_are_compiled_once_for_all(model: Any) -> None:
         layer._compiled_call_impl = None
 
 
-def test_an_architecture_that_does_not_compile_runs_as_it_is(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_architecture_that_does_not_compile_runs_as_it_is(
+    model: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     layers, passes = fitting._decoder_layers(model), Passes()
 
     def fails(self: Any, *args: Any) -> None:
         raise RuntimeError("no such operator\nand more")
 
     monkeypatch.setattr(PassTrial, "run", fails)
-    fitting._compile(trial(model), Training(learning_rate=1e-4, compile=True), passes, steps=1)
-    assert not passes.compiled and not any(layer._compiled_call_impl for layer in layers)
+    fitting._compile(
+        trial(model), Training(learning_rate=1e-4, compile=True), passes, steps=1
+    )
+    assert not passes.compiled and not any(
+        layer._compiled_call_impl for layer in layers
+    )
     assert passes.because == ["layers are not compiled: RuntimeError: no such operator"]
 
 
-@pytest.mark.parametrize(("steps", "gpus", "compiled"), [(201, 1, True), (200, 1, False), (5000, 0, False)])
+@pytest.mark.parametrize(
+    ("steps", "gpus", "compiled"), [(201, 1, True), (200, 1, False), (5000, 0, False)]
+)
 def test_short_stages_and_cpus_do_not_compile(
     model: Any, monkeypatch: pytest.MonkeyPatch, steps: int, gpus: float, compiled: bool
 ) -> None:
     monkeypatch.setattr(PassTrial, "run", lambda *_: None)
     passes = Passes()
-    fitting._compile(trial(model), Training(learning_rate=1e-4, gpus_per_worker=gpus), passes, steps)
+    fitting._compile(
+        trial(model), Training(learning_rate=1e-4, gpus_per_worker=gpus), passes, steps
+    )
     assert passes.compiled is compiled
     for layer in fitting._decoder_layers(model):
         layer._compiled_call_impl = None

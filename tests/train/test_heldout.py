@@ -19,15 +19,24 @@ FLAT, PADDED = Layout("flat"), Layout("padded")
 @pytest.fixture(scope="module")
 def fixed() -> LlamaForCausalLM:
     """A model that gives token 1 the probability 1/2 and the others 1/6, whatever it reads."""
-    config = LlamaConfig(vocab_size=4, hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=2,
-                         pad_token_id=0, tie_word_embeddings=False)  # fmt: skip
+    config = LlamaConfig(
+        vocab_size=4,
+        hidden_size=8,
+        intermediate_size=8,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        pad_token_id=0,
+        tie_word_embeddings=False,
+    )
     model = LlamaForCausalLM(config)
     with torch.no_grad():
         for layer in model.model.layers:
             layer.self_attn.o_proj.weight.zero_()
             layer.mlp.down_proj.weight.zero_()
         model.model.embed_tokens.weight.fill_(1.0)
-        model.lm_head.weight.copy_(torch.log(torch.tensor([1 / 6, 1 / 2, 1 / 6, 1 / 6]))[:, None] / 8)
+        model.lm_head.weight.copy_(
+            torch.log(torch.tensor([1 / 6, 1 / 2, 1 / 6, 1 / 6]))[:, None] / 8
+        )
     return model
 
 
@@ -40,7 +49,11 @@ def test_scores_by_hand(fixed: LlamaForCausalLM, layout: Layout) -> None:
         {"input_ids": [3, 2], "labels": [no, 2]},
     ]
     scores = heldout.mean_log_probabilities(fixed, rows, layout)
-    expected = [math.log(1 / 2), (math.log(1 / 2) + math.log(1 / 6)) / 2, math.log(1 / 6)]
+    expected = [
+        math.log(1 / 2),
+        (math.log(1 / 2) + math.log(1 / 6)) / 2,
+        math.log(1 / 6),
+    ]
     assert scores == pytest.approx(expected, abs=1e-5)
 
 
@@ -72,7 +85,9 @@ def test_a_pass_scores_as_its_rows_do_alone(recipe: Recipe, layout: Layout) -> N
     assert together == pytest.approx(alone, abs=1e-5)
 
 
-def test_pairs_that_are_too_long_do_not_count(recipe: Recipe, fixed: LlamaForCausalLM) -> None:
+def test_pairs_that_are_too_long_do_not_count(
+    recipe: Recipe, fixed: LlamaForCausalLM
+) -> None:
     tokenizer, asked = load_tokenizer(recipe), [{"role": "user", "content": "?"}]
     long = pairs.Pair("1", "s", "MIT", asked, "blue " * 300, "red")
     assert heldout.margins(fixed, tokenizer, [long], 100, FLAT) == {}
@@ -82,9 +97,18 @@ def test_each_pair_has_its_own_margin(recipe: Recipe) -> None:
     """A pair and its reverse differ in sign alone, and a pair of equals has none."""
     tokenizer, model = load_tokenizer(recipe), model_loading.load(recipe.base)
     asked = [{"role": "user", "content": "What colour is animal1?"}]
-    sides = {"there": ("blue", "red red"), "back": ("red red", "blue"), "equal": ("blue", "blue")}
-    rows = [pairs.Pair(id, "s", "MIT", asked, *answers) for id, answers in sides.items()]
+    sides = {
+        "there": ("blue", "red red"),
+        "back": ("red red", "blue"),
+        "equal": ("blue", "blue"),
+    }
+    rows = [
+        pairs.Pair(id, "s", "MIT", asked, *answers) for id, answers in sides.items()
+    ]
     found = heldout.margins(model, tokenizer, rows, 256, PADDED)
     assert list(found) == ["there", "back", "equal"]
-    assert found["there"] == pytest.approx(-found["back"], abs=1e-5) and abs(found["there"]) > 1e-3
+    assert (
+        found["there"] == pytest.approx(-found["back"], abs=1e-5)
+        and abs(found["there"]) > 1e-3
+    )
     assert found["equal"] == pytest.approx(0, abs=1e-5)

@@ -27,14 +27,28 @@ def openllama(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("openllama")
     (folder / "text.txt").write_text(TEXT * 20)
     sentencepiece.SentencePieceTrainer.train(
-        input=str(folder / "text.txt"), model_prefix=str(folder / "tokenizer"), vocab_size=420, model_type="bpe",
-        byte_fallback=True, split_digits=True, add_dummy_prefix=True, normalization_rule_name="identity",
-        remove_extra_whitespaces=False, allow_whitespace_only_pieces=True, minloglevel=2,
-    )  # fmt: skip
+        input=str(folder / "text.txt"),
+        model_prefix=str(folder / "tokenizer"),
+        vocab_size=420,
+        model_type="bpe",
+        byte_fallback=True,
+        split_digits=True,
+        add_dummy_prefix=True,
+        normalization_rule_name="identity",
+        remove_extra_whitespaces=False,
+        allow_whitespace_only_pieces=True,
+        minloglevel=2,
+    )
     config = {
-        "tokenizer_class": "LlamaTokenizer", "add_bos_token": True, "add_eos_token": False, "bos_token": "<s>",
-        "eos_token": "</s>", "unk_token": "<unk>", "model_max_length": 2048, "clean_up_tokenization_spaces": False,
-    }  # fmt: skip
+        "tokenizer_class": "LlamaTokenizer",
+        "add_bos_token": True,
+        "add_eos_token": False,
+        "bos_token": "<s>",
+        "eos_token": "</s>",
+        "unk_token": "<unk>",
+        "model_max_length": 2048,
+        "clean_up_tokenization_spaces": False,
+    }
     (folder / "tokenizer_config.json").write_text(json.dumps(config))
     (folder / "config.json").write_text(json.dumps({"model_type": "llama"}))
     return folder
@@ -42,8 +56,28 @@ def openllama(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def texts() -> list[str]:
     draw = random.Random(0)
-    pieces = [" ", "  ", "   ", "llama", "the", "\n", "12", "3", "é", "🦙", "\t", "a", "</", "▁", "日", "."]
-    return [*PROBES, *("".join(draw.choices(pieces, k=draw.randint(1, 12))) for _ in range(500))]
+    pieces = [
+        " ",
+        "  ",
+        "   ",
+        "llama",
+        "the",
+        "\n",
+        "12",
+        "3",
+        "é",
+        "🦙",
+        "\t",
+        "a",
+        "</",
+        "▁",
+        "日",
+        ".",
+    ]
+    return [
+        *PROBES,
+        *("".join(draw.choices(pieces, k=draw.randint(1, 12))) for _ in range(500)),
+    ]
 
 
 def test_ids_are_sentencepieces_own(openllama: Path, recipe: Recipe) -> None:
@@ -52,12 +86,21 @@ def test_ids_are_sentencepieces_own(openllama: Path, recipe: Recipe) -> None:
     judge = SentencePieceProcessor(model_file=str(openllama / "tokenizer.model"))
     base = recipe.base.model_copy(update={"model": str(openllama)})
     ours = load_tokenizer(recipe.model_copy(update={"base": base}))
-    talk = [{"role": "user", "content": "12 + 30?"}, {"role": "assistant", "content": "  42 🦙"}]
+    talk = [
+        {"role": "user", "content": "12 + 30?"},
+        {"role": "assistant", "content": "  42 🦙"},
+    ]
     row, text = encode(ours, talk), ours.apply_chat_template(talk, tokenize=False)
     ids = judge.encode(text.removeprefix("<s>").removesuffix("</s>"))
     assert row["input_ids"] == [ours.bos_token_id, *ids, ours.eos_token_id]
-    assert judge.decode([i for i in row["labels"] if i != IGNORED][:-1]).strip() == "42 🦙"
-    wrong = [t for t in texts() if ours(t, add_special_tokens=False).input_ids != judge.encode(t)]
+    assert (
+        judge.decode([i for i in row["labels"] if i != IGNORED][:-1]).strip() == "42 🦙"
+    )
+    wrong = [
+        t
+        for t in texts()
+        if ours(t, add_special_tokens=False).input_ids != judge.encode(t)
+    ]
     assert not wrong
 
 
@@ -68,13 +111,20 @@ def test_transformers_alone_disagrees(openllama: Path) -> None:
 
     judge = SentencePieceProcessor(model_file=str(openllama / "tokenizer.model"))
     plain = AutoTokenizer.from_pretrained(str(openllama))
-    assert plain("   three", add_special_tokens=False).input_ids != judge.encode("   three")
+    assert plain("   three", add_special_tokens=False).input_ids != judge.encode(
+        "   three"
+    )
 
 
-def test_saved_with_a_checkpoint_it_stays_the_same(openllama: Path, tmp_path: Path) -> None:
+def test_saved_with_a_checkpoint_it_stays_the_same(
+    openllama: Path, tmp_path: Path
+) -> None:
     from transformers import AutoTokenizer
 
-    ours = agreeing(AutoTokenizer.from_pretrained(str(openllama)), str(openllama / "tokenizer.model"))
+    ours = agreeing(
+        AutoTokenizer.from_pretrained(str(openllama)),
+        str(openllama / "tokenizer.model"),
+    )
     ours.save_pretrained(str(tmp_path))
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "llama"}))
     again = AutoTokenizer.from_pretrained(str(tmp_path))
@@ -98,7 +148,9 @@ def byte_level(folder: Path, kind: str, pieces: str = "bytes") -> Path:
         backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
         backend.decoder = decoders.ByteLevel()
         alphabet = pre_tokenizers.ByteLevel.alphabet()
-        trainer: Any = trainers.BpeTrainer(vocab_size=500, special_tokens=SPECIAL, initial_alphabet=alphabet)
+        trainer: Any = trainers.BpeTrainer(
+            vocab_size=500, special_tokens=SPECIAL, initial_alphabet=alphabet
+        )
     else:  # words without what stands between them
         backend = Tokenizer(models.WordLevel(unk_token="<|begin|>"))
         backend.pre_tokenizer = pre_tokenizers.Whitespace()
@@ -106,20 +158,37 @@ def byte_level(folder: Path, kind: str, pieces: str = "bytes") -> Path:
     backend.train_from_iterator([TEXT, ROUND_TRIP] * 5, trainer)
     folder.mkdir()
     backend.save(str(folder / "tokenizer.json"))
-    config = {"tokenizer_class": kind, "bos_token": SPECIAL[0], "eos_token": SPECIAL[1], "model_max_length": 2048}
+    config = {
+        "tokenizer_class": kind,
+        "bos_token": SPECIAL[0],
+        "eos_token": SPECIAL[1],
+        "model_max_length": 2048,
+    }
     (folder / "tokenizer_config.json").write_text(json.dumps(config))
     (folder / "config.json").write_text(json.dumps({"model_type": "llama"}))
     return folder
 
 
 def tokenizer_of(recipe: Recipe, folder: Path) -> Any:
-    return load_tokenizer(recipe.model_copy(update={"base": recipe.base.model_copy(update={"model": str(folder)})}))
+    return load_tokenizer(
+        recipe.model_copy(
+            update={"base": recipe.base.model_copy(update={"model": str(folder)})}
+        )
+    )
 
 
 @pytest.mark.parametrize(
-    "kind", ["LlamaTokenizerFast", "LlamaTokenizer", "PreTrainedTokenizerFast", "GPT2TokenizerFast"]
+    "kind",
+    [
+        "LlamaTokenizerFast",
+        "LlamaTokenizer",
+        "PreTrainedTokenizerFast",
+        "GPT2TokenizerFast",
+    ],
 )
-def test_ids_are_those_of_tokenizer_json_whatever_class_is_named(recipe: Recipe, tmp_path: Path, kind: str) -> None:
+def test_ids_are_those_of_tokenizer_json_whatever_class_is_named(
+    recipe: Recipe, tmp_path: Path, kind: str
+) -> None:
     from tokenizers import Tokenizer
     from transformers import AutoTokenizer
 
@@ -139,28 +208,57 @@ def test_transformers_alone_loses_spaces_and_lines(tmp_path: Path) -> None:
     """The trap is real: should transformers mend it, `as_in_json` has nothing left to do and may go."""
     from transformers import AutoTokenizer
 
-    plain = AutoTokenizer.from_pretrained(byte_level(tmp_path / "base", "LlamaTokenizerFast"))
-    assert " " not in plain.decode(plain("two words\n", add_special_tokens=False).input_ids)
+    plain = AutoTokenizer.from_pretrained(
+        byte_level(tmp_path / "base", "LlamaTokenizerFast")
+    )
+    assert " " not in plain.decode(
+        plain("two words\n", add_special_tokens=False).input_ids
+    )
 
 
-def test_a_tokenizer_that_gives_no_text_back_is_refused(recipe: Recipe, tmp_path: Path) -> None:
-    with pytest.raises(RecipeError, match=r"its tokenizer does not give a text back.*becomes 'The price"):
-        tokenizer_of(recipe, byte_level(tmp_path / "base", "PreTrainedTokenizerFast", pieces="words"))
+def test_a_tokenizer_that_gives_no_text_back_is_refused(
+    recipe: Recipe, tmp_path: Path
+) -> None:
+    with pytest.raises(
+        RecipeError,
+        match=r"its tokenizer does not give a text back.*becomes 'The price",
+    ):
+        tokenizer_of(
+            recipe,
+            byte_level(tmp_path / "base", "PreTrainedTokenizerFast", pieces="words"),
+        )
 
 
-@pytest.mark.parametrize("name", ["tokenizer.model.v1", "mistral_instruct_tokenizer_240323.model.v3"])
-def test_mistrals_own_files_give_sentencepieces_ids(recipe: Recipe, tmp_path: Path, name: str) -> None:
+@pytest.mark.parametrize(
+    "name", ["tokenizer.model.v1", "mistral_instruct_tokenizer_240323.model.v3"]
+)
+def test_mistrals_own_files_give_sentencepieces_ids(
+    recipe: Recipe, tmp_path: Path, name: str
+) -> None:
     """Their runs of white space have scores of their own. The files come with vLLM's package mistral_common."""
     import shutil
     from importlib import resources
 
     from sentencepiece import SentencePieceProcessor
 
-    shutil.copy(str(resources.files("mistral_common") / "data" / name), tmp_path / "tokenizer.model")
-    config = {"tokenizer_class": "LlamaTokenizer", "add_bos_token": True, "bos_token": "<s>", "eos_token": "</s>",
-              "unk_token": "<unk>", "clean_up_tokenization_spaces": False}  # fmt: skip
+    shutil.copy(
+        str(resources.files("mistral_common") / "data" / name),
+        tmp_path / "tokenizer.model",
+    )
+    config = {
+        "tokenizer_class": "LlamaTokenizer",
+        "add_bos_token": True,
+        "bos_token": "<s>",
+        "eos_token": "</s>",
+        "unk_token": "<unk>",
+        "clean_up_tokenization_spaces": False,
+    }
     (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "llama"}))
     judge = SentencePieceProcessor(model_file=str(tmp_path / "tokenizer.model"))
     ours = tokenizer_of(recipe, tmp_path)
-    assert [text for text in texts() if ours(text, add_special_tokens=False).input_ids != judge.encode(text)] == []
+    assert [
+        text
+        for text in texts()
+        if ours(text, add_special_tokens=False).input_ids != judge.encode(text)
+    ] == []

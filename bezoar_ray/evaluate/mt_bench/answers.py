@@ -21,7 +21,9 @@ class Answer:
     turns: tuple[str, ...]
 
 
-async def converse(question: Question, model: str, chat: Chat, part: MtBench, room: Room) -> Answer:
+async def converse(
+    question: Question, model: str, chat: Chat, part: MtBench, room: Room
+) -> Answer:
     """Hold the conversation. A turn that cannot be answered ends it."""
     messages: Messages = []
     answers: list[str] = []
@@ -45,6 +47,8 @@ def room_of(tokenizer_folder: str, context: int) -> Room:
     tokenizer = AutoTokenizer.from_pretrained(tokenizer_folder)
 
     def room(messages: Messages) -> int:
-        return max(1, context - len(chat_ids(tokenizer, messages, add_generation_prompt=True)))
+        return max(
+            1, context - len(chat_ids(tokenizer, messages, add_generation_prompt=True))
+        )
 
     return room

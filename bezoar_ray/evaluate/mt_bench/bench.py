@@ -22,7 +22,13 @@ from bezoar_ray.llm.client import ModelClient, open_client
 from bezoar_ray.llm.ledger_index import read_index
 from bezoar_ray.llm.limits import limits, shared_quota_clients
 from bezoar_ray.recipe import ModelSection, MtBench
-from bezoar_ray.sources.mt_bench_files import Question, load_answers, load_grades, load_questions, load_verdicts
+from bezoar_ray.sources.mt_bench_files import (
+    Question,
+    load_answers,
+    load_grades,
+    load_questions,
+    load_verdicts,
+)
 from bezoar_ray.stages import StageContext, checkpoint_names
 
 _JUDGE = "mt_bench_judge"
@@ -50,7 +56,10 @@ class Bench:
         """
         if self.part.prompts is None:
             return OWN
-        if long := next((question for question in self.questions if len(question.turns) > TURNS), None):
+        if long := next(
+            (question for question in self.questions if len(question.turns) > TURNS),
+            None,
+        ):
             raise RecipeError(
                 f"evaluate.mt_bench.prompts: FastChat's prompts have places for {TURNS} turns, and question "
                 f"{long.id!r} has {len(long.turns)}. Leave `prompts` out"
@@ -76,7 +85,10 @@ class Bench:
         """What further judges have said of these answers: grades and comparisons."""
         verdicts = [(found, found.pop("winners")) for found in load_verdicts(self.part)]
         return (
-            [Judgment(category="", text="", **grade) for grade in load_grades(self.part)],
+            [
+                Judgment(category="", text="", **grade)
+                for grade in load_grades(self.part)
+            ],
             [
                 Comparison(category="", games=(Game(one, ""), Game(other, "")), **found)
                 for found, (one, other) in verdicts
@@ -96,8 +108,13 @@ class Bench:
             RecipeError: nobody could have that name.
         """
         known = {*checkpoint_names(), *self.published}
-        if unknown := next((name for pair in self.part.pairwise for name in pair if name not in known), None):
-            raise RecipeError(f"evaluate.mt_bench.pairwise: no model {unknown!r}; there are {', '.join(sorted(known))}")
+        if unknown := next(
+            (name for pair in self.part.pairwise for name in pair if name not in known),
+            None,
+        ):
+            raise RecipeError(
+                f"evaluate.mt_bench.pairwise: no model {unknown!r}; there are {', '.join(sorted(known))}"
+            )
         return [pair for pair in self.part.pairwise if set(pair) <= set(self.models)]
 
     @property
@@ -107,7 +124,11 @@ class Bench:
 
 
 async def mt_bench(
-    context: StageContext, bench: Bench, endpoint: Endpoint, fingerprints: dict[str, str], step: Callable[[], None]
+    context: StageContext,
+    bench: Bench,
+    endpoint: Endpoint,
+    fingerprints: dict[str, str],
+    step: Callable[[], None],
 ) -> tuple[dict[str, dict[str, object]], list[str]]:
     """Answer, judge and score; `step` is called after every judged conversation and every comparison.
 
@@ -118,35 +139,54 @@ async def mt_bench(
     root, parts = str(context.store.root), context.recipe.mt_bench_judges
     granted = shared_quota_clients(root, parts, _JUDGE, limits(context.recipe))
     names = _names(parts)
-    judging, answering = (read_index(root, role, context.session) for role in (_JUDGE, "candidate"))
+    judging, answering = (
+        read_index(root, role, context.session) for role in (_JUDGE, "candidate")
+    )
     judges = {
-        name: open_client(part, root, _JUDGE, context.session, permits=own, index=judging)
+        name: open_client(
+            part, root, _JUDGE, context.session, permits=own, index=judging
+        )
         for name, part, own in zip(names, parts, granted, strict=True)
     }
     candidates = {
-        name: open_client(_part(name, endpoint), root, "candidate", context.session, identity=mark, index=answering)
+        name: open_client(
+            _part(name, endpoint),
+            root,
+            "candidate",
+            context.session,
+            identity=mark,
+            index=answering,
+        )
         for name, mark in fingerprints.items()
     }
     try:
         trials = Trials(bench, endpoint, candidates, judges, step)
         answers, judgments, comparisons = await trials.all()
     finally:
-        await asyncio.gather(*(talker.close() for talker in (*judges.values(), *candidates.values())))
+        await asyncio.gather(
+            *(talker.close() for talker in (*judges.values(), *candidates.values()))
+        )
     scores = _scores(bench, names[0], judgments, comparisons, *further)
-    return scores, fastchat_files.save(context.store, bench.questions, answers, judgments, comparisons)
+    return scores, fastchat_files.save(
+        context.store, bench.questions, answers, judgments, comparisons
+    )
 
 
 def _names(parts: tuple[ModelSection, ...]) -> list[str]:
     """What each judge is called: by its model, and its revision where that judges twice."""
     models = [part.model for part in parts]
     return [
-        f"{part.model}@{part.revision}" if part.revision and models.count(part.model) > 1 else part.model
+        f"{part.model}@{part.revision}"
+        if part.revision and models.count(part.model) > 1
+        else part.model
         for part in parts
     ]
 
 
 def _part(name: str, endpoint: Endpoint) -> ModelSection:
-    return ModelSection(model=name, base_url=endpoint.base_url, max_in_flight=_IN_FLIGHT, timeout=600.0)
+    return ModelSection(
+        model=name, base_url=endpoint.base_url, max_in_flight=_IN_FLIGHT, timeout=600.0
+    )
 
 
 class Trials:
@@ -160,7 +200,12 @@ class Trials:
         judges: dict[str, ModelClient],
         step: Callable[[], None],
     ):
-        self._bench, self._candidates, self._judges, self._step = bench, candidates, judges, step
+        self._bench, self._candidates, self._judges, self._step = (
+            bench,
+            candidates,
+            judges,
+            step,
+        )
         self._room = room_of(endpoint.tokenizer, endpoint.context)
 
     async def all(self) -> tuple[list[Answer], list[Judgment], list[Comparison]]:
@@ -171,9 +216,13 @@ class Trials:
             for name in bench.models
             for question in bench.questions
         }
-        grades = [asyncio.create_task(self._grades(answer)) for answer in answers.values()]
+        grades = [
+            asyncio.create_task(self._grades(answer)) for answer in answers.values()
+        ]
         comparisons = [
-            asyncio.create_task(self._compare(answers[first, question.id], answers[second, question.id]))
+            asyncio.create_task(
+                self._compare(answers[first, question.id], answers[second, question.id])
+            )
             for first, second in pairs
             for question in bench.questions
         ]
@@ -199,11 +248,19 @@ class Trials:
         self._step()
         return found
 
-    async def _compare(self, first: "asyncio.Task[Answer]", second: "asyncio.Task[Answer]") -> list[Comparison]:
+    async def _compare(
+        self, first: "asyncio.Task[Answer]", second: "asyncio.Task[Answer]"
+    ) -> list[Comparison]:
         one, other = await first, await second
         name, judge = next(iter(self._judges.items()))
-        chat, turns = judge.for_row(_row(one.question)), range(1, len(one.question.turns) + 1)
-        found = await to_the_end(compare_turn(one, other, turn, name, chat, self._bench.prompts) for turn in turns)
+        chat, turns = (
+            judge.for_row(_row(one.question)),
+            range(1, len(one.question.turns) + 1),
+        )
+        found = await to_the_end(
+            compare_turn(one, other, turn, name, chat, self._bench.prompts)
+            for turn in turns
+        )
         self._step()
         return found
 
@@ -228,12 +285,17 @@ def _scores(
     skipped = set(map(str, bench.part.references_skip))
     base, scores = of("base", first), {}
     for name in bench.models:
-        mine, games = of(name, first), [game for game in comparisons if name in game.models]
+        mine, games = (
+            of(name, first),
+            [game for game in comparisons if name in game.models],
+        )
         theirs = [game for game in verdicts if name in game.models]
         scores[name] = summarise(mine, None if name == "base" else base)
         shown = bias(mine, of(name, others), games, theirs)
         asked = {"judge": judge, "prompts": bench.prompts.whose}
         scores[name] |= asked | {"pairwise": against(name, games), "bias": shown}
         if skipped:
-            scores[name]["without_skipped"] = summarise([one for one in mine if str(one.question_id) not in skipped])
+            scores[name]["without_skipped"] = summarise(
+                [one for one in mine if str(one.question_id) not in skipped]
+            )
     return scores

@@ -33,7 +33,10 @@ def load_prompts(path: Path) -> JudgePrompts:
     """
     found: Prompts = {}
     for where, row in read_rows(path, _FIELD):
-        name, system, template = (_text(where, row, field) for field in ("name", "system_prompt", "prompt_template"))
+        name, system, template = (
+            _text(where, row, field)
+            for field in ("name", "system_prompt", "prompt_template")
+        )
         found[name] = (system, template)
     prompts = {}
     for way in _ANSWERS:
@@ -41,7 +44,9 @@ def load_prompts(path: Path) -> JudgePrompts:
             for turn in range(1, TURNS + 1):
                 name = kind(way, guided, turn)
                 if name not in found:
-                    raise RecipeError(f"{_FIELD}: {str(path)!r} has no prompt {name!r}. Take FastChat's whole file")
+                    raise RecipeError(
+                        f"{_FIELD}: {str(path)!r} has no prompt {name!r}. Take FastChat's whole file"
+                    )
                 _check_places(path, name, found[name][1], _places(way, guided, turn))
                 prompts[name] = found[name]
     digest = hashlib.sha256(orjson.dumps(prompts)).hexdigest()
@@ -49,30 +54,51 @@ def load_prompts(path: Path) -> JudgePrompts:
     return JudgePrompts(partial(_grade, prompts), partial(_compare, prompts), whose)
 
 
-def _grade(prompts: Prompts, questions: Texts, answers: Texts, references: Texts | None = None) -> Messages:
+def _grade(
+    prompts: Prompts, questions: Texts, answers: Texts, references: Texts | None = None
+) -> Messages:
     return _asked(prompts, "single", questions, [answers], references)
 
 
 def _compare(
-    prompts: Prompts, questions: Texts, first: Texts, second: Texts, references: Texts | None = None
+    prompts: Prompts,
+    questions: Texts,
+    first: Texts,
+    second: Texts,
+    references: Texts | None = None,
 ) -> Messages:
     return _asked(prompts, "pair", questions, [first, second], references)
 
 
-def _asked(prompts: Prompts, way: str, questions: Texts, answers: list[Texts], references: Texts | None) -> Messages:
+def _asked(
+    prompts: Prompts,
+    way: str,
+    questions: Texts,
+    answers: list[Texts],
+    references: Texts | None,
+) -> Messages:
     turn = len(questions)
     texts = {"question": questions} | dict(zip(_ANSWERS[way], answers, strict=True))
-    filled = {_place(name, n, turn): said[n - 1] for name, said in texts.items() for n in range(1, turn + 1)}
+    filled = {
+        _place(name, n, turn): said[n - 1]
+        for name, said in texts.items()
+        for n in range(1, turn + 1)
+    }
     for n, reference in enumerate(references or (), 1):
         filled[f"ref_answer_{n}"] = reference
     system, template = prompts[kind(way, references is not None, turn)]
-    return [{"role": "system", "content": system}, {"role": "user", "content": template.format(**filled)}]
+    return [
+        {"role": "system", "content": system},
+        {"role": "user", "content": template.format(**filled)},
+    ]
 
 
 def _places(way: str, guided: bool, turn: int) -> set[str]:
     """The places that a template has."""
     numbers = range(1, turn + 1)
-    places = {_place(name, n, turn) for name in ("question", *_ANSWERS[way]) for n in numbers}
+    places = {
+        _place(name, n, turn) for name in ("question", *_ANSWERS[way]) for n in numbers
+    }
     return places | {f"ref_answer_{n}" for n in numbers if guided}
 
 
@@ -84,15 +110,28 @@ def _place(name: str, number: int, turns: int) -> str:
 def _text(where: str, row: object, field: str) -> str:
     text = row.get(field) if isinstance(row, dict) else None
     if not isinstance(text, str):
-        raise RecipeError(f"{where}: not a judge prompt of FastChat's: {field!r} has to be a text, not {text!r:.60}")
+        raise RecipeError(
+            f"{where}: not a judge prompt of FastChat's: {field!r} has to be a text, not {text!r:.60}"
+        )
     return text
 
 
 def _check_places(path: Path, name: str, template: str, places: set[str]) -> None:
     try:
-        found = {place for _, place, _, _ in string.Formatter().parse(template) if place is not None}
+        found = {
+            place
+            for _, place, _, _ in string.Formatter().parse(template)
+            if place is not None
+        }
     except ValueError as error:
-        raise RecipeError(f"{_FIELD}: {str(path)!r}, prompt {name!r}: {error}") from error
+        raise RecipeError(
+            f"{_FIELD}: {str(path)!r}, prompt {name!r}: {error}"
+        ) from error
     if found != places:
-        wanted, has = (", ".join(f"{{{place}}}" for place in sorted(these)) for these in (places, found))
-        raise RecipeError(f"{_FIELD}: {str(path)!r}, prompt {name!r}: its places are {has or 'none'}, not {wanted}")
+        wanted, has = (
+            ", ".join(f"{{{place}}}" for place in sorted(these))
+            for these in (places, found)
+        )
+        raise RecipeError(
+            f"{_FIELD}: {str(path)!r}, prompt {name!r}: its places are {has or 'none'}, not {wanted}"
+        )

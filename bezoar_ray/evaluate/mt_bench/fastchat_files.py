@@ -24,7 +24,8 @@ Row = dict[str, Any]
 
 _FOLDER = layout.MT_BENCH
 QUESTIONS, ANSWERS, JUDGMENTS, COMPARISONS = (
-    f"{_FOLDER}/{name}.jsonl" for name in ("question", "answers", "judgments", "comparisons")
+    f"{_FOLDER}/{name}.jsonl"
+    for name in ("question", "answers", "judgments", "comparisons")
 )
 
 
@@ -44,26 +45,44 @@ def save(
     }
     store.remove(f"{_FOLDER}/model_answer")
     store.remove(f"{_FOLDER}/model_judgment")
-    files |= _apart("model_answer/{}.jsonl", files[ANSWERS], lambda row: row["model_id"])
-    grades = [row | {"score": -1 if row["score"] is None else row["score"]} for row in files[JUDGMENTS]]
-    files |= _apart("model_judgment/{}_single.jsonl", grades, lambda row: row["judge"][0])
-    files |= _apart("model_judgment/{}_pair.jsonl", files[COMPARISONS], lambda row: row["judge"][0])
+    files |= _apart(
+        "model_answer/{}.jsonl", files[ANSWERS], lambda row: row["model_id"]
+    )
+    grades = [
+        row | {"score": -1 if row["score"] is None else row["score"]}
+        for row in files[JUDGMENTS]
+    ]
+    files |= _apart(
+        "model_judgment/{}_single.jsonl", grades, lambda row: row["judge"][0]
+    )
+    files |= _apart(
+        "model_judgment/{}_pair.jsonl", files[COMPARISONS], lambda row: row["judge"][0]
+    )
     for name, found in files.items():
         store.replace(name, b"".join(orjson.dumps(row) + b"\n" for row in found))
     return list(files)
 
 
-def _apart(name: str, rows: list[Row], whose: Callable[[Row], str]) -> dict[str, list[Row]]:
+def _apart(
+    name: str, rows: list[Row], whose: Callable[[Row], str]
+) -> dict[str, list[Row]]:
     """A file for each model or judge."""
     files: dict[str, list[Row]] = {}
     for row in rows:
-        files.setdefault(f"{_FOLDER}/{name.format(whose(row).replace('/', '--'))}", []).append(row)
+        files.setdefault(
+            f"{_FOLDER}/{name.format(whose(row).replace('/', '--'))}", []
+        ).append(row)
     return files
 
 
 def _question_row(question: Question) -> dict[str, object]:
     references = {"reference": list(question.references)} if question.references else {}
-    return {"question_id": question.id, "category": question.category, "turns": list(question.turns), **references}
+    return {
+        "question_id": question.id,
+        "category": question.category,
+        "turns": list(question.turns),
+        **references,
+    }
 
 
 def _answer_row(answer: Answer) -> dict[str, object]:
@@ -81,7 +100,10 @@ def _judgment_row(judgment: Judgment) -> dict[str, object]:
     return {
         "question_id": judgment.question_id,
         "model": judgment.model,
-        "judge": [judgment.judge, kind("single", judgment.with_reference, judgment.turn)],
+        "judge": [
+            judgment.judge,
+            kind("single", judgment.with_reference, judgment.turn),
+        ],
         "user_prompt": judgment.user_prompt,
         "judgment": judgment.text,
         "score": judgment.score,
@@ -96,15 +118,24 @@ def _comparison_row(comparison: Comparison) -> dict[str, object]:
         "question_id": comparison.question_id,
         "model_1": comparison.models[0],
         "model_2": comparison.models[1],
-        "judge": [comparison.judge, kind("pair", comparison.with_reference, comparison.turn)],
-        **{key: value for game, found in games for key, value in _game_fields(game, found, comparison).items()},
+        "judge": [
+            comparison.judge,
+            kind("pair", comparison.with_reference, comparison.turn),
+        ],
+        **{
+            key: value
+            for game, found in games
+            for key, value in _game_fields(game, found, comparison).items()
+        },
         "turn": comparison.turn,
         "tstamp": time.time(),
     }
 
 
 def _game_fields(name: str, game: Game, comparison: Comparison) -> dict[str, object]:
-    winners = dict(zip(comparison.models, ("model_1", "model_2"), strict=True)) | {None: "error"}
+    winners = dict(zip(comparison.models, ("model_1", "model_2"), strict=True)) | {
+        None: "error"
+    }
     return {
         f"{name}_winner": winners.get(game.winner, game.winner),
         f"{name}_user_prompt": game.user_prompt,

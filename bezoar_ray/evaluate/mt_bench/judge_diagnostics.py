@@ -63,18 +63,25 @@ def _judges(
     other_comparisons: Sequence[Comparison],
 ) -> dict[str, dict[str, object]]:
     grades, theirs = _by_judge(judgments, _graded), _by_judge(others, _graded)
-    won, their_won = _by_judge(comparisons, _decided), _by_judge(other_comparisons, _decided)
+    won, their_won = (
+        _by_judge(comparisons, _decided),
+        _by_judge(other_comparisons, _decided),
+    )
     (first,) = grades.values() or [{}]
     (first_won,) = won.values() or [{}]
     return {
         judge: _beside(first, theirs.get(judge, {}))
         | {"unscored": sum(one.judge == judge and one.score is None for one in others)}
         | _alike(first_won, their_won.get(judge, {}))
-        for judge in dict.fromkeys([one.judge for one in others] + [one.judge for one in other_comparisons])
+        for judge in dict.fromkeys(
+            [one.judge for one in others] + [one.judge for one in other_comparisons]
+        )
     }
 
 
-def _by_judge(found: Sequence[Said], said: Callable[[Said], tuple[Of, What | None]]) -> dict[str, dict[Of, What]]:
+def _by_judge(
+    found: Sequence[Said], said: Callable[[Said], tuple[Of, What | None]]
+) -> dict[str, dict[Of, What]]:
     """What each judge said of what, where it could be read."""
     by_judge: dict[str, dict[Of, What]] = defaultdict(dict)
     for one in found:
@@ -89,16 +96,29 @@ def _graded(judgment: Judgment) -> tuple[Turn, float | None]:
 
 
 def _decided(comparison: Comparison) -> tuple[Match, str | None]:
-    return (comparison.question_id, comparison.turn, frozenset(comparison.models)), comparison.winner
+    return (
+        comparison.question_id,
+        comparison.turn,
+        frozenset(comparison.models),
+    ), comparison.winner
 
 
 def _alike(first: dict[Match, str], winners: dict[Match, str]) -> dict[str, object]:
     both = [game for game in winners if game in first]
-    return {"same_winner": share(sum(winners[game] == first[game] for game in both), len(both)), "games": len(both)}
+    return {
+        "same_winner": share(
+            sum(winners[game] == first[game] for game in both), len(both)
+        ),
+        "games": len(both),
+    }
 
 
 def _beside(first: dict[Turn, float], scores: dict[Turn, float]) -> dict[str, object]:
     both = [turn for turn in scores if turn in first]
     mine, theirs = ([round(said[turn]) for turn in both] for said in (first, scores))
     agreed = rating_kappa(mine, theirs, range(1, 11))
-    return {"score": mean(list(scores.values())), "rating_kappa": agreed, "beside": len(both)}
+    return {
+        "score": mean(list(scores.values())),
+        "rating_kappa": agreed,
+        "beside": len(both),
+    }

@@ -16,7 +16,8 @@ _GRADE = (
 _COMPARE = (
     f"You are an impartial judge of the answers that two assistants, a and b, gave to the same user. {_WEIGH} Neither "
     "the order in which they stand nor their length may sway you. First compare them briefly, then give your verdict "
-    "in exactly this form: [[A]] if assistant a is better, [[B]] if assistant b is better, [[C]] for a tie. " + _DATA
+    "in exactly this form: [[A]] if assistant a is better, [[B]] if assistant b is better, [[C]] for a tie. "
+    + _DATA
 )
 _LAST = ". Judge the answer to the last question only"
 _NUMBER = r"(\d+(?:[.,]\d+)?)(?:\s*(?:/|out of)\s*10(?!\d))?"
@@ -26,7 +27,9 @@ _RATINGS = (
     re.compile(rf"\[\[\s*(?:rating|score)?\W*{_NUMBER}\s*\]\]", re.IGNORECASE),
 )
 _LOOSE_RATINGS = (
-    re.compile(rf"(?:rating|score)\s*(?:is|:)[\s*_\[(]*{_NUMBER}{_ALONE}", re.IGNORECASE),
+    re.compile(
+        rf"(?:rating|score)\s*(?:is|:)[\s*_\[(]*{_NUMBER}{_ALONE}", re.IGNORECASE
+    ),
     re.compile(rf"(?<!\w)\[\s*{_NUMBER}\s*\]\W*\Z"),
     re.compile(rf"\A\W*{_NUMBER}\W*\Z"),
 )
@@ -39,7 +42,9 @@ TIE = "tie"
 Texts = Sequence[str]
 
 
-def grade(questions: Texts, answers: Texts, references: Texts | None = None) -> Messages:
+def grade(
+    questions: Texts, answers: Texts, references: Texts | None = None
+) -> Messages:
     """Ask for a grade of the last answer, which is judged with the whole conversation before it.
 
     `references` are the reference answers of the same turns, for math, reasoning and coding.
@@ -47,9 +52,13 @@ def grade(questions: Texts, answers: Texts, references: Texts | None = None) -> 
     return _asked(_GRADE, questions, {"answer": answers}, references)
 
 
-def compare(questions: Texts, first: Texts, second: Texts, references: Texts | None = None) -> Messages:
+def compare(
+    questions: Texts, first: Texts, second: Texts, references: Texts | None = None
+) -> Messages:
     """Ask which of two conversations has the better last answer."""
-    return _asked(_COMPARE, questions, {"answer_a": first, "answer_b": second}, references)
+    return _asked(
+        _COMPARE, questions, {"answer_a": first, "answer_b": second}, references
+    )
 
 
 @dataclass(frozen=True)
@@ -93,10 +102,16 @@ def read_grade(reply: str) -> float | None:
 def read_verdict(reply: str) -> str | None:
     """`first`, `second` or `tie`, by a judge's reply, read as `read_grade` does; None without one."""
     told = _told(reply, _VERDICTS, _LOOSE_VERDICTS)
-    return {"A": "first", "B": "second", "C": TIE, "TIE": TIE}[told.upper()] if told else None
+    return (
+        {"A": "first", "B": "second", "C": TIE, "TIE": TIE}[told.upper()]
+        if told
+        else None
+    )
 
 
-def _told(reply: str, forms: Sequence[re.Pattern[str]], loose: Sequence[re.Pattern[str]]) -> str | None:
+def _told(
+    reply: str, forms: Sequence[re.Pattern[str]], loose: Sequence[re.Pattern[str]]
+) -> str | None:
     """What a reply tells in a form that was asked for, or in a looser one."""
     outside = _QUOTED.sub(" ", reply)
     for form in forms:
@@ -107,12 +122,19 @@ def _told(reply: str, forms: Sequence[re.Pattern[str]], loose: Sequence[re.Patte
     return found[-1] if len(set(found)) == 1 else None
 
 
-def _asked(system: str, questions: Texts, answers: dict[str, Texts], references: Texts | None) -> Messages:
+def _asked(
+    system: str, questions: Texts, answers: dict[str, Texts], references: Texts | None
+) -> Messages:
     parts = []
     for turn, question in enumerate(questions):
-        texts = {"question": question} | ({"reference": references[turn]} if references else {})
+        texts = {"question": question} | (
+            {"reference": references[turn]} if references else {}
+        )
         texts |= {name: said[turn] for name, said in answers.items()}
-        parts += [f"<{name}_{turn + 1}>\n{as_data(text, _TAGS)}\n</{name}_{turn + 1}>" for name, text in texts.items()]
+        parts += [
+            f"<{name}_{turn + 1}>\n{as_data(text, _TAGS)}\n</{name}_{turn + 1}>"
+            for name, text in texts.items()
+        ]
     focus = _LAST if len(questions) > 1 else ""
     return [
         {"role": "system", "content": system.format(focus=focus)},

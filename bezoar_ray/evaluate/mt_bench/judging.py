@@ -27,24 +27,53 @@ class Judgment:
     with_reference: bool = False
 
 
-async def judge_turn(answer: Answer, turn: int, judge: str, chat: Chat, prompts: JudgePrompts = OWN) -> Judgment:
+async def judge_turn(
+    answer: Answer, turn: int, judge: str, chat: Chat, prompts: JudgePrompts = OWN
+) -> Judgment:
     """Grade one turn, from 1; it is judged with the whole conversation before it."""
     question = answer.question
     if len(answer.turns) < turn:
-        return Judgment(question.id, question.category, answer.model, judge, turn, None, "no answer to judge")
+        return Judgment(
+            question.id,
+            question.category,
+            answer.model,
+            judge,
+            turn,
+            None,
+            "no answer to judge",
+        )
     references = question.references and question.references[:turn]
     messages = prompts.grade(question.turns[:turn], answer.turns[:turn], references)
-    score, text = await asked(messages, f"grade/{answer.model}/{turn}", chat, read_grade, "rating")
+    score, text = await asked(
+        messages, f"grade/{answer.model}/{turn}", chat, read_grade, "rating"
+    )
     prompt, guided = messages[-1]["content"], references is not None
-    return Judgment(question.id, question.category, answer.model, judge, turn, score, text, prompt, guided)
+    return Judgment(
+        question.id,
+        question.category,
+        answer.model,
+        judge,
+        turn,
+        score,
+        text,
+        prompt,
+        guided,
+    )
 
 
 async def asked(
-    messages: Messages, step: str, chat: Chat, read: Callable[[str], T | None], form: str
+    messages: Messages,
+    step: str,
+    chat: Chat,
+    read: Callable[[str], T | None],
+    form: str,
 ) -> tuple[T | None, str]:
     """What a judge's reply holds, or None where it cannot be read, and the reply, with what was wrong with it."""
     try:
         heard = await hear(chat, messages, step, read, form)
     except CallFailed as error:
         return None, f"no reply: {error}"
-    return heard.value, f"{heard.text}\n\n(not read: {heard.why})" if heard.why else heard.text
+    return (
+        heard.value,
+        f"{heard.text}\n\n(not read: {heard.why})" if heard.why else heard.text,
+    )

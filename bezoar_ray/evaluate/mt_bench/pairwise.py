@@ -3,7 +3,12 @@
 from dataclasses import dataclass
 
 from bezoar_ray.evaluate.mt_bench.answers import Answer
-from bezoar_ray.evaluate.mt_bench.judge_prompts import OWN, TIE, JudgePrompts, read_verdict
+from bezoar_ray.evaluate.mt_bench.judge_prompts import (
+    OWN,
+    TIE,
+    JudgePrompts,
+    read_verdict,
+)
 from bezoar_ray.evaluate.mt_bench.judging import asked
 from bezoar_ray.llm.aio import to_the_end
 from bezoar_ray.llm.chat import Chat
@@ -46,25 +51,54 @@ class Comparison:
 
 
 async def compare_turn(
-    first: Answer, second: Answer, turn: int, judge: str, chat: Chat, prompts: JudgePrompts = OWN
+    first: Answer,
+    second: Answer,
+    turn: int,
+    judge: str,
+    chat: Chat,
+    prompts: JudgePrompts = OWN,
 ) -> Comparison:
     """Both games of one turn, from 1."""
     question, models = first.question, (first.model, second.model)
     if min(len(first.turns), len(second.turns)) < turn:
         unjudged = Game(None, "no answer to judge")
-        return Comparison(question.id, question.category, models, judge, turn, (unjudged, unjudged))
+        return Comparison(
+            question.id, question.category, models, judge, turn, (unjudged, unjudged)
+        )
     game, swapped = await to_the_end(
-        [_game(first, second, turn, chat, prompts), _game(second, first, turn, chat, prompts)]
+        [
+            _game(first, second, turn, chat, prompts),
+            _game(second, first, turn, chat, prompts),
+        ]
     )
     words = len(first.turns[turn - 1].split()), len(second.turns[turn - 1].split())
     guided = question.references is not None
-    return Comparison(question.id, question.category, models, judge, turn, (game, swapped), words, guided)
+    return Comparison(
+        question.id,
+        question.category,
+        models,
+        judge,
+        turn,
+        (game, swapped),
+        words,
+        guided,
+    )
 
 
-async def _game(first: Answer, second: Answer, turn: int, chat: Chat, prompts: JudgePrompts) -> Game:
+async def _game(
+    first: Answer, second: Answer, turn: int, chat: Chat, prompts: JudgePrompts
+) -> Game:
     question = first.question
     references = question.references and question.references[:turn]
-    messages = prompts.compare(question.turns[:turn], first.turns[:turn], second.turns[:turn], references)
-    verdict, text = await asked(messages, f"compare/{first.model}/{second.model}/{turn}", chat, read_verdict, "verdict")
+    messages = prompts.compare(
+        question.turns[:turn], first.turns[:turn], second.turns[:turn], references
+    )
+    verdict, text = await asked(
+        messages,
+        f"compare/{first.model}/{second.model}/{turn}",
+        chat,
+        read_verdict,
+        "verdict",
+    )
     names = {"first": first.model, "second": second.model, TIE: TIE, None: None}
     return Game(names[verdict], text, messages[-1]["content"])
