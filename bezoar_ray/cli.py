@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from bezoar_ray.errors import BezoarError, RecipeError
 from bezoar_ray.runtime.gpus import GPUS, find_gpu
-from bezoar_ray.stages import STAGES, checkpoint_names, training_stages, working_stages
+from bezoar_ray.stages import STAGES, checkpoint_names, working_stages
 
 if TYPE_CHECKING:
     from argparse import _SubParsersAction
@@ -24,7 +24,7 @@ examples:
   bezoar plan openbezoar-3b                         what the paper's recipe would call, cost and take
   bezoar run openbezoar-3b --pilot 20               20 seeds per scheme: look at them before the bill
   bezoar plan openbezoar-3b --from runs/openbezoar-3b-pilot
-  bezoar run mine.yaml --set align.beta=0.2 --stages dpo,evaluate,report
+  bezoar run mine.yaml --set align.beta=0.2 --stages align,evaluate,report
   bezoar submit modern --address http://127.0.0.1:8265 --run-dir s3://bucket/runs/modern --follow
 
 exit codes: 0 done, 2 bad recipe or usage or a run directory in use, 3 a stage failed (what is done stays),
@@ -383,8 +383,8 @@ def _parser() -> argparse.ArgumentParser:
         "serve",
         _serve,
         "host a run's checkpoints behind one OpenAI-compatible endpoint, until Ctrl-C: "
-        f"http://127.0.0.1:8000/v1, with the models {', '.join(checkpoint_names())}; BEZOAR_API_KEY has clients show "
-        "a key",
+        "http://127.0.0.1:8000/v1, with a model for each checkpoint that the run has "
+        f"({', '.join(checkpoint_names())}). With BEZOAR_API_KEY set, clients must show that key.",
     )
     _add_dir(command)
     command.add_argument(
@@ -399,7 +399,7 @@ def _parser() -> argparse.ArgumentParser:
         commands,
         "sweep",
         _sweep,
-        "train a grid of recipes, up to dpo, that share all stages which no parameter touches",
+        "train a grid of recipes, up to align, that share all stages which no parameter touches",
     )
     _add_recipe(command)
     command.add_argument(
@@ -430,7 +430,7 @@ def _parser() -> argparse.ArgumentParser:
         "--only",
         nargs="+",
         metavar="PART",
-        help=f"of {', '.join(training_stages())} and dataset (default: all)",
+        help=f"of {', '.join(checkpoint_names()[1:])} and dataset (default: all)",
     )
     command.add_argument(
         "--private", action="store_true", help="create the repositories as private ones"

@@ -75,14 +75,14 @@ def ledger(role: str) -> str:
     return f"ledger/{role}"
 
 
-def training(stage: str) -> str:
-    """The folder with the state of a stage's training."""
-    return f"train/{stage}"
+def training(key: str) -> str:
+    """The folder with the state of a stage's training; `key` is the stage's key."""
+    return f"train/{key}"
 
 
-def progress(stage: str) -> str:
+def progress(key: str) -> str:
     """How far a stage's training is."""
-    return f"{training(stage)}/progress.json"
+    return f"{training(key)}/progress.json"
 
 
 def harness(checkpoint: str) -> str:

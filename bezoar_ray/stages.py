@@ -4,8 +4,11 @@ The orchestrator, fingerprints, plan, doctor, capacity check, sweep, serving, re
 lists from here. A new stage is a module with a function `run(context)` and one entry in `STAGES`.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
+
+from bezoar_ray import layout
 
 if TYPE_CHECKING:
     from bezoar_ray.recipe import Recipe
@@ -18,16 +21,21 @@ BASE = "base"
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A checkpoint that a training stage makes; it has the stage's name."""
+    """The checkpoint that a training stage makes.
+
+    It has the stage's name, or the name of the method that the recipe chooses.
+    """
 
     parent: str
     """The checkpoint that it continues."""
-    adapters: tuple[str, ...]
-    """The checkpoints whose adapters add up to it, on the base."""
+    below: tuple[str, ...]
+    """The checkpoints whose adapters add up to it on the base, together with its own."""
     trained: str
-    """How it was trained, for its card; `{method}` is the method of `align`."""
+    """How it was trained, for its card."""
     colour: str
     """In charts."""
+    methods: tuple[str, ...] = ()
+    """The methods of the recipe's section, for a checkpoint that is named after one."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +54,21 @@ class Stage:
     scheduled: tuple[str, ...] = ()
     """The recipe's sections that say which Ray resources its actors or workers ask for."""
     checkpoint: Checkpoint | None = None
-    """What a training stage makes."""
+    """The checkpoint of a training stage."""
+    first_name: str = ""
+    """An earlier name: `--stages` and old run directories use it, and fingerprints keep it."""
+
+    @property
+    def checkpoint_names(self) -> tuple[str, ...]:
+        """The names that the stage's checkpoint may have."""
+        if self.checkpoint is None:
+            return ()
+        return self.checkpoint.methods or (self.name,)
+
+    @property
+    def key(self) -> str:
+        """The stage's name in fingerprints and cache files; it never changes."""
+        return self.first_name or self.name
 
 
 def _by_name(*stages: Stage) -> dict[str, Stage]:
@@ -77,7 +99,7 @@ STAGES = _by_name(
         scheduled=("sft",),
         checkpoint=Checkpoint(
             parent=BASE,
-            adapters=("sft",),
+            below=(),
             trained="supervised fine-tuning on the accepted synthetic rows",
             colour="#3b82f6",
         ),
@@ -91,13 +113,14 @@ STAGES = _by_name(
         scheduled=("hh_sft",),
         checkpoint=Checkpoint(
             parent="sft",
-            adapters=("sft", "hh-sft"),
+            below=("sft",),
             trained="supervised fine-tuning on the preferred side of HH-RLHF, from `sft`",
             colour="#f59e0b",
         ),
     ),
     Stage(
-        name="dpo",
+        name="align",
+        first_name="dpo",
         label="training on pairs",
         module="bezoar_ray.train.preference",
         reads=("align",),
@@ -105,9 +128,10 @@ STAGES = _by_name(
         scheduled=("align",),
         checkpoint=Checkpoint(
             parent="hh-sft",
-            adapters=("sft", "dpo"),  # it continues hh-sft's own adapter
+            below=("sft",),  # it continues hh-sft's own adapter
             trained="{method} on the same pairs, from `hh-sft`",
             colour="#10b981",
+            methods=("dpo", "kto", "orpo", "asft"),
         ),
     ),
     Stage(
@@ -131,8 +155,37 @@ TOGETHER = {("generate", "filter"): "bezoar_ray.runs.generate_and_filter"}
 
 
 def checkpoint_names() -> tuple[str, ...]:
-    """All checkpoints, in the order of training; the base comes first."""
-    return (BASE, *training_stages())
+    """All names that a checkpoint may have, in the order of training; the base comes first."""
+    return (BASE, *_stage_of_checkpoint())
+
+
+def stage_of(checkpoint: str) -> Stage:
+    """The stage that makes a checkpoint.
+
+    Raises:
+        KeyError: no stage makes a checkpoint of that name.
+    """
+    return _stage_of_checkpoint()[checkpoint]
+
+
+def checkpoint_of(name: str) -> Checkpoint:
+    """The entry of a trained checkpoint, by the checkpoint's name.
+
+    Raises:
+        KeyError: no stage makes a checkpoint of that name.
+    """
+    checkpoint = stage_of(name).checkpoint
+    assert checkpoint  # stage_of knows no other stages
+    return checkpoint
+
+
+def adapters_of(name: str) -> tuple[str, ...]:
+    """The checkpoints whose adapters add up to a checkpoint on the base."""
+    return (*checkpoint_of(name).below, name)
+
+
+def _stage_of_checkpoint() -> dict[str, Stage]:
+    return {name: stage for stage in STAGES.values() for name in stage.checkpoint_names}
 
 
 def training_stages() -> tuple[str, ...]:
@@ -141,16 +194,21 @@ def training_stages() -> tuple[str, ...]:
 
 
 def working_stages() -> tuple[str, ...]:
-    """All stages but the report, which reads what the others left."""
+    """All stages but the report, which reads the files of the others."""
     return tuple(name for name in STAGES if name != "report")
 
 
-def checkpoint_of(stage: str) -> Checkpoint:
-    """The checkpoint of a training stage."""
-    checkpoint = STAGES[stage].checkpoint
-    if checkpoint is None:
-        raise ValueError(f"{stage} makes no checkpoint")
-    return checkpoint
+def current_names(names: Iterable[str]) -> list[str]:
+    """The names of stages, with an earlier name replaced by the present one."""
+    present = {stage.first_name: stage.name for stage in STAGES.values()}
+    return [present.get(name, name) for name in names]
+
+
+def manifest_of(stage: str, store: "Store") -> str:
+    """The path of a stage's manifest; in an old run directory it has the stage's earlier name."""
+    path = layout.manifest(stage)
+    earlier = layout.manifest(STAGES[stage].key)
+    return path if store.exists(path) or not store.exists(earlier) else earlier
 
 
 @dataclass(frozen=True)

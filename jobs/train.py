@@ -5,4 +5,4 @@ import sys
 from bezoar_ray.cli import main
 
 if __name__ == "__main__":
-    sys.exit(main(["run", *sys.argv[1:], "--stages", "sft,hh-sft,dpo"]))
+    sys.exit(main(["run", *sys.argv[1:], "--stages", "sft,hh-sft,align"]))

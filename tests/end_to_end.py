@@ -32,6 +32,9 @@ SMALL = [
     "evaluate.mt_bench.limit=4",
 ]
 _MARK = "BEZOAR_TEST_MARK"
+TRAINED = ("sft", "hh-sft", "dpo")
+CHECKPOINTS = ("base", *TRAINED)
+"""The checkpoints of a run whose recipe aligns by DPO."""
 
 
 class Module:

@@ -160,7 +160,7 @@ def trained(recipe: Recipe, folder: Path) -> list[dict[str, Any]]:
 
     RecordedTrainer.seen.clear()
     ray.train.torch.TorchTrainer = RecordedTrainer
-    for stage in ("sft", "hh-sft", "dpo"):
+    for stage in ("sft", "hh-sft", "align"):
         launcher._run(
             launcher.Job(str(folder), recipe, stage, "recorded", ()), lambda job: {}
         )

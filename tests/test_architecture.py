@@ -21,7 +21,8 @@ LAYERS = (
     {"runtime"},
     {"recipe"},
     {"store"},
-    {"stages", "schemes", "stats", "errors", "layout"},
+    {"stages", "schemes", "stats", "errors"},
+    {"layout"},
 )
 """From the top down: a layer may import the layers below it. Stages meet in files, and do not import one another."""
 RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}

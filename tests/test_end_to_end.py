@@ -12,10 +12,18 @@ import pytest
 
 from bezoar_ray.data.sample_io import read_samples
 from bezoar_ray.schemes import SCHEMES
-from bezoar_ray.stages import checkpoint_names, training_stages
 from bezoar_ray.store import Store
 from bezoar_ray.tiny import World, build
-from tests.end_to_end import SMALL, Command, harness_scores, in_stage, replies, summary
+from tests.end_to_end import (
+    CHECKPOINTS,
+    SMALL,
+    TRAINED,
+    Command,
+    harness_scores,
+    in_stage,
+    replies,
+    summary,
+)
 from tests.endpoint import serving
 from tests.scripted import says
 
@@ -28,7 +36,7 @@ def killed(tiny_world, tmp_path_factory) -> SimpleNamespace:
     before and after each kill, and what was left of its processes ten seconds later."""
     run_dir, rng = tmp_path_factory.mktemp("small") / "run", random.Random(0)
     kept, left = [], []
-    for stage in ("generate", "sft", "dpo", "evaluate"):
+    for stage in ("generate", "sft", "align", "evaluate"):
         command = Command(run_dir)
         command.wait_until(lambda stage=stage: in_stage(run_dir, stage))
         if stage == "generate":  # and filter, which goes on beside it
@@ -98,10 +106,10 @@ def test_every_file_of_the_contract_is_there(small_run):
         "data/hh_rlhf/pairs",
         "data/hh_rlhf/heldout",
     ]
-    names += [f"eval/harness/{name}.json" for name in checkpoint_names()]
+    names += [f"eval/harness/{name}.json" for name in CHECKPOINTS]
     names += [
         f"checkpoints/{name}/{part}"
-        for name in training_stages()
+        for name in TRAINED
         for part in ("adapter", "merged", "joined")
     ]
     names += [f"manifests/{stage}.json" for stage in summary(small_run)["stages"]]

@@ -5,9 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from bezoar_ray.stages import checkpoint_names, training_stages
 from tests import miniatures
-from tests.end_to_end import Command, summary
+from tests.end_to_end import CHECKPOINTS, TRAINED, Command, summary
 from tests.endpoint import serving
 from tests.scripted import says
 
@@ -99,9 +98,9 @@ def test_a_big_recipe_goes_through_every_stage(recipe, running):
     found = summary(run_dir)
     assert {stage["status"] for stage in found["stages"].values()} == {"done"}
     assert found["data"]["orca"]["accepted"] > 0
-    assert all(found["train"][name]["steps"] > 0 for name in training_stages())
+    assert all(found["train"][name]["steps"] > 0 for name in TRAINED)
     assert (
         found["eval"]["mt_bench"].keys()
         == found["eval"]["harness"].keys()
-        == set(checkpoint_names())
+        == set(CHECKPOINTS)
     )

@@ -12,7 +12,7 @@ from bezoar_ray.recipe import load_recipe, recipe_names
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 RECIPES = [name for name in recipe_names() if load_recipe(name).serve.num_gpus]
-STAGES = ("sft", "hh-sft", "dpo")
+STAGES = ("sft", "hh-sft", "align")
 
 
 @pytest.fixture(scope="module")

@@ -189,7 +189,7 @@ def test_gpu_hours_follow_from_tokens_and_only_where_there_is_a_gpu():
     )  # a step's 16 rows are one pass, too small to take longer than its layers take to start
     assert hh_sft.gpu_hours == pytest.approx(passes * 0.0091 * layers / 3600)
     assert (
-        found["dpo", "200 pairs"].gpu_hours == 0
+        found["align", "200 pairs"].gpu_hours == 0
     )  # 300 rows less 100 held out; no GPU asked for
 
 
@@ -415,7 +415,7 @@ def test_on_paper_endpoints_need_no_engine_and_stages_without_work_are_left_out(
         "filter",
         "sft",
         "hh-sft",
-        "dpo",
+        "align",
     ]
     generate = found.stages[0]
     assert generate.used(8) == 0 and generate.hours(1) == generate.hours(64) > 0
@@ -647,7 +647,7 @@ def test_what_was_measured_on_an_h200_is_what_the_plan_foretells():
 
 def test_the_memory_of_each_stage_is_said_and_whether_it_fits():
     found = gpu_needs(load_recipe("openbezoar-3b"), "A100")
-    assert list(found) == ["generate", "sft", "hh-sft", "dpo", "evaluate"]
+    assert list(found) == ["generate", "sft", "hh-sft", "align", "evaluate"]
     assert all(need.fits for need in found.values())
     small = gpu_needs(load_recipe("openbezoar-3b"), "L4")
     assert not small["generate"].fits and small["sft"].fits
@@ -810,8 +810,10 @@ def test_an_engine_spread_through_ray_takes_gpus_beside_its_actor():
 
 
 def test_stages_that_have_nothing_to_train_on_need_no_memory():
-    assert "dpo" not in gpu_needs(load_recipe("modern", ["seeds.hh_rlhf=[]"]), "H100")
-    assert "dpo" not in gpu_needs(load_recipe("modern", ["align.method=none"]), "H100")
+    assert "align" not in gpu_needs(load_recipe("modern", ["seeds.hh_rlhf=[]"]), "H100")
+    assert "align" not in gpu_needs(
+        load_recipe("modern", ["align.method=none"]), "H100"
+    )
 
 
 def test_a_model_whose_name_says_no_size_is_named_as_a_guess():

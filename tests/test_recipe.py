@@ -153,7 +153,7 @@ def test_set_overrides_values_in_sections_and_lists():
         ),
         (
             "evaluate.mt_bench.pairwise=[[dpo,dpo2]]",
-            "'dpo2' is none of base, sft, hh-sft, dpo",
+            "'dpo2' is none of base, sft, hh-sft, dpo, kto, orpo, asft",
         ),
     ],
 )
@@ -182,7 +182,7 @@ def marks(*overrides):
     recipe = load_recipe("tiny", overrides)
     return {
         s: fingerprint(recipe, s)
-        for s in ("generate", "filter", "sft", "dpo", "evaluate")
+        for s in ("generate", "filter", "sft", "align", "evaluate")
     }
 
 
@@ -240,13 +240,13 @@ def test_a_changed_rubric_redoes_the_filter_and_what_follows(tmp_path):
     assert [stage for stage in first if first[stage] != second[stage]] == [
         "filter",
         "sft",
-        "dpo",
+        "align",
         "evaluate",
     ]
 
 
-def test_a_changed_beta_redoes_dpo_and_what_follows():
-    assert changed("align.beta=0.3") == ["dpo", "evaluate"]
+def test_a_changed_beta_redoes_align_and_what_follows():
+    assert changed("align.beta=0.3") == ["align", "evaluate"]
 
 
 def test_a_changed_file_behind_a_glob_redoes_what_reads_it(tmp_path):
@@ -267,7 +267,7 @@ def test_a_model_in_a_folder_counts_by_what_lies_in_it(tmp_path):
     second = marks(f"base.model={tmp_path}")
     assert [stage for stage in first if first[stage] != second[stage]] == [
         "sft",
-        "dpo",
+        "align",
         "evaluate",
     ]
 
@@ -325,7 +325,7 @@ def test_a_recipe_that_was_written_down_is_the_same_recipe(tmp_path):
     path = tmp_path / "recipe.yaml"
     path.write_text(yaml.safe_dump(recipe.model_dump(mode="json")))
     again = load_recipe(str(path))
-    for stage in ("generate", "filter", "dpo", "evaluate"):
+    for stage in ("generate", "filter", "align", "evaluate"):
         assert fingerprint(again, stage) == fingerprint(recipe, stage)
 
 

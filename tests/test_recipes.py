@@ -44,7 +44,7 @@ def test_the_recipes_for_one_gpu_fit_on_24_gb(name, card):
     assert found.needs and all(need.fits and need.known for need in found.needs)
     assert all(
         part.workers == part.gpus_per_worker == 1
-        for part in map(load_recipe(name).training, ("sft", "dpo"))
+        for part in map(load_recipe(name).training, ("sft", "align"))
     )
 
 

@@ -40,7 +40,7 @@ def registered(monkeypatch) -> Iterator[Stage]:
         scheduled=("sft", "serve"),
         checkpoint=Checkpoint(
             parent="sft",
-            adapters=("sft", NAME),
+            below=("sft",),
             trained="training once more",
             colour="#000000",
         ),
@@ -84,7 +84,16 @@ def test_doctor_and_the_capacity_check_ask_for_its_resources(registered):
 
 def test_its_checkpoint_is_served_shown_and_described(registered, tmp_path):
     store, recipe = Store(tmp_path), load_recipe("tiny")
-    assert checkpoint_names() == ("base", "sft", NAME, "hh-sft", "dpo")
+    assert checkpoint_names() == (
+        "base",
+        "sft",
+        NAME,
+        "hh-sft",
+        "dpo",
+        "kto",
+        "orpo",
+        "asft",
+    )
     store.replace_json(f"checkpoints/{NAME}/lineage.json", {"fingerprint": "0" * 16})
     store.replace(f"checkpoints/{NAME}/joined/adapter_config.json", b"{}")
     assert modes(recipe, store)[NAME] == "joined"

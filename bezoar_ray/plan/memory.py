@@ -132,7 +132,7 @@ def training_need(recipe: Recipe, stage: str, gpu: Gpu, compiled: bool) -> Memor
 
     Args:
         recipe: has the stage, whose workers ask for a GPU or a share of one.
-        stage: `sft`, `hh-sft` or `dpo`.
+        stage: `sft`, `hh-sft` or `align`.
         gpu: one of the stage's.
         compiled: whether the layers are compiled, which keep less.
     """
@@ -193,7 +193,7 @@ def worker_memory(recipe: Recipe, stage: str, gpu: Gpu) -> float:
 
 def _longest(recipe: Recipe, stage: str) -> int:
     """Tokens of the longest row; a pair has two sides."""
-    return recipe.training(stage).max_length * (2 if stage == "dpo" else 1)
+    return recipe.training(stage).max_length * (2 if stage == "align" else 1)
 
 
 def _takes(
@@ -223,16 +223,15 @@ def _kept(shape: Shape) -> float:
 
 def _fixed(recipe: Recipe, stage: str, shape: Shape) -> float:
     """Bytes of the model and of what is trained; of a preference stage with the reference's adapter."""
-    lora = (
-        recipe.sft.lora if stage == "sft" else recipe.hh_sft.lora
-    )  # dpo goes on with hh-sft's
+    # align continues hh-sft's adapter.
+    lora = recipe.sft.lora if stage == "sft" else recipe.hh_sft.lora
     of_type = _BYTES[recipe.base.dtype]
     linear = _NF4 if recipe.training(stage).load_in_4bit else of_type
     widths = sum(
         sum(shape.linear[name]) for name in lora.targets if name in shape.linear
     )
     adapter = shape.layers * lora.r * widths
-    reference = 4 * adapter if stage == "dpo" else 0
+    reference = 4 * adapter if stage == "align" else 0
     weights = shape.linear_weights * linear + shape.embedding_weights * of_type
     part = recipe.training(stage)
     sharded = part.workers if part.zero_stage == 3 else 1

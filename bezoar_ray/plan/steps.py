@@ -335,7 +335,7 @@ def verdicts(
             assumed,
             gpu_of(recipe, judge, gpu),
         )
-    left_out = "dpo" if recipe.align.method == "none" else ""
+    left_out = "align" if recipe.align.method == "none" else ""
     if pairs := sum(left_out not in pair for pair in bench.pairwise):
         both_orders = 2 * turns * pairs
         judge = recipe.mt_bench_judges[0]

@@ -60,7 +60,7 @@ def works(
     if recipe.align.method != "none":
         # Both sides, through the policy and (forward alone, a third of the work) through the reference.
         passes = 4 / 3 if recipe.align.method in ("dpo", "kto") else 1.0
-        yield TrainingWork("dpo", f"{both:,} pairs", both, 2 * assumed.hh_row, passes)
+        yield TrainingWork("align", f"{both:,} pairs", both, 2 * assumed.hh_row, passes)
 
 
 def gpu_hours(recipe: Recipe, work: TrainingWork, gpu: Gpu) -> float:

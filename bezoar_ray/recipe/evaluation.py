@@ -164,7 +164,10 @@ class MtBench(Section):
         ("hh-sft", "sft"),
         ("dpo", "hh-sft"),
     )
-    """Models whose answers the first judge compares, in both orders: checkpoints, or others from `answers`."""
+    """Models whose answers the first judge compares, in both orders: checkpoints, or others from `answers`.
+
+    `dpo` stands for the checkpoint of `align`, whatever its method.
+    """
     temperatures: dict[str, NotNegative] = {
         "writing": 0.7,
         "roleplay": 0.7,

@@ -143,6 +143,10 @@ class Recipe(Section):
         """The section of a training stage."""
         return getattr(self, STAGES[stage].section)
 
+    def checkpoint(self, stage: str) -> str:
+        """The name of a training stage's checkpoint: the section's method, or the stage's name."""
+        return getattr(self.training(stage), "method", stage)
+
     @property
     def trained(self) -> tuple[str, ...]:
         """The training stages that leave a checkpoint: align does not where its method is none."""

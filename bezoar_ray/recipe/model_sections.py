@@ -200,4 +200,4 @@ class Seeds(Section):
     flan: tuple[SourceSection, ...] = ()
     """Queries in the shape of the FLAN collection's dumps: seeds of Orca."""
     hh_rlhf: tuple[SourceSection, ...] = ()
-    """Transcripts in the shape of Anthropic/hh-rlhf: hh-sft and dpo."""
+    """Transcripts in the shape of Anthropic/hh-rlhf: hh-sft and align."""

@@ -7,7 +7,7 @@ from bezoar_ray import layout
 from bezoar_ray.licenses import YES
 from bezoar_ray.report.content import Content
 from bezoar_ray.report.page import environment
-from bezoar_ray.stages import checkpoint_of, training_stages
+from bezoar_ray.stages import checkpoint_names, checkpoint_of, stage_of
 from bezoar_ray.store import Store
 
 _METHODS = {
@@ -22,7 +22,7 @@ def write_cards(content: Content, store: Store) -> list[str]:
     """A card for the data set, where there are rows, and for each trained checkpoint; the names of the files."""
     cards = {
         name: model_card(content, name)
-        for name in training_stages()
+        for name in checkpoint_names()[1:]
         if name in content.checkpoints
     }
     if content.schemes:
@@ -50,9 +50,11 @@ def model_card(content: Content, name: str) -> str:
         **({"datasets": data} if data else {}),
         **_license(content),
     }
-    part, method = recipe.training(name), recipe.align.method
+    part = recipe.training(stage_of(name).name)
     lora = recipe.sft.lora if name == "sft" else recipe.hh_sft.lora
-    trained = checkpoint_of(name).trained.format(method=_METHODS.get(method))
+    trained = checkpoint_of(name).trained.format(
+        method=_METHODS.get(recipe.align.method)
+    )
     return _render(
         "model_card.md",
         front,

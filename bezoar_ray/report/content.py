@@ -17,7 +17,7 @@ from bezoar_ray.licenses import CommercialUse, causes, commercial_use
 from bezoar_ray.recipe import Recipe
 from bezoar_ray.report.harness_table import HarnessTable, below_base, harness
 from bezoar_ray.sources.mt_bench_files import IDS as MT_BENCH_IDS
-from bezoar_ray.stages import checkpoint_names, working_stages
+from bezoar_ray.stages import STAGES, checkpoint_names, manifest_of, working_stages
 from bezoar_ray.store import Store
 
 SHOWN = 10  # samples of each scheme and status
@@ -196,10 +196,10 @@ def _checkpoints_first(scores: dict[str, T]) -> dict[str, T]:
 
 def _stage(name: str, stages: dict[str, Any], store: Store) -> StageStatus:
     """The manifest decides: it is written last, and a later command knows nothing of earlier ones."""
-    manifest = store.read_json(layout.manifest(name))
+    manifest = store.read_json(manifest_of(name, store))
     if manifest:
         return StageStatus(name, "done", manifest["seconds"])
-    known = stages.get(name, {})
+    known = stages.get(name) or stages.get(STAGES[name].key, {})
     return StageStatus(name, known.get("status", "not run"), known.get("seconds", 0.0))
 
 

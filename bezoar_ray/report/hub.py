@@ -8,10 +8,10 @@ from bezoar_ray import layout
 from bezoar_ray.data.sample_io import sample_files
 from bezoar_ray.errors import BezoarError, RecipeError
 from bezoar_ray.recipe import Recipe
-from bezoar_ray.stages import training_stages
+from bezoar_ray.stages import checkpoint_names
 from bezoar_ray.store import Store
 
-PARTS = (*training_stages(), "dataset")
+PARTS = (*checkpoint_names()[1:], "dataset")
 
 
 @dataclass(frozen=True)

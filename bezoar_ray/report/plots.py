@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from bezoar_ray.report.content import SchemeFunnel
 from bezoar_ray.report.harness_table import HarnessTable
-from bezoar_ray.stages import BASE, checkpoint_of, training_stages
+from bezoar_ray.stages import BASE, checkpoint_names, checkpoint_of
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 COLOURS = {BASE: "#8a93a3"} | {
-    name: checkpoint_of(name).colour for name in training_stages()
+    name: checkpoint_of(name).colour for name in checkpoint_names()[1:]
 }
 _OTHER = "#a855f7"  # models that are no checkpoints
 _ENDS = (

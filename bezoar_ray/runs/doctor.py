@@ -397,7 +397,7 @@ def _training_files(recipe: Recipe) -> Iterator[tuple[str, str]]:
     if not recipe.seeds.hh_rlhf:
         yield (
             "hh-sft",
-            "seeds.hh_rlhf: hh-sft and dpo learn from its conversations; name a source",
+            "seeds.hh_rlhf: hh-sft and align learn from its conversations; name a source",
         )
     adapter = recipe.sft.adapter
     if adapter and not Path(adapter).is_dir() and adapter.count("/") != 1:

@@ -8,7 +8,7 @@ import orjson
 
 from bezoar_ray import layout
 from bezoar_ray.recipe import Recipe, Section
-from bezoar_ray.stages import STAGES
+from bezoar_ray.stages import STAGES, manifest_of
 from bezoar_ray.store import Store
 
 _KEYED = (
@@ -30,7 +30,7 @@ def fingerprint(recipe: Recipe, stage: str) -> str:
     """16 hex digits over what a stage reads: its part of the recipe, and all that the stages before it read."""
     what: list[Any] = []
     for name, known in STAGES.items():
-        what.append([name, [_part(recipe, path) for path in known.reads]])
+        what.append([known.key, [_part(recipe, path) for path in known.reads]])
         if name == stage:
             break
     text = orjson.dumps(what, option=orjson.OPT_SORT_KEYS | orjson.OPT_NON_STR_KEYS)
@@ -41,34 +41,41 @@ def fingerprint(recipe: Recipe, stage: str) -> str:
     return hashlib.sha256(text).hexdigest()[:16]
 
 
-def is_done(store: Store, stage: str, mark: str) -> bool:
-    """Whether the stage's files are there, made from the same."""
-    name = layout.manifest(stage)
-    if not store.exists(name):
+def exists(store: Store, stage: str) -> bool:
+    """Whether the stage has been done, with this recipe or another."""
+    return store.exists(manifest_of(stage, store))
+
+
+def is_done(store: Store, stage: str, fingerprint: str) -> bool:
+    """Whether the stage's files are there and were made from the same recipe."""
+    if not exists(store, stage):
         return False
-    done = load(store, stage)
-    return done.fingerprint == mark and all(map(store.exists, done.files))
+    manifest = load(store, stage)
+    if manifest.fingerprint != fingerprint:
+        return False
+    return all(store.exists(file) for file in manifest.files)
 
 
 def load(store: Store, stage: str) -> StageManifest:
     """A stage's manifest."""
-    return StageManifest(**store.read_json(layout.manifest(stage)))
+    return StageManifest(**store.read_json(manifest_of(stage, store)))
 
 
-def save(store: Store, stage: str, done: StageManifest) -> None:
-    """Say that a stage is done."""
-    store.replace_json(layout.manifest(stage), asdict(done))
+def save(store: Store, stage: str, manifest: StageManifest) -> None:
+    """Record that a stage is done."""
+    store.replace_json(layout.manifest(stage), asdict(manifest))
 
 
 def forget(store: Store, stage: str) -> None:
-    """Before a stage is done anew: nothing of its earlier files counts, nor of the stages after it."""
+    """Remove the files of a stage and of the stages after it, before it is done anew."""
     later = list(STAGES)[list(STAGES).index(stage) :]
     for name in later:
-        if store.exists(layout.manifest(name)):
+        if exists(store, name):
             files = load(store, name).files
-            store.remove(layout.manifest(name))
-            for file in (file for file in files if not file.startswith(_KEYED)):
-                store.remove(file)
+            store.remove(manifest_of(name, store))
+            for file in files:
+                if not file.startswith(_KEYED):
+                    store.remove(file)
 
 
 def _part(recipe: Recipe, path: str) -> object:

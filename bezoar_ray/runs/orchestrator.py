@@ -17,7 +17,7 @@ from bezoar_ray.errors import BezoarError, BudgetReached, RecipeError
 from bezoar_ray.licenses import commercial_use
 from bezoar_ray.llm.ledger import SESSION, Counted, accounts
 from bezoar_ray.recipe import ModelSection, Recipe
-from bezoar_ray.runs import environment
+from bezoar_ray.runs import environment, manifest
 from bezoar_ray.runs.manifest import (
     StageManifest,
     fingerprint,
@@ -36,7 +36,7 @@ from bezoar_ray.runtime.session import (
     ray_session,
     stop_on_sigterm,
 )
-from bezoar_ray.stages import STAGES, TOGETHER, StageContext, StageResult
+from bezoar_ray.stages import STAGES, TOGETHER, StageContext, StageResult, current_names
 from bezoar_ray.stats import as_percent
 from bezoar_ray.store import Store
 
@@ -92,7 +92,7 @@ class Run:
         self._stages = {
             stage: _done_before(store, stage)
             for stage in STAGES
-            if _has_manifest(store, stage)
+            if manifest.exists(store, stage)
         }
         self._error = ""
         self._touched = False  # whether this command has begun to change what is there
@@ -134,7 +134,7 @@ class Run:
         self._stages = {
             name: entry
             for name, entry in self._stages.items()
-            if _has_manifest(self._store, name)
+            if manifest.exists(self._store, name)
         }
         for name in names:
             mark = fingerprint(self._recipe, name)
@@ -241,7 +241,7 @@ class Run:
             "commercial_use": commercial_use(self._recipe),
         }
         for stage in STAGES:
-            if _has_manifest(self._store, stage):
+            if manifest.exists(self._store, stage):
                 _merge(summary, load(self._store, stage).summary)
         _merge(summary, self._left)
         self._store.replace_json(layout.SUMMARY, summary)
@@ -391,10 +391,6 @@ def _outcomes(
         yield from importlib.import_module(TOGETHER[names[0], names[1]]).run(context)
 
 
-def _has_manifest(store: Store, stage: str) -> bool:
-    return store.exists(layout.manifest(stage))
-
-
 def _done_before(store: Store, stage: str) -> dict[str, Any]:
     done = load(store, stage)
     return {
@@ -409,7 +405,7 @@ def parse_stages(text: str | None) -> list[str]:
     """The stages of `--stages a,b`, in the order of the recipe; all of them where there is no such option."""
     if not text:
         return list(STAGES)
-    asked = [name.strip() for name in text.split(",")]
+    asked = current_names(name.strip() for name in text.split(","))
     unknown = [name for name in asked if name not in STAGES]
     if unknown:
         raise RecipeError(

@@ -120,7 +120,7 @@ def _sources(recipe: Recipe, stages: set[str]) -> Iterator[Source]:
     if "sft" in stages:
         for name, part in recipe.sft.data.items():
             yield f"sft.data.{name}", (part,), partial(sources.read_own, name=name)
-    if stages & {"hh-sft", "dpo"}:
+    if stages & {"hh-sft", "align"}:
         yield (
             "seeds.hh_rlhf",
             recipe.seeds.hh_rlhf,

@@ -22,7 +22,7 @@ from bezoar_ray.runs.orchestrator import run
 from bezoar_ray.runs.revisions import pinned_together
 from bezoar_ray.runtime.progress import Progress
 from bezoar_ray.runtime.session import ray_session
-from bezoar_ray.stages import STAGES, training_stages
+from bezoar_ray.stages import STAGES, manifest_of, training_stages
 from bezoar_ray.store import Store
 from bezoar_ray.train import heldout
 
@@ -53,7 +53,7 @@ class Trial:
     store: Store
 
     def result(self) -> float | None:
-        """The held-out accuracy of its dpo checkpoint, once there is one."""
+        """The held-out accuracy of its last checkpoint, once there is one."""
         return self._scores().get("heldout_accuracy")
 
     def ci95(self) -> list[float] | None:
@@ -62,14 +62,14 @@ class Trial:
 
     def right(self) -> dict[str, bool] | None:
         """Whether it gets each held-out pair right, by the pair's id; None for trials of earlier versions."""
-        margins = heldout.read(self.store, _last())
+        margins = heldout.read(self.store, self.recipe.checkpoint(_last()))
         if margins is None:
             return None
         return {id: heldout.is_right(margin) for id, margin in margins.items()}
 
     def _scores(self) -> dict[str, Any]:
         train = (self.store.read_json(layout.SUMMARY) or {}).get("train", {})
-        return train.get(_last(), {})
+        return train.get(self.recipe.checkpoint(_last()), {})
 
 
 def trials(
@@ -170,7 +170,7 @@ def _said(
 
 
 def _how_far(trial: Trial) -> str:
-    at = trial.store.read_json(layout.progress(_last()))
+    at = trial.store.read_json(layout.progress(STAGES[_last()].key))
     if not at:
         return f"{trial.name}: not trained yet"
     right = (
@@ -182,7 +182,7 @@ def _how_far(trial: Trial) -> str:
 
 
 def sweep(found: list[Trial], store: Store, progress: Progress) -> None:
-    """Train all trials up to dpo, through Ray Tune: what they share first, then each from there on.
+    """Train all trials up to align, through Ray Tune: what they share first, then each from there on.
 
     A trial that is behind the others in the share of pairs it gets right is stopped early, where all have one method:
     with a reference, right is who has gained on it, without one, who is the likelier. The same command goes on with a
@@ -310,7 +310,7 @@ def _trainable() -> type:
             while True:
                 ended, at = (
                     self._process.poll(),
-                    self._trial.store.read_json(layout.progress(_last())),
+                    self._trial.store.read_json(layout.progress(STAGES[_last()].key)),
                 )
                 if ended:
                     lines = (
@@ -363,7 +363,7 @@ def share(store: Store, trial: Trial) -> None:
             break
         if is_done(trial.store, stage, fingerprint(trial.recipe, stage)):
             continue
-        for name in [*load(store, stage).files, layout.manifest(stage)]:
+        for name in [*load(store, stage).files, manifest_of(stage, store)]:
             trial.store.adopt(store, name)
     for folder in _SHARED:
         for name in store.list(folder):

@@ -1,6 +1,6 @@
 """The family of checkpoints on Ray Serve: one vLLM engine, the untouched base with one joined LoRA per checkpoint.
 
-Joined LoRAs give the same greedy text as the merged models, so a single engine start serves base, sft, hh-sft and dpo.
+Joined LoRAs give the same greedy text as the merged models, so a single engine start serves all checkpoints.
 Checkpoints that are served merged have an engine each, behind a router.
 """
 

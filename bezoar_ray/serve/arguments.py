@@ -10,7 +10,7 @@ from bezoar_ray.errors import BezoarError
 from bezoar_ray.llm.engine import is_cpu_build, on_this_machine, trusted
 from bezoar_ray.llm.model_identity import model_path
 from bezoar_ray.recipe import Recipe, Serve
-from bezoar_ray.stages import BASE, training_stages
+from bezoar_ray.stages import BASE, checkpoint_names
 from bezoar_ray.store import Store
 
 _GROUPED_LORA = "bezoar_ray.serve.cpu_lora.GroupedLora"
@@ -23,7 +23,7 @@ def modes(recipe: Recipe, store: Store) -> dict[str, str]:
     base is always there, as it is. What could not be joined is `merged` whatever the recipe's mode.
     """
     found = {BASE: "base"}
-    for name in training_stages():
+    for name in checkpoint_names()[1:]:
         if recipe.serve.mode == "joined" and store.exists(
             layout.checkpoint(name).joined
         ):

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from bezoar_ray import layout
 from bezoar_ray.llm.model_identity import model_path
 from bezoar_ray.recipe import Lora
-from bezoar_ray.stages import BASE, StageContext, checkpoint_of
+from bezoar_ray.stages import BASE, StageContext, adapters_of, checkpoint_of
 from bezoar_ray.store import Store, digest
 from bezoar_ray.train import adapters, heldout, model_loading, pairs
 from bezoar_ray.train.launcher import Job
@@ -27,7 +27,7 @@ def finish(
     Returns:
         `heldout_accuracy` and its interval by checkpoint: the stage's own, and base's from sft.
     """
-    store, name = job.store, job.stage
+    store, name = job.store, job.checkpoint
     below = None if name == "sft" else str(store.path(layout.checkpoint("sft").merged))
     model = model_loading.load(
         job.recipe.base, below, device_map={"": model_loading.device(job)}
@@ -43,14 +43,11 @@ def finish(
     scores[name] = _score(job, name, model, tokenizer, rows)
     with store.writing(files.merged) as path:
         adapters.save(model, tokenizer, path)
-    chain = [
-        store.path(layout.checkpoint(part).adapter)
-        for part in checkpoint_of(name).adapters
-    ]
+    chain = [store.path(layout.checkpoint(part).adapter) for part in adapters_of(name)]
     with store.writing(files.joined) as path:
         joined = _join(chain, path, job.recipe.base.model)
     mark = adapters.weights_mark(store, name)
-    sum_of = [f"../{part}/adapter" for part in checkpoint_of(name).adapters]
+    sum_of = [f"../{part}/adapter" for part in adapters_of(name)]
     adapters.record(
         store,
         job.recipe,
@@ -107,9 +104,10 @@ def _score(
     return heldout.summary(found)
 
 
-def clear(context: StageContext, name: str) -> None:
-    """Remove what an unfinished attempt left of a checkpoint."""
-    context.store.remove(layout.checkpoint(name).folder)
+def clear(context: StageContext, *names: str) -> None:
+    """Remove the files that an unfinished attempt left of checkpoints."""
+    for name in names:
+        context.store.remove(layout.checkpoint(name).folder)
 
 
 def files(store: Store, *names: str) -> list[str]:

@@ -18,7 +18,7 @@ from bezoar_ray.recipe import Recipe, Training
 from bezoar_ray.runtime.capacity import check_capacity, of_workers
 from bezoar_ray.runtime.dtype import compute_dtype
 from bezoar_ray.runtime.session import unseen
-from bezoar_ray.stages import StageContext
+from bezoar_ray.stages import STAGES, StageContext
 from bezoar_ray.store import Store
 from bezoar_ray.train.tokenized_dataset import TokenizedDataset
 
@@ -48,6 +48,11 @@ class Job:
         return self.recipe.training(self.stage)
 
     @property
+    def checkpoint(self) -> str:
+        """The name of the checkpoint that the stage makes."""
+        return self.recipe.checkpoint(self.stage)
+
+    @property
     def dtype(self) -> str:
         """In which type a worker computes."""
         return compute_dtype(self.recipe.base.dtype, gpu=self.part.gpus_per_worker > 0)
@@ -55,7 +60,7 @@ class Job:
     @property
     def folder(self) -> str:
         """Where the stage keeps what is no result: checkpoints, progress."""
-        return layout.training(self.stage)
+        return layout.training(STAGES[self.stage].key)
 
 
 STOP = (

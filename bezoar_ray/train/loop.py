@@ -249,12 +249,12 @@ def zero(stage: int) -> dict[str, object]:
 
 
 def _save_adapter(job: Job, model: "PeftModel") -> None:
-    """Write the adapter as a plain PEFT folder; dpo's frozen reference stays out."""
+    """Write the adapter as a plain PEFT folder; align's frozen reference stays out."""
     from ray.train import get_context
 
     with _whole(job, model):
         if get_context().get_world_rank() == 0:
-            with job.store.writing(layout.checkpoint(job.stage).adapter) as folder:
+            with job.store.writing(layout.checkpoint(job.checkpoint).adapter) as folder:
                 model.save_pretrained(str(folder), selected_adapters=["default"])
 
 
@@ -289,7 +289,7 @@ def close(
     scores = finish(
         job, tokenizer, lora, Layout(train_state.passes.get("layout", "padded"))
     )
-    return {**scores, job.stage: {**figures, **scores[job.stage]}}
+    return {**scores, job.checkpoint: {**figures, **scores[job.checkpoint]}}
 
 
 def figures(job: Job, train_state: TrainState) -> dict[str, object]:

@@ -1,10 +1,10 @@
-"""What hh-sft and dpo share: a stage that learns from HH-RLHF's pairs."""
+"""What hh-sft and align share: a stage that learns from HH-RLHF's pairs."""
 
 from collections.abc import Callable
 
 from bezoar_ray import layout
 from bezoar_ray.errors import BezoarError
-from bezoar_ray.stages import StageContext, StageResult, checkpoint_of
+from bezoar_ray.stages import STAGES, StageContext, StageResult, checkpoint_of
 from bezoar_ray.train import checkpoints, launcher, pairs
 from bezoar_ray.train.tokenized_dataset import TokenizedDataset, checked
 
@@ -26,10 +26,11 @@ def run(
             f"{stage}: seeds.hh_rlhf gave no pairs to train on. Name a source that has some"
         )
     data = checked(context, stage, [prepared(context)])
-    checkpoints.clear(context, stage)
-    parent = layout.checkpoint(checkpoint_of(stage).parent).lineage
+    checkpoint = context.recipe.checkpoint(stage)
+    checkpoints.clear(context, *STAGES[stage].checkpoint_names)
+    parent = layout.checkpoint(checkpoint_of(checkpoint).parent).lineage
     result = launcher.fit(
         context, stage, loop, data, [f"{pairs.FOLDER}/heldout", parent]
     )
-    result[stage]["seeds_failed"] = malformed
-    return StageResult(checkpoints.files(context.store, stage), {"train": result})
+    result[checkpoint]["seeds_failed"] = malformed
+    return StageResult(checkpoints.files(context.store, checkpoint), {"train": result})

@@ -1,4 +1,4 @@
-"""HH-RLHF pairs: which are held out, and which hh-sft and dpo train on."""
+"""HH-RLHF pairs: which are held out, and which hh-sft and align train on."""
 
 import hashlib
 from itertools import groupby

@@ -1,11 +1,14 @@
-"""dpo: hh-sft's adapter goes on learning from pairs, by default held to its own frozen copy (DPO, arXiv 2305.18290)."""
+"""align: hh-sft's adapter learns from pairs, by default with its frozen copy as the reference.
+
+The default method is DPO (arXiv 2305.18290).
+"""
 
 from functools import partial
 
 from bezoar_ray import layout
 from bezoar_ray.recipe import Align
 from bezoar_ray.runtime.logs import event
-from bezoar_ray.stages import StageContext, StageResult
+from bezoar_ray.stages import STAGES, StageContext, StageResult
 from bezoar_ray.train import (
     checkpoints,
     encoding,
@@ -23,22 +26,22 @@ LAST_PART = 0.25  # of the logged steps, whose mean is the reward accuracy
 
 
 def run(context: StageContext) -> StageResult:
-    """Train dpo, and score it on the held-out pairs; without a method there is no such checkpoint.
+    """Train on pairs, and score it on the held-out pairs; without a method there is no such checkpoint.
 
     Raises:
         BezoarError: there are no pairs.
     """
     if context.recipe.align.method == "none":
-        checkpoints.clear(context, "dpo")
+        checkpoints.clear(context, *STAGES["align"].checkpoint_names)
         return StageResult([])
-    return on_pairs.run(context, "dpo", prepared, _train)
+    return on_pairs.run(context, "align", prepared, _train)
 
 
 def prepared(context: StageContext) -> TokenizedDataset:
     """The pairs."""
     return prepare(
         context,
-        "dpo",
+        "align",
         "pairs",
         [pairs.file("pairs")],
         encoding.pair_tokens,

@@ -18,7 +18,7 @@ from bezoar_ray.errors import BezoarError
 from bezoar_ray.llm.model_identity import model_path
 from bezoar_ray.recipe import Recipe
 from bezoar_ray.runtime.session import quieten
-from bezoar_ray.stages import StageContext
+from bezoar_ray.stages import STAGES, StageContext
 from bezoar_ray.store import Store, digest
 from bezoar_ray.train.encoding import Tokens
 from bezoar_ray.train.tokenizer import load_tokenizer
@@ -87,7 +87,7 @@ def prepare(
     mark = _mark(
         context, [part.max_length, part.limit, sorted(columns), store.digest_of(files)]
     )
-    start = f"{layout.TOKENIZED}/{stage}-{name}"
+    start = f"{layout.TOKENIZED}/{STAGES[stage].key}-{name}"
     file, record = f"{start}-{mark}.arrow", f"{start}-{mark}.json"
     if found := store.read_json(record):
         return TokenizedDataset(**found)

@@ -245,7 +245,11 @@ def _looped(run: StageContext, data: Any) -> float:
     from bezoar_ray.train.tokenizer import load_tokenizer
 
     job = Job(
-        str(run.store.root), run.recipe, "dpo", f"beta-{run.recipe.align.beta}", (data,)
+        str(run.store.root),
+        run.recipe,
+        "align",
+        f"beta-{run.recipe.align.beta}",
+        (data,),
     )
     seconds = []
 

@@ -14,7 +14,7 @@ WORK = {
     "generate": "EngineCore",
     "filter": "_Actor",
     "sft": "RayTrainWorker",
-    "dpo": "RayTrainWorker",
+    "align": "RayTrainWorker",
     "evaluate": "EngineCore",
 }
 

@@ -229,7 +229,7 @@ STAGES = {
     "filter": "generate",
     "sft": "train",
     "hh-sft": "train",
-    "dpo": "train",
+    "align": "train",
     "evaluate": "serve",
 }
 
@@ -259,7 +259,9 @@ def test_a_run_starts_with_the_head_alone_and_nodes_come_and_go_as_stages_ask_fo
         )
     # What earlier stages ran on is gone before the last one ends: idle nodes cost money.
     assert any(
-        "generate" not in kinds for _, at, kinds in history if at in ("dpo", "evaluate")
+        "generate" not in kinds
+        for _, at, kinds in history
+        if at in ("align", "evaluate")
     )
     end = time.monotonic() + 60 * IDLE_MINUTES + 120
     while cluster.kinds() != ["head"]:

@@ -159,7 +159,7 @@ def test_every_stage_of_the_shipped_recipes_finds_a_node_that_fits(name, recipe)
         for part in (*recipe.teachers, *recipe.judges)
     ]
     asks += [ResourceRequest.of(recipe.serve, 1, "serve")]
-    parts = [recipe.training(stage) for stage in ("sft", "hh-sft", "dpo")]
+    parts = [recipe.training(stage) for stage in ("sft", "hh-sft", "align")]
     asks += [
         ResourceRequest.each(
             part, part.cpus_per_worker, part.gpus_per_worker, part.workers, "workers"

@@ -8,7 +8,9 @@ import orjson
 import psutil
 import pytest
 
+from bezoar_ray import layout
 from bezoar_ray.schemes import SCHEMES
+from bezoar_ray.stages import STAGES
 from bezoar_ray.store import Store
 from bezoar_ray.train.reporting import STATE
 from tests.cluster.jobs import WORK, answered, attached, host, rows, stopped, submitted
@@ -82,7 +84,7 @@ def test_a_run_outlives_a_node_lost_in_every_stage(tiny_world, tmp_path):
     assert set(answered(run_dir).values()) == {
         1
     }  # what was answered was not asked again
-    for stage in ("sft", "dpo"):
+    for stage in ("sft", "align"):
         _went_on(run_dir, stage, noted[stage])
 
 
@@ -232,7 +234,9 @@ def _saved(store: Store, stage: str) -> int:
 
 def _noted(store: Store, stage: str) -> int:
     """From after which step Ray Train would go on: it looks for new checkpoints every two seconds, and notes them."""
-    for name in store.list(f"train/{stage}", "/checkpoint_manager_snapshot.json"):
+    for name in store.list(
+        layout.training(STAGES[stage].key), "/checkpoint_manager_snapshot.json"
+    ):
         with contextlib.suppress(ValueError, TypeError):  # it is being written
             return orjson.loads(store.read(name))["latest_checkpoint_result"][
                 "metrics"

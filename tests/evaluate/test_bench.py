@@ -279,7 +279,8 @@ def test_published_answers_are_judged_beside_ours_and_their_grades_read(
     assert scores["gpt-3.5"]["bias"]["judges"]["gpt-4"]["score"] == 9
     with (
         pytest.raises(
-            RecipeError, match="no model 'gpt-5'; there are base, dpo, gpt-3.5"
+            RecipeError,
+            match="no model 'gpt-5'; there are asft, base, dpo, gpt-3.5, hh-sft",
         ),
         serving(says) as judge,
     ):

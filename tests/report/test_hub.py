@@ -55,7 +55,8 @@ def test_a_part_that_is_not_there_is_named(run, capsys):
     assert "holds nothing of sft" in capsys.readouterr().err
     assert main(["push", str(run.root), "me", "--only", "base"]) == 2
     assert (
-        "no such part; there are sft, hh-sft, dpo, dataset" in capsys.readouterr().err
+        "no such part; there are sft, hh-sft, dpo, kto, orpo, asft, dataset"
+        in capsys.readouterr().err
     )
 
 

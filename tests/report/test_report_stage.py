@@ -16,8 +16,9 @@ from bezoar_ray.report.page import render
 from bezoar_ray.report.stage import run
 from bezoar_ray.runtime.progress import Progress
 from bezoar_ray.schemes import SCHEMES
-from bezoar_ray.stages import StageContext, checkpoint_names, training_stages
+from bezoar_ray.stages import StageContext
 from bezoar_ray.store import Store
+from tests.end_to_end import CHECKPOINTS, TRAINED
 from tests.rows_on_disk import write_samples
 
 ATTACK = "<script>document.title = 'owned'</script>"
@@ -50,11 +51,11 @@ def context(tmp_path, recipe) -> StageContext:
             "rejected",
             [sample(scheme, n, "rejected", GATES[n % 3]) for n in range(15)],
         )
-    for name in checkpoint_names():
+    for name in CHECKPOINTS:
         store.replace_json(
             f"checkpoints/{name}/lineage.json", {"name": name, "fingerprint": "f"}
         )
-    for stage in ("generate", "filter", "sft", "hh-sft", "dpo", "evaluate"):
+    for stage in ("generate", "filter", "sft", "hh-sft", "align", "evaluate"):
         store.replace_json(
             f"manifests/{stage}.json",
             {"fingerprint": "f", "seconds": 61.0, "files": [], "summary": {}},
@@ -167,7 +168,7 @@ def summary() -> dict:
                     for n in range(1, 10)
                 ],
             }
-            for name in training_stages()
+            for name in TRAINED
         },
         "eval": {
             "harness": {
@@ -177,11 +178,11 @@ def summary() -> dict:
                         "exact_match": {"value": 0.1 + place / 5, "stderr": 0.04}
                     },
                 }
-                for place, name in enumerate(checkpoint_names())
+                for place, name in enumerate(CHECKPOINTS)
             },
             "served": {
                 name: "joined" if place else "base"
-                for place, name in enumerate(checkpoint_names())
+                for place, name in enumerate(CHECKPOINTS)
             },
             "mt_bench": {
                 name: {
@@ -201,7 +202,7 @@ def summary() -> dict:
                         ("coding", "math", "roleplay", "writing"), 2.0 + place
                     ),
                 }
-                for place, name in enumerate(checkpoint_names())
+                for place, name in enumerate(CHECKPOINTS)
             },
         },
     }
@@ -433,7 +434,7 @@ def test_the_mean_is_left_out_for_a_checkpoint_that_lacks_a_task(context):
 def with_metric(context, task: str, metric: str, values: list[float], **more) -> None:
     """The finished run, where each checkpoint has another value of one metric."""
     found = context.store.read_json("summary.json")
-    for name, value in zip(checkpoint_names(), values, strict=True):
+    for name, value in zip(CHECKPOINTS, values, strict=True):
         found["eval"]["harness"][name][task][metric] = {
             "value": value,
             "stderr": 0.01,
@@ -469,7 +470,7 @@ def test_the_lowest_is_the_best_of_what_is_better_the_lower_and_enters_no_mean(
         ],
     )
     found = summary()
-    for name in checkpoint_names():
+    for name in CHECKPOINTS:
         found["eval"]["harness"][name]["wiki"] = {}
     context.store.replace_json("summary.json", found)
     with_metric(context, "wiki", "bits_per_byte", BITS, **direction)

@@ -89,7 +89,7 @@ def test_what_training_would_read_is_missed_before_anything_is_paid_for(bare):
         "seeds.hh_rlhf: no file 'gone.jsonl'",
     ):
         assert said in text
-    assert "seeds.hh_rlhf: hh-sft and dpo learn" in "\n".join(
+    assert "seeds.hh_rlhf: hh-sft and align learn" in "\n".join(
         doctor.misses(load_recipe("tiny", ["seeds.hh_rlhf=[]"]), [])
     )
 

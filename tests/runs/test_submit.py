@@ -126,7 +126,7 @@ def test_a_jobs_number_follows_the_last_ones_although_an_earlier_one_was_deleted
     [
         ("run", ["run", "tiny"]),
         ("generate", ["run", "tiny", "--stages", "generate,filter"]),
-        ("train", ["run", "tiny", "--stages", "sft,hh-sft,dpo"]),
+        ("train", ["run", "tiny", "--stages", "sft,hh-sft,align"]),
         ("evaluate", ["run", "tiny", "--stages", "evaluate,report"]),
         ("serve", ["serve", "tiny"]),
     ],

@@ -39,9 +39,9 @@ def test_a_parameter_without_values_is_named(store):
 
 def test_a_trial_has_the_files_of_the_stages_that_its_parameter_leaves_alone(store):
     trial, *_ = trials("tiny", [], ["align.beta=0.1,0.5"], store)
-    for stage in ("generate", "filter", "sft", "hh-sft", "dpo"):
+    for stage in ("generate", "filter", "sft", "hh-sft", "align"):
         store.replace(f"{stage}.bin", stage)
-        mark = fingerprint(trial.recipe, stage) if stage != "dpo" else "another"
+        mark = fingerprint(trial.recipe, stage) if stage != "align" else "another"
         save(store, stage, StageManifest(mark, 1.0, [f"{stage}.bin"]))
     store.replace("train/data/pairs.arrow", "tokens")
     share(store, trial)
@@ -166,7 +166,7 @@ def test_a_parameter_that_no_stage_reads_is_refused_before_anything_runs(
         "serve.num_cpus=1,2",
     ]
     assert main(arguments) == 2
-    assert "no stage up to dpo reads it" in capsys.readouterr().err
+    assert "no stage up to align reads it" in capsys.readouterr().err
 
 
 @pytest.mark.slow

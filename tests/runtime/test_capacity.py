@@ -184,7 +184,7 @@ def test_the_launchers_most_workers_are_those_of_all_kinds_together(
     ("change", "who"),
     [
         ("teacher.num_gpus=9", "tiny-teacher"),
-        ("align.gpus_per_worker=9", "dpo's workers"),
+        ("align.gpus_per_worker=9", "align's workers"),
         ("serve.num_gpus=9", "the endpoint's engines"),
     ],
 )

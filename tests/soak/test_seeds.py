@@ -9,8 +9,8 @@ from statistics import fmean
 import orjson
 import pytest
 
-from bezoar_ray.stages import STAGES, checkpoint_names
-from tests.end_to_end import Command, summary
+from bezoar_ray.stages import STAGES
+from tests.end_to_end import CHECKPOINTS, Command, summary
 
 pytestmark = [pytest.mark.soak, pytest.mark.timeout(7200)]
 SEEDS = (0, 1, 2)
@@ -44,7 +44,7 @@ def table(title: str, found: dict) -> str:
         "| checkpoint | harness | MT-Bench | over base, 95 % | held-out pairs |",
         "| --- | --- | --- | --- | --- |",
     ]
-    for name in checkpoint_names():
+    for name in CHECKPOINTS:
         bench = found["eval"]["mt_bench"][name]
         low, high = bench.get("versus_base", {}).get("ci95") or (0, 0)
         accuracy = found["train"][name]["heldout_accuracy"]
@@ -86,13 +86,13 @@ def test_every_method_gets_more_held_out_pairs_right(method, runs, tmp_path):
     folder, found = runs(0)
     shutil.copytree(folder, tmp_path / "run")
     other = whole_run(
-        tmp_path / "run", "seed=0", f"align.method={method}", stages="dpo"
+        tmp_path / "run", "seed=0", f"align.method={method}", stages="align"
     )
     before = found["train"]["hh-sft"]["heldout_accuracy"]
     print(
-        f"\n{method}: {before:.2f} -> {other['train']['dpo']['heldout_accuracy']:.2f}"
+        f"\n{method}: {before:.2f} -> {other['train'][method]['heldout_accuracy']:.2f}"
     )
-    assert other["train"]["dpo"]["heldout_accuracy"] > before
+    assert other["train"][method]["heldout_accuracy"] > before
 
 
 def test_unfiltered_data_makes_a_worse_model(runs, tmp_path):

@@ -128,7 +128,7 @@ def trained(
     context = StageContext(recipe, store, "test", Progress())
     pairs.ensure(context)
     summary: dict[str, Any] = {}
-    for stage in ("sft", "hh-sft", "dpo"):
+    for stage in ("sft", "hh-sft", "align"):
         summary |= in_process(context, stage)
     return store, summary
 
@@ -138,7 +138,7 @@ def in_process(context: StageContext, stage: str, name: str = "test") -> dict[st
     from ray.train import RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
 
-    module = {"sft": sft, "hh-sft": hh_sft, "dpo": preference}[stage]
+    module = {"sft": sft, "hh-sft": hh_sft, "align": preference}[stage]
     found = module.prepared(context)
     data = tuple(found) if isinstance(found, list) else (found,)
     job = Job(str(context.store.root), context.recipe, stage, name, data)

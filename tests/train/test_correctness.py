@@ -196,7 +196,7 @@ def test_dpos_reference_is_hh_sft_in_the_same_quantisation(chain: StageContext) 
         for side in ("chosen", "rejected")
     ]
     adapter = str(chain.store.path("checkpoints/hh-sft/adapter"))
-    dpo = Job(str(chain.store.root), chain.recipe, "dpo", "test", ())
+    dpo = Job(str(chain.store.root), chain.recipe, "align", "test", ())
     apart = {}
     for name, model in (
         (

@@ -299,7 +299,7 @@ def test_a_trial_changes_no_draw_and_leaves_no_gradient(model: Any) -> None:
     assert all(weight.grad is None for weight in model.parameters())
 
 
-@pytest.mark.parametrize("stage", ["sft", "dpo"])
+@pytest.mark.parametrize("stage", ["sft", "align"])
 def test_a_stage_whose_passes_do_not_fit_trains_in_smaller_ones(
     trained: tuple[Store, dict[str, Any]],
     tmp_path: Path,
@@ -312,7 +312,7 @@ def test_a_stage_whose_passes_do_not_fit_trains_in_smaller_ones(
     )
     context = StageContext(recipe, Store(tmp_path / "run"), "test", Progress())
     monkeypatch.setattr(PassTrial, "fits", lambda self, size, *_: size.rows == 1)
-    found = in_process(context, stage)[stage]
+    found = in_process(context, stage)[recipe.checkpoint(stage)]
     assert (
         found["passes"]["size"] == "1 rows"
         and found["passes"]["gradient_checkpointing"]

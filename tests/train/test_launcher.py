@@ -348,7 +348,7 @@ def test_workers_share_one_reference_that_was_asked_ahead(
         Progress(),
     )
     pairs.ensure(context)
-    found = preference.run(context).summary["train"]["dpo"]
+    found = preference.run(context).summary["train"][method]
     assert found["steps"] == 10 and found["loss_last"] < found["loss_first"]
 
 
@@ -384,9 +384,11 @@ def test_a_preference_stage_that_was_stopped_ends_with_the_adapter_of_one_that_w
         preference.run(stopped)
     at_stop = Store(stopped.store.root).read_json("train/dpo/progress.json")
     stopped.store.remove("train/dpo/stop")
-    assert preference.run(stopped).summary["train"]["dpo"]["steps"] > at_stop["step"]
+    assert preference.run(stopped).summary["train"][method]["steps"] > at_stop["step"]
     weights = [
-        load_file(found.store.path("checkpoints/dpo/adapter/adapter_model.safetensors"))
+        load_file(
+            found.store.path(f"checkpoints/{method}/adapter/adapter_model.safetensors")
+        )
         for found in contexts
     ]
     assert all(

@@ -122,7 +122,7 @@ def test_the_share_of_the_peak_counts_six_operations_for_each_weight_and_token(
     assert found == (expected and pytest.approx(expected, rel=0.01))
 
 
-@pytest.mark.parametrize("stage", ["sft", "dpo"])
+@pytest.mark.parametrize("stage", ["sft", "align"])
 def test_what_is_trained_on_is_nf4(
     trained: tuple[Store, dict[str, Any]], recipe: Recipe, stage: str
 ) -> None:

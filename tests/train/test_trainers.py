@@ -139,7 +139,7 @@ def hh(trained: tuple[Store, dict[str, Any]]) -> Store:
 
 
 def aligned(hh: Store, recipe: Recipe, folder: Path, **align: Any) -> dict[str, Any]:
-    """dpo by another method, in a copy of the run directory."""
+    """align by another method, in a copy of the run directory."""
     import shutil
 
     shutil.copytree(hh.root, folder, ignore=shutil.ignore_patterns("dpo", "train"))
@@ -150,7 +150,7 @@ def aligned(hh: Store, recipe: Recipe, folder: Path, **align: Any) -> dict[str, 
     )
     context = StageContext(changed, Store(folder), "test", Progress())
     pairs.ensure(context)
-    return in_process(context, "dpo")["dpo"]
+    return in_process(context, "align")[changed.align.method]
 
 
 @pytest.mark.parametrize("method", ["dpo", "kto", "orpo", "asft"])
@@ -169,7 +169,7 @@ def test_kto_estimates_its_reference_point_from_answers_to_other_prompts(
 ) -> None:
     context = StageContext(recipe, hh, "test", Progress())
     model = model_loading.with_adapter(
-        model_loading.for_training(Job(str(hh.root), recipe, "dpo", "x", ())),
+        model_loading.for_training(Job(str(hh.root), recipe, "align", "x", ())),
         str(hh.path("checkpoints/hh-sft/adapter")),
         trainable=True,
     )
@@ -285,6 +285,6 @@ def test_a_loss_that_is_not_finite_stops_with_step_and_rows(
 ) -> None:
     with pytest.raises(
         Exception,
-        match=r"dpo: the loss or its gradient is NaN or infinite in step [23], in rows \w+.* lower learning_rate",
+        match=r"align: the loss or its gradient is NaN or infinite in step [23], in rows \w+.* lower learning_rate",
     ):
         aligned(hh, recipe, tmp_path / "run", learning_rate=1e30, max_grad_norm=1e30)

@@ -29,7 +29,7 @@ from bezoar_ray.sources.mt_bench_files import (
     load_questions,
     load_verdicts,
 )
-from bezoar_ray.stages import StageContext, checkpoint_names
+from bezoar_ray.stages import STAGES, StageContext, checkpoint_names
 
 _JUDGE = "mt_bench_judge"
 _IN_FLIGHT = 64  # per checkpoint; the engine queues what it cannot run at once
@@ -115,7 +115,20 @@ class Bench:
             raise RecipeError(
                 f"evaluate.mt_bench.pairwise: no model {unknown!r}; there are {', '.join(sorted(known))}"
             )
-        return [pair for pair in self.part.pairwise if set(pair) <= set(self.models)]
+        present = {"dpo": self._aligned}
+        pairs = [
+            (present.get(first, first), present.get(second, second))
+            for first, second in self.part.pairwise
+        ]
+        return [pair for pair in pairs if set(pair) <= set(self.models)]
+
+    @property
+    def _aligned(self) -> str:
+        """The name of the run's aligned checkpoint: its method."""
+        for name in STAGES["align"].checkpoint_names:
+            if name in self.checkpoints:
+                return name
+        return "dpo"
 
     @property
     def total(self) -> int:
