@@ -72,7 +72,7 @@ def test_remote_code_needs_a_pinned_revision():
 def test_an_engine_argument_that_could_load_or_run_anything_is_refused(name):
     said = refusal(teacher={"model": "t", "engine": {name: "x", "max_model_len": 9}})
     assert said.startswith(
-        f"mine.yaml: teacher.engine: {name!r} would load or run what `bezoar plan` does not name"
+        f"mine.yaml: teacher.engine: {name!r} would load weights or run code that `bezoar plan` does not list"
     )
     assert "serve.engine" in refusal(serve={"engine": {name: "x"}})
 
@@ -91,7 +91,7 @@ def test_an_engine_argument_that_could_load_or_run_anything_is_refused(name):
     ],
 )
 def test_a_text_that_vllm_might_run_is_refused_wherever_it_stands(engine):
-    assert "holds a text, which may name code" in refusal(
+    assert "holds text, which may name code" in refusal(
         teacher={"model": "t", "engine": engine}
     )
 
@@ -169,7 +169,7 @@ def test_the_one_teacher_can_be_set_as_the_first_of_several():
 @pytest.mark.parametrize("text", [b"", b"- a list", b"caf\xe9: 1"])
 def test_a_file_that_holds_no_recipe_is_named(tmp_path, text):
     (tmp_path / "mine.yaml").write_bytes(text)
-    with pytest.raises(RecipeError, match="mine.yaml.*(holds no recipe|no UTF-8 text)"):
+    with pytest.raises(RecipeError, match="mine.yaml.*(not a recipe|not UTF-8 text)"):
         load_recipe(str(tmp_path / "mine.yaml"), ["align.beta=1"])
 
 
@@ -310,7 +310,7 @@ def test_one_teacher_may_stand_alone_and_several_in_a_list():
 def test_judges_of_one_name_are_refused_unless_their_revisions_differ():
     judge = {"model": "j", "base_url": "http://a/v1"}
     with pytest.raises(
-        RecipeError, match=r"judges: entry 1: 'j' judges already.*`revision`"
+        RecipeError, match=r"judges: entry 1: duplicate judge 'j'.*`revision`"
     ):
         parse_recipe(
             SMALL | {"judges": [judge, judge | {"base_url": "http://b/v1"}]}, "test"
@@ -385,7 +385,7 @@ def test_engine_arguments_may_be_written_as_flags_and_null_is_the_default(part):
         ("max_model_len: [0]", r"max_model_len \[0\]: expected tokens"),
         (
             "tensor_parallel_size: 0",
-            "tensor_parallel_size 0: expected a whole number from 1 on",
+            "tensor_parallel_size 0: expected a whole number of at least 1",
         ),
         (
             "tensor_parallel_size: true",

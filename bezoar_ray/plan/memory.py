@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from bezoar_ray.recipe import ModelSection, Recipe, Serve, Training
-from bezoar_ray.recipe.section import spread_of
+from bezoar_ray.recipe.section import parallel_gpus
 from bezoar_ray.runtime.gpus import ENGINE_SHARE, Gpu
 from bezoar_ray.runtime.model_shapes import (
     USUAL_BILLIONS,
@@ -77,7 +77,7 @@ def engine_need(
 ) -> MemoryNeed:
     """vLLM on a GPU: its share of the weights, and a cache that holds one sequence at least."""
     shape = model_shape(model)
-    spread = spread_of(part.engine) // part.engine.get("data_parallel_size", 1)
+    spread = parallel_gpus(part.engine) // part.engine.get("data_parallel_size", 1)
     of_type = _BYTES.get(part.dtype, 2)
     weights = (
         shape.linear_weights * _weight_bytes(shape, model, part)

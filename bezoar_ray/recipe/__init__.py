@@ -1,7 +1,8 @@
-"""The recipe: what to make (models, prompts, data, thresholds) and how to run it (workers, keys, budget).
+"""The recipe: what a run makes (models, data, thresholds) and how it is carried out.
 
-Fields marked `RUNTIME_ONLY` do not enter a fingerprint: after a change to one of them, a run resumes. All other fields
-do, so that a changed rubric redoes the filter and the stages after it, and nothing else.
+Fields marked `RUNTIME_ONLY` (workers, keys, budgets) do not enter a fingerprint: after
+a change to one of them, the run resumes. All other fields do. A changed rubric, for
+instance, redoes the filter and the stages after it, and nothing else.
 """
 
 from bezoar_ray.recipe.evaluation import Evaluate, Harness, HarnessTask, MtBench, Serve

@@ -1,4 +1,4 @@
-"""Serving and evaluation."""
+"""The sections of serving and evaluation."""
 
 from functools import cached_property
 from typing import Annotated, Any, Literal
@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import AliasChoices, Field, field_validator, model_validator
 
-from bezoar_ray.recipe.model_sections import Judge, told_apart
+from bezoar_ray.recipe.model_sections import Judge, check_distinct
 from bezoar_ray.recipe.section import (
     FILES,
     RUNTIME_ONLY,
@@ -25,167 +25,186 @@ from bezoar_ray.stages import checkpoint_names
 
 
 class Serve(SchedulingSection):
-    """The endpoint that hosts the checkpoints."""
+    """The endpoint that serves the checkpoints."""
 
     mode: Literal["joined", "merged"] = "joined"
-    """`joined`: one engine, the untouched base with one LoRA per checkpoint. `merged`: an engine for each checkpoint,
-    as what has no equal in one LoRA is served in any case."""
+    """`joined`: one engine serves the untouched base with one LoRA per checkpoint.
+    `merged`: each checkpoint has an engine of its own. A checkpoint that cannot be
+    expressed as one LoRA (DoRA) is served merged in either mode."""
     dtype: Literal["bfloat16", "float32"] = "bfloat16"
-    """Type of the served weights."""
+    """Data type of the served weights."""
     host: Annotated[str, RUNTIME_ONLY] = "127.0.0.1"
-    """Address that the endpoint binds to."""
+    """Address on which the endpoint listens. `0.0.0.0` makes it reachable from other
+    machines."""
     port: Annotated[int, RUNTIME_ONLY] = 8000
-    """Port of `bezoar serve`; evaluate takes a free one."""
+    """Port of `bezoar serve`. The evaluate stage takes a free port instead."""
     engine: Engine = {}
-    """Further vLLM engine arguments."""
+    """Extra vLLM engine arguments."""
     num_cpus: Annotated[float, RUNTIME_ONLY] = 1.0
-    """Ray CPUs per replica; without a GPU, its model computes with as many threads."""
+    """Ray CPUs of each replica. Without a GPU, its engine computes with as many
+    threads."""
     num_gpus: Annotated[float, RUNTIME_ONLY] = 0.0
-    """Ray GPUs per replica."""
+    """Ray GPUs of each replica."""
     replicas: Annotated[Positive, RUNTIME_ONLY] = 1
-    """Replicas of each engine; at least so many."""
+    """Minimum number of replicas of each engine."""
     max_replicas: Annotated[Positive | None, RUNTIME_ONLY] = None
-    """At most so many, as requests come and go; as many as `replicas` where empty."""
+    """Maximum number of replicas of each engine. Their number follows the load. Equal
+    to `replicas` where empty."""
     max_request_bytes: Annotated[Positive, RUNTIME_ONLY] = 4 * 2**20
-    """A request with a longer body is refused."""
+    """Maximum size of a request body in bytes. A larger request is refused."""
 
     @model_validator(mode="after")
-    def _can_be_given(self) -> "Serve":
+    def _check_replicas(self) -> "Serve":
         check_parallel(self.engine, self.num_gpus)
-        if (self.max_replicas or self.replicas) < self.replicas:
+        if self.max_replicas and self.max_replicas < self.replicas:
             raise ValueError(
-                f"max_replicas is {self.max_replicas}, less than replicas, {self.replicas}"
+                f"max_replicas is {self.max_replicas}, less than replicas, "
+                f"{self.replicas}"
             )
         return self
 
     def fingerprint_fields(self) -> dict[str, object]:
-        """With the engine's arguments that change what the checkpoints say."""
+        """The fields, with those engine arguments that change the answers."""
         return super().fingerprint_fields() | {"engine": decisive(self.engine)}
 
 
 class HarnessTask(Section):
-    """One lm-eval task; all its metrics are shown, and one of them enters the mean."""
+    """One lm-eval task. All its metrics are reported, and one enters the mean."""
 
     task: str
-    """Name of the task or group."""
+    """Name of the task or group of tasks in lm-eval."""
     metric: str = "acc"
-    """The metric that enters the mean, if it is a share of which a higher one is better."""
+    """Metric that enters the mean. It must be a share of which higher is better."""
     num_fewshot: int | None = None
-    """Examples in the prompt; the task's own default where empty."""
+    """Solved examples in the prompt. The task's own default where empty."""
     limit: Positive | None = None
-    """First so many items."""
+    """Evaluate only the first items, up to this number. All items where empty."""
 
 
 class Harness(Section):
-    """LM Evaluation Harness, through the endpoint."""
+    """LM Evaluation Harness, run through the endpoint."""
 
     groups: tuple[Literal["openllama", "leaderboard-v1"], ...] = ()
-    """Sets of tasks: OpenLLaMA's own, and the first Open LLM Leaderboard's six."""
+    """Predefined sets of tasks: OpenLLaMA's own evaluation, and the six tasks of the
+    first Open LLM Leaderboard."""
     tasks: tuple[HarnessTask, ...] = ()
-    """Further tasks, each with its metric."""
+    """Extra tasks."""
     limit: Positive | None = None
-    """First so many items of each task of the groups."""
+    """Evaluate only the first items of each task of `groups`, up to this number."""
     include_path: Annotated[str | None, FILES] = None
-    """Folder of further task files; `tiny` for the embedded ones."""
+    """Folder with task files of your own, or `tiny` for the embedded tasks."""
     apply_chat_template: bool = False
-    """Ask through the recipe's chat template; the published leaderboards send the bare prompt."""
+    """Send prompts through the recipe's chat template. The published leaderboards send
+    them as they are, so leave it off to compare with those."""
     concurrency: Annotated[Positive, RUNTIME_ONLY] = 16
-    """Requests in flight, for each task that is under way."""
+    """Concurrent requests of each running task."""
     at_once: Annotated[Positive, RUNTIME_ONLY] = 2
-    """Tasks under way at a time, each in a process of its own."""
+    """Tasks that run at the same time, each in a process of its own."""
 
     @model_validator(mode="after")
-    def _tells_its_tasks_apart(self) -> "Harness":
-        names = [self.name_of(task) for task in self.all_tasks]
-        if twice := next(
-            (name for n, name in enumerate(names) if name in names[:n]), None
-        ):
-            raise ValueError(
-                f"{twice} stands twice, with another metric or limit; leave one out. All metrics of a task are shown"
-            )
+    def _check_distinct_tasks(self) -> "Harness":
+        seen = set()
+        for task in self.all_tasks:
+            name = self.name_of(task)
+            if name in seen:
+                raise ValueError(
+                    f"{name} appears twice, with different metrics or limits. Remove "
+                    "one: the report shows all metrics of a task"
+                )
+            seen.add(name)
         return self
 
     @cached_property
     def all_tasks(self) -> tuple[HarnessTask, ...]:
-        """The tasks of the groups, then the others, each once."""
-        listed = {
-            group: yaml.safe_load(
-                packaged_text(f"harness/{group}.yaml", None, "groups")
-            )
-            for group in self.groups
-        }
-        grouped = [
-            HarnessTask(**task, limit=self.limit)
-            for tasks in listed.values()
-            for task in tasks
-        ]
+        """The tasks of the groups, then the extra tasks, without duplicates."""
+        grouped = []
+        for group in self.groups:
+            text = packaged_text(f"harness/{group}.yaml", None, "groups")
+            for fields in yaml.safe_load(text):
+                grouped.append(HarnessTask(**fields, limit=self.limit))
         return tuple(dict.fromkeys((*grouped, *self.tasks)))
 
     def name_of(self, task: HarnessTask) -> str:
-        """What a task's results stand under: its name, and its number of examples if it is asked with several."""
-        if sum(other.task == task.task for other in self.all_tasks) < 2:
+        """The name of a task in results.
+
+        It includes the number of examples if the recipe evaluates the task with
+        several.
+        """
+        same_name = [other for other in self.all_tasks if other.task == task.task]
+        if len(same_name) < 2:
             return task.task
-        return f"{task.task}, {'default' if task.num_fewshot is None else task.num_fewshot}-shot"
+        shots = "default" if task.num_fewshot is None else task.num_fewshot
+        return f"{task.task}, {shots}-shot"
 
     def fingerprint_fields(self) -> dict[str, object]:
-        """With the tasks in place of the groups' names."""
+        """The fields, with the groups' tasks instead of the groups' names."""
+        tasks = [task.fingerprint_fields() for task in self.all_tasks]
         return super().fingerprint_fields() | {
             "groups": [],
             "limit": None,
-            "tasks": [task.fingerprint_fields() for task in self.all_tasks],
+            "tasks": tasks,
         }
 
 
-_LATER_FIELDS = {"references_skip", "prompts"}  # of MtBench: run directories are older
+# Fields of MtBench that came later than the first run directories.
+_LATER_FIELDS = {"references_skip", "prompts"}
 
 
 class MtBench(Section):
-    """MT-Bench (arXiv 2306.05685): judges grade each turn, and one of them compares models two at a time."""
+    """MT-Bench (arXiv 2306.05685): judges grade each turn, one compares models."""
 
     questions: Annotated[str, FILES]
-    """FastChat's question.jsonl, questions of your own in its shape, or `tiny` for the embedded ones."""
+    """FastChat's question.jsonl, questions of your own in its format, or `tiny` for the
+    embedded questions."""
     references: Annotated[str | None, FILES] = None
-    """Reference answers in FastChat's shape (.jsonl): shown for math, reasoning, coding and categories of your own."""
+    """Reference answers in FastChat's format (.jsonl). Judges see them for math,
+    reasoning, coding and categories of your own."""
     references_skip: tuple[int | str, ...] = ()
-    """Ids of questions whose reference answers are disputed. They are judged like the others, and a second score leaves
-    them out."""
+    """Ids of questions whose reference answers are disputed. They are judged like the
+    others, and a second score leaves them out."""
     prompts: Annotated[str | None, FILES] = None
-    """FastChat's judge_prompts.jsonl: scores can be compared with published ones only where the judge is asked in the
-    same words. The judge is asked in our own words where empty."""
+    """FastChat's judge_prompts.jsonl. Set it to compare scores with published ones,
+    which needs the same judge prompts. The package's own prompts where empty."""
     judges: Annotated[
         tuple[Judge, ...],
         OneOrMore,
         Field(validation_alias=AliasChoices("judges", "judge")),
     ] = ()
-    """The first one's grades are the score; those of others tell how far judges agree. A single one may stand under
-    `judge`; the recipe's first judge where empty."""
+    """Judges of the answers. The first judge's grades are the score. Those of the
+    others show how far judges agree. A single judge may be given as `judge`. The
+    recipe's first judge where empty."""
     pairwise: tuple[tuple[str, str], ...] = (
         ("sft", "base"),
         ("hh-sft", "sft"),
         ("dpo", "hh-sft"),
     )
-    """Models whose answers the first judge compares, in both orders: checkpoints, or others from `answers`.
-
-    `dpo` stands for the checkpoint of `align`, whatever its method.
-    """
+    """Pairs of models whose answers the first judge compares, in both orders. They are
+    checkpoints, or models from `answers`. `dpo` stands for the checkpoint of `align`,
+    whatever its method."""
     temperatures: dict[str, NotNegative] = {
         "writing": 0.7,
         "roleplay": 0.7,
         "stem": 0.1,
         "humanities": 0.1,
     }
-    """Sampling temperature of the answers, by category of the questions; FastChat's. Others are greedy."""
+    """Sampling temperature of the answers, by category of the questions. The defaults
+    are FastChat's. Other categories are answered greedily."""
     max_tokens: Positive = 1024
-    """Longest answer, in tokens."""
+    """Maximum length of one answer in tokens."""
     limit: Positive | None = None
-    """First so many questions."""
+    """Use only the first questions, up to this number. All questions where empty."""
     answers: Annotated[tuple[str, ...], FILES] = ()
-    """FastChat's answer files (model_answer/*.jsonl) of further models, judged beside the checkpoints."""
+    """FastChat's answer files (model_answer/*.jsonl) of other models, which are judged
+    like the checkpoints."""
     judgments: Annotated[tuple[str, ...], FILES] = ()
-    """FastChat's files (model_judgment/*_single.jsonl, *_pair.jsonl): what other judges said of these answers."""
+    """FastChat's judgment files (model_judgment/*_single.jsonl, *_pair.jsonl): verdicts
+    of other judges on these answers, to compare the judges with."""
 
     def fingerprint_fields(self) -> dict[str, Any]:
-        """Without empty fields of later versions: what an earlier one has measured stays measured."""
+        """The fields, without later fields that are empty.
+
+        A run directory made before these fields existed keeps its fingerprint.
+        """
         fields = super().fingerprint_fields()
         return {
             name: value
@@ -195,43 +214,42 @@ class MtBench(Section):
 
     @field_validator("judges")
     @classmethod
-    def _tells_its_judges_apart(cls, judges: tuple[Judge, ...]) -> tuple[Judge, ...]:
-        return told_apart(judges)
+    def _check_distinct_judges(cls, judges: tuple[Judge, ...]) -> tuple[Judge, ...]:
+        return check_distinct(judges)
 
     @model_validator(mode="after")
-    def _compares_two(self) -> "MtBench":
-        if same := next((pair for pair in self.pairwise if pair[0] == pair[1]), None):
-            raise ValueError(f"pairwise: {list(same)} names one model twice")
-        unknown = [
-            name
-            for pair in self.pairwise
-            for name in pair
-            if name not in checkpoint_names()
-        ]
-        if unknown and not self.answers:
-            raise ValueError(
-                f"pairwise: {unknown[0]!r} is none of {', '.join(checkpoint_names())}, and there are no `answers`"
-            )
-        if twice := next(
-            (
-                pair
-                for n, pair in enumerate(self.pairwise)
-                if {*pair} in map(set, self.pairwise[:n])
-            ),
-            None,
-        ):
-            raise ValueError(
-                f"pairwise: {list(twice)} stands twice; both orders are shown in any case"
-            )
+    def _check_pairs(self) -> "MtBench":
+        seen: list[set[str]] = []
+        for pair in self.pairwise:
+            if pair[0] == pair[1]:
+                raise ValueError(f"pairwise: {list(pair)} names one model twice")
+            for name in pair:
+                self._check_model(name)
+            if set(pair) in seen:
+                raise ValueError(
+                    f"pairwise: {list(pair)} appears twice. Remove one: the report "
+                    "shows both orders of a pair"
+                )
+            seen.append(set(pair))
         return self
+
+    def _check_model(self, name: str) -> None:
+        known = checkpoint_names()
+        if name not in known and not self.answers:
+            raise ValueError(
+                f"pairwise: {name!r} is none of {', '.join(known)}, and there are no "
+                "`answers`"
+            )
 
 
 class Evaluate(Section):
-    """What the checkpoints are measured with; a null part is left out."""
+    """How the checkpoints are measured. Set a benchmark to null to leave it out."""
 
     harness: Harness | None = Harness()
     mt_bench: MtBench | None = None
     budget_usd: Annotated[Money | None, RUNTIME_ONLY] = None
-    """Dollars that the MT-Bench judge's calls may cost."""
+    """Maximum dollars that the calls of MT-Bench's judges may cost. The run stops
+    before it would exceed them."""
     heldout_pairs: Positive = 200
-    """HH-RLHF pairs kept out of training to score every checkpoint on."""
+    """HH-RLHF pairs that are kept out of training. Every checkpoint is scored on
+    them."""

@@ -1,4 +1,4 @@
-"""Generation and filtering: the schemes and what is accepted of their rows."""
+"""The sections of generation and filtering."""
 
 from collections.abc import Iterator
 from typing import Annotated, Any, Literal
@@ -22,28 +22,30 @@ Operation = Literal[
 
 
 class Lamini(Section):
-    """LaMini (arXiv 2304.14402): new instructions from examples and topics, then their answers."""
+    """LaMini (arXiv 2304.14402): instructions from examples and topics, with answers."""
 
     calls: Positive = 80
-    """Calls that ask for new instructions."""
+    """Calls that request new instructions. `calls` times `per_call` is the number of
+    rows."""
     examples: Positive = 3
     """Seed instructions shown in each call."""
     per_call: Positive = 20
-    """Instructions asked for in each call; one not delivered is a failed row."""
+    """Instructions requested in each call. An instruction that the teacher does not
+    deliver is a failed row."""
     topics_per_call: Positive = 3
     """Topics named in a topic-guided call."""
     topic_guided: Share = 0.5
-    """Share of the calls that are topic-guided; the others are example-guided."""
+    """Share of the calls that are topic-guided. The others are example-guided."""
     topics: Annotated[str | None, FILES] = None
-    """File with one topic a line, in place of the packaged list."""
+    """File with one topic on each line, to use instead of the packaged list."""
 
     @property
     def topics_text(self) -> str:
-        """The topics, one a line."""
+        """The topics, one on each line."""
         return packaged_text("topics.txt", self.topics, "generate.lamini.topics")
 
     def fingerprint_fields(self) -> dict[str, object]:
-        """With the topics themselves in place of their file."""
+        """The fields, with the topics themselves instead of their file."""
         return super().fingerprint_fields() | {"topics": self.topics_text}
 
 
@@ -51,9 +53,10 @@ class EvolInstruct(Section):
     """Evol-Instruct (arXiv 2304.12244): each seed is rewritten, epoch after epoch."""
 
     seeds: Positive = 600
-    """Seeds that are evolved, drawn from `seeds.dolly`."""
+    """Seeds to evolve, drawn from `seeds.dolly`. `seeds` times `epochs` is the number
+    of rows."""
     epochs: Positive = 4
-    """Evolutions of each seed, one after the other."""
+    """Evolutions of each seed, one after the other. The paper ran 4."""
     operations: Annotated[dict[Operation, float], Field(min_length=1)] = {
         "constraints": 1,
         "deepen": 1,
@@ -62,68 +65,77 @@ class EvolInstruct(Section):
         "complicate_input": 1,
         "breadth": 1,
     }
-    """Weight of each operation; the paper draws them uniformly."""
+    """Relative frequency of each operation. The paper draws them uniformly. Leave an
+    operation out to switch it off."""
 
 
 class Mixture(Section):
     """How one FLAN sub-mixture is sampled for Orca."""
 
     rows: int | None = None
-    """Rows drawn; all where empty."""
+    """Rows to draw. All rows where empty."""
     per_task: int | None = None
-    """At most so many rows of a task."""
+    """Maximum number of rows of one FLAN task."""
     stratified: bool = False
-    """Pick a task uniformly, then a query from it without replacement, until enough are drawn."""
+    """Draw a task uniformly, then one of its queries without replacement, until there
+    are enough rows. By default queries are drawn uniformly."""
 
 
 class Orca(Section):
-    """Orca (arXiv 2306.02707): FLAN queries, each answered under one of 16 system messages."""
+    """Orca (arXiv 2306.02707): FLAN queries, each under one of 16 system messages."""
 
     rows: Positive | None = None
-    """Queries drawn over all sub-mixtures, in turn; all that the mixtures allow where empty."""
+    """Queries to draw from all sub-mixtures together, in turn. All that the mixtures
+    allow where empty."""
     mixtures: dict[Literal["CoT", "NIV2", "Flan2021", "T0"], Mixture] = {
         "CoT": Mixture(),
         "NIV2": Mixture(per_task=300),
         "Flan2021": Mixture(stratified=True, per_task=1_000_000),
         "T0": Mixture(stratified=True),
     }
-    """Sampling by sub-mixture, as in the paper's table 3."""
+    """How each sub-mixture is sampled. The defaults are those of the paper's table
+    3."""
 
 
 class CustomScheme(Section):
-    """A scheme of your own: an async function that makes samples of seeds, as those in `bezoar_ray/generate/` do."""
+    """A scheme of your own: an async function that makes samples from seeds.
+
+    The packaged schemes in `bezoar_ray/generate/` are such functions, too.
+    """
 
     function: str
-    """`path.py:name` of `async def name(work, chat, settings)`, a generator of samples."""
+    """`path.py:name` of `async def name(work, chat, settings)`, an async generator that
+    yields samples."""
     seeds: Literal["dolly", "flan"] = "dolly"
-    """The seeds that it starts from, one a work."""
+    """Kind of seeds that the function starts from, one seed for each task."""
     works: Positive = 100
-    """Seeds that are drawn."""
+    """Seeds to draw, which is the number of tasks."""
     rows_per_work: Annotated[Positive, RUNTIME_ONLY] = 1
-    """Rows that it makes of a seed, about: progress, plan and the size of files depend on it, not the result."""
+    """Estimate of the rows that the function makes from one seed. Progress, plan and
+    file size depend on it, the result does not."""
     settings: dict[str, Any] = {}
-    """Handed to the function."""
+    """Values passed to the function."""
 
     @property
     def source(self) -> str:
-        """The text of the file that holds the function."""
+        """Text of the file with the function."""
         return packaged_text("", self.path, "generate.own: function")
 
     @property
     def path(self) -> str:
-        """The file that holds the function."""
+        """Path of the file with the function."""
         return self.function.rpartition(":")[0]
 
     def files(self) -> Iterator[str]:
-        """The file that holds the function."""
+        """The file with the function."""
         yield self.path
 
     def fingerprint_fields(self) -> dict[str, object]:
-        """With the code itself."""
+        """The fields, with the text of the function's file."""
         return super().fingerprint_fields() | {"source": self.source}
 
     @model_validator(mode="after")
-    def _names_a_function(self) -> "CustomScheme":
+    def _check_function(self) -> "CustomScheme":
         name = self.function.rpartition(":")[2]
         if not self.path.endswith(".py") or not name.isidentifier():
             raise ValueError(f"expected path.py:function, found {self.function!r}")
@@ -131,58 +143,73 @@ class CustomScheme(Section):
 
 
 class Generate(Section):
-    """The schemes; one that is null is left out."""
+    """The generation schemes. Set a scheme to null to leave it out."""
 
     lamini: Lamini | None = Lamini()
     evol_instruct: EvolInstruct | None = EvolInstruct()
     orca: Orca | None = Orca()
     candidates: Positive = 1
-    """Answers to each instruction, each a row that is judged; the best rated one stays (rejection sampling)."""
+    """Answers to each instruction. All of them are judged, and the best rated one is
+    kept (rejection sampling). Generation and judging cost this many times as much."""
     own: dict[Annotated[str, Field(pattern="^[a-z][a-z0-9_]*$")], CustomScheme] = {}
-    """Schemes of your own, by name."""
+    """Custom schemes by name."""
     budget_usd: Annotated[Money | None, RUNTIME_ONLY] = None
-    """Dollars that the teacher's calls may cost."""
+    """Maximum dollars that the teachers' calls may cost. The run stops before it would
+    exceed them."""
 
     def section(self, scheme: str) -> Any:
         """The section of a scheme; None where the recipe leaves it out."""
-        return self.own[scheme] if scheme in self.own else getattr(self, scheme)
+        if scheme in self.own:
+            return self.own[scheme]
+        return getattr(self, scheme)
 
 
 class Meaning(Section):
-    """Duplicates by meaning: a sentence-embedding model and how near is too near."""
+    """Duplicates in meaning, found with a sentence-embedding model."""
 
     model: Annotated[str, FILES]
-    """Hugging Face name or local folder of a model that sentence-transformers can load."""
+    """Hugging Face name or local folder of a model that sentence-transformers can
+    load."""
     revision: str | None = None
-    """Commit of a Hugging Face model."""
+    """Commit of a Hugging Face model. A branch or tag is resolved to its commit when a
+    run begins."""
     threshold: Annotated[float, Field(gt=0, le=1)] = 0.95
-    """Cosine similarity from which two instructions ask the same."""
+    """Cosine similarity from which two instructions count as duplicates. Lower it to
+    reject more."""
 
 
 class Filter(Section):
-    """Free gates, then the judges."""
+    """The filter: free gates first, then the judges."""
 
     accept_rating: Annotated[float, Field(ge=1, le=5)] = 4.0
-    """Lowest rating, from 1 to 5, that a judge accepts."""
+    """Lowest rating, from 1 to 5, at which a judge accepts a row."""
     combine: Literal["first", "all", "majority", "mean"] = "first"
-    """Who decides: the first judge, all of them, more than half, or their mean rating."""
+    """How the judges' ratings become a decision: the first judge decides, all must
+    accept, more than half must accept, or the mean rating counts."""
     rubrics: Annotated[dict[str, str], FILES] = {}
-    """A text file by scheme in place of the packaged rubric."""
+    """Text files with a rubric, by scheme, to use instead of the packaged rubrics."""
     cap: dict[str, Positive] = {}
-    """At most so many accepted rows, by scheme: the best rated of instructions that are as diverse as can be."""
+    """Maximum number of accepted rows, by scheme. The best rated rows are kept, with
+    instructions as diverse as possible."""
     gates: tuple[Literal["secrets", "personal_data"], ...] = ()
-    """Further gates: rows that hold keys and tokens, or what leads to a person."""
+    """Extra gates. `secrets` rejects rows with a key, token or password.
+    `personal_data` rejects rows with an e-mail address, an IP address, or a telephone,
+    social security or credit card number."""
     meaning: Meaning | None = None
-    """Reject instructions that ask what an accepted one asks in other words, too."""
+    """Also reject an instruction that asks the same as an accepted one in other
+    words."""
     decontaminate: bool = True
-    """Reject rows that share a run of words with MT-Bench's questions or the recipe's lm-eval tasks."""
+    """Reject rows that share a run of words with MT-Bench's questions or the recipe's
+    lm-eval tasks."""
     budget_usd: Annotated[Money | None, RUNTIME_ONLY] = None
-    """Dollars that the judges' calls may cost."""
+    """Maximum dollars that the judges' calls may cost. The run stops before it would
+    exceed them."""
     judge: bool = True
-    """Whether judges are asked at all; without them, what passes the gates is accepted (for ablations)."""
+    """Whether judges rate the rows. With `false`, all rows that pass the gates are
+    accepted, for ablations."""
 
     def rubric(self, scheme: str) -> str:
-        """What a judge is told to look for in a scheme's rows."""
+        """The rubric by which judges rate the rows of a scheme."""
         packaged = scheme if scheme in SCHEMES else CUSTOM
         return packaged_text(
             f"rubrics/{packaged}.txt",
@@ -191,10 +218,7 @@ class Filter(Section):
         )
 
     def fingerprint_fields(self) -> dict[str, object]:
-        """With the rubrics themselves in place of their files."""
-        return super().fingerprint_fields() | {
-            "rubrics": {
-                scheme: self.rubric(scheme)
-                for scheme in (*SCHEMES, CUSTOM, *self.rubrics)
-            }
-        }
+        """The fields, with the rubrics themselves instead of their files."""
+        schemes = (*SCHEMES, CUSTOM, *self.rubrics)
+        rubrics = {scheme: self.rubric(scheme) for scheme in schemes}
+        return super().fingerprint_fields() | {"rubrics": rubrics}

@@ -1,6 +1,10 @@
-"""A whole recipe, and how it is read from YAML: every fault is named with its file, field, value and remedy."""
+"""A whole recipe, and how it is read from YAML.
+
+Every error names the file, the field, the value found and the remedy.
+"""
 
 import difflib
+from collections.abc import Iterable
 from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, get_args
@@ -19,7 +23,7 @@ from bezoar_ray import layout
 from bezoar_ray.errors import RecipeError
 from bezoar_ray.recipe.evaluation import Evaluate, Serve
 from bezoar_ray.recipe.generation import Filter, Generate
-from bezoar_ray.recipe.model_sections import Judge, Seeds, Teacher, told_apart
+from bezoar_ray.recipe.model_sections import Judge, Seeds, Teacher, check_distinct
 from bezoar_ray.recipe.section import (
     FILES,
     RUNTIME_ONLY,
@@ -27,6 +31,7 @@ from bezoar_ray.recipe.section import (
     OneOrMore,
     SchedulingSection,
     Section,
+    read_text,
 )
 from bezoar_ray.recipe.training import Align, Base, HhSft, Sft, Training
 from bezoar_ray.schemes import SCHEMES, Scheme, SeedKind, custom
@@ -35,12 +40,14 @@ from bezoar_ray.stages import STAGES, training_stages
 if TYPE_CHECKING:
     from pydantic_core import ErrorDetails
 
-    from bezoar_ray.store import Store  # a plan does without it
+    # Not imported at run time: the store needs pyarrow, and a plan does without it.
+    from bezoar_ray.store import Store
 
+# Names under which a recipe may have a single section instead of a list.
 _ALIASES = {
     "teacher": "teachers",
     "judge": "judges",
-}  # what a single section may stand under
+}
 _MEANT = {
     "dpo": "align",
     "hh-sft": "hh_sft",
@@ -57,24 +64,29 @@ class Recipe(Section):
     """One whole recipe."""
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
-    """Name of the run: it goes to `runs/<name>` by default."""
+    """Name of the run. By default the run directory is `runs/<name>`."""
     seed: int = 0
-    """Seed of every draw; part of each row's id."""
+    """Seed of every random draw. It is part of each row's id, so a change makes new
+    rows."""
     chat_template: Annotated[str, FILES] = "alpaca"
-    """Jinja file with generation marks, or the packaged `alpaca`; used alike by training, serving and evaluation."""
+    """Jinja file with generation marks, or the packaged `alpaca`. Training, serving and
+    evaluation all use it."""
     teachers: Annotated[
         tuple[Teacher, ...],
         OneOrMore,
         Field(min_length=1, validation_alias=AliasChoices("teachers", "teacher")),
     ]
-    """Write the synthetic rows, each a share by its weight; a single one may stand under `teacher`."""
+    """Models that write the synthetic rows, each a share by its weight. A single one
+    may be given as `teacher`."""
     judges: Annotated[tuple[Judge, ...], Field(min_length=1)]
-    """Rate the rows in place of people; `filter.combine` says who decides."""
+    """Models that rate the rows. `filter.combine` says how their ratings become a
+    decision."""
     base: Base
     """The model that is trained."""
     seeds: Seeds
     budget_usd: Annotated[Money | None, RUNTIME_ONLY] = None
-    """Dollars that all calls of the run directory may cost; the sections of stages take one of their own, too."""
+    """Maximum dollars that all calls of the run directory may cost. Sections of stages
+    can have a budget of their own."""
     generate: Generate = Generate()
     filter: Filter = Filter()
     sft: Sft = Sft()
@@ -85,215 +97,232 @@ class Recipe(Section):
 
     @property
     def schemes(self) -> tuple[str, ...]:
-        """The schemes that are not left out."""
-        return (
-            *(scheme for scheme in SCHEMES if getattr(self.generate, scheme)),
-            *self.generate.own,
-        )
+        """Names of the schemes that the recipe uses, custom ones last."""
+        packaged = [name for name in SCHEMES if getattr(self.generate, name)]
+        return (*packaged, *self.generate.own)
 
     def scheme(self, name: str) -> Scheme:
-        """One of its schemes; a custom one is the same kind of object."""
+        """The scheme of a name, packaged or custom."""
         return SCHEMES.get(name) or custom(name, self.generate.own[name].seeds)
 
     @property
     def seeds_in_use(self) -> tuple[SeedKind, ...]:
-        """The fields of `seeds` that its schemes start from, sorted."""
+        """The fields of `seeds` that the recipe's schemes start from, sorted."""
         return tuple(sorted({self.scheme(name).seeds for name in self.schemes}))
 
     def rows_per_task(self, scheme: str) -> int:
-        """How many instructions one task of a scheme gives."""
+        """Number of instructions that one task of a scheme gives."""
         field = self.scheme(scheme).rows_field
-        return getattr(self.generate.section(scheme), field) if field else 1
+        if not field:
+            return 1
+        return getattr(self.generate.section(scheme), field)
 
     @property
     def sft_order(self) -> tuple[str, ...]:
-        """The data sets in the order of training: own ones that `sft.order` does not name come last."""
-        return tuple(
-            dict.fromkeys((*self.sft.order, *self.generate.own, *self.sft.data))
-        )
+        """Names of the data sets of sft, in the order of training.
+
+        Custom data sets that `sft.order` does not name come last.
+        """
+        names = (*self.sft.order, *self.generate.own, *self.sft.data)
+        return tuple(dict.fromkeys(names))
 
     @model_validator(mode="after")
-    def _knows_its_schemes(self) -> "Recipe":
-        schemes = [*SCHEMES, *self.generate.own]
-        trained = [*schemes, *self.sft.data]
-        if taken := next(
-            (name for n, name in enumerate(trained) if name in trained[:n]), None
-        ):
-            field = "sft.data" if taken in self.sft.data else "generate.own"
-            raise ValueError(
-                f"{field}.{taken}: the name of another scheme; choose another"
-            )
-        for field, names, known in (
-            ("sft.order", self.sft.order, trained),
-            ("filter.rubrics", self.filter.rubrics, schemes),
-            ("filter.cap", self.filter.cap, schemes),
-        ):
-            if unknown := next((name for name in names if name not in known), None):
+    def _check_scheme_names(self) -> "Recipe":
+        taken = set(SCHEMES)
+        custom_names = [("generate.own", name) for name in self.generate.own]
+        custom_names += [("sft.data", name) for name in self.sft.data]
+        for field, name in custom_names:
+            if name in taken:
                 raise ValueError(
-                    f"{field}: no scheme {unknown!r}; there are {', '.join(known)}"
+                    f"{field}.{name}: the name of another scheme; choose another"
                 )
+            taken.add(name)
+
+        schemes = [*SCHEMES, *self.generate.own]
+        _check_known("sft.order", self.sft.order, [*schemes, *self.sft.data])
+        _check_known("filter.rubrics", self.filter.rubrics, schemes)
+        _check_known("filter.cap", self.filter.cap, schemes)
         return self
 
     @field_validator("judges")
     @classmethod
-    def _tells_its_judges_apart(cls, judges: tuple[Judge, ...]) -> tuple[Judge, ...]:
-        return told_apart(judges)
+    def _check_distinct_judges(cls, judges: tuple[Judge, ...]) -> tuple[Judge, ...]:
+        return check_distinct(judges)
 
     def training(self, stage: str) -> Training:
         """The section of a training stage."""
         return getattr(self, STAGES[stage].section)
 
     def checkpoint(self, stage: str) -> str:
-        """The name of a training stage's checkpoint: the section's method, or the stage's name."""
+        """Name of a training stage's checkpoint: its section's method, or the stage."""
         return getattr(self.training(stage), "method", stage)
 
     @property
     def trained(self) -> tuple[str, ...]:
-        """The training stages that leave a checkpoint: align does not where its method is none."""
+        """The training stages that leave a checkpoint.
+
+        align leaves none where its method is `none`.
+        """
         return tuple(
             stage for stage in training_stages() if self.training(stage).is_trained
         )
 
     def scheduled(self, stage: str) -> tuple[SchedulingSection, ...]:
-        """The sections that ask for a stage's actors or workers."""
+        """The sections that request a stage's actors or workers."""
+        evaluate = self.evaluate
         if stage == "filter" and not self.filter.judge:
             return ()
-        if stage == "evaluate" and not (
-            self.evaluate.harness or self.evaluate.mt_bench
-        ):
+        if stage == "evaluate" and not (evaluate.harness or evaluate.mt_bench):
             return ()
         if STAGES[stage].checkpoint and stage not in self.trained:
             return ()
-        found: list[SchedulingSection] = []
+        sections: list[SchedulingSection] = []
         for name in STAGES[stage].scheduled:
             section = getattr(self, name)
-            found += section if isinstance(section, tuple) else [section]
-        return tuple(found)
+            if isinstance(section, tuple):
+                sections.extend(section)
+            else:
+                sections.append(section)
+        return tuple(sections)
 
     @property
     def mt_bench_judges(self) -> tuple[Judge, ...]:
-        """The judges of MT-Bench answers: asked live, as an answer is judged as soon as it is there."""
-        judges = (
-            self.evaluate.mt_bench and self.evaluate.mt_bench.judges
-        ) or self.judges[:1]
+        """The judges of MT-Bench answers: its own, or the recipe's first judge.
+
+        They are called live, even where the recipe's judge uses the batch interface:
+        each answer is judged as soon as it is there.
+        """
+        bench = self.evaluate.mt_bench
+        judges = self.judges[:1]
+        if bench and bench.judges:
+            judges = bench.judges
         return tuple(judge.model_copy(update={"mode": "live"}) for judge in judges)
 
     @property
     def template(self) -> str:
-        """The text of the chat template."""
-        packaged = (
-            resources.files("bezoar_ray") / "recipes" / f"{self.chat_template}.jinja"
-        )
-        return (
-            packaged.read_text()
-            if packaged.is_file()
-            else _read(self.chat_template, "chat_template")
-        )
+        """Text of the chat template."""
+        recipes = resources.files("bezoar_ray") / "recipes"
+        packaged = recipes / f"{self.chat_template}.jinja"
+        if packaged.is_file():
+            return packaged.read_text()
+        return read_text(self.chat_template, "chat_template")
 
 
 def recipe_names() -> list[str]:
-    """Names of the packaged recipes."""
-    return sorted(
-        p.name.removesuffix(".yaml")
-        for p in (resources.files("bezoar_ray") / "recipes").iterdir()
-        if p.name.endswith(".yaml")
-    )
+    """Names of the packaged recipes, sorted."""
+    names = []
+    for file in (resources.files("bezoar_ray") / "recipes").iterdir():
+        if file.name.endswith(".yaml"):
+            names.append(file.name.removesuffix(".yaml"))
+    return sorted(names)
 
 
 def load_recipe(name: str, overrides: list[str] | tuple[str, ...] = ()) -> Recipe:
-    """The recipe of a packaged name or a path, with `key.path=value` overrides (values are YAML).
+    """Load and check a recipe.
+
+    Args:
+        name: a packaged name, or the path of a YAML file.
+        overrides: `key.path=value`, where values are YAML.
 
     Raises:
-        RecipeError: names the file, the field, the value found and what to do.
+        RecipeError: names the file, the field, the value found and the remedy.
     """
     packaged = resources.files("bezoar_ray") / "recipes" / f"{name}.yaml"
-    if not packaged.is_file() and not Path(name).is_file():
+    if packaged.is_file():
+        text = packaged.read_text()
+    elif Path(name).is_file():
+        text = read_text(name, "recipe")
+    else:
         raise RecipeError(
-            f"no recipe {name!r}: give a path to a YAML file, or one of {', '.join(recipe_names())}"
+            f"no recipe {name!r}: give the path of a YAML file, or one of "
+            f"{', '.join(recipe_names())}"
         )
     try:
-        tree = yaml.safe_load(
-            packaged.read_text() if packaged.is_file() else _read(name, "recipe")
-        )
+        tree = yaml.safe_load(text)
     except yaml.YAMLError as error:
         raise RecipeError(f"{name}: not valid YAML: {error}") from error
     if not isinstance(tree, dict):
         raise RecipeError(
-            f"{name}: holds no recipe; expected sections such as `teacher:` (found {tree!r})"
+            f"{name}: not a recipe: expected sections such as `teacher:` "
+            f"(found {tree!r})"
         )
     for override in overrides:
-        _set(tree, override)
+        _apply_override(tree, override)
     return parse_recipe(tree, name)
 
 
 def recipe_of(store: "Store", overrides: list[str] | tuple[str, ...] = ()) -> Recipe:
-    """The recipe that a run directory was made by, with overrides as of `load_recipe`.
+    """The recipe that made a run directory, with overrides as in `load_recipe`.
 
     Raises:
-        RecipeError: the folder is no run directory.
+        RecipeError: the folder is not a run directory.
     """
     if not store.exists(layout.RECIPE):
         raise RecipeError(
-            f"{store.root} is no run directory: it holds no recipe.yaml. "
+            f"{store.root} is not a run directory: it has no recipe.yaml. "
             f"`bezoar run RECIPE --run-dir {store.root}` makes one"
         )
     return load_recipe(str(store.path(layout.RECIPE)), overrides)
 
 
 def parse_recipe(tree: object, origin: str) -> Recipe:
-    """A checked recipe from a tree of plain values; `origin` is named in errors."""
+    """Check a tree of plain values and make it a recipe.
+
+    Args:
+        tree: what the YAML file holds.
+        origin: the file, for errors.
+
+    Raises:
+        RecipeError: has one line for each fault.
+    """
     try:
         return Recipe.model_validate(tree)
     except ValidationError as error:
-        raise RecipeError(
-            "\n".join(f"{origin}: {_explain(e)}" for e in error.errors())
-        ) from error
+        lines = [f"{origin}: {_explain(fault)}" for fault in error.errors()]
+        raise RecipeError("\n".join(lines)) from error
 
 
-def _read(path: str, field: str) -> str:
-    try:
-        return Path(path).read_text()
-    except OSError as error:
-        raise RecipeError(f"{field}: cannot read {path!r}: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise RecipeError(
-            f"{field}: {path!r} is no UTF-8 text: {error.reason} at byte {error.start}"
-        ) from error
+def _check_known(field: str, names: Iterable[str], known: list[str]) -> None:
+    for name in names:
+        if name not in known:
+            raise ValueError(
+                f"{field}: no scheme {name!r}; there are {', '.join(known)}"
+            )
 
 
-def _set(tree: dict[str, Any], override: str) -> None:
-    path, found, value = override.partition("=")
-    if not found:
+def _apply_override(tree: dict[str, Any], override: str) -> None:
+    path, equals, text = override.partition("=")
+    if not equals:
         raise RecipeError(f"--set {override!r}: expected key.path=value")
     *parents, last = path.split(".")
-    _teachers_under(tree, path.split(".")[0])
+    _rename_teachers(tree, path.split(".")[0])
     try:
-        parsed = yaml.safe_load(value)
+        value = yaml.safe_load(text)
     except yaml.YAMLError as error:
         raise RecipeError(
-            f"--set {path}: {value!r} is not valid YAML: {error}"
+            f"--set {path}: {text!r} is not valid YAML: {error}"
         ) from error
+    node: Any = tree
     for key in parents:
-        tree = _child(tree, key, path)
-    if isinstance(tree, list):
-        tree[_index(tree, last, path)] = parsed
+        node = _child(node, key, path)
+    if isinstance(node, list):
+        node[_index(node, last, path)] = value
     else:
-        tree[last] = parsed
+        node[last] = value
 
 
-def _teachers_under(tree: dict[str, Any], name: str) -> None:
-    """Have the teachers stand under the name by which an override calls them: `teacher`, or `teachers`."""
+def _rename_teachers(tree: dict[str, Any], name: str) -> None:
+    """Give the teachers the name that an override uses: `teacher` or `teachers`."""
+    teachers = tree.get("teachers")
     if name == "teachers" and "teacher" in tree:
         tree["teachers"] = [tree.pop("teacher")]
-    elif (
-        name == "teacher"
-        and isinstance(tree.get("teachers"), list)
-        and len(tree["teachers"]) == 1
-    ):
-        (tree["teacher"],) = tree.pop("teachers")
+    elif name == "teacher" and isinstance(teachers, list) and len(teachers) == 1:
+        tree["teacher"] = teachers[0]
+        del tree["teachers"]
 
 
 def _child(tree: Any, key: str, path: str) -> Any:
+    """The value below a key; an empty section is added where there is none."""
     if isinstance(tree, list):
         return tree[_index(tree, key, path)]
     if tree.get(key) is None:
@@ -312,39 +341,56 @@ def _index(items: list[object], key: str, path: str) -> int:
 
 
 def _explain(error: "ErrorDetails") -> str:
-    """One line for one fault: where, what was found, what to do."""
-    where = ".".join(map(str, error["loc"])) or "recipe"
-    for alone in _ALIASES:
-        where = where.replace(f"{alone}.0.", f"{alone}.")
+    """Describe one of pydantic's errors in one line: field, value and remedy."""
+    location = error["loc"]
+    field = ".".join(map(str, location)) or "recipe"
+    for alias in _ALIASES:
+        # A section given alone is a list of one, so pydantic adds an index.
+        field = field.replace(f"{alias}.0.", f"{alias}.")
     if error["type"] == "extra_forbidden":
-        known = _keys_at(error["loc"][:-1])
-        near = difflib.get_close_matches(str(error["loc"][-1]), known, n=1)
-        if (meant := _MEANT.get(str(error["loc"][-1]))) in known:
-            near = [meant]
-        return f"{where}: unknown key. " + (
-            f"Did you mean {near[0]!r}?" if near else f"Known keys: {', '.join(known)}"
-        )
+        return f"{field}: unknown key. {_suggest_key(location)}"
     if error["type"] == "missing":
-        return f"{where}: missing; add it"
-    found = (
-        ""
-        if isinstance(error["input"], dict | BaseModel)
-        else f" (found {error['input']!r})"
-    )
-    return f"{where}: {_EXPECTED.get(error['type']) or error['msg'].removeprefix('Value error, ')}{found}"
+        return f"{field}: missing; add it"
+    message = error["msg"].removeprefix("Value error, ")
+    message = _EXPECTED.get(error["type"], message)
+    value = error["input"]
+    if isinstance(value, dict | BaseModel):
+        return f"{field}: {message}"
+    return f"{field}: {message} (found {value!r})"
 
 
-def _keys_at(loc: tuple[int | str, ...]) -> list[str]:
-    part: Any = Recipe
-    for step in (_ALIASES.get(name, name) for name in loc if isinstance(name, str)):
-        if step in part.model_fields:
-            part = _part_in(part.model_fields[step].annotation) or part
-    return list(part.model_fields)
+def _suggest_key(location: tuple[int | str, ...]) -> str:
+    """Suggest a known key for an unknown one, or list the known keys."""
+    unknown = str(location[-1])
+    known = _known_keys(location[:-1])
+    meant = _MEANT.get(unknown)
+    if meant in known:
+        return f"Did you mean {meant!r}?"
+    near = difflib.get_close_matches(unknown, known, n=1)
+    if near:
+        return f"Did you mean {near[0]!r}?"
+    return f"Known keys: {', '.join(known)}"
 
 
-def _part_in(annotation: object) -> type[Section] | None:
+def _known_keys(location: tuple[int | str, ...]) -> list[str]:
+    """The keys of the section at a location in a recipe."""
+    section: type[Section] = Recipe
+    for step in location:
+        if not isinstance(step, str):
+            continue  # an index in a list of sections
+        name = _ALIASES.get(step, step)
+        if name in section.model_fields:
+            annotation = section.model_fields[name].annotation
+            section = _section_in(annotation) or section
+    return list(section.model_fields)
+
+
+def _section_in(annotation: object) -> type[Section] | None:
+    """The section class that an annotation such as `tuple[Judge, ...]` mentions."""
     if isinstance(annotation, type) and issubclass(annotation, Section):
         return annotation
-    return next(
-        (found for item in get_args(annotation) if (found := _part_in(item))), None
-    )
+    for argument in get_args(annotation):
+        section = _section_in(argument)
+        if section:
+            return section
+    return None

@@ -1,4 +1,4 @@
-"""The models and the rows that a recipe starts from."""
+"""The sections that name models and data sources."""
 
 import re
 from pathlib import Path
@@ -20,13 +20,13 @@ from bezoar_ray.recipe.section import (
 )
 
 COMMIT = re.compile("[0-9a-f]{7,64}")
-_BATCH_SHARE = (
-    0.5  # of a live call's price, as OpenAI and those who copy its interface have it
-)
+# Price of a batch call as a share of a live call's price, at OpenAI and at the
+# providers that copy its batch interface.
+_BATCH_PRICE = 0.5
 
 
 class Prices(Section):
-    """Dollars per million tokens."""
+    """Prices of an endpoint, in dollars per million tokens."""
 
     input: float = 0.0
     """Dollars per million prompt tokens."""
@@ -35,110 +35,130 @@ class Prices(Section):
 
 
 class Weights(Section):
-    """Which of a model's weights are loaded, and how far they are trusted."""
+    """Which version of a model's weights is loaded, and how far it is trusted."""
 
     revision: str | None = None
-    """Commit of a Hugging Face model; a branch or tag becomes the commit that it stands for when a run begins."""
+    """Commit of a Hugging Face model. A branch or tag is resolved to its commit when a
+    run begins. Pin the commit for runs that are to be compared."""
     trust_remote_code: bool = False
-    """Run code that comes with the model. Only with a pinned revision."""
+    """Run Python code that comes with the model. Needs a `revision` that is a commit,
+    so that you run the code that you have read."""
     if TYPE_CHECKING:
-        model: str  # every subclass has it, each with words of its own
+        model: str  # Every subclass defines it, with a docstring of its own.
     pickled_weights: Annotated[bool, RUNTIME_ONLY] = False
-    """Load weights from .bin and .pt files, too: they are pickled, and can run code. Without it, safetensors alone."""
+    """Also load weights from .bin and .pt files. They are pickles, which can run code.
+    By default only safetensors files are loaded."""
 
     @model_validator(mode="after")
-    def _pinned_code(self) -> "Weights":
-        if self.trust_remote_code and not COMMIT.fullmatch(self.revision or ""):
+    def _check_pinned_code(self) -> "Weights":
+        is_pinned = COMMIT.fullmatch(self.revision or "")
+        if self.trust_remote_code and not is_pinned:
             raise ValueError(
-                f"trust_remote_code of {self.model!r} needs `revision`: pin the commit whose code you read"
+                f"trust_remote_code of {self.model!r} needs `revision`: pin the commit "
+                "whose code you have read"
             )
         return self
 
 
 class ModelSection(Weights, SchedulingSection):
-    """A model that is talked to: teacher or judge."""
+    """A model that is called: teacher or judge."""
 
     model: Annotated[str, FILES]
-    """Hugging Face name, local folder, name at the endpoint, or one of the embedded `tiny-*` models."""
+    """Hugging Face name, local folder, name at the endpoint, or one of the embedded
+    `tiny-*` models."""
     license: str = "unknown"
-    """Licence or terms of use that bind what the model writes; decides whether the result may be sold."""
+    """License or terms of use that apply to the model's output. The verdict on
+    commercial use depends on it."""
     temperature: NotNegative = 1.0
-    """Sampling temperature; 0 is greedy."""
+    """Sampling temperature. 0 is greedy."""
     top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
-    """Nucleus sampling mass."""
+    """Probability mass of nucleus sampling."""
     max_tokens: Positive = 512
-    """Longest answer, in tokens."""
+    """Maximum length of one answer in tokens. Raise it if many rows are rejected as
+    truncated."""
     structured: bool = False
-    """Ask for verdicts by JSON schema, which vLLM and OpenAI enforce; without it, replies are read tolerantly."""
+    """Request verdicts by JSON schema, which vLLM and OpenAI enforce. By default the
+    verdict is parsed from free text. Only judges use it."""
     dtype: str = "bfloat16"
-    """Weights' type in vLLM."""
+    """Data type of the weights in vLLM."""
     chat_template: Annotated[str | None, FILES] = None
-    """Jinja text or file that wraps messages for this model; the tokenizer's own where empty."""
+    """Jinja text or file that formats messages for this model. The tokenizer's own
+    template where empty."""
     base_url: Annotated[str | None, RUNTIME_ONLY] = None
-    """OpenAI-compatible endpoint. Without one, vLLM runs the model inside Ray actors."""
+    """URL of an OpenAI-compatible endpoint. Where empty, vLLM runs the model inside Ray
+    actors."""
     api_key_env: Annotated[str | None, RUNTIME_ONLY] = None
-    """Name of the environment variable that holds the endpoint's key."""
+    """Name of the environment variable that holds the endpoint's API key."""
     prices: Annotated[Prices | None, RUNTIME_ONLY] = None
-    """What the endpoint charges for live calls; needed where a budget is set."""
+    """What the endpoint charges for live calls. Required where a budget is set."""
     mode: Annotated[Literal["live", "batch"], RUNTIME_ONLY] = "live"
-    """`batch`: through the endpoint's batch interface, at half the price, with answers within a day."""
+    """`live` sends each call by itself. `batch` uses the endpoint's batch interface, at
+    half the price, and answers arrive within a day."""
     requests_per_minute: Annotated[PositiveRate | None, RUNTIME_ONLY] = None
-    """Limit of the endpoint, for all actors together."""
+    """Request limit of the endpoint. All actors together keep it."""
     tokens_per_minute: Annotated[PositiveRate | None, RUNTIME_ONLY] = None
-    """Limit of the endpoint, prompts and longest answers counted, for all actors together."""
+    """Token limit of the endpoint. All actors together keep it. A call counts with its
+    prompt and its longest possible answer."""
     max_in_flight: Annotated[Positive, RUNTIME_ONLY] = 64
-    """Concurrent calls per actor."""
+    """Concurrent calls of one actor."""
     timeout: Annotated[float, RUNTIME_ONLY] = 120.0
-    """Seconds until a call over HTTP is given up and sent again."""
+    """Seconds until an HTTP call is given up and sent again."""
     retries: Annotated[int, RUNTIME_ONLY] = 5
-    """Further attempts after 429, 5xx, a timeout or a lost connection."""
+    """Extra attempts after a 429 or 5xx response, a timeout or a lost connection."""
     engine: Engine = {}
-    """Further vLLM engine arguments (tensor_parallel_size, gpu_memory_utilization, max_model_len)."""
+    """Extra vLLM engine arguments, such as `tensor_parallel_size`,
+    `gpu_memory_utilization` or `max_model_len`."""
     actors: Annotated[Positive, RUNTIME_ONLY] = 1
-    """Ray actors that talk to this model; at least so many."""
+    """Minimum number of Ray actors that call this model. Without an endpoint, each of
+    them runs an engine of its own."""
     max_actors: Annotated[Positive | None, RUNTIME_ONLY] = None
-    """At most so many, as work and cluster allow; as many as `actors` where empty."""
+    """Maximum number of Ray actors. Their number grows up to it as far as tasks are
+    waiting and the cluster has capacity. Equal to `actors` where empty."""
     num_cpus: Annotated[float, RUNTIME_ONLY] = 1.0
-    """Ray CPUs per actor; without a GPU, its model computes with as many threads."""
+    """Ray CPUs of each actor. Without a GPU, its engine computes with as many
+    threads."""
     num_gpus: Annotated[float, RUNTIME_ONLY] = 0.0
-    """Ray GPUs per actor."""
+    """Ray GPUs of each actor. A share, such as 0.5, puts several actors on one GPU."""
 
     def fingerprint_fields(self) -> dict[str, object]:
-        """With the engine's arguments that change what the model says."""
+        """The fields, with those engine arguments that change the answers."""
         return super().fingerprint_fields() | {"engine": decisive(self.engine)}
 
     @property
     def most_actors(self) -> int:
-        """How many Ray actors there may be."""
+        """Maximum number of Ray actors."""
         return max(self.actors, self.max_actors or 0)
 
     @property
     def template(self) -> str | None:
-        """The text of the chat template: a file's, where `chat_template` names one."""
+        """Text of the chat template, which `chat_template` holds or names the file of."""
         template = self.chat_template
         if template and "\n" not in template and Path(template).is_file():
             return Path(template).read_text()
         return template
 
     def usd(self, tokens_in: float, tokens_out: float) -> float:
-        """Dollars for so many tokens; what has no price costs nothing."""
+        """Price of some tokens in dollars; 0 where the section has no prices."""
         if not self.prices:
             return 0.0
-        dollars = (
-            tokens_in * self.prices.input + tokens_out * self.prices.output
-        ) / 1e6
-        return dollars * _BATCH_SHARE if self.mode == "batch" else dollars
+        input_price = tokens_in * self.prices.input
+        output_price = tokens_out * self.prices.output
+        dollars = (input_price + output_price) / 1e6
+        if self.mode == "batch":
+            return dollars * _BATCH_PRICE
+        return dollars
 
     @model_validator(mode="after")
-    def _has_the_gpus(self) -> "ModelSection":
+    def _check_gpus(self) -> "ModelSection":
         check_parallel(self.engine, self.num_gpus)
         return self
 
     @model_validator(mode="after")
-    def _batch_has_an_endpoint(self) -> "ModelSection":
+    def _check_batch_endpoint(self) -> "ModelSection":
         if self.mode == "batch" and not self.base_url:
             raise ValueError(
-                f"mode batch of {self.model!r} needs a `base_url`: an endpoint with OpenAI's batch interface"
+                f"mode batch of {self.model!r} needs a `base_url`: an endpoint with "
+                "OpenAI's batch interface"
             )
         return self
 
@@ -146,58 +166,73 @@ class ModelSection(Weights, SchedulingSection):
 J = TypeVar("J", bound=ModelSection)
 
 
-def told_apart(judges: tuple[J, ...]) -> tuple[J, ...]:
-    """The judges, whose answers the ledger keeps by name and revision.
+def check_distinct(judges: tuple[J, ...]) -> tuple[J, ...]:
+    """Check that no two judges have the same name and revision.
+
+    The ledger keeps answers by model and revision, so one judge's answers would pass
+    for the other's.
 
     Raises:
-        ValueError: two of them cannot be told apart.
+        ValueError: two judges have both in common.
     """
-    names = [(judge.model, judge.revision) for judge in judges]
-    if again := next((n for n, name in enumerate(names) if name in names[:n]), None):
-        raise ValueError(
-            f"entry {again}: {names[again][0]!r} judges already; an answer of one would be taken for the other's. "
-            "Where they do differ, give one a `revision` of its own"
-        )
+    seen = set()
+    for index, judge in enumerate(judges):
+        identity = (judge.model, judge.revision)
+        if identity in seen:
+            raise ValueError(
+                f"entry {index}: duplicate judge {judge.model!r}. If the two differ, "
+                "set a different `revision` to tell their answers apart"
+            )
+        seen.add(identity)
     return judges
 
 
 class Judge(ModelSection):
-    """A model that rates; unless told otherwise as FastChat asks it: greedily, with room for an explanation."""
+    """A model that rates rows or answers.
+
+    The defaults are those of FastChat's judge: greedy, with room for an explanation.
+    """
 
     temperature: NotNegative = 0.0
-    """Sampling temperature; 0 is greedy. Models that reason take 1 alone."""
+    """Sampling temperature. 0 is greedy. Set 1 for reasoning models that accept no
+    other value."""
     max_tokens: Positive = 2048
-    """Longest answer, in tokens."""
+    """Maximum length of one answer in tokens. A reasoning model's hidden tokens count,
+    too."""
 
 
 class Teacher(ModelSection):
-    """A model that writes rows."""
+    """A model that writes the synthetic rows."""
 
     weight: PositiveRate = 1.0
-    """Its share of the works, beside the weights of the other teachers."""
+    """Share of the tasks that this teacher gets, relative to the weights of the other
+    teachers."""
 
 
 class SourceSection(Section):
-    """Where rows come from: the embedded world, a hub data set, or files."""
+    """Where rows come from: the embedded world, a data set on the Hub, or files."""
 
     source: Annotated[str, FILES]
-    """`tiny`, `hub:<owner>/<name>[:<config>]`, or a path or glob of .jsonl, .jsonl.gz or .parquet files."""
+    """`tiny`, `hub:<owner>/<name>[:<config>]`, or a path or glob of .jsonl, .jsonl.gz
+    or .parquet files."""
     revision: str | None = None
-    """Commit of a hub data set; a branch or tag becomes the commit that it stands for when a run begins."""
+    """Commit of a data set on the Hub, where it is required. A branch or tag is
+    resolved to its commit when a run begins."""
     split: str = "train"
-    """Split of a hub data set."""
+    """Split of a data set on the Hub."""
     license: str = "unknown"
-    """Licence of the rows."""
+    """License of the rows. The verdict on commercial use depends on it."""
     limit: Positive | None = None
-    """Read at most so many rows, in file order."""
+    """Read only the first rows, up to this number. All rows where empty."""
 
 
 class Seeds(Section):
     """The human-made data that the recipe starts from."""
 
     dolly: tuple[SourceSection, ...] = ()
-    """Instructions in the shape of databricks-dolly-15k: seeds of LaMini and Evol-Instruct."""
+    """Instructions in the format of databricks-dolly-15k: seeds of LaMini and
+    Evol-Instruct."""
     flan: tuple[SourceSection, ...] = ()
-    """Queries in the shape of the FLAN collection's dumps: seeds of Orca."""
+    """Queries in the format of the FLAN collection's dumps: seeds of Orca."""
     hh_rlhf: tuple[SourceSection, ...] = ()
     """Transcripts in the shape of Anthropic/hh-rlhf: hh-sft and align."""

@@ -1,4 +1,8 @@
-"""A section of the recipe: what decides the result (*what*), and what only decides how it comes about (*how*)."""
+"""Base classes and field types of the recipe's sections.
+
+A field either enters the fingerprint of the stages that read it, or is marked
+`RUNTIME_ONLY`: it decides how a run is carried out, not its result.
+"""
 
 import glob
 import hashlib
@@ -7,15 +11,19 @@ from collections.abc import Iterator
 from importlib import resources
 from pathlib import Path
 from types import UnionType
-from typing import Annotated, Any, TypedDict
+from typing import Annotated, Any, TypedDict, TypeGuard
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
 from bezoar_ray.errors import RecipeError
 
-RUNTIME_ONLY = "how"
-FILES = "files"  # the field names files or a folder: their content counts in its place, where there are any
-_PLACEMENT = {
+RUNTIME_ONLY = "runtime only"
+"""Marks a field that does not enter a fingerprint."""
+FILES = "files"
+"""Marks a field that can name files or a folder. Where it does, their content enters
+the fingerprint in place of their names."""
+
+_SPEED_ARGUMENTS = {
     "tensor_parallel_size",
     "pipeline_parallel_size",
     "data_parallel_size",
@@ -32,7 +40,8 @@ _PLACEMENT = {
     "max_parallel_loading_workers",
     "download_dir",
 }
-_ELSEWHERE = {  # of vLLM: what is loaded and which code runs
+"""vLLM engine arguments that change the speed of an engine, but not its answers."""
+_REFUSED_ARGUMENTS = {
     "model",
     "revision",
     "tokenizer",
@@ -54,7 +63,8 @@ _ELSEWHERE = {  # of vLLM: what is loaded and which code runs
     "lora_modules",
     "api_key",
 }
-_WORDS = {  # of vLLM, where a text is the name of something that vLLM itself holds
+"""vLLM engine arguments that say which weights are loaded and which code runs."""
+_TEXT_ARGUMENTS = {
     "attention_backend",
     "cudagraph_mode",
     "custom_ops",
@@ -72,135 +82,154 @@ _WORDS = {  # of vLLM, where a text is the name of something that vLLM itself ho
     "tokenizer_mode",
     "tool_call_parser",
 }
-_CHOICES = {  # where another text would be a path, or the name of a class
+"""vLLM engine arguments whose text is a name that vLLM itself defines."""
+_TEXT_CHOICES = {
     "distributed_executor_backend": ("ray", "mp", "uni"),
     "data_parallel_backend": ("ray", "mp"),
     "generation_config": ("vllm", "auto"),
 }
-Label = Annotated[
-    str, Field(pattern=r"^[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?$")
-]  # no operator of Ray's selectors
+"""The safe values of engine arguments that otherwise take a path or a class name."""
+_PARALLEL_SIZES = (
+    "tensor_parallel_size",
+    "pipeline_parallel_size",
+    "data_parallel_size",
+)
+
+# Ray's label selectors have operators (`!`, `in(...)`), which this pattern excludes.
+Label = Annotated[str, Field(pattern=r"^[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?$")]
 Positive = Annotated[int, Field(gt=0)]
 PositiveRate = Annotated[float, Field(gt=0)]
 NotNegative = Annotated[float, Field(ge=0)]
 Money = NotNegative
 Share = Annotated[float, Field(ge=0, le=1)]
 OneOrMore = BeforeValidator(lambda value: [value] if isinstance(value, dict) else value)
-"""A list that may be written without its brackets where it holds one section."""
+"""A list of sections; a single section may be written without brackets."""
 
 
-def _harmless(engine: dict[str, Any]) -> dict[str, Any]:
-    """The arguments with underscores in their names, and without those that are null: vLLM's own defaults."""
-    for given, value in engine.items():
-        name = given.replace("-", "_")
-        if name in _ELSEWHERE:
-            raise ValueError(
-                f"{given!r} would load or run what `bezoar plan` does not name. Weights and their code have fields of "
-                "their own: model, revision, trust_remote_code, pickled_weights"
-            )
-        if value in _CHOICES.get(name, ()):
-            continue
-        if "." in name or _holds_text(name, value):
-            raise ValueError(
-                f"{given!r} holds a text, which may name code for vLLM to run. Numbers and switches may stand there; "
-                f"texts in {', '.join(sorted(_WORDS))} alone. "
-                + "; ".join(
-                    f"{key} is one of {', '.join(choices)}"
-                    for key, choices in _CHOICES.items()
-                )
-            )
-    known = {
-        given.replace("-", "_"): value
-        for given, value in engine.items()
-        if value is not None
-    }
-    for name in (
-        "tensor_parallel_size",
-        "pipeline_parallel_size",
-        "data_parallel_size",
-    ):
-        if not _is_number(known.get(name, 1), int) or known.get(name, 1) < 1:
-            raise ValueError(
-                f"{name} {known[name]!r}: expected a whole number from 1 on"
-            )
-    memory, longest = (
-        known.get("gpu_memory_utilization", 1),
-        known.get("max_model_len", 1),
-    )
+def _check_engine(engine: dict[str, Any]) -> dict[str, Any]:
+    """Normalize vLLM engine arguments, and refuse those that could run unknown code.
+
+    Returns:
+        The arguments with underscores in their names. Null values are left out, so that
+        vLLM's defaults apply.
+
+    Raises:
+        ValueError: an argument is refused, or has an impossible value.
+    """
+    for given_name, value in engine.items():
+        _check_engine_argument(given_name, value)
+    arguments = {}
+    for given_name, value in engine.items():
+        if value is not None:
+            arguments[given_name.replace("-", "_")] = value
+    for name in _PARALLEL_SIZES:
+        size = arguments.get(name, 1)
+        if not _is_number(size, int) or size < 1:
+            raise ValueError(f"{name} {size!r}: expected a whole number of at least 1")
+    memory = arguments.get("gpu_memory_utilization", 1)
     if not _is_number(memory, int | float) or not 0 < memory <= 1:
         raise ValueError(
-            f"gpu_memory_utilization {memory!r}: expected a share of the GPU, above 0 and at most 1"
+            f"gpu_memory_utilization {memory!r}: expected a share of the GPU, "
+            "above 0 and at most 1"
         )
+    longest = arguments.get("max_model_len", 1)
     if not (_is_number(longest, int) or isinstance(longest, str)):
         raise ValueError(
-            f"max_model_len {longest!r}: expected tokens, as 4096, 4k or auto"
+            f"max_model_len {longest!r}: expected tokens, such as 4096, 4k or auto"
         )
-    return known
+    return arguments
+
+
+def _check_engine_argument(given_name: str, value: object) -> None:
+    name = given_name.replace("-", "_")
+    if name in _REFUSED_ARGUMENTS:
+        raise ValueError(
+            f"{given_name!r} would load weights or run code that `bezoar plan` does "
+            "not list. Use the fields model, revision, trust_remote_code and "
+            "pickled_weights instead"
+        )
+    if value in _TEXT_CHOICES.get(name, ()):
+        return
+    # A dotted name sets a nested value, which could be any of the refused ones.
+    if "." in name or _has_unknown_text(name, value):
+        choices = "; ".join(
+            f"{argument} is one of {', '.join(values)}"
+            for argument, values in _TEXT_CHOICES.items()
+        )
+        raise ValueError(
+            f"{given_name!r} holds text, which may name code for vLLM to run. Use "
+            "numbers and switches. Text is allowed in "
+            f"{', '.join(sorted(_TEXT_ARGUMENTS))} only. {choices}"
+        )
 
 
 def _is_number(value: object, kind: type | UnionType) -> bool:
     return isinstance(value, kind) and not isinstance(value, bool)
 
 
-def _holds_text(name: str, value: object) -> bool:
+def _has_unknown_text(name: str, value: object) -> bool:
+    """Whether an argument holds text, at any depth, under a name not known as safe."""
     if isinstance(value, dict):
-        return any(_holds_text(str(inner), of) for inner, of in value.items())
+        return any(_has_unknown_text(str(key), item) for key, item in value.items())
     if isinstance(value, list | tuple):
-        return any(_holds_text(name, of) for of in value)
-    return isinstance(value, str) and name not in _WORDS
+        return any(_has_unknown_text(name, item) for item in value)
+    return isinstance(value, str) and name not in _TEXT_ARGUMENTS
 
 
-Engine = Annotated[dict[str, Any], RUNTIME_ONLY, AfterValidator(_harmless)]
-"""vLLM engine arguments, but for those that say what is loaded and which code runs."""
+Engine = Annotated[dict[str, Any], RUNTIME_ONLY, AfterValidator(_check_engine)]
+"""vLLM engine arguments, except those that say which weights and code are loaded."""
 
 
 def check_gpus(field: str, number: float) -> None:
-    """Whether Ray can give an actor so many GPUs: a share of one, or whole ones.
+    """Check that Ray can give one actor this many GPUs.
 
     Raises:
-        ValueError: it cannot.
+        ValueError: the number is neither a share of one GPU nor a whole number.
     """
-    if number < 0 or (number > 1 and number != int(number)):
+    is_whole = float(number).is_integer()
+    if number < 0 or (number > 1 and not is_whole):
         raise ValueError(
-            f"{field}: {number:g} GPUs. Ray gives an actor a share of one GPU, or whole GPUs: 0.5, 1, 2"
+            f"{field}: {number:g} GPUs. Ray gives an actor a share of one GPU, or whole "
+            "GPUs: 0.5, 1, 2"
         )
 
 
-def spread_of(engine: dict[str, Any]) -> int:
-    """Over how many GPUs an engine spreads."""
-    return math.prod(
-        engine.get(f"{kind}_parallel_size", 1)
-        for kind in ("tensor", "pipeline", "data")
-    )
+def parallel_gpus(engine: dict[str, Any]) -> int:
+    """Number of GPUs over which the arguments spread one engine."""
+    return math.prod(engine.get(name, 1) for name in _PARALLEL_SIZES)
 
 
 def gpus_of(engine: dict[str, Any], num_gpus: float) -> float:
-    """GPUs that an engine takes: its actor's, or, spread through Ray, further ones beside them."""
-    through_ray = engine.get("distributed_executor_backend") == "ray"
-    return max(num_gpus, spread_of(engine)) if through_ray else num_gpus
+    """Number of GPUs that an engine takes from the cluster.
+
+    By default an engine uses the GPUs of its actor. With Ray's executor, its workers
+    reserve GPUs of their own.
+    """
+    if engine.get("distributed_executor_backend") == "ray":
+        return max(num_gpus, parallel_gpus(engine))
+    return num_gpus
 
 
 def check_parallel(engine: dict[str, Any], num_gpus: float) -> None:
-    """Whether an engine is given the GPUs that it takes; through Ray it takes them beside its actor's.
+    """Check that an engine's actor has the GPUs and memory that the engine will use.
 
     Raises:
-        ValueError: it is not, and would not start, or would take a neighbour's memory.
+        ValueError: the engine could not start, or would use a neighbor's memory.
     """
     check_gpus("num_gpus", num_gpus)
-    spread = spread_of(engine)
-    if (
-        spread > 1
-        and 0 < num_gpus < spread
-        and engine.get("distributed_executor_backend") != "ray"
-    ):
+    spread = parallel_gpus(engine)
+    through_ray = engine.get("distributed_executor_backend") == "ray"
+    if spread > 1 and 0 < num_gpus < spread and not through_ray:
         raise ValueError(
-            f"engine: it spreads over {spread} GPUs, and num_gpus is {num_gpus:g}. Make them equal"
+            f"engine: it spreads over {spread} GPUs, and num_gpus is {num_gpus:g}. "
+            "Make them equal"
         )
     memory = engine.get("gpu_memory_utilization", 0.0)
     if 0 < num_gpus < 1 and memory > num_gpus:
         raise ValueError(
-            f"engine.gpu_memory_utilization {memory:g} with num_gpus {num_gpus:g}: it takes more of the GPU's memory "
-            f"than its share. Leave it out, or set at most {num_gpus:g}"
+            f"engine.gpu_memory_utilization {memory:g} with num_gpus {num_gpus:g}: the "
+            "engine takes more of the GPU's memory than its share of the GPU. Leave it "
+            f"out, or set at most {num_gpus:g}"
         )
 
 
@@ -216,31 +245,41 @@ class Section(BaseModel):
     )
 
     def files(self) -> Iterator[str]:
-        """What may name files or folders of this machine, as the recipe has it: paths, globs, or other names."""
+        """Values of all fields that can name files: paths, globs or other names."""
         for name, field in type(self).model_fields.items():
-            yield from _files_in(getattr(self, name), FILES in field.metadata)
+            names_files = FILES in field.metadata
+            yield from _file_names(getattr(self, name), names_files)
 
     def fingerprint_fields(self) -> dict[str, object]:
-        """The fields that decide what comes out, with the content of named files in place of their paths."""
-        fields = {
-            name: field.metadata
-            for name, field in type(self).model_fields.items()
-            if RUNTIME_ONLY not in field.metadata
-        }
-        return {
-            name: _fingerprint_value(getattr(self, name), FILES in marks)
-            for name, marks in fields.items()
-        }
+        """The fields that decide the result, as plain values.
+
+        Where a field names files, a digest of their content stands in place of the
+        name.
+        """
+        values = {}
+        for name, field in type(self).model_fields.items():
+            if RUNTIME_ONLY not in field.metadata:
+                names_files = FILES in field.metadata
+                values[name] = _fingerprint_value(getattr(self, name), names_files)
+        return values
 
 
-def _files_in(value: object, files: bool) -> Iterator[str]:
+def _file_names(value: object, names_files: bool) -> Iterator[str]:
     if isinstance(value, Section):
         yield from value.files()
-    elif isinstance(value, dict | list | tuple):
-        for item in value.values() if isinstance(value, dict) else value:
-            yield from _files_in(item, files)
-    elif files and isinstance(value, str) and "\n" not in value:
+    elif isinstance(value, dict):
+        for item in value.values():
+            yield from _file_names(item, names_files)
+    elif isinstance(value, list | tuple):
+        for item in value:
+            yield from _file_names(item, names_files)
+    elif names_files and _can_be_file_name(value):
         yield value
+
+
+def _can_be_file_name(value: object) -> TypeGuard[str]:
+    """Whether a value is one line of text. A template may be given as several lines."""
+    return isinstance(value, str) and "\n" not in value
 
 
 class Placement(TypedDict, total=False):
@@ -251,87 +290,111 @@ class Placement(TypedDict, total=False):
 
 
 class SchedulingSection(Section):
-    """A section whose work runs in Ray actors that ask for a kind of node."""
+    """A section whose Ray actors can require a kind of node."""
 
     accelerator_type: Annotated[str | None, RUNTIME_ONLY] = None
-    """Kind of GPU, by Ray's name (H100, A100, L4); any where empty."""
+    """Kind of GPU that the actors or workers need, by Ray's name, such as `H100`,
+    `A100` or `L4`. Any kind where empty. Set it on clusters with several kinds of
+    GPU."""
     node_labels: Annotated[dict[str, Label], RUNTIME_ONLY] = {}
-    """Labels that the nodes which may be used have, as the files in `cluster/` give them."""
+    """Labels that a node must have to run the actors or workers. The files in
+    `cluster/` set such labels."""
 
     @property
     def placement(self) -> Placement:
-        """Ray's options for it."""
-        found: Placement = {}
+        """The options for `ray.remote` that request this kind of node."""
+        options: Placement = {}
         if self.accelerator_type:
-            found["accelerator_type"] = self.accelerator_type
+            options["accelerator_type"] = self.accelerator_type
         if self.node_labels:
-            found["label_selector"] = self.node_labels
-        return found
+            options["label_selector"] = self.node_labels
+        return options
 
 
 def decisive(engine: dict[str, Any]) -> dict[str, Any]:
-    """The vLLM engine arguments that change what is said, not only how fast."""
-    return {key: value for key, value in engine.items() if key not in _PLACEMENT}
+    """The vLLM engine arguments that change the answers, not only the speed."""
+    return {
+        name: value for name, value in engine.items() if name not in _SPEED_ARGUMENTS
+    }
 
 
-def packaged_text(name: str, own: str | None, field: str) -> str:
-    """The text of the recipe's own file for a field, or the one that comes with the package, in `recipes/`.
+def packaged_text(name: str, path: str | None, field: str) -> str:
+    """Read the recipe's own file for a field, or the packaged one.
+
+    Args:
+        name: the packaged file, below `bezoar_ray/recipes/`.
+        path: the recipe's own file, if it names one.
+        field: the recipe's field, for errors.
 
     Raises:
         RecipeError: the file cannot be read.
     """
+    if not path:
+        packaged = resources.files("bezoar_ray").joinpath("recipes", name)
+        return packaged.read_text()
+    return read_text(path, field)
+
+
+def read_text(path: str, field: str) -> str:
+    """Read a text file that a field of the recipe names.
+
+    Raises:
+        RecipeError: the file cannot be read, or is not UTF-8.
+    """
     try:
-        return (
-            Path(own).read_text()
-            if own
-            else resources.files("bezoar_ray").joinpath("recipes", name).read_text()
-        )
+        return Path(path).read_text()
     except OSError as error:
-        raise RecipeError(f"{field}: cannot read {own!r}: {error.strerror}") from error
+        raise RecipeError(f"{field}: cannot read {path!r}: {error.strerror}") from error
     except UnicodeDecodeError as error:
         raise RecipeError(
-            f"{field}: {own!r} is no UTF-8 text: {error.reason} at byte {error.start}"
+            f"{field}: {path!r} is not UTF-8 text: {error.reason} at byte {error.start}"
         ) from error
 
 
 def matches(pattern: str) -> list[Path]:
-    """The files and folders that a path or glob names, sorted. A file's own name is no pattern, whatever it holds."""
-    if Path(pattern).expanduser().exists():
-        return [Path(pattern).expanduser()]
-    return [
-        Path(name)
-        for name in sorted(glob.glob(str(Path(pattern).expanduser()), recursive=True))
-    ]
+    """The files and folders that a path or glob names, sorted.
+
+    An existing path is taken as it is, even if its name has the characters of a glob.
+    """
+    path = Path(pattern).expanduser()
+    if path.exists():
+        return [path]
+    return [Path(name) for name in sorted(glob.glob(str(path), recursive=True))]
 
 
-def _fingerprint_value(value: object, files: bool) -> object:
+def _fingerprint_value(value: object, names_files: bool) -> object:
     if isinstance(value, Section):
         return value.fingerprint_fields()
     if isinstance(value, dict):
-        return {key: _fingerprint_value(item, files) for key, item in value.items()}
+        return {
+            key: _fingerprint_value(item, names_files) for key, item in value.items()
+        }
     if isinstance(value, list | tuple):
-        return [_fingerprint_value(item, files) for item in value]
-    return (
-        (_content(value) or value)
-        if files and isinstance(value, str) and "\n" not in value
-        else value
-    )
+        return [_fingerprint_value(item, names_files) for item in value]
+    if names_files and _can_be_file_name(value):
+        return _content_digest(value) or value
+    return value
 
 
-def _content(pattern: str) -> str | None:
-    """A digest of the files that a path or glob names, or None where it names none.
+def _content_digest(pattern: str) -> str | None:
+    """A digest of the files that a path or glob names; None where it names none.
 
-    A folder (a model's weights) counts by the names, sizes and times of its files, which takes no reading.
+    The files of a folder (a model's weights) count by name, size and time, since
+    reading them would take long.
     """
-    total, found = hashlib.sha256(), matches(pattern)
-    for path in found:
+    paths = matches(pattern)
+    if not paths:
+        return None
+    digest = hashlib.sha256()
+    for path in paths:
         if path.is_file():
             with open(path, "rb") as file:
-                total.update(hashlib.file_digest(file, "sha256").digest())
-        for inner in (
-            sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else ()
-        ):
-            total.update(
-                f"{inner.relative_to(path)}:{inner.stat().st_size}:{inner.stat().st_mtime_ns}".encode()
-            )
-    return total.hexdigest() if found else None
+                digest.update(hashlib.file_digest(file, "sha256").digest())
+        elif path.is_dir():
+            inner_files = [inner for inner in path.rglob("*") if inner.is_file()]
+            for inner in sorted(inner_files):
+                stat = inner.stat()
+                name = inner.relative_to(path)
+                entry = f"{name}:{stat.st_size}:{stat.st_mtime_ns}"
+                digest.update(entry.encode())
+    return digest.hexdigest()

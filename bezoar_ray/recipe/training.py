@@ -1,4 +1,4 @@
-"""Training: the base, its adapters, and one section per stage."""
+"""The sections of training: the base, its adapters, and one section for each stage."""
 
 from typing import Annotated, Literal
 
@@ -34,10 +34,6 @@ LossType = Literal[
     "sigmoid_norm",
 ]
 
-
-COMPILED_FROM = 200
-"""Optimiser steps of a stage from which on `compile: auto` compiles: it takes as long as some tens of steps."""
-
 Schedule = Literal[
     "linear",
     "cosine",
@@ -48,29 +44,36 @@ Schedule = Literal[
     "inverse_sqrt",
 ]
 
+_COMPILE_MIN_STEPS = 200
+"""Optimizer steps above which `compile: auto` compiles, since compiling takes about as
+long as some tens of steps."""
+
 
 class Base(Weights):
     """The model that is trained."""
 
     model: Annotated[str, FILES]
-    """Hugging Face name, local folder, or `tiny-base`."""
+    """Hugging Face name, local folder, or the embedded `tiny-base`."""
     license: str = "unknown"
-    """Licence of the weights."""
+    """License of the weights. The verdict on commercial use depends on it."""
     dtype: Literal["bfloat16", "float32"] = "bfloat16"
-    """Type of the unquantised weights: compute, merge and the saved model."""
+    """Data type of the unquantized weights: for computing, merging and the saved
+    model."""
 
 
 class Lora(Section):
-    """The adapter of one training stage."""
+    """The LoRA adapter of one training stage."""
 
     r: Positive = 16
-    """Rank."""
+    """Rank. A higher rank trains more weights and takes more memory."""
     alpha: float = 16
-    """Scale; the update is multiplied by alpha / r."""
+    """Scale of the adapter: its update is multiplied by alpha / r."""
     rank_stabilised: bool = False
-    """Multiply it by alpha / sqrt(r) instead (arXiv 2312.03732)."""
+    """Multiply the update by alpha / sqrt(r) instead (arXiv 2312.03732). Use it for
+    high ranks."""
     dora: bool = False
-    """Train the weights' magnitude, too (DoRA, arXiv 2402.09353); such an adapter cannot be joined with others."""
+    """Also train the magnitude of the weights (DoRA, arXiv 2402.09353). Such an adapter
+    cannot be combined with others, so the checkpoint is served merged."""
     dropout: Share = 0.05
     """Dropout on the adapter's input."""
     targets: tuple[str, ...] = ("q_proj", "k_proj", "v_proj")
@@ -83,50 +86,62 @@ class Training(SchedulingSection):
     learning_rate: PositiveRate
     """Peak learning rate."""
     schedule: Schedule = "constant_with_warmup"
-    """Learning-rate schedule, by transformers' name."""
+    """Learning rate schedule, by the name that transformers gives it."""
     warmup_ratio: Share = 0.03
-    """Share of the steps that warm up."""
+    """Share of the optimizer steps in which the learning rate rises to its peak."""
     epochs: PositiveRate = 1.0
-    """Passes over the rows."""
+    """Passes over all rows."""
     batch: Positive = 16
-    """Rows in an optimiser step, over all workers and accumulation steps."""
+    """Rows in an optimizer step, over all workers and accumulation steps together. Must
+    be a multiple of `workers`."""
     max_length: Positive = 2048
-    """Longest row in tokens; a longer one is left out and counted."""
+    """Maximum length of a row in tokens. A longer row is left out and counted, never
+    cut."""
     max_grad_norm: float = 0.3
-    """Gradient clipping."""
+    """Norm to which gradients are clipped."""
     limit: Positive | None = None
-    """Train on the first so many rows."""
+    """Train only on the first rows, up to this number. All rows where empty."""
     load_in_4bit: bool = True
-    """QLoRA: the base in NF4 with double quantisation."""
+    """QLoRA: keep the base in 4 bits (NF4 with double quantization)."""
     packing: Annotated[bool, RUNTIME_ONLY] = True
-    """Compute the rows of a pass one after the other in one sequence, where they do not see each other. Where the
-    architecture would mix them, or with `false`, each row is padded to the longest of its pass."""
+    """Compute the rows of a pass one after the other in one sequence, in which no row
+    sees another. With `false`, or where the architecture would mix the rows, each row
+    is padded to the longest row of its pass."""
     micro_tokens: Annotated[Positive | Literal["auto"] | None, RUNTIME_ONLY] = None
-    """Tokens in a forward pass of one worker. `auto`, the default on GPUs: as many as fit, and as are of use."""
+    """Tokens in a forward pass of one worker. `auto`, the default on GPUs, takes the
+    largest pass that fits into memory and is still faster than a smaller one."""
     micro_batch: Annotated[Positive | None, RUNTIME_ONLY] = None
-    """Rows in a forward pass of one worker, in place of `micro_tokens`; 4 by default on CPUs."""
+    """Rows in a forward pass of one worker, to set instead of `micro_tokens`. The
+    default on CPUs is 4."""
     workers: Annotated[Positive, RUNTIME_ONLY] = 1
-    """Ray Train workers."""
+    """Ray Train workers, which share the rows of each step."""
     cpus_per_worker: Annotated[float, RUNTIME_ONLY] = 1.0
-    """Ray CPUs per worker."""
+    """Ray CPUs of each worker."""
     gpus_per_worker: Annotated[float, RUNTIME_ONLY] = 0.0
-    """Ray GPUs per worker."""
+    """Ray GPUs of each worker. With 0 the stage trains on CPUs, even on a machine that
+    has GPUs."""
     zero_stage: Annotated[Literal[0, 2, 3], RUNTIME_ONLY] = 0
-    """DeepSpeed ZeRO stage; 0 is plain data parallel."""
+    """DeepSpeed ZeRO stage. 0 is plain data parallel, 2 shares gradients and optimizer
+    state over the workers. 3 also shares the weights, and needs `load_in_4bit:
+    false`."""
     gradient_checkpointing: Annotated[bool | Literal["auto"], RUNTIME_ONLY] = "auto"
-    """Recompute activations in the backward pass. `auto`: only where passes would not fit into memory without it."""
+    """Recompute activations in the backward pass, which saves memory and costs time.
+    `auto` does so only where passes would not fit into memory otherwise."""
     compile: Annotated[bool | Literal["auto"], RUNTIME_ONLY] = "auto"
-    """Compile the decoder layers (torch.compile). `auto`: on GPUs, for stages of more than 200 steps."""
+    """Compile the decoder layers (torch.compile). `auto` does so on GPUs, in stages of
+    more than 200 steps."""
     checkpoint_every: Annotated[Positive, RUNTIME_ONLY] = 200
-    """Steps between checkpoints from which a killed stage goes on."""
+    """Optimizer steps between checkpoints. A stage that was killed resumes from the
+    last one. Lower it on spot instances."""
     max_failures: Annotated[int, RUNTIME_ONLY] = 3
-    """Worker failures after which Ray Train gives up."""
+    """Worker failures after which the stage fails."""
     report_to: Annotated[tuple[str, ...], RUNTIME_ONLY] = ()
-    """Trackers by transformers' names: wandb, mlflow, tensorboard."""
+    """Experiment trackers, by the names that transformers gives them: `wandb`,
+    `mlflow`, `tensorboard`."""
 
     @property
     def share(self) -> int:
-        """Rows of an optimiser step that a worker has."""
+        """Rows of an optimizer step that one worker computes."""
         return self.batch // self.workers
 
     @property
@@ -135,86 +150,103 @@ class Training(SchedulingSection):
         return True
 
     def compiles(self, steps: float) -> bool:
-        """Whether a stage of so many optimiser steps is to compile its layers."""
-        if self.zero_stage == 3:  # no pass can be tried before training
+        """Whether a stage with this many optimizer steps compiles its layers."""
+        if self.zero_stage == 3:
+            # Compiling needs a trial pass, and under ZeRO-3 none runs before training.
             return False
         if self.compile == "auto":
-            return self.gpus_per_worker > 0 and steps > COMPILED_FROM
+            return self.gpus_per_worker > 0 and steps > _COMPILE_MIN_STEPS
         return self.compile
 
     @model_validator(mode="after")
-    def _even_shares(self) -> "Training":
+    def _check_batch(self) -> "Training":
         if self.batch % self.workers:
             raise ValueError(
-                f"batch {self.batch} cannot be shared by {self.workers} workers: choose a multiple"
+                f"batch {self.batch} cannot be shared by {self.workers} workers: choose "
+                "a multiple of `workers`"
             )
         return self
 
     @model_validator(mode="after")
-    def _one_size(self) -> "Training":
+    def _check_pass_size(self) -> "Training":
         if self.micro_batch and self.micro_tokens:
             raise ValueError(
-                f"micro_batch {self.micro_batch} and micro_tokens {self.micro_tokens}: give the size of a pass in rows "
-                "or in tokens, not both"
+                f"micro_batch {self.micro_batch} and micro_tokens {self.micro_tokens}: "
+                "give the size of a pass in rows or in tokens, not both"
             )
         return self
 
     @model_validator(mode="after")
-    def _whole_gpus(self) -> "Training":
+    def _check_gpus(self) -> "Training":
         check_gpus("gpus_per_worker", self.gpus_per_worker)
         if 0 < self.gpus_per_worker < 1 and self.workers > 1:
             raise ValueError(
-                f"gpus_per_worker {self.gpus_per_worker:g} with {self.workers} workers: NCCL does not connect two "
-                "workers on one GPU. Use one worker, or a whole GPU for each"
+                f"gpus_per_worker {self.gpus_per_worker:g} with {self.workers} workers: "
+                "NCCL does not connect two workers on one GPU. Use one worker, or a whole "
+                "GPU for each"
             )
         return self
 
     @model_validator(mode="after")
-    def _no_sharded_4bit(self) -> "Training":
+    def _check_zero_3(self) -> "Training":
         if self.load_in_4bit and self.zero_stage == 3:
             raise ValueError(
-                "load_in_4bit with zero_stage 3: ZeRO-3 cannot shard bitsandbytes' 4-bit weights. "
-                "Use zero_stage 2, or load_in_4bit: false"
+                "load_in_4bit with zero_stage 3: ZeRO-3 cannot shard bitsandbytes' 4-bit "
+                "weights. Use zero_stage 2, or load_in_4bit: false"
             )
         return self
 
 
 class Sft(Training):
-    """Supervised fine-tuning on the accepted rows, one adapter carried through the schemes in order."""
+    """Supervised fine-tuning on the accepted rows.
+
+    One adapter is trained on the schemes in order.
+    """
 
     learning_rate: PositiveRate = 2e-4
     lora: Lora = Lora()
     order: tuple[str, ...] = ("lamini", "orca", "evol_instruct")
-    """The data sets, in the order of training; own ones that are not named come last."""
+    """Data sets in the order of training. Custom ones that are not named come last."""
     data: dict[Annotated[str, Field(pattern="^[a-z][a-z0-9_]*$")], SourceSection] = {}
-    """Rows of your own by name, with `instruction`, and if need be `input` and `system`, and `response`. They are
-    trained on as they are: no gate or judge sees them."""
+    """Rows of your own by name. A row has `instruction` and `response`, optionally
+    `input` and `system`, or is a conversation. No gate or judge sees these rows."""
     adapter: Annotated[str | None, FILES] = None
-    """A LoRA on the base to go on with, in place of a new one: local folder or Hugging Face name."""
+    """A LoRA on the base to train further, instead of a new one: local folder or
+    Hugging Face name."""
 
 
 class HhSft(Training):
-    """Supervised fine-tuning on the chosen side of HH-RLHF: a new adapter on merged sft."""
+    """Supervised fine-tuning on the chosen side of HH-RLHF.
+
+    It trains a new adapter on merged sft.
+    """
 
     learning_rate: PositiveRate = 2e-4
     lora: Lora = Lora()
 
 
 class Align(Training):
-    """Preference alignment: goes on with hh-sft's adapter, whose frozen copy is the reference."""
+    """Preference alignment on the pairs of HH-RLHF.
+
+    It trains hh-sft's adapter further. A frozen copy of that adapter is the reference.
+    """
 
     learning_rate: PositiveRate = 5e-6
     method: Literal["dpo", "kto", "orpo", "asft", "none"] = "dpo"
-    """How pairs are learned from: dpo and kto hold to the reference; orpo and asft know none. none ends at hh-sft."""
+    """How the policy learns from pairs. `dpo` and `kto` keep it near the reference.
+    `orpo` and `asft` use no reference. `none` ends the training at hh-sft."""
     beta: Annotated[float, Field(gt=0)] = 0.1
-    """dpo, kto: how strongly the policy is held to the reference (arXiv 2305.18290, eq. 7). orpo, asft: weight of the
-    preferences beside the likelihood of the chosen answer (their lambda)."""
+    """dpo, kto: how strongly the policy is kept near the reference (arXiv 2305.18290,
+    eq. 7); a higher value keeps it nearer. orpo, asft: weight of the preference loss
+    beside the likelihood of the chosen answer (lambda in their papers)."""
     loss_type: Annotated[tuple[LossType, ...], Field(min_length=1)] = ("sigmoid",)
-    """dpo's loss, by TRL's name; the sum of several."""
+    """dpo: the loss, by the name that TRL gives it. Several losses are summed."""
     label_smoothing: Annotated[float, Field(ge=0, lt=0.5)] = 0.0
-    """dpo: how often a pair is thought to be the wrong way round, for the losses that ask."""
+    """dpo: assumed share of pairs that are the wrong way round. `robust` and `exo_pair`
+    need it."""
     precompute_reference: Annotated[bool, RUNTIME_ONLY] = True
-    """dpo, kto: ask the reference once, before training; its answers are kept for runs with another beta."""
+    """dpo, kto: compute the reference's log-probabilities once, before training. Runs
+    with another beta use them again. With `false` they are computed in every step."""
 
     @property
     def is_trained(self) -> bool:
@@ -222,9 +254,10 @@ class Align(Training):
         return self.method != "none"
 
     @model_validator(mode="after")
-    def _smoothed(self) -> "Align":
+    def _check_label_smoothing(self) -> "Align":
         if "exo_pair" in self.loss_type and not self.label_smoothing:
             raise ValueError(
-                "loss_type exo_pair needs label_smoothing above 0, such as 0.001: it takes its logarithm"
+                "loss_type exo_pair needs label_smoothing above 0, such as 0.001: it "
+                "takes its logarithm"
             )
         return self

@@ -121,7 +121,7 @@ def test_tasks_of_both_groups_stand_once_for_each_number_of_examples():
 
 
 def test_one_task_with_two_metrics_is_refused():
-    with pytest.raises(ValueError, match="t, default-shot stands twice"):
+    with pytest.raises(ValueError, match="t, default-shot appears twice"):
         Harness(tasks=(HarnessTask(task="t"), HarnessTask(task="t", metric="f1")))
 
 

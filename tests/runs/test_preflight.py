@@ -86,7 +86,7 @@ def test_a_text_in_another_encoding_is_found(tmp_path, field, stage):
     (tmp_path / "text.txt").write_bytes("Caf\xe9".encode("latin-1"))
     recipe = tiny(f"{field}={tmp_path / 'text.txt'}")
     (problem,) = check(recipe, [stage]).problems
-    assert problem.startswith(field) and "is no UTF-8 text" in problem
+    assert problem.startswith(field) and "is not UTF-8 text" in problem
 
 
 TEMPLATES = {
