@@ -22,7 +22,7 @@ Operation = Literal[
 
 
 class Lamini(Section):
-    """LaMini (arXiv 2304.14402): instructions from examples and topics, with answers."""
+    """LaMini (arXiv 2304.14402): new instructions from examples and topics."""
 
     calls: Positive = 80
     """Calls that request new instructions. `calls` times `per_call` is the number of

@@ -131,7 +131,7 @@ class ModelSection(Weights, SchedulingSection):
 
     @property
     def template(self) -> str | None:
-        """Text of the chat template, which `chat_template` holds or names the file of."""
+        """Text of the chat template, read from a file if it names one."""
         template = self.chat_template
         if template and "\n" not in template and Path(template).is_file():
             return Path(template).read_text()

@@ -189,8 +189,8 @@ def check_gpus(field: str, number: float) -> None:
     is_whole = float(number).is_integer()
     if number < 0 or (number > 1 and not is_whole):
         raise ValueError(
-            f"{field}: {number:g} GPUs. Ray gives an actor a share of one GPU, or whole "
-            "GPUs: 0.5, 1, 2"
+            f"{field}: {number:g} GPUs. Ray gives an actor a share of one GPU, or "
+            "whole GPUs: 0.5, 1, 2"
         )
 
 

@@ -1,4 +1,7 @@
-"""Where rows come from: the embedded world, hub data sets, own files. Each row knows its source and licence."""
+"""Where rows come from: the embedded world, data sets on the Hub, and files.
+
+Each row knows its source and its license.
+"""
 
 import json
 from collections.abc import Callable, Iterable, Iterator
@@ -22,111 +25,136 @@ _TINY_LICENSE = "Apache-2.0 (embedded)"
 
 @dataclass(frozen=True)
 class Loaded(Generic[T]):
-    """The rows that could be read, and one message ("file:line: what") for each malformed one."""
+    """The well-formed rows of some sources, and what is wrong with the others."""
 
     rows: list[T]
     failed: list[str]
+    """One message ("file:line: fault") for each malformed row."""
 
 
 def read(
-    parts: Iterable[SourceSection], kind: Literal["dolly", "flan"]
+    sources: Iterable[SourceSection], kind: Literal["dolly", "flan"]
 ) -> Loaded[Seed]:
-    """The seeds of all sources, in their order.
+    """Read the seeds of all sources, in their order.
 
     Raises:
-        RecipeError: a file or data set cannot be read at all; the message names the field and what to do.
+        RecipeError: a file or data set cannot be read at all; the message names the
+            field and the remedy.
     """
-    return _load(parts, f"seeds.{kind}", _SEEDS[kind])
+    return _load(sources, f"seeds.{kind}", _SEEDS[kind])
 
 
-def read_pairs(parts: Iterable[SourceSection]) -> Loaded[Pair]:
-    """The preference pairs of all sources, in their order. Raises as `read` does."""
-    return _load(parts, "seeds.hh_rlhf", hh_rlhf.pair)
+def read_pairs(sources: Iterable[SourceSection]) -> Loaded[Pair]:
+    """Read the preference pairs of all sources, in their order.
+
+    Raises:
+        RecipeError: as `read` does.
+    """
+    return _load(sources, "seeds.hh_rlhf", hh_rlhf.pair)
 
 
-def read_own(part: SourceSection, name: str) -> Loaded[Sample]:
-    """The rows of `sft.data.<name>`. Raises as `read` does."""
-    return _load([part], f"sft.data.{name}", partial(custom_rows.sample, name))
+def read_own(source: SourceSection, name: str) -> Loaded[Sample]:
+    """Read the custom rows of `sft.data.<name>`.
+
+    Raises:
+        RecipeError: as `read` does.
+    """
+    return _load([source], f"sft.data.{name}", partial(custom_rows.sample, name))
 
 
 def stream(
-    parts: Iterable[SourceSection],
+    sources: Iterable[SourceSection],
     kind: Literal["dolly", "flan"],
     failed: Callable[[str], None],
 ) -> Iterator[Seed]:
-    """The seeds of all sources, one after the other; `failed` is told of each malformed one. Raises as `read` does."""
-    return _stream(parts, f"seeds.{kind}", _SEEDS[kind], failed)
+    """Read the seeds of all sources one by one, so that memory does not hold them all.
+
+    Args:
+        sources: sections of the recipe.
+        kind: format of the rows.
+        failed: called with the message of each malformed row.
+
+    Raises:
+        RecipeError: as `read` does.
+    """
+    return _stream(sources, f"seeds.{kind}", _SEEDS[kind], failed)
 
 
 def _load(
-    parts: Iterable[SourceSection], field: str, convert: Callable[[Row, Origin], T]
+    sources: Iterable[SourceSection], field: str, convert: Callable[[Row, Origin], T]
 ) -> Loaded[T]:
     failed: list[str] = []
-    return Loaded(list(_stream(parts, field, convert, failed.append)), failed)
+    rows = list(_stream(sources, field, convert, failed.append))
+    return Loaded(rows, failed)
 
 
 def _stream(
-    parts: Iterable[SourceSection],
+    sources: Iterable[SourceSection],
     field: str,
     convert: Callable[[Row, Origin], T],
     failed: Callable[[str], None],
 ) -> Iterator[T]:
-    times_seen: dict[str, int] = {}
-    for part in parts:
-        renamed: dict[
-            str, str
-        ] = {}  # by file; a name that another file has used gets a number: ids stay apart
-        for raw in islice(_raw(part, field), part.limit):
+    name_counts: dict[str, int] = {}
+    for source in sources:
+        license_name = _license(source)
+        # Row ids are made of a file's name and a line number. A second file with the
+        # same name gets a number, so that ids stay apart.
+        unique_names: dict[str, str] = {}
+        for raw in islice(_raw_rows(source, field), source.limit):
             file = raw.where.rpartition(":")[0]
-            if file not in renamed:
-                times_seen[raw.name] = times_seen.get(raw.name, 0) + 1
-                renamed[file] = (
-                    raw.name
-                    if times_seen[raw.name] == 1
-                    else f"{raw.name}#{times_seen[raw.name]}"
-                )
-            origin = Origin(renamed[file], raw.number, _license(part))
+            if file not in unique_names:
+                count = name_counts.get(raw.name, 0) + 1
+                name_counts[raw.name] = count
+                unique_names[file] = raw.name if count == 1 else f"{raw.name}#{count}"
+            origin = Origin(unique_names[file], raw.number, license_name)
             try:
                 yield convert(_fields(raw.value), origin)
             except ValueError as error:
                 failed(f"{raw.where}: {error}")
 
 
-def _raw(part: SourceSection, field: str) -> Iterator[Raw]:
-    if part.source == "tiny":
+def _raw_rows(source: SourceSection, field: str) -> Iterator[Raw]:
+    if source.source == "tiny":
         from bezoar_ray.tiny import world
 
+        # `tiny` as custom rows (sft.data) are the embedded dolly rows.
         kind = field.removeprefix("seeds.") if field.startswith("seeds.") else "dolly"
-        return row_files.rows(str(getattr(world(), kind)), field, name="tiny")
-    if part.source.startswith("hub:"):
-        return hub_rows.rows(part, field)
-    return row_files.rows(part.source, field)
+        path = getattr(world(), kind)
+        return row_files.rows(str(path), field, name="tiny")
+    if source.source.startswith("hub:"):
+        return hub_rows.rows(source, field)
+    return row_files.rows(source.source, field)
 
 
-def _license(part: SourceSection) -> str:
-    return (
-        _TINY_LICENSE
-        if part.source == "tiny" and part.license == "unknown"
-        else part.license
-    )
+def _license(source: SourceSection) -> str:
+    if source.source == "tiny" and source.license == "unknown":
+        return _TINY_LICENSE
+    return source.license
 
 
-def _parsed(line: bytes) -> object:
-    """A line of JSON, or what Python and pandas write as such: NaN is null."""
+def _parse_json(line: bytes) -> object:
+    """Parse a line of JSON.
+
+    NaN and Infinity, which Python and pandas write, become null.
+    """
     try:
         return orjson.loads(line)
     except orjson.JSONDecodeError:
         if b"NaN" not in line and b"Infinity" not in line:
             raise
-        return orjson.loads(
-            orjson.dumps(json.loads(line, parse_constant=lambda name: None))
-        )  # no half characters
+        value = json.loads(line, parse_constant=lambda name: None)
+        # Unlike json, orjson refuses lone surrogates: going through it keeps them out.
+        return orjson.loads(orjson.dumps(value))
 
 
 def _fields(value: bytes | Row) -> Row:
-    """A row's fields; a line of text is parsed here, so that a torn one is a malformed row."""
+    """The fields of a row.
+
+    A line of text is parsed here, not in its file's reader, so that a torn line counts
+    as a malformed row.
+    """
     try:
-        fields = _parsed(value) if isinstance(value, bytes) else value
+        fields = _parse_json(value) if isinstance(value, bytes) else value
     except (ValueError, TypeError, RecursionError) as error:
         raise ValueError(f"not valid JSON: {error}") from error
     if not isinstance(fields, dict):

@@ -1,4 +1,7 @@
-"""Conversations as data sets hold them: lists of messages, ShareGPT's turns, or transcripts of Human and Assistant."""
+"""Conversations in the forms that data sets have.
+
+These are lists of messages, ShareGPT's turns, and transcripts of Human and Assistant.
+"""
 
 import re
 
@@ -6,7 +9,7 @@ from bezoar_ray.sources.record import as_text
 
 Messages = list[dict[str, str]]
 
-_MARK = re.compile(r"(?:^|\n\n)(Human|Assistant):")
+_SPEAKER = re.compile(r"(?:^|\n\n)(Human|Assistant):")
 _ROLES = {
     "user": "user",
     "human": "user",
@@ -19,84 +22,92 @@ _ROLES = {
     "system": "system",
     "developer": "system",
 }
+"""Our role for each name that a data set uses."""
 
 
 def read(value: object, field: str) -> Messages:
-    """The messages of a field: a list of `role` and `content` (or `from` and `value`), or a transcript.
+    """Read the messages of a field.
+
+    Args:
+        value: a transcript, or a list of objects with `role` and `content` (or `from`
+            and `value`).
+        field: name of the field, for errors.
 
     Raises:
-        ValueError: neither, an empty turn, an unknown role, or turns that do not alternate after a system message.
+        ValueError: the value has another form, an empty turn or an unknown role, or its
+            turns do not alternate after an optional system message.
     """
     try:
-        found = (
-            transcript(value)
-            if isinstance(value, str)
-            else [_message(turn) for turn in _list(value)]
-        )
-        found = found[1:] if found[0] == {"role": "system", "content": ""} else found
-        _check(found)
+        messages = _messages(value)
+        if messages[0] == {"role": "system", "content": ""}:
+            messages = messages[1:]
+        _check(messages)
     except ValueError as error:
         raise ValueError(f"`{field}`: {error}") from error
-    return found
+    return messages
 
 
 def is_transcript(value: object) -> bool:
-    """Whether a text has the marks of a transcript at its beginning."""
-    return isinstance(value, str) and bool(
-        _MARK.match(as_text(value)) or _MARK.match(f"\n\n{as_text(value)}")
-    )
+    """Whether a value is text that begins with a speaker, such as "Human:"."""
+    return isinstance(value, str) and bool(_SPEAKER.match(as_text(value)))
 
 
 def transcript(text: str) -> Messages:
-    """The turns of a transcript, whose marks stand at the start of a paragraph.
+    """Split a transcript into turns. A speaker counts only at the start of a paragraph.
 
     Raises:
-        ValueError: text before the first mark.
+        ValueError: the text does not begin with a speaker.
     """
-    head, *parts = _MARK.split(as_text(text))
-    if head.strip() or not parts:
+    before, *parts = _SPEAKER.split(as_text(text))
+    if before.strip() or not parts:
         raise ValueError("it does not begin with 'Human:' or 'Assistant:'")
+    speakers = parts[::2]
+    contents = parts[1::2]
     return [
-        {"role": _ROLES[who.lower()], "content": said.strip()}
-        for who, said in zip(parts[::2], parts[1::2], strict=True)
+        {"role": _ROLES[speaker.lower()], "content": content.strip()}
+        for speaker, content in zip(speakers, contents, strict=True)
     ]
 
 
-def _list(value: object) -> list[object]:
+def _messages(value: object) -> Messages:
+    if isinstance(value, str):
+        return transcript(value)
     if not isinstance(value, list) or not value:
-        raise ValueError(
-            f"expected a list of messages, found {type(value).__name__ if value else 'none'}"
-        )
-    return value
+        kind = type(value).__name__ if value else "none"
+        raise ValueError(f"expected a list of messages, found {kind}")
+    return [_message(turn) for turn in value]
 
 
 def _message(turn: object) -> dict[str, str]:
     if not isinstance(turn, dict):
         raise ValueError(
-            f"a message is {type(turn).__name__}, not an object with `role` and `content`"
+            f"a message is {type(turn).__name__}, not an object with `role` and "
+            "`content`"
         )
-    who = str(turn.get("role") or turn.get("from") or "").lower()
-    if who not in _ROLES:
+    role = str(turn.get("role") or turn.get("from") or "").lower()
+    if role not in _ROLES:
         raise ValueError(
-            f"a message has the role {who!r}; known are user, assistant and system"
+            f"a message has the role {role!r}; known are user, assistant and system"
         )
-    said = turn.get("content", turn.get("value"))
-    if isinstance(said, list):  # parts, as in TRL's data sets of images and text
-        said = "".join(
-            part.get("text") or "" for part in said if isinstance(part, dict)
-        )
-    if not isinstance(said, str | None):
-        raise ValueError(f"a message holds {type(said).__name__}, not text")
-    return {"role": _ROLES[who], "content": as_text(said or "").strip()}
+    content = turn.get("content", turn.get("value"))
+    if isinstance(content, list):
+        # TRL's data sets of images and text have a list of parts.
+        parts = [part for part in content if isinstance(part, dict)]
+        content = "".join(part.get("text") or "" for part in parts)
+    if not isinstance(content, str | None):
+        raise ValueError(f"a message holds {type(content).__name__}, not text")
+    return {"role": _ROLES[role], "content": as_text(content or "").strip()}
 
 
 def _check(turns: Messages) -> None:
+    """Raise `ValueError` for turns that no chat template would render as meant."""
     if not turns:
         raise ValueError("there is no turn")
     if not all(turn["content"] for turn in turns):
         raise ValueError("a turn is empty")
     roles = [turn["role"] for turn in turns]
     if "system" in roles[1:]:
-        raise ValueError("a system message does not stand first")
-    if any(one == other for one, other in zip(roles, roles[1:], strict=False)):
-        raise ValueError("two turns of one side in a row")
+        raise ValueError("a system message is not the first message")
+    for role, next_role in zip(roles, roles[1:], strict=False):
+        if role == next_role:
+            raise ValueError(f"two {role} turns follow each other")

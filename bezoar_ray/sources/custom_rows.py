@@ -1,7 +1,8 @@
-"""Rows of one's own for sft: an instruction and its answer, as in dolly, Alpaca or our own samples, or a conversation.
+"""Custom rows for sft: an instruction with its response, or a conversation.
 
-A conversation is `messages` (`role`, `content`) or ShareGPT's `conversations` (`from`, `value`), with any number of
-turns; it ends with an answer, and may begin with a system message.
+Single rows have the fields of dolly, Alpaca or this package's samples. A conversation
+is `messages` (`role`, `content`) or ShareGPT's `conversations` (`from`, `value`), with
+any number of turns. It ends with an answer, and may begin with a system message.
 """
 
 from typing import Any
@@ -10,54 +11,73 @@ from bezoar_ray.data.schema import Sample
 from bezoar_ray.sources import conversations
 from bezoar_ray.sources.record import Origin, Row, required, text
 
-_INPUTS, _ANSWERS = ("input", "context"), ("response", "output", "answer")
+# Names that data sets give to one field, in the order in which they are looked for.
+_INPUTS = ("input", "context")
+_RESPONSES = ("response", "output", "answer")
 _CONVERSATIONS = ("messages", "conversations")
 
 
 def sample(scheme: str, row: Row, origin: Origin) -> Sample:
-    """One row. Raises `ValueError` for a missing or empty instruction or answer, or a field that is not text."""
-    field = next((name for name in _CONVERSATIONS if row.get(name)), None)
-    said = _turns(row, field) if field else _single(row)
+    """Convert a custom row to an accepted sample.
+
+    Raises:
+        ValueError: the instruction or response is missing or empty, or a field is not
+            text.
+    """
+    fields = _read_fields(row)
     return Sample(
         id=origin.id(f"own.{scheme}"),
         scheme=scheme,
         operation="own",
-        **said,
+        **fields,
         seed_sources=[origin.source],
         seed_licenses=[origin.license],
         status="accepted",
     )
 
 
-def _single(row: Row) -> dict[str, Any]:
+def _read_fields(row: Row) -> dict[str, Any]:
+    for name in _CONVERSATIONS:
+        if row.get(name):
+            return _read_conversation(row, name)
+    return _read_single(row)
+
+
+def _read_single(row: Row) -> dict[str, Any]:
     return {
         "system": text(row, "system"),
         "instruction": required(row, "instruction"),
-        "input": text(row, _first(_INPUTS, row)),
-        "response": required(row, _first(_ANSWERS, row)),
+        "input": text(row, _first_present(_INPUTS, row)),
+        "response": required(row, _first_present(_RESPONSES, row)),
     }
 
 
-def _turns(row: Row, field: str) -> dict[str, Any]:
+def _read_conversation(row: Row, field: str) -> dict[str, Any]:
     turns = conversations.read(row[field], field)
-    if turns[-1]["role"] == "user":  # ShareGPT's rows often end with a question
+    if turns[-1]["role"] == "user":  # ShareGPT's rows often end with a question.
         turns = turns[:-1]
-    system = (
-        turns.pop(0)["content"]
-        if turns and turns[0]["role"] == "system"
-        else text(row, "system")
-    )
+    if turns and turns[0]["role"] == "system":
+        system = turns[0]["content"]
+        turns = turns[1:]
+    else:
+        system = text(row, "system")
     if len(turns) < 2 or turns[0]["role"] != "user":
         raise ValueError(f"`{field}`: there is no answer to a question")
-    *history, asked, answer = turns
+    *history, question, answer = turns
     return {
         "system": system,
         "history": history,
-        "instruction": asked["content"],
+        "instruction": question["content"],
         "response": answer["content"],
     }
 
 
-def _first(names: tuple[str, ...], row: Row) -> str:
-    """The first of some fields that holds something: in a table every row has every column."""
-    return next((name for name in names if row.get(name) not in (None, "")), names[0])
+def _first_present(names: tuple[str, ...], row: Row) -> str:
+    """The first of some fields that is not empty; the first name where all are empty.
+
+    In a table every row has every column, so presence alone says nothing.
+    """
+    for name in names:
+        if row.get(name) not in (None, ""):
+            return name
+    return names[0]

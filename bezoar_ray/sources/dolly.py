@@ -1,26 +1,33 @@
-"""Rows in the shape of databricks-dolly-15k: instruction, context, response, category."""
+"""Rows in the format of databricks-dolly-15k.
+
+Their fields are instruction, context, response and category.
+"""
 
 import re
 
 from bezoar_ray.data.schema import Seed
 from bezoar_ray.sources.record import Origin, Row, required, text
 
-_CITATION = re.compile(
-    r"\[\d+\]"
-)  # dolly's contexts come from Wikipedia, with its marks; own ones may be code
+# Dolly's contexts come from Wikipedia, with its citation marks, such as [12].
+_CITATION = re.compile(r"\[\d+\]")
 
 
 def seed(row: Row, origin: Origin) -> Seed:
-    """One seed. Raises `ValueError` for a missing or empty instruction, or a field that is not text."""
+    """Convert a row to a seed.
+
+    Raises:
+        ValueError: the instruction is missing or empty, or a field is not text.
+    """
     context = text(row, "context")
+    if "dolly" in origin.source.lower():
+        # Only there: in other rows such brackets may be code.
+        context = _CITATION.sub("", context)
     return Seed(
         id=origin.id("dolly"),
         source=origin.source,
         license=origin.license,
         instruction=required(row, "instruction"),
-        input=_CITATION.sub("", context)
-        if "dolly" in origin.source.lower()
-        else context,
+        input=context,
         response=text(row, "response"),
         category=text(row, "category"),
     )

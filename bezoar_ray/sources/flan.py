@@ -1,9 +1,12 @@
-"""Rows in the shape of the FLAN collection's dumps: inputs, targets, task_source, task_name, template_type."""
+"""Rows in the format of the FLAN collection's dumps.
+
+Their fields are inputs, targets, task_source, task_name and template_type.
+"""
 
 from bezoar_ray.data.schema import Seed
 from bezoar_ray.sources.record import Origin, Row, required
 
-_NAMES = {
+_MIXTURES = {
     "p3": "T0",
     "t0": "T0",
     "niv2": "NIV2",
@@ -11,11 +14,16 @@ _NAMES = {
     "cot": "CoT",
     "dialog": "Dialog",
 }
+"""The Orca paper's name of a sub-mixture for each name in the public dumps."""
 _TEMPLATES = ("zs_opt", "zs_noopt", "fs_opt", "fs_noopt")
 
 
 def seed(row: Row, origin: Origin) -> Seed:
-    """One query under the papers' name of its sub-mixture. Raises `ValueError`, also for empty `targets`."""
+    """Convert a row to a seed: a query with the answer that FLAN has for it.
+
+    Raises:
+        ValueError: a field is missing, empty or unknown.
+    """
     template = required(row, "template_type")
     if template not in _TEMPLATES:
         raise ValueError(
@@ -33,10 +41,11 @@ def seed(row: Row, origin: Origin) -> Seed:
     )
 
 
-def _mixture(found: str) -> str:
-    name = _NAMES.get(found.lower())
-    if name is None:
+def _mixture(task_source: str) -> str:
+    mixture = _MIXTURES.get(task_source.lower())
+    if mixture is None:
         raise ValueError(
-            f"`task_source` is {found!r}, not one of CoT, NIv2, Flan2021, P3 (or T0), Dialog"
+            f"`task_source` is {task_source!r}, not one of CoT, NIv2, Flan2021, "
+            "P3 (or T0), Dialog"
         )
-    return name
+    return mixture

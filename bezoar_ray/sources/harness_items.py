@@ -1,4 +1,4 @@
-"""What lm-eval's tasks ask."""
+"""The items of lm-eval's tasks, which training data must not contain."""
 
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
@@ -10,46 +10,54 @@ if TYPE_CHECKING:
     from lm_eval.api.task import Task
 
 
-def include_path(part: Harness) -> str | None:
-    """The folder of further tasks; `tiny` is the embedded world's."""
-    if part.include_path != "tiny":
-        return part.include_path
+def include_path(section: Harness) -> str | None:
+    """The folder of extra task files; the embedded world's for `tiny`."""
+    if section.include_path != "tiny":
+        return section.include_path
     from bezoar_ray.tiny import world
 
     return str(world().harness)
 
 
-def task_texts(part: Harness) -> Iterator[tuple[str, str]]:
-    """Name and texts of each item of the recipe's tasks, one by one: its question, its choices and its target.
+def task_texts(section: Harness) -> Iterator[tuple[str, str]]:
+    """The texts of all items of the recipe's tasks, each with the name of its task.
 
-    A task's text may stand in its choices alone, as Winogrande's does. Groups give the items of their tasks.
+    An item gives its question, its choices and its target. A group gives the items of
+    its tasks.
 
     Raises:
         RecipeError: a task cannot be loaded.
     """
     from lm_eval.tasks import TaskManager
 
-    manager = TaskManager(include_path=include_path(part))
-    for task in part.all_tasks:
+    manager = TaskManager(include_path=include_path(section))
+    for entry in section.all_tasks:
         try:
-            loaded = manager.load(task.task)["tasks"]
-            for name, one in loaded.items():
-                for item in one.eval_docs:
-                    yield from ((name, text) for text in _texts(one, item))
-        except Exception as error:
+            tasks = manager.load(entry.task)["tasks"]
+            for name, task in tasks.items():
+                for item in task.eval_docs:
+                    for text in _item_texts(task, item):
+                        yield name, text
+        except Exception as error:  # A task's own code can fail in any way.
             raise RecipeError(
-                f"evaluate.harness.tasks: cannot load {task.task!r}, to keep its items out of the training data: "
-                f"{type(error).__name__}: {error}. `lm-eval ls tasks` lists the tasks; "
-                "--set filter.decontaminate=false goes on without"
+                f"evaluate.harness.tasks: cannot load {entry.task!r}, whose items must "
+                f"stay out of the training data: {type(error).__name__}: {error}. "
+                "`lm-eval ls tasks` lists the tasks; "
+                "--set filter.decontaminate=false skips this check"
             ) from None
 
 
-def _texts(task: "Task", item: dict[str, object]) -> Iterator[str]:
-    """All that an item shows or expects; numbers are places among the choices."""
-    shown = [task.doc_to_text(item), task.doc_to_target(item)]
+def _item_texts(task: "Task", item: dict[str, object]) -> Iterator[str]:
+    """All text that an item shows or expects.
+
+    Some tasks, such as Winogrande, have their text in the choices alone. Numbers are
+    left out: they are indices of choices.
+    """
+    values = [task.doc_to_text(item), task.doc_to_target(item)]
     if task.OUTPUT_TYPE == "multiple_choice":
-        shown.append(task.doc_to_choice(item))
-    for found in shown:
-        for text in found if isinstance(found, list | tuple) else [found]:
+        values.append(task.doc_to_choice(item))
+    for value in values:
+        texts = value if isinstance(value, list | tuple) else [value]
+        for text in texts:
             if isinstance(text, str):
                 yield text

@@ -1,7 +1,8 @@
-"""Preference pairs: Anthropic/hh-rlhf's transcripts, or a prompt with `chosen` and `rejected` in the forms of TRL.
+"""Preference pairs: transcripts of Anthropic/hh-rlhf, or the forms that TRL knows.
 
-TRL's forms (https://huggingface.co/docs/trl/dataset_formats): prompt and answers as texts or as lists of messages; or
-without a prompt, where both sides hold the whole conversation.
+TRL's forms (https://huggingface.co/docs/trl/dataset_formats) have `chosen` and
+`rejected` as text or as lists of messages. Without a `prompt`, both sides hold the
+whole conversation.
 """
 
 from bezoar_ray.data.schema import Pair
@@ -11,10 +12,15 @@ from bezoar_ray.sources.record import Origin, Row, required
 
 
 def pair(row: Row, origin: Origin) -> Pair:
-    """One pair. Raises `ValueError` where a side is no conversation, or the sides are no choice between two answers."""
-    begin = _prompt(row)
-    prompt, chosen = _split(row, "chosen", begin)
-    other_prompt, rejected = _split(row, "rejected", begin)
+    """Convert a row to a pair.
+
+    Raises:
+        ValueError: a side is not a conversation that ends with an answer, or the sides
+            are not two answers to one prompt.
+    """
+    given_prompt = _prompt(row)
+    prompt, chosen = _split(row, "chosen", given_prompt)
+    other_prompt, rejected = _split(row, "rejected", given_prompt)
     if prompt != other_prompt:
         raise ValueError(
             "`chosen` and `rejected` differ before the last Assistant turn"
@@ -27,7 +33,7 @@ def pair(row: Row, origin: Origin) -> Pair:
 
 
 def _prompt(row: Row) -> Messages:
-    """The messages of the prompt; none where a row has no such field."""
+    """The messages of the field `prompt`; none where a row lacks it."""
     value = row.get("prompt")
     if not value:
         return []
@@ -36,26 +42,26 @@ def _prompt(row: Row) -> Messages:
     return conversations.read(value, "prompt")
 
 
-def _split(row: Row, side: str, begin: Messages) -> tuple[Messages, str]:
-    """The conversation up to the last answer, and that answer."""
+def _split(row: Row, side: str, given_prompt: Messages) -> tuple[Messages, str]:
+    """Split one side into the conversation before the last answer, and that answer."""
     value = row.get(side)
-    if isinstance(value, list) or (
-        isinstance(value, str) and conversations.is_transcript(value)
-    ):
-        said = conversations.read(value, side)
-    elif begin:
-        said = [{"role": "assistant", "content": required(row, side)}]
+    if isinstance(value, list) or conversations.is_transcript(value):
+        messages = conversations.read(value, side)
+    elif given_prompt:
+        messages = [{"role": "assistant", "content": required(row, side)}]
     else:
         required(row, side)
         raise ValueError(
-            f"`{side}`: it does not begin with 'Human:' or 'Assistant:', and the row has no `prompt`. Known are "
-            "transcripts, lists of messages, and texts beside a `prompt`"
+            f"`{side}`: it does not begin with 'Human:' or 'Assistant:', and the row "
+            "has no `prompt`. Known are transcripts, lists of messages, and texts beside a "
+            "`prompt`"
         )
-    continues = (
-        begin and said[0]["role"] == "assistant"
-    )  # else the side holds the whole conversation
-    *prompt, last = [*begin, *said] if continues else said
-    if last["role"] != "assistant" or not prompt or prompt[-1]["role"] != "user":
+    # A side that begins with a user turn holds the whole conversation already.
+    if given_prompt and messages[0]["role"] == "assistant":
+        messages = [*given_prompt, *messages]
+    *prompt, last = messages
+    is_answer = last["role"] == "assistant" and prompt and prompt[-1]["role"] == "user"
+    if not is_answer:
         raise ValueError(
             f"`{side}`: it does not end with an Assistant turn that answers a Human one"
         )

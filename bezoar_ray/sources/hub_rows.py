@@ -1,4 +1,4 @@
-"""Rows of a Hugging Face data set, streamed at a pinned revision."""
+"""Rows of a data set on the Hugging Face Hub, streamed at a pinned revision."""
 
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
@@ -11,33 +11,39 @@ if TYPE_CHECKING:
     from datasets import IterableDataset
 
 
-def rows(part: SourceSection, field: str) -> Iterator[Raw]:
-    """The rows of `hub:<owner>/<name>[:<config>]`, in the data set's order.
+def rows(section: SourceSection, field: str) -> Iterator[Raw]:
+    """Read the rows of `hub:<owner>/<name>[:<config>]`, in the data set's order.
+
+    Args:
+        section: the source, with its revision and split.
+        field: the recipe's field, for errors.
 
     Raises:
-        RecipeError: no revision is given, or the hub does not deliver.
+        RecipeError: the section has no revision, or the Hub does not deliver.
     """
-    name, _, config = part.source.removeprefix("hub:").partition(":")
-    if not part.revision:
+    source = section.source
+    name, _, config = source.removeprefix("hub:").partition(":")
+    if not section.revision:
         raise RecipeError(
-            f"{field}: {part.source!r} needs `revision`: pin the commit, so that the rows stay the same"
+            f"{field}: {source!r} needs `revision`: pin the commit, so that the rows "
+            "stay the same"
         )
     try:
-        for number, row in enumerate(_stream(name, config or None, part), start=1):
-            yield Raw(part.source, number, f"{part.source}:{number}", row)
-    except (
-        OSError,
-        ValueError,
-    ) as error:  # datasets' and huggingface_hub's errors are either
+        stream = _stream(name, config or None, section)
+        for number, row in enumerate(stream, start=1):
+            yield Raw(source, number, f"{source}:{number}", row)
+    except (OSError, ValueError) as error:
+        # All errors of datasets and huggingface_hub are one of these two.
         raise RecipeError(
-            f"{field}: cannot read {part.source!r} at revision {part.revision!r}, split {part.split!r}: {error}. "
-            "Check name, revision and network, or give local files."
+            f"{field}: cannot read {source!r} at revision {section.revision!r}, "
+            f"split {section.split!r}: {error}. Check name, revision and network, or "
+            "give local files."
         ) from error
 
 
-def _stream(name: str, config: str | None, part: SourceSection) -> "IterableDataset":
+def _stream(name: str, config: str | None, section: SourceSection) -> "IterableDataset":
     from datasets import load_dataset
 
     return load_dataset(
-        name, config, split=part.split, revision=part.revision, streaming=True
+        name, config, split=section.split, revision=section.revision, streaming=True
     )

@@ -1,4 +1,4 @@
-"""MT-Bench's questions, reference answers, and what others have answered and judged, in FastChat's files."""
+"""FastChat's files for MT-Bench: questions, references, answers and judgments."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -12,118 +12,162 @@ from bezoar_ray.recipe import MtBench
 from bezoar_ray.recipe.section import matches
 
 WITHOUT_REFERENCE = ("writing", "roleplay", "extraction", "stem", "humanities")
-"""MT-Bench's categories whose judge sees no reference, also where a question brings one."""
+"""MT-Bench's categories whose judge sees no reference, even where a question has
+one."""
 IDS = range(81, 161)
-"""MT-Bench's own questions."""
+"""Ids of MT-Bench's own questions."""
 GUIDED = ("math", "reasoning", "coding")
-"""Those whose judge sees one."""
+"""MT-Bench's categories whose judge sees a reference."""
 KNOWN = WITHOUT_REFERENCE + GUIDED
 """All of MT-Bench's categories."""
+
+Texts = tuple[str, ...]
 
 
 @dataclass(frozen=True)
 class Question:
-    """One conversation to hold: what the user says in each turn, and the reference answers where there are any."""
+    """One conversation to hold with a model."""
 
     id: int | str
     category: str
-    turns: tuple[str, ...]
-    references: tuple[str, ...] | None = None
+    turns: Texts
+    """What the user says in each turn."""
+    references: Texts | None = None
+    """Reference answer of each turn; None where the judge sees none."""
 
 
-def load_questions(part: MtBench) -> list[Question]:
-    """The questions, with references for math, reasoning, coding and categories that MT-Bench does not know.
+def load_questions(section: MtBench) -> list[Question]:
+    """Load the questions, with references for the categories whose judge sees one.
+
+    These are math, reasoning, coding, and all categories that MT-Bench does not have.
 
     Raises:
-        RecipeError: a file that cannot be read, or a row that is no question; the message names file and line.
+        RecipeError: a file cannot be read, or a row is malformed; the message names
+            file and line.
     """
-    questions, references = _files(part)
-    answers = (
-        {str(id): turns for id, turns in _references(references)} if references else {}
-    )
-    found: dict[int | str, Question] = {}
-    for where, row in read_rows(questions, "evaluate.mt_bench.questions"):
-        question = _question(where, row, answers)
-        if question.id in found:
+    questions_path, references_path = _paths(section)
+    references = {}
+    if references_path:
+        references = _load_references(references_path)
+    questions: dict[int | str, Question] = {}
+    for where, row in read_rows(questions_path, "evaluate.mt_bench.questions"):
+        question = _question(where, row, references)
+        if question.id in questions:
             raise RecipeError(
-                f"{where}: question_id {question.id!r} stands twice; verdicts are kept by it"
+                f"{where}: question_id {question.id!r} appears twice. Verdicts are stored "
+                "by question, so give each one an id of its own"
             )
-        found[question.id] = question
-    known = set(map(str, found))
-    if unknown := next(
-        (id for id in part.references_skip if str(id) not in known), None
-    ):
-        raise RecipeError(
-            f"evaluate.mt_bench.references_skip: {str(questions)!r} has no question {unknown!r}"
-        )
-    return list(found.values())[: part.limit]
+        questions[question.id] = question
+    known_ids = {str(id) for id in questions}
+    for id in section.references_skip:
+        if str(id) not in known_ids:
+            raise RecipeError(
+                "evaluate.mt_bench.references_skip: "
+                f"{str(questions_path)!r} has no question {id!r}"
+            )
+    return list(questions.values())[: section.limit]
 
 
-def load_answers(part: MtBench) -> dict[str, dict[int | str, tuple[str, ...]]]:
-    """The turns of further models by model and question. Raises as `load_questions` does."""
-    found: dict[str, dict[int | str, tuple[str, ...]]] = {}
-    for where, row in _all_rows(part.answers, "evaluate.mt_bench.answers"):
+def load_answers(section: MtBench) -> dict[str, dict[int | str, Texts]]:
+    """Load the published answers of other models.
+
+    Returns:
+        The turns of each answer, by model and question id.
+
+    Raises:
+        RecipeError: as `load_questions` does.
+    """
+    answers: dict[str, dict[int | str, Texts]] = {}
+    for where, row in _read_all(section.answers, "evaluate.mt_bench.answers"):
         try:
-            found.setdefault(row["model_id"], {})[row["question_id"]] = _texts(
-                row["choices"][0]["turns"]
-            )
+            model = row["model_id"]
+            question_id = row["question_id"]
+            turns = _texts(row["choices"][0]["turns"])
+            answers.setdefault(model, {})[question_id] = turns
         except (KeyError, IndexError, TypeError) as error:
             raise RecipeError(
-                f"{where}: not an answer (needs question_id, model_id, choices): {error!r}"
+                f"{where}: not an answer (needs question_id, model_id, choices): "
+                f"{error!r}"
             ) from error
-    return found
+    return answers
 
 
-def load_grades(part: MtBench) -> Iterator[dict[str, Any]]:
-    """Single grades by other judges: rows with model, question_id, turn, score and judge; -1 is no score."""
-    for where, row in _all_rows(part.judgments, "evaluate.mt_bench.judgments"):
+def load_grades(section: MtBench) -> Iterator[dict[str, Any]]:
+    """Load single grades by other judges.
+
+    Each row has model, question_id, turn, score and judge. A score below 1 (FastChat
+    writes -1) means that the judge gave none; it becomes None.
+
+    Raises:
+        RecipeError: as `load_questions` does.
+    """
+    for where, row in _read_all(section.judgments, "evaluate.mt_bench.judgments"):
         if "g1_winner" in row:
-            continue
+            continue  # a comparison
         try:
-            score = (
-                row["score"] if row["score"] is not None and row["score"] >= 1 else None
-            )
+            score = row["score"]
+            if score is not None and score < 1:
+                score = None
             fields = {name: row[name] for name in ("model", "question_id", "turn")}
             yield fields | {"score": score, "judge": row["judge"][0]}
         except (KeyError, IndexError, TypeError) as error:
             raise RecipeError(
-                f"{where}: not a single grade (needs question_id, model, judge, turn, score): {error!r}"
+                f"{where}: not a single grade (needs question_id, model, judge, turn, "
+                f"score): {error!r}"
             ) from error
 
 
-def load_verdicts(part: MtBench) -> Iterator[dict[str, Any]]:
-    """Comparisons by other judges: rows with models, question_id, turn, judge and the winners of both games, by name;
-    None is no verdict."""
-    for where, row in _all_rows(part.judgments, "evaluate.mt_bench.judgments"):
+def load_verdicts(section: MtBench) -> Iterator[dict[str, Any]]:
+    """Load comparisons of two models by other judges.
+
+    Each row has question_id, turn, models, judge, and the winners of both games (the
+    two orders of the answers): a model's name, "tie", or None where there is no
+    verdict.
+
+    Raises:
+        RecipeError: as `load_questions` does.
+    """
+    for where, row in _read_all(section.judgments, "evaluate.mt_bench.judgments"):
         if "g1_winner" not in row:
-            continue
+            continue  # a single grade
         try:
-            models = row["model_1"], row["model_2"]
-            names = {
-                "model_1": models[0],
-                "model_2": models[1],
-                "tie": "tie",
-                "error": None,
-            }
-            winners = tuple(names[row[game]] for game in ("g1_winner", "g2_winner"))
-            fields = {name: row[name] for name in ("question_id", "turn")}
-            yield fields | {
-                "models": models,
-                "judge": row["judge"][0],
-                "winners": winners,
-            }
+            yield _verdict(row)
         except (KeyError, IndexError, TypeError) as error:
             raise RecipeError(
-                f"{where}: not a comparison (needs question_id, model_1, model_2, judge, turn, g1_winner, g2_winner): "
-                f"{error!r}"
+                f"{where}: not a comparison (needs question_id, model_1, model_2, judge, "
+                f"turn, g1_winner, g2_winner): {error!r}"
             ) from error
+
+
+def _verdict(row: dict[str, Any]) -> dict[str, Any]:
+    models = (row["model_1"], row["model_2"])
+    winner_names = {
+        "model_1": models[0],
+        "model_2": models[1],
+        "tie": "tie",
+        "error": None,
+    }
+    return {
+        "question_id": row["question_id"],
+        "turn": row["turn"],
+        "models": models,
+        "judge": row["judge"][0],
+        "winners": (winner_names[row["g1_winner"]], winner_names[row["g2_winner"]]),
+    }
 
 
 def read_rows(path: Path, field: str) -> Iterator[tuple[str, Any]]:
-    """The rows of a .jsonl file, each with the place that it stands at; `field` of the recipe names the file.
+    """Read the rows of a .jsonl file.
+
+    Args:
+        path: the file.
+        field: the recipe's field that names it, for errors.
+
+    Yields:
+        "file:line" and the row's value.
 
     Raises:
-        RecipeError: the file cannot be read, or a line is no JSON.
+        RecipeError: the file cannot be read, or a line is not JSON.
     """
     try:
         lines = path.read_bytes().splitlines()
@@ -132,15 +176,17 @@ def read_rows(path: Path, field: str) -> Iterator[tuple[str, Any]]:
             f"{field}: cannot read {str(path)!r}: {error.strerror}"
         ) from error
     for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
         where = f"{path}:{number}"
-        if line.strip():
-            try:
-                yield where, orjson.loads(line)
-            except orjson.JSONDecodeError as error:
-                raise RecipeError(f"{where}: not valid JSON: {error}") from error
+        try:
+            value = orjson.loads(line)
+        except orjson.JSONDecodeError as error:
+            raise RecipeError(f"{where}: not valid JSON: {error}") from error
+        yield where, value
 
 
-def _all_rows(
+def _read_all(
     patterns: tuple[str, ...], field: str
 ) -> Iterator[tuple[str, dict[str, Any]]]:
     for pattern in patterns:
@@ -153,52 +199,68 @@ def _all_rows(
             yield from read_rows(path, field)
 
 
-def _files(part: MtBench) -> tuple[Path, Path | None]:
-    if part.questions != "tiny":
-        return Path(part.questions), Path(part.references) if part.references else None
+def _paths(section: MtBench) -> tuple[Path, Path | None]:
+    """The files of the questions and of their reference answers."""
+    references = Path(section.references) if section.references else None
+    if section.questions != "tiny":
+        return Path(section.questions), references
     from bezoar_ray.tiny import world
 
-    return world().questions, Path(
-        part.references
-    ) if part.references else world().references
+    return world().questions, references or world().references
 
 
 def _question(
-    where: str, row: dict[str, Any], answers: dict[str, tuple[str, ...]]
+    where: str, row: dict[str, Any], references: dict[str, Texts]
 ) -> Question:
+    """Convert a row to a question.
+
+    References of the references file, by question id, take precedence over the row's
+    own.
+    """
     try:
-        turns, category = _texts(row["turns"]), row["category"]
-        own = _texts(row.get("reference") or []) or None
+        turns = _texts(row["turns"])
+        category = row["category"]
+        own_references = _texts(row.get("reference") or [])
         if not turns:
             raise TypeError("turns is empty")
-        references = (
-            None
-            if category in WITHOUT_REFERENCE
-            else answers.get(str(row["question_id"]), own)
-        )
-        said = references and [
-            text for text in references[: len(turns)] if text.strip()
-        ]
-        complete = references if said and len(said) == len(turns) else None
-        return Question(row["question_id"], category, turns, complete)
+        question_id = row["question_id"]
+        answers = references.get(str(question_id), own_references)
+        if category in WITHOUT_REFERENCE or not _covers(answers, turns):
+            return Question(question_id, category, turns)
+        return Question(question_id, category, turns, answers)
     except (KeyError, TypeError, AttributeError) as error:
         raise RecipeError(
             f"{where}: not a question (needs question_id, category, turns): {error!r}"
         ) from error
 
 
-def _texts(found: object) -> tuple[str, ...]:
-    """Raises TypeError where it is no list of texts; a text alone would pass for a list of its letters."""
-    if not isinstance(found, list) or not all(isinstance(text, str) for text in found):
-        raise TypeError(f"a list of texts is wanted, not {found!r:.60}")
-    return tuple(found)
+def _covers(references: Texts, turns: Texts) -> bool:
+    """Whether there is a reference that is not blank for every turn."""
+    for_turns = references[: len(turns)]
+    return len(for_turns) == len(turns) and all(text.strip() for text in for_turns)
 
 
-def _references(path: Path) -> Iterator[tuple[int | str, tuple[str, ...]]]:
+def _texts(value: object) -> Texts:
+    """Check that a value is a list of texts.
+
+    Raises:
+        TypeError: it is not. A single text would pass for a list of its letters.
+    """
+    if not isinstance(value, list) or not all(isinstance(text, str) for text in value):
+        raise TypeError(f"expected a list of texts, found {value!r:.60}")
+    return tuple(value)
+
+
+def _load_references(path: Path) -> dict[str, Texts]:
+    """Load the reference answers by question id, as text."""
+    references = {}
     for where, row in read_rows(path, "evaluate.mt_bench.references"):
         try:
-            yield row["question_id"], _texts(row["choices"][0]["turns"])
+            turns = _texts(row["choices"][0]["turns"])
+            references[str(row["question_id"])] = turns
         except (KeyError, IndexError, TypeError) as error:
             raise RecipeError(
-                f"{where}: not a reference answer (needs question_id, choices): {error!r}"
+                f"{where}: not a reference answer (needs question_id, choices): "
+                f"{error!r}"
             ) from error
+    return references

@@ -1,60 +1,78 @@
-"""A row as a source holds it, before its shape is known, and how its fields are read."""
+"""A row in the form of its source, and how its fields are read."""
 
+import math
 from dataclasses import dataclass
 
 from bezoar_ray.data.schema import row_id
 
 Row = dict[str, object]
-"""The fields of a row, of any shape."""
+"""The fields of a row, in the format of its source."""
 
 
 @dataclass(frozen=True)
 class Raw:
-    """One row of a file or data set: a line of JSON, or its fields. `where` is "file:line"."""
+    """One row of a file or data set, before its format is known."""
 
     name: str
-    number: int  # from 1, in file order
+    """Name of its file or data set, which enters the row's id."""
+    number: int
+    """Number of its line or row, from 1, in file order."""
     where: str
+    """Where to look for it: "file:line"."""
     value: bytes | Row
+    """A line of JSON, or the row's fields."""
 
 
 @dataclass(frozen=True)
 class Origin:
-    """Where a seed or pair comes from."""
+    """Where a seed, pair or custom row comes from."""
 
     source: str
     number: int
     license: str
 
     def id(self, kind: str) -> str:
-        """The row's id: its source and number, never its text."""
+        """The row's id: a hash of kind, source and number, never of its text."""
         return row_id(kind, self.source, self.number)
 
 
 def text(row: Row, field: str) -> str:
-    """A field that may be absent, null or empty; a number is its digits, and pandas' NaN is null."""
+    """The text of an optional field; empty where it is absent or null.
+
+    A number is written as text. NaN counts as null, since pandas writes missing values
+    so.
+
+    Raises:
+        ValueError: the field is not text.
+    """
     value = row.get(field)
+    if isinstance(value, float) and math.isnan(value):
+        return ""
     if isinstance(value, int | float) and not isinstance(value, bool):
-        value = "" if value != value else str(value)
+        value = str(value)
     return _text(value, field)
+
+
+def required(row: Row, field: str) -> str:
+    """The text of a field that must not be empty.
+
+    Raises:
+        ValueError: the field is missing, empty or not text.
+    """
+    if field not in row:
+        raise ValueError(f"no `{field}`")
+    content = _text(row[field], field)
+    if not content:
+        raise ValueError(f"empty `{field}`")
+    return content
+
+
+def as_text(value: str) -> str:
+    """A text whose line breaks are all "\\n"."""
+    return value.replace("\r\n", "\n").replace("\r", "\n")
 
 
 def _text(value: object, field: str) -> str:
     if not isinstance(value, str | None):
         raise ValueError(f"`{field}` holds {type(value).__name__}, not text")
     return as_text(value or "").strip()
-
-
-def as_text(value: str) -> str:
-    """A text with line breaks of one kind."""
-    return value.replace("\r\n", "\n").replace("\r", "\n")
-
-
-def required(row: Row, field: str) -> str:
-    """A field that must hold text."""
-    if field not in row:
-        raise ValueError(f"no `{field}`")
-    found = _text(row[field], field)
-    if not found:
-        raise ValueError(f"empty `{field}`")
-    return found

@@ -1,4 +1,4 @@
-"""Rows of local files: .jsonl, .jsonl.gz and .parquet, by path or glob."""
+"""Rows of local files, .jsonl, .jsonl.gz and .parquet, by path or glob."""
 
 import codecs
 import gzip
@@ -17,81 +17,89 @@ _SUFFIXES = (".jsonl", ".jsonl.gz", ".parquet")
 
 
 def rows(pattern: str, field: str, name: str | None = None) -> Iterator[Raw]:
-    """The rows of every file that a path or glob names, files in the order of their names.
+    """Read the rows of all files that a path or glob names, in the order of names.
 
-    A file is known by its folder and name, so that its rows keep their ids when the data moves; `name` stands for them
-    all instead. `field` is the recipe's, for errors.
+    Args:
+        pattern: the path or glob.
+        field: the recipe's field, for errors.
+        name: enters the ids of all rows. By default it is a file's folder and name, so
+            that rows keep their ids when the data moves.
 
     Raises:
-        RecipeError: no such file, another kind of file, or a damaged one.
+        RecipeError: there is no such file, its kind is unknown, or it is damaged.
     """
-    for path in _matches(pattern, field):
-        reader = _parquet if path.name.endswith(".parquet") else _lines
+    for path in _paths(pattern, field):
+        read = _read_parquet if path.name.endswith(".parquet") else _read_lines
+        file_name = name or shown(Path(path.parent.name, path.name))
         try:
-            yield from reader(path, name or shown(Path(path.parent.name, path.name)))
-        except (
-            OSError,
-            EOFError,
-            zlib.error,
-            ValueError,
-        ) as error:  # pyarrow's errors are ValueErrors
+            yield from read(path, file_name)
+        except (OSError, EOFError, zlib.error, ValueError) as error:
+            # pyarrow's errors for damaged files are ValueErrors.
             raise RecipeError(
                 f"{field}: cannot read {shown(path)!r}: {error}"
             ) from error
 
 
-def _matches(pattern: str, field: str) -> list[Path]:
-    found = matches(pattern)
-    if not found:
+def shown(path: Path) -> str:
+    """A path as text for messages and rows.
+
+    Bytes that are not UTF-8 are replaced, since no Arrow column or JSON can hold them.
+    """
+    return os.fsencode(path).decode(errors="replace")
+
+
+def _paths(pattern: str, field: str) -> list[Path]:
+    suffixes = ", ".join(_SUFFIXES)
+    paths = matches(pattern)
+    if not paths:
         raise RecipeError(
-            f"{field}: no file {pattern!r} (looked from {Path.cwd()}). Give a path or glob of "
-            f"{', '.join(_SUFFIXES)} files, `hub:<owner>/<name>`, or `tiny`."
+            f"{field}: no file {pattern!r} (looked from {Path.cwd()}). Give a path or "
+            f"glob of {suffixes} files, `hub:<owner>/<name>`, or `tiny`."
         )
-    for path in found:
+    for path in paths:
         if not path.name.endswith(_SUFFIXES):
             raise RecipeError(
-                f"{field}: cannot read {shown(path)!r}: its name ends with none of {', '.join(_SUFFIXES)}"
+                f"{field}: cannot read {shown(path)!r}: its name ends with none of "
+                f"{suffixes}"
             )
-    return found
+    return paths
 
 
-def _lines(path: Path, name: str) -> Iterator[Raw]:
+def _read_lines(path: Path, name: str) -> Iterator[Raw]:
     with gzip.open(path) if path.name.endswith(".gz") else open(path, "rb") as file:
-        for number, line in enumerate(_as_utf8(file), start=1):
+        for number, line in enumerate(_utf8_lines(file), start=1):
             if line.strip():
                 yield Raw(name, number, f"{shown(path)}:{number}", line)
 
 
-def _as_utf8(file: BinaryIO | gzip.GzipFile) -> Iterable[bytes]:
-    """The lines of a file in UTF-8, or, by their mark at its beginning, in UTF-16 or UTF-32, as Windows writes them.
+def _utf8_lines(file: BinaryIO | gzip.GzipFile) -> Iterable[bytes]:
+    """The lines of a file, in UTF-8.
+
+    A byte order mark, as Windows writes it, says that the file is in UTF-16 or UTF-32.
 
     Raises:
-        ValueError: another encoding of wide characters, without a mark.
+        ValueError: the file is in such an encoding, but has no byte order mark.
     """
-    begin = file.read(4)
+    first_bytes = file.read(4)
     file.seek(0)
-    if begin.startswith((codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE)):
-        return _decoded(file, "utf-32")
-    if begin.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
-        return _decoded(file, "utf-16")
-    if b"\0" in begin:
+    # UTF-32 first: its little-endian mark begins with that of UTF-16.
+    if first_bytes.startswith((codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE)):
+        return _decode_lines(file, "utf-32")
+    if first_bytes.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        return _decode_lines(file, "utf-16")
+    if b"\0" in first_bytes:
         raise ValueError("it holds zero bytes, as UTF-16 has them: save it as UTF-8")
-    if begin.startswith(codecs.BOM_UTF8):
+    if first_bytes.startswith(codecs.BOM_UTF8):
         file.seek(len(codecs.BOM_UTF8))
     return file
 
 
-def _decoded(file: BinaryIO | gzip.GzipFile, encoding: str) -> Iterator[bytes]:
+def _decode_lines(file: BinaryIO | gzip.GzipFile, encoding: str) -> Iterator[bytes]:
     for line in io.TextIOWrapper(file, encoding, newline="\n"):
         yield line.lstrip("\ufeff").encode()
 
 
-def shown(path: Path) -> str:
-    """A path as text; bytes in it that are no UTF-8 are replaced, as no row could hold them."""
-    return os.fsencode(path).decode(errors="replace")
-
-
-def _parquet(path: Path, name: str) -> Iterator[Raw]:
+def _read_parquet(path: Path, name: str) -> Iterator[Raw]:
     import pyarrow.parquet as pq
 
     number = 0

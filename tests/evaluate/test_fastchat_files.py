@@ -240,12 +240,12 @@ def test_a_damaged_answer_or_grade_is_named_by_file_and_line(tmp_path):
 @pytest.mark.parametrize(
     ("row", "said"),
     [
-        ({"turns": "Is it legal?"}, "a list of texts is wanted, not 'Is it legal"),
+        ({"turns": "Is it legal?"}, "expected a list of texts, found 'Is it legal"),
         ({"turns": []}, "turns is empty"),
-        ({"turns": ["Is it legal?", 2]}, "a list of texts is wanted"),
+        ({"turns": ["Is it legal?", 2]}, "expected a list of texts"),
         (
             {"turns": ["Is it legal?"], "reference": "Only on Sundays."},
-            "a list of texts is wanted, not 'Only on Sundays",
+            "expected a list of texts, found 'Only on Sundays",
         ),
     ],
 )
@@ -268,5 +268,5 @@ def test_a_question_id_that_stands_twice_is_named(tmp_path):
             * 2
         )
     )
-    with pytest.raises(RecipeError, match="own.jsonl:2: question_id 1 stands twice"):
+    with pytest.raises(RecipeError, match="own.jsonl:2: question_id 1 appears twice"):
         load_questions(MtBench(questions=str(path)))

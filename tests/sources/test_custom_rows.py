@@ -148,7 +148,7 @@ def test_conversations_of_several_turns_are_read_and_trained_on(row, tmp_path):
         ([{"role": "assistant", "content": "1."}], "there is no answer"),
         (
             [{"role": "user", "content": "a"}, {"role": "user", "content": "b"}],
-            "two turns of one side",
+            "turns follow each other",
         ),
         (
             [{"role": "user", "content": " "}, {"role": "assistant", "content": "b"}],

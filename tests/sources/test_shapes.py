@@ -106,7 +106,7 @@ ASKED = "\n\nHuman: Q\n\nAssistant:"
             ASKED + " b",
             "does not end with an Assistant turn",
         ),
-        (ASKED + " a\n\nAssistant: b", ASKED + " b", "two turns of one side"),
+        (ASKED + " a\n\nAssistant: b", ASKED + " b", "turns follow each other"),
         ("\n\nAssistant: a", "\n\nAssistant: b", "answers a Human one"),
     ],
 )
@@ -225,7 +225,7 @@ def test_pairs_are_read_in_every_form_that_trl_documents(row, prompt):
         ),
         (
             {"chosen": [USER, SYSTEM, GOOD], "rejected": [USER, BAD]},
-            "a system message does not stand first",
+            "a system message is not the first message",
         ),
         ({"chosen": [], "rejected": []}, "`chosen`"),
         (
