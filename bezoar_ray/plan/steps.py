@@ -335,9 +335,10 @@ def verdicts(
             assumed,
             gpu_of(recipe, judge, gpu),
         )
-    left_out = "align" if recipe.align.method == "none" else ""
-    if pairs := sum(left_out not in pair for pair in bench.pairwise):
-        both_orders = 2 * turns * pairs
+    absent = _absent_checkpoints(recipe)
+    pairs = [pair for pair in bench.pairwise if absent.isdisjoint(pair)]
+    if pairs:
+        both_orders = 2 * turns * len(pairs)
         judge = recipe.mt_bench_judges[0]
         yield _calls(
             "evaluate",
@@ -347,6 +348,17 @@ def verdicts(
             assumed,
             gpu_of(recipe, judge, gpu),
         )
+
+
+def _absent_checkpoints(recipe: Recipe) -> set[str]:
+    """Names of aligned checkpoints that the recipe does not make.
+
+    In `pairwise`, `dpo` stands for the aligned checkpoint, whatever its method.
+    """
+    absent = set(STAGES["align"].checkpoint_names)
+    if recipe.align.is_trained:
+        absent -= {recipe.checkpoint("align"), "dpo"}
+    return absent
 
 
 def _published(bench: MtBench) -> int:

@@ -46,6 +46,14 @@ def test_calls_follow_from_the_recipe():
     assert calls(found, "harness request") == [100 * 3.5 * 4]
 
 
+@pytest.mark.parametrize(("method", "pairs"), [("dpo", 3), ("kto", 3), ("none", 2)])
+def test_comparisons_with_the_aligned_checkpoint_are_counted_if_it_is_made(
+    method, pairs
+):
+    found = plan(parse_recipe(TREE | {"align": {"method": method}}, "test"))
+    assert calls(found, "mt_bench comparison") == [10 * 2 * pairs * 2]
+
+
 def test_own_schemes_and_rows_are_counted(tmp_path):
     own = {"rhymes": {"function": "mine.py:rhymes", "works": 40, "rows_per_work": 3}}
     tree = TREE | {"generate": TREE["generate"] | {"own": own}}
