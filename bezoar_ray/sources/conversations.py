@@ -84,7 +84,8 @@ def _message(turn: object) -> dict[str, str]:
             f"a message is {type(turn).__name__}, not an object with `role` and "
             "`content`"
         )
-    role = str(turn.get("role") or turn.get("from") or "").lower()
+    speaker = turn.get("role") or turn.get("from") or ""
+    role = str(speaker).lower()
     if role not in _ROLES:
         raise ValueError(
             f"a message has the role {role!r}; known are user, assistant and system"

@@ -28,7 +28,12 @@ def pair(row: Row, origin: Origin) -> Pair:
     if chosen == rejected:
         raise ValueError("`chosen` and `rejected` are identical")
     return Pair(
-        origin.id("hh_rlhf"), origin.source, origin.license, prompt, chosen, rejected
+        id=origin.id("hh_rlhf"),
+        source=origin.source,
+        license=origin.license,
+        prompt=prompt,
+        chosen=chosen,
+        rejected=rejected,
     )
 
 
@@ -60,8 +65,8 @@ def _split(row: Row, side: str, given_prompt: Messages) -> tuple[Messages, str]:
     if given_prompt and messages[0]["role"] == "assistant":
         messages = [*given_prompt, *messages]
     *prompt, last = messages
-    is_answer = last["role"] == "assistant" and prompt and prompt[-1]["role"] == "user"
-    if not is_answer:
+    roles = [message["role"] for message in messages]
+    if roles[-2:] != ["user", "assistant"]:
         raise ValueError(
             f"`{side}`: it does not end with an Assistant turn that answers a Human one"
         )

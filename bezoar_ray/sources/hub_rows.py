@@ -45,5 +45,9 @@ def _stream(name: str, config: str | None, section: SourceSection) -> "IterableD
     from datasets import load_dataset
 
     return load_dataset(
-        name, config, split=section.split, revision=section.revision, streaming=True
+        name,
+        config,
+        split=section.split,
+        revision=section.revision,
+        streaming=True,
     )

@@ -54,8 +54,8 @@ def load_questions(section: MtBench) -> list[Question]:
         question = _question(where, row, references)
         if question.id in questions:
             raise RecipeError(
-                f"{where}: question_id {question.id!r} appears twice. Verdicts are stored "
-                "by question, so give each one an id of its own"
+                f"{where}: question_id {question.id!r} appears twice. Verdicts are "
+                "stored by question, so give each one an id of its own"
             )
         questions[question.id] = question
     known_ids = {str(id) for id in questions}
@@ -134,8 +134,8 @@ def load_verdicts(section: MtBench) -> Iterator[dict[str, Any]]:
             yield _verdict(row)
         except (KeyError, IndexError, TypeError) as error:
             raise RecipeError(
-                f"{where}: not a comparison (needs question_id, model_1, model_2, judge, "
-                f"turn, g1_winner, g2_winner): {error!r}"
+                f"{where}: not a comparison (needs question_id, model_1, model_2, "
+                f"judge, turn, g1_winner, g2_winner): {error!r}"
             ) from error
 
 
@@ -147,12 +147,14 @@ def _verdict(row: dict[str, Any]) -> dict[str, Any]:
         "tie": "tie",
         "error": None,
     }
+    first_winner = winner_names[row["g1_winner"]]
+    second_winner = winner_names[row["g2_winner"]]
     return {
         "question_id": row["question_id"],
         "turn": row["turn"],
         "models": models,
         "judge": row["judge"][0],
-        "winners": (winner_names[row["g1_winner"]], winner_names[row["g2_winner"]]),
+        "winners": (first_winner, second_winner),
     }
 
 
@@ -237,7 +239,9 @@ def _question(
 def _covers(references: Texts, turns: Texts) -> bool:
     """Whether there is a reference that is not blank for every turn."""
     for_turns = references[: len(turns)]
-    return len(for_turns) == len(turns) and all(text.strip() for text in for_turns)
+    if len(for_turns) < len(turns):
+        return False
+    return all(text.strip() for text in for_turns)
 
 
 def _texts(value: object) -> Texts:
@@ -246,9 +250,9 @@ def _texts(value: object) -> Texts:
     Raises:
         TypeError: it is not. A single text would pass for a list of its letters.
     """
-    if not isinstance(value, list) or not all(isinstance(text, str) for text in value):
-        raise TypeError(f"expected a list of texts, found {value!r:.60}")
-    return tuple(value)
+    if isinstance(value, list) and all(isinstance(text, str) for text in value):
+        return tuple(value)
+    raise TypeError(f"expected a list of texts, found {value!r:.60}")
 
 
 def _load_references(path: Path) -> dict[str, Texts]:

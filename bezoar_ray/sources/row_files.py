@@ -66,7 +66,8 @@ def _paths(pattern: str, field: str) -> list[Path]:
 
 
 def _read_lines(path: Path, name: str) -> Iterator[Raw]:
-    with gzip.open(path) if path.name.endswith(".gz") else open(path, "rb") as file:
+    is_compressed = path.name.endswith(".gz")
+    with gzip.open(path) if is_compressed else open(path, "rb") as file:
         for number, line in enumerate(_utf8_lines(file), start=1):
             if line.strip():
                 yield Raw(name, number, f"{shown(path)}:{number}", line)

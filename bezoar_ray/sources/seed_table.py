@@ -38,11 +38,13 @@ class SeedTable(Sequence[Seed]):
 
     def __getitem__(self, index: int | slice) -> Seed | list[Seed]:
         if isinstance(index, slice):
-            return [self[position] for position in range(*index.indices(len(self)))]
+            positions = range(*index.indices(len(self)))
+            return [self[position] for position in positions]
         if not -len(self) <= index < len(self):
             raise IndexError(index)
         batch, row = divmod(index % len(self), _BATCH_ROWS)
-        (values,) = self._reader.get_batch(batch).slice(row, 1).to_pylist()
+        one_row = self._reader.get_batch(batch).slice(row, 1)
+        (values,) = one_row.to_pylist()
         return Seed(**values)
 
     def __iter__(self) -> Iterator[Seed]:
@@ -55,7 +57,10 @@ def write_seeds(seeds: Iterable[Seed], path: Path) -> SeedTable:
     """Write seeds to an Arrow file as they come, and open the file."""
     path.parent.mkdir(parents=True, exist_ok=True)
     rows = (asdict(seed) for seed in seeds)
-    with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, _SCHEMA) as writer:
+    with (
+        pa.OSFile(str(path), "wb") as sink,
+        pa.ipc.new_file(sink, _SCHEMA) as writer,
+    ):
         while batch := list(islice(rows, _BATCH_ROWS)):
             writer.write_batch(pa.RecordBatch.from_pylist(batch, schema=_SCHEMA))
     return SeedTable(path)

@@ -1,7 +1,8 @@
-"""The run directory: whole files replaced at once, listed, locked; manifests say which of them count.
+"""The run directory: files that are replaced as a whole, listed and locked.
 
-It is a folder (local, or mounted on every node, as NFS is), or lies in a bucket (`s3://`, `gs://`). A bucket
-knows neither rename nor append: all that is written there is whole objects.
+It is a folder (local, or mounted on every node, as NFS is) or a prefix in a bucket
+(`s3://`, `gs://`). A bucket has neither rename nor append, so every write is a whole
+object. Which files count is said by the stages' manifests.
 """
 
 import contextlib
@@ -23,89 +24,121 @@ from bezoar_ray.store.folder import Folder
 
 
 class Store:
-    """A run directory. Every path is relative to its root; `replace` leaves either the old file or the new one."""
+    """A run directory.
+
+    All names of files are relative to its root. A process that dies in `replace` leaves
+    either the old file or the new one.
+    """
 
     def __init__(self, root: str | Path):
-        self._files: Backend = (
-            Bucket(str(root)) if "://" in str(root) else Folder(Path(root).absolute())
-        )
+        self._files: Backend
+        if "://" in str(root):
+            self._files = Bucket(str(root))
+        else:
+            self._files = Folder(Path(root).absolute())
         self.root = self._files.root
         """The folder, or the URL."""
         self.name = PurePath(self.root).name
-        """The run's, by which logs and figures know it."""
+        """Name of the run in logs and metrics."""
 
     @property
     def remote(self) -> bool:
-        """Whether it lies in a bucket."""
+        """Whether the run directory is in a bucket."""
         return isinstance(self._files, Bucket)
 
     def path(self, name: str) -> Path:
-        """The local path of a file or folder, for libraries that read one: in a bucket, of a copy as it is now.
+        """A local path from which libraries can read a file or folder.
+
+        In a bucket it is a copy of the objects as they are now.
 
         Raises:
-            RecipeError: the name leads out of the run directory.
+            RecipeError: the name is outside the run directory.
         """
         return self._files.path(name)
 
     @contextlib.contextmanager
     def writing(self, name: str) -> Iterator[Path]:
-        """The local path at which the block writes a file or folder; afterwards it is in the run directory."""
+        """A local path at which the block writes a file or folder.
+
+        After the block, the file or folder is in the run directory.
+        """
         with self._files.writing(name) as path:
             path.parent.mkdir(parents=True, exist_ok=True)
             yield path
 
     def here(self, name: str) -> Path:
-        """The local path of what need not last: in the run directory, or, of one in a bucket, on this node's disk."""
+        """A local path for files that may be lost with the node.
+
+        It is in the run directory or, where that is in a bucket, on this node's disk.
+        """
         path = self._files.here(name)
         path.parent.mkdir(parents=True, exist_ok=True)
         return path
 
     def log(self, name: str) -> Path:
-        """The local file of a log."""
+        """Local path of a log."""
         return self.here(layout.log(name))
 
     def where(self, name: str) -> str:
-        """Where to look for a log: its file, which, of a run directory in a bucket, each node has one of."""
-        return f"{self.log(name)}{' of the node that it was on' if self.remote else ''}"
+        """Where a user finds a log, in words.
+
+        With a run directory in a bucket, each node has logs of its own.
+        """
+        if self.remote:
+            return f"{self.log(name)} on the node that wrote it"
+        return str(self.log(name))
 
     def exists(self, name: str) -> bool:
-        """Whether there is such a file or folder."""
+        """Whether a file or folder exists."""
         return self._files.exists(name)
 
     def list(self, prefix: str, suffix: str = "") -> list[str]:
-        """The names of all files below a folder, sorted."""
+        """The names of all files below a folder, at any depth, sorted."""
         return sorted(
             name for name in self._files.list(prefix) if name.endswith(suffix)
         )
 
     def read(self, name: str) -> bytes:
-        """The bytes of a file."""
+        """The bytes of a file.
+
+        Raises:
+            FileNotFoundError: there is none.
+        """
         return self._files.read(name)
 
     def replace(self, name: str, data: bytes | str) -> None:
-        """Write a whole file: durable and visible at once, or not at all.
+        """Write a whole file, which becomes durable and visible at once or not at all.
 
         Raises:
-            BezoarError: it cannot be written; the message names file, reason and remedy.
+            BezoarError: it cannot be written; the message names file, reason and
+                remedy.
         """
-        self._files.replace(name, data.encode() if isinstance(data, str) else data)
+        if isinstance(data, str):
+            data = data.encode()
+        self._files.replace(name, data)
 
     def remove(self, prefix: str) -> None:
-        """Remove a file or folder, if there is one."""
+        """Remove a file or folder if it exists."""
         self._files.remove(prefix)
 
     def adopt(self, other: "Store", name: str) -> None:
-        """A file or folder of another run directory of the same kind, its bytes left where they are if possible."""
+        """Take over a file or folder of another run directory of the same kind.
+
+        Where the file system allows, it is linked instead of copied.
+        """
         for file in other.list(name) or [name]:
             self._files.adopt(other._files, file)
 
     def open(self, name: str) -> pa.NativeFile:
-        """A file to read from anywhere within."""
+        """Open a file for reading at any position."""
         return self._files.open(name)
 
     @contextlib.contextmanager
     def scratch(self) -> Iterator[str]:
-        """A folder for what only the block needs, which the whole cluster sees; its path or URL."""
+        """The path or URL of a temporary folder that the whole cluster can reach.
+
+        It is removed after the block.
+        """
         self.remove("scratch")
         try:
             yield f"{self.root}/scratch"
@@ -113,10 +146,10 @@ class Store:
             self.remove("scratch")
 
     def read_json(self, name: str) -> Any:
-        """A JSON file's value, or None where there is no such file.
+        """The value of a JSON file; None where the file does not exist.
 
         Raises:
-            BezoarError: it holds something else.
+            BezoarError: the file is not valid JSON.
         """
         try:
             return orjson.loads(self.read(name))
@@ -124,25 +157,29 @@ class Store:
             return None
         except orjson.JSONDecodeError as error:
             raise BezoarError(
-                f"{self.root}/{name} is not whole JSON: {error}. Remove it, or put it back"
+                f"{self.root}/{name} is not valid JSON: {error}. Remove or restore it"
             ) from error
 
     def replace_json(self, name: str, value: object) -> None:
         """Write a value as a whole JSON file."""
-        self.replace(
-            name,
-            orjson.dumps(value, option=orjson.OPT_INDENT_2 | orjson.OPT_NON_STR_KEYS),
-        )
+        options = orjson.OPT_INDENT_2 | orjson.OPT_NON_STR_KEYS
+        self.replace(name, orjson.dumps(value, option=options))
 
     def read_table(self, prefix: str, schema: pa.Schema) -> pa.Table:
-        """A Parquet file as a table, or all below a folder, in the order of their names; empty where there are none."""
-        names = (
-            [prefix] if prefix.endswith(".parquet") else self.list(prefix, ".parquet")
-        )
-        tables = [
-            pq.read_table(BytesIO(self.read(name)), schema=schema) for name in names
-        ]
-        return pa.concat_tables(tables) if tables else schema.empty_table()
+        """Read a Parquet file, or all Parquet files below a folder, as one table.
+
+        Files are read in the order of their names. Without files the table is empty.
+        """
+        names = [prefix]
+        if not prefix.endswith(".parquet"):
+            names = self.list(prefix, ".parquet")
+        tables = []
+        for name in names:
+            data = BytesIO(self.read(name))
+            tables.append(pq.read_table(data, schema=schema))
+        if not tables:
+            return schema.empty_table()
+        return pa.concat_tables(tables)
 
     def replace_table(self, name: str, table: pa.Table) -> None:
         """Write a table as a whole Parquet file."""
@@ -151,54 +188,61 @@ class Store:
         self.replace(name, buffer.getvalue())
 
     def digest(self, *names: str) -> str:
-        """A fingerprint of files and folders by content."""
+        """A fingerprint of files and folders by content, as by `digest`."""
         return digest(*map(self.path, names))
 
     def digest_of(self, names: Sequence[str]) -> str:
-        """What `digest` of a folder would be that held just these of its files."""
-        folder = self.path(str(PurePath(names[0]).parent))
+        """The `digest` of a folder if it held only these of its files."""
+        parent = PurePath(names[0]).parent
+        folder = self.path(str(parent))
         return _digest((folder / PurePath(name).name, folder) for name in names)
 
     @contextlib.contextmanager
     def lock(self) -> Iterator[None]:
-        """Hold the run directory.
+        """Lock the run directory for the block.
 
         Raises:
-            RunLocked: another process holds it; the message names host and process.
-            RecipeError: it cannot be written.
+            RunLocked: another process has locked it; the message names host and
+                process.
+            RecipeError: the run directory cannot be written.
         """
         try:
             self.replace(".probe", b"")
             self.remove(".probe")
-        except BezoarError as error:  # named before any work
+        except BezoarError as error:
+            # No work has begun, so this is a usage error (exit code 2).
             raise RecipeError(str(error)) from error
         with self._files.lock():
             yield
 
 
 def at(path: str | Path) -> tuple[Store, str]:
-    """A file by its path or URL: the store that it lies in, and its name there."""
+    """The store and the name there of a file, given by its path or URL."""
     folder, _, name = str(path).rpartition("/")
     return Store(folder), name
 
 
 def digest(*paths: Path) -> str:
-    """A fingerprint of files and folders by content: 16 hex digits of SHA-256 over relative names and bytes."""
-    return _digest(
-        (path, top)
-        for top in paths
-        for path in (
-            sorted(p for p in top.rglob("*") if p.is_file()) if top.is_dir() else [top]
-        )
-    )
+    """A fingerprint of files and folders by content.
+
+    Returns:
+        16 hex digits of SHA-256 over relative names and bytes.
+    """
+    files = []
+    for top in paths:
+        if top.is_dir():
+            inner_files = [path for path in top.rglob("*") if path.is_file()]
+            files += [(path, top) for path in sorted(inner_files)]
+        else:
+            files.append((top, top))
+    return _digest(files)
 
 
 def _digest(files: Iterable[tuple[Path, Path]]) -> str:
-    """Of files, each with what its name is relative to."""
+    """The fingerprint of files, each with the folder to which its name is relative."""
     total = hashlib.sha256()
     for path, top in files:
         with open(path, "rb") as file:
-            total.update(
-                f"{path.relative_to(top)}:{hashlib.file_digest(file, 'sha256').hexdigest()};".encode()
-            )
+            content = hashlib.file_digest(file, "sha256").hexdigest()
+        total.update(f"{path.relative_to(top)}:{content};".encode())
     return total.hexdigest()[:16]

@@ -1,4 +1,4 @@
-"""What a run directory lies in: a folder (folder.py) or a bucket (bucket.py)."""
+"""The interface of what holds a run directory: a folder or a bucket."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
@@ -9,34 +9,34 @@ import pyarrow as pa
 
 
 class Backend(ABC):
-    """Files by their names below a root. Names are relative and cannot lead out of it."""
+    """Files by their names below a root. Names are relative and stay below it."""
 
     root: Path | str
     """The folder, or the URL."""
 
     @abstractmethod
     def path(self, name: str) -> Path:
-        """The local path of a file or folder as it is now.
+        """A local path from which a file or folder can be read as it is now.
 
         Raises:
-            RecipeError: the name leads out of the run directory.
+            RecipeError: the name is outside the run directory.
         """
 
     @abstractmethod
     def here(self, name: str) -> Path:
-        """The local path of what need not last."""
+        """A local path for files that may be lost with the node."""
 
     @abstractmethod
     def writing(self, name: str) -> AbstractContextManager[Path]:
-        """The local path at which the block writes a file or folder."""
+        """A local path at which the block writes a file or folder."""
 
     @abstractmethod
     def exists(self, name: str) -> bool:
-        """Whether there is such a file or folder."""
+        """Whether a file or folder exists."""
 
     @abstractmethod
     def list(self, prefix: str) -> Iterator[str]:
-        """The names of all files below a folder, but for those that begin with a dot."""
+        """The names of all files below a folder, except those that begin with a dot."""
 
     @abstractmethod
     def read(self, name: str) -> bytes:
@@ -49,7 +49,7 @@ class Backend(ABC):
 
     @abstractmethod
     def replace(self, name: str, data: bytes) -> None:
-        """Write a whole file: durable and visible at once, or not at all.
+        """Write a whole file, which becomes durable and visible at once or not at all.
 
         Raises:
             BezoarError: it cannot be written.
@@ -57,7 +57,7 @@ class Backend(ABC):
 
     @abstractmethod
     def remove(self, prefix: str) -> None:
-        """Remove a file or folder, if there is one."""
+        """Remove a file or folder if it exists."""
 
     @abstractmethod
     def adopt(self, other: "Backend", name: str) -> None:
@@ -65,12 +65,12 @@ class Backend(ABC):
 
     @abstractmethod
     def open(self, name: str) -> pa.NativeFile:
-        """A file to read from anywhere within."""
+        """Open a file for reading at any position."""
 
     @abstractmethod
     def lock(self) -> AbstractContextManager[None]:
-        """Hold the run directory for the block.
+        """Lock the run directory for the block.
 
         Raises:
-            RunLocked: another process holds it.
+            RunLocked: another process has locked it.
         """

@@ -1,6 +1,7 @@
-"""A run directory in a bucket, through obstore: whole objects, and a lock by conditional writes.
+"""A run directory in a bucket, through obstore: whole objects, and a lock.
 
-Credentials, region and endpoint come from the environment, by the names that AWS, Google and Azure give them.
+Credentials, region and endpoint come from the environment, under the names that AWS and
+Google give them.
 """
 
 import contextlib
@@ -21,7 +22,12 @@ import pyarrow as pa
 from bezoar_ray.errors import BezoarError, RecipeError, RunLocked
 from bezoar_ray.store.backend import Backend
 from bezoar_ray.store.copies import Copies, Entries
-from bezoar_ray.store.lock_owner import alive, died, in_use, me
+from bezoar_ray.store.lock_owner import (
+    describe_this_process,
+    has_died,
+    in_use_message,
+    this_process,
+)
 
 if TYPE_CHECKING:
     from _typeshed import WriteableBuffer
@@ -31,15 +37,20 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 _RETRIES: "RetryConfig" = {"max_retries": 10, "retry_timeout": timedelta(minutes=3)}
+# Timeouts are those of one attempt. HTTP is used only where the endpoint's URL says so.
 _CLIENT: "ClientConfig" = {
     "timeout": "60s",
     "connect_timeout": "10s",
     "allow_http": True,
-}  # of one attempt; http as the endpoint has it
-_CUTS = 6  # answers that may break off before an operation fails
-_READ_AHEAD = 2**18  # bytes
-_RENEWED = 5.0  # seconds between two signs of life of a lock's holder
-_STALE = 45.0  # without one, the lock is another's to take
+}
+_ATTEMPTS = 6
+"""Attempts at an operation whose response was cut off."""
+_READ_AHEAD = 2**18
+"""Bytes that are fetched at a time from an open object."""
+_RENEW_INTERVAL = 5.0
+"""Seconds after which a process renews its lock."""
+_STALE_AFTER = 45.0
+"""Seconds without renewal after which another process may take over a lock."""
 
 
 class Bucket(Backend):
@@ -54,115 +65,143 @@ class Bucket(Backend):
         self.root = url.rstrip("/")
         try:
             if url.partition("://")[0] not in ("s3", "gs"):
-                raise ValueError("no other kind of address is known")
+                raise ValueError("unknown kind of address")
             self._store = from_url(
                 self.root, client_options=_CLIENT, retry_config=_RETRIES
             )
         except (BaseError, ValueError) as error:
             raise RecipeError(
-                f"--run-dir {url}: not a folder, s3:// or gs:// address: {_first_line(error)}"
+                f"--run-dir {url}: not a folder, s3:// or gs:// address: "
+                f"{_first_line(error)}"
             ) from error
         self._copies = Copies(self.root, self._fetch)
 
     def here(self, name: str) -> Path:
-        """The place of a file of this node's own."""
-        return self._copies.folder / self._checked(name)
+        """A path on this node's disk."""
+        return self._copies.folder / self._check_name(name)
 
     def path(self, name: str) -> Path:
-        """A copy as of now: objects that have not changed since an earlier one are not read again."""
-        return self._copies.get(name, self._objects(name)) / self._checked(name)
+        """The path of a copy as of now.
+
+        Objects that have not changed since an earlier copy are not downloaded again.
+        """
+        copy = self._copies.get(name, self._objects(name))
+        return copy / self._check_name(name)
 
     @contextlib.contextmanager
     def writing(self, name: str) -> Iterator[Path]:
-        """In a temporary folder first."""
+        """A path in a temporary folder, which is uploaded after the block."""
         import obstore
 
         with tempfile.TemporaryDirectory(prefix="bezoar_ray-") as folder:
-            path = Path(folder) / self._checked(name)
+            path = Path(folder) / self._check_name(name)
             yield path
-            for file in (p for p in sorted(Path(folder).rglob("*")) if p.is_file()):
-                with self._writing(name):
-                    obstore.put(self._store, str(file.relative_to(folder)), file)
+            files = [file for file in Path(folder).rglob("*") if file.is_file()]
+            for file in sorted(files):
+                object_name = str(file.relative_to(folder))
+                with self._write_errors(name):
+                    obstore.put(self._store, object_name, file)
 
     def exists(self, name: str) -> bool:
-        """Whether there is such an object, or any below such a prefix."""
-        return bool(self._objects(name, first=True))
+        """Whether there is such an object, or any object below such a prefix."""
+        return bool(self._objects(name, first_only=True))
 
     def list(self, prefix: str) -> Iterator[str]:
-        """All objects below a prefix."""
-        names = (found["path"] for found in self._objects(prefix))
-        return (
-            name
-            for name in names
-            if name != prefix and not PurePosixPath(name).name.startswith(".")
-        )
+        """The names of all objects below a prefix."""
+        for entry in self._objects(prefix):
+            name = entry["path"]
+            is_hidden = PurePosixPath(name).name.startswith(".")
+            if name != prefix and not is_hidden:
+                yield name
 
     def read(self, name: str) -> bytes:
-        """The bytes of an object. Raises `FileNotFoundError` where there is none."""
+        """The bytes of an object."""
         import obstore
 
-        with self._reading(name):
-            return _patiently(
-                lambda: obstore.get(self._store, self._checked(name)).bytes().to_bytes()
-            )
+        def get() -> bytes:
+            response = obstore.get(self._store, self._check_name(name))
+            return response.bytes().to_bytes()
+
+        with self._read_errors(name):
+            return _retry(get)
 
     def replace(self, name: str, data: bytes) -> None:
-        """One PUT."""
+        """Write an object by one PUT, which providers make visible at once."""
         import obstore
 
-        with self._writing(name):
-            obstore.put(self._store, self._checked(name), data, use_multipart=False)
+        with self._write_errors(name):
+            obstore.put(self._store, self._check_name(name), data, use_multipart=False)
 
     def remove(self, prefix: str) -> None:
-        """An object, or all below a prefix."""
-        while names := [found["path"] for found in self._objects(prefix)]:
-            # Google answers 404 where one is gone: by another process, or by an attempt whose answer was lost.
-            with self._writing(prefix), contextlib.suppress(FileNotFoundError):
-                return self._delete(names)
+        """Remove an object, or all objects below a prefix."""
+        while True:
+            names = [entry["path"] for entry in self._objects(prefix)]
+            if not names:
+                return
+            with self._write_errors(prefix):
+                try:
+                    return self._delete(names)
+                except FileNotFoundError:
+                    # Google answers 404 where one object is gone: removed by another
+                    # process, or by an attempt whose response was lost. The others are
+                    # still there.
+                    continue
 
     def adopt(self, other: Backend, name: str) -> None:
-        """Through this process: the two may lie in different buckets."""
+        """Copy an object through this process: the two buckets may differ."""
         self.replace(name, other.read(name))
 
     def open(self, name: str) -> pa.NativeFile:
-        """Reads the parts that are asked for."""
-        return pa.PythonFile(
-            io.BufferedReader(_Ranges(self, self._checked(name)), _READ_AHEAD), mode="r"
-        )
+        """Open an object. Only the ranges that are read are downloaded."""
+        ranges = _RangeReader(self, self._check_name(name))
+        return pa.PythonFile(io.BufferedReader(ranges, _READ_AHEAD), mode="r")
 
-    def part(self, name: str, start: int, length: int) -> bytes:
+    def read_range(self, name: str, start: int, length: int) -> bytes:
         """Some bytes of an object."""
         import obstore
 
         if length <= 0:
             return b""
-        with self._reading(name):
-            return _patiently(
-                lambda: obstore.get_range(
-                    self._store, name, start=start, length=length
-                ).to_bytes()
-            )
+
+        def get() -> bytes:
+            data = obstore.get_range(self._store, name, start=start, length=length)
+            return data.to_bytes()
+
+        with self._read_errors(name):
+            return _retry(get)
 
     @contextlib.contextmanager
     def lock(self) -> Iterator[None]:
-        """An object that its holder renews; one whose holder has fallen silent is taken over."""
+        """Lock the run directory for the block, with an object that a thread renews.
+
+        A lock that is no longer renewed is taken over by the next process.
+        """
         lock = _Lock(self)
-        lock.take()
-        over = threading.Event()
-        renewing = threading.Thread(target=lock.renew_until, args=(over,), daemon=True)
-        renewing.start()
+        lock.acquire()
+        stop = threading.Event()
+        renewal = threading.Thread(target=lock.renew_until, args=(stop,), daemon=True)
+        renewal.start()
         try:
             yield
         finally:
-            over.set()
-            renewing.join()
-            if lock.is_held():  # else it is another's by now
+            stop.set()
+            renewal.join()
+            if lock.is_owned():  # Otherwise another process has taken it over.
                 self.remove(lock.NAME)
 
-    def put(
+    def put_if(
         self, name: str, data: bytes, replaces: "UpdateVersion | None"
     ) -> "UpdateVersion":
-        """A conditional PUT: only where there is none yet, or in place of just this version. Returns its own.
+        """Write an object under a condition (a conditional PUT).
+
+        Args:
+            name: the object's name.
+            data: its bytes.
+            replaces: the version that the object must have now; None if it must not
+                exist.
+
+        Returns:
+            The version of the new object.
 
         Raises:
             FileExistsError: the condition does not hold.
@@ -170,63 +209,62 @@ class Bucket(Backend):
         import obstore
         from obstore.exceptions import AlreadyExistsError, PreconditionError
 
+        mode = _put_mode(replaces)
         try:
-            with self._writing(name):
-                put = obstore.put(
-                    self._store, name, data, mode=_mode(replaces), use_multipart=False
+            with self._write_errors(name):
+                result = obstore.put(
+                    self._store, name, data, mode=mode, use_multipart=False
                 )
         except (AlreadyExistsError, PreconditionError) as error:
             raise FileExistsError(name) from error
-        return {"e_tag": put["e_tag"], "version": put["version"]}
+        return {"e_tag": result["e_tag"], "version": result["version"]}
 
     def head(self, name: str) -> "ObjectMeta":
         """Tag, version, size and time of an object."""
         import obstore
 
-        with self._reading(name):
+        with self._read_errors(name):
             return obstore.head(self._store, name)
 
-    def _checked(self, name: str) -> str:
+    def _check_name(self, name: str) -> str:
+        """The name of an object, which must be below the root."""
         path = PurePosixPath(name)
         if path.is_absolute() or ".." in path.parts:
-            raise RecipeError(f"{name!r} lies outside the run directory {self.root}")
+            raise RecipeError(f"{name!r} is outside the run directory {self.root}")
         return "" if path == PurePosixPath() else str(path)
 
-    def _objects(self, name: str, first: bool = False) -> Entries:
-        """The object of a name, or those below it as a prefix."""
+    def _objects(self, name: str, first_only: bool = False) -> Entries:
+        """The object of a name, or the objects below it as a prefix."""
         import obstore
 
-        name = self._checked(name)
-        with self._reading(name):
+        name = self._check_name(name)
+        with self._read_errors(name):
             try:
                 return [obstore.head(self._store, name)]
-            except (
-                FileNotFoundError,
-                ValueError,
-            ):  # no such object, or no name: all of them
-                return _patiently(lambda: self._below(name, first))
+            except (FileNotFoundError, ValueError):
+                # There is no such object; ValueError is obstore's for an empty name.
+                return _retry(lambda: self._objects_below(name, first_only))
 
-    def _below(self, name: str, first: bool) -> Entries:
+    def _objects_below(self, prefix: str, first_only: bool) -> Entries:
         import obstore
 
-        batches = obstore.list(
-            self._store, prefix=name, chunk_size=1 if first else 1000
-        )
-        return (
-            next(iter(batches), [])
-            if first
-            else [found for batch in batches for found in batch]
-        )
+        chunk_size = 1 if first_only else 1000
+        entries: list[ObjectMeta] = []
+        for chunk in obstore.list(self._store, prefix=prefix, chunk_size=chunk_size):
+            entries.extend(chunk)
+            if first_only:
+                break
+        return entries
 
     def _delete(self, names: Sequence[str]) -> None:
         import obstore
 
-        _patiently(lambda: obstore.delete(self._store, names))
+        _retry(lambda: obstore.delete(self._store, names))
 
     def _fetch(self, name: str, file: Path) -> None:
-        """All of an object, into a file."""
-        with self._reading(name):
-            _patiently(lambda: self._download(name, file))
+        """Download an object into a file."""
+        with self._read_errors(name):
+            _retry(lambda: self._download(name, file))
 
     def _download(self, name: str, file: Path) -> None:
         import obstore
@@ -236,23 +274,23 @@ class Bucket(Backend):
                 sink.write(chunk)
 
     @contextlib.contextmanager
-    def _reading(self, name: str) -> Iterator[None]:
-        """The provider's faults as ours, but for an object that is not there."""
-        with self._faults(f"cannot read {self.root}/{name}", FileNotFoundError):
+    def _read_errors(self, name: str) -> Iterator[None]:
+        """Turn the provider's errors into ours, except for a missing object."""
+        with self._errors(f"cannot read {self.root}/{name}", FileNotFoundError):
             yield
 
     @contextlib.contextmanager
-    def _writing(self, name: str) -> Iterator[None]:
-        """The provider's faults as ours, but for a condition that does not hold."""
+    def _write_errors(self, name: str) -> Iterator[None]:
+        """Turn the provider's errors into ours, except for a condition of `put_if`."""
         from obstore.exceptions import AlreadyExistsError, PreconditionError
 
-        with self._faults(
+        with self._errors(
             f"cannot write {self.root}/{name}", AlreadyExistsError, PreconditionError
         ):
             yield
 
     @contextlib.contextmanager
-    def _faults(self, what: str, *expected: type[Exception]) -> Iterator[None]:
+    def _errors(self, failure: str, *expected: type[Exception]) -> Iterator[None]:
         from obstore.exceptions import BaseError
 
         try:
@@ -261,21 +299,20 @@ class Bucket(Backend):
             raise
         except (BaseError, OSError) as error:
             raise BezoarError(
-                f"{what}: {_first_line(error)}. Check credentials, region and endpoint in the environment, and that "
-                "the bucket is there; run the same command again to go on"
+                f"{failure}: {_first_line(error)}. Check credentials, region and "
+                "endpoint in the environment, and that the bucket exists; run the same command "
+                "again to resume"
             ) from error
 
 
-class _Ranges(io.RawIOBase):
-    """An object of which the parts are read that are asked for."""
+class _RangeReader(io.RawIOBase):
+    """A file object that downloads only the ranges that are read."""
 
     def __init__(self, bucket: Bucket, name: str):
-        self._bucket, self._name, self._size, self._at = (
-            bucket,
-            name,
-            bucket.head(name)["size"],
-            0,
-        )
+        self._bucket = bucket
+        self._name = name
+        self._size = bucket.head(name)["size"]
+        self._position = 0
 
     def readable(self) -> bool:
         return True
@@ -284,117 +321,139 @@ class _Ranges(io.RawIOBase):
         return True
 
     def tell(self) -> int:
-        return self._at
+        return self._position
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        self._at = (
-            offset
-            + {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._size}[whence]
-        )
-        return self._at
+        origins = {
+            io.SEEK_SET: 0,
+            io.SEEK_CUR: self._position,
+            io.SEEK_END: self._size,
+        }
+        self._position = origins[whence] + offset
+        return self._position
 
     def readinto(self, buffer: "WriteableBuffer") -> int:
         view = memoryview(buffer)
-        part = self._bucket.part(
-            self._name, self._at, min(len(view), self._size - self._at)
-        )
-        view[: len(part)] = part
-        self._at += len(part)
-        return len(part)
+        length = min(len(view), self._size - self._position)
+        data = self._bucket.read_range(self._name, self._position, length)
+        view[: len(data)] = data
+        self._position += len(data)
+        return len(data)
 
 
 class _Lock:
-    """Who holds a run directory in a bucket: one object, renewed while its holder lives."""
+    """The lock of a run directory in a bucket.
+
+    It is one object, written by conditional PUTs, so that one of two processes wins.
+    Its owner renews it, which tells other hosts that the owner is alive.
+    """
 
     NAME = "lock"
 
     def __init__(self, bucket: Bucket):
-        self._bucket, self._sign = (
-            bucket,
-            orjson.dumps({"id": uuid.uuid4().hex, "holder": me(), **alive()}),
-        )
+        self._bucket = bucket
+        owner = {
+            "id": uuid.uuid4().hex,
+            "holder": describe_this_process(),
+            **this_process(),
+        }
+        self._content = orjson.dumps(owner)
         self._version: UpdateVersion = {}
 
-    def take(self) -> None:
-        """Raises `RunLocked` where a living process holds it."""
+    def acquire(self) -> None:
+        """Take the lock, or take it over from a process that has died.
+
+        Raises:
+            RunLocked: a living process owns it.
+        """
         try:
-            self._version = self._bucket.put(self.NAME, self._sign, None)
+            self._version = self._bucket.put_if(self.NAME, self._content, None)
             return
         except FileExistsError:
             try:
-                there, version = self._bucket.read(self.NAME), self._now()
-            except FileNotFoundError:  # its holder has just ended
-                return self.take()
-        if there != self._sign:  # else an attempt whose answer was lost has made it
-            holder = orjson.loads(there)
-            if not self._silent() and not died(holder):
-                raise RunLocked(in_use(self._bucket.root, holder["holder"]))
+                content = self._bucket.read(self.NAME)
+                version = self._current_version()
+            except FileNotFoundError:  # Its owner has just ended.
+                return self.acquire()
+        # The lock is ours already if the response to an earlier attempt was lost.
+        if content != self._content:
+            owner = orjson.loads(content)
+            if not self._is_stale() and not has_died(owner):
+                raise RunLocked(in_use_message(self._bucket.root, owner["holder"]))
         try:
-            self._version = self._bucket.put(self.NAME, self._sign, version)
+            self._version = self._bucket.put_if(self.NAME, self._content, version)
         except FileExistsError:
-            raise RunLocked(
-                in_use(self._bucket.root, "a process that has just taken it over")
-            ) from None
+            winner = "a process that has just taken it over"
+            raise RunLocked(in_use_message(self._bucket.root, winner)) from None
 
-    def renew_until(self, over: threading.Event) -> None:
-        """Show signs of life. Where another process has taken the lock over meanwhile, this one ends."""
-        while not over.wait(_RENEWED):
-            with contextlib.suppress(
-                BezoarError, FileNotFoundError
-            ):  # an outage; until it ends, the lock may be lost
+    def renew_until(self, stop: threading.Event) -> None:
+        """Renew the lock at intervals, and end this process if it has lost the lock."""
+        while not stop.wait(_RENEW_INTERVAL):
+            # During an outage renewal fails. After it, `_renew` sees who owns the lock.
+            with contextlib.suppress(BezoarError, FileNotFoundError):
                 self._renew()
 
-    def is_held(self) -> bool:
-        """Whether it is this process's."""
+    def is_owned(self) -> bool:
+        """Whether this process owns the lock."""
         try:
-            return self._bucket.read(self.NAME) == self._sign
+            return self._bucket.read(self.NAME) == self._content
         except FileNotFoundError:
             return False
 
     def _renew(self) -> None:
         try:
-            self._version = self._bucket.put(self.NAME, self._sign, self._version)
+            self._version = self._bucket.put_if(self.NAME, self._content, self._version)
         except FileExistsError:
-            if not self.is_held():
+            if not self.is_owned():
+                # Not an exception: it would end this thread, and the main thread would
+                # continue to write.
                 print(
-                    f"bezoar: {self._bucket.root} was taken over by another command; this one ends",
+                    f"bezoar: {self._bucket.root} was taken over by another command; "
+                    "this one ends",
                     flush=True,
                 )
                 os._exit(3)
-            self._version = self._now()
+            self._version = self._current_version()
 
-    def _now(self) -> "UpdateVersion":
-        found = self._bucket.head(self.NAME)
-        return {"e_tag": found["e_tag"], "version": found["version"]}
+    def _current_version(self) -> "UpdateVersion":
+        entry = self._bucket.head(self.NAME)
+        return {"e_tag": entry["e_tag"], "version": entry["version"]}
 
-    def _silent(self) -> bool:
-        """Whether its holder has shown no sign of life for long, by the provider's clock."""
+    def _is_stale(self) -> bool:
+        """Whether the lock was not renewed for long.
+
+        The provider's clock decides, for which a probe is written: clocks of hosts
+        differ.
+        """
         probe = f".probe-{uuid.uuid4().hex}"
         self._bucket.replace(probe, b"")
         now = self._bucket.head(probe)["last_modified"]
         self._bucket.remove(probe)
-        return (
-            now - self._bucket.head(self.NAME)["last_modified"]
-        ).total_seconds() > _STALE
+        renewed = self._bucket.head(self.NAME)["last_modified"]
+        return (now - renewed).total_seconds() > _STALE_AFTER
 
 
-def _mode(replaces: "UpdateVersion | None") -> "PutMode":
-    """Under which condition an object is put: of a version, what its provider tells of it."""
+def _put_mode(replaces: "UpdateVersion | None") -> "PutMode":
+    """The condition of a PUT: that there is no object, or one of this version."""
     if replaces is None:
         return "create"
-    known: UpdateVersion = {}
-    if tag := replaces.get("e_tag"):
-        known["e_tag"] = tag
-    if version := replaces.get("version"):
-        known["version"] = version
-    return known
+    # Providers identify a version by a tag, a number or both. Others are null.
+    version: UpdateVersion = {}
+    if replaces.get("e_tag"):
+        version["e_tag"] = replaces["e_tag"]
+    if replaces.get("version"):
+        version["version"] = replaces["version"]
+    return version
 
 
-def _patiently(action: Callable[[], T]) -> T:
-    """What changes nothing where it is done again: the client does not by itself where an answer was cut off."""
+def _retry(action: Callable[[], T]) -> T:
+    """Repeat an action whose response was cut off, which obstore does not by itself.
+
+    The action must have the same result when it is repeated.
+    """
     from obstore.exceptions import GenericError
 
-    for attempt in range(_CUTS - 1):
+    for attempt in range(_ATTEMPTS - 1):
         try:
             return action()
         except GenericError:
@@ -403,4 +462,6 @@ def _patiently(action: Callable[[], T]) -> T:
 
 
 def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
+    lines = str(error).strip().splitlines()
+    first_line = lines[0] if lines else type(error).__name__
+    return first_line[:300]

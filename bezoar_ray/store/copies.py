@@ -1,8 +1,12 @@
-"""A node's copies of objects, which its processes share; above a limit, those that were used least recently go.
+"""A node's copies of a bucket's objects, which all its processes share.
 
-For each run directory, `objects` holds the bytes of each object once. `copies` holds the folders whose paths are handed
-out; their files are links to `objects`. A process locks each copy that it has a path of, so that nobody deletes what an
-engine opens later. It gives a lock up when it ends, however it ends, or asks for the same name and that has changed.
+For each run directory, `objects` holds the bytes of each object once. `copies` holds
+the folders whose paths are handed out; their files are hard links to `objects`. Above a
+limit of size, the copies that were used least recently are deleted.
+
+A process locks each copy that it has the path of, so that no other process deletes a
+file that an engine opens later. It unlocks a copy when it ends, however it ends, or
+when it requests the same name again and the objects have changed.
 """
 
 import contextlib
@@ -28,169 +32,203 @@ Entries = Sequence["ObjectMeta"]
 """Objects, each with its path, tag, version, size and time."""
 
 LIMIT = "BEZOAR_COPIES_GIB"
-"""The environment variable that says what a node's copies may take; without it, half of the disk."""
-_GRACE = 600.0  # seconds for which a copy stays in any case: its path may be on the way to another process
-_held: dict[
-    tuple[Path, str], int
-] = {}  # by name: this process's handle of the copy, which is locked
-_holding = threading.Lock()
+"""Environment variable with the size limit of a node's copies. Half of the disk where
+unset."""
+_GRACE = 600.0
+"""Seconds for which a copy is never deleted: its path may be on its way to another
+process."""
+_locked_copies: dict[tuple[Path, str], int] = {}
+"""This process's handle of each locked copy, by run directory and name."""
+_locked_copies_guard = threading.Lock()
 
 
 class Copies:
-    """Those of the objects of one run directory.
+    """The copies of one run directory's objects.
+
+    Args:
+        root: URL of the run directory.
+        download: writes the object of a name to a file.
 
     Raises:
-        RecipeError: the limit is no number of GiB, or the folder is another user's.
+        RecipeError: the size limit is not a number of GiB, or the folder belongs to
+            another user.
     """
 
     def __init__(self, root: str, download: Callable[[str, Path], None]):
-        self.folder = own_folder() / mark(root)
-        self._download, self._limit = download, _limit()
+        self.folder = user_folder() / fingerprint(root)
+        self._download = download
+        self._limit = _size_limit()
 
-    def get(self, name: str, found: Entries) -> Path:
-        """The folder of a copy of the objects that a name stands for now. This process holds it."""
-        copy, is_new = (
-            self.folder
-            / "copies"
-            / mark(*(f"{entry['path']} {entry['e_tag']}" for entry in found)),
-            False,
-        )
-        while found and not _hold((self.folder, name), copy):
-            self._make(found, copy)
+    def get(self, name: str, entries: Entries) -> Path:
+        """The folder of a copy of some objects, which this process now locks.
+
+        Args:
+            name: file or folder of the run directory that the objects belong to.
+            entries: the objects as they are now.
+        """
+        versions = [f"{entry['path']} {entry['e_tag']}" for entry in entries]
+        copy = self.folder / "copies" / fingerprint(*versions)
+        is_new = False
+        # In a loop: another process may delete the copy before this one locks it.
+        while entries and not _lock_copy((self.folder, name), copy):
+            self._make(entries, copy)
             is_new = True
         if is_new:
             _evict(self._limit)
         return copy
 
-    def _make(self, found: Entries, copy: Path) -> None:
-        """Whole, or not at all: several processes of a node may want the same copy."""
+    def _make(self, entries: Entries, copy: Path) -> None:
+        """Make a copy under a temporary name, and rename it.
+
+        Several processes of a node may make the same copy at the same time.
+        """
         objects = self.folder / "objects"
         objects.mkdir(parents=True, exist_ok=True)
         with _locked(objects, fcntl.LOCK_SH):
             partial = copy.with_name(f".{copy.name}.{uuid.uuid4().hex[:8]}")
-            for entry in found:
+            for entry in entries:
                 target = partial / entry["path"]
                 target.parent.mkdir(parents=True, exist_ok=True)
                 os.link(self._object(objects, entry), target)
-            with contextlib.suppress(OSError):  # another process was faster
+            with contextlib.suppress(OSError):  # Another process was faster.
                 partial.rename(copy)
             shutil.rmtree(partial, ignore_errors=True)
 
     def _object(self, objects: Path, entry: "ObjectMeta") -> Path:
-        """A node's one copy of an object's bytes."""
-        file = objects / mark(entry["path"], entry["e_tag"] or "")
-        if not file.exists():
-            with open(file.with_name(f".{file.name}.lock"), "w") as lock:
-                fcntl.flock(
-                    lock, fcntl.LOCK_EX
-                )  # the workers of a node want the same weights at once
-                if not file.exists():
-                    partial = file.with_name(f".{file.name}")
-                    self._download(entry["path"], partial)
-                    partial.rename(file)
+        """The file with an object's bytes, which is downloaded once on each node."""
+        file = objects / fingerprint(entry["path"], entry["e_tag"] or "")
+        if file.exists():
+            return file
+        # The workers of a node request the same weights at once. One of them downloads.
+        with open(file.with_name(f".{file.name}.lock"), "w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not file.exists():
+                partial = file.with_name(f".{file.name}")
+                self._download(entry["path"], partial)
+                partial.rename(file)
         return file
 
 
-def own_folder() -> Path:
-    """Of this user, on this node's disk: nobody else may read rows there, or put weights in their place."""
+def user_folder() -> Path:
+    """This user's folder on this node's disk.
+
+    Other users must not read rows there, or exchange weights.
+
+    Raises:
+        RecipeError: the folder belongs to another user.
+    """
     folder = Path(tempfile.gettempdir()) / f"bezoar_ray-{os.getuid()}"
     folder.mkdir(mode=0o700, exist_ok=True)
     if folder.is_symlink() or folder.stat().st_uid != os.getuid():
         raise RecipeError(
-            f"{folder} is another user's. Remove it, or name a folder of your own in TMPDIR"
+            f"{folder} belongs to another user. Remove it, or set TMPDIR to a folder "
+            "of your own"
         )
     return folder
 
 
-def mark(*texts: str) -> str:
-    """16 hex digits that stand for some texts."""
-    return hashlib.sha256("\n".join(texts).encode()).hexdigest()[:16]
+def fingerprint(*texts: str) -> str:
+    """16 hex digits that identify some texts."""
+    content = "\n".join(texts).encode()
+    return hashlib.sha256(content).hexdigest()[:16]
 
 
-def _limit() -> float:
-    """Bytes."""
-    given = os.environ.get(LIMIT)
-    if given is None:
-        return shutil.disk_usage(own_folder()).total / 2
+def _size_limit() -> float:
+    """The size limit of all copies on this node, in bytes."""
+    text = os.environ.get(LIMIT)
+    if text is None:
+        return shutil.disk_usage(user_folder()).total / 2
     try:
-        size = float(given)
+        gib = float(text)
     except ValueError:
-        size = math.nan
-    if not size >= 0:
+        gib = math.nan
+    if not gib >= 0:  # also for NaN
         raise RecipeError(
-            f"{LIMIT}: {given!r} is no number of GiB. Give one, or unset the variable for half the disk"
+            f"{LIMIT}: {text!r} is not a number of GiB. Set a number, or unset the "
+            "variable for half of the disk"
         )
-    return size * 2**30
+    return gib * 2**30
 
 
-def _hold(key: tuple[Path, str], copy: Path) -> bool:
-    """Lock a copy for this process, in place of an earlier one by the same name. False where there is no such copy."""
+def _lock_copy(key: tuple[Path, str], copy: Path) -> bool:
+    """Lock a copy for this process, and unlock its earlier copy of the same name.
+
+    Returns:
+        False if there is no such copy.
+    """
     try:
         handle = os.open(copy, os.O_RDONLY)
     except FileNotFoundError:
         return False
     fcntl.flock(handle, fcntl.LOCK_SH)
-    if not _is_at(handle, copy):  # it was deleted meanwhile
+    if not _is_open_at(handle, copy):  # It was deleted before it was locked.
         os.close(handle)
         return False
     os.utime(handle)
-    with _holding:
-        earlier, _held[key] = _held.get(key), handle
-    if earlier is not None:
-        os.close(earlier)
+    with _locked_copies_guard:
+        earlier_handle = _locked_copies.get(key)
+        _locked_copies[key] = handle
+    if earlier_handle is not None:
+        os.close(earlier_handle)
     return True
 
 
 def _evict(limit: float) -> None:
-    """Delete copies that no process holds until the node's take no more than the limit."""
-    used = sorted(
-        (time_of_use, copy)
-        for copy in own_folder().glob("*/copies/*")
-        if (time_of_use := _used(copy))
-    )
-    for time_of_use, copy in used:
-        if time_of_use > time.time() - _GRACE or _size() <= limit:
+    """Delete copies, oldest use first, until all objects take no more than the limit.
+
+    Copies in use stay, and so do those that were handed out a short time ago.
+    """
+    used_at = {}
+    for copy in user_folder().glob("*/copies/*"):
+        time_of_use = _time_of_use(copy)
+        if time_of_use is not None:
+            used_at[copy] = time_of_use
+    for copy in sorted(used_at, key=lambda copy: (used_at[copy], copy)):
+        is_recent = used_at[copy] > time.time() - _GRACE
+        if is_recent or _total_size() <= limit:
             return
         _delete(copy)
 
 
 def _delete(copy: Path) -> None:
-    """Delete a copy, and the objects that no other has, unless a process holds it or makes one beside it."""
-    objects, gone = (
-        copy.parent.with_name("objects"),
-        copy.with_name(f".{copy.name}.gone"),
-    )
-    alone = fcntl.LOCK_EX | fcntl.LOCK_NB
+    """Delete a copy, and the objects that no other copy has.
+
+    Nothing is deleted if a process has locked the copy, or makes another one beside it.
+    """
+    objects = copy.parent.with_name("objects")
+    deleted = copy.with_name(f".{copy.name}.gone")
+    exclusive = fcntl.LOCK_EX | fcntl.LOCK_NB
     with (
         contextlib.suppress(BlockingIOError, FileNotFoundError),
-        _locked(objects, alone),
-        _locked(copy, alone),
+        _locked(objects, exclusive),
+        _locked(copy, exclusive),
     ):
-        copy.rename(gone)
-        shutil.rmtree(gone)
+        copy.rename(deleted)
+        shutil.rmtree(deleted)
         for file in objects.iterdir():
             if file.stat().st_nlink == 1:
                 file.unlink()
 
 
-def _size() -> int:
+def _total_size() -> int:
     """Bytes of all objects on this node."""
     total = 0
-    for file in own_folder().glob("*/objects/*"):
+    for file in user_folder().glob("*/objects/*"):
         with contextlib.suppress(FileNotFoundError):
             total += file.stat().st_size
     return total
 
 
-def _used(copy: Path) -> float:
-    """When a process was last given its path; 0 where it has gone."""
+def _time_of_use(copy: Path) -> float | None:
+    """When a process last got the path of a copy; None if the copy is deleted."""
     try:
         return copy.stat().st_mtime
     except FileNotFoundError:
-        return 0.0
+        return None
 
 
-def _is_at(handle: int, path: Path) -> bool:
+def _is_open_at(handle: int, path: Path) -> bool:
+    """Whether a path still leads to the folder that is open."""
     try:
         return os.path.samestat(os.fstat(handle), path.stat())
     except FileNotFoundError:
@@ -198,10 +236,10 @@ def _is_at(handle: int, path: Path) -> bool:
 
 
 @contextlib.contextmanager
-def _locked(folder: Path, how: int) -> Iterator[None]:
+def _locked(folder: Path, mode: int) -> Iterator[None]:
     handle = os.open(folder, os.O_RDONLY)
     try:
-        fcntl.flock(handle, how)
+        fcntl.flock(handle, mode)
         yield
     finally:
         os.close(handle)

@@ -234,7 +234,7 @@ def test_from_a_folder_without_a_run_says_so(tmp_path):
     with pytest.raises(RecipeError, match=r"--from .*no summary\.json with rows in it"):
         plan_from(RECIPE, tmp_path)
     (tmp_path / "summary.json").write_text('{"data": ')
-    with pytest.raises(BezoarError, match="is not whole JSON"):
+    with pytest.raises(BezoarError, match="is not valid JSON"):
         plan_from(RECIPE, tmp_path)
     (tmp_path / "summary.json").unlink()
     with pytest.raises(RecipeError, match=r"--from .*summary\.json"):

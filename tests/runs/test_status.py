@@ -12,7 +12,7 @@ from bezoar_ray.store import Store
     [
         (None, RecipeError, "holds no summary.json"),
         ("{}", RecipeError, "holds no summary.json"),
-        ('{"run": ', BezoarError, "summary.json is not whole JSON"),
+        ('{"run": ', BezoarError, "summary.json is not valid JSON"),
     ],
 )
 def test_a_folder_without_a_run_is_named(tmp_path, text, error, says):

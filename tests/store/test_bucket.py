@@ -53,7 +53,7 @@ def test_the_lock_of_a_process_that_died_here_is_free_at_once(url, holder):
 def test_the_lock_of_another_host_is_free_once_it_has_been_silent_for_long(
     url, monkeypatch
 ):
-    monkeypatch.setattr("bezoar_ray.store.bucket._STALE", 2.0)
+    monkeypatch.setattr("bezoar_ray.store.bucket._STALE_AFTER", 2.0)
     store = Store(url)
     store.replace(
         "lock",
@@ -67,7 +67,7 @@ def test_the_lock_of_another_host_is_free_once_it_has_been_silent_for_long(
 
 
 def test_a_living_holder_shows_it_and_one_that_lost_the_lock_ends(url, monkeypatch):
-    code = "import bezoar_ray.store.bucket as b; b._RENEWED = 0.2\n" + HOLD
+    code = "import bezoar_ray.store.bucket as b; b._RENEW_INTERVAL = 0.2\n" + HOLD
     with subprocess.Popen(
         [sys.executable, "-c", code, url], stdout=subprocess.PIPE, text=True
     ) as process:
@@ -103,7 +103,7 @@ def test_a_lock_that_another_command_took_over_is_left_to_it(url):
 
 
 def test_a_holder_outlives_an_outage(cloud, url, at, monkeypatch):
-    monkeypatch.setattr("bezoar_ray.store.bucket._RENEWED", 0.1)
+    monkeypatch.setattr("bezoar_ray.store.bucket._RENEW_INTERVAL", 0.1)
     monkeypatch.setattr("bezoar_ray.store.bucket._RETRIES", {"max_retries": 0})
     with failing(cloud.address, faulty=0.0) as proxy:
         at(cloud, proxy.address)

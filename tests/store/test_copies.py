@@ -27,7 +27,7 @@ def node(tmp_path, monkeypatch):
     monkeypatch.setenv("TMPDIR", str(tmp_path))
     monkeypatch.setenv(copies.LIMIT, str(2.5 * SIZE / 2**30))
     monkeypatch.setattr(copies, "_GRACE", 0.0)
-    monkeypatch.setattr(copies, "_held", {})
+    monkeypatch.setattr(copies, "_locked_copies", {})
     yield tmp_path
     let_go()
 
@@ -43,9 +43,9 @@ def store(url) -> Store:
 
 def let_go():
     """As a process that ends does."""
-    for handle in copies._held.values():
+    for handle in copies._locked_copies.values():
         os.close(handle)
-    copies._held.clear()
+    copies._locked_copies.clear()
 
 
 def size(node) -> int:
@@ -147,7 +147,7 @@ def test_what_a_process_left_that_died_while_it_copied_goes(store, monkeypatch, 
 def test_a_limit_that_is_no_number_is_named(url, monkeypatch, given):
     monkeypatch.setenv(copies.LIMIT, given)
     with pytest.raises(
-        RecipeError, match=f"BEZOAR_COPIES_GIB: '{given}' is no number of GiB"
+        RecipeError, match=f"BEZOAR_COPIES_GIB: '{given}' is not a number of GiB"
     ):
         Store(url)
 
