@@ -1,4 +1,8 @@
-"""Adapters after training: merged into the weights, joined into one LoRA on the untouched base, with their lineage."""
+"""Adapters after training.
+
+An adapter is merged into the weights, joined with those before it into one LoRA on the
+untouched base, and recorded with its lineage.
+"""
 
 import math
 from pathlib import Path
@@ -16,24 +20,17 @@ if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-_RANKS = (
-    1,
-    8,
-    16,
-    32,
-    64,
-    128,
-    256,
-    320,
-    512,
-)  # vllm.config.lora.MaxLoRARanks; importing vLLM takes 18 s
-_WEIGHTS, _CONFIG, _PREFIX = (
-    "adapter_model.safetensors",
-    "adapter_config.json",
-    "base_model.model.",
-)
-_FACTORS = (".lora_A.weight", ".lora_B.weight")
-_NOT_PLAIN = (
+# vllm.config.lora.MaxLoRARanks, copied since importing vLLM takes 18 s.
+_SERVED_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
+
+# File and tensor names of PEFT.
+_WEIGHTS = "adapter_model.safetensors"
+_CONFIG = "adapter_config.json"
+_PREFIX = "base_model.model."
+_DOWN = ".lora_A.weight"
+_UP = ".lora_B.weight"
+
+_BEYOND_PLAIN_LORA = (
     "use_dora",
     "modules_to_save",
     "trainable_token_indices",
@@ -44,13 +41,14 @@ _NOT_PLAIN = (
 
 
 class NotJoinable(BezoarError):
-    """A chain of adapters has no equal in one plain LoRA."""
+    """A chain of adapters that is not equal to any plain LoRA."""
 
 
 def merge(model: "PeftModel") -> "PreTrainedModel":
-    """An unquantised model with its adapter added to its weights: the product in float32, one rounding at the end.
+    """Add the adapter of an unquantized model to its weights.
 
-    Merging into 4-bit weights would lose precision and leave 4-bit layers.
+    The product is computed in float32 and rounded once. Merging into 4-bit weights would
+    lose precision and leave 4-bit layers.
     """
     return model.merge_and_unload(safe_merge=True)
 
@@ -58,42 +56,42 @@ def merge(model: "PeftModel") -> "PreTrainedModel":
 def save(
     model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", folder: Path
 ) -> None:
-    """Write a model with its tokenizer and chat template, as Hugging Face lays them out."""
+    """Write a model, its tokenizer and chat template in the Hugging Face layout."""
     model.save_pretrained(str(folder))
     tokenizer.save_pretrained(str(folder))
 
 
 def join(adapters: list[Path], folder: Path, base: str) -> int:
-    """Write a chain of LoRAs, each trained on the merge of those before it, as one LoRA on the untouched base.
+    """Write a chain of LoRAs as one LoRA on the untouched base.
 
-    The updates of a chain add up, sum_i s_i B_i A_i, which is one product of the factors side by side:
-    [s_1 B_1, s_2 B_2] [A_1; A_2]. Zeros fill up to a rank that vLLM serves. A layer that one adapter lacks has zeros in
-    its place. It works on the files alone: no model is loaded.
+    Each adapter of the chain was trained on the merge of those before it. Their updates add
+    up, sum_i s_i B_i A_i, which is one product of the concatenated factors:
+    [s_1 B_1, s_2 B_2] [A_1; A_2]. Zeros pad the rank to one that vLLM serves. The files are
+    enough for it: no model is loaded.
 
     Returns:
         The rank.
 
     Raises:
-        NotJoinable: an adapter is no plain LoRA, or the ranks add up to more than vLLM serves.
+        NotJoinable: an adapter is not a plain LoRA, or the ranks add up to more than vLLM
+            serves.
     """
     from safetensors.torch import save_file
 
-    parts = [_factors(adapter) for adapter in adapters]
-    rank = served_rank(sum(_rank(part) for part in parts))
-    layers = sorted({layer for part in parts for layer in part})
+    chain = [_load_factors(adapter) for adapter in adapters]
+    rank = served_rank(sum(_rank(factors) for factors in chain))
+    layers = sorted({layer for factors in chain for layer in factors})
     tensors: dict[str, Tensor] = {}
     for layer in layers:
-        down, up = _side_by_side(layer, parts, rank)
-        tensors |= {
-            f"{_PREFIX}{layer}.lora_A.weight": down,
-            f"{_PREFIX}{layer}.lora_B.weight": up,
-        }
+        down, up = _concatenate(layer, chain, rank)
+        tensors[f"{_PREFIX}{layer}{_DOWN}"] = down
+        tensors[f"{_PREFIX}{layer}{_UP}"] = up
     folder.mkdir(parents=True, exist_ok=True)
     save_file(tensors, folder / _WEIGHTS, metadata={"format": "pt"})
-    config = _config(adapters[-1]) | {
+    config = _read_config(adapters[-1]) | {
         "base_model_name_or_path": base,
         "r": rank,
-        "lora_alpha": rank,
+        "lora_alpha": rank,  # a scale of 1: the factors include theirs
         "lora_dropout": 0.0,
         "target_modules": sorted({layer.rsplit(".", 1)[-1] for layer in layers}),
         "inference_mode": True,
@@ -104,61 +102,85 @@ def join(adapters: list[Path], folder: Path, base: str) -> int:
 
 
 def served_rank(rank: int) -> int:
-    """The smallest rank that vLLM serves and that holds this one."""
-    fitting = [allowed for allowed in _RANKS if allowed >= rank]
-    if not fitting:
-        raise NotJoinable(
-            f"the joined adapters have rank {rank}; vLLM serves {_RANKS[-1]} at most: lower lora.r"
-        )
-    return fitting[0]
+    """Return the smallest rank that vLLM serves and that is at least `rank`.
+
+    Raises:
+        NotJoinable: there is none.
+    """
+    for allowed in _SERVED_RANKS:
+        if allowed >= rank:
+            return allowed
+    raise NotJoinable(
+        f"the joined adapters have rank {rank}; vLLM serves {_SERVED_RANKS[-1]} at most. "
+        "Lower lora.r"
+    )
 
 
-def _config(folder: Path) -> dict[str, Any]:
+def _read_config(folder: Path) -> dict[str, Any]:
     return orjson.loads((folder / _CONFIG).read_bytes())
 
 
-def _factors(folder: Path) -> "dict[str, tuple[Tensor, Tensor]]":
-    """By layer: A, and B times the adapter's scale, both float32."""
+def _load_factors(folder: Path) -> "dict[str, tuple[Tensor, Tensor]]":
+    """Return A, and B times the adapter's scale, by layer; both in float32."""
     from safetensors.torch import load_file
 
-    config, tensors = _config(folder), load_file(folder / _WEIGHTS)
-    found = [config["peft_type"]] * (config["peft_type"] != "LORA") + [
-        key for key in _NOT_PLAIN if config.get(key)
-    ]
-    found += [name for name in tensors if not name.endswith(_FACTORS)]
-    if found or config.get("bias", "none") != "none":
-        raise NotJoinable(
-            f"{folder}: only a plain LoRA without bias can be joined (found {' '.join(found) or 'bias'})"
-        )
-    scale = config["lora_alpha"] / (
-        math.sqrt(config["r"]) if config.get("use_rslora") else config["r"]
-    )
+    config = _read_config(folder)
+    tensors = load_file(folder / _WEIGHTS)
+    _check_plain(folder, config, tensors)
+    rank = config["r"]
+    divisor = math.sqrt(rank) if config.get("use_rslora") else rank
+    scale = config["lora_alpha"] / divisor
     factors = {}
-    for name in (name for name in tensors if name.endswith(_FACTORS[0])):
-        up = tensors[name.replace(".lora_A.", ".lora_B.")].float() * scale
-        factors[name.removeprefix(_PREFIX).removesuffix(".lora_A.weight")] = (
-            tensors[name].float(),
-            up,
-        )
+    for name, down in tensors.items():
+        if not name.endswith(_DOWN):
+            continue
+        layer = name.removeprefix(_PREFIX).removesuffix(_DOWN)
+        up = tensors[name.removesuffix(_DOWN) + _UP]
+        factors[layer] = (down.float(), up.float() * scale)
     return factors
 
 
-def _rank(part: "dict[str, tuple[Tensor, Tensor]]") -> int:
-    return next(iter(part.values()))[0].shape[0]
+def _check_plain(
+    folder: Path, config: dict[str, Any], tensors: "dict[str, Tensor]"
+) -> None:
+    """Check that an adapter is a plain LoRA without bias.
+
+    Raises:
+        NotJoinable: it has something else.
+    """
+    extras = []
+    if config["peft_type"] != "LORA":
+        extras.append(config["peft_type"])
+    extras += [key for key in _BEYOND_PLAIN_LORA if config.get(key)]
+    extras += [name for name in tensors if not name.endswith((_DOWN, _UP))]
+    if not extras and config.get("bias", "none") != "none":
+        extras.append("bias")
+    if extras:
+        raise NotJoinable(
+            f"{folder}: only a plain LoRA without bias can be joined "
+            f"(found {' '.join(extras)})"
+        )
 
 
-def _side_by_side(
-    layer: str, parts: "list[dict[str, tuple[Tensor, Tensor]]]", rank: int
+def _rank(factors: "dict[str, tuple[Tensor, Tensor]]") -> int:
+    down, _ = next(iter(factors.values()))
+    return down.shape[0]
+
+
+def _concatenate(
+    layer: str, chain: "list[dict[str, tuple[Tensor, Tensor]]]", rank: int
 ) -> "tuple[Tensor, Tensor]":
+    """Return a layer's A and B over all adapters that have it, padded to the rank."""
     import torch
+    from torch.nn.functional import pad
 
-    found = [part[layer] for part in parts if layer in part]
-    down, up = torch.cat([a for a, _ in found]), torch.cat([b for _, b in found], dim=1)
+    pairs = [factors[layer] for factors in chain if layer in factors]
+    down = torch.cat([a for a, _ in pairs])
+    up = torch.cat([b for _, b in pairs], dim=1)
     missing = rank - down.shape[0]
-    pad = torch.nn.functional.pad
-    return pad(down, (0, 0, 0, missing)).contiguous(), pad(
-        up, (0, missing)
-    ).contiguous()
+    padded_down = pad(down, (0, 0, 0, missing)).contiguous()
+    padded_up = pad(up, (0, missing)).contiguous()
+    return padded_down, padded_up
 
 
 def record(
@@ -169,7 +191,10 @@ def record(
     fingerprint: str,
     **more: object,
 ) -> None:
-    """Write a checkpoint's lineage.json: its parent by relative path, so that the run directory can be moved."""
+    """Write a checkpoint's lineage.json.
+
+    The parent is a relative path, so that the run directory can be moved.
+    """
     base = {
         "model": recipe.base.model,
         "revision": recipe.base.revision,
@@ -180,12 +205,12 @@ def record(
         "parent": f"../{parent}" if parent else None,
         "base": base,
         "fingerprint": fingerprint,
+        **more,
     }
-    store.replace_json(layout.checkpoint(name).lineage, lineage | more)
+    store.replace_json(layout.checkpoint(name).lineage, lineage)
 
 
-def weights_mark(store: Store, name: str) -> str:
-    """The fingerprint of a checkpoint: a digest of its merged weights."""
-    return digest(
-        *sorted(store.path(layout.checkpoint(name).merged).glob("*.safetensors"))
-    )
+def weights_fingerprint(store: Store, name: str) -> str:
+    """Return the fingerprint of a checkpoint: a digest of its merged weights."""
+    merged = store.path(layout.checkpoint(name).merged)
+    return digest(*sorted(merged.glob("*.safetensors")))

@@ -1,9 +1,11 @@
-"""Attention for flat passes: whole rows one after the other in one sequence, each of which sees itself alone.
+"""Attention for flat passes, in which rows follow one another in one sequence.
 
-It is registered with transformers' attention interface. The rows' boundaries come as `cu_seq_lens_q`, the keyword
-argument that transformers hands through to FlashAttention. On a GPU torch's own FlashAttention
-(`torch.nn.attention.varlen`) computes it; no mask is ever built. Elsewhere, and for what FlashAttention cannot compute,
-the rows are computed one by one with plain matrix products.
+Each row attends to itself alone. The function is registered with transformers' attention
+interface. Row boundaries arrive as `cu_seq_lens_q`, the keyword argument that
+transformers passes to FlashAttention. On a GPU, torch's own FlashAttention
+(`torch.nn.attention.varlen`) computes the rows, and no mask is built. On other devices,
+and for heads that FlashAttention does not support, the rows are computed one by one with
+plain matrix products.
 """
 
 import inspect
@@ -15,23 +17,24 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 NAME = "bezoar_varlen"
-_HEAD_MULTIPLE = 8  # of the head sizes that FlashAttention takes; OpenLLaMA 3B has 100
+_HEAD_MULTIPLE = 8
+"""FlashAttention takes head sizes that are a multiple of it; OpenLLaMA 3B has 100."""
 _LARGEST_HEAD = 256
-_AMPERE = (8, 0)  # the oldest cards that have it
+_AMPERE = (8, 0)  # compute capability of the oldest cards with FlashAttention
 
 
 def register() -> None:
-    """Make the implementation known to transformers as `NAME`."""
+    """Register the implementation with transformers as `NAME`."""
     from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
     from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
     ALL_ATTENTION_FUNCTIONS.register(NAME, varlen_attention)
     ALL_MASK_ATTENTION_FUNCTIONS.register(NAME, _no_mask)
-    _varlen_parameters()  # once, and not while layers are compiled
+    _varlen_parameters()  # fill its cache now, not while layers are compiled
 
 
 def _no_mask(*_: object, **__: object) -> None:
-    """The rows' boundaries take the mask's place."""
+    """Build no mask: the row boundaries take its place."""
 
 
 def varlen_attention(
@@ -48,46 +51,39 @@ def varlen_attention(
     max_length_q: int | None = None,
     **more: object,
 ) -> "tuple[Tensor, None]":
-    """Causal attention within each row, with the signature of transformers' attention functions.
+    """Compute causal attention within each row.
+
+    The signature is that of transformers' attention functions.
 
     Args:
-        module: the layer that asks.
+        module: the attention layer.
         query: shape (1, heads, tokens, head size).
-        key: shape (1, heads of keys and values, tokens, head size); so is `value`.
-        value: see `key`.
+        key: shape (1, key and value heads, tokens, head size).
+        value: same shape as `key`.
         attention_mask: not used.
-        scaling: of the products; the head size to the power of -0.5 where empty.
+        scaling: factor of the products; by default the head size to the power of -0.5.
         dropout: not supported, and 0 in all models that are trained here.
-        sliding_window: tokens that a token sees, itself included; all before it where empty.
+        sliding_window: tokens that a token attends to, itself included; by default all
+            tokens before it.
         softcap: bound of the products, as in Gemma 2.
-        cu_seq_lens_q: int32, shape (rows + 1): where each row begins, and the end of the last one.
-        max_length_q: tokens of the longest row, at least.
-        more: what else transformers passes on.
+        cu_seq_lens_q: int32, shape (rows + 1): the start of each row and the end of the
+            last one.
+        max_length_q: tokens of the longest row, or more.
+        more: further arguments of transformers.
 
     Returns:
         The output, shape (1, tokens, heads, head size), and no weights.
 
     Raises:
-        NotImplementedError: the model needs what this attention does not have.
+        NotImplementedError: the model needs a feature that this attention lacks.
     """
-    unsupported = [
-        name for name in ("s_aux", "position_bias") if more.get(name) is not None
-    ]
-    if (
-        dropout
-        or unsupported
-        or more.get("is_causal") is False
-        or not getattr(module, "is_causal", True)
-    ):
-        raise NotImplementedError(
-            f"{NAME} has no {', '.join(unsupported) or 'dropout, and is causal'}"
-        )
+    _check_supported(module, dropout, more)
     if cu_seq_lens_q is None:
-        raise NotImplementedError(f"{NAME} needs the rows' boundaries")
+        raise NotImplementedError(f"{NAME} needs the row boundaries")
     if scaling is None:
         scaling = query.shape[-1] ** -0.5
-    query, key, value = _as_autocast_has_them(query, key, value)
-    if max_length_q is not None and _flash_can(query, value, softcap):
+    query, key, value = _to_autocast_dtype(query, key, value)
+    if max_length_q is not None and _flash_supports(query, value, softcap):
         output = _flash(
             query, key, value, scaling, sliding_window, cu_seq_lens_q, max_length_q
         )
@@ -98,27 +94,45 @@ def varlen_attention(
     return output, None
 
 
-def _as_autocast_has_them(*tensors: "Tensor") -> "tuple[Tensor, ...]":
-    """Norms and positions may leave float32 queries in an architecture whose products are bfloat16."""
+def _check_supported(
+    module: "torch.nn.Module", dropout: float, options: dict[str, object]
+) -> None:
+    unsupported = [
+        name for name in ("s_aux", "position_bias") if options.get(name) is not None
+    ]
+    if unsupported:
+        raise NotImplementedError(f"{NAME} does not support {', '.join(unsupported)}")
+    if dropout:
+        raise NotImplementedError(f"{NAME} does not support dropout")
+    is_causal = getattr(module, "is_causal", True)
+    if not is_causal or options.get("is_causal") is False:
+        raise NotImplementedError(f"{NAME} supports causal attention only")
+
+
+def _to_autocast_dtype(*tensors: "Tensor") -> "tuple[Tensor, ...]":
+    """Convert the tensors to the type that autocast computes products in.
+
+    In some architectures norms and positions leave float32 queries beside bfloat16 values.
+    """
     import torch
 
     device = tensors[0].device.type
     if device == "cpu" or not torch.is_autocast_enabled(device):
         return tensors
-    return tuple(tensor.to(torch.get_autocast_dtype(device)) for tensor in tensors)
+    dtype = torch.get_autocast_dtype(device)
+    return tuple(tensor.to(dtype) for tensor in tensors)
 
 
-def _flash_can(query: "Tensor", value: "Tensor", softcap: float | None) -> bool:
+def _flash_supports(query: "Tensor", value: "Tensor", softcap: float | None) -> bool:
     """Whether torch's FlashAttention computes such heads on this device."""
     import torch
 
     if not query.is_cuda or query.dtype.itemsize != 2 or softcap is not None:
         return False
-    size = query.shape[-1]
-    return (
-        size == value.shape[-1] <= _LARGEST_HEAD
-        and torch.cuda.get_device_capability(query.device) >= _AMPERE
-    )
+    head_size = query.shape[-1]
+    if head_size != value.shape[-1] or head_size > _LARGEST_HEAD:
+        return False
+    return torch.cuda.get_device_capability(query.device) >= _AMPERE
 
 
 def _flash(
@@ -134,48 +148,59 @@ def _flash(
     from torch.nn.attention.varlen import varlen_attn
     from torch.nn.functional import pad
 
-    size = query.shape[-1]
-    missing = -size % _HEAD_MULTIPLE
-    query, key, value = (tensor.transpose(1, 2)[0] for tensor in (query, key, value))
-    if missing:
-        query, key, value = (
-            pad(tensor, (0, missing)) for tensor in (query, key, value)
-        )
+    head_size = query.shape[-1]
+    padding = -head_size % _HEAD_MULTIPLE
+    # varlen_attn takes (tokens, heads, head size).
+    query = query.transpose(1, 2)[0]
+    key = key.transpose(1, 2)[0]
+    value = value.transpose(1, 2)[0]
+    if padding:
+        query = pad(query, (0, padding))
+        key = pad(key, (0, padding))
+        value = pad(value, (0, padding))
     known = _varlen_parameters()
     options: dict[str, Any] = {}
     if "window_size" in known:
-        options["window_size"] = (-1 if window is None else window - 1, 0)
+        tokens_before = -1 if window is None else window - 1  # -1: no limit
+        options["window_size"] = (tokens_before, 0)
     elif window is None:
         options["is_causal"] = True
     else:
         raise NotImplementedError("this torch's varlen_attn has no sliding window")
     if "scale" in known:
         options["scale"] = scaling
-    else:  # its own scale is that of the padded head size
-        query = query * (scaling * (size + missing) ** 0.5)
-    if query.shape[1] > key.shape[1] and "enable_gqa" in known:
+    else:  # its default is the scale of the padded head size
+        query = query * (scaling * (head_size + padding) ** 0.5)
+    heads = query.shape[1]
+    if heads > key.shape[1] and "enable_gqa" in known:
         options["enable_gqa"] = True
     else:
-        key, value = _repeated(key, query.shape[1]), _repeated(value, query.shape[1])
+        key = _repeat_heads(key, heads)
+        value = _repeat_heads(value, heads)
     output = varlen_attn(
         query, key, value, boundaries, boundaries, longest, longest, **options
     )
-    assert isinstance(output, torch.Tensor)  # a pair only where more is asked for
-    return output[None, ..., :size]
+    assert isinstance(output, torch.Tensor)  # it returns a pair only on request
+    return output[None, ..., :head_size]
 
 
 @cache
 def _varlen_parameters() -> frozenset[str]:
-    """The parameters of this torch's `varlen_attn`: 2.11 has neither `scale` nor `enable_gqa`."""
+    """Return the parameters of this torch's `varlen_attn`.
+
+    torch 2.11 has neither `scale` nor `enable_gqa`.
+    """
     from torch.nn.attention.varlen import varlen_attn
 
     return frozenset(inspect.signature(varlen_attn).parameters)
 
 
-def _repeated(tensor: "Tensor", heads: int) -> "Tensor":
-    """Keys or values with so many heads, in dimension 1."""
-    groups = heads // tensor.shape[1]
-    return tensor.repeat_interleave(groups, dim=1) if groups > 1 else tensor
+def _repeat_heads(tensor: "Tensor", heads: int) -> "Tensor":
+    """Repeat key or value heads (dimension 1) until there are `heads` of them."""
+    group = heads // tensor.shape[1]
+    if group <= 1:
+        return tensor
+    return tensor.repeat_interleave(group, dim=1)
 
 
 def _row_by_row(
@@ -187,31 +212,41 @@ def _row_by_row(
     softcap: float | None,
     boundaries: "Tensor",
 ) -> "Tensor":
-    """The same by plain products, in the queries' type with a float32 softmax, as transformers' eager attention."""
+    """Compute the rows one by one with plain products.
+
+    As in transformers' eager attention, products have the type of the queries and the
+    softmax is in float32.
+    """
     import torch
 
-    key, value = _repeated(key, query.shape[1]), _repeated(value, query.shape[1])
+    heads = query.shape[1]
+    key = _repeat_heads(key, heads)
+    value = _repeat_heads(value, heads)
     lengths = boundaries.diff().tolist()
+    row_queries = query.split(lengths, dim=2)
+    row_keys = key.split(lengths, dim=2)
+    row_values = value.split(lengths, dim=2)
     outputs = []
-    for q, k, v in zip(
-        *(tensor.split(lengths, dim=2) for tensor in (query, key, value)), strict=True
-    ):
+    for q, k, v in zip(row_queries, row_keys, row_values, strict=True):
         scores = (q @ k.transpose(2, 3)) * scaling
         if softcap is not None:
             scores = softcap * torch.tanh(scores / softcap)
-        scores = scores.masked_fill(
-            _unseen(q.shape[2], window, scores.device), torch.finfo(scores.dtype).min
-        )
+        hidden = _hidden_positions(q.shape[2], window, scores.device)
+        scores = scores.masked_fill(hidden, torch.finfo(scores.dtype).min)
         weights = scores.softmax(dim=-1, dtype=torch.float32).to(q.dtype)
         outputs.append(weights @ v)
     return torch.cat(outputs, dim=2).transpose(1, 2)
 
 
-def _unseen(length: int, window: int | None, device: "torch.device") -> "Tensor":
-    """True where a token (row) does not see another (column)."""
+def _hidden_positions(
+    length: int, window: int | None, device: "torch.device"
+) -> "Tensor":
+    """Return True where a token (row) does not attend to another one (column)."""
     import torch
 
-    places = torch.arange(length, device=device)
-    distance = places[:, None] - places[None, :]
-    unseen = distance < 0
-    return unseen if window is None else unseen | (distance >= window)
+    positions = torch.arange(length, device=device)
+    distance = positions[:, None] - positions[None, :]
+    hidden = distance < 0
+    if window is not None:
+        hidden = hidden | (distance >= window)
+    return hidden

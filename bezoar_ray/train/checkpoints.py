@@ -46,7 +46,7 @@ def finish(
     chain = [store.path(layout.checkpoint(part).adapter) for part in adapters_of(name)]
     with store.writing(files.joined) as path:
         joined = _join(chain, path, job.recipe.base.model)
-    mark = adapters.weights_mark(store, name)
+    mark = adapters.weights_fingerprint(store, name)
     sum_of = [f"../{part}/adapter" for part in adapters_of(name)]
     adapters.record(
         store,

@@ -1,4 +1,4 @@
-"""From rows to tokens: the recipe's chat template, with the answers alone in the loss."""
+"""From rows to tokens: the recipe's chat template, with only the answers in the loss."""
 
 from os.path import commonprefix
 from typing import TYPE_CHECKING, Any
@@ -10,13 +10,13 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 IGNORED = -100  # torch's label for "not in the loss"
-TOO_LONG, NO_ANSWER, EQUAL = (
-    "longer than max_length",
-    "without an answer",
-    "with equal sides",
-)
 
-# Columns, with how often their tokens go through the model.
+# Why a row is left out; the summary counts rows by these reasons.
+TOO_LONG = "longer than max_length"
+NO_ANSWER = "without an answer"
+EQUAL = "with equal sides"
+
+# Token columns, with how often their tokens go through the model.
 CONVERSATION = {"input_ids": 1, "labels": 0}
 PAIR = {"prompt_ids": 2, "chosen_ids": 1, "rejected_ids": 1}
 
@@ -26,88 +26,114 @@ Tokens = dict[str, list[int]]
 def sample_tokens(
     tokenizer: "PreTrainedTokenizerBase", row: dict[str, Any], longest: int
 ) -> Tokens | str:
-    """A sample as sft trains on it, or why it is left out: a truncated answer would teach not to end."""
+    """Tokenize a sample for sft, or return why the row is left out."""
     sample = Sample.from_row(row)
-    return (
-        _conversation(tokenizer, conversation(sample), longest)
-        if sample.response.strip()
-        else NO_ANSWER
-    )
+    if not sample.response.strip():
+        return NO_ANSWER
+    return _conversation_tokens(tokenizer, conversation(sample), longest)
 
 
 def chosen_tokens(
     tokenizer: "PreTrainedTokenizerBase", row: dict[str, Any], longest: int
 ) -> Tokens | str:
-    """The chosen conversation of a pair as hh-sft trains on it, or why it is left out."""
-    return _conversation(tokenizer, Pair(**row).conversation(), longest)
+    """Tokenize a pair's chosen conversation for hh-sft, or return why it is left out."""
+    return _conversation_tokens(tokenizer, Pair(**row).conversation(), longest)
 
 
 def pair_tokens(
     tokenizer: "PreTrainedTokenizerBase", row: dict[str, Any], longest: int
 ) -> Tokens | str:
-    """A pair as preference methods train on it: what both sides begin with, and the two ends; or why it is left out."""
+    """Tokenize a pair for a preference method, or return why it is left out.
+
+    Returns:
+        `prompt_ids`, which both sides begin with, and their ends `chosen_ids` and
+        `rejected_ids`; or the reason.
+    """
     pair = Pair(**row)
-    chosen, rejected = (
-        last_answer(tokenizer, pair.prompt, answer)
-        for answer in (pair.chosen, pair.rejected)
-    )
-    sides = chosen["input_ids"], rejected["input_ids"]
-    if sides[0] == sides[1]:
+    chosen = last_answer(tokenizer, pair.prompt, pair.chosen)
+    rejected = last_answer(tokenizer, pair.prompt, pair.rejected)
+    chosen_ids = chosen["input_ids"]
+    rejected_ids = rejected["input_ids"]
+    if chosen_ids == rejected_ids:
         return EQUAL
-    if max(map(len, sides)) > longest:
+    if max(len(chosen_ids), len(rejected_ids)) > longest:
         return TOO_LONG
-    # A token may hold the end of the prompt and the beginning of one answer: then it belongs to the answers.
+    # A token may span the end of the prompt and the beginning of one answer.
+    # Such a token belongs to the answers.
+    shared = len(commonprefix([chosen_ids, rejected_ids]))
     begin = min(
-        _begin(chosen["labels"]), _begin(rejected["labels"]), len(commonprefix(sides))
+        _first_labelled(chosen["labels"]),
+        _first_labelled(rejected["labels"]),
+        shared,
     )
     return {
-        "prompt_ids": sides[0][:begin],
-        "chosen_ids": sides[0][begin:],
-        "rejected_ids": sides[1][begin:],
+        "prompt_ids": chosen_ids[:begin],
+        "chosen_ids": chosen_ids[begin:],
+        "rejected_ids": rejected_ids[begin:],
     }
 
 
 def conversation(sample: Sample) -> list[dict[str, str]]:
-    """The messages that a sample trains on; without a system message the template puts its own."""
-    system = [{"role": "system", "content": sample.system}] if sample.system else []
-    last = [
+    """Return the messages that a sample trains on.
+
+    Without a system message, the template inserts its own.
+    """
+    system = []
+    if sample.system:
+        system.append({"role": "system", "content": sample.system})
+    last_turn = [
         {"role": "user", "content": sample.task},
         {"role": "assistant", "content": sample.response},
     ]
-    return [*system, *sample.history, *last]
+    return [*system, *sample.history, *last_turn]
 
 
 def encode(
     tokenizer: "PreTrainedTokenizerBase", messages: list[dict[str, str]]
 ) -> Tokens:
-    """`input_ids` and `labels` of one conversation; labels are ignored outside the template's generation marks."""
-    coded = chat_tokens(tokenizer, messages, return_assistant_tokens_mask=True)
-    ids, marks = coded["input_ids"], coded["assistant_masks"]
-    return {
-        "input_ids": ids,
-        "labels": [i if mark else IGNORED for i, mark in zip(ids, marks, strict=True)],
-    }
+    """Return `input_ids` and `labels` of one conversation.
+
+    Only tokens within the template's generation marks are labelled.
+    """
+    encoded = chat_tokens(tokenizer, messages, return_assistant_tokens_mask=True)
+    ids = encoded["input_ids"]
+    answer_mask = encoded["assistant_masks"]
+    labels = [
+        token if in_answer else IGNORED
+        for token, in_answer in zip(ids, answer_mask, strict=True)
+    ]
+    return {"input_ids": ids, "labels": labels}
 
 
 def last_answer(
     tokenizer: "PreTrainedTokenizerBase", prompt: list[dict[str, str]], answer: str
 ) -> Tokens:
-    """As `encode`, with the last answer alone in the labels."""
-    coded = encode(tokenizer, [*prompt, {"role": "assistant", "content": answer}])
-    labels = coded["labels"]
-    end = max((i for i, label in enumerate(labels) if label != IGNORED), default=-1)
-    begin = max((i + 1 for i in range(end) if labels[i] == IGNORED), default=0)
-    return {**coded, "labels": [IGNORED] * begin + labels[begin:]}
+    """Encode a prompt and its answer; only the answer is labelled.
+
+    The prompt may hold earlier answers, which `encode` would label, too.
+    """
+    encoded = encode(tokenizer, [*prompt, {"role": "assistant", "content": answer}])
+    labels = encoded["labels"]
+    end = len(labels)
+    while end > 0 and labels[end - 1] == IGNORED:
+        end -= 1
+    begin = end
+    while begin > 0 and labels[begin - 1] != IGNORED:
+        begin -= 1
+    return {**encoded, "labels": [IGNORED] * begin + labels[begin:]}
 
 
-def _conversation(
+def _conversation_tokens(
     tokenizer: "PreTrainedTokenizerBase", messages: list[dict[str, str]], longest: int
 ) -> Tokens | str:
     tokens = encode(tokenizer, messages)
     if all(label == IGNORED for label in tokens["labels"]):
         return NO_ANSWER
-    return tokens if len(tokens["input_ids"]) <= longest else TOO_LONG
+    # A truncated answer would teach the model not to end, so the row is not cut.
+    if len(tokens["input_ids"]) > longest:
+        return TOO_LONG
+    return tokens
 
 
-def _begin(labels: list[int]) -> int:
-    return next(i for i, label in enumerate(labels) if label != IGNORED)
+def _first_labelled(labels: list[int]) -> int:
+    return next(index for index, label in enumerate(labels) if label != IGNORED)

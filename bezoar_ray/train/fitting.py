@@ -1,7 +1,9 @@
-"""Before the first step: how large a pass may be, whether its activations are recomputed, whether layers are compiled.
+"""Settings of the passes that are chosen before the first step.
 
-One real forward and backward pass of the largest size decides. On a GPU it fails as a step would fail; on a CPU, where
-the system would end the whole process, the bytes of its tensors are counted and it stops at the limit.
+They are the size of a pass, whether activations are recomputed, and whether layers are
+compiled. Real forward and backward passes decide. On a GPU, such a pass fails as a step
+would fail. On a CPU, where the system would end the whole process, the bytes of its tensors
+are counted, and it stops at the limit.
 """
 
 import contextlib
@@ -38,29 +40,28 @@ if TYPE_CHECKING:
 
     from bezoar_ray.train.passes import PassesTrainer
 
-_OPTIMISER = (
-    12  # bytes for each trained weight: its gradient and Adam's two moments, in float32
-)
-_SHORT = 64  # tokens of the first passes, which load and compile
-_MULTIPLE = 64  # of the lengths that are advised
-RECOMPUTING = {
-    "use_reentrant": False
-}  # torch's own advice; reentrant checkpoints need gradients of the inputs
+_OPTIMIZER_BYTES = 12
+"""For each trained weight, in float32: its gradient and Adam's two moments."""
+_SHORT = 64  # tokens of the first passes, which load kernels and compile layers
+_MULTIPLE = 64  # of the max_length that an error message proposes
+_MESSAGE_CHARACTERS = 200  # of a compiler's error that a message repeats
+RECOMPUTING = {"use_reentrant": False}
+"""Recommended by torch; reentrant checkpoints need gradients of the inputs."""
 
 
 @dataclass
 class Passes:
-    """How the passes of a stage are made; it goes into the summary."""
+    """How the passes of a stage are made; part of the summary."""
 
     layout: str = "flat"
     size: str = ""
     gradient_checkpointing: bool = False
     compiled: bool = False
     because: list[str] = field(default_factory=list)
-    """Why something is not as the recipe asks, or as it would be fastest."""
+    """Why a setting differs from the recipe or from the fastest one."""
 
     def say(self, message: str) -> None:
-        """Note a reason, once."""
+        """Note a reason once."""
         if message not in self.because:
             self.because.append(message)
             event(message)
@@ -73,21 +74,22 @@ def fitting(
     passes: Passes,
     steps: int,
 ) -> "TrainerCallback":
-    """A callback that settles before training how its passes are made. It is the first of the trainer's callbacks.
+    """Build the callback that chooses the settings of the passes before training.
 
-    Under ZeRO-3 nothing is tried: a pass outside of the trainer would find no weights.
+    It must be the trainer's first callback. Under ZeRO-3 nothing is tried, since a pass
+    outside the trainer would find no weights.
 
     Args:
-        trainer: of the data set; its `pass_size` is set.
-        job: has the recipe's wishes.
+        trainer: of the data set; the callback sets its `pass_size`.
+        job: has the recipe's settings.
         data: the rows that are trained on.
-        passes: what is decided is written there.
-        steps: optimiser steps of the whole stage.
+        passes: the callback writes its choices there.
+        steps: optimizer steps of the whole stage.
     """
     from transformers import TrainerCallback
 
     class Fitting(TrainerCallback):
-        """On every worker, before the first step."""
+        """Runs on every worker before the first step."""
 
         def on_train_begin(
             self,
@@ -97,10 +99,10 @@ def fitting(
             model: "PeftModel | None" = None,
             **kwargs: object,
         ) -> None:
-            part = job.part
-            trainer.pass_size = wanted_size(part) or PassSize(tokens=AUTO_TOKENS)
+            section = job.section
+            trainer.pass_size = wanted_size(section) or PassSize(tokens=AUTO_TOKENS)
             passes.gradient_checkpointing = args.gradient_checkpointing
-            if part.zero_stage != 3:
+            if section.zero_stage != 3:
                 trial = PassTrial(
                     model,
                     trainer.compute_loss_context_manager,
@@ -108,15 +110,19 @@ def fitting(
                     trainer.layout,
                     args.device,
                 )
-                _compile(trial, part, passes, steps)
+                _compile(trial, section, passes, steps)
                 trainer.pass_size = _fit(trial, job, data, trainer.layout, passes)
-            passes.layout, passes.size = trainer.layout.name, str(trainer.pass_size)
+            passes.layout = trainer.layout.name
+            passes.size = str(trainer.pass_size)
 
     return Fitting()
 
 
 class PassTrial:
-    """Real passes of a size, made of the longest rows of a data set, whose gradients are thrown away."""
+    """Real passes with the lengths of a data set's longest rows.
+
+    Their gradients are discarded.
+    """
 
     def __init__(
         self,
@@ -126,33 +132,32 @@ class PassTrial:
         layout: Layout,
         device: "torch.device",
     ):
-        self.model, self._autocast, self._data, self._device = (
-            model,
-            autocast,
-            data,
-            device,
-        )
+        self.model = model
+        self._autocast = autocast
+        self._data = data
         self._layout = layout
+        self._device = device
         self._trained = [
             weight for weight in model.parameters() if weight.requires_grad
         ]
 
     def fits(self, size: PassSize, share: int, longest: int | None = None) -> bool:
-        """Whether such a pass fits into the memory of every worker.
+        """Whether a pass of a size fits in the memory of every worker.
 
         Args:
             size: of the pass.
-            share: rows of an optimiser step that a worker has: no pass has more.
-            longest: tokens of the longest row; the data set's where empty.
+            share: rows of an optimizer step on one worker; no pass has more.
+            longest: tokens of the longest row; by default that of the data set.
         """
         import torch
 
-        row = self._data.sequences * (longest or longest_row(self._data, self._layout))
+        longest = longest or longest_row(self._data, self._layout)
+        row = self._data.sequences * longest
         tokens = size.at_most(row, share)
         sequences = self._data.sequences * math.ceil(tokens / row)
         fitted = True
         try:
-            with self._limited():
+            with self._limit_memory():
                 self.run(sequences, math.ceil(tokens / sequences))
         except RuntimeError as error:
             if not is_out_of_memory(error):
@@ -160,10 +165,10 @@ class PassTrial:
             fitted = False
         if self._device.type == "cuda":
             torch.cuda.empty_cache()
-        return everywhere(fitted, self._device)
+        return on_every_worker(fitted, self._device)
 
     def run(self, sequences: int, length: int) -> None:
-        """One pass of so many sequences of so many tokens, all of them labelled."""
+        """Run one pass of `sequences` sequences of `length` tokens, all labelled."""
         import torch
 
         device = self._device
@@ -171,9 +176,10 @@ class PassTrial:
         mask = torch.ones_like(ids)
         labels = ids.clone()
         labels[:, 0] = IGNORED
-        seeds = [torch.cuda.current_device()] if device.type == "cuda" else []
+        gpus = [torch.cuda.current_device()] if device.type == "cuda" else []
         self.model.train()
-        with torch.random.fork_rng(seeds):
+        # Dropout draws random numbers, and training must not depend on the trials.
+        with torch.random.fork_rng(gpus):
             with self._autocast():
                 output = self.model(
                     input_ids=ids,
@@ -185,57 +191,61 @@ class PassTrial:
             torch.autograd.grad(loss, self._trained, allow_unused=True)
 
     @contextlib.contextmanager
-    def _limited(self) -> Iterator[None]:
-        """Room is left for gradients and the optimiser, which come with the first step.
+    def _limit_memory(self) -> Iterator[None]:
+        """Within the block, reserve memory for the gradients and the optimizer.
+
+        Both are allocated in the first step.
 
         Raises:
-            torch.OutOfMemoryError: what is computed in the block does not fit beside them.
+            torch.OutOfMemoryError: the block does not fit beside them.
         """
         import torch
 
-        later = _OPTIMISER * sum(weight.numel() for weight in self._trained)
+        weights = sum(weight.numel() for weight in self._trained)
+        reserved = _OPTIMIZER_BYTES * weights
         if self._device.type != "cuda":
-            with _counted(_free_memory() - later):
+            with _limit_tensors(_free_memory() - reserved):
                 yield
             return
-        spare = int(SPARE * torch.cuda.get_device_properties(self._device).total_memory)
-        kept = torch.empty(later + spare, dtype=torch.uint8, device=self._device)
+        total = torch.cuda.get_device_properties(self._device).total_memory
+        reserved += int(SPARE * total)
+        block = torch.empty(reserved, dtype=torch.uint8, device=self._device)
         try:
             yield
         finally:
-            del kept
+            del block
 
 
-def _compile(trial: PassTrial, part: Training, passes: Passes, steps: int) -> None:
-    """Compile the decoder layers where the recipe wants it and the architecture can be; one serves as all."""
-    if not part.compiles(steps) or passes.compiled:
+def _compile(trial: PassTrial, section: Training, passes: Passes, steps: int) -> None:
+    """Compile the decoder layers if the recipe asks for it and the architecture allows it.
+
+    The layers share the code of one compiled layer.
+    """
+    if passes.compiled or not section.compiles(steps):
         return
     import torch
 
     layers = _decoder_layers(trial.model)
-    torch._dynamo.config.recompile_limit = (
-        64  # with and without gradients, reference and policy, recomputed or not
-    )
-    torch._dynamo.config.optimize_ddp = (
-        False  # it would cut layers that are compiled already, and gains nothing here
-    )
+    # With and without gradients, reference and policy, recomputed or not.
+    torch._dynamo.config.recompile_limit = 64
+    # It would split layers that are compiled already, without a gain here.
+    torch._dynamo.config.optimize_ddp = False
     for layer in layers:
         layer.compile()
     try:
-        for length in (_SHORT, _SHORT + 32):  # the second one compiles for any length
-            trial.run(1, length)
+        trial.run(1, _SHORT)
+        trial.run(1, _SHORT + 32)  # a second length compiles for any length
     except Exception as error:  # a compiler fails in many ways
         for layer in layers:
             layer._compiled_call_impl = None
-        passes.say(
-            f"layers are not compiled: {type(error).__name__}: {first_line(error)[:200]}"
-        )
+        cause = first_line(error)[:_MESSAGE_CHARACTERS]
+        passes.say(f"layers are not compiled: {type(error).__name__}: {cause}")
         return
     passes.compiled = True
 
 
 def _decoder_layers(model: "PeftModel") -> "list[torch.nn.Module]":
-    """The layers that follow one another in the model."""
+    """Return the model's decoder layers: its longest list of modules."""
     from torch.nn import ModuleList
 
     lists = [module for module in model.modules() if isinstance(module, ModuleList)]
@@ -245,99 +255,118 @@ def _decoder_layers(model: "PeftModel") -> "list[torch.nn.Module]":
 def _fit(
     trial: PassTrial, job: Job, data: TokenizedDataset, layout: Layout, passes: Passes
 ) -> PassSize:
-    """The largest pass that fits, of those that the recipe allows; the model recomputes activations as it needs.
+    """Return the largest pass that fits, of those that the recipe allows.
+
+    Afterwards the model recomputes activations if that pass needs it.
 
     Raises:
         BezoarError: not even the longest row fits by itself.
     """
-    part = job.part
-    trial.run(1, _SHORT)  # loads the kernels, while there is room for them
+    section = job.section
+    # Load the kernels first, while there is memory for them.
+    trial.run(1, _SHORT)
 
     def fits(size: PassSize, recompute: bool) -> bool:
-        return _recompute(trial.model, recompute) and trial.fits(size, part.share)
+        if not _set_recomputing(trial.model, recompute):
+            return False
+        return trial.fits(size, section.share)
 
-    found = choose_size(part, data.sequences * longest_row(data, layout), fits)
-    if found is None:
-        raise BezoarError(f"{job.stage}: {_refusal(trial, job, data)}")
-    size, passes.gradient_checkpointing = found
-    wanted = wanted_size(part)
+    row = data.sequences * longest_row(data, layout)
+    choice = choose_size(section, row, fits)
+    if choice is None:
+        raise BezoarError(f"{job.stage}: {_explain_misfit(trial, job, data)}")
+    size, passes.gradient_checkpointing = choice
+    wanted = wanted_size(section)
     if wanted and size != wanted:
         passes.say(
-            f"a pass of {wanted} of {data.name} does not fit into memory: passes have {size} at most"
+            f"a pass of {wanted} of {data.name} does not fit into memory: "
+            f"passes have {size} at most"
         )
     return size
 
 
-def _recompute(model: "PeftModel", wanted: bool) -> bool:
-    """Have activations made again in the backward pass, in place of being kept; False where the model cannot."""
-    causal = model.get_base_model()
+def _set_recomputing(model: "PeftModel", wanted: bool) -> bool:
+    """Have activations recomputed in the backward pass, or kept.
+
+    Returns:
+        False if the model cannot recompute them.
+    """
+    causal_model = model.get_base_model()
     if not wanted:
         model.gradient_checkpointing_disable()
-    elif causal.supports_gradient_checkpointing:
-        model.gradient_checkpointing_enable(
-            gradient_checkpointing_kwargs=dict(RECOMPUTING)
-        )
-    return not wanted or causal.supports_gradient_checkpointing
+        return True
+    if not causal_model.supports_gradient_checkpointing:
+        return False
+    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=dict(RECOMPUTING))
+    return True
 
 
 def without_input_gradients(model: "PeftModel") -> None:
-    """Have transformers leave the inputs of the layers without gradients, which only reentrant checkpoints need.
+    """Keep transformers from requiring gradients of the layers' inputs.
 
-    Each call would add a hook to the embeddings that none removes; with a live reference TRL makes one in every pass.
+    Only reentrant checkpoints need them. Each call would add a hook to the embeddings that
+    is never removed, and with a live reference TRL makes such a call in every pass.
     """
     for module in (model, model.get_base_model()):
         module.enable_input_require_grads = lambda: None
 
 
 def longest_row(data: TokenizedDataset, layout: Layout) -> int:
-    """Tokens of the longest row for each of its sequences. Padded, both sides of a pair are as long as the longer."""
+    """Return the tokens of the longest row, per sequence.
+
+    Padded, both sides of a pair are as long as the longer one.
+    """
     return data.longest if layout.flat else data.longest_sequence
 
 
 def is_out_of_memory(error: RuntimeError) -> bool:
-    """Whether memory has run out: torch's own error, or one of CUDA's libraries, which allocate beside it."""
+    """Whether an error means that memory has run out.
+
+    It may come from torch or from one of CUDA's libraries, which allocate memory of their
+    own.
+    """
     import torch
     from accelerate.utils.memory import should_reduce_batch_size
 
-    of_libraries = (
+    if isinstance(error, torch.OutOfMemoryError) or should_reduce_batch_size(error):
+        return True
+    library_errors = (
         "CUBLAS_STATUS_ALLOC_FAILED",
         "CUBLAS_STATUS_NOT_INITIALIZED",
         "out of memory",
     )
-    known = isinstance(error, torch.OutOfMemoryError) or should_reduce_batch_size(error)
-    return known or any(name in str(error) for name in of_libraries)
+    return any(text in str(error) for text in library_errors)
 
 
-def _refusal(trial: PassTrial, job: Job, data: TokenizedDataset) -> str:
-    one, length = PassSize(rows=1), data.longest_sequence // 2
-    while length >= _MULTIPLE and not trial.fits(one, 1, length):
+def _explain_misfit(trial: PassTrial, job: Job, data: TokenizedDataset) -> str:
+    """Return the message for a row that does not fit, with the max_length that would."""
+    one_row = PassSize(rows=1)
+    length = data.longest_sequence // 2
+    while length >= _MULTIPLE and not trial.fits(one_row, 1, length):
         length //= 2
-    shorter = (
-        f"max_length {length // _MULTIPLE * _MULTIPLE} fits"
-        if length >= _MULTIPLE
-        else "no max_length fits"
-    )
-    recompute = (
-        ""
-        if job.part.gradient_checkpointing is not False
-        else "; gradient_checkpointing: auto takes less"
-    )
+    remedy = "no max_length fits"
+    if length >= _MULTIPLE:
+        remedy = f"max_length {length // _MULTIPLE * _MULTIPLE} fits"
+    if job.section.gradient_checkpointing is False:
+        remedy += "; gradient_checkpointing: auto needs less"
     return (
-        f"the longest row of {data.name} has {data.longest_sequence} tokens. A pass of it alone does not fit into a "
-        f"worker's memory beside the model: {shorter}{recompute}"
+        f"the longest row of {data.name} has {data.longest_sequence} tokens. A pass of "
+        "this row alone does not fit into a worker's memory beside the model: "
+        f"{remedy}"
     )
 
 
 def _free_memory() -> float:
-    """Bytes of the machine's memory that are this worker's share."""
+    """Return this worker's share of the machine's free memory, in bytes."""
     import psutil
     from ray.train import get_context
 
-    return psutil.virtual_memory().available / get_context().get_local_world_size()
+    workers = get_context().get_local_world_size()
+    return psutil.virtual_memory().available / workers
 
 
-def everywhere(here: bool, device: "torch.device") -> bool:
-    """Whether it is so on every worker."""
+def on_every_worker(here: bool, device: "torch.device") -> bool:
+    """Whether a condition holds on every worker."""
     import torch
 
     if not torch.distributed.is_initialized():
@@ -347,10 +376,10 @@ def everywhere(here: bool, device: "torch.device") -> bool:
     return bool(flag.item())
 
 
-def _counted(limit: float) -> contextlib.AbstractContextManager[object]:
-    """A context in which tensors may hold so many bytes at one time beside those that were there before.
+def _limit_tensors(limit: float) -> contextlib.AbstractContextManager[object]:
+    """Build a context that limits the bytes of the tensors that are made within it.
 
-    Storages are counted once, from the operation that made them until they are freed.
+    Storages are counted once, from the operation that makes them until they are freed.
     """
     import torch
     from torch.utils._python_dispatch import TorchDispatchMode
@@ -363,35 +392,37 @@ def _counted(limit: float) -> contextlib.AbstractContextManager[object]:
             if isinstance(leaf, torch.Tensor)
         ]
 
-    class Counted(TorchDispatchMode):
+    class TensorLimit(TorchDispatchMode):
         """Raises torch.OutOfMemoryError at the limit, before the system ends the process."""
 
         def __init__(self) -> None:
             super().__init__()
-            self.now = 0
-            self._alive: set[int] = set()
+            self.bytes = 0
+            self._counted: set[int] = set()
 
         def __torch_dispatch__(
             self, function: Any, types: Any, args: Any = (), kwargs: Any = None
         ) -> Any:
-            given = {id(storage) for storage in storages((args, kwargs))}
-            made = function(*args, **(kwargs or {}))
-            for storage in storages(made):
-                if id(storage) not in given | self._alive:
-                    self._count(id(storage), storage.nbytes())
-                    weakref.finalize(storage, self._free, id(storage), storage.nbytes())
-            return made
+            inputs = {id(storage) for storage in storages((args, kwargs))}
+            result = function(*args, **(kwargs or {}))
+            for storage in storages(result):
+                key = id(storage)
+                if key in inputs or key in self._counted:
+                    continue
+                self._count(key, storage.nbytes())
+                weakref.finalize(storage, self._free, key, storage.nbytes())
+            return result
 
         def _count(self, key: int, size: int) -> None:
-            self._alive.add(key)
-            self.now += size
-            if self.now > limit:
+            self._counted.add(key)
+            self.bytes += size
+            if self.bytes > limit:
                 raise torch.OutOfMemoryError(
                     f"more than {limit / 2**30:.2f} GiB of tensors"
                 )
 
         def _free(self, key: int, size: int) -> None:
-            self._alive.discard(key)
-            self.now -= size
+            self._counted.discard(key)
+            self.bytes -= size
 
-    return Counted()
+    return TensorLimit()

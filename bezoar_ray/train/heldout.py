@@ -1,4 +1,7 @@
-"""How well a checkpoint tells a chosen answer from a rejected one, by its own likelihood alone."""
+"""The held-out score: how well a checkpoint tells chosen answers from rejected ones.
+
+Only the checkpoint's own likelihood counts, without a reference.
+"""
 
 import math
 from typing import TYPE_CHECKING
@@ -17,7 +20,7 @@ from bezoar_ray.train.passes import Row, split
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-_PASS = PassSize(tokens=8_192)  # without gradients a pass takes little memory
+_PASS_SIZE = PassSize(tokens=8_192)  # without gradients a pass takes little memory
 
 
 def margins(
@@ -27,100 +30,108 @@ def margins(
     max_length: int,
     layout: Layout,
 ) -> dict[str, float]:
-    """By pair id, how much higher the mean log-probability of a token is in the chosen answer, in nats.
+    """Score each pair by how much likelier its chosen answer is, per token.
 
-    Pairs of which a side is longer than `max_length` tokens do not count.
+    A pair with a side of more than `max_length` tokens is left out.
+
+    Returns:
+        By pair id, the mean log-probability of the chosen answer's tokens minus that of
+        the rejected answer's, in nats.
     """
-    sides = {
-        p.id: [
-            last_answer(tokenizer, p.prompt, answer)
-            for answer in (p.chosen, p.rejected)
-        ]
-        for p in pairs
+    sides_by_pair = {}
+    for pair in pairs:
+        chosen = last_answer(tokenizer, pair.prompt, pair.chosen)
+        rejected = last_answer(tokenizer, pair.prompt, pair.rejected)
+        longest = max(len(chosen["input_ids"]), len(rejected["input_ids"]))
+        if longest <= max_length:
+            sides_by_pair[pair.id] = [chosen, rejected]
+    sides = [side for both in sides_by_pair.values() for side in both]
+    scores = mean_log_probabilities(model, sides, layout)
+    chosen_scores = scores[0::2]
+    rejected_scores = scores[1::2]
+    return {
+        id: chosen - rejected
+        for id, chosen, rejected in zip(
+            sides_by_pair, chosen_scores, rejected_scores, strict=True
+        )
     }
-    short = {
-        id: pair
-        for id, pair in sides.items()
-        if all(len(side["input_ids"]) <= max_length for side in pair)
-    }
-    scores = mean_log_probabilities(
-        model, [side for pair in short.values() for side in pair], layout
-    )
-    return {id: scores[2 * n] - scores[2 * n + 1] for n, id in enumerate(short)}
 
 
-def summary(found: dict[str, float]) -> dict[str, object]:
-    """The share of pairs that are right, and its 95 % interval, for summary.json; None without pairs."""
-    right = sum(map(is_right, found.values()))
-    share = round(right / len(found), 4) if found else None
-    return {"heldout_accuracy": share, "heldout_ci95": wilson(right, len(found))}
+def summary(margin_by_pair: dict[str, float]) -> dict[str, object]:
+    """Return the share of pairs that are right and its 95 % interval, for summary.json.
+
+    Both are None without pairs.
+    """
+    total = len(margin_by_pair)
+    right = sum(map(is_right, margin_by_pair.values()))
+    share = round(right / total, 4) if total else None
+    return {"heldout_accuracy": share, "heldout_ci95": wilson(right, total)}
 
 
 def is_right(margin: float) -> bool:
-    """Whether the chosen answer is the likelier one; a tie is not right, nor is NaN."""
+    """Whether the chosen answer is the likelier one; a tie or NaN is not right."""
     return margin > 0
 
 
-def write(store: Store, checkpoint: str, found: dict[str, float]) -> None:
-    """Keep a checkpoint's margins, a line for each pair."""
-    lines = [
-        orjson.dumps({"id": id, "margin": margin}) + b"\n"
-        for id, margin in found.items()
-    ]
-    store.replace(_file(checkpoint), b"".join(lines))
+def write(store: Store, checkpoint: str, margin_by_pair: dict[str, float]) -> None:
+    """Write a checkpoint's margins, one line for each pair."""
+    lines = []
+    for id, margin in margin_by_pair.items():
+        lines.append(orjson.dumps({"id": id, "margin": margin}) + b"\n")
+    store.replace(layout.checkpoint(checkpoint).heldout, b"".join(lines))
 
 
 def read(store: Store, checkpoint: str) -> dict[str, float] | None:
-    """A checkpoint's margins; None where it was scored before they were kept."""
-    if not store.exists(_file(checkpoint)):
+    """Read a checkpoint's margins; None if an earlier version scored it without them."""
+    file = layout.checkpoint(checkpoint).heldout
+    if not store.exists(file):
         return None
-    rows = map(orjson.loads, store.read(_file(checkpoint)).splitlines())
-    return {
-        row["id"]: math.nan if row["margin"] is None else row["margin"] for row in rows
-    }  # JSON has no NaN
-
-
-def _file(checkpoint: str) -> str:
-    return layout.checkpoint(checkpoint).heldout
+    margin_by_pair = {}
+    for line in store.read(file).splitlines():
+        row = orjson.loads(line)
+        margin = row["margin"]
+        # JSON has no NaN, so orjson has written null.
+        margin_by_pair[row["id"]] = math.nan if margin is None else margin
+    return margin_by_pair
 
 
 def mean_log_probabilities(
     model: "PreTrainedModel", rows: list[dict[str, list[int]]], layout: Layout
 ) -> list[float]:
-    """Mean log-probability of the labelled tokens of each row, in the order given."""
+    """Return the mean log-probability of each row's labelled tokens, in the given order."""
     import torch
 
-    sizes = [Row(len(row["input_ids"]), 1, len(row["input_ids"])) for row in rows]
+    sizes = []
+    for row in rows:
+        length = len(row["input_ids"])
+        sizes.append(Row(tokens=length, sequences=1, longest=length))
     scores = [0.0] * len(rows)
     model.eval()
     with torch.inference_mode(), fused_head(model), packed(model, layout):
-        for indices in split(sizes, _PASS, layout):
-            for index, score in zip(
-                indices, _score(model, [rows[index] for index in indices]), strict=True
-            ):
+        for indices in split(sizes, _PASS_SIZE, layout):
+            pass_scores = _score_pass(model, [rows[index] for index in indices])
+            for index, score in zip(indices, pass_scores, strict=True):
                 scores[index] = score
     return scores
 
 
-def _score(model: "PreTrainedModel", rows: list[dict[str, list[int]]]) -> list[float]:
+def _score_pass(
+    model: "PreTrainedModel", rows: list[dict[str, list[int]]]
+) -> list[float]:
     import torch
     from torch.nn.utils.rnn import pad_sequence
 
-    ids = pad_sequence(
-        [torch.tensor(row["input_ids"]) for row in rows], batch_first=True
-    )
-    labels = pad_sequence(
-        [torch.tensor(row["labels"]) for row in rows],
-        batch_first=True,
-        padding_value=IGNORED,
-    )
-    mask = pad_sequence(
-        [torch.ones(len(row["input_ids"]), dtype=torch.long) for row in rows],
-        batch_first=True,
-    )
-    ids, labels, mask = (tensor.to(model.device) for tensor in (ids, labels, mask))
+    row_ids = [torch.tensor(row["input_ids"]) for row in rows]
+    row_labels = [torch.tensor(row["labels"]) for row in rows]
+    row_masks = [torch.ones_like(ids) for ids in row_ids]
+    ids = pad_sequence(row_ids, batch_first=True)
+    labels = pad_sequence(row_labels, batch_first=True, padding_value=IGNORED)
+    mask = pad_sequence(row_masks, batch_first=True)
     output = model(
-        input_ids=ids, attention_mask=mask, labels=labels, fused_lm_head=True
+        input_ids=ids.to(model.device),
+        attention_mask=mask.to(model.device),
+        labels=labels.to(model.device),
+        fused_lm_head=True,
     )
-    counted = output.label_mask.sum(dim=1).clamp(min=1)
-    return (output.log_probs.sum(dim=1) / counted).tolist()
+    labelled_tokens = output.label_mask.sum(dim=1).clamp(min=1)
+    return (output.log_probs.sum(dim=1) / labelled_tokens).tolist()

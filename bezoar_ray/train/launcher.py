@@ -43,8 +43,8 @@ class Job:
         return Store(self.root)
 
     @property
-    def part(self) -> Training:
-        """The stage's part of the recipe."""
+    def section(self) -> Training:
+        """The stage's section of the recipe."""
         return self.recipe.training(self.stage)
 
     @property
@@ -55,7 +55,9 @@ class Job:
     @property
     def dtype(self) -> str:
         """In which type a worker computes."""
-        return compute_dtype(self.recipe.base.dtype, gpu=self.part.gpus_per_worker > 0)
+        return compute_dtype(
+            self.recipe.base.dtype, gpu=self.section.gpus_per_worker > 0
+        )
 
     @property
     def folder(self) -> str:
@@ -191,7 +193,7 @@ def _run(job: Job, loop: Loop) -> None:
     from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
 
-    part = job.part
+    part = job.section
     trainer = TorchTrainer(
         _enter,
         train_loop_config={"job": job, "loop": loop},

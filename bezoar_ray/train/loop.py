@@ -20,8 +20,8 @@ from bezoar_ray.train.checkpoints import finish
 from bezoar_ray.train.fitting import (
     RECOMPUTING,
     Passes,
-    everywhere,
     fitting,
+    on_every_worker,
     without_input_gradients,
 )
 from bezoar_ray.train.launcher import Job
@@ -29,7 +29,7 @@ from bezoar_ray.train.nonfinite import stop_if_not_finite
 from bezoar_ray.train.packing import Layout
 from bezoar_ray.train.reporting import STATE, TrainState, reporter
 from bezoar_ray.train.tokenized_dataset import TokenizedDataset, left_out
-from bezoar_ray.train.trainers import Build
+from bezoar_ray.train.trainers import BuildTrainer
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -40,7 +40,9 @@ _BUCKET = 50_000_000  # gradients that ZeRO sums at a time; its own 5e8 take a G
 POINTS = 200  # at most so many losses are kept of a step
 
 
-def train(job: Job, adapt: "Callable[..., PeftModel]", build: Build) -> TrainState:
+def train(
+    job: Job, adapt: "Callable[..., PeftModel]", build: BuildTrainer
+) -> TrainState:
     """Train an adapter on the job's data sets in their order and save it; goes on from Ray Train's last checkpoint.
 
     `adapt` puts the adapter on the stage's frozen model. No reference to either is left, so that the checkpoint can
@@ -48,20 +50,21 @@ def train(job: Job, adapt: "Callable[..., PeftModel]", build: Build) -> TrainSta
     """
     # ZeRO-3 gathers all weights into one buffer: they must be of one type.
     model = adapt(
-        model_loading.for_training(job), autocast_adapter_dtype=job.part.zero_stage != 3
+        model_loading.for_training(job),
+        autocast_adapter_dtype=job.section.zero_stage != 3,
     )
     train_state, saved = _last()
     event(
         "training goes on" if saved else "training begins",
         after_step=train_state.global_step,
     )
-    if job.part.zero_stage != 3:
+    if job.section.zero_stage != 3:
         without_input_gradients(model)
     layout, passes = _layout(job, model), Passes()
     if layout.because:
         passes.say(f"rows are padded: {layout.because}")
     sets = [data for data in job.data if data.rows]
-    total = sum(_length(data, job.part) for data in sets)
+    total = sum(_length(data, job.section) for data in sets)
     with packing.packed(model, layout):
         for data in sets[train_state.dataset_index :]:
             if saved and train_state.finished:
@@ -77,7 +80,7 @@ def train(job: Job, adapt: "Callable[..., PeftModel]", build: Build) -> TrainSta
                     stop_if_not_finite(trainer, job, data, train_state.offset)
                 )
                 trainer.add_callback(reporter(job, train_state, data, total, passes))
-                if saved and not job.part.zero_stage:
+                if saved and not job.section.zero_stage:
                     _load_adapter(
                         model, saved
                     )  # transformers would load the frozen reference beside it alone
@@ -87,7 +90,7 @@ def train(job: Job, adapt: "Callable[..., PeftModel]", build: Build) -> TrainSta
                         "stopped, with a last checkpoint; the same command goes on from there"
                     )
             saved = None
-            train_state.offset += _length(data, job.part)
+            train_state.offset += _length(data, job.section)
             train_state.dataset_index, train_state.finished = (
                 train_state.dataset_index + 1,
                 False,
@@ -98,9 +101,9 @@ def train(job: Job, adapt: "Callable[..., PeftModel]", build: Build) -> TrainSta
 
 def _layout(job: Job, model: "PeftModel") -> Layout:
     """How rows lie in the passes of a model that is trained."""
-    if not job.part.packing:
+    if not job.section.packing:
         return Layout("padded", "packing is false")
-    if job.part.zero_stage == 3:
+    if job.section.zero_stage == 3:
         return Layout(
             "padded", "under zero_stage 3 no pass can be tried before training"
         )
@@ -109,7 +112,7 @@ def _layout(job: Job, model: "PeftModel") -> Layout:
         layout = Layout("padded", failure)
     return (
         layout
-        if everywhere(layout.flat, model_loading.device(job))
+        if on_every_worker(layout.flat, model_loading.device(job))
         else Layout("padded", layout.because or "elsewhere")
     )
 
@@ -186,7 +189,7 @@ def keep_precision(model: "PeftModel", make: Callable[[], T]) -> T:
 
 def arguments(job: Job, data: TokenizedDataset) -> dict[str, object]:
     """Keyword arguments that TRL's configurations share, from the recipe."""
-    part, recipe = job.part, job.recipe
+    part, recipe = job.section, job.recipe
     length = _length(data, part)
     on_gpu = part.gpus_per_worker > 0
     return {
@@ -260,7 +263,7 @@ def _save_adapter(job: Job, model: "PeftModel") -> None:
 
 def _whole(job: Job, model: "PeftModel") -> contextlib.AbstractContextManager[object]:
     """The adapter in one piece: under ZeRO-3 every worker holds a share of it."""
-    if job.part.zero_stage != 3:
+    if job.section.zero_stage != 3:
         return contextlib.nullcontext()
     import deepspeed
 
@@ -317,7 +320,7 @@ def _of_peak(job: Job, train_state: TrainState) -> float | None:
     By the usual count of six operations for each weight and token (arXiv 2204.02311, appendix B), of which frozen
     weights need four. Recomputation and a reference do not count.
     """
-    gpus = job.part.workers * job.part.gpus_per_worker
+    gpus = job.section.workers * job.section.gpus_per_worker
     kind = kind_of(model_loading.device_name(job)) if gpus else None
     if kind is None:
         return None

@@ -1,4 +1,7 @@
-"""Loading models: quantised for training, as they are for merging and scoring, with new or saved adapters."""
+"""Loading models: quantized for training, unquantized for merging and scoring.
+
+A model gets a new adapter or a saved one.
+"""
 
 from typing import TYPE_CHECKING, Any
 
@@ -6,6 +9,7 @@ from bezoar_ray import layout
 from bezoar_ray.errors import RecipeError
 from bezoar_ray.llm.model_identity import model_path
 from bezoar_ray.recipe import Base, Lora
+from bezoar_ray.stages import checkpoint_of
 from bezoar_ray.train.launcher import Job
 
 if TYPE_CHECKING:
@@ -13,12 +17,17 @@ if TYPE_CHECKING:
     from peft import PeftModel
     from transformers import BitsAndBytesConfig, PreTrainedModel
 
+_MESSAGE_CHARACTERS = 300  # of a library's error that a message repeats
+
 
 def device(job: Job) -> "torch.device":
-    """This worker's GPU where the recipe gives it one, or the CPU: Ray hides no GPU from those that asked for none."""
+    """Return this worker's GPU if the recipe gives it one, otherwise the CPU.
+
+    Ray hides no GPU from workers that request none, so torch cannot be asked.
+    """
     import torch
 
-    if not job.part.gpus_per_worker:
+    if not job.section.gpus_per_worker:
         return torch.device("cpu")
     from ray.train.torch import get_device
 
@@ -26,55 +35,78 @@ def device(job: Job) -> "torch.device":
 
 
 def device_name(job: Job) -> str:
-    """What this worker's GPU calls itself; empty on a CPU."""
+    """Return the name of this worker's GPU, empty on a CPU."""
     import torch
 
-    where = device(job)
-    return torch.cuda.get_device_name(where) if where.type == "cuda" else ""
+    worker_device = device(job)
+    if worker_device.type != "cuda":
+        return ""
+    return torch.cuda.get_device_name(worker_device)
 
 
 def load(
     base: Base, folder: str | None = None, **settings: object
 ) -> "PreTrainedModel":
-    """The base model, or the one in `folder`, in the base's dtype unless `settings`, for `from_pretrained`, say so."""
+    """Load the base model, or the model in `folder`.
+
+    Args:
+        base: the recipe's section; it sets the dtype unless `settings` do.
+        folder: of another model than the base.
+        settings: arguments of `from_pretrained`.
+    """
     from transformers import AutoModelForCausalLM
 
-    hub = {"revision": base.revision} if folder is None else {}
+    arguments: dict[str, object] = {"dtype": base.dtype}
+    if folder is None:
+        arguments["revision"] = base.revision
     return AutoModelForCausalLM.from_pretrained(
         folder or model_path(base.model),
         trust_remote_code=base.trust_remote_code,
+        # True refuses pickled weights; None also accepts them.
         use_safetensors=None if base.pickled_weights else True,
-        **{"dtype": base.dtype, **hub, **settings},
+        **(arguments | settings),
     )
+
+
+def frozen_model_folder(job: Job) -> str | None:
+    """Return the folder of the model under the stage's adapter; None for the base.
+
+    sft trains on the base, the stages after it on merged sft.
+    """
+    below = checkpoint_of(job.checkpoint).below
+    if not below:
+        return None
+    return str(job.store.path(layout.checkpoint(below[-1]).merged))
 
 
 def for_training(job: Job) -> "PreTrainedModel":
-    """The stage's frozen model: the base for sft, merged sft for what comes after; in NF4 where the recipe says so, and
-    in the type that this machine computes in."""
-    folder = (
-        None
-        if job.stage == "sft"
-        else str(job.store.path(layout.checkpoint("sft").merged))
-    )
-    settings: dict[str, Any] = {"dtype": job.dtype, "device_map": {"": device(job)}}
-    if job.part.load_in_4bit:
-        settings["quantization_config"] = nf4(settings["dtype"])
-    if job.part.zero_stage == 3:
+    """Load the stage's frozen model, in NF4 if the recipe says so.
+
+    It computes in the type that suits this machine.
+    """
+    worker_device = device(job)
+    settings: dict[str, Any] = {
+        "dtype": job.dtype,
+        "device_map": {"": worker_device},
+    }
+    if job.section.load_in_4bit:
+        settings["quantization_config"] = nf4(job.dtype)
+    if job.section.zero_stage == 3:
         settings["device_map"] = None  # DeepSpeed places the shards
-    if device(job).type == "cpu":
-        settings["attn_implementation"] = (
-            "eager"  # torch's fused attention takes 3 times as long here: bf16, backward
-        )
-    model = load(job.recipe.base, folder, **settings)
+    if worker_device.type == "cpu":
+        # torch's fused attention takes 3 times as long on a CPU: bfloat16, backward.
+        settings["attn_implementation"] = "eager"
+    model = load(job.recipe.base, frozen_model_folder(job), **settings)
     _keep_backward(model)
     return model
 
 
 def _keep_backward(model: "PreTrainedModel") -> None:
-    """On a CPU, 4-bit layers that no gradient has flowed through yet would lose the way back.
+    """Keep the 4-bit layers of a model on a CPU differentiable.
 
-    In evaluation mode, as when the reference is asked ahead, bitsandbytes 0.50 packs their weights anew on CPUs that
-    know AVX512-BF16, for a kernel without a backward pass: all layers below would silently get no gradient.
+    In evaluation mode, as when the reference is computed ahead, bitsandbytes 0.50 repacks
+    their weights on CPUs with AVX512-BF16 for a kernel without a backward pass. Without
+    this switch, all layers below would silently get no gradient.
     """
     for layer in model.modules():
         if hasattr(layer, "support_avx512bf16_for_cpu"):
@@ -82,7 +114,7 @@ def _keep_backward(model: "PreTrainedModel") -> None:
 
 
 def nf4(dtype: str) -> "BitsAndBytesConfig":
-    """4-bit NormalFloat with double quantisation (arXiv 2305.14314), computing in `dtype`."""
+    """4-bit NormalFloat with double quantization (arXiv 2305.14314), computing in `dtype`."""
     from transformers import BitsAndBytesConfig
 
     return BitsAndBytesConfig(
@@ -96,10 +128,12 @@ def nf4(dtype: str) -> "BitsAndBytesConfig":
 def with_new_adapter(
     model: "PreTrainedModel", lora: Lora, seed: int, autocast_adapter_dtype: bool = True
 ) -> "PeftModel":
-    """The model under a new LoRA, drawn from `seed`; in float32 with `autocast_adapter_dtype`, else as the model.
+    """Put a new LoRA on the model, drawn from `seed`.
+
+    It is in float32 with `autocast_adapter_dtype`, otherwise in the model's type.
 
     Raises:
-        RecipeError: a target is no linear layer of the model; names those that are.
+        RecipeError: a target is not a linear layer of the model; it names those that are.
     """
     from peft import LoraConfig, get_peft_model
     from transformers import set_seed
@@ -122,16 +156,16 @@ def with_new_adapter(
 def _check_targets(model: "PreTrainedModel", targets: tuple[str, ...]) -> None:
     from torch.nn import Linear
 
-    linear = {
-        name.rsplit(".", 1)[-1]
-        for name, module in model.named_modules()
-        if isinstance(module, Linear)
-    }
-    known = sorted(linear - {"lm_head"})
+    linear_names = set()
+    for name, module in model.named_modules():
+        if isinstance(module, Linear):
+            linear_names.add(name.rsplit(".", 1)[-1])
+    known = sorted(linear_names - {"lm_head"})
     unknown = [target for target in targets if target not in known]
     if unknown or not targets:
         raise RecipeError(
-            f"lora.targets: {unknown or 'none'} in this model; its linear layers are {', '.join(known)}"
+            f"lora.targets: {unknown or 'none'} in this model. Its linear layers are "
+            f"{', '.join(known)}"
         )
 
 
@@ -141,73 +175,93 @@ def with_adapter(
     trainable: bool = False,
     autocast_adapter_dtype: bool = True,
 ) -> "PeftModel":
-    """The model under a saved adapter, in float32 with `autocast_adapter_dtype`, else as the model."""
+    """Put a saved adapter on the model.
+
+    It is in float32 with `autocast_adapter_dtype`, otherwise in the model's type.
+    """
     from peft import PeftModel
 
-    settings = {
-        "is_trainable": trainable,
-        "autocast_adapter_dtype": autocast_adapter_dtype,
-    }
-    return PeftModel.from_pretrained(model, folder, **settings)
-
-
-def _adapted(model: "PeftModel") -> tuple[str, ...]:
-    """The names of the layers that an adapter is on."""
-    from peft.tuners.lora import LoraLayer
-
-    layers = (
-        name for name, module in model.named_modules() if isinstance(module, LoraLayer)
+    return PeftModel.from_pretrained(
+        model,
+        folder,
+        is_trainable=trainable,
+        autocast_adapter_dtype=autocast_adapter_dtype,
     )
-    return tuple(sorted({name.rsplit(".", 1)[-1] for name in layers}))
 
 
-def with_own_adapter(
+def with_custom_adapter(
     model: "PreTrainedModel",
     folder: str,
     lora: Lora,
     autocast_adapter_dtype: bool = True,
 ) -> "PeftModel":
-    """The model under the adapter that the recipe starts from, trainable.
+    """Put the adapter that the recipe starts from on the model, trainable.
 
     Raises:
-        RecipeError: there is none, it is one of another model, not the one that `sft.lora` describes, or one that no
-            merge keeps.
+        RecipeError: the folder holds no adapter of this model, the adapter does not match
+            `sft.lora`, or it cannot be merged.
     """
     try:
-        model = with_adapter(
+        adapted_model = with_adapter(
             model, folder, trainable=True, autocast_adapter_dtype=autocast_adapter_dtype
         )
     except (ValueError, RuntimeError, OSError) as error:
+        cause = " ".join(str(error).split())[:_MESSAGE_CHARACTERS]
         raise RecipeError(
-            f"sft.adapter: {folder} is no LoRA on the recipe's base: {' '.join(str(error).split())[:300]}. "
-            "Name a PEFT folder (adapter_config.json, adapter_model.safetensors) that was trained on this base"
+            f"sft.adapter: {folder} is not a LoRA on the recipe's base: {cause}. Give a "
+            "PEFT folder (adapter_config.json, adapter_model.safetensors) that was trained "
+            "on this base"
         ) from error
-    found = model.peft_config["default"]
-    targets = _adapted(model)  # the file may say a pattern, "all-linear" or whole paths
-    embeddings = {"lm_head", "embed_tokens", "wte"} & set(targets)
+    # The adapter's own list may hold a pattern, "all-linear" or whole paths.
+    targets = _adapted_layers(adapted_model)
+    _check_embeddings(adapted_model, folder, targets)
+    _check_matches(adapted_model, folder, targets, lora)
+    return adapted_model
+
+
+def _adapted_layers(model: "PeftModel") -> tuple[str, ...]:
+    """Return the names of the layers that have an adapter."""
+    from peft.tuners.lora import LoraLayer
+
+    names = set()
+    for name, module in model.named_modules():
+        if isinstance(module, LoraLayer):
+            names.add(name.rsplit(".", 1)[-1])
+    return tuple(sorted(names))
+
+
+def _check_embeddings(
+    model: "PeftModel", folder: str, targets: tuple[str, ...]
+) -> None:
+    embeddings = sorted({"lm_head", "embed_tokens", "wte"} & set(targets))
     if embeddings and model.get_base_model().config.tie_word_embeddings:
         raise RecipeError(
-            f"sft.adapter: {folder} adapts {', '.join(sorted(embeddings))}, and this base has one matrix for its input "
-            "and output embeddings. Merging would change both sides. Train one without it"
+            f"sft.adapter: {folder} adapts {', '.join(embeddings)}, and this base has one "
+            "matrix for its input and output embeddings. Merging would change both. Train "
+            "an adapter without it"
         )
-    has = {
-        "r": found.r,
-        "alpha": found.lora_alpha,
-        "rank_stabilised": found.use_rslora,
-        "dora": found.use_dora,
-        "targets": targets,
+
+
+def _check_matches(
+    model: "PeftModel", folder: str, targets: tuple[str, ...], lora: Lora
+) -> None:
+    config = model.peft_config["default"]
+    actual = {
+        "r": config.r,
+        "alpha": config.lora_alpha,
+        "rank_stabilised": config.use_rslora,
+        "dora": config.use_dora,
+        "targets": list(targets),
     }
-    wanted = {
-        **lora.model_dump(include=set(has)),
-        "targets": tuple(sorted(lora.targets)),
-    }
-    if has != wanted:
-        other = ", ".join(
-            f"{key}: {list(value) if key == 'targets' else value}"
-            for key, value in has.items()
-            if value != wanted[key]
-        )
+    expected = lora.model_dump(include=set(actual))
+    expected["targets"] = sorted(lora.targets)
+    differences = [
+        f"{field}: {value}"
+        for field, value in actual.items()
+        if value != expected[field]
+    ]
+    if differences:
+        settings = ", ".join(differences)
         raise RecipeError(
-            f"sft.adapter: {folder} is not what sft.lora says. Write there {{{other}}}"
+            f"sft.adapter: {folder} does not match sft.lora. Set there {{{settings}}}"
         )
-    return model

@@ -1,4 +1,7 @@
-"""Training stops where a loss or its gradient is NaN or infinite. It names step and rows; the last checkpoint stays."""
+"""Stops training when a loss or its gradient is NaN or infinite.
+
+The error names the step and its rows. The last checkpoint is kept.
+"""
 
 import math
 from typing import TYPE_CHECKING, Any
@@ -18,12 +21,14 @@ if TYPE_CHECKING:
 
     from bezoar_ray.train.passes import PassesTrainer
 
-_SHOWN = 8  # rows that are named
+_SHOWN = 8  # rows that the error names
 
 
 class Finiteness:
-    """Whether the losses and the gradient of the current step are finite; it is looked at once a step, as a look makes
-    the CPU wait for the GPU."""
+    """Whether the losses and the gradient of the current step are finite.
+
+    They are read once per step, since each read makes the CPU wait for the GPU.
+    """
 
     def __init__(self) -> None:
         self._losses: list[tuple[torch.Tensor, list[str]]] = []
@@ -38,33 +43,40 @@ class Finiteness:
         self._gradient = norm
 
     def broken_rows(self) -> list[str]:
-        """The rows of the passes whose loss is not finite; all rows of the step where only the gradient is not. A new
-        step begins."""
-        losses, gradient = self._losses, self._gradient
-        self._losses, self._gradient = [], None
-        broken = [id for loss, ids in losses if not math.isfinite(loss) for id in ids]
+        """Return the rows of the passes whose loss is not finite, and begin a new step.
+
+        If only the gradient is not finite, all rows of the step are returned.
+        """
+        losses = self._losses
+        gradient = self._gradient
+        self._losses = []
+        self._gradient = None
+        broken = []
+        for loss, ids in losses:
+            if not math.isfinite(loss):
+                broken += ids
         if broken or gradient is None or math.isfinite(gradient):
             return broken
         return [id for _, ids in losses for id in ids]
 
 
 def stop_if_not_finite(
-    trainer: "PassesTrainer", job: Job, data: TokenizedDataset, done: int
+    trainer: "PassesTrainer", job: Job, data: TokenizedDataset, steps_before: int
 ) -> "TrainerCallback":
-    """A callback that ends training before an optimiser step on a loss or gradient that is not finite.
+    """Build a callback that ends training before an optimizer step that is not finite.
 
-    transformers takes such a loss out of its log, and goes on with weights that are NaN.
+    transformers would leave such a loss out of its log and continue with NaN weights.
 
     Args:
-        trainer: has a `finiteness`.
+        trainer: has the `finiteness` of its steps.
         job: names the stage.
         data: the data set that is trained on.
-        done: optimiser steps of the stage before this data set.
+        steps_before: optimizer steps of the stage before this data set.
     """
     from transformers import TrainerCallback
 
     class StopIfNotFinite(TrainerCallback):
-        """All workers stop together: one that waits for the others would wait for ever."""
+        """Stops all workers together: one alone would leave the others waiting forever."""
 
         def on_pre_optimizer_step(
             self,
@@ -74,23 +86,24 @@ def stop_if_not_finite(
             **kwargs: object,
         ) -> None:
             broken = trainer.finiteness.broken_rows()
-            if not _anywhere(bool(broken), args.device):
+            if not _on_any_worker(bool(broken), args.device):
                 return
-            rows = [id for id in _gathered(broken) if id]
-            named = ", ".join(rows[:_SHOWN]) + (
-                f" and {len(rows) - _SHOWN} more" if rows[_SHOWN:] else ""
-            )
+            rows = [id for id in _gather_rows(broken) if id]  # repeats have no id
+            names = ", ".join(rows[:_SHOWN])
+            if len(rows) > _SHOWN:
+                names += f" and {len(rows) - _SHOWN} more"
+            step = steps_before + state.global_step + 1
             raise BezoarError(
-                f"{job.stage}: the loss or its gradient is NaN or infinite in step {done + state.global_step + 1}, in "
-                f"rows {named} of {data.name}. The last checkpoint before it is kept. Look at these rows, or lower "
-                f"learning_rate (it is {job.part.learning_rate:g})"
+                f"{job.stage}: loss or gradient is NaN or inf at step {step}, in rows "
+                f"{names} of {data.name}. The last checkpoint is kept. Check these rows, "
+                f"or lower learning_rate (now {job.section.learning_rate:g})"
             )
 
     return StopIfNotFinite()
 
 
-def _anywhere(here: bool, device: "torch.device") -> bool:
-    """Whether it is so on any worker."""
+def _on_any_worker(here: bool, device: "torch.device") -> bool:
+    """Whether a condition holds on any worker."""
     import torch
 
     if not torch.distributed.is_initialized():
@@ -100,12 +113,12 @@ def _anywhere(here: bool, device: "torch.device") -> bool:
     return bool(flag.item())
 
 
-def _gathered(rows: list[str]) -> list[str]:
-    """The rows of all workers."""
+def _gather_rows(rows: list[str]) -> list[str]:
+    """Return the rows of all workers."""
     import torch
 
     if not torch.distributed.is_initialized():
         return rows
-    found: list[Any] = [None] * torch.distributed.get_world_size()
-    torch.distributed.all_gather_object(found, rows)
-    return [row for part in found for row in part]
+    by_worker: list[Any] = [None] * torch.distributed.get_world_size()
+    torch.distributed.all_gather_object(by_worker, rows)
+    return [row for worker_rows in by_worker for row in worker_rows]

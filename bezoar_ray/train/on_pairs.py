@@ -6,7 +6,7 @@ from bezoar_ray import layout
 from bezoar_ray.errors import BezoarError
 from bezoar_ray.stages import STAGES, StageContext, StageResult, checkpoint_of
 from bezoar_ray.train import checkpoints, launcher, pairs
-from bezoar_ray.train.tokenized_dataset import TokenizedDataset, checked
+from bezoar_ray.train.tokenized_dataset import TokenizedDataset, check_rows
 
 
 def run(
@@ -25,7 +25,8 @@ def run(
         raise BezoarError(
             f"{stage}: seeds.hh_rlhf gave no pairs to train on. Name a source that has some"
         )
-    data = checked(context, stage, [prepared(context)])
+    data = [prepared(context)]
+    check_rows(context, stage, data)
     checkpoint = context.recipe.checkpoint(stage)
     checkpoints.clear(context, *STAGES[stage].checkpoint_names)
     parent = layout.checkpoint(checkpoint_of(checkpoint).parent).lineage

@@ -1,12 +1,14 @@
-"""Flat passes: the tokens of a padded batch go through a model as one sequence, without the padding.
+"""Flat passes: the tokens of a padded batch go through a model as one sequence.
 
-Callers see padded batches alone: TRL's trainers and collators stay as they are. Within a model that is `packed`, a call
-for log-probabilities (TRL's `fused_lm_head=True`) drops the padding, computes the rows side by side (`attention.py`),
-projects only the positions whose next token is labelled, and puts the results back where the caller expects them.
+Callers see padded batches only, so TRL's trainers and collators stay as they are. Within
+`packed`, a call for log-probabilities (TRL's `fused_lm_head=True`) drops the padding,
+computes the rows side by side (`attention.py`), projects only the positions whose next
+token is labelled, and puts the results back where the caller expects them.
 
-Packing is right only where a row's output does not depend on its neighbours: positions must separate the rows, and
-nothing else may run on from one to the next (learned positions that count on, recurrent states, convolutions). That is
-measured before the first step, on the model itself. Where it does not hold, rows are padded.
+Packing is correct only where a row's output does not depend on its neighbors: positions
+must separate the rows, and no state may carry over from one row to the next (learned
+positions that keep counting, recurrent states, convolutions). `choose` measures this on
+the model itself before the first step. Where it does not hold, rows are padded.
 """
 
 import contextlib
@@ -26,26 +28,27 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
     from transformers.utils import ModelOutput
 
-TOLERANCE = 1e-3  # relative difference of logits, in float32, between a row in a pass and the row alone
-_LOOSE_TOLERANCE = (
-    3e-2  # the same where memory has no room for float32, and bfloat16 rounds either
-)
-_CHECKED_LENGTHS = (24, 16)  # tokens of the rows that are compared
-_FIELDS = (
+TOLERANCE = 1e-3
+"""Largest relative difference of logits, in float32, between a row in a pass and alone."""
+_LOOSE_TOLERANCE = 3e-2
+"""The same in bfloat16, which rounds both; used where float32 does not fit in memory."""
+_CHECKED_LENGTHS = (24, 16)  # tokens of the two rows that are compared
+_OUTPUT_FIELDS = (  # of TRL's FusedCausalLMOutput
     "log_probs",
     "entropy",
     "log_sum_sq_probs",
     "mean_logits",
     "is_top1",
-)  # of TRL's FusedCausalLMOutput
+)
 
 
 @dataclass(frozen=True)
 class Layout:
-    """How the rows of a pass lie: `flat`, one after the other, or `padded`; `because` says why they are padded."""
+    """How the rows of a pass are laid out: `flat` (one after the other) or `padded`."""
 
     name: str
     because: str = ""
+    """Why rows are padded."""
 
     @property
     def flat(self) -> bool:
@@ -54,69 +57,72 @@ class Layout:
 
 
 def choose(model: "PreTrainedModel | PeftModel") -> Layout:
-    """Flat, where the model gives a row in a flat pass the logits of the row alone; else padded.
+    """Choose flat passes where they give each row the logits of the row alone.
 
-    Two short rows are computed both ways in float32, whatever the model computes in; in its own type, and held to a
-    looser tolerance, where its weights do not fit into memory in float32.
+    Two short rows are computed both ways in float32, whatever type the model computes in.
+    If the float32 weights do not fit in memory, they are computed in the model's own type
+    and compared with a looser tolerance.
     """
     import torch
 
     attention.register()
-    causal = _causal(model)
-    kind, tolerance = causal.config.model_type, TOLERANCE
+    causal_model = _causal_model(model)
+    architecture = causal_model.config.model_type
+    tolerance = TOLERANCE
     try:
         try:
-            with in_float32(causal):
-                difference = _difference(causal)
+            with in_float32(causal_model):
+                difference = _logit_difference(causal_model)
         except torch.OutOfMemoryError:
-            tolerance, difference = _LOOSE_TOLERANCE, _difference(causal)
-    except Exception as error:  # what an architecture cannot do, it says in many ways
-        return Layout("padded", f"{kind} does not run flat: {first_line(error)}")
+            tolerance = _LOOSE_TOLERANCE
+            difference = _logit_difference(causal_model)
+    except Exception as error:  # architectures fail in many ways
+        reason = f"{architecture} does not run flat: {first_line(error)}"
+        return Layout("padded", reason)
     if difference <= tolerance:
         return Layout("flat")
-    return Layout(
-        "padded",
-        f"{kind} mixes the rows of a flat pass: logits differ by {difference:.2g}",
-    )
+    reason = f"{architecture} mixes the rows of a flat pass: logits differ by "
+    return Layout("padded", f"{reason}{difference:.2g}")
 
 
 @contextlib.contextmanager
 def fused_head(model: "PreTrainedModel | PeftModel") -> Iterator[None]:
-    """Within the block, the model takes `fused_lm_head=True`, as TRL's trainers make it."""
+    """Within the block, the model accepts `fused_lm_head=True`, as in TRL's trainers."""
     from trl.trainer.utils import add_fused_lm_head
 
-    causal = _causal(model)
-    with _forward_restored(causal):
-        add_fused_lm_head(causal)
+    causal_model = _causal_model(model)
+    with _restore_forward(causal_model):
+        add_fused_lm_head(causal_model)
         yield
 
 
 @contextlib.contextmanager
 def packed(model: "PreTrainedModel | PeftModel", layout: Layout) -> Iterator[None]:
-    """Within the block, calls for log-probabilities are computed in a layout. Padded is what the model does anyway.
+    """Within the block, calls for log-probabilities are computed in the given layout.
 
-    Flat, it takes no other calls in the block. The model may be wrapped by PEFT. Of a bare one, the block has to begin
+    A padded layout changes nothing. In a flat one, the model accepts no other calls within
+    the block. The model may be wrapped by PEFT. For a bare model, the block must begin
     after `add_fused_lm_head`.
     """
     if not layout.flat:
         yield
         return
     attention.register()
-    causal = _causal(model)
-    backbone = causal.base_model
+    causal_model = _causal_model(model)
+    backbone = causal_model.base_model
     with (
-        _attention(causal, attention.NAME),
-        _forward_restored(backbone),
-        _forward_restored(model),
+        _use_attention(causal_model, attention.NAME),
+        _restore_forward(backbone),
+        _restore_forward(model),
     ):
-        backbone.forward = MethodType(_selecting(backbone.forward), backbone)
-        model.forward = MethodType(_flattening(model), model)
+        backbone.forward = MethodType(_selecting_forward(backbone.forward), backbone)
+        model.forward = MethodType(_flattening_forward(model), model)
         yield
 
 
 @contextlib.contextmanager
-def _forward_restored(module: "Module") -> Iterator[None]:
-    """After the block, the module's forward function is what it was."""
+def _restore_forward(module: "Module") -> Iterator[None]:
+    """Restore the module's forward function after the block."""
     before = module.__dict__.get("forward")
     try:
         yield
@@ -126,8 +132,10 @@ def _forward_restored(module: "Module") -> Iterator[None]:
             module.forward = before
 
 
-def _flattening(model: "PreTrainedModel | PeftModel") -> "Callable[..., ModelOutput]":
-    """The forward function of a model whose calls for log-probabilities are computed flat."""
+def _flattening_forward(
+    model: "PreTrainedModel | PeftModel",
+) -> "Callable[..., ModelOutput]":
+    """Build a forward function that computes calls for log-probabilities flat."""
     inner = model.forward
 
     @functools.wraps(type(model).forward)  # transformers reads the signature
@@ -146,55 +154,62 @@ def _flattening(model: "PreTrainedModel | PeftModel") -> "Callable[..., ModelOut
                 labels=labels,
                 **more,
             )
-        assert (
-            input_ids is not None and attention_mask is not None and labels is not None
-        )
-        tokens = attention_mask.bool()
+        assert input_ids is not None
+        assert attention_mask is not None
+        assert labels is not None
+        is_token = attention_mask.bool()
         next_labels = labels.roll(-1, dims=1)
         next_labels[:, -1] = IGNORED
-        scored = tokens & (next_labels != IGNORED)
+        is_scored = is_token & (next_labels != IGNORED)
         output = inner(
-            **_flat(input_ids, tokens),
-            scored_positions=scored[tokens].nonzero()[:, 0],
-            shift_labels=next_labels[scored][None],
+            **_flatten(input_ids, is_token),
+            scored_positions=is_scored[is_token].nonzero()[:, 0],
+            shift_labels=next_labels[is_scored][None],
             fused_lm_head=True,
             **more,
         )
-        places = scored[:, :-1]
-        for name in _FIELDS:
+        label_mask = is_scored[:, :-1]
+        for name in _OUTPUT_FIELDS:
             values = getattr(output, name)
             if values is not None:
-                output[name] = values.new_zeros(places.shape).masked_scatter(
-                    places, values
-                )
-        output.label_mask = places
+                padded = values.new_zeros(label_mask.shape)
+                output[name] = padded.masked_scatter(label_mask, values)
+        output.label_mask = label_mask
         return output
 
     return forward
 
 
-def _flat(input_ids: "Tensor", tokens: "Tensor") -> "dict[str, Tensor | int | None]":
-    """A model's arguments for the tokens of a padded batch, (rows, longest), as one sequence: (1, tokens)."""
+def _flatten(
+    input_ids: "Tensor", is_token: "Tensor"
+) -> "dict[str, Tensor | int | None]":
+    """Return a model's arguments for the tokens of a padded batch as one sequence.
+
+    Both tensors have the shape (rows, longest); `input_ids` becomes (1, tokens).
+    """
     import torch
 
-    lengths = tokens.sum(dim=1)
+    lengths = is_token.sum(dim=1)
     boundaries = torch.nn.functional.pad(lengths.cumsum(0), (1, 0)).int()
-    longest = (
-        1 << (tokens.shape[1] - 1).bit_length()
-    )  # few values, as each may compile the layers anew
+    # Each new value may compile the layers anew, so round up to a power of two.
+    max_length = 1 << (is_token.shape[1] - 1).bit_length()
+    positions = is_token.cumsum(dim=1) - 1
     return {
-        "input_ids": input_ids[tokens][None],
+        "input_ids": input_ids[is_token][None],
         "attention_mask": None,
-        "position_ids": (tokens.cumsum(dim=1) - 1)[tokens][None],
+        "position_ids": positions[is_token][None],
         "cu_seq_lens_q": boundaries,
         "cu_seq_lens_k": boundaries,
-        "max_length_q": longest,
-        "max_length_k": longest,
+        "max_length_q": max_length,
+        "max_length_k": max_length,
     }
 
 
-def _selecting(inner: MethodType) -> "Callable[..., ModelOutput]":
-    """The forward function of a backbone that hands only some positions on to the head: never those of a prompt."""
+def _selecting_forward(inner: MethodType) -> "Callable[..., ModelOutput]":
+    """Build a backbone's forward function that passes only some positions to the head.
+
+    The head never computes the positions of a prompt.
+    """
 
     @functools.wraps(inner.__func__)
     def forward(
@@ -211,87 +226,92 @@ def _selecting(inner: MethodType) -> "Callable[..., ModelOutput]":
     return forward
 
 
-def _difference(causal: "PreTrainedModel") -> float:
-    """The largest difference of the logits of two rows in a flat pass from those of each alone, over the largest."""
-    import torch
+def _logit_difference(causal_model: "PreTrainedModel") -> float:
+    """Return how far the logits of two rows in a flat pass are from those of each alone.
 
-    vocabulary = causal.config.get_text_config().vocab_size
-    draw = torch.Generator().manual_seed(0)
-    rows = [
-        torch.randint(vocabulary, (1, length), generator=draw).to(causal.device)
-        for length in _CHECKED_LENGTHS
-    ]
-    together = torch.nn.utils.rnn.pad_sequence(
-        [row[0] for row in rows], batch_first=True
-    )
-    tokens = torch.nn.utils.rnn.pad_sequence(
-        [torch.ones_like(row[0]) for row in rows], batch_first=True
-    ).bool()
-    was_training = causal.training
-    with (
-        torch.no_grad()
-    ):  # inference mode would leave weights that no backward pass takes
-        causal.eval()
+    It is the largest absolute difference, divided by the largest logit.
+    """
+    import torch
+    from torch.nn.utils.rnn import pad_sequence
+
+    vocabulary = causal_model.config.get_text_config().vocab_size
+    generator = torch.Generator().manual_seed(0)
+    rows = []
+    for length in _CHECKED_LENGTHS:
+        row = torch.randint(vocabulary, (1, length), generator=generator)
+        rows.append(row.to(causal_model.device))
+    ids = pad_sequence([row[0] for row in rows], batch_first=True)
+    ones = [torch.ones_like(row[0]) for row in rows]
+    is_token = pad_sequence(ones, batch_first=True).bool()
+    was_training = causal_model.training
+    # no_grad, since inference mode would leave weights that no backward pass accepts.
+    with torch.no_grad():
+        causal_model.eval()
         try:
-            alone = torch.cat(
-                [causal(input_ids=row, use_cache=False).logits[0] for row in rows]
-            )
-            with _attention(causal, attention.NAME):
-                flat = causal(**_flat(together, tokens), use_cache=False).logits[0]
-                causal.train()  # where dropout, for one, may be asked for
-                causal(**_flat(together, tokens), use_cache=False)
+            outputs = [causal_model(input_ids=row, use_cache=False) for row in rows]
+            alone = torch.cat([output.logits[0] for output in outputs])
+            with _use_attention(causal_model, attention.NAME):
+                output = causal_model(**_flatten(ids, is_token), use_cache=False)
+                flat = output.logits[0]
+                # Some features, such as dropout, are requested only in training mode.
+                causal_model.train()
+                causal_model(**_flatten(ids, is_token), use_cache=False)
         finally:
-            causal.train(was_training)
+            causal_model.train(was_training)
     return ((flat - alone).abs().max() / alone.abs().max()).item()
 
 
 @contextlib.contextmanager
 def in_float32(model: "PreTrainedModel") -> Iterator[None]:
-    """Within the block, bfloat16 weights are float32, and 4-bit layers compute in it. Buffers, such as the frequencies
-    of positions, stay as exact as they are."""
+    """Within the block, bfloat16 weights are float32, and 4-bit layers compute in float32.
+
+    Buffers, such as the frequencies of positions, keep their precision.
+    """
     import torch
 
-    stored = [weight for weight in model.parameters() if weight.dtype is torch.bfloat16]
-    layers = [
-        (layer, layer.compute_dtype)
-        for layer in model.modules()
-        if hasattr(layer, "compute_dtype")
+    weights = [
+        weight for weight in model.parameters() if weight.dtype is torch.bfloat16
     ]
+    layers = [layer for layer in model.modules() if hasattr(layer, "compute_dtype")]
+    compute_dtypes = [layer.compute_dtype for layer in layers]
     try:
-        for weight in stored:
+        for weight in weights:
             weight.data = weight.data.float()
-        for layer, _ in layers:
+        for layer in layers:
             layer.compute_dtype = torch.float32
         yield
     finally:
-        for weight in stored:
+        for weight in weights:
             weight.data = weight.data.to(torch.bfloat16)
-        for layer, before in layers:
-            layer.compute_dtype = before
+        for layer, dtype in zip(layers, compute_dtypes, strict=True):
+            layer.compute_dtype = dtype
 
 
 @contextlib.contextmanager
-def _attention(causal: "PreTrainedModel", name: str) -> Iterator[None]:
-    """Another attention function for the block.
+def _use_attention(causal_model: "PreTrainedModel", name: str) -> Iterator[None]:
+    """Within the block, the model uses another attention function.
 
     Raises:
-        NotImplementedError: the architecture has an attention of its own.
+        NotImplementedError: the architecture implements its own attention.
     """
-    before = causal.config._attn_implementation
+    before = causal_model.config._attn_implementation
     try:
-        causal.set_attn_implementation(name)
-        if causal.config._attn_implementation != name:
-            raise NotImplementedError("it has an attention of its own")
+        causal_model.set_attn_implementation(name)
+        if causal_model.config._attn_implementation != name:
+            raise NotImplementedError("it implements its own attention")
         yield
     finally:
-        causal.set_attn_implementation(before)
+        causal_model.set_attn_implementation(before)
 
 
-def _causal(model: "PreTrainedModel | PeftModel") -> "PreTrainedModel":
-    """The causal language model, without PEFT around it."""
-    return model.get_base_model() if hasattr(model, "get_base_model") else model
+def _causal_model(model: "PreTrainedModel | PeftModel") -> "PreTrainedModel":
+    """Return the causal language model, without PEFT's wrapper."""
+    if hasattr(model, "get_base_model"):
+        return model.get_base_model()
+    return model
 
 
 def first_line(error: Exception) -> str:
-    """Of what an error says, or what it is."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+    """Return the first line of an error's message, or its type if there is no message."""
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__

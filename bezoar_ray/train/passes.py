@@ -1,7 +1,9 @@
-"""Optimiser steps in passes: a worker gets all its rows of a step, and computes as many at a time as are good for it.
+"""Optimizer steps in passes.
 
-What a step learns does not depend on its passes. A loss that is a mean over tokens is divided by the tokens of the
-whole step (TRL's SFTTrainer does, where it is told their number); a mean over rows is weighted by the rows of the pass.
+A worker receives all its rows of a step and computes them in passes of a suitable size. The
+result of a step does not depend on its passes: a loss that is a mean over tokens is divided
+by the tokens of the whole step (TRL's SFTTrainer does so when it is told their number), and
+a loss that is a mean over rows is weighted by the rows of the pass.
 """
 
 import contextlib
@@ -22,20 +24,26 @@ if TYPE_CHECKING:
     from torch.utils.data import DataLoader
     from transformers import Trainer, TrainerCallback
 
-_PREFETCHED = 2  # steps that a GPU's loader holds ready
+_PREFETCHED = 2  # steps that a GPU's data loader prepares ahead
 
 
 @dataclass(frozen=True)
 class Row:
-    """What a row takes in a pass: its tokens, its sequences (two of a pair), and the tokens of the longest of them."""
+    """The size of a row in a pass."""
 
     tokens: int
     sequences: int
+    """One, or two for a pair."""
     longest: int
+    """Tokens of its longest sequence."""
 
 
 def split(rows: list[Row], size: PassSize, layout: Layout) -> list[list[int]]:
-    """The passes of a step: indices of its rows on this worker, in as few passes as hold them."""
+    """Split a worker's rows of a step into as few passes of a size as possible.
+
+    Returns:
+        The indices of the rows of each pass.
+    """
     for count in range(_fewest(rows, size), len(rows)):
         passes = deal(rows, count, layout)
         if all(_fits(rows, indices, size, layout) for indices in passes):
@@ -44,51 +52,63 @@ def split(rows: list[Row], size: PassSize, layout: Layout) -> list[list[int]]:
 
 
 def deal(rows: list[Row], count: int, layout: Layout) -> list[list[int]]:
-    """So many passes of about equal work: indices of rows, each in one of them.
+    """Deal the rows out to `count` passes of about equal work.
 
-    How many rows a pass has follows from the number of rows and of passes alone, so that it is the same on all workers.
-    Flat, the longest rows are dealt out first, to and fro, for equal tokens. Padded, rows lie beside rows of their
-    length, so that little padding is needed.
+    The number of rows in each pass depends only on the numbers of rows and passes, so it is
+    the same on all workers. Flat, the longest rows are dealt out first, to and fro, so that
+    passes have about equal tokens. Padded, rows of similar length share a pass, so that
+    little padding is needed.
+
+    Returns:
+        The indices of the rows of each pass.
     """
-    by_length = sorted(
-        range(len(rows)),
-        key=lambda index: (-rows[index].longest, -rows[index].tokens, index),
-    )
+
+    def longest_first(index: int) -> tuple[int, int, int]:
+        row = rows[index]
+        return -row.longest, -row.tokens, index
+
+    by_length = sorted(range(len(rows)), key=longest_first)
     if not layout.flat:
         bounds = [round(part * len(rows) / max(1, count)) for part in range(count + 1)]
         return [by_length[begin:end] for begin, end in itertools.pairwise(bounds)]
     passes: list[list[int]] = [[] for _ in range(count)]
-    for place, index in enumerate(by_length):
-        turn, at = divmod(place, count)
-        passes[at if turn % 2 == 0 else count - 1 - at].append(index)
+    for position, index in enumerate(by_length):
+        turn, seat = divmod(position, count)
+        if turn % 2 == 1:  # back again
+            seat = count - 1 - seat
+        passes[seat].append(index)
     return [sorted(indices) for indices in passes]
 
 
 def _fewest(rows: list[Row], size: PassSize) -> int:
+    """Return a lower bound of the number of passes."""
     if size.rows:
         return math.ceil(len(rows) / size.rows)
-    return math.ceil(sum(row.tokens for row in rows) / (size.tokens or 1))
+    tokens = sum(row.tokens for row in rows)
+    return math.ceil(tokens / (size.tokens or 1))
 
 
 def _fits(rows: list[Row], indices: list[int], size: PassSize, layout: Layout) -> bool:
     if size.rows:
         return len(indices) <= size.rows
-    return len(indices) == 1 or work([rows[index] for index in indices], layout) <= (
-        size.tokens or 0
-    )
+    if len(indices) == 1:  # a row that is longer than a pass is one by itself
+        return True
+    return work([rows[index] for index in indices], layout) <= (size.tokens or 0)
 
 
 def work(rows: list[Row], layout: Layout) -> int:
-    """Tokens that a pass of these rows computes, padding included."""
+    """Return the tokens that a pass of these rows computes, padding included."""
     if layout.flat:
         return sum(row.tokens for row in rows)
-    return sum(row.sequences for row in rows) * max(row.longest for row in rows)
+    longest = max(row.longest for row in rows)
+    return sum(row.sequences for row in rows) * longest
 
 
 class StepCollator:
-    """The rows of a step as one padded batch of TRL's, with their `rows` (of type `Row`) and `ids` beside the tensors.
+    """Collates the rows of a step into one padded batch of TRL's.
 
-    Where a row is several examples, the first ones of all rows come first.
+    The batch also has the sizes of its `rows` (of type `Row`) and their `ids`. If a row
+    consists of several examples, the first examples of all rows come first.
     """
 
     def __init__(
@@ -96,34 +116,39 @@ class StepCollator:
         collate: Callable[[list[dict[str, Any]]], dict[str, Any]],
         measure: Callable[..., Row],
     ):
-        self._collate, self._measure = collate, measure
+        self._collate = collate
+        self._measure = measure
 
     def __call__(self, rows: list[list[dict[str, Any]]]) -> dict[str, Any]:
         examples = [example for block in zip(*rows, strict=True) for example in block]
         batch = dict(self._collate(examples))
-        ids = [row[0]["id"] for row in rows]
-        return batch | {"rows": [self._measure(row) for row in rows], "ids": ids}
+        batch["rows"] = [self._measure(row) for row in rows]
+        batch["ids"] = [row[0]["id"] for row in rows]
+        return batch
 
 
 def take(
     batch: "dict[str, Tensor]", indices: list[int], total: int, longest: int
 ) -> "dict[str, Tensor]":
-    """Some rows of a padded batch of `total` rows, without the padding that they do not need.
+    """Take some rows of a padded batch of `total` rows, cut to `longest` tokens.
 
-    A tensor has as many entries as there are rows, or twice as many: then all chosen sides come before the rejected.
+    A tensor has one or two entries for each row. If it has two, all chosen sides come
+    before the rejected ones.
     """
     taken = {}
     for name, tensor in batch.items():
-        blocks = tensor.shape[0] // total
-        places = [block * total + index for block in range(blocks) for index in indices]
-        taken[name] = tensor[places]
-        if tensor.dim() > 1:
-            taken[name] = taken[name][:, :longest]
+        entries = []
+        for block in range(tensor.shape[0] // total):
+            entries += [block * total + index for index in indices]
+        selected = tensor[entries]
+        if selected.dim() > 1:
+            selected = selected[:, :longest]
+        taken[name] = selected
     return taken
 
 
 class PassesTrainer(Protocol):
-    """What is used of a trainer of `in_passes`, beside what transformers' own trainers do."""
+    """The part of an `in_passes` trainer's interface that this package uses."""
 
     layout: Layout
     pass_size: PassSize
@@ -138,20 +163,24 @@ class PassesTrainer(Protocol):
     ]
 
     def add_callback(self, callback: "TrainerCallback") -> None:
-        """Have it called at each event of the training."""
+        """Add a callback for the events of the training."""
 
     def train(self, resume_from_checkpoint: str | None = None) -> object:
-        """Train to the end, from a checkpoint's folder where one is given."""
+        """Train to the end, from a checkpoint's folder if one is given."""
 
 
 def in_passes(kind: "type[Trainer]") -> Callable[..., PassesTrainer]:
-    """A trainer class of TRL's or transformers' whose optimiser steps are computed in passes.
+    """Derive a trainer class whose optimizer steps are computed in passes.
 
-    Set `layout`, `pass_size` and `measure` before training, and `width` where a row is several examples.
+    Set `layout`, `pass_size`, `measure` and `batch` before training, and `width` if a row
+    consists of several examples.
+
+    Args:
+        kind: a trainer class of TRL or transformers.
     """
 
     class InPasses(kind):
-        """As its parent, but that its loader gives whole optimiser steps."""
+        """The parent class with a data loader that yields whole optimizer steps."""
 
         layout: Layout
         pass_size: PassSize
@@ -166,10 +195,14 @@ def in_passes(kind: "type[Trainer]") -> Callable[..., PassesTrainer]:
             super().__init__(*args, **more)
 
         def get_train_dataloader(self) -> "DataLoader[list[dict[str, Any]]]":
-            """One item for each optimiser step; accelerate does not deal out its rows once more."""
+            """Return a loader of optimizer steps.
+
+            Its sampler has divided the rows among the workers, so accelerate must not.
+            """
             from torch.utils.data import DataLoader
 
-            rows, args = RowsOrRepeats(self.train_dataset, self.width), self.args
+            args = self.args
+            rows = RowsOrRepeats(self.train_dataset, self.width)
             sampler = StepSampler(
                 len(rows),
                 self.batch,
@@ -178,12 +211,13 @@ def in_passes(kind: "type[Trainer]") -> Callable[..., PassesTrainer]:
                 args.seed,
                 lambda: self.state.epoch or 0.0,
             )
+            workers = args.dataloader_num_workers
             return DataLoader(
                 rows,
                 batch_sampler=sampler,
                 collate_fn=StepCollator(self.data_collator, self.measure),
-                num_workers=args.dataloader_num_workers,
-                prefetch_factor=_PREFETCHED if args.dataloader_num_workers else None,
+                num_workers=workers,
+                prefetch_factor=_PREFETCHED if workers else None,
                 pin_memory=args.dataloader_pin_memory,
             )
 
@@ -193,72 +227,73 @@ def in_passes(kind: "type[Trainer]") -> Callable[..., PassesTrainer]:
             inputs: dict[str, Any],
             num_items_in_batch: Any = None,
         ) -> "Tensor | float":
-            """Forward and backward passes over the rows of a step; workers exchange gradients in the last one."""
-            rows, ids = inputs.pop("rows"), inputs.pop("ids")
-            passes, counted = self._passes(rows, ids)
-            if (
-                not self.mean_over_rows
-            ):  # TRL adds a mixture's balancing loss in each pass, over this number
+            """Run the forward and backward passes of a step.
+
+            Workers exchange gradients in the last pass only.
+            """
+            rows = inputs.pop("rows")
+            ids = inputs.pop("ids")
+            passes, step_rows = self._plan_passes(rows, ids)
+            if not self.mean_over_rows:
+                # TRL adds a mixture model's balancing loss in each pass, over this number.
                 self.current_gradient_accumulation_steps = len(passes)
             total: Tensor | float = 0.0
             for number, indices in enumerate(passes):
-                part = take(
-                    inputs,
-                    indices,
-                    len(rows),
-                    max(rows[index].longest for index in indices),
-                )
-                named = [ids[index] for index in indices if ids[index]]
-                self._weight = self._weight_of(named, counted)
-                with self._exchanging(model, last=number == len(passes) - 1):
-                    loss = super().training_step(model, part, num_items_in_batch)
-                self.finiteness.add_loss(loss, named)
+                longest = max(rows[index].longest for index in indices)
+                batch = take(inputs, indices, len(rows), longest)
+                pass_ids = [ids[index] for index in indices if ids[index]]
+                self._weight = self._pass_weight(pass_ids, step_rows)
+                with self._sync_gradients(model, last=number == len(passes) - 1):
+                    loss = super().training_step(model, batch, num_items_in_batch)
+                self.finiteness.add_loss(loss, pass_ids)
                 total = total + loss
             return total
 
-        def _passes(
+        def _plan_passes(
             self, rows: list[Row], ids: list[str]
         ) -> tuple[list[list[int]], int]:
-            """The passes of this worker, and the rows of the step on all workers.
+            """Return this worker's passes and the step's number of rows on all workers.
 
-            Workers make equally many passes of equally many rows, as they exchange sums and metrics in them. Where a
-            worker repeats a row to that end, the repeat is a pass by itself that counts nothing, and every other worker
-            has its last row there.
+            All workers make the same number of passes with the same numbers of rows, since
+            they exchange sums and metrics in them. A row that a worker repeats to that end
+            is a pass by itself that counts nothing; all other workers then put their last
+            row into that pass.
             """
             workers = self.args.world_size
-            counted = sum(map(bool, ids))
+            own_rows = sum(1 for id in ids if id)  # a repeat has no id
             if workers == 1:
-                return split(rows, self.pass_size, self.layout), counted
-            counted = sum(self._on_all(counted))
-            apart = [[len(rows) - 1]] if counted < len(rows) * workers else []
-            together = rows[: len(rows) - len(apart)]
-            passes = split(together, self.pass_size, self.layout)
-            most = max(self._on_all(len(passes)))
+                return split(rows, self.pass_size, self.layout), own_rows
+            step_rows = sum(self._gather_number(own_rows))
+            has_repeats = step_rows < len(rows) * workers
+            last_pass = [[len(rows) - 1]] if has_repeats else []
+            first_rows = rows[: len(rows) - len(last_pass)]
+            passes = split(first_rows, self.pass_size, self.layout)
+            most = max(self._gather_number(len(passes)))
             if most > len(passes):
-                passes = deal(together, most, self.layout)
-            return passes + apart, counted
+                passes = deal(first_rows, most, self.layout)
+            return passes + last_pass, step_rows
 
-        def _on_all(self, number: int) -> list[int]:
-            """A number of each worker's."""
+        def _gather_number(self, number: int) -> list[int]:
+            """Return each worker's value of a number."""
             import torch
 
-            return self.accelerator.gather(
-                torch.tensor([number], device=self.args.device)
-            ).tolist()
+            tensor = torch.tensor([number], device=self.args.device)
+            return self.accelerator.gather(tensor).tolist()
 
-        def _weight_of(self, ids: list[str], counted: int) -> float:
-            """Of a pass with these rows in its step's loss, which workers average."""
-            return (
-                len(ids) / counted * self.args.world_size
-                if self.mean_over_rows
-                else 1.0
-            )
+        def _pass_weight(self, ids: list[str], step_rows: int) -> float:
+            """Return a pass's weight in its step's loss, which workers average."""
+            if not self.mean_over_rows:
+                return 1.0
+            return len(ids) / step_rows * self.args.world_size
 
         @contextlib.contextmanager
-        def _exchanging(self, model: "PeftModel", last: bool) -> Iterator[None]:
+        def _sync_gradients(self, model: "PeftModel", last: bool) -> Iterator[None]:
+            """Exchange gradients within the block only in a step's last pass."""
             self.accelerator.gradient_state._set_sync_gradients(last)
-            apart = not last and not self.is_deepspeed_enabled
-            with self.accelerator.no_sync(model) if apart else contextlib.nullcontext():
+            if last or self.is_deepspeed_enabled:
+                yield
+                return
+            with self.accelerator.no_sync(model):
                 yield
 
         def compute_loss(
@@ -268,7 +303,7 @@ def in_passes(kind: "type[Trainer]") -> Callable[..., PassesTrainer]:
             *args: object,
             **more: object,
         ) -> "Tensor":
-            """The parent's loss, weighted as the pass is."""
+            """Return the parent's loss, multiplied by the weight of the pass."""
             return super().compute_loss(model, inputs, *args, **more) * self._weight
 
         def _get_grad_norm(

@@ -1,4 +1,4 @@
-"""What a trainer tells Ray Train and the driver: checkpoints to go on from, losses, progress."""
+"""A trainer's reports to Ray Train and to the driver: checkpoints, losses, progress."""
 
 import contextlib
 import threading
@@ -24,83 +24,99 @@ if TYPE_CHECKING:
     )
 
 STATE = "bezoar.json"
-_LOOK_SECONDS = 1.0
-_WIRE_SECONDS, _WIRE_SECONDS_REMOTE = 0.5, 2.0
+"""The file with the `TrainState` in a checkpoint's folder."""
+_STOP_CHECK_SECONDS = 1.0
+_EXCHANGE_SECONDS = 0.5
+_EXCHANGE_SECONDS_REMOTE = 2.0  # with a bucket
 
 
 @dataclass
 class TrainState:
-    """What the loop has done so far; it lies in every checkpoint."""
+    """What the loop has done so far; every checkpoint holds it."""
 
-    dataset_index: int = 0  # the data set that is trained on
-    finished: bool = False  # whether that one is at its end
-    stopped: bool = False  # whether the driver asked to stop
-    offset: int = 0  # optimiser steps of those before it
-    global_step: int = 0  # optimiser steps over all data sets, when it was last saved
+    dataset_index: int = 0
+    """The data set that is trained on."""
+    finished: bool = False
+    """Whether the training on that data set is complete."""
+    stopped: bool = False
+    """Whether the driver asked to stop."""
+    offset: int = 0
+    """Optimizer steps on the data sets before it."""
+    global_step: int = 0
+    """Optimizer steps over all data sets at the last save."""
     tokens: float = 0.0
     seconds: float = 0.0
-    phases: dict[str, float] = field(
-        default_factory=dict
-    )  # seconds of data, passes, optimiser and checkpoints
-    passes: dict[str, Any] = field(
-        default_factory=dict
-    )  # how they are made (fitting.Passes)
+    phases: dict[str, float] = field(default_factory=dict)
+    """Seconds of data, passes, optimizer and checkpoints."""
+    passes: dict[str, Any] = field(default_factory=dict)
+    """How passes are made: the fields of `fitting.Passes`."""
     history: list[dict[str, Any]] = field(default_factory=list)
+    """A point for each logged step: its loss, and the reward accuracy of pairs."""
 
     @classmethod
     def from_json(cls, text: bytes) -> "TrainState":
-        """The state that a checkpoint holds; earlier versions called two fields otherwise."""
-        former = {"step": "dataset_index", "at": "global_step"}
-        return cls(
-            **{
-                former.get(name, name): value
-                for name, value in orjson.loads(text).items()
-            }
-        )
+        """Read the state of a checkpoint; earlier versions named two fields differently."""
+        former_names = {"step": "dataset_index", "at": "global_step"}
+        fields = {}
+        for name, value in orjson.loads(text).items():
+            fields[former_names.get(name, name)] = value
+        return cls(**fields)
 
     @property
     def tokens_per_s(self) -> float:
-        """Tokens that went through the model, padding left out, in a second of training."""
-        return round(self.tokens / self.seconds, 1) if self.seconds else 0.0
+        """Tokens through the model per second of training, without padding."""
+        if not self.seconds:
+            return 0.0
+        return round(self.tokens / self.seconds, 1)
 
     @property
     def time_shares(self) -> dict[str, float]:
-        """The share of the time that went into data, passes (forward and backward), optimiser and checkpoints."""
-        whole = sum(self.phases.values())
-        return (
-            {phase: round(seconds / whole, 4) for phase, seconds in self.phases.items()}
-            if whole
-            else {}
-        )
+        """Shares of the time of data, passes, optimizer and checkpoints.
+
+        Passes are the forward and backward passes.
+        """
+        total = sum(self.phases.values())
+        if not total:
+            return {}
+        return {
+            phase: round(seconds / total, 4) for phase, seconds in self.phases.items()
+        }
 
 
-class Wire:
-    """Rank 0's line to the driver, in a thread of its own: no step waits for a bucket, and no outage of one ends it."""
+class DriverLink:
+    """Rank 0's exchange with the driver through files of the run directory.
+
+    It runs in its own thread, so that no step waits for a bucket and an outage of the
+    bucket does not end the training.
+    """
 
     def __init__(self, job: Job):
-        self._job, self._over = job, threading.Event()
+        self._job = job
+        self._closed = threading.Event()
         self.progress: dict[str, Any] | None = None
+        """The latest progress, to be written."""
         self.stop = False
         """Whether the driver asks to stop."""
 
     def open(self) -> None:
-        """Begin to write the latest progress, and to look for the driver's wish, now and then."""
+        """Start to write the latest progress and to look for a stop at intervals."""
         threading.Thread(target=self._run, daemon=True).start()
 
     def close(self) -> None:
-        """End that, after a last time."""
-        self._over.set()
+        """Stop after one last exchange."""
+        self._closed.set()
 
     def _run(self) -> None:
-        store, told, over = self._job.store, None, False
-        while not over:
-            over = self._over.wait(
-                _WIRE_SECONDS_REMOTE if store.remote else _WIRE_SECONDS
-            )
+        store = self._job.store
+        interval = _EXCHANGE_SECONDS_REMOTE if store.remote else _EXCHANGE_SECONDS
+        written = None
+        closed = False
+        while not closed:
+            closed = self._closed.wait(interval)
             with contextlib.suppress(BezoarError, OSError):
-                if told is not self.progress:
-                    told = self.progress
-                    store.replace_json(f"{self._job.folder}/{PROGRESS}", told)
+                if written is not self.progress:
+                    written = self.progress
+                    store.replace_json(f"{self._job.folder}/{PROGRESS}", written)
                 self.stop = self.stop or store.exists(f"{self._job.folder}/{STOP}")
 
 
@@ -111,20 +127,31 @@ def reporter(
     total: int,
     passes: Passes,
 ) -> "TrainerCallback":
-    """A callback that keeps the state, and reports each checkpoint from rank 0 alone. It is the last one.
+    """Build the callback that keeps the state and reports checkpoints and progress.
 
-    Ray's own callback copies the whole checkpoint from every rank.
+    It must be the trainer's last callback. Ray's own callback is not used, as it copies the
+    whole checkpoint from every rank.
+
+    Args:
+        job: the stage's job.
+        train_state: the callback updates it.
+        data: the data set that is trained on.
+        total: optimizer steps of the whole stage.
+        passes: how the passes are made.
     """
     from ray.train import get_context, get_preemption_info
     from transformers import TrainerCallback
 
     class Reporter(TrainerCallback):
-        """One data set's training."""
+        """Reports the training on one data set."""
 
         def __init__(self) -> None:
-            self._seen = self._looked = self._phase_began = 0.0
-            self._stop = self._noticed = False
-            self._wire = Wire(job)
+            self._step_end = 0.0
+            self._phase_begin = 0.0
+            self._last_check = 0.0
+            self._stop = False
+            self._preempted = False
+            self._driver = DriverLink(job)
 
         def on_train_begin(
             self,
@@ -134,9 +161,11 @@ def reporter(
             **kwargs: object,
         ) -> None:
             train_state.passes = asdict(passes)
-            self._seen = self._phase_began = time.monotonic()
+            now = time.monotonic()
+            self._step_end = now
+            self._phase_begin = now
             if state.is_world_process_zero:
-                self._wire.open()
+                self._driver.open()
 
         def on_train_end(
             self,
@@ -145,14 +174,13 @@ def reporter(
             control: "TrainerControl",
             **kwargs: object,
         ) -> None:
-            self._wire.close()
+            self._driver.close()
 
         def _end_phase(self, name: str) -> None:
             now = time.monotonic()
-            train_state.phases[name] = (
-                train_state.phases.get(name, 0.0) + now - self._phase_began
-            )
-            self._phase_began = now
+            before = train_state.phases.get(name, 0.0)
+            train_state.phases[name] = before + now - self._phase_begin
+            self._phase_begin = now
 
         def on_step_begin(
             self,
@@ -170,9 +198,8 @@ def reporter(
             control: "TrainerControl",
             **kwargs: object,
         ) -> None:
-            self._end_phase(
-                "passes"
-            )  # the GPU is done: the gradient's norm was looked at
+            # The GPU has finished its passes: the norm of the gradient was read.
+            self._end_phase("passes")
 
         def on_step_end(
             self,
@@ -181,49 +208,55 @@ def reporter(
             control: "TrainerControl",
             **kwargs: object,
         ) -> None:
-            self._end_phase("optimiser")
+            self._end_phase("optimiser")  # a key of summary.json
             now = time.monotonic()
-            train_state.seconds, self._seen = (
-                train_state.seconds + now - self._seen,
-                now,
-            )
+            train_state.seconds += now - self._step_end
+            self._step_end = now
             train_state.tokens += data.tokens * args.num_train_epochs / state.max_steps
-            stop, notice = self._told(now)
+            stop, preempted = self._check_stop(now)
             if stop:
-                control.should_save = control.should_training_stop = (
-                    train_state.stopped
-                ) = True
-            elif notice and not self._noticed:
-                control.should_save = self._noticed = True
-            last = train_state.history[-1] if train_state.history else {}
-            loss = f"loss {last['loss']:.3f}, " if last else ""
-            self._wire.progress = {
-                "step": train_state.offset + state.global_step,
+                train_state.stopped = True
+                control.should_training_stop = True
+                control.should_save = True
+            elif preempted and not self._preempted:
+                self._preempted = True
+                control.should_save = True
+            self._driver.progress = self._progress(state.global_step)
+
+        def _progress(self, step: int) -> dict[str, Any]:
+            last_point = train_state.history[-1] if train_state.history else {}
+            loss = f"loss {last_point['loss']:.3f}, " if last_point else ""
+            speed = f"{train_state.tokens_per_s:.0f} tokens/s"
+            return {
+                "step": train_state.offset + step,
                 "total": total,
-                "note": f"{data.name}  {loss}{train_state.tokens_per_s:.0f} tokens/s",
-                "accuracy": last.get("reward_accuracy"),
+                "note": f"{data.name}  {loss}{speed}",
+                "accuracy": last_point.get("reward_accuracy"),
                 "say": train_state.passes["because"],
             }
 
-        def _told(self, now: float) -> tuple[bool, bool]:
-            """Whether the driver is being stopped, and whether a worker's node is about to be taken away (on SIGTERM,
-            Ray drains a node for half a minute): rank 0 looks now and then, all ranks learn it at the same step."""
+        def _check_stop(self, now: float) -> tuple[bool, bool]:
+            """Return whether the driver asks to stop, and whether a node is preempted.
+
+            On SIGTERM, Ray drains a worker's node for half a minute. Rank 0 checks at
+            intervals, and all ranks learn the result at the same step.
+            """
             import torch
             import torch.distributed as dist
 
-            looks = (
-                get_context().get_world_rank() == 0
-                and now - self._looked > _LOOK_SECONDS
-            )
-            if looks:
-                self._looked, self._stop = now, self._wire.stop
+            is_due = now - self._last_check > _STOP_CHECK_SECONDS
+            checks = get_context().get_world_rank() == 0 and is_due
+            if checks:
+                self._last_check = now
+                self._stop = self._driver.stop
             if dist.is_initialized():
-                told = torch.tensor(
-                    [looks, self._stop], dtype=torch.int, device=device(job)
+                flags = torch.tensor(
+                    [checks, self._stop], dtype=torch.int, device=device(job)
                 )
-                dist.broadcast(told, 0)
-                looks, self._stop = map(bool, told.tolist())
-            return self._stop, looks and get_preemption_info() is not None
+                dist.broadcast(flags, 0)
+                checks, self._stop = map(bool, flags.tolist())
+            preempted = checks and get_preemption_info() is not None
+            return self._stop, preempted
 
         def on_log(
             self,
@@ -251,43 +284,44 @@ def reporter(
             control: "TrainerControl",
             **kwargs: object,
         ) -> None:
-            folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
-            train_state.global_step, train_state.finished = (
-                train_state.offset + state.global_step,
-                state.global_step >= state.max_steps,
-            )
-            _report(
+            train_state.global_step = train_state.offset + state.global_step
+            train_state.finished = state.global_step >= state.max_steps
+            _report_checkpoint(
                 job,
-                folder,
+                Path(args.output_dir) / f"checkpoint-{state.global_step}",
                 train_state,
-                state.is_world_process_zero,
-                urgent=self._stop or self._noticed,
+                is_main=state.is_world_process_zero,
+                urgent=self._stop or self._preempted,
             )
             self._end_phase("checkpoints")
 
     return Reporter()
 
 
-def _report(
-    job: Job, folder: Path, train_state: TrainState, main: bool, urgent: bool
+def _report_checkpoint(
+    job: Job, folder: Path, train_state: TrainState, is_main: bool, urgent: bool
 ) -> None:
-    """Hand a saved folder to Ray Train once all ranks have written their share of it; with a bucket, each node's.
+    """Give a saved folder to Ray Train once all ranks have written their shares of it.
 
-    It is copied while training goes on, and then removed; where this process is about to end, before it does.
+    Ray Train copies it while training continues and then removes it. If the process is
+    about to end (`urgent`), the copy is made before this returns.
     """
     import torch.distributed
     from ray.train import Checkpoint, CheckpointUploadMode, get_context, report
 
     if torch.distributed.is_initialized():
         torch.distributed.barrier()
-    if main:
+    if is_main:
         (folder / STATE).write_bytes(orjson.dumps(asdict(train_state)))
-    keeps = get_context().get_local_rank() == 0 if job.store.remote else main
+    # With a bucket, each node has a folder of its own on its disk.
+    is_reporting = is_main
+    if job.store.remote:
+        is_reporting = get_context().get_local_rank() == 0
+    checkpoint = Checkpoint.from_directory(str(folder)) if is_reporting else None
+    upload_mode = CheckpointUploadMode.SYNC if urgent else CheckpointUploadMode.ASYNC
     report(
         {"step": train_state.global_step},
-        checkpoint=Checkpoint.from_directory(str(folder)) if keeps else None,
-        checkpoint_upload_mode=CheckpointUploadMode.SYNC
-        if urgent
-        else CheckpointUploadMode.ASYNC,
+        checkpoint=checkpoint,
+        checkpoint_upload_mode=upload_mode,
         delete_local_checkpoint_after_upload=True,
     )

@@ -1,4 +1,4 @@
-"""Which rows a worker takes in each optimiser step: each row once an epoch, whatever the number of workers."""
+"""The rows that a worker takes in each optimizer step: each row once per epoch."""
 
 import math
 from collections.abc import Callable, Iterator
@@ -13,19 +13,22 @@ if TYPE_CHECKING:
 
 
 class StepSampler(Sampler[list[int]]):
-    """For each optimiser step of an epoch, the indices of the rows that fall to one worker.
+    """For each optimizer step of an epoch, the indices of one worker's rows.
 
-    The order of an epoch follows from the seed and the epoch alone, so that a resumed training goes on with the rows
-    that an undisturbed one would take. The rows of a step are dealt out evenly. Where they do not come out even, in the
-    last step of an epoch, a worker that has one fewer repeats a row at its end, as `RowsOrRepeats` understands it.
+    The order of an epoch depends on the seed and the epoch alone, so a resumed training
+    takes the same rows as an uninterrupted one, and the steps are the same for any number
+    of workers. The rows of a step are dealt out evenly. Where this is impossible, in the
+    last step of an epoch, a worker with one row less ends with a repeated row, whose index
+    `RowsOrRepeats` understands.
 
     Args:
-        rows: in the data set.
-        batch: rows of an optimiser step, over all workers.
+        rows: number of rows in the data set.
+        batch: rows of an optimizer step, over all workers.
         rank: of this worker.
-        workers: how many there are.
+        workers: number of workers.
         seed: of the order.
-        epoch: how many epochs of training are done, as a fraction; the sampler asks when an epoch begins.
+        epoch: returns the epochs of training done so far, as a fraction. It is called when
+            an epoch begins.
     """
 
     def __init__(
@@ -37,51 +40,59 @@ class StepSampler(Sampler[list[int]]):
         seed: int,
         epoch: Callable[[], float],
     ):
-        self._rows, self._batch, self._rank, self._workers = rows, batch, rank, workers
-        self._seed, self._epoch = seed, epoch
+        self._rows = rows
+        self._batch = batch
+        self._rank = rank
+        self._workers = workers
+        self._seed = seed
+        self._epoch = epoch
 
     def __len__(self) -> int:
-        """Optimiser steps of an epoch."""
+        """Optimizer steps of an epoch."""
         return math.ceil(self._rows / self._batch)
 
     def __iter__(self) -> Iterator[list[int]]:
         import torch
 
-        draw = torch.Generator().manual_seed(
-            self._seed + math.floor(self._epoch() + 1e-6)
-        )
-        order = torch.randperm(self._rows, generator=draw).tolist()
+        # Epochs are fractions, so an end of 0.9999999 must count as 1.
+        epoch = math.floor(self._epoch() + 1e-6)
+        generator = torch.Generator().manual_seed(self._seed + epoch)
+        order = torch.randperm(self._rows, generator=generator).tolist()
         for begin in range(0, self._rows, self._batch):
             step = order[begin : begin + self._batch]
             share = step[self._rank :: self._workers]
             missing = math.ceil(len(step) / self._workers) - len(share)
-            yield share + [-1 - step[0]] * missing
+            repeated = -1 - step[0]
+            yield share + [repeated] * missing
 
 
 class RowsOrRepeats(Dataset[list[dict[str, Any]]]):
-    """The rows of a data set; under -1 - index, the row again without its `id` and labels, as it counts nothing.
+    """The rows of a data set; index -1 - n is a repeat of row n that counts nothing.
 
-    A row may be several examples of a trainer, which follow one another (`width` of them).
+    A repeat has neither an id nor labels. A row may consist of several examples of a
+    trainer: `width` examples in succession.
     """
 
     def __init__(self, examples: "Rows", width: int = 1):
-        self._examples, self._width = examples, width
+        self._examples = examples
+        self._width = width
 
     def __len__(self) -> int:
         return len(self._examples) // self._width
 
     def __getitem__(self, index: int) -> list[dict[str, Any]]:
-        place = index if index >= 0 else -1 - index
-        examples = [
-            self._examples[self._width * place + offset]
-            for offset in range(self._width)
-        ]
-        return examples if index >= 0 else [_silent(example) for example in examples]
+        is_repeat = index < 0
+        row = -1 - index if is_repeat else index
+        begin = self._width * row
+        examples = [self._examples[begin + offset] for offset in range(self._width)]
+        if is_repeat:
+            return [_silence(example) for example in examples]
+        return examples
 
 
-def _silent(example: dict[str, Any]) -> dict[str, Any]:
-    """An example of which nothing is learned, and whose tokens do not count among those of its step."""
-    labels = (
-        {"labels": [IGNORED] * len(example["labels"])} if "labels" in example else {}
-    )
-    return example | {"id": ""} | labels
+def _silence(example: dict[str, Any]) -> dict[str, Any]:
+    """Return the example without its id and labels, so that nothing is learned from it."""
+    silent = example | {"id": ""}
+    if "labels" in example:
+        silent["labels"] = [IGNORED] * len(example["labels"])
+    return silent

@@ -15,7 +15,7 @@ from bezoar_ray.train import (
     pairs,
     trainers,
 )
-from bezoar_ray.train.tokenized_dataset import TokenizedDataset, checked, prepare
+from bezoar_ray.train.tokenized_dataset import TokenizedDataset, check_rows, prepare
 from bezoar_ray.train.tokenizer import load_tokenizer
 
 
@@ -65,7 +65,8 @@ def prepared(context: StageContext) -> list[TokenizedDataset]:
             f"sft: none of {', '.join(context.recipe.sft_order)} has an accepted row to train on. summary.json says "
             "under `data` which gate took them; lower filter.accept_rating, or look at the samples in data/*/rejected"
         )
-    return checked(context, "sft", found)
+    check_rows(context, "sft", found)
+    return found
 
 
 def _copy_own(context: StageContext, name: str) -> list[str]:
@@ -85,7 +86,7 @@ def _train(job: launcher.Job) -> dict[str, object]:
     )
     if part.adapter:
         model = partial(
-            model_loading.with_own_adapter, folder=part.adapter, lora=part.lora
+            model_loading.with_custom_adapter, folder=part.adapter, lora=part.lora
         )
     train_state = loop.train(job, model, trainers.supervised(tokenizer, part))
     return loop.close(

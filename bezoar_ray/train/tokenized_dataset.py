@@ -1,4 +1,7 @@
-"""Training rows, tokenised once: Ray Data writes an Arrow file that every worker opens memory-mapped."""
+"""Training rows, tokenized once.
+
+Ray Data writes an Arrow file, which every worker opens memory-mapped.
+"""
 
 import contextlib
 from collections import Counter
@@ -28,11 +31,12 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
-_VERSION = 4  # of what the files hold
-_ROWS = 1_000  # tokenised at a time
+_VERSION = 4
+"""Of the files' content. Raise it when the tokens of a row change."""
+_ROWS = 1_000  # tokenized at a time
 
 Encode = Callable[["PreTrainedTokenizerBase", dict[str, Any], int], Tokens | str]
-"""From (tokenizer, row, longest) to its columns of tokens, or why the row is left out."""
+"""From (tokenizer, row, longest) to the row's token columns, or why it is left out."""
 
 
 @dataclass(frozen=True)
@@ -41,28 +45,30 @@ class TokenizedDataset:
 
     name: str
     file: str
-    """Arrow, in the run directory: the tokens of each row, and its `id`."""
+    """Arrow file in the run directory, with the tokens and the `id` of each row."""
     rows: int
     tokens: int
     longest: int
     """Tokens of the longest row; of a pair, the mean of its sides."""
     longest_sequence: int
-    """Tokens of the longest sequence: of a pair, of one of its sides."""
+    """Tokens of the longest sequence; of a pair, one of its sides."""
     sequences: int
-    """In a row: two in a pair."""
+    """Sequences in a row; a pair has two."""
     left_out: dict[str, int]
     """Rows that are not trained on, by reason."""
 
     def open(self, store: Store) -> "Dataset":
-        """The rows as a memory-mapped `datasets.Dataset`, whose fingerprint depends on them, not on their place."""
+        """Open the rows as a memory-mapped `datasets.Dataset`.
+
+        Its fingerprint, under which TRL keeps the reference's log-probabilities, depends
+        on the rows and not on where the file is.
+        """
         from datasets import Dataset
         from datasets.table import MemoryMappedTable
 
         path = store.path(self.file)
-        return Dataset(
-            MemoryMappedTable.from_file(str(path)),
-            fingerprint=path.stem.rpartition("-")[2],
-        )
+        fingerprint = path.stem.rpartition("-")[2]
+        return Dataset(MemoryMappedTable.from_file(str(path)), fingerprint=fingerprint)
 
 
 def prepare(
@@ -73,85 +79,84 @@ def prepare(
     encode: Encode,
     columns: dict[str, int],
 ) -> TokenizedDataset:
-    """Tokenise the rows of some files in their order; what was prepared of the same is kept.
+    """Tokenize the rows of some files, in their order.
+
+    If the same rows were tokenized before with the same settings, the file is reused.
 
     Args:
         context: the run.
-        stage: whose part of the recipe says what is too long, how many rows count.
+        stage: its section of the recipe sets `max_length` and `limit`.
         name: of the data set.
         files: its Parquet files, all in one folder of the run directory.
         encode: from a row to its tokens; it runs on Ray Data's workers.
-        columns: of tokens, with how often their tokens go through the model.
+        columns: the token columns, with how often their tokens go through the model.
     """
-    part, store = context.recipe.training(stage), context.store
-    mark = _mark(
-        context, [part.max_length, part.limit, sorted(columns), store.digest_of(files)]
+    section = context.recipe.training(stage)
+    store = context.store
+    fingerprint = _fingerprint(
+        context.recipe,
+        [section.max_length, section.limit, sorted(columns), store.digest_of(files)],
     )
-    start = f"{layout.TOKENIZED}/{STAGES[stage].key}-{name}"
-    file, record = f"{start}-{mark}.arrow", f"{start}-{mark}.json"
-    if found := store.read_json(record):
-        return TokenizedDataset(**found)
-    for old in (
-        file for file in store.list(layout.TOKENIZED) if file.startswith(f"{start}-")
-    ):
-        store.remove(old)
-    context.progress.say(f"tokenising {name}")
-    tables = _encoded(
-        _Work(context.recipe, encode, columns, part.max_length),
-        store,
-        files,
-        part.limit,
-    )
+    prefix = f"{layout.TOKENIZED}/{STAGES[stage].key}-{name}"
+    file = f"{prefix}-{fingerprint}.arrow"
+    record_file = f"{prefix}-{fingerprint}.json"
+    record = store.read_json(record_file)
+    if record:
+        return TokenizedDataset(**record)
+    for old_file in store.list(layout.TOKENIZED):
+        if old_file.startswith(f"{prefix}-"):
+            store.remove(old_file)
+    context.progress.say(f"tokenizing {name}")
+    tokenizing = _TokenizeRows(context.recipe, encode, columns, section.max_length)
+    tables = _tokenize(tokenizing, store, files, section.limit)
     with store.writing(file) as path:
-        prepared = _write(tables, columns, path, name, file)
-    store.replace_json(record, asdict(prepared))
-    return prepared
+        dataset = _write(tables, columns, path, name, file)
+    # The record comes last, as the file counts only with it.
+    store.replace_json(record_file, asdict(dataset))
+    return dataset
 
 
-def left_out(found: Iterable[TokenizedDataset]) -> Counter[str]:
-    """Rows of all data sets that are not trained on, by reason."""
-    return sum((Counter(data.left_out) for data in found), Counter())
+def left_out(datasets: Iterable[TokenizedDataset]) -> Counter[str]:
+    """Count the rows of all data sets that are not trained on, by reason."""
+    counts: Counter[str] = Counter()
+    for dataset in datasets:
+        counts.update(dataset.left_out)
+    return counts
 
 
-def checked(
-    context: StageContext, stage: str, found: list[TokenizedDataset]
-) -> list[TokenizedDataset]:
-    """The data sets of a stage, of which one at least has rows.
+def check_rows(
+    context: StageContext, stage: str, datasets: list[TokenizedDataset]
+) -> None:
+    """Check that at least one data set of a stage has rows.
 
     Raises:
-        BezoarError: nothing is left to train on; it says why.
+        BezoarError: no row is left to train on; it gives the reasons.
     """
-    if any(data.rows for data in found):
-        return found
-    because = (
-        ", ".join(f"{count} {why}" for why, count in left_out(found).items())
-        or "there were none"
-    )
-    longest = context.recipe.training(stage).max_length
+    if any(dataset.rows for dataset in datasets):
+        return
+    counts = left_out(datasets)
+    reasons = ", ".join(f"{count} {reason}" for reason, count in counts.items())
+    max_length = context.recipe.training(stage).max_length
     raise BezoarError(
-        f"{stage}: no row is left to train on: {because} (max_length is {longest})"
+        f"{stage}: no row is left to train on: {reasons or 'the source has none'} "
+        f"(max_length is {max_length})"
     )
 
 
-def _mark(context: StageContext, *more: object) -> str:
-    base, template = context.recipe.base, context.recipe.template
-    text = orjson.dumps(
-        [_VERSION, base.model, base.revision, template, *more],
-        option=orjson.OPT_SORT_KEYS,
-    )
-    return row_id(
-        text.decode(),
-        *(
-            [digest(folder)]
-            if (folder := Path(model_path(base.model))).is_dir()
-            else []
-        ),
-    )
+def _fingerprint(recipe: Recipe, settings: list[object]) -> str:
+    """Return the fingerprint of tokenized rows: template, tokenizer, settings and source."""
+    base = recipe.base
+    fields = [_VERSION, base.model, base.revision, recipe.template, settings]
+    text = orjson.dumps(fields, option=orjson.OPT_SORT_KEYS).decode()
+    folder = Path(model_path(base.model))
+    if folder.is_dir():
+        return row_id(text, digest(folder))
+    return row_id(text)
 
 
 @dataclass(frozen=True)
-class _Work:
-    """What is done to the rows."""
+class _TokenizeRows:
+    """Tokenizes tables of rows on Ray Data's workers."""
 
     recipe: Recipe
     encode: Encode
@@ -159,32 +164,33 @@ class _Work:
     longest: int
 
     def __call__(self, table: pa.Table) -> pa.Table:
-        """Some rows as tokens, or with why they are `left_out`."""
-        tokenizer = _tokenizer(self.recipe.model_dump_json())
-        found = [
-            (row["id"], self.encode(tokenizer, row, self.longest))
-            for row in table.to_pylist()
-        ]
-        rows = [
-            {"id": row, **({"left_out": got} if isinstance(got, str) else got)}
-            for row, got in found
-        ]
-        tokens = [(name, pa.list_(pa.int32())) for name in self.columns]
-        return pa.Table.from_pylist(
-            rows, pa.schema([("id", pa.string()), ("left_out", pa.string()), *tokens])
-        )
+        """Return the rows' ids with their tokens, or with why they are `left_out`."""
+        tokenizer = _cached_tokenizer(self.recipe.model_dump_json())
+        rows = []
+        for row in table.to_pylist():
+            tokens = self.encode(tokenizer, row, self.longest)
+            if isinstance(tokens, str):
+                rows.append({"id": row["id"], "left_out": tokens})
+            else:
+                rows.append({"id": row["id"], **tokens})
+        fields = [("id", pa.string()), ("left_out", pa.string())]
+        fields += [(column, pa.list_(pa.int32())) for column in self.columns]
+        return pa.Table.from_pylist(rows, pa.schema(fields))
 
 
 @lru_cache(maxsize=1)
-def _tokenizer(recipe: str) -> "PreTrainedTokenizerBase":
-    """Loaded once in a process of Ray's, which works on many rows and data sets."""
-    return load_tokenizer(Recipe.model_validate_json(recipe))
+def _cached_tokenizer(recipe_json: str) -> "PreTrainedTokenizerBase":
+    """Load the tokenizer once per process, which tokenizes many tables and data sets."""
+    return load_tokenizer(Recipe.model_validate_json(recipe_json))
 
 
-def _encoded(
-    work: _Work, store: Store, files: list[str], limit: int | None
+def _tokenize(
+    tokenizing: _TokenizeRows, store: Store, files: list[str], limit: int | None
 ) -> Iterator[pa.Table]:
-    """The rows as tokens, in their order; every file is read by the node that takes it."""
+    """Yield the tokenized rows in their order.
+
+    Each file is read by the node that processes it.
+    """
     import ray
 
     root = str(store.root)
@@ -192,22 +198,22 @@ def _encoded(
     settings.execution_options.preserve_order = True
     quieten(settings)
     with ray.data.DataContext.current(settings):
-        names = ray.data.from_items(
-            [{"file": name} for name in files], override_num_blocks=len(files)
-        )
+        items = [{"file": file} for file in files]
+        names = ray.data.from_items(items, override_num_blocks=len(files))
         rows = names.map_batches(
-            lambda batch: _rows(root, batch["file"][0]), batch_size=1
+            lambda batch: _read_rows(root, batch["file"][0]), batch_size=1
         )
-        rows = rows.limit(limit) if limit else rows
+        if limit:
+            rows = rows.limit(limit)
         tokens = rows.map_batches(
-            lambda table: work(table), batch_size=_ROWS, batch_format="pyarrow"
+            lambda table: tokenizing(table), batch_size=_ROWS, batch_format="pyarrow"
         )
         yield from tokens.iter_batches(batch_size=None, batch_format="pyarrow")
 
 
-def _rows(root: str, file: str) -> Iterator[pa.Table]:
-    with pq.ParquetFile(Store(root).open(file)) as found:
-        for batch in found.iter_batches(_ROWS):
+def _read_rows(root: str, file: str) -> Iterator[pa.Table]:
+    with pq.ParquetFile(Store(root).open(file)) as parquet:
+        for batch in parquet.iter_batches(_ROWS):
             yield pa.Table.from_batches([batch])
 
 
@@ -218,10 +224,21 @@ def _write(
     name: str,
     file: str,
 ) -> TokenizedDataset:
-    """Write the rows that are trained on to an Arrow file at `path`, which becomes `file` of the run directory."""
+    """Write the rows that are trained on to an Arrow file.
+
+    Args:
+        tables: tokenized rows.
+        columns: the token columns, with how often their tokens go through the model.
+        path: where the file is written.
+        name: of the data set.
+        file: the file's name in the run directory.
+    """
     import pyarrow.compute as pc
 
-    rows = tokens = longest = longest_sequence = 0
+    rows = 0
+    tokens = 0
+    longest = 0
+    longest_sequence = 0
     sequences = max(columns.values())
     left_out: Counter[str] = Counter()
     with contextlib.ExitStack() as stack:
@@ -229,18 +246,21 @@ def _write(
         for table in tables:
             left_out.update(table["left_out"].drop_null().to_pylist())
             kept = table.filter(pc.is_null(table["left_out"])).drop_columns("left_out")
-            writer = writer or stack.enter_context(
-                pa.ipc.new_stream(str(path), kept.schema)
-            )
+            if writer is None:
+                stream = pa.ipc.new_stream(str(path), kept.schema)
+                writer = stack.enter_context(stream)
             writer.write_table(kept)
+            lengths = {}
+            for column in columns:
+                lists = kept[column].combine_chunks()
+                lengths[column] = lists.value_lengths().to_numpy()
+            row_tokens = sum(
+                times * lengths[column] for column, times in columns.items()
+            )
+            longest_row = int(row_tokens.max(initial=0))
             rows += kept.num_rows
-            lengths = {
-                column: kept[column].combine_chunks().value_lengths().to_numpy()
-                for column in columns
-            }
-            whole = sum(times * lengths[column] for column, times in columns.items())
-            tokens += int(whole.sum())
-            longest = max(longest, int(whole.max(initial=0)) // sequences)
+            tokens += int(row_tokens.sum())
+            longest = max(longest, longest_row // sequences)
             longest_sequence = max(
                 longest_sequence, _longest_sequence(lengths, columns, sequences)
             )
@@ -259,9 +279,15 @@ def _write(
 def _longest_sequence(
     lengths: dict[str, Any], columns: dict[str, int], sequences: int
 ) -> int:
-    """Tokens of the longest sequence: what all of a row's begin with, and the end of one."""
-    shared = sum(
-        lengths[name] for name, times in columns.items() if times == sequences > 1
-    )
-    ends = [lengths[name] for name, times in columns.items() if times == 1]
+    """Return the tokens of the longest sequence.
+
+    A sequence is the beginning that all sequences of its row share, and one end.
+    """
+    shared: Any = 0
+    ends = []
+    for column, times in columns.items():
+        if times == 1:
+            ends.append(lengths[column])
+        elif times == sequences:
+            shared = shared + lengths[column]
     return max(int((shared + end).max(initial=0)) for end in ends)

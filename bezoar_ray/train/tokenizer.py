@@ -1,4 +1,8 @@
-"""The one way to the tokenizer: with the recipe's chat template, and in agreement with the files of the model."""
+"""The base model's tokenizer, with the recipe's chat template.
+
+All code of this package loads it here. Its ids are checked against the model's own files,
+as some conversions to `tokenizers` change them.
+"""
 
 import json
 import math
@@ -11,12 +15,14 @@ from bezoar_ray.recipe import Recipe
 
 if TYPE_CHECKING:
     from google.protobuf.message import Message
+    from sentencepiece import SentencePieceProcessor
     from tokenizers import Tokenizer
     from tokenizers.normalizers import Normalizer
     from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-# What the conversion to `tokenizers` is known to get wrong: leading and repeated spaces, digits, characters that fall
-# back to bytes, compatibility characters that a normaliser would fold, text after the beginning-of-sequence token.
+# Texts that the conversion to `tokenizers` is known to get wrong: leading and repeated
+# spaces, digits, characters that fall back to bytes, compatibility characters that a
+# normalizer would fold, and text after the beginning-of-sequence token.
 PROBES = (
     "Hello world",
     " leading space",
@@ -41,17 +47,23 @@ ROUND_TRIP = (
 def load_tokenizer(
     recipe: Recipe, local_files_only: bool = False
 ) -> "PreTrainedTokenizerBase":
-    """The base model's tokenizer with the recipe's chat template, ready for training and for saving.
+    """Load the base model's tokenizer with the recipe's chat template.
 
-    With `local_files_only` nothing comes from the hub; transformers has many kinds of errors for a missing file.
+    It is ready for training and for saving.
+
+    Args:
+        recipe: its `base` and `template`.
+        local_files_only: download nothing; transformers raises various errors for a
+            missing file.
 
     Raises:
-        RecipeError: no end-of-sequence token, ids that differ from those of the model's own files, or a text that does
-            not come back from its ids.
+        RecipeError: there is no end-of-sequence token, ids differ from those of the model's
+            own files, or decoding does not restore a text.
     """
     from transformers import AutoTokenizer
 
-    base, path = recipe.base, model_path(recipe.base.model)
+    base = recipe.base
+    path = model_path(base.model)
     hub: dict[str, object] = {
         "revision": base.revision,
         "local_files_only": local_files_only,
@@ -59,14 +71,18 @@ def load_tokenizer(
     tokenizer = AutoTokenizer.from_pretrained(
         path, trust_remote_code=base.trust_remote_code, **hub
     )
-    if model_file := _sentencepiece_file(path, hub):
-        tokenizer = agreeing(tokenizer, model_file)
-    elif json_file := _file(path, "tokenizer.json", hub):
-        tokenizer = as_in_json(tokenizer, json_file)
+    model_file = _cached_file(path, "tokenizer.model", hub)
+    if model_file and _is_sentencepiece(model_file):
+        tokenizer = match_sentencepiece(tokenizer, model_file)
+    else:
+        json_file = _cached_file(path, "tokenizer.json", hub)
+        if json_file:
+            tokenizer = match_json(tokenizer, json_file)
     check_round_trip(tokenizer, base.model)
     if tokenizer.eos_token is None:
         raise RecipeError(
-            f"base.model {base.model!r}: its tokenizer has no eos_token, so no answer could ever end"
+            f"base.model {base.model!r}: its tokenizer has no eos_token, so no answer "
+            "could end. Choose another base"
         )
     tokenizer.pad_token = (
         tokenizer.pad_token or tokenizer.unk_token or tokenizer.eos_token
@@ -77,191 +93,198 @@ def load_tokenizer(
 
 
 def check_round_trip(tokenizer: "PreTrainedTokenizerBase", model: str) -> None:
-    """See that words and lines come back from their ids; a run of spaces may come back as one.
+    """Check that decoding restores words and lines; a run of spaces may become one.
 
     Raises:
-        RecipeError: they do not, so rows would lose them without notice.
+        RecipeError: it does not, so training rows would lose text without notice.
     """
     ids = tokenizer(ROUND_TRIP, add_special_tokens=False).input_ids
-    back = tokenizer.decode(
+    decoded = tokenizer.decode(
         ids, skip_special_tokens=False, clean_up_tokenization_spaces=False
     )
-    if _lines(back) != _lines(ROUND_TRIP):
+    if _words_by_line(decoded) != _words_by_line(ROUND_TRIP):
         raise RecipeError(
-            f"base.model {model!r}: its tokenizer does not give a text back. {ROUND_TRIP!r} becomes {back!r}, so rows "
-            "would be trained on without what is lost. Choose another base, or one whose tokenizer.json is whole"
+            f"base.model {model!r}: its tokenizer does not give a text back. "
+            f"{ROUND_TRIP!r} becomes {decoded!r}, so training rows would lose text. "
+            "Choose another base, or one with a complete tokenizer.json"
         )
 
 
-def _lines(text: str) -> list[list[str]]:
-    """The words of each line, as compatibility characters are commonly folded."""
-    return [
-        line.split() for line in unicodedata.normalize("NFKC", text).strip().split("\n")
-    ]
+def _words_by_line(text: str) -> list[list[str]]:
+    """Return the words of each line, with compatibility characters folded.
+
+    Tokenizers commonly fold them.
+    """
+    folded = unicodedata.normalize("NFKC", text).strip()
+    return [line.split() for line in folded.split("\n")]
 
 
-def as_in_json(
+def match_json(
     tokenizer: "PreTrainedTokenizerBase", json_file: str
 ) -> "PreTrainedTokenizerBase":
-    """The tokenizer itself where it gives the ids of tokenizer.json, else one made of that file.
+    """Return a tokenizer with the ids of tokenizer.json.
 
-    transformers 5 rebuilds some classes by their names alone: a byte-level tokenizer.json whose class is
-    LlamaTokenizerFast (DeepSeek's bases) loses all spaces and line breaks.
+    It is the given one if that has these ids, otherwise one built from the file.
+    transformers 5 rebuilds some classes by their names alone: a byte-level tokenizer.json
+    with the class LlamaTokenizerFast (DeepSeek's bases) loses all spaces and line breaks.
     """
     from tokenizers import Tokenizer
     from transformers import PreTrainedTokenizerFast
 
-    judge = Tokenizer.from_file(json_file)
+    reference = Tokenizer.from_file(json_file)
+    for text in (*PROBES, ROUND_TRIP):
+        expected = reference.encode(text, add_special_tokens=False).ids
+        if tokenizer(text, add_special_tokens=False).input_ids != expected:
+            return PreTrainedTokenizerFast(
+                tokenizer_object=reference, **_settings_of(tokenizer)
+            )
+    return tokenizer
 
-    def differs(text: str) -> bool:
-        ids = judge.encode(text, add_special_tokens=False).ids
-        return tokenizer(text, add_special_tokens=False).input_ids != ids
 
-    if not any(map(differs, (*PROBES, ROUND_TRIP))):
-        return tokenizer
-    return PreTrainedTokenizerFast(tokenizer_object=judge, **_kept(tokenizer))
-
-
-def agreeing(
+def match_sentencepiece(
     tokenizer: "PreTrainedTokenizerBase", model_file: str
 ) -> "PreTrainedTokenizerBase":
-    """The tokenizer itself where it gives sentencepiece's ids, else one rebuilt from sentencepiece's own settings.
+    """Return a tokenizer with sentencepiece's ids.
 
-    transformers 5 builds every LlamaTokenizer with one fixed pre-tokenizer, which swallows a leading space, adds no
-    prefix after the beginning-of-sequence token, and ignores the model file's normaliser (OpenLLaMA's README warns of
-    the same trap for earlier versions).
+    It is the given one if that has these ids, otherwise one rebuilt with the settings of
+    the model file. transformers 5 builds every LlamaTokenizer with one fixed pre-tokenizer,
+    which drops a leading space, adds no prefix after the beginning-of-sequence token, and
+    ignores the model file's normalizer. (OpenLLaMA's README warns of the same trap in
+    earlier versions.)
 
     Raises:
-        RecipeError: not even the rebuilt one agrees.
+        RecipeError: the rebuilt tokenizer has other ids, too.
     """
     from sentencepiece import SentencePieceProcessor
 
-    judge = SentencePieceProcessor(model_file=model_file)
-    if not _differs(tokenizer, judge):
+    reference = SentencePieceProcessor(model_file=model_file)
+    if _first_difference(tokenizer, reference) is None:
         return tokenizer
-    found = None
     for by_score in (False, True):
-        rebuilt = _rebuilt(tokenizer, model_file, by_score)
-        found = _differs(rebuilt, judge)
-        if not found:
+        rebuilt = _rebuild(tokenizer, model_file, by_score)
+        difference = _first_difference(rebuilt, reference)
+        if difference is None:
             return rebuilt
     raise RecipeError(
-        f"base.model: the tokenizer does not give sentencepiece's ids for {found!r} ({model_file}). Take a repository "
-        "of the model that holds a tokenizer.json"
+        "base.model: the tokenizer does not give sentencepiece's ids for "
+        f"{difference!r} ({model_file}). Choose a repository of the model with a "
+        "tokenizer.json"
     )
 
 
-def _differs(
-    tokenizer: "PreTrainedTokenizerBase", judge: "PreTrainedTokenizerBase"
+def _first_difference(
+    tokenizer: "PreTrainedTokenizerBase", reference: "SentencePieceProcessor"
 ) -> str | None:
-    """The first probe whose ids differ, alone or after the beginning-of-sequence token."""
-    bos = tokenizer.bos_token or ""
+    """Return the first probe whose ids differ, alone or after the beginning of sequence."""
+    bos = tokenizer.bos_token
     for text in PROBES:
-        ids = judge.encode(text)
-        if tokenizer(text, add_special_tokens=False).input_ids != ids:
+        expected = reference.encode(text)
+        if tokenizer(text, add_special_tokens=False).input_ids != expected:
             return text
-        if (
-            bos
-            and text
-            and tokenizer(bos + text, add_special_tokens=False).input_ids
-            != [tokenizer.bos_token_id, *ids]
-        ):
+        if not bos or not text:
+            continue
+        ids = tokenizer(bos + text, add_special_tokens=False).input_ids
+        if ids != [tokenizer.bos_token_id, *expected]:
             return bos + text
     return None
 
 
-def _rebuilt(
+def _rebuild(
     tokenizer: "PreTrainedTokenizerFast", model_file: str, by_score: bool
 ) -> "PreTrainedTokenizerFast":
-    """A plain tokenizer whose normaliser does what the model file says; saved and loaded again it stays the same.
+    """Build a plain tokenizer with the model file's normalizer.
 
-    With `by_score`, pieces are merged in the order of their scores: transformers merges runs of white space first,
-    whose pieces have scores of their own in Mistral's files.
+    It does not change when it is saved and loaded again.
+
+    Args:
+        tokenizer: its vocabulary and special tokens are kept.
+        model_file: of sentencepiece.
+        by_score: merge pieces in the order of their scores. transformers merges runs of
+            white space first, which have scores of their own in Mistral's files.
     """
     from transformers import PreTrainedTokenizerFast
 
-    backend = (
-        _merged_by_score(tokenizer, model_file)
-        if by_score
-        else tokenizer.backend_tokenizer
-    )
-    backend.normalizer, backend.pre_tokenizer = (
-        _normalizer(_proto(model_file).normalizer_spec),
-        None,
-    )
-    return PreTrainedTokenizerFast(tokenizer_object=backend, **_kept(tokenizer))
+    backend = tokenizer.backend_tokenizer
+    if by_score:
+        backend = _sort_merges_by_score(tokenizer, model_file)
+    backend.normalizer = _normalizer(_read_model(model_file).normalizer_spec)
+    backend.pre_tokenizer = None
+    return PreTrainedTokenizerFast(tokenizer_object=backend, **_settings_of(tokenizer))
 
 
-def _merged_by_score(
+def _sort_merges_by_score(
     tokenizer: "PreTrainedTokenizerFast", model_file: str
 ) -> "Tokenizer":
     from tokenizers import Tokenizer
 
-    scores = {piece.piece: piece.score for piece in _proto(model_file).pieces}
+    scores = {piece.piece: piece.score for piece in _read_model(model_file).pieces}
+
+    def negative_score(pair: list[str]) -> float:
+        return -scores.get("".join(pair), -math.inf)
+
     tree = json.loads(tokenizer.backend_tokenizer.to_str())
     merges = tree["model"].get("merges") or []
-    tree["model"]["merges"] = sorted(
-        merges, key=lambda pair: -scores.get("".join(pair), -math.inf)
-    )
+    tree["model"]["merges"] = sorted(merges, key=negative_score)
     return Tokenizer.from_str(json.dumps(tree))
 
 
-def _kept(tokenizer: "PreTrainedTokenizerBase") -> dict[str, object]:
-    """What one tokenizer tells another that is made in its place."""
-    names = (
+def _settings_of(tokenizer: "PreTrainedTokenizerBase") -> dict[str, object]:
+    """Return the settings that a tokenizer built in place of this one takes over."""
+    settings = {}
+    for name in (
         "bos_token",
         "eos_token",
         "unk_token",
         "pad_token",
         "model_max_length",
         "clean_up_tokenization_spaces",
-    )
-    return {
-        name: getattr(tokenizer, name)
-        for name in names
-        if getattr(tokenizer, name, None) is not None
-    }
+    ):
+        value = getattr(tokenizer, name, None)
+        if value is not None:
+            settings[name] = value
+    return settings
 
 
 def _normalizer(spec: "Message") -> "Normalizer":
+    """Build the normalizer that a sentencepiece model describes."""
     from tokenizers import Regex, normalizers
 
     steps: list[Any] = []
     if spec.precompiled_charsmap:
         steps.append(normalizers.Precompiled(spec.precompiled_charsmap))
     if spec.remove_extra_whitespaces:
-        steps += [normalizers.Strip(), normalizers.Replace(Regex(" {2,}"), " ")]
+        steps.append(normalizers.Strip())
+        steps.append(normalizers.Replace(Regex(" {2,}"), " "))
     if spec.add_dummy_prefix:
         steps.append(normalizers.Prepend("▁"))
-    return normalizers.Sequence([*steps, normalizers.Replace(" ", "▁")])
+    steps.append(normalizers.Replace(" ", "▁"))
+    return normalizers.Sequence(steps)
 
 
-def _proto(model_file: str) -> "Message":
+def _read_model(model_file: str) -> "Message":
+    """Parse a sentencepiece model file."""
     from sentencepiece import sentencepiece_model_pb2
 
-    proto: Message = sentencepiece_model_pb2.ModelProto()  # type: ignore[attr-defined]  # made at run time
+    # The class is made at run time.
+    model: Message = sentencepiece_model_pb2.ModelProto()  # type: ignore[attr-defined]
     with open(model_file, "rb") as file:
-        proto.ParseFromString(file.read())
-    return proto
+        model.ParseFromString(file.read())
+    return model
 
 
-def _sentencepiece_file(path: str, hub: dict[str, object]) -> str | None:
-    """The model file of a sentencepiece tokenizer; other formats share its name, and then it is not one."""
-    found = _file(path, "tokenizer.model", hub)
-    return found if found and _is_sentencepiece(found) else None
-
-
-def _file(path: str, name: str, hub: dict[str, object]) -> str | None:
-    """A file of a model's folder or repository, where it has one."""
+def _cached_file(path: str, name: str, hub: dict[str, object]) -> str | None:
+    """Return a file of a model's folder or repository, or None if it has none."""
     from transformers.utils import cached_file
 
     return cached_file(path, name, _raise_exceptions_for_missing_entries=False, **hub)
 
 
-def _is_sentencepiece(path: str) -> bool:
+def _is_sentencepiece(model_file: str) -> bool:
+    """Whether a tokenizer.model is sentencepiece's; other formats share the name."""
     from google.protobuf.message import DecodeError
 
     try:
-        return _proto(path).trainer_spec.model_type in (1, 2)
+        # 1 is unigram, 2 is BPE.
+        return _read_model(model_file).trainer_spec.model_type in (1, 2)
     except DecodeError:
         return False

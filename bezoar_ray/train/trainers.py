@@ -1,4 +1,7 @@
-"""The trainers of the three stages: TRL's and our own, on rows that are tokenised already, in passes."""
+"""The trainers of the stages: TRL's and one of this package.
+
+Their rows are already tokenized, and their steps are computed in passes.
+"""
 
 from collections.abc import Callable
 from functools import partial
@@ -17,15 +20,16 @@ if TYPE_CHECKING:
     from bezoar_ray.train.passes import PassesTrainer
 
 Example = dict[str, Any]
-"""A tokenised row of a data set."""
-Build = Callable[["PeftModel", "Dataset", dict[str, Any]], "PassesTrainer"]
-"""Makes a trainer from (model, rows, settings)."""
+"""A tokenized row of a data set."""
+BuildTrainer = Callable[["PeftModel", "Dataset", dict[str, Any]], "PassesTrainer"]
+"""Builds a trainer from (model, rows, settings)."""
 
-_REFERENCE_TOKENS = 16_384  # of a batch of pairs whose reference is asked ahead, if all were as long as the longest
+_REFERENCE_TOKENS = 16_384
+"""Most tokens of a batch whose reference is computed ahead."""
 
 
-def supervised(tokenizer: "PreTrainedTokenizerBase", part: Training) -> Build:
-    """Trainers on conversations: the loss of the labelled tokens, all of one weight, each row once an epoch."""
+def supervised(tokenizer: "PreTrainedTokenizerBase", section: Training) -> BuildTrainer:
+    """Build trainers on conversations, with the mean loss of the labelled tokens."""
 
     def build(
         model: "PeftModel", rows: "Dataset", settings: dict[str, Any]
@@ -36,57 +40,66 @@ def supervised(tokenizer: "PreTrainedTokenizerBase", part: Training) -> Build:
         trainer = in_passes(SFTTrainer)(
             model, config, train_dataset=rows, processing_class=tokenizer
         )
-        trainer.batch, trainer.measure, trainer.mean_over_rows = (
-            part.batch,
-            conversation_row,
-            False,
-        )
-        # Have the tokens of the whole step counted for every architecture: passes are divided by them.
+        trainer.batch = section.batch
+        trainer.measure = conversation_row
+        trainer.mean_over_rows = False
+        # transformers then counts the tokens of the whole step for every architecture, and
+        # TRL divides the loss of each pass by them.
         trainer.model_accepts_loss_kwargs = True
         return trainer
 
     return build
 
 
-def preference(tokenizer: "PreTrainedTokenizerBase", align: Align) -> Build:
-    """Trainers on pairs, by the recipe's method."""
-    return {"dpo": _dpo, "kto": _kto, "orpo": _reference_free, "asft": _reference_free}[
-        align.method
-    ](tokenizer, align)
+def preference(tokenizer: "PreTrainedTokenizerBase", align: Align) -> BuildTrainer:
+    """Build trainers on pairs for the recipe's method."""
+    if align.method == "dpo":
+        return _dpo(tokenizer, align)
+    if align.method == "kto":
+        return _kto(tokenizer, align)
+    return _reference_free(tokenizer, align)
 
 
 def conversation_row(examples: list[Example]) -> Row:
-    """What a conversation takes in a pass."""
+    """Measure a conversation."""
     length = len(examples[0]["input_ids"])
-    return Row(length, 1, length)
+    return Row(tokens=length, sequences=1, longest=length)
 
 
 def pair_row(examples: list[Example]) -> Row:
-    """What a pair takes in a pass."""
-    prompt, *sides = (
-        len(examples[0][name]) for name in ("prompt_ids", "chosen_ids", "rejected_ids")
+    """Measure a pair."""
+    prompt = len(examples[0]["prompt_ids"])
+    chosen = len(examples[0]["chosen_ids"])
+    rejected = len(examples[0]["rejected_ids"])
+    return Row(
+        tokens=2 * prompt + chosen + rejected,
+        sequences=2,
+        longest=prompt + max(chosen, rejected),
     )
-    return Row(2 * prompt + sum(sides), 2, prompt + max(sides))
 
 
 def kto_row(examples: list[Example]) -> Row:
-    """What the two sides of a pair take in a pass. Their answers to other prompts have a pass without gradients."""
-    lengths = [
-        len(side["prompt_ids"]) + len(side["completion_ids"]) for side in examples
-    ]
-    others = [
-        len(side["prompt_ids"]) + len(side["KL_completion_ids"]) for side in examples
-    ]
-    return Row(sum(lengths), 2, max(lengths + others))
+    """Measure the two sides of a pair.
+
+    Their answers to other prompts add no tokens, as they are computed in a pass of their
+    own without gradients.
+    """
+    lengths = []
+    kl_lengths = []
+    for side in examples:
+        prompt = len(side["prompt_ids"])
+        lengths.append(prompt + len(side["completion_ids"]))
+        kl_lengths.append(prompt + len(side["KL_completion_ids"]))
+    return Row(tokens=sum(lengths), sequences=2, longest=max(lengths + kl_lengths))
 
 
 def _on_tokens(kind: type) -> type:
-    """A TRL trainer in passes that takes its rows as they are: prepared."""
+    """Derive a TRL trainer in passes that accepts tokenized rows unchanged."""
 
     base: Any = in_passes(kind)  # a class that is known at run time only
 
     class Trainer(base):
-        """As its parent."""
+        """The parent class without TRL's preparation of rows."""
 
         def _prepare_dataset(self, dataset: "Dataset", *_: object) -> "Dataset":
             return dataset
@@ -95,12 +108,19 @@ def _on_tokens(kind: type) -> type:
 
 
 def _reference_batch(align: Align) -> int:
-    """Pairs whose reference is asked at a time, before training. Without gradients a pass takes little memory."""
-    return max(1, _REFERENCE_TOKENS // (2 * align.max_length))
+    """Return how many pairs' reference is computed at a time, before training.
+
+    Without gradients a pass takes little memory.
+    """
+    longest_pair = 2 * align.max_length
+    return max(1, _REFERENCE_TOKENS // longest_pair)
 
 
-def _dpo(tokenizer: "PreTrainedTokenizerBase", align: Align) -> Build:
-    """DPO (arXiv 2305.18290) and TRL's other losses; the adapter as it is becomes the frozen reference."""
+def _dpo(tokenizer: "PreTrainedTokenizerBase", align: Align) -> BuildTrainer:
+    """DPO (arXiv 2305.18290) and TRL's other losses.
+
+    The frozen reference is a copy of the adapter as it is when the trainer is built.
+    """
 
     def build(
         model: "PeftModel", rows: "Dataset", settings: dict[str, Any]
@@ -118,13 +138,14 @@ def _dpo(tokenizer: "PreTrainedTokenizerBase", align: Align) -> Build:
         trainer = _on_tokens(DPOTrainer)(
             model, args=config, train_dataset=rows, processing_class=tokenizer
         )
-        trainer.batch, trainer.measure = align.batch, pair_row
+        trainer.batch = align.batch
+        trainer.measure = pair_row
         return trainer
 
     return build
 
 
-def _kto(tokenizer: "PreTrainedTokenizerBase", align: Align) -> Build:
+def _kto(tokenizer: "PreTrainedTokenizerBase", align: Align) -> BuildTrainer:
     """KTO (arXiv 2402.01306): each side of a pair by itself, as desirable or not.
 
     Its reference point (eq. 7) is estimated anew in each pass.
@@ -135,46 +156,57 @@ def _kto(tokenizer: "PreTrainedTokenizerBase", align: Align) -> Build:
     ) -> "PassesTrainer":
         from trl import KTOConfig, KTOTrainer
 
+        sides_per_step = 2 * settings["per_device_train_batch_size"]
         config = KTOConfig(
             beta=align.beta,
             precompute_ref_log_probs=align.precompute_reference,
             precompute_ref_batch_size=2 * _reference_batch(align),
-            **settings
-            | {
-                "per_device_train_batch_size": 2
-                * settings["per_device_train_batch_size"]
-            },
-        )
-        shuffled, file = (
-            rows.shuffle(settings["seed"]),
-            Path(rows.cache_files[0]["filename"]),
-        )
-        mark = f"{rows._fingerprint}-{settings['seed']}"
-        sides = shuffled.map(  # in a file: beside it TRL keeps the reference's answers, where all workers find them
-            partial(_sides, all_pairs=shuffled),
-            with_indices=True,
-            batched=True,
-            remove_columns=rows.column_names,
-            new_fingerprint=mark,
-            cache_file_name=str(file.with_name(f"{file.stem}-sides-{mark}.arrow")),
+            **(settings | {"per_device_train_batch_size": sides_per_step}),
         )
         trainer = _on_tokens(KTOTrainer)(
-            model, args=config, train_dataset=sides, processing_class=tokenizer
+            model,
+            args=config,
+            train_dataset=_sides_of_pairs(rows, settings["seed"]),
+            processing_class=tokenizer,
         )
-        trainer.batch, trainer.measure, trainer.width = align.batch, kto_row, 2
+        trainer.batch = align.batch
+        trainer.measure = kto_row
+        trainer.width = 2
         return trainer
 
     return build
 
 
-def _sides(
+def _sides_of_pairs(pairs: "Dataset", seed: int) -> "Dataset":
+    """Return both sides of each pair as rows, in a shuffled order of the pairs.
+
+    They are in a file, since TRL keeps the reference's log-probabilities beside it, where
+    all workers find them.
+    """
+    shuffled = pairs.shuffle(seed)
+    pairs_file = Path(pairs.cache_files[0]["filename"])
+    fingerprint = f"{pairs._fingerprint}-{seed}"
+    sides_file = pairs_file.with_name(f"{pairs_file.stem}-sides-{fingerprint}.arrow")
+    return shuffled.map(
+        partial(_split_sides, all_pairs=shuffled),
+        with_indices=True,
+        batched=True,
+        remove_columns=pairs.column_names,
+        new_fingerprint=fingerprint,
+        cache_file_name=str(sides_file),
+    )
+
+
+def _split_sides(
     pairs: dict[str, list[Any]], indices: list[int], all_pairs: "Dataset"
 ) -> dict[str, list[Any]]:
-    """Both sides of each pair, the chosen one first; each prompt also with another's answer.
+    """Return both sides of each pair, the chosen one first.
 
-    KTO estimates its reference point (eq. 7) from answers to other prompts: here the next pair's.
+    Each prompt also gets an answer to another prompt, from which KTO estimates its
+    reference point (eq. 7): here an answer of the next pair.
     """
-    following = all_pairs[[(index + 1) % len(all_pairs) for index in indices]]
+    next_indices = [(index + 1) % len(all_pairs) for index in indices]
+    next_pairs = all_pairs[next_indices]
     sides: dict[str, list[Any]] = {
         "id": [],
         "prompt_ids": [],
@@ -182,18 +214,18 @@ def _sides(
         "KL_completion_ids": [],
         "label": [],
     }
-    for place in range(len(indices)):
+    for position in range(len(indices)):
         for name in ("chosen_ids", "rejected_ids"):
-            sides["id"].append(pairs["id"][place])
-            sides["prompt_ids"].append(pairs["prompt_ids"][place])
-            sides["completion_ids"].append(pairs[name][place])
-            sides["KL_completion_ids"].append(following[name][place])
+            sides["id"].append(pairs["id"][position])
+            sides["prompt_ids"].append(pairs["prompt_ids"][position])
+            sides["completion_ids"].append(pairs[name][position])
+            sides["KL_completion_ids"].append(next_pairs[name][position])
             sides["label"].append(name == "chosen_ids")
     return sides
 
 
-def _reference_free(tokenizer: "PreTrainedTokenizerBase", align: Align) -> Build:
-    """ORPO and ASFT, whose losses ask for no reference."""
+def _reference_free(tokenizer: "PreTrainedTokenizerBase", align: Align) -> BuildTrainer:
+    """ORPO and ASFT, whose losses need no reference."""
 
     def build(
         model: "PeftModel", rows: "Dataset", settings: dict[str, Any]
@@ -205,11 +237,11 @@ def _reference_free(tokenizer: "PreTrainedTokenizerBase", align: Align) -> Build
         from bezoar_ray.train.orpo_asft import LOSSES, mean_log_probability
 
         class OddsTrainer(Trainer):
-            """The mean loss of the pairs of a pass."""
+            """Computes the mean loss of the pairs of a pass."""
 
             def __init__(self, *args: object, **more: object) -> None:
                 super().__init__(*args, **more)
-                self.higher: list[bool] = []
+                self.is_right: list[bool] = []  # of the pairs since the last log
 
             def compute_loss(
                 self,
@@ -219,18 +251,19 @@ def _reference_free(tokenizer: "PreTrainedTokenizerBase", align: Align) -> Build
                 **_: object,
             ) -> "Tensor":
                 chosen, rejected = mean_log_probability(model, inputs).chunk(2)
-                self.higher += self.accelerator.gather(chosen > rejected).tolist()
-                return LOSSES[align.method](chosen, rejected, align.beta).mean()
+                self.is_right += self.accelerator.gather(chosen > rejected).tolist()
+                pair_losses = LOSSES[align.method](chosen, rejected, align.beta)
+                return pair_losses.mean()
 
             def log(self, logs: dict[str, float], *more: object) -> None:
-                if self.higher:
-                    logs["rewards/accuracies"] = sum(self.higher) / len(self.higher)
-                    self.higher = []
+                if self.is_right:
+                    share = sum(self.is_right) / len(self.is_right)
+                    logs["rewards/accuracies"] = share
+                    self.is_right = []
                 super().log(logs, *more)
 
-        settings = {
-            name: value for name, value in settings.items() if name != "max_length"
-        }
+        settings = dict(settings)
+        settings.pop("max_length", None)  # only TRL's configurations have it
         config = TrainingArguments(remove_unused_columns=False, **settings)
         collator = DataCollatorForPreference(pad_token_id=tokenizer.pad_token_id)
         add_fused_lm_head(model.get_base_model())
@@ -241,7 +274,8 @@ def _reference_free(tokenizer: "PreTrainedTokenizerBase", align: Align) -> Build
             train_dataset=rows,
             processing_class=tokenizer,
         )
-        trainer.batch, trainer.measure = align.batch, pair_row
+        trainer.batch = align.batch
+        trainer.measure = pair_row
         return trainer
 
     return build

@@ -167,16 +167,16 @@ def test_an_adapter_of_ones_own_may_name_its_layers_by_a_pattern(
     get_peft_model(model_loading.load(recipe.base), config).save_pretrained(
         str(chain / "own")
     )
-    model = model_loading.with_own_adapter(
+    model = model_loading.with_custom_adapter(
         model_loading.load(recipe.base), str(chain / "own"), FIRST
     )
     assert any(parameter.requires_grad for parameter in model.parameters())
     with pytest.raises(
         RecipeError,
-        match=r"is not what sft.lora says. Write there {targets: \['q_proj', 'v_proj'\]}",
+        match=r"does not match sft.lora. Set there {targets: \['q_proj', 'v_proj'\]}",
     ):
         other = FIRST.model_copy(update={"targets": ("q_proj",)})
-        model_loading.with_own_adapter(
+        model_loading.with_custom_adapter(
             model_loading.load(recipe.base), str(chain / "own"), other
         )
 
@@ -201,6 +201,6 @@ def test_an_adapter_on_embeddings_that_are_the_head_is_refused(
     with pytest.raises(
         RecipeError, match=f"adapts {layer}, and this base has one matrix"
     ):
-        model_loading.with_own_adapter(
+        model_loading.with_custom_adapter(
             model_loading.load(tied), str(chain / "own"), lora
         )

@@ -68,14 +68,14 @@ def test_a_size_in_rows_and_in_tokens_is_refused() -> None:
 
 
 def test_bytes_are_counted_while_they_are_held() -> None:
-    with fitting._counted(100 * KIB):
+    with fitting._limit_tensors(100 * KIB):
         for _ in range(3):
             torch.ones(80 * KIB // 4)
-    with pytest.raises(torch.OutOfMemoryError), fitting._counted(100 * KIB):
+    with pytest.raises(torch.OutOfMemoryError), fitting._limit_tensors(100 * KIB):
         held = torch.ones(80 * KIB // 4)
         held + 1
     weights = torch.ones(2**20)
-    with fitting._counted(100 * KIB):
+    with fitting._limit_tensors(100 * KIB):
         weights.mul_(2)  # what was there before does not count
 
 
@@ -106,7 +106,7 @@ def taken(model: Any, sequences: int, length: int) -> int:
     while most - least > KIB:
         middle = (least + most) // 2
         try:
-            with fitting._counted(middle):
+            with fitting._limit_tensors(middle):
                 trial(model).run(sequences, length)
             most = middle
         except torch.OutOfMemoryError:
@@ -117,14 +117,14 @@ def taken(model: Any, sequences: int, length: int) -> int:
 @pytest.fixture
 def memory(monkeypatch: pytest.MonkeyPatch, model: Any) -> Any:
     """Let the machine have just what a pass of so many sequences of so many tokens takes beside the optimiser."""
-    later = fitting._OPTIMISER * sum(
+    later = fitting._OPTIMIZER_BYTES * sum(
         weight.numel() for weight in model.parameters() if weight.requires_grad
     )
 
     def limit(sequences: int, length: int, recompute: bool = False) -> None:
-        fitting._recompute(model, recompute)
+        fitting._set_recomputing(model, recompute)
         taken_by_it = taken(model, sequences, length)
-        fitting._recompute(model, False)
+        fitting._set_recomputing(model, False)
         monkeypatch.setattr(fitting, "_free_memory", lambda: later + 1.02 * taken_by_it)
 
     return limit
@@ -197,7 +197,7 @@ def test_a_smaller_pass_comes_before_recomputing_while_it_keeps_a_gpu_busy(
         model, recipe, micro_tokens="auto", batch=400, gradient_checkpointing=True
     )
     assert always.tokens >= size.tokens and passes.gradient_checkpointing
-    fitting._recompute(model, False)
+    fitting._set_recomputing(model, False)
 
 
 @pytest.mark.parametrize(
@@ -215,7 +215,7 @@ def test_a_size_that_does_not_fit_is_made_smaller_and_that_is_said(
     assert found == size and passes.gradient_checkpointing
     (said,) = passes.because
     assert "of rows does not fit into memory: passes have" in said and str(size) in said
-    fitting._recompute(model, False)
+    fitting._set_recomputing(model, False)
 
 
 def test_a_row_that_does_not_fit_by_itself_is_refused_with_what_would(
@@ -227,9 +227,9 @@ def test_a_row_that_does_not_fit_by_itself_is_refused_with_what_would(
         match=r"sft: the longest row of rows has 200 tokens.* max_length 64 fits$",
     ):
         fitted(model, recipe)
-    with pytest.raises(BezoarError, match="gradient_checkpointing: auto takes less"):
+    with pytest.raises(BezoarError, match="gradient_checkpointing: auto needs less"):
         fitted(model, recipe, gradient_checkpointing=False)
-    fitting._recompute(model, False)
+    fitting._set_recomputing(model, False)
 
 
 @pytest.mark.parametrize(
@@ -279,7 +279,9 @@ def test_recomputing_leaves_no_hook_behind(model: Any) -> None:
     before = len(embeddings._forward_hooks)
     fitting.without_input_gradients(model)
     for _ in range(5):
-        assert fitting._recompute(model, True) and fitting._recompute(model, False)
+        assert fitting._set_recomputing(model, True) and fitting._set_recomputing(
+            model, False
+        )
     assert len(embeddings._forward_hooks) == before
 
 
@@ -289,7 +291,9 @@ def test_what_cannot_recompute_is_tried_without(
     monkeypatch.setattr(
         type(model.get_base_model()), "supports_gradient_checkpointing", False
     )
-    assert not fitting._recompute(model, True) and fitting._recompute(model, False)
+    assert not fitting._set_recomputing(model, True) and fitting._set_recomputing(
+        model, False
+    )
 
 
 def test_a_trial_changes_no_draw_and_leaves_no_gradient(model: Any) -> None:
@@ -333,7 +337,7 @@ def test_layers_are_compiled_once_for_all(model: Any) -> None:
     part = Training(learning_rate=1e-4, compile=True)
     fitting._compile(trial(model), part, passes, steps=1)
     assert passes.compiled and all(layer._compiled_call_impl for layer in layers)
-    with fitting._counted(2**30):
+    with fitting._limit_tensors(2**30):
         trial(model).run(3, 77)
     for layer in layers:
         layer._compiled_call_impl = None

@@ -39,13 +39,13 @@ import signal, sys
 from bezoar_ray.runtime.session import ray_session
 from bezoar_ray.runtime.progress import Progress
 from bezoar_ray.recipe import Recipe
-from bezoar_ray.stages import Context
+from bezoar_ray.stages import StageContext
 from bezoar_ray.store import Store
 from bezoar_ray.train import sft
 
 signal.signal(signal.SIGTERM, signal.default_int_handler)  # as `bezoar run` has it
 with ray_session():
-    sft.run(Context(Recipe.model_validate_json(open(sys.argv[1]).read()), Store(sys.argv[2]), "test", Progress()))
+    sft.run(StageContext(Recipe.model_validate_json(open(sys.argv[1]).read()), Store(sys.argv[2]), "test", Progress()))
 """
 
 
@@ -312,10 +312,10 @@ def test_a_loss_that_is_not_finite_stops_at_the_last_good_checkpoint(
     )
     with pytest.raises(
         BezoarError,
-        match=r"NaN or infinite in step \d, in rows .*rare.* of evol_instruct",
+        match=r"NaN or inf at step \d, in rows .*rare.* of evol_instruct",
     ) as stopped:
         sft.run(replace(context, recipe=recipe))
-    step = int(re.search(r"in step (\d)", str(stopped.value))[1])
+    step = int(re.search(r"at step (\d)", str(stopped.value))[1])
     (kept,) = (
         file
         for file in context.store.list("train/sft")

@@ -94,8 +94,8 @@ def test_flat_and_padded_passes_give_the_same_losses_and_gradients(
 @pytest.mark.parametrize(
     ("architecture", "because"),
     [
-        ("falcon", "falcon does not run flat: it has an attention of its own"),
-        ("bloom", "bloom does not run flat: it has an attention of its own"),
+        ("falcon", "falcon does not run flat: it implements its own attention"),
+        ("bloom", "bloom does not run flat: it implements its own attention"),
         ("qwen3_5", "qwen3_5_text mixes the rows of a flat pass: logits differ by 0."),
         ("mamba2", "mamba2 mixes the rows of a flat pass: logits differ by 0."),
     ],
@@ -119,7 +119,7 @@ def test_an_attention_that_drops_out_in_training_is_noticed() -> None:
         layer.self_attn.attention_dropout = 0.1
     assert (
         packing.choose(model).because
-        == "llama does not run flat: bezoar_varlen has no dropout, and is causal"
+        == "llama does not run flat: bezoar_varlen does not support dropout"
     )
 
 
@@ -208,7 +208,7 @@ def test_no_padding_mask_or_prompt_is_computed(monkeypatch: pytest.MonkeyPatch) 
         ),
         with_kwargs=True,
     )
-    function = packing._selecting
+    function = packing._selecting_forward
 
     def selecting(inner: Any) -> Any:
         forward = function(inner)

@@ -192,12 +192,12 @@ def test_an_adapter_that_does_not_fit_is_refused_with_the_reason(
     own = str(trained[0].path("checkpoints/sft/adapter"))
     with pytest.raises(
         Exception,
-        match=r"sft.adapter: .* is no LoRA on the recipe's base: .*adapter_config.json",
+        match=r"sft.adapter: .* is not a LoRA on the recipe's base: .*adapter_config.json",
     ):
         in_process(starting(context, adapter=str(tmp_path)), "sft")
     lora = context.recipe.sft.lora.model_copy(update={"r": 3})
     with pytest.raises(
-        Exception, match=r"is not what sft.lora says. Write there \{r: 16\}"
+        Exception, match=r"does not match sft.lora. Set there \{r: 16\}"
     ):
         in_process(starting(context, adapter=own, lora=lora), "sft", name="rank")
     narrow = LlamaConfig.from_pretrained(context.recipe.base.model, hidden_size=32)

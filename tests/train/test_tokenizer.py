@@ -10,7 +10,12 @@ import pytest
 from bezoar_ray.errors import RecipeError
 from bezoar_ray.recipe import Recipe
 from bezoar_ray.train.encoding import IGNORED, encode
-from bezoar_ray.train.tokenizer import PROBES, ROUND_TRIP, agreeing, load_tokenizer
+from bezoar_ray.train.tokenizer import (
+    PROBES,
+    ROUND_TRIP,
+    load_tokenizer,
+    match_sentencepiece,
+)
 
 TEXT = """The llama said: 12 + 30 = 42.  It   kept    runs of spaces, 1999 and 2024.
 def double(x):
@@ -105,7 +110,7 @@ def test_ids_are_sentencepieces_own(openllama: Path, recipe: Recipe) -> None:
 
 
 def test_transformers_alone_disagrees(openllama: Path) -> None:
-    """The trap is real: should transformers mend it, `agreeing` has nothing left to do and may go."""
+    """The trap is real: once transformers fixes it, `match_sentencepiece` can be removed."""
     from sentencepiece import SentencePieceProcessor
     from transformers import AutoTokenizer
 
@@ -121,7 +126,7 @@ def test_saved_with_a_checkpoint_it_stays_the_same(
 ) -> None:
     from transformers import AutoTokenizer
 
-    ours = agreeing(
+    ours = match_sentencepiece(
         AutoTokenizer.from_pretrained(str(openllama)),
         str(openllama / "tokenizer.model"),
     )
@@ -205,7 +210,7 @@ def test_ids_are_those_of_tokenizer_json_whatever_class_is_named(
 
 
 def test_transformers_alone_loses_spaces_and_lines(tmp_path: Path) -> None:
-    """The trap is real: should transformers mend it, `as_in_json` has nothing left to do and may go."""
+    """The trap is real: once transformers fixes it, `match_json` can be removed."""
     from transformers import AutoTokenizer
 
     plain = AutoTokenizer.from_pretrained(

@@ -92,8 +92,8 @@ def test_a_repeated_pair_teaches_nothing(
         trainer.get_train_dataloader().collate_fn,
         RowsOrRepeats(trainer.train_dataset),
     )
-    trainer.current_gradient_accumulation_steps, counted = 1, trainer._passes
-    trainer._passes = lambda rows, ids: (
+    trainer.current_gradient_accumulation_steps, counted = 1, trainer._plan_passes
+    trainer._plan_passes = lambda rows, ids: (
         counted(rows, ids)[0],
         3,
     )  # three rows elsewhere, none here
@@ -285,6 +285,6 @@ def test_a_loss_that_is_not_finite_stops_with_step_and_rows(
 ) -> None:
     with pytest.raises(
         Exception,
-        match=r"align: the loss or its gradient is NaN or infinite in step [23], in rows \w+.* lower learning_rate",
+        match=r"align: loss or gradient is NaN or inf at step [23], in rows \w+.* lower learning_rate",
     ):
         aligned(hh, recipe, tmp_path / "run", learning_rate=1e30, max_grad_norm=1e30)
