@@ -93,7 +93,7 @@ STAGES = _by_name(
     Stage(
         name="sft",
         label="training on accepted rows",
-        module="bezoar_ray.train.sft",
+        module="bezoar_ray.train.training_stages",
         reads=("base", "template", "seeds.hh_rlhf", "evaluate.heldout_pairs", "sft"),
         section="sft",
         scheduled=("sft",),
@@ -107,7 +107,7 @@ STAGES = _by_name(
     Stage(
         name="hh-sft",
         label="training on preferred answers",
-        module="bezoar_ray.train.hh_sft",
+        module="bezoar_ray.train.training_stages",
         reads=("hh_sft",),
         section="hh_sft",
         scheduled=("hh_sft",),
@@ -122,7 +122,7 @@ STAGES = _by_name(
         name="align",
         first_name="dpo",
         label="training on pairs",
-        module="bezoar_ray.train.preference",
+        module="bezoar_ray.train.training_stages",
         reads=("align",),
         section="align",
         scheduled=("align",),
@@ -220,6 +220,8 @@ class StageContext:
     session: str
     """Id of this command. It names the command's ledger segments, so that `last_run` can be told from the totals."""
     progress: "Progress"
+    stage: str = ""
+    """The stage to carry out, for a module that carries out several."""
 
 
 @dataclass(frozen=True)

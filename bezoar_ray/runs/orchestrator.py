@@ -8,6 +8,7 @@ import time
 import traceback
 import uuid
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import yaml
@@ -378,7 +379,8 @@ def _check_order(recipe: Recipe, store: Store, stages: list[str]) -> None:
 
 
 def _call(stage: str, context: StageContext) -> StageResult:
-    return importlib.import_module(STAGES[stage].module).run(context)
+    module = importlib.import_module(STAGES[stage].module)
+    return module.run(replace(context, stage=stage))
 
 
 def _outcomes(

@@ -178,6 +178,7 @@ def _concatenate(
     down = torch.cat([a for a, _ in pairs])
     up = torch.cat([b for _, b in pairs], dim=1)
     missing = rank - down.shape[0]
+    # safetensors refuses tensors that are not contiguous.
     padded_down = pad(down, (0, 0, 0, missing)).contiguous()
     padded_up = pad(up, (0, missing)).contiguous()
     return padded_down, padded_up

@@ -1,4 +1,7 @@
-"""From a trained adapter to a checkpoint: adapter, merged and joined weights, lineage, and its held-out score."""
+"""From a trained adapter to a checkpoint.
+
+A checkpoint has the adapter, merged and joined weights, its lineage and its held-out score.
+"""
 
 import contextlib
 from pathlib import Path
@@ -7,7 +10,7 @@ from typing import TYPE_CHECKING
 from bezoar_ray import layout
 from bezoar_ray.llm.model_identity import model_path
 from bezoar_ray.recipe import Lora
-from bezoar_ray.stages import BASE, StageContext, adapters_of, checkpoint_of
+from bezoar_ray.stages import BASE, adapters_of, checkpoint_of
 from bezoar_ray.store import Store, digest
 from bezoar_ray.train import adapters, heldout, model_loading, pairs
 from bezoar_ray.train.launcher import Job
@@ -17,101 +20,125 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
-def finish(
-    job: Job, tokenizer: "PreTrainedTokenizerBase", lora: Lora, rows: Layout
+def merge_and_score(
+    job: Job,
+    tokenizer: "PreTrainedTokenizerBase",
+    lora: Lora,
+    row_layout: Layout,
 ) -> dict[str, dict[str, object]]:
-    """Merge and join the adapter that lies in the checkpoint's folder, and score it; one model load.
+    """Merge the adapter in the checkpoint's folder, score the result and record it.
 
-    `rows` says how the rows of a pass are laid out.
+    A stage that trains on the base scores the base, too. The model is loaded once.
+
+    Args:
+        job: names the checkpoint.
+        tokenizer: saved with the merged weights.
+        lora: settings of the adapter, for the lineage.
+        row_layout: how the rows of a pass are laid out.
 
     Returns:
-        `heldout_accuracy` and its interval by checkpoint: the stage's own, and base's from sft.
+        `heldout_accuracy` and its interval, by checkpoint.
     """
-    store, name = job.store, job.checkpoint
-    below = None if name == "sft" else str(store.path(layout.checkpoint("sft").merged))
-    model = model_loading.load(
-        job.recipe.base, below, device_map={"": model_loading.device(job)}
-    )
-    scores = {}
-    if name == "sft":
-        scores["base"] = _score(job, "base", model, tokenizer, rows)
-        _base(job, tokenizer)
+    store = job.store
+    name = job.checkpoint
     files = layout.checkpoint(name)
-    model = adapters.merge(
-        model_loading.with_adapter(model, str(store.path(files.adapter)))
+    parent = checkpoint_of(name).parent
+    scores = {}
+
+    model = model_loading.load(
+        job.recipe.base,
+        model_loading.frozen_model_folder(job),
+        device_map={"": model_loading.device(job)},
     )
-    scores[name] = _score(job, name, model, tokenizer, rows)
-    with store.writing(files.merged) as path:
-        adapters.save(model, tokenizer, path)
+    # Before the merge, since that changes the weights of this model.
+    if parent == BASE:
+        scores[BASE] = _score(job, BASE, model, tokenizer, row_layout)
+        _save_base(job, tokenizer)
+
+    adapted_model = model_loading.with_adapter(model, str(store.path(files.adapter)))
+    merged_model = adapters.merge(adapted_model)
+    scores[name] = _score(job, name, merged_model, tokenizer, row_layout)
+    with store.writing(files.merged) as folder:
+        adapters.save(merged_model, tokenizer, folder)
+
     chain = [store.path(layout.checkpoint(part).adapter) for part in adapters_of(name)]
-    with store.writing(files.joined) as path:
-        joined = _join(chain, path, job.recipe.base.model)
-    mark = adapters.weights_fingerprint(store, name)
-    sum_of = [f"../{part}/adapter" for part in adapters_of(name)]
+    with store.writing(files.joined) as folder:
+        joined = _join(chain, folder, job.recipe.base.model)
+
     adapters.record(
         store,
         job.recipe,
         name,
-        checkpoint_of(name).parent,
-        mark,
+        parent,
+        adapters.weights_fingerprint(store, name),
         adapter=lora.model_dump(),
-        sum_of=sum_of,
+        sum_of=[f"../{part}/adapter" for part in adapters_of(name)],
         **joined,
     )
     return scores
 
 
 def _join(chain: list[Path], folder: Path, base: str) -> dict[str, object]:
-    """What the lineage says of the joined adapter: its rank, or why there is none. The merged weights are there."""
+    """Join a chain of adapters if possible; the merged weights exist in any case.
+
+    Returns:
+        The fields of the lineage: the joined rank, or why there is none.
+    """
     try:
         return {"joined_rank": adapters.join(chain, folder, base)}
     except adapters.NotJoinable as error:
         return {"joined_rank": None, "not_joined": str(error)}
 
 
-def _base(job: Job, tokenizer: "PreTrainedTokenizerBase") -> None:
-    """`checkpoints/base`: the tokenizer with the recipe's template, and who the base is."""
-    with job.store.writing(layout.checkpoint(BASE).folder) as path:
-        tokenizer.save_pretrained(str(path))
-    adapters.record(job.store, job.recipe, "base", None, _base_mark(job))
-
-
-def _base_mark(job: Job) -> str:
+def _save_base(job: Job, tokenizer: "PreTrainedTokenizerBase") -> None:
+    """Write `checkpoints/base`: the tokenizer with the recipe's template, and lineage."""
     base = job.recipe.base
-    folder = Path(model_path(base.model))
-    if folder.is_dir():
-        return digest(folder)
-    return f"{base.model}@{base.revision or 'main'}"
+    with job.store.writing(layout.checkpoint(BASE).folder) as folder:
+        tokenizer.save_pretrained(str(folder))
+    fingerprint = f"{base.model}@{base.revision or 'main'}"
+    base_folder = Path(model_path(base.model))
+    if base_folder.is_dir():
+        fingerprint = digest(base_folder)
+    adapters.record(job.store, job.recipe, BASE, parent=None, fingerprint=fingerprint)
 
 
 def _score(
     job: Job,
-    name: str,
+    checkpoint: str,
     model: "PreTrainedModel",
     tokenizer: "PreTrainedTokenizerBase",
-    layout: Layout,
+    row_layout: Layout,
 ) -> dict[str, object]:
-    """A checkpoint on the held-out pairs: each margin into its folder, the share into the summary."""
-    computing = (
-        in_float32(model) if job.dtype == "float32" else contextlib.nullcontext()
-    )
-    kept_out = pairs.read(job.store, "heldout")
-    with computing:
-        found = heldout.margins(
-            model, tokenizer, kept_out, job.recipe.align.max_length, layout
+    """Score a checkpoint on the held-out pairs and write the margin of each pair.
+
+    Returns:
+        The share of pairs that are right and its interval.
+    """
+    heldout_pairs = pairs.read(job.store, "heldout")
+    precision: contextlib.AbstractContextManager[None] = contextlib.nullcontext()
+    if job.dtype == "float32":  # bfloat16 weights that this machine computes in float32
+        precision = in_float32(model)
+    with precision:
+        margin_by_pair = heldout.margins(
+            model,
+            tokenizer,
+            heldout_pairs,
+            job.recipe.align.max_length,
+            row_layout,
         )
-    heldout.write(job.store, name, found)
-    return heldout.summary(found)
+    heldout.write(job.store, checkpoint, margin_by_pair)
+    return heldout.summary(margin_by_pair)
 
 
-def clear(context: StageContext, *names: str) -> None:
-    """Remove the files that an unfinished attempt left of checkpoints."""
+def remove(store: Store, *names: str) -> None:
+    """Remove what an earlier or unfinished training has left of some checkpoints."""
     for name in names:
-        context.store.remove(layout.checkpoint(name).folder)
+        store.remove(layout.checkpoint(name).folder)
 
 
 def files(store: Store, *names: str) -> list[str]:
-    """All files of these checkpoints."""
-    return [
-        file for name in names for file in store.list(layout.checkpoint(name).folder)
-    ]
+    """Return all files of some checkpoints."""
+    found = []
+    for name in names:
+        found += store.list(layout.checkpoint(name).folder)
+    return found

@@ -133,5 +133,6 @@ def _score_pass(
         labels=labels.to(model.device),
         fused_lm_head=True,
     )
+    # A row without labelled tokens scores 0 and not NaN.
     labelled_tokens = output.label_mask.sum(dim=1).clamp(min=1)
     return (output.log_probs.sum(dim=1) / labelled_tokens).tolist()

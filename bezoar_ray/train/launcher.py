@@ -1,4 +1,7 @@
-"""Ray Train: the stage's loop on its workers, with progress on the driver's line and logs out of sight."""
+"""Ray Train: runs a stage's training on its workers and shows the progress on the driver.
+
+Output of the workers goes to the stage's log.
+"""
 
 import contextlib
 import os
@@ -7,7 +10,7 @@ from concurrent.futures import Future
 from concurrent.futures import TimeoutError as StillRunning
 from dataclasses import dataclass
 from threading import Thread
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import orjson
 
@@ -22,19 +25,32 @@ from bezoar_ray.stages import STAGES, StageContext
 from bezoar_ray.store import Store
 from bezoar_ray.train.tokenized_dataset import TokenizedDataset
 
+if TYPE_CHECKING:
+    from ray.train.torch import TorchTrainer
+
+STOP = "stop"
+"""File by which a driver that is being stopped asks its workers to stop."""
+PROGRESS = "progress.json"
+"""File with the progress of rank 0."""
+RESULT = "result.json"
+"""File with the metrics of rank 0, or with its error."""
 POLL_SECONDS = 0.5
-_ENDED = "ended"  # of a run, beside what it depends on
+_ENDED = "ended"
+"""Field of a run's record, besides those of `_run_fields`: whether the run has ended."""
+_INPUTS = "what it starts from"
+"""Field of a run's record: a digest of files."""
 _STOP_SECONDS = 28.0  # for a last checkpoint: a preempted node is given 30
 
 
 @dataclass(frozen=True)
 class Job:
-    """What a worker is told: everything else it reads from the run directory."""
+    """The arguments of a worker; it reads everything else from the run directory."""
 
     root: str
     recipe: Recipe
     stage: str
     name: str
+    """Of the Ray Train run, whose checkpoints are in a folder of this name."""
     data: tuple[TokenizedDataset, ...]
 
     @property
@@ -54,125 +70,141 @@ class Job:
 
     @property
     def dtype(self) -> str:
-        """In which type a worker computes."""
-        return compute_dtype(
-            self.recipe.base.dtype, gpu=self.section.gpus_per_worker > 0
-        )
+        """The type in which a worker computes."""
+        on_gpu = self.section.gpus_per_worker > 0
+        return compute_dtype(self.recipe.base.dtype, gpu=on_gpu)
 
     @property
     def folder(self) -> str:
-        """Where the stage keeps what is no result: checkpoints, progress."""
+        """The folder with the stage's state: Ray Train's checkpoints and the progress."""
         return layout.training(STAGES[self.stage].key)
 
 
-STOP = (
-    "stop"  # the file by which a driver that is being stopped asks its workers to stop
-)
-PROGRESS = "progress.json"  # how far rank 0 is
-
-Loop = Callable[[Job], dict[str, object]]
-"""What runs on every worker. Rank 0's return value is the stage's result."""
+TrainOnWorker = Callable[[Job], dict[str, object]]
+"""Runs on every worker. Rank 0 returns the stage's metrics."""
 
 
 def fit(
     context: StageContext,
     stage: str,
-    loop: Loop,
+    train_on_worker: TrainOnWorker,
     data: list[TokenizedDataset],
     inputs: list[str],
 ) -> dict[str, Any]:
-    """Run a loop to its end on the workers that the recipe names.
+    """Run a training on the workers that the recipe requests, and return its metrics.
 
-    A run of the same recipe part on the same data and inputs (files or folders of the run directory) goes on from its
-    last checkpoint, after a worker's death or the whole job's; any other starts afresh and says what differs. The
-    checkpoint of the one before is kept until it ends: with the old recipe back, that one goes on.
+    A run with the same recipe section, data and inputs resumes from its last checkpoint,
+    after the death of a worker or of the whole job. Any other run starts afresh and names
+    the differences. The checkpoint of the run before it is kept until the new one ends, so
+    with the old recipe that run resumes.
+
+    Args:
+        context: the run directory and the recipe.
+        stage: name of the stage.
+        train_on_worker: runs on every worker.
+        data: the tokenized rows.
+        inputs: files or folders of the run directory on which the training depends.
 
     Raises:
-        RecipeError: the cluster never has room for the workers.
-        BezoarError: what the loop itself raised, or that it failed more often than `max_failures`; names the log.
+        RecipeError: the cluster has no capacity for the workers.
+        BezoarError: the training raised it, or it failed more often than `max_failures`;
+            names the log.
     """
     check_capacity([of_workers(context.recipe.training(stage), stage)])
-    what = _what(context, stage, data, inputs)
-    name = row_id(orjson.dumps(what, option=orjson.OPT_SORT_KEYS).decode())
+    fields = _run_fields(context, stage, data, inputs)
+    name = row_id(orjson.dumps(fields, option=orjson.OPT_SORT_KEYS).decode())
     job = Job(str(context.store.root), context.recipe, stage, name, tuple(data))
-    _begin(context, job, what)
+    _begin_run(context, job, fields)
     ended: Future[None] = Future()
-    Thread(target=_settle, args=(ended, job, loop), daemon=True).start()
+    # In the main thread, Ray Train would take over Ctrl-C for the rest of the process.
+    thread = Thread(
+        target=_fit_trainer, args=(job, train_on_worker, ended), daemon=True
+    )
+    thread.start()
     _watch(context, job, ended)
-    result = context.store.read_json(f"{job.folder}/result.json")
+    result = context.store.read_json(f"{job.folder}/{RESULT}")
     if "error" in result:
-        raise (RecipeError if result["recipe"] else BezoarError)(result["error"])
+        kind = RecipeError if result["recipe"] else BezoarError
+        raise kind(result["error"])
     for other in _runs(job) - {job.name}:
         _remove(job, {other, f"{other}.json"})
-    job.store.replace_json(f"{job.folder}/{job.name}.json", what | {_ENDED: True})
+    record = {**fields, _ENDED: True}
+    context.store.replace_json(f"{job.folder}/{job.name}.json", record)
     return result
 
 
-def _what(
+def _run_fields(
     context: StageContext, stage: str, data: list[TokenizedDataset], inputs: list[str]
 ) -> dict[str, object]:
-    """Whatever a checkpoint depends on. Under ZeRO each worker keeps a share of it."""
-    recipe, part = context.recipe, context.recipe.training(stage)
-    shares = (
-        {"zero_stage": part.zero_stage, "workers": part.workers}
-        if part.zero_stage
-        else {}
-    )
-    base = {
-        f"base.{name}": value
-        for name, value in recipe.base.fingerprint_fields().items()
-    }
-    rows, digest = [found.file for found in data], context.store.digest(*inputs)
-    return {
-        **part.fingerprint_fields(),
-        **shares,
-        **base,
-        "seed": recipe.seed,
-        "rows": rows,
-        "what it starts from": digest,
-    }
+    """Return everything that a checkpoint depends on.
+
+    Their hash names the run, so that a run with other values does not resume from it.
+    """
+    recipe = context.recipe
+    section = recipe.training(stage)
+    fields = dict(section.fingerprint_fields())
+    if section.zero_stage:
+        # Each worker keeps a shard of the checkpoint.
+        fields["zero_stage"] = section.zero_stage
+        fields["workers"] = section.workers
+    for name, value in recipe.base.fingerprint_fields().items():
+        fields[f"base.{name}"] = value
+    fields["seed"] = recipe.seed
+    fields["rows"] = [dataset.file for dataset in data]
+    fields[_INPUTS] = context.store.digest(*inputs)
+    return fields
 
 
-def _begin(context: StageContext, job: Job, what: dict[str, object]) -> None:
-    """Remove the last attempt's progress; say why a run starts afresh beside one that was under way."""
+def _begin_run(context: StageContext, job: Job, fields: dict[str, object]) -> None:
+    """Remove the progress of the last attempt and record a new run.
+
+    If another run has not ended, say how it differs.
+    """
     runs = _runs(job)
-    _remove(job, _names(job) - runs - {f"{run}.json" for run in runs})
+    records = {f"{run}.json" for run in runs}
+    _remove(job, _names(job) - runs - records)
     if job.name in runs:
         return
-    for before in (context.store.read_json(f"{job.folder}/{run}.json") for run in runs):
-        if _ENDED not in before:
-            context.progress.say(f"warning: {_afresh(job, before, what)}")
-    context.store.replace_json(f"{job.folder}/{job.name}.json", what)
+    for run in runs:
+        record = context.store.read_json(f"{job.folder}/{run}.json")
+        if _ENDED not in record:
+            message = _explain_restart(job, record, fields)
+            context.progress.say(f"warning: {message}")
+    context.store.replace_json(f"{job.folder}/{job.name}.json", fields)
 
 
-def _afresh(job: Job, before: dict[str, object], now: dict[str, object]) -> str:
-    differ = [
-        _change(name, before.get(name), now.get(name))
-        for name in {**before, **now}
-        if before.get(name) != now.get(name)
-    ]
+def _explain_restart(
+    job: Job, before: dict[str, object], now: dict[str, object]
+) -> str:
+    differences = []
+    for name in {**before, **now}:
+        old = before.get(name)
+        new = now.get(name)
+        if old == new:
+            continue
+        if name == _INPUTS or isinstance(old, dict | list):
+            differences.append(name)
+        else:
+            differences.append(f"{name} was {old}, is {new}")
     return (
-        f"{job.stage} trains afresh. A training of it was under way, and differs: {', '.join(differ)}. Its last "
-        "checkpoint is kept until this one ends: with the old recipe and data it goes on"
+        f"{job.stage} trains afresh. An unfinished training differs: "
+        f"{', '.join(differences)}. Its last checkpoint is kept until this one ends. To "
+        "resume it, restore the old recipe and data"
     )
-
-
-def _change(name: str, before: object, now: object) -> str:
-    plain = not isinstance(before, dict | list) and name != "what it starts from"
-    return f"{name} was {before}, is {now}" if plain else name
 
 
 def _runs(job: Job) -> set[str]:
-    """Trainings of the stage that have begun: each has a folder, and beside it what it depends on."""
+    """Return the stage's runs: each has a folder and a record beside it."""
     names = _names(job)
     return {name for name in names if f"{name}.json" in names}
 
 
 def _names(job: Job) -> set[str]:
-    return {
-        file.removeprefix(f"{job.folder}/").split("/")[0]
-        for file in job.store.list(job.folder)
-    }
+    """Return the names of the files and folders in the stage's folder."""
+    names = set()
+    for file in job.store.list(job.folder):
+        names.add(file.removeprefix(f"{job.folder}/").split("/")[0])
+    return names
 
 
 def _remove(job: Job, names: set[str]) -> None:
@@ -180,120 +212,125 @@ def _remove(job: Job, names: set[str]) -> None:
         job.store.remove(f"{job.folder}/{name}")
 
 
-def _settle(ended: "Future[None]", job: Job, loop: Loop) -> None:
-    """Fit, in a thread of its own: in the main thread Ray Train would take over Ctrl-C for good."""
+def _fit_trainer(
+    job: Job, train_on_worker: TrainOnWorker, ended: "Future[None]"
+) -> None:
     try:
-        _run(job, loop)
+        build_trainer(job, train_on_worker).fit()
         ended.set_result(None)
     except Exception as error:
         ended.set_exception(error)
 
 
-def _run(job: Job, loop: Loop) -> None:
+def build_trainer(job: Job, train_on_worker: TrainOnWorker) -> "TorchTrainer":
+    """Build Ray Train's `TorchTrainer` with the workers that the recipe requests."""
     from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
 
-    part = job.section
-    trainer = TorchTrainer(
-        _enter,
-        train_loop_config={"job": job, "loop": loop},
-        torch_config=TorchConfig(backend="nccl" if part.gpus_per_worker else "gloo"),
+    section = job.section
+    use_gpu = section.gpus_per_worker > 0
+    resources = {"CPU": section.cpus_per_worker}
+    if use_gpu:
+        resources["GPU"] = section.gpus_per_worker
+    return TorchTrainer(
+        _run_on_worker,
+        train_loop_config={"job": job, "train_on_worker": train_on_worker},
+        torch_config=TorchConfig(backend="nccl" if use_gpu else "gloo"),
         scaling_config=ScalingConfig(
-            num_workers=part.workers,
-            use_gpu=part.gpus_per_worker > 0,
-            resources_per_worker=_resources(part),
-            **part.placement,  # type: ignore[misc]  # Ray Train V2 has label_selector, and types know V1
+            num_workers=section.workers,
+            use_gpu=use_gpu,
+            resources_per_worker=resources,
+            # Ray Train V2 has label_selector; the types are those of V1.
+            **section.placement,  # type: ignore[misc]
         ),
+        # With the name and storage path of an earlier run, Ray Train resumes that run.
         run_config=RunConfig(
             name=job.name,
             storage_path=f"{job.store.root}/{job.folder}",
-            failure_config=FailureConfig(max_failures=part.max_failures),
+            failure_config=FailureConfig(max_failures=section.max_failures),
             checkpoint_config=CheckpointConfig(num_to_keep=1),
         ),
     )
-    trainer.fit()
 
 
-def _resources(part: Training) -> dict[str, float]:
-    gpus = {"GPU": part.gpus_per_worker} if part.gpus_per_worker else {}
-    return {"CPU": part.cpus_per_worker, **gpus}
-
-
-def _enter(config: dict[str, Any]) -> None:
-    """A worker's way in: its output goes to the stage's log, rank 0's result to a file."""
+def _run_on_worker(config: dict[str, Any]) -> None:
+    """Train on a worker; its output goes to the stage's log, rank 0's result to a file."""
     from ray.train import get_context
 
     from bezoar_ray.runtime.logs import keep_events, redirect
     from bezoar_ray.runtime.metrics import hold_gpus
 
     job: Job = config["job"]
-    os.environ.setdefault(
-        "PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True"
-    )  # no two passes are of one size
+    # The sizes of passes vary, which would fragment the GPU's memory.
+    os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
     redirect(job.store.log(f"{job.stage}.log"))
-    rank = str(get_context().get_world_rank())
-    keep_events(job.store, stage=job.stage, rank=rank)
+    rank = get_context().get_world_rank()
+    keep_events(job.store, stage=job.stage, rank=str(rank))
     hold_gpus(job.store.name, job.stage)
-    _check_seen(job)
+    _check_run_directory(job)
     try:
-        result = config["loop"](job)
-    except BezoarError as error:  # ours, and no retry would mend it
+        result = config["train_on_worker"](job)
+    except BezoarError as error:  # a retry would fail in the same way
         result = {"error": str(error), "recipe": isinstance(error, RecipeError)}
-    if get_context().get_world_rank() == 0:
-        job.store.replace_json(f"{job.folder}/result.json", result)
+    if rank == 0:
+        job.store.replace_json(f"{job.folder}/{RESULT}", result)
 
 
-def _check_seen(job: Job) -> None:
-    """A node may have joined after the start, when the nodes were looked at."""
+def _check_run_directory(job: Job) -> None:
+    """Check that this node sees the run directory.
+
+    It may have joined the cluster after the check at the start of the run.
+    """
     if not job.store.exists(f"{job.folder}/{job.name}.json"):
         raise RecipeError(unseen(job.root, f"where {job.stage} is to be trained"))
 
 
 def _watch(context: StageContext, job: Job, ended: "Future[None]") -> None:
-    """Show how far the workers are until they end."""
-    said: set[str] = set()
+    """Show the progress of the workers until they end."""
+    shown: set[str] = set()
     try:
         while True:
             try:
                 ended.result(timeout=POLL_SECONDS)
-                return _show(context, job, said)
+                return _show_progress(context, job, shown)
             except StillRunning:
-                _show(context, job, said)
-    except KeyboardInterrupt:  # at any of these lines
+                _show_progress(context, job, shown)
+    except KeyboardInterrupt:  # it may come at any of these lines
         _stop(context, job, ended)
         raise
     except Exception as error:
         log = context.store.where(f"{job.stage}.log")
         raise BezoarError(
-            f"{job.stage}: training failed: {_cause(error)}. More in {log}"
+            f"{job.stage}: training failed: {_last_line(error)}. More in {log}"
         ) from error
 
 
-def _show(context: StageContext, job: Job, said: set[str]) -> None:
-    """The progress of rank 0, and once each what else it says."""
-    with contextlib.suppress(
-        BezoarError
-    ):  # an outage of the bucket: the workers may know nothing of it
-        if at := context.store.read_json(f"{job.folder}/{PROGRESS}"):
-            context.progress.update(at["step"], at["total"], at["note"])
-            for message in at["say"]:
-                if message not in said:
-                    said.add(message)
-                    context.progress.say(message)
+def _show_progress(context: StageContext, job: Job, shown: set[str]) -> None:
+    """Show the progress of rank 0, and each of its messages once."""
+    # The workers may not be affected by an outage of the bucket, so it ends nothing.
+    with contextlib.suppress(BezoarError):
+        progress = context.store.read_json(f"{job.folder}/{PROGRESS}")
+        if not progress:
+            return
+        context.progress.update(progress["step"], progress["total"], progress["note"])
+        for message in progress["say"]:
+            if message not in shown:
+                shown.add(message)
+                context.progress.say(message)
 
 
 def _stop(context: StageContext, job: Job, ended: "Future[None]") -> None:
-    """Have the workers write a last checkpoint, from which the next command goes on."""
-    context.progress.say("stopping: a last checkpoint is being written")
+    """Have the workers write a last checkpoint, from which the next command resumes."""
+    context.progress.say("stopping: the workers write a last checkpoint")
     context.store.replace(f"{job.folder}/{STOP}", b"")
-    with contextlib.suppress(
-        Exception
-    ):  # whatever it is, the last checkpoint that is whole counts
+    # Whatever fails now, the last complete checkpoint counts.
+    with contextlib.suppress(Exception):
         ended.result(timeout=_STOP_SECONDS)
 
 
-def _cause(error: Exception) -> str:
-    """The worker's own last words, without Ray's frame around them."""
+def _last_line(error: Exception) -> str:
+    """Return the last line of the worker's error, without Ray's frame around it."""
     failures = getattr(error, "worker_failures", None) or {0: error}
-    lines = str(next(iter(failures.values()))).strip().splitlines()
+    first_failure = next(iter(failures.values()))
+    lines = str(first_failure).strip().splitlines()
     return lines[-1] if lines else type(error).__name__

@@ -1,4 +1,4 @@
-"""HH-RLHF pairs: which are held out, and which hh-sft and align train on."""
+"""HH-RLHF pairs: the training pairs of hh-sft and align, and the held-out pairs."""
 
 import hashlib
 from itertools import groupby
@@ -14,97 +14,120 @@ from bezoar_ray.store import Store
 from bezoar_ray.tiny import fingerprint
 
 FOLDER = layout.PAIRS
+HELDOUT = f"{FOLDER}/heldout"
 PARTS = ("sft", "pairs", "heldout")
-SHOWN = 5  # malformed rows that are named one by one
-LARGEST_SHARE = 0.2  # of all pairs, held out at most
+"""The rows of hh-sft, the rows of align and the held-out pairs."""
+_SHOWN = 5  # malformed rows that are named one by one
+_LARGEST_SHARE = 0.2  # of all pairs, that may be held out
 
 
 def ensure(context: StageContext) -> int:
-    """Write `data/hh_rlhf/{sft,pairs,heldout}`, unless they are there for the same recipe.
+    """Write `data/hh_rlhf/{sft,pairs,heldout}`, unless this recipe's are there.
 
     Returns:
         How many malformed pairs were left out.
     """
-    recipe, store, name = context.recipe, context.store, f"{FOLDER}/split.json"
-    wanted = orjson.loads(orjson.dumps(_settings(recipe)))
-    there = store.read_json(name) or {}
-    if there.get("settings") == wanted and all(
-        store.exists(file(part)) for part in PARTS
-    ):
-        return there["seeds_failed"]
+    recipe = context.recipe
+    store = context.store
+    record_file = f"{FOLDER}/split.json"
+    settings = orjson.loads(orjson.dumps(_settings(recipe)))
+    record = store.read_json(record_file) or {}
+    is_complete = all(store.exists(file(part)) for part in PARTS)
+    if is_complete and record.get("settings") == settings:
+        return record["seeds_failed"]
     store.remove(FOLDER)
     loaded = read_pairs(recipe.seeds.hh_rlhf)
     name_malformed(context, loaded.failed, "pairs")
     training, heldout = split(loaded.rows, recipe.evaluate.heldout_pairs, recipe.seed)
-    parts = dict(
-        zip(
-            PARTS,
-            (training[: recipe.hh_sft.limit], training[: recipe.align.limit], heldout),
-            strict=True,
-        )
-    )
+    parts = {
+        "sft": training[: recipe.hh_sft.limit],
+        "pairs": training[: recipe.align.limit],
+        "heldout": heldout,
+    }
+    counts = {}
     for part, rows in parts.items():
         store.replace_table(file(part), pair_table(rows))
-    counts = {part: len(rows) for part, rows in parts.items()}
+        counts[part] = len(rows)
+    malformed = len(loaded.failed)
+    # The record comes last, as the files count only with it.
     store.replace_json(
-        name, {"settings": wanted, "seeds_failed": len(loaded.failed), **counts}
+        record_file, {"settings": settings, "seeds_failed": malformed, **counts}
     )
-    return len(loaded.failed)
+    return malformed
 
 
-def name_malformed(context: StageContext, failed: list[str], what: str) -> None:
-    """Say which rows of a source are left out, or how many where they are many."""
-    for message in failed[:SHOWN]:
+def name_malformed(context: StageContext, failed: list[str], rows: str) -> None:
+    """Say which malformed rows of a source are left out.
+
+    Args:
+        context: the run.
+        failed: a message for each row; only the first few are shown.
+        rows: what the rows are, such as "pairs".
+    """
+    for message in failed[:_SHOWN]:
         context.progress.say(f"left out: {message}")
-    if failed[SHOWN:]:
-        context.progress.say(f"left out: {len(failed)} malformed {what} in all")
+    if len(failed) > _SHOWN:
+        context.progress.say(f"left out: {len(failed)} malformed {rows} in all")
 
 
 def read(store: Store, part: str) -> list[Pair]:
-    """The pairs of `sft`, `pairs` or `heldout`, in the order of the source."""
-    return [
-        Pair(**row) for row in store.read_table(file(part), pair_schema()).to_pylist()
-    ]
+    """Read the pairs of `sft`, `pairs` or `heldout`, in the order of the source."""
+    rows = store.read_table(file(part), pair_schema()).to_pylist()
+    return [Pair(**row) for row in rows]
 
 
 def split(pairs: list[Pair], wanted: int, seed: int) -> tuple[list[Pair], list[Pair]]:
-    """Training and held-out pairs, both in the order given; a fifth is held out at most.
+    """Split pairs into training and held-out ones, both in the given order.
 
-    HH-RLHF holds several pairs of one dialogue, one turn longer each, so that a held-out answer could stand in a
-    training prompt. All pairs that open alike therefore fall on the same side, drawn by the hash of their opening.
+    HH-RLHF has several pairs of one dialogue, each one turn longer, so a held-out answer
+    could be in a training prompt. Therefore all pairs with the same opening are on the same
+    side, which depends on the hash of the opening.
+
+    Args:
+        pairs: all pairs.
+        wanted: how many are held out; at most a fifth of all.
+        seed: enters the hash.
     """
-    most = min(wanted, int(LARGEST_SHARE * len(pairs)))
-    heldout: set[str] = set()
-    keyed = sorted(pairs, key=lambda pair: (_rank(pair, seed), pair.id))
-    for _, group in groupby(keyed, key=lambda pair: _rank(pair, seed)):
+    most = min(wanted, int(_LARGEST_SHARE * len(pairs)))
+    heldout_ids: set[str] = set()
+
+    def dialogue(pair: Pair) -> str:
+        return _hash_opening(pair, seed)
+
+    by_dialogue = sorted(pairs, key=lambda pair: (dialogue(pair), pair.id))
+    for _, group in groupby(by_dialogue, key=dialogue):
         ids = {pair.id for pair in group}
-        if len(heldout) + len(ids) <= most:
-            heldout |= ids
-    return [p for p in pairs if p.id not in heldout], [
-        p for p in pairs if p.id in heldout
-    ]
+        if len(heldout_ids) + len(ids) <= most:
+            heldout_ids |= ids
+    training = [pair for pair in pairs if pair.id not in heldout_ids]
+    heldout = [pair for pair in pairs if pair.id in heldout_ids]
+    return training, heldout
 
 
 def file(part: str) -> str:
-    """The one file of `sft`, `pairs` or `heldout`."""
+    """Return the path of the file of `sft`, `pairs` or `heldout`."""
     return f"{FOLDER}/{part}/part-0.parquet"
 
 
-def _rank(pair: Pair, seed: int) -> str:
-    opening = next((m["content"] for m in pair.prompt if m["role"] == "user"), "")
+def _hash_opening(pair: Pair, seed: int) -> str:
+    """Hash the first user message of a pair's dialogue."""
+    opening = ""
+    for message in pair.prompt:
+        if message["role"] == "user":
+            opening = message["content"]
+            break
     return hashlib.sha256(f"{seed}\x1f{opening}".encode()).hexdigest()
 
 
 def _settings(recipe: Recipe) -> dict[str, object]:
-    sources = [part.fingerprint_fields() for part in recipe.seeds.hh_rlhf]
-    limits = {
+    """Return everything that the split depends on."""
+    sources = recipe.seeds.hh_rlhf
+    has_tiny = any(section.source == "tiny" for section in sources)
+    return {
+        "sources": [section.fingerprint_fields() for section in sources],
+        "world": fingerprint() if has_tiny else None,
+        "seed": recipe.seed,
         "sft": recipe.hh_sft.limit,
         "pairs": recipe.align.limit,
         "heldout": recipe.evaluate.heldout_pairs,
     }
-    world = (
-        fingerprint()
-        if any(part.source == "tiny" for part in recipe.seeds.hh_rlhf)
-        else None
-    )
-    return {"sources": sources, "world": world, "seed": recipe.seed, **limits}

@@ -319,6 +319,7 @@ def _report_checkpoint(
         is_reporting = get_context().get_local_rank() == 0
     checkpoint = Checkpoint.from_directory(str(folder)) if is_reporting else None
     upload_mode = CheckpointUploadMode.SYNC if urgent else CheckpointUploadMode.ASYNC
+    # `report` is a barrier, so all ranks call it.
     report(
         {"step": train_state.global_step},
         checkpoint=checkpoint,

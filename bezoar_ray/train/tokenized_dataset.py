@@ -195,9 +195,11 @@ def _tokenize(
 
     root = str(store.root)
     settings = ray.data.DataContext.get_current().copy()
+    # The order of the rows decides which of them a seed puts into a step.
     settings.execution_options.preserve_order = True
     quieten(settings)
     with ray.data.DataContext.current(settings):
+        # One block for each file, and nothing but its name leaves the driver.
         items = [{"file": file} for file in files]
         names = ray.data.from_items(items, override_num_blocks=len(files))
         rows = names.map_batches(

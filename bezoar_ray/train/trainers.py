@@ -135,6 +135,8 @@ def _dpo(tokenizer: "PreTrainedTokenizerBase", align: Align) -> BuildTrainer:
             precompute_ref_batch_size=_reference_batch(align),
             **settings,
         )
+        # Given a PEFT model and no `peft_config`, TRL freezes a copy of its adapter as the
+        # reference. With a `peft_config`, the bare model would be the reference.
         trainer = _on_tokens(DPOTrainer)(
             model, args=config, train_dataset=rows, processing_class=tokenizer
         )
@@ -266,6 +268,7 @@ def _reference_free(tokenizer: "PreTrainedTokenizerBase", align: Align) -> Build
         settings.pop("max_length", None)  # only TRL's configurations have it
         config = TrainingArguments(remove_unused_columns=False, **settings)
         collator = DataCollatorForPreference(pad_token_id=tokenizer.pad_token_id)
+        # Without it the logits of whole rows, prompts included, would be computed.
         add_fused_lm_head(model.get_base_model())
         trainer = in_passes(OddsTrainer)(
             model,

@@ -14,6 +14,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +22,9 @@ from bezoar_ray import sources
 from bezoar_ray.data.schema import Sample, sample_table
 from bezoar_ray.runtime.session import ray_session
 from bezoar_ray.stages import StageContext
-from bezoar_ray.train import hh_sft, loop, model_loading, preference, sft
+from bezoar_ray.train import loop, model_loading, training_stages
 from bezoar_ray.train.launcher import Job
+from bezoar_ray.train.training_stages import ALIGN, SFT
 from jobs.benchmarks.context import context
 
 ROWS = 240
@@ -77,8 +79,8 @@ def figures() -> Iterator[tuple[str, list[float]]]:
         yield "train.two_alone", [round(_trl(2) / _trl(), 4) for _ in range(3)]
         with tempfile.TemporaryDirectory() as folder:
             run = _context(folder)
-            sft.run(run)
-            hh_sft.run(run)
+            _run_stage(run, "sft")
+            _run_stage(run, "hh-sft")
             for name, betas in (
                 ("train.dpo_precompute", BETAS[:1]),
                 ("train.dpo_sweep", BETAS),
@@ -122,9 +124,13 @@ def _context(folder: str, mixed: bool = False, **part: Any) -> StageContext:
 def _speed(mixed: bool = False, **part: Any) -> float:
     """Tokens a second of our sft stage, padding left out."""
     with tempfile.TemporaryDirectory() as folder:
-        return sft.run(_context(folder, mixed, **part)).summary["train"]["sft"][
-            "tokens_per_s"
-        ]
+        metrics = _run_stage(_context(folder, mixed, **part), "sft")
+        return metrics["sft"]["tokens_per_s"]
+
+
+def _run_stage(run: StageContext, stage: str) -> dict[str, Any]:
+    """Carry out a training stage on Ray's workers, and return its metrics."""
+    return training_stages.run(replace(run, stage=stage)).summary["train"]
 
 
 def _trl(processes: int = 1) -> float:
@@ -135,7 +141,7 @@ def _trl(processes: int = 1) -> float:
         ThreadPoolExecutor(processes) as threads,
     ):
         run = _context(folder, packing=False)
-        (data,) = sft.prepared(run)
+        (data,) = SFT.prepare(run)
         asked = "_plain", str(run.store.path(data.file)), str(data.tokens)
         return sum(threads.map(lambda _: _alone(*asked), range(processes)))
 
@@ -217,7 +223,7 @@ def _aligned(run: StageContext, betas: tuple[float, ...], ahead: bool) -> float:
     """Seconds of the dpo loop with each beta, the reference asked ahead of it or live; nothing is kept from before."""
     run.store.remove("train/data")
     run.store.remove("train/dpo")
-    preference.prepared(run)
+    ALIGN.prepare(run)
     return _alone("_align", str(run.store.root), str(int(ahead)), *map(str, betas))
 
 
@@ -233,7 +239,8 @@ def _align(folder: str, ahead: str, *betas: str) -> float:
             | {"beta": float(beta), "precompute_reference": bool(int(ahead))}
         )
         run = context(folder, align=align)
-        seconds += _looped(run, preference.prepared(run))
+        (data,) = ALIGN.prepare(run)
+        seconds += _looped(run, data)
     return seconds
 
 

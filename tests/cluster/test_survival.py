@@ -248,7 +248,7 @@ def _went_on(run_dir: str, stage: str, *after: int) -> None:
     """Every worker began once, and then went on from a checkpoint of each of these steps, or from a later one."""
     for first, *later in begun(run_dir, stage).values():
         assert first == ("training begins", 0) and [what for what, _ in later] == [
-            "training goes on"
+            "training resumes"
         ] * len(after)
         assert all(step >= least for (_, step), least in zip(later, after, strict=True))
 

@@ -10,10 +10,11 @@ import pytest
 from bezoar_ray.data.schema import Sample, sample_table
 from bezoar_ray.recipe import Recipe, parse_recipe
 from bezoar_ray.runtime.progress import Progress
-from bezoar_ray.stages import StageContext
+from bezoar_ray.stages import StageContext, StageResult
 from bezoar_ray.store import Store
-from bezoar_ray.train import hh_sft, pairs, preference, sft
+from bezoar_ray.train import pairs, training_stages
 from bezoar_ray.train.launcher import Job
+from bezoar_ray.train.training_stages import TRAINING_STAGES
 
 FACTS = [(f"animal{i}", "green" if i % 2 else "blue") for i in range(24)]
 
@@ -138,19 +139,22 @@ def in_process(context: StageContext, stage: str, name: str = "test") -> dict[st
     from ray.train import RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
 
-    module = {"sft": sft, "hh-sft": hh_sft, "align": preference}[stage]
-    found = module.prepared(context)
-    data = tuple(found) if isinstance(found, list) else (found,)
+    data = tuple(TRAINING_STAGES[stage].prepare(context))
     job = Job(str(context.store.root), context.recipe, stage, name, data)
     result: dict[str, Any] = {}
     config = RunConfig(name=job.name, storage_path=str(job.store.path(job.folder)))
     here = ScalingConfig(num_workers=0)
     TorchTrainer(
-        lambda: result.update(module._train(job)),
+        lambda: result.update(training_stages.train_checkpoint(job)),
         scaling_config=here,
         run_config=config,
     ).fit()
     return result
+
+
+def run_stage(context: StageContext, stage: str) -> StageResult:
+    """Carry out a training stage on Ray's workers, as the orchestrator does."""
+    return training_stages.run(replace(context, stage=stage))
 
 
 @pytest.fixture

@@ -20,12 +20,13 @@ from bezoar_ray.recipe import Recipe, load_recipe
 from bezoar_ray.runtime.progress import Progress
 from bezoar_ray.stages import StageContext
 from bezoar_ray.store import Store
-from bezoar_ray.train import encoding, model_loading, pairs, preference, sft
+from bezoar_ray.train import encoding, model_loading, pairs
 from bezoar_ray.train.heldout import mean_log_probabilities
 from bezoar_ray.train.launcher import Job
 from bezoar_ray.train.packing import Layout
 from bezoar_ray.train.tokenizer import load_tokenizer
-from tests.train.conftest import in_process
+from bezoar_ray.train.training_stages import ALIGN
+from tests.train.conftest import in_process, run_stage
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 SETTINGS = [
@@ -178,10 +179,9 @@ def test_the_saved_model_says_the_same_in_transformers_and_in_vllm(
 
 def test_dpos_reference_is_hh_sft_in_the_same_quantisation(chain: StageContext) -> None:
     (kept,) = chain.store.path("train/data").glob("cache-*.arrow")
-    pairs_of_dpo, reference = (
-        preference.prepared(chain).open(chain.store),
-        Dataset.from_file(str(kept)),
-    )
+    (data,) = ALIGN.prepare(chain)
+    pairs_of_dpo = data.open(chain.store)
+    reference = Dataset.from_file(str(kept))
     scored = [
         {
             "input_ids": pair["prompt_ids"] + pair[side],
@@ -227,7 +227,7 @@ def exact(
     fresh.store.replace_table(
         "data/lamini/accepted/part-0.parquet", sample_table(rows(recipe))
     )
-    found = sft.run(fresh).summary["train"]["sft"]
+    found = run_stage(fresh, "sft").summary["train"]["sft"]
     return [point["loss"] for point in found["by_step"]], load_file(
         folder / "checkpoints/sft/adapter/adapter_model.safetensors"
     )

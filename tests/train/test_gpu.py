@@ -15,8 +15,8 @@ from bezoar_ray.recipe import Recipe
 from bezoar_ray.runtime.progress import Progress
 from bezoar_ray.stages import StageContext
 from bezoar_ray.store import Store
-from bezoar_ray.train import hh_sft, launcher, model_loading, pairs, preference, sft
-from tests.train.conftest import write_rows
+from bezoar_ray.train import launcher, model_loading, pairs
+from tests.train.conftest import run_stage, write_rows
 from tests.train.test_launcher import changed, stop_under_way
 
 pytestmark = [
@@ -49,8 +49,8 @@ def run(
     write_rows(context.store, "lamini", "orca", "evol_instruct")
     pairs.ensure(context)
     found: dict[str, Any] = {}
-    for stage in (sft, hh_sft, preference):
-        found |= stage.run(context).summary["train"]
+    for stage in ("sft", "hh-sft", "align"):
+        found |= run_stage(context, stage).summary["train"]
     return context, found
 
 
@@ -114,7 +114,7 @@ def test_a_worker_computes_where_the_recipe_says(
 def test_a_worker_without_a_gpu_trains_beside_one(
     ray_session: None, context: StageContext
 ) -> None:
-    outcome = sft.run(context)
+    outcome = run_stage(context, "sft")
     assert outcome.summary["train"]["sft"]["steps"] == 4
 
 
@@ -135,12 +135,12 @@ def test_a_stage_that_was_stopped_ends_with_the_adapter_of_one_that_was_not(
             StageContext(recipe, Store(tmp_path / name), "test", Progress())
         )
     calm, stopped = contexts
-    preference.run(calm)
+    run_stage(calm, "align")
     threading.Thread(target=stop_under_way, args=(stopped.store,), daemon=True).start()
     with pytest.raises(BezoarError, match="stopped, with a last checkpoint"):
-        preference.run(stopped)
+        run_stage(stopped, "align")
     stopped.store.remove("train/dpo/stop")
-    preference.run(stopped)
+    run_stage(stopped, "align")
     weights = [
         load_file(found.store.path("checkpoints/dpo/adapter/adapter_model.safetensors"))
         for found in contexts
@@ -157,7 +157,7 @@ def test_a_pass_that_does_not_fit_is_made_smaller(
     ray_session: None, context: StageContext
 ) -> None:
     many = changed(on_gpu(context.recipe), batch=2**20, micro_batch=2**20)
-    found = sft.run(replace(context, recipe=many)).summary["train"]["sft"]
+    found = run_stage(replace(context, recipe=many), "sft").summary["train"]["sft"]
     rows = int(found["passes"]["size"].split()[0].replace(",", ""))
     assert found["steps"] > 0 and 0 < rows < 2**20
     assert any(

@@ -28,11 +28,11 @@ from bezoar_ray.recipe import Recipe
 from bezoar_ray.runtime.progress import Progress
 from bezoar_ray.stages import StageContext
 from bezoar_ray.store import Store
-from bezoar_ray.train import launcher, model_loading, pairs, preference, sft
+from bezoar_ray.train import launcher, model_loading, pairs
 from bezoar_ray.train.reporting import STATE
 from bezoar_ray.train.tokenizer import load_tokenizer
 from tests import end_to_end
-from tests.train.conftest import write_rows
+from tests.train.conftest import run_stage, write_rows
 
 RUN_SFT = """
 import signal, sys
@@ -41,11 +41,12 @@ from bezoar_ray.runtime.progress import Progress
 from bezoar_ray.recipe import Recipe
 from bezoar_ray.stages import StageContext
 from bezoar_ray.store import Store
-from bezoar_ray.train import sft
+from bezoar_ray.train import training_stages
 
 signal.signal(signal.SIGTERM, signal.default_int_handler)  # as `bezoar run` has it
 with ray_session():
-    sft.run(StageContext(Recipe.model_validate_json(open(sys.argv[1]).read()), Store(sys.argv[2]), "test", Progress()))
+    recipe = Recipe.model_validate_json(open(sys.argv[1]).read())
+    training_stages.run(StageContext(recipe, Store(sys.argv[2]), "test", Progress(), stage="sft"))
 """
 
 
@@ -65,7 +66,7 @@ def break_down(job: launcher.Job) -> dict[str, Any]:
 def test_a_stage_runs_on_a_worker_with_its_noise_in_the_log(
     ray_session: None, context: StageContext, capfd: Any
 ) -> None:
-    outcome = sft.run(context)
+    outcome = run_stage(context, "sft")
     printed = capfd.readouterr()
     assert context.store.exists("checkpoints/sft/merged/model.safetensors")
     assert {"checkpoints/sft/lineage.json", "checkpoints/base/lineage.json"} <= set(
@@ -106,7 +107,7 @@ def test_two_workers_train_one_adapter(
         batch=8,
         load_in_4bit=zero_stage < 3,
     )
-    outcome = sft.run(replace(context, recipe=shared))
+    outcome = run_stage(replace(context, recipe=shared), "sft")
     assert outcome.summary["train"]["sft"]["steps"] == 2
     part = outcome.summary["train"]["sft"]
     assert part["by_step"][-1]["loss"] < part["by_step"][0]["loss"]
@@ -122,7 +123,8 @@ def begun(context: StageContext, **values: Any) -> launcher.Job:
     job = launcher.Job(
         str(context.store.root), changed_recipe.recipe, "sft", f"run-{len(values)}", ()
     )
-    launcher._begin(changed_recipe, job, launcher._what(changed_recipe, "sft", [], []))
+    fields = launcher._run_fields(changed_recipe, "sft", [], [])
+    launcher._begin_run(changed_recipe, job, fields)
     context.store.replace(f"train/sft/{job.name}/checkpoint/weights", b"")
     return job
 
@@ -271,7 +273,7 @@ def test_training_that_was_killed_ends_with_the_adapter_of_one_that_was_not(
     assert len(starts) == workers
     for first, *later in starts.values():
         assert first == ("training begins", 0) and {what for what, _ in later} == {
-            "training goes on"
+            "training resumes"
         }
         assert all(step >= 250 - 50 for _, step in later)
     by_step = context.store.read_json("train/sft/result.json")["sft"]["by_step"]
@@ -314,7 +316,7 @@ def test_a_loss_that_is_not_finite_stops_at_the_last_good_checkpoint(
         BezoarError,
         match=r"NaN or inf at step \d, in rows .*rare.* of evol_instruct",
     ) as stopped:
-        sft.run(replace(context, recipe=recipe))
+        run_stage(replace(context, recipe=recipe), "sft")
     step = int(re.search(r"at step (\d)", str(stopped.value))[1])
     (kept,) = (
         file
@@ -348,7 +350,7 @@ def test_workers_share_one_reference_that_was_asked_ahead(
         Progress(),
     )
     pairs.ensure(context)
-    found = preference.run(context).summary["train"][method]
+    found = run_stage(context, "align").summary["train"][method]
     assert found["steps"] == 10 and found["loss_last"] < found["loss_first"]
 
 
@@ -378,13 +380,15 @@ def test_a_preference_stage_that_was_stopped_ends_with_the_adapter_of_one_that_w
         )
         pairs.ensure(contexts[-1])
     calm, stopped = contexts
-    preference.run(calm)
+    run_stage(calm, "align")
     threading.Thread(target=stop_under_way, args=(stopped.store,), daemon=True).start()
     with pytest.raises(BezoarError, match="stopped, with a last checkpoint"):
-        preference.run(stopped)
+        run_stage(stopped, "align")
     at_stop = Store(stopped.store.root).read_json("train/dpo/progress.json")
     stopped.store.remove("train/dpo/stop")
-    assert preference.run(stopped).summary["train"][method]["steps"] > at_stop["step"]
+    assert (
+        run_stage(stopped, "align").summary["train"][method]["steps"] > at_stop["step"]
+    )
     weights = [
         load_file(
             found.store.path(f"checkpoints/{method}/adapter/adapter_model.safetensors")

@@ -33,7 +33,7 @@ def test_steps_are_counted_as_the_trainer_counts_them(
     rows: int, epochs: float, steps: int
 ) -> None:
     data = TokenizedDataset("x", "x.arrow", rows, 0, 1, 1, 1, {})
-    assert loop._length(data, Sft(batch=16, epochs=epochs)) == steps
+    assert loop._steps(data, Sft(batch=16, epochs=epochs)) == steps
 
 
 @pytest.mark.parametrize(
@@ -62,7 +62,9 @@ def test_a_worker_computes_on_a_gpu_where_the_recipe_gives_it_one(
     )
     assert model_loading.device(job) == torch.device("cuda:1" if gpus else "cpu")
     assert job.dtype == (dtype or compute_dtype("bfloat16"))
-    given = loop.arguments(job, TokenizedDataset("x", "x.arrow", 40, 0, 1, 1, 1, {}))
+    given = loop.trainer_arguments(
+        job, TokenizedDataset("x", "x.arrow", 40, 0, 1, 1, 1, {})
+    )
     assert given["use_cpu"] == (not gpus) and given["bf16"] == (job.dtype == "bfloat16")
     assert (
         given["dataloader_pin_memory"]
@@ -118,7 +120,7 @@ def test_the_share_of_the_peak_counts_six_operations_for_each_weight_and_token(
         "test",
         (),
     )
-    found = loop._of_peak(job, SimpleNamespace(tokens_per_s=1e9))
+    found = loop._share_of_peak(job, SimpleNamespace(tokens_per_s=1e9))
     assert found == (expected and pytest.approx(expected, rel=0.01))
 
 

@@ -14,9 +14,9 @@ from bezoar_ray.errors import BezoarError
 from bezoar_ray.recipe import Recipe
 from bezoar_ray.stages import StageContext
 from bezoar_ray.store import Store
-from bezoar_ray.train import checkpoints, heldout, model_loading, pairs, sft
+from bezoar_ray.train import checkpoints, heldout, model_loading, pairs
 from bezoar_ray.train.tokenizer import load_tokenizer
-from tests.train.conftest import in_process
+from tests.train.conftest import in_process, run_stage
 
 Trained = tuple[Store, dict[str, Any]]
 
@@ -164,7 +164,7 @@ def test_no_accepted_row_at_all_is_an_error_that_says_where_to_look(
     with pytest.raises(
         BezoarError, match="none of lamini, orca, evol_instruct has an accepted row"
     ):
-        sft.run(context)
+        run_stage(context, "sft")
 
 
 def starting(context: StageContext, **sft: Any) -> StageContext:

@@ -14,9 +14,11 @@ from bezoar_ray.errors import BezoarError
 from bezoar_ray.recipe import SourceSection
 from bezoar_ray.runs.manifest import StageManifest, save
 from bezoar_ray.stages import StageContext
-from bezoar_ray.train import encoding, hh_sft, pairs, preference, sft
+from bezoar_ray.train import encoding, pairs
 from bezoar_ray.train.tokenized_dataset import TokenizedDataset, prepare
 from bezoar_ray.train.tokenizer import load_tokenizer
+from bezoar_ray.train.training_stages import ALIGN, TRAINING_STAGES
+from tests.train.conftest import run_stage
 
 
 def changed(context: StageContext, **values: Any) -> StageContext:
@@ -97,7 +99,14 @@ def test_nothing_left_is_an_error_that_says_why(
         BezoarError,
         match=r"sft: no row is left.*16 longer than max_length \(max_length is 4\)",
     ):
-        sft.prepared(changed(context, max_length=4))
+        run_stage(changed(context, max_length=4), "sft")
+
+
+def prepare_all(context: StageContext) -> list[TokenizedDataset]:
+    datasets = []
+    for stage in TRAINING_STAGES.values():
+        datasets += stage.prepare(context)
+    return datasets
 
 
 def test_files_that_no_manifest_lists_are_not_trained_on(
@@ -114,11 +123,7 @@ def test_files_that_no_manifest_lists_are_not_trained_on(
     ]
     save(context.store, "filter", StageManifest("f", 1.0, files))
     pairs.ensure(context)
-    before = [
-        *sft.prepared(context),
-        hh_sft.prepared(context),
-        preference.prepared(context),
-    ]
+    before = prepare_all(context)
     heldout = pairs.read(context.store, "heldout")
     assert [data.name for data in before] == [
         "lamini",
@@ -137,11 +142,7 @@ def test_files_that_no_manifest_lists_are_not_trained_on(
         context.store.replace_table(
             f"data/hh_rlhf/{part}/part-9.parquet", pair_table(rows)
         )
-    assert [
-        *sft.prepared(context),
-        hh_sft.prepared(context),
-        preference.prepared(context),
-    ] == before
+    assert prepare_all(context) == before
     assert pairs.read(context.store, "heldout") == heldout
 
 
@@ -158,7 +159,7 @@ def test_pairs_keep_what_goes_through_the_model(
     ray_session: None, context: StageContext
 ) -> None:
     pairs.ensure(context)
-    found = preference.prepared(context)
+    (found,) = ALIGN.prepare(context)
     rows = found.open(context.store)
     sides = sum(
         2 * len(i["prompt_ids"]) + len(i["chosen_ids"]) + len(i["rejected_ids"])
@@ -167,9 +168,9 @@ def test_pairs_keep_what_goes_through_the_model(
     assert (found.rows, found.tokens) == (20, sides)
 
 
-@pytest.mark.parametrize("stage", [hh_sft, preference])
+@pytest.mark.parametrize("stage", ["hh-sft", "align"])
 def test_a_source_without_a_pair_is_an_error_that_names_it(
-    context: StageContext, tmp_path: Path, stage: Any
+    context: StageContext, tmp_path: Path, stage: str
 ) -> None:
     (tmp_path / "hh.jsonl").write_text("")
     seeds = context.recipe.seeds.model_copy(
@@ -177,4 +178,4 @@ def test_a_source_without_a_pair_is_an_error_that_names_it(
     )
     empty = replace(context, recipe=context.recipe.model_copy(update={"seeds": seeds}))
     with pytest.raises(BezoarError, match="seeds.hh_rlhf gave no pairs to train on"):
-        stage.run(empty)
+        run_stage(empty, stage)

@@ -12,13 +12,14 @@ from bezoar_ray.recipe import Recipe
 from bezoar_ray.runtime.progress import Progress
 from bezoar_ray.stages import StageContext
 from bezoar_ray.store import Store
-from bezoar_ray.train import encoding, model_loading, pairs, preference, trainers
+from bezoar_ray.train import encoding, model_loading, pairs, trainers
 from bezoar_ray.train.launcher import Job
 from bezoar_ray.train.orpo_asft import mean_log_probability
 from bezoar_ray.train.packing import Layout
 from bezoar_ray.train.pass_size import PassSize
 from bezoar_ray.train.sampler import RowsOrRepeats
 from bezoar_ray.train.tokenizer import load_tokenizer
+from bezoar_ray.train.training_stages import ALIGN
 from tests.train.conftest import in_process, samples
 
 
@@ -82,7 +83,8 @@ def test_a_repeated_pair_teaches_nothing(
         trainable=True,
     )
     live = recipe.align.model_copy(update={"precompute_reference": False})
-    pair = preference.prepared(context).open(hh).select([0])
+    (data,) = ALIGN.prepare(context)
+    pair = data.open(hh).select([0])
     trainer = ready(
         trainers.preference(load_tokenizer(recipe), live)(
             model, pair, settings_for(tmp_path, 1)
@@ -174,7 +176,8 @@ def test_kto_estimates_its_reference_point_from_answers_to_other_prompts(
         trainable=True,
     )
     kto = recipe.align.model_copy(update={"method": "kto"})
-    items = preference.prepared(context).open(hh)
+    (data,) = ALIGN.prepare(context)
+    items = data.open(hh)
     build = trainers.preference(load_tokenizer(recipe), kto)
     trainer = ready(build(model, items, settings_for(tmp_path, kto.batch)))
     sides = trainer.train_dataset
@@ -248,7 +251,8 @@ def test_trls_losses_by_hand(
         str(hh.path("checkpoints/hh-sft/adapter")),
         trainable=True,
     )
-    pair = preference.prepared(context).open(hh).select([0])
+    (data,) = ALIGN.prepare(context)
+    pair = data.open(hh).select([0])
     trainer = ready(
         trainers.preference(load_tokenizer(recipe), align)(
             model, pair, settings_for(tmp_path, 1)
