@@ -137,14 +137,14 @@ STAGES = _by_name(
     Stage(
         name="evaluate",
         label="tasks and questions",
-        module="bezoar_ray.evaluate.stage",
+        module="bezoar_ray.evaluate.evaluate_stage",
         reads=("serve", "evaluate", "mt_bench_judges"),
         scheduled=("serve",),
     ),
     Stage(
         name="report",
         label="page and cards",
-        module="bezoar_ray.report.stage",
+        module="bezoar_ray.report.report_stage",
         reads=("name",),
     ),
 )

@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM
 
 from bezoar_ray.data.sample_io import read_samples
 from bezoar_ray.data.schema import Sample
-from bezoar_ray.evaluate.served import Endpoint
+from bezoar_ray.evaluate.served_endpoint import Endpoint
 from bezoar_ray.recipe import Recipe, load_recipe
 from bezoar_ray.schemes import SCHEMES
 from bezoar_ray.serve.app import running

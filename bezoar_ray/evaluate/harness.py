@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, TypedDict
 
 from bezoar_ray import layout
 from bezoar_ray.errors import BezoarError, RecipeError
-from bezoar_ray.evaluate.served import Endpoint
+from bezoar_ray.evaluate.served_endpoint import Endpoint
 from bezoar_ray.llm.aio import to_the_end
 from bezoar_ray.recipe import Harness, HarnessTask
 from bezoar_ray.runtime.logs import redirect

@@ -321,7 +321,7 @@ def _check_questions(recipe: Recipe, found: Findings) -> None:
     if not bench:
         return
     from bezoar_ray.evaluate.mt_bench.bench import Bench
-    from bezoar_ray.evaluate.mt_bench.fastchat import load_prompts
+    from bezoar_ray.evaluate.mt_bench.fastchat_prompts import load_prompts
     from bezoar_ray.sources.mt_bench_files import GUIDED, KNOWN
 
     named = [

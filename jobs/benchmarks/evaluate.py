@@ -21,7 +21,7 @@ import psutil
 
 from bezoar_ray.evaluate import harness
 from bezoar_ray.evaluate.mt_bench.answers import Answer, converse, room_of
-from bezoar_ray.evaluate.served import Endpoint
+from bezoar_ray.evaluate.served_endpoint import Endpoint
 from bezoar_ray.llm.client import open_client
 from bezoar_ray.llm.model_identity import model_path
 from bezoar_ray.recipe import MtBench, load_recipe

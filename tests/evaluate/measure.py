@@ -7,9 +7,9 @@ import asyncio
 import sys
 import uuid
 
+from bezoar_ray.evaluate.evaluate_stage import _counter, _measure, identities
 from bezoar_ray.evaluate.mt_bench.bench import Bench
-from bezoar_ray.evaluate.served import Endpoint
-from bezoar_ray.evaluate.stage import _counter, _measure, identities
+from bezoar_ray.evaluate.served_endpoint import Endpoint
 from bezoar_ray.recipe import Recipe, load_recipe
 from bezoar_ray.runtime.progress import Progress
 from bezoar_ray.runtime.session import ray_session

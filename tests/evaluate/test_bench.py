@@ -12,7 +12,7 @@ import pytest
 
 from bezoar_ray.errors import BudgetReached, RecipeError
 from bezoar_ray.evaluate.mt_bench.bench import Bench, mt_bench
-from bezoar_ray.evaluate.served import Endpoint
+from bezoar_ray.evaluate.served_endpoint import Endpoint
 from bezoar_ray.llm.ledger import accounts
 from bezoar_ray.recipe import load_recipe
 from bezoar_ray.runtime.progress import Progress
@@ -20,8 +20,8 @@ from bezoar_ray.stages import StageContext
 from bezoar_ray.store import Store
 from tests.endpoint import serving
 from tests.engine import CONTEXT, hosting
-from tests.evaluate.test_fastchat import rows as prompt_rows
-from tests.evaluate.test_fastchat import write
+from tests.evaluate.test_fastchat_prompts import rows as prompt_rows
+from tests.evaluate.test_fastchat_prompts import write
 from tests.family import family_recipe, read_lines
 from tests.scripted import says
 

@@ -4,7 +4,7 @@ import pytest
 
 from bezoar_ray.errors import BezoarError
 from bezoar_ray.evaluate import harness
-from bezoar_ray.evaluate.stage import identities
+from bezoar_ray.evaluate.evaluate_stage import identities
 from bezoar_ray.llm.ledger import accounts
 from bezoar_ray.recipe import load_recipe
 from bezoar_ray.store import Store

@@ -8,7 +8,7 @@ from transformers import AutoTokenizer
 from bezoar_ray.errors import RecipeError
 from bezoar_ray.evaluate import harness
 from bezoar_ray.evaluate.harness import Shelf, compact
-from bezoar_ray.evaluate.served import Endpoint
+from bezoar_ray.evaluate.served_endpoint import Endpoint
 from bezoar_ray.recipe import Harness, HarnessTask, load_recipe
 from bezoar_ray.store import Store
 from tests.train.test_tokenizer import byte_level

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from bezoar_ray.evaluate import harness
-from bezoar_ray.evaluate.served import Endpoint
+from bezoar_ray.evaluate.served_endpoint import Endpoint
 from bezoar_ray.recipe import load_recipe
 from bezoar_ray.store import Store
 from tests.family import write_merged

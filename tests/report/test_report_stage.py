@@ -13,7 +13,7 @@ from bezoar_ray.recipe import Recipe, load_recipe
 from bezoar_ray.report.cards import write_cards
 from bezoar_ray.report.content import choose, gather
 from bezoar_ray.report.page import render
-from bezoar_ray.report.stage import run
+from bezoar_ray.report.report_stage import run
 from bezoar_ray.runtime.progress import Progress
 from bezoar_ray.schemes import SCHEMES
 from bezoar_ray.stages import StageContext

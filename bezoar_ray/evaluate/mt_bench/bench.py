@@ -10,13 +10,13 @@ from pathlib import Path
 from bezoar_ray.errors import RecipeError
 from bezoar_ray.evaluate.mt_bench import fastchat_files
 from bezoar_ray.evaluate.mt_bench.answers import Answer, converse, room_of
-from bezoar_ray.evaluate.mt_bench.fastchat import TURNS, load_prompts
+from bezoar_ray.evaluate.mt_bench.fastchat_prompts import TURNS, load_prompts
 from bezoar_ray.evaluate.mt_bench.judge_diagnostics import bias
 from bezoar_ray.evaluate.mt_bench.judge_prompts import OWN, JudgePrompts
 from bezoar_ray.evaluate.mt_bench.judging import Judgment, judge_turn
 from bezoar_ray.evaluate.mt_bench.pairwise import Comparison, Game, compare_turn
 from bezoar_ray.evaluate.mt_bench.scores import against, summarise
-from bezoar_ray.evaluate.served import Endpoint
+from bezoar_ray.evaluate.served_endpoint import Endpoint
 from bezoar_ray.llm.aio import to_the_end
 from bezoar_ray.llm.client import ModelClient, open_client
 from bezoar_ray.llm.ledger_index import read_index

@@ -10,7 +10,7 @@ from bezoar_ray import layout
 from bezoar_ray.errors import BezoarError
 from bezoar_ray.evaluate import harness
 from bezoar_ray.evaluate.mt_bench.bench import Bench, mt_bench
-from bezoar_ray.evaluate.served import Endpoint
+from bezoar_ray.evaluate.served_endpoint import Endpoint
 from bezoar_ray.llm.aio import to_the_end
 from bezoar_ray.recipe import Recipe
 from bezoar_ray.serve.app import running

@@ -8,7 +8,7 @@ import pytest
 
 from bezoar_ray.errors import RecipeError
 from bezoar_ray.evaluate.mt_bench.answers import Answer
-from bezoar_ray.evaluate.mt_bench.fastchat import load_prompts
+from bezoar_ray.evaluate.mt_bench.fastchat_prompts import load_prompts
 from bezoar_ray.evaluate.mt_bench.judge_prompts import kind
 from bezoar_ray.evaluate.mt_bench.judging import judge_turn
 from bezoar_ray.evaluate.mt_bench.pairwise import compare_turn
