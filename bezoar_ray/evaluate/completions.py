@@ -1,4 +1,4 @@
-"""lm-eval's client of the endpoint under a chat template, which alone writes control tokens."""
+"""lm-eval's client for the endpoint when prompts use the chat template."""
 
 from lm_eval.models.openai_completions import LocalCompletionsAPI
 
@@ -6,19 +6,20 @@ from bezoar_ray.llm.chat_tokens import spelling_of
 
 
 class ChatCompletions(LocalCompletionsAPI):
-    """`local-completions` with the control tokens of the chat template spelt by their marks in its prompts, so that
-    what a task's texts spell is text."""
+    """lm-eval's `local-completions`, where only the chat template writes control tokens.
+
+    The control tokens of the chat template are spelled as private marks in the prompts.
+    A control token that appears in a task's own text is therefore encoded as plain text.
+    """
 
     def apply_chat_template(
         self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True
     ) -> str:
-        """The prompt of a conversation."""
+        """Render a conversation as one prompt."""
         spelling = spelling_of(self.tokenizer)
-        return spelling.exchange(
-            super().apply_chat_template(
-                spelling.exchange(chat_history), add_generation_prompt
-            )
-        )
+        messages = spelling.exchange(chat_history)
+        prompt = super().apply_chat_template(messages, add_generation_prompt)
+        return spelling.exchange(prompt)
 
     def tok_encode(
         self,
@@ -27,14 +28,14 @@ class ChatCompletions(LocalCompletionsAPI):
         add_special_tokens: bool = False,
         **_: object,
     ) -> list[int] | list[list[int]]:
-        """The ids of a prompt, or of each of several."""
+        """Return the token ids of one prompt, or of each prompt in a list."""
         texts = [string] if isinstance(string, str) else list(string)
-        begin = add_special_tokens or self.add_bos_token
-        coded = spelling_of(self.tokenizer).twin.encode_batch(
-            texts, add_special_tokens=begin
-        )
-        ids = [
-            found.ids[-left_truncate_len:] if left_truncate_len else found.ids
-            for found in coded
-        ]
-        return ids[0] if isinstance(string, str) else ids
+        add_bos = add_special_tokens or self.add_bos_token
+        tokenizer = spelling_of(self.tokenizer).twin
+        encodings = tokenizer.encode_batch(texts, add_special_tokens=add_bos)
+        all_ids = [encoding.ids for encoding in encodings]
+        if left_truncate_len:
+            all_ids = [ids[-left_truncate_len:] for ids in all_ids]
+        if isinstance(string, str):
+            return all_ids[0]
+        return all_ids

@@ -1,4 +1,4 @@
-"""The evaluate stage: one endpoint for all checkpoints, lm-eval and MT-Bench through it at the same time."""
+"""The evaluate stage: lm-eval and MT-Bench run at once, through one endpoint."""
 
 import asyncio
 import hashlib
@@ -20,106 +20,113 @@ from bezoar_ray.store import Store
 
 
 def run(context: StageContext) -> StageResult:
-    """Measure every checkpoint that the run directory holds.
+    """Evaluate every checkpoint in the run directory.
 
     Raises:
-        RecipeError: a task, metric or question file that is not there.
+        RecipeError: a task, a metric or a question file does not exist.
         BezoarError: the endpoint did not start, or there is no checkpoint.
     """
-    marks = identities(context.recipe, context.store)
-    part = context.recipe.evaluate
-    if not (part.mt_bench or part.harness):
+    fingerprints = identities(context.recipe, context.store)
+    section = context.recipe.evaluate
+    if not (section.mt_bench or section.harness):
         return StageResult([], {"eval": {}})
-    bench = Bench(part.mt_bench, tuple(marks)) if part.mt_bench else None
-    step = _counter(context, len(marks), bench)
-    if part.harness:
-        harness.warm_up(part.harness, context.store)
+    bench = None
+    if section.mt_bench:
+        bench = Bench(section.mt_bench, tuple(fingerprints))
+    step = _progress_counter(context, len(fingerprints), bench)
+    if section.harness:
+        harness.warm_up(section.harness, context.store)
     with running(context.recipe, context.store) as base_url:
-        return asyncio.run(
-            _measure(context, marks, Endpoint.at(base_url, context.store), bench, step)
-        )
+        endpoint = Endpoint.at(base_url, context.store)
+        return asyncio.run(_evaluate(context, fingerprints, endpoint, bench, step))
 
 
 def identities(recipe: Recipe, store: Store) -> dict[str, str]:
-    """Who answers, for each checkpoint in the order of training: its weights, how they are served, and the template.
+    """Return the identity of each checkpoint, in the order of training.
+
+    An identity is the fingerprint of the weights and a digest of how they are served
+    and of the chat template. A result is valid for one identity.
 
     Raises:
         BezoarError: there is no base checkpoint.
     """
-    lineages = {
-        name: store.read_json(layout.checkpoint(name).lineage)
-        for name in checkpoint_names()
-    }
+    lineages = {}
+    for name in checkpoint_names():
+        lineages[name] = store.read_json(layout.checkpoint(name).lineage)
     if lineages["base"] is None:
         raise BezoarError(
             f"{store.root}/checkpoints/base/lineage.json: missing. Run the sft stage first."
         )
-    served = modes(recipe, store)
-    how = {
-        name: hashlib.sha256(
-            orjson.dumps(
-                [recipe.serve.fingerprint_fields() | {"mode": mode}, recipe.template]
-            )
-        ).hexdigest()[:8]
-        for name, mode in served.items()
-    }
-    return {
-        name: f"{lineages[name]['fingerprint']}:{how[name]}"
-        for name in served
-        if lineages[name]
-    }
+    by_name = {}
+    for name, mode in modes(recipe, store).items():
+        lineage = lineages[name]
+        if lineage:
+            serving_digest = _serving_digest(recipe, mode)
+            by_name[name] = f"{lineage['fingerprint']}:{serving_digest}"
+    return by_name
 
 
-async def _measure(
+def _serving_digest(recipe: Recipe, mode: str) -> str:
+    """Digest what changes an answer beside the weights."""
+    settings = recipe.serve.fingerprint_fields() | {"mode": mode}
+    data = orjson.dumps([settings, recipe.template])
+    return hashlib.sha256(data).hexdigest()[:8]
+
+
+async def _evaluate(
     context: StageContext,
-    marks: dict[str, str],
+    fingerprints: dict[str, str],
     endpoint: Endpoint,
     bench: Bench | None,
     step: Callable[[], None],
 ) -> StageResult:
-    part = context.recipe.evaluate
+    section = context.recipe.evaluate
     jobs: dict[str, Coroutine[None, None, tuple[Mapping[str, object], list[str]]]] = {}
-    if part.harness:
+    if section.harness:
         jobs["harness"] = harness.score_all(
-            part.harness, context.store, marks, endpoint, step
+            section.harness, context.store, fingerprints, endpoint, step
         )
     if bench:
-        jobs["mt_bench"] = mt_bench(context, bench, endpoint, marks, step)
-    results = dict(zip(jobs, await to_the_end(jobs.values()), strict=True))
-    files = [name for _, written in results.values() for name in written]
-    served = {
-        name: mode
-        for name, mode in modes(context.recipe, context.store).items()
-        if name in marks
-    }
-    return StageResult(
-        files,
-        {
-            "eval": {"served": served}
-            | {kind: scores for kind, (scores, _) in results.items()}
-        },
-    )
+        jobs["mt_bench"] = mt_bench(context, bench, endpoint, fingerprints, step)
+    results = await to_the_end(jobs.values())
+
+    served = {}
+    for name, mode in modes(context.recipe, context.store).items():
+        if name in fingerprints:
+            served[name] = mode
+    summary: dict[str, object] = {"served": served}
+    files = []
+    for benchmark, (scores, written) in zip(jobs, results, strict=True):
+        summary[benchmark] = scores
+        files += written
+    return StageResult(files, {"eval": summary})
 
 
-def _counter(
+def _progress_counter(
     context: StageContext, checkpoints: int, bench: Bench | None
 ) -> Callable[[], None]:
-    """Counts what is measured: a task of one checkpoint, a judged conversation, a comparison of two.
+    """Return a function that counts one more finished unit and shows the progress.
+
+    A unit is one lm-eval task of one checkpoint, one judged conversation, or one
+    compared pair of conversations.
 
     Raises:
-        RecipeError: a question file that is not there, or a pair of models that nobody knows.
+        RecipeError: a question file does not exist, or a pair names an unknown model.
     """
-    part = context.recipe.evaluate
-    tasks = checkpoints * len(part.harness.all_tasks) if part.harness else 0
-    judged, done = bench.total if bench else 0, 0
+    section = context.recipe.evaluate
+    tasks = 0
+    if section.harness:
+        tasks = checkpoints * len(section.harness.all_tasks)
+    verdicts = bench.total if bench else 0
+    done = 0
 
     def step() -> None:
         nonlocal done
         done += 1
         context.progress.update(
             done,
-            tasks + judged,
-            f"{checkpoints} checkpoints: {tasks} tasks, {judged} verdicts",
+            tasks + verdicts,
+            f"{checkpoints} checkpoints: {tasks} tasks, {verdicts} verdicts",
         )
 
     return step

@@ -1,4 +1,4 @@
-"""LM Evaluation Harness through the endpoint: one result per checkpoint and task, never measured twice."""
+"""LM Evaluation Harness through the endpoint: each checkpoint runs each task once."""
 
 import asyncio
 import hashlib
@@ -29,14 +29,14 @@ if TYPE_CHECKING:
 
 LOG = "evaluate.log"
 Scores = dict[str, dict[str, float | bool | None]]
-"""Of one task: value, standard error and direction by metric."""
-_PROMPTS_PER_REQUEST = (
-    8  # one prompt a request costs more in HTTP than in a small model
-)
+"""The results of one task: value, standard error and direction of each metric."""
+
+# With one prompt per request, HTTP costs more time than a small model.
+_PROMPTS_PER_REQUEST = 8
 
 
 class Settings(TypedDict):
-    """What a Ray task is told of the recipe."""
+    """The recipe's settings that a Ray task needs to score a checkpoint."""
 
     include_path: str | None
     offline: bool
@@ -46,162 +46,210 @@ class Settings(TypedDict):
 
 
 async def score_all(
-    part: Harness,
+    section: Harness,
     store: Store,
     fingerprints: dict[str, str],
     endpoint: Endpoint,
     step: Callable[[], None],
 ) -> tuple[dict[str, dict[str, Scores]], list[str]]:
-    """Every task for every checkpoint as a Ray task, where there is no result for just these weights and settings.
+    """Score every checkpoint on every task, each pair as one Ray task.
+
+    A pair is skipped if the run directory has its result for the same weights and
+    settings.
+
+    Args:
+        section: the recipe's `evaluate.harness`.
+        store: the run directory.
+        fingerprints: identity of each checkpoint, by name.
+        endpoint: where the checkpoints are served.
+        step: called after each pair.
 
     Returns:
         `eval.harness` of summary.json, and the files written.
     """
-    shelf, slots = Shelf(part, store, fingerprints), asyncio.Semaphore(part.at_once)
-    run, settings = _remote(score), _settings(part, store)
+    cache = ResultCache(section, store, fingerprints)
+    free_slots = asyncio.Semaphore(section.at_once)
+    remote_score = _remote(score)
+    settings = _settings(section, store)
 
     async def score_one(name: str, task: HarnessTask) -> Scores:
-        result = shelf.find(name, task)
+        result = cache.get(name, task)
         if result is None:
-            async with slots:
+            async with free_slots:
                 with errors_as_raised():
-                    result = await run.remote(settings, name, task, endpoint)
-            shelf.put(name, task, result)
+                    result = await remote_score.remote(settings, name, task, endpoint)
+            cache.put(name, task, result)
         step()
         return compact(result, task)
 
-    asked = [(name, task) for name in fingerprints for task in part.all_tasks]
-    scores = await to_the_end(score_one(name, task) for name, task in asked)
+    pairs = [(name, task) for name in fingerprints for task in section.all_tasks]
+    all_scores = await to_the_end(score_one(name, task) for name, task in pairs)
     tables: dict[str, dict[str, Scores]] = {name: {} for name in fingerprints}
-    for (name, task), found in zip(asked, scores, strict=True):
-        tables[name][part.name_of(task)] = found
-    return tables, [layout.harness(name) for name in fingerprints if asked]
+    for (name, task), scores in zip(pairs, all_scores, strict=True):
+        tables[name][section.name_of(task)] = scores
+    files = [layout.harness(name) for name in fingerprints] if pairs else []
+    return tables, files
 
 
-def warm_up(part: Harness, store: Store) -> "list[ray.ObjectRef[None]]":
-    """Have the processes that will score import lm-eval while the endpoint starts; nobody need wait for them."""
-    return [
-        _remote(_import).remote(_settings(part, store)) for _ in range(part.at_once)
-    ]
+def warm_up(section: Harness, store: Store) -> "list[ray.ObjectRef[None]]":
+    """Import lm-eval in the scoring processes while the endpoint starts.
+
+    There is no need to wait for the returned references.
+    """
+    remote_import = _remote(_import_lm_eval)
+    settings = _settings(section, store)
+    return [remote_import.remote(settings) for _ in range(section.at_once)]
 
 
 def _remote(function: Callable[..., object]) -> "RemoteFunction":
-    """A Ray task beside the driver, where the endpoint answers on localhost; it mostly waits for it."""
+    """Make a Ray task that runs on the driver's node.
+
+    The endpoint listens on that node's localhost. The task reserves no CPU: most of the
+    time it waits for the endpoint.
+    """
     import ray
 
-    strategy: Any = beside_driver()  # Ray's types know strategies by name alone
+    strategy: Any = beside_driver()  # Ray's types accept strategies by name only
     return ray.remote(num_cpus=0, scheduling_strategy=strategy)(function)
 
 
-def _import(settings: Settings) -> None:
+def _import_lm_eval(settings: Settings) -> None:
     _task_manager(**settings)
 
 
-class Shelf:
-    """The results in `eval/harness/<name>.json`, each under the key of what it was measured with."""
+class ResultCache:
+    """lm-eval's results in `eval/harness/<name>.json`.
 
-    def __init__(self, part: Harness, store: Store, fingerprints: dict[str, str]):
-        self._part, self._store, self._fingerprints = part, store, fingerprints
-        folder = include_path(part)
-        self._tasks = digest(Path(folder)) if folder else None
+    Each result has a key: a digest of everything that could change it.
+    """
 
-    def find(self, name: str, task: HarnessTask) -> dict[str, Any] | None:
-        """lm-eval's whole result, or None where there is none with an equal key."""
+    def __init__(self, section: Harness, store: Store, fingerprints: dict[str, str]):
+        self._section = section
+        self._store = store
+        self._fingerprints = fingerprints
+        folder = include_path(section)
+        self._custom_tasks_digest = digest(Path(folder)) if folder else None
+
+    def get(self, name: str, task: HarnessTask) -> dict[str, Any] | None:
+        """Return lm-eval's full result, or None if no result has the same key."""
         key = self._key(name, task)
-        return next(
-            (
-                entry["result"]
-                for entry in self._load(name).values()
-                if entry["key"] == key
-            ),
-            None,
-        )
+        for entry in self._load(name).values():
+            if entry["key"] == key:
+                result: dict[str, Any] = entry["result"]
+                return result
+        return None
 
     def put(self, name: str, task: HarnessTask, result: dict[str, Any]) -> None:
-        """Keep a result, beside those of the other tasks, and of the same one with other settings or weights."""
-        tasks, title = self._load(name), self._part.name_of(task)
-        if before := tasks.get(title):
-            tasks[f"{title} ({before['key']})"] = before
-        tasks[title] = {"key": self._key(name, task), "result": result}
+        """Save a result.
+
+        Results of other tasks stay. So does an earlier result of this task with other
+        settings or weights; it moves to the title `<task> (<key>)`.
+        """
+        entries = self._load(name)
+        title = self._section.name_of(task)
+        earlier = entries.get(title)
+        if earlier:
+            entries[f"{title} ({earlier['key']})"] = earlier
+        entries[title] = {"key": self._key(name, task), "result": result}
         self._store.replace_json(
-            layout.harness(name), {"checkpoint": name, "tasks": tasks}
+            layout.harness(name), {"checkpoint": name, "tasks": entries}
         )
 
     def _load(self, name: str) -> dict[str, Any]:
-        return (self._store.read_json(layout.harness(name)) or {"tasks": {}})["tasks"]
+        saved = self._store.read_json(layout.harness(name))
+        if not saved:
+            return {}
+        entries: dict[str, Any] = saved["tasks"]
+        return entries
 
     def _key(self, name: str, task: HarnessTask) -> str:
-        asked = [
+        fields = [
             self._fingerprints[name],
             task.task,
             task.num_fewshot,
             task.limit,
-            self._part.apply_chat_template,
+            self._section.apply_chat_template,
+            self._custom_tasks_digest,
+            metadata.version("lm-eval"),
         ]
-        asked += [self._tasks, metadata.version("lm-eval")]
-        return hashlib.sha256(json.dumps(asked).encode()).hexdigest()[:16]
+        return hashlib.sha256(json.dumps(fields).encode()).hexdigest()[:16]
 
 
 def compact(result: dict[str, Any], task: HarnessTask) -> Scores:
-    """All metrics of one task: `{metric: {"value", "stderr", "higher_is_better"}}`.
+    """Extract all metrics of one task from lm-eval's result.
 
-    lm-eval calls a metric `name,filter`. Here the filter `none` is left out, and the recipe's metric has the name that
-    the recipe gives it. `higher_is_better` is None where lm-eval does not know; old results of lm-eval have none.
+    lm-eval names a metric `name,filter`. The filter `none` is dropped here, and the
+    recipe's metric gets the name that the recipe uses.
+
+    Returns:
+        `{metric: {"value", "stderr", "higher_is_better"}}`, the recipe's metric last.
+        `higher_is_better` is None if lm-eval does not know the direction. It is absent
+        if lm-eval's version did not report directions yet.
 
     Raises:
-        RecipeError: the task has no such metric; the message names those that it has.
+        RecipeError: the task does not have this metric; the message lists its metrics.
     """
-    keys = [
-        key
-        for key in result["results"][task.task]
-        if "," in key and "_stderr," not in key
-    ]
-    asked = next(
-        (key for key in keys if task.metric in (key, key.partition(",")[0])), None
-    )
-    if asked is None:
+    keys = []
+    for key in result["results"][task.task]:
+        if "," in key and "_stderr," not in key:
+            keys.append(key)
+    recipe_key = _find_metric(keys, task.metric)
+    if recipe_key is None:
         known = ", ".join(key.partition(",")[0] for key in keys)
         raise RecipeError(
             f"evaluate.harness.tasks: {task.task} has no metric {task.metric!r}. It has: {known}"
         )
-    further = {
-        key.removesuffix(",none"): _metric(result, task.task, key)
-        for key in keys
-        if key != asked
-    }
-    return further | {task.metric: _metric(result, task.task, asked)}
+    scores: Scores = {}
+    for key in keys:
+        if key != recipe_key:
+            scores[key.removesuffix(",none")] = _metric(result, task.task, key)
+    return scores | {task.metric: _metric(result, task.task, recipe_key)}
+
+
+def _find_metric(keys: list[str], metric: str) -> str | None:
+    """Return the first key that `metric` names, with or without its filter."""
+    for key in keys:
+        if metric in (key, key.partition(",")[0]):
+            return key
+    return None
 
 
 def _metric(
     result: dict[str, Any], task: str, key: str
 ) -> dict[str, float | bool | None]:
-    values, (name, _, rule) = result["results"][task], key.partition(",")
-    metric = {
+    values = result["results"][task]
+    name, _, filter_name = key.partition(",")
+    metric: dict[str, float | bool | None] = {
         "value": _finite(values[key]),
-        "stderr": _finite(values.get(f"{name}_stderr,{rule}")),
+        "stderr": _finite(values.get(f"{name}_stderr,{filter_name}")),
     }
     if "higher_is_better" in result:
         metric["higher_is_better"] = result["higher_is_better"].get(task, {}).get(name)
     return metric
 
 
-def _finite(number: object) -> float | None:
-    """None where it is no number, or one that JSON cannot hold."""
-    return (
-        float(number)
-        if isinstance(number, int | float) and math.isfinite(number)
-        else None
-    )
+def _finite(value: object) -> float | None:
+    """Return a finite number as a float, anything else as None.
+
+    lm-eval writes "N/A" for a missing error, and JSON cannot hold NaN or inf.
+    """
+    if isinstance(value, int | float) and math.isfinite(value):
+        return float(value)
+    return None
 
 
 def score(
     settings: Settings, name: str, task: HarnessTask, endpoint: Endpoint
 ) -> dict[str, Any]:
-    """lm-eval's result of one checkpoint on one task, as plain JSON values; a Ray task, which keeps its imports and its
-    noise out of the driver.
+    """Run lm-eval for one checkpoint and one task.
+
+    It runs as a Ray task, so that lm-eval's imports and output stay out of the driver.
+
+    Returns:
+        lm-eval's result as plain JSON values.
 
     Raises:
-        BezoarError: lm-eval failed; names task, checkpoint and log.
+        BezoarError: lm-eval failed; the message names task, checkpoint and log.
     """
     manager = _task_manager(**settings)
     from lm_eval import simple_evaluate
@@ -220,17 +268,17 @@ def score(
     except Exception as error:
         raise BezoarError(
             f"lm-eval failed on evaluate.harness.tasks {task.task!r} for {name}: {type(error).__name__}: {error}. "
-            f"Its log is {settings['log']}; `lm-eval ls tasks` lists the tasks that it has."
+            f"See its log, {settings['log']}. `lm-eval ls tasks` lists all tasks."
         ) from None
     return json.loads(json.dumps(result, default=handle_non_serializable))
 
 
-def _settings(part: Harness, store: Store) -> Settings:
+def _settings(section: Harness, store: Store) -> Settings:
     return {
-        "include_path": include_path(part),
-        "offline": part.include_path == "tiny",
-        "concurrency": part.concurrency,
-        "chat": part.apply_chat_template,
+        "include_path": include_path(section),
+        "offline": section.include_path == "tiny",
+        "concurrency": section.concurrency,
+        "chat": section.apply_chat_template,
         "log": str(store.log(LOG)),
     }
 
@@ -239,7 +287,10 @@ def _settings(part: Harness, store: Store) -> Settings:
 def _task_manager(
     include_path: str | None, offline: bool, log: str, **_: object
 ) -> "TaskManager":
-    """Made once in a process of Ray's, which scores one task after the other."""
+    """Return lm-eval's task manager, made once in each process.
+
+    Ray reuses a worker process for one task after another.
+    """
     redirect(log)
     if offline:
         os.environ |= {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}
@@ -249,28 +300,31 @@ def _task_manager(
 
 
 def client(settings: Settings, name: str, endpoint: Endpoint) -> "LocalCompletionsAPI":
-    """What asks the endpoint for lm-eval. Without the chat template a task writes whole prompts, control tokens too."""
+    """Make lm-eval's client for one checkpoint.
+
+    Without the chat template, a task writes whole prompts, control tokens included.
+    """
     from lm_eval.models.openai_completions import LocalCompletionsAPI
 
     from bezoar_ray.evaluate.completions import ChatCompletions
 
-    chosen = ChatCompletions if settings["chat"] else LocalCompletionsAPI
-    return chosen(**_model_arguments(settings, name, endpoint))
+    client_class = ChatCompletions if settings["chat"] else LocalCompletionsAPI
+    return client_class(**_client_arguments(settings, name, endpoint))
 
 
-def _model_arguments(
+def _client_arguments(
     settings: Settings, name: str, endpoint: Endpoint
 ) -> dict[str, object]:
+    add_bos = not settings["chat"] and _begins_with_bos(endpoint.tokenizer)
     return {
         "model": name,
         "base_url": f"{endpoint.base_url}/completions",
-        "header": {
-            "Authorization": "Bearer none"
-        },  # else lm-eval sends the user's OPENAI_API_KEY
+        # Without a header, lm-eval sends the user's OPENAI_API_KEY.
+        "header": {"Authorization": "Bearer none"},
         "tokenizer": endpoint.tokenizer,
         "tokenizer_backend": "huggingface",
         "tokenized_requests": True,
-        "add_bos_token": not settings["chat"] and _begins_with_bos(endpoint.tokenizer),
+        "add_bos_token": add_bos,
         "max_length": endpoint.context,
         "num_concurrent": settings["concurrency"],
         "batch_size": _PROMPTS_PER_REQUEST,
@@ -278,11 +332,14 @@ def _model_arguments(
 
 
 def _begins_with_bos(folder: str) -> bool:
-    """Whether this tokenizer puts a beginning-of-sequence token first, as the base saw it in pre-training."""
+    """Return whether this tokenizer starts a text with its beginning-of-sequence token.
+
+    The prompts then start with it too, as the base's texts did in pre-training.
+    """
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(folder)
-    return (
-        tokenizer.bos_token_id is not None
-        and tokenizer("a").input_ids[0] == tokenizer.bos_token_id
-    )
+    if tokenizer.bos_token_id is None:
+        return False
+    first_id: int = tokenizer("a").input_ids[0]
+    return first_id == tokenizer.bos_token_id

@@ -1,4 +1,4 @@
-"""Where the checkpoints answer."""
+"""The address and limits of the endpoint that serves the checkpoints."""
 
 import json
 import urllib.request
@@ -11,15 +11,19 @@ from bezoar_ray.store import Store
 
 @dataclass(frozen=True)
 class Endpoint:
-    """`base_url` ends in /v1; `context` is the longest prompt and answer in tokens; `tokenizer` a folder."""
+    """The endpoint of a run directory's checkpoints."""
 
     base_url: str
+    """Ends in /v1."""
     tokenizer: str
+    """Folder of the checkpoints' tokenizer and chat template."""
     context: int
+    """Longest prompt and answer together, in tokens."""
 
     @classmethod
     def at(cls, base_url: str, store: Store) -> "Endpoint":
-        """The endpoint of a run directory's checkpoints."""
-        with urllib.request.urlopen(f"{base_url}/models", timeout=60) as answer:
-            context = json.load(answer)["data"][0]["max_model_len"]
-        return cls(base_url, str(store.path(layout.checkpoint(BASE).folder)), context)
+        """Ask a running endpoint for its context length."""
+        with urllib.request.urlopen(f"{base_url}/models", timeout=60) as response:
+            models = json.load(response)["data"]
+        tokenizer = store.path(layout.checkpoint(BASE).folder)
+        return cls(base_url, str(tokenizer), models[0]["max_model_len"])

@@ -20,7 +20,7 @@ from typing import Any
 import psutil
 
 from bezoar_ray.evaluate import harness
-from bezoar_ray.evaluate.mt_bench.answers import Answer, converse, room_of
+from bezoar_ray.evaluate.mt_bench.answers import Answer, converse, remaining_context_of
 from bezoar_ray.evaluate.served_endpoint import Endpoint
 from bezoar_ray.llm.client import open_client
 from bezoar_ray.llm.model_identity import model_path
@@ -150,7 +150,7 @@ async def _answers(endpoint: Endpoint, folder: str) -> list[Answer]:
         .judges[0]
         .model_copy(update={"base_url": endpoint.base_url, "timeout": 600.0})
     )
-    room = room_of(endpoint.tokenizer, endpoint.context)
+    room = remaining_context_of(endpoint.tokenizer, endpoint.context)
     talkers = {
         name: open_client(
             part.model_copy(update={"model": name}),

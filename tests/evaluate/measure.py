@@ -7,7 +7,7 @@ import asyncio
 import sys
 import uuid
 
-from bezoar_ray.evaluate.evaluate_stage import _counter, _measure, identities
+from bezoar_ray.evaluate.evaluate_stage import _evaluate, _progress_counter, identities
 from bezoar_ray.evaluate.mt_bench.bench import Bench
 from bezoar_ray.evaluate.served_endpoint import Endpoint
 from bezoar_ray.recipe import Recipe, load_recipe
@@ -20,11 +20,13 @@ from bezoar_ray.store import Store
 def measure(recipe: Recipe, store: Store, base_url: str, session: str) -> StageResult:
     """What the stage leaves, once its endpoint stands."""
     context = StageContext(recipe, store, session, Progress())
-    marks = identities(recipe, store)
-    bench = recipe.evaluate.mt_bench and Bench(recipe.evaluate.mt_bench, tuple(marks))
-    step = _counter(context, len(marks), bench)
+    fingerprints = identities(recipe, store)
+    bench = recipe.evaluate.mt_bench and Bench(
+        recipe.evaluate.mt_bench, tuple(fingerprints)
+    )
+    step = _progress_counter(context, len(fingerprints), bench)
     return asyncio.run(
-        _measure(context, marks, Endpoint.at(base_url, store), bench, step)
+        _evaluate(context, fingerprints, Endpoint.at(base_url, store), bench, step)
     )
 
 

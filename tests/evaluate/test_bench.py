@@ -280,7 +280,7 @@ def test_published_answers_are_judged_beside_ours_and_their_grades_read(
     with (
         pytest.raises(
             RecipeError,
-            match="no model 'gpt-5'; there are asft, base, dpo, gpt-3.5, hh-sft",
+            match="no model 'gpt-5'. Known models: asft, base, dpo, gpt-3.5, hh-sft",
         ),
         serving(says) as judge,
     ):

@@ -176,25 +176,28 @@ def changed(**fields):
     [
         (
             without("pair-math-v1"),
-            "has no prompt 'pair-math-v1'. Take FastChat's whole file",
+            "has no prompt 'pair-math-v1'. Use FastChat's complete file",
         ),
         ([], "has no prompt 'single-v1'"),
         (
             changed(prompt_template="{question} {answer} {mood}"),
-            r"prompt 'single-v1': its places are .*\{mood\}",
+            r"prompt 'single-v1': its placeholders are .*\{mood\}",
         ),
         (
             changed(prompt_template="{question}"),
-            r"its places are \{question\}, not \{answer\}, \{question\}",
+            r"its placeholders are \{question\}. They must be \{answer\}, \{question\}",
         ),
-        (changed(prompt_template="{question} {answer.__class__}"), "its places are"),
+        (
+            changed(prompt_template="{question} {answer.__class__}"),
+            "its placeholders are",
+        ),
         (changed(prompt_template="{question} {answer} {"), "prompt 'single-v1': "),
         (
             changed(prompt_template=None),
-            ":1: not a judge prompt of FastChat's: 'prompt_template' has to be a text",
+            ":1: not a FastChat judge prompt: 'prompt_template' must be a string",
         ),
-        (changed(name=3), "'name' has to be a text, not 3"),
-        ([["a list"]], "not a judge prompt of FastChat's"),
+        (changed(name=3), "'name' must be a string, not 3"),
+        ([["a list"]], "not a FastChat judge prompt"),
     ],
 )
 def test_a_file_of_another_form_is_refused(tmp_path, found, message):

@@ -7,7 +7,7 @@ from transformers import AutoTokenizer
 
 from bezoar_ray.errors import RecipeError
 from bezoar_ray.evaluate import harness
-from bezoar_ray.evaluate.harness import Shelf, compact
+from bezoar_ray.evaluate.harness import ResultCache, compact
 from bezoar_ray.evaluate.served_endpoint import Endpoint
 from bezoar_ray.recipe import Harness, HarnessTask, load_recipe
 from bezoar_ray.store import Store
@@ -136,7 +136,7 @@ def task_folder(tmp_path):
 def found(tmp_path, folder, *, mark="a", chat=False, **settings) -> bool:
     part = Harness(include_path=str(folder), apply_chat_template=chat)
     return (
-        Shelf(part, Store(tmp_path), {"sft": mark}).find(
+        ResultCache(part, Store(tmp_path), {"sft": mark}).get(
             "sft", HarnessTask(task="t", **settings)
         )
         is not None
@@ -147,14 +147,16 @@ def test_a_result_is_found_again_for_the_same_weights_and_settings_only(
     tmp_path, task_folder
 ):
     part = Harness(include_path=str(task_folder))
-    Shelf(part, Store(tmp_path), {"sft": "a"}).put("sft", HarnessTask(task="t"), RESULT)
+    ResultCache(part, Store(tmp_path), {"sft": "a"}).put(
+        "sft", HarnessTask(task="t"), RESULT
+    )
     assert found(tmp_path, task_folder)
     assert found(tmp_path, task_folder, metric="f1")
     assert not found(tmp_path, task_folder, mark="retrained")
     assert not found(tmp_path, task_folder, limit=5)
     assert not found(tmp_path, task_folder, num_fewshot=3)
     assert not found(tmp_path, task_folder, chat=True)
-    Shelf(part, Store(tmp_path), {"sft": "a"}).put(
+    ResultCache(part, Store(tmp_path), {"sft": "a"}).put(
         "sft", HarnessTask(task="t", limit=5), RESULT
     )
     assert found(tmp_path, task_folder, limit=5) and found(

@@ -4,10 +4,10 @@ from dataclasses import replace
 
 import pytest
 
-from bezoar_ray.evaluate.mt_bench.judge_diagnostics import bias
+from bezoar_ray.evaluate.mt_bench.judge_diagnostics import judge_bias
 from bezoar_ray.evaluate.mt_bench.judging import Judgment
 from bezoar_ray.evaluate.mt_bench.pairwise import Comparison, Game
-from bezoar_ray.evaluate.mt_bench.scores import against, summarise
+from bezoar_ray.evaluate.mt_bench.scores import pairwise_records, summarize
 
 
 def judged(
@@ -26,46 +26,46 @@ def judged(
 
 
 def test_the_score_is_the_mean_of_all_scored_turns():
-    summary = summarise(judged({1: (2, 4), 2: (9, 5)}, {1: "math", 2: "writing"}))
+    summary = summarize(judged({1: (2, 4), 2: (9, 5)}, {1: "math", 2: "writing"}))
     assert summary["score"] == 5.0
     assert summary["by_category"] == {"math": 3.0, "writing": 7.0}
     assert (summary["scored"], summary["unscored"]) == (4, 0)
 
 
 def test_unscored_turns_are_counted_and_enter_no_mean():
-    summary = summarise(judged({1: (2, None), 2: (None, 4)}))
+    summary = summarize(judged({1: (2, None), 2: (None, 4)}))
     assert summary["score"] == 3.0
     assert (summary["scored"], summary["unscored"]) == (2, 2)
 
 
 def test_equal_scores_have_an_interval_without_width():
-    assert summarise(judged(dict.fromkeys(range(5), (7, 7))))["ci95"] == [7.0, 7.0]
+    assert summarize(judged(dict.fromkeys(range(5), (7, 7))))["ci95"] == [7.0, 7.0]
 
 
 def test_the_interval_draws_whole_questions():
     """Turns that differ within a question but not between questions leave no uncertainty about the mean."""
-    assert summarise(judged(dict.fromkeys(range(5), (1, 9))))["ci95"] == [5.0, 5.0]
+    assert summarize(judged(dict.fromkeys(range(5), (1, 9))))["ci95"] == [5.0, 5.0]
 
 
 def test_two_questions_give_the_interval_of_their_four_equally_likely_draws():
     """Means 2, 5, 5, 8 with a quarter each: the 2.5 % and 97.5 % quantiles are the extremes."""
-    assert summarise(judged({1: (2, 2), 2: (8, 8)}))["ci95"] == [2.0, 8.0]
+    assert summarize(judged({1: (2, 2), 2: (8, 8)}))["ci95"] == [2.0, 8.0]
 
 
 def test_the_same_judgments_give_the_same_interval():
     scores = judged({q: (q % 10 + 1, (3 * q) % 10 + 1) for q in range(16)})
-    assert summarise(scores)["ci95"] == summarise(scores)["ci95"]
+    assert summarize(scores)["ci95"] == summarize(scores)["ci95"]
 
 
 def test_versus_base_pairs_turns_that_both_have_a_score_for():
     base = judged({1: (2, None), 2: (4, 4), 3: (1, 1)})
     mine = judged({1: (5, 10), 2: (7, None), 3: (4, 4)})
-    versus = summarise(mine, base)["versus_base"]
+    versus = summarize(mine, base)["versus_base"]
     assert versus == {"difference": 3.0, "ci95": [3.0, 3.0]}
 
 
 def test_a_checkpoint_without_any_score_has_none():
-    summary = summarise(judged({1: (None, None)}), judged({1: (3, 3)}))
+    summary = summarize(judged({1: (None, None)}), judged({1: (3, 3)}))
     assert summary["score"] is None and summary["ci95"] is None
     assert summary["versus_base"] == {"difference": None, "ci95": None}
     assert summary["unscored"] == 2
@@ -75,7 +75,7 @@ def test_a_checkpoint_without_any_score_has_none():
 def test_a_steady_gain_excludes_zero_even_where_questions_differ_widely(better):
     base = judged({q: (q % 7 + 1, q % 7 + 1) for q in range(16)})
     mine = judged({q: (q % 7 + 1 + better, q % 7 + 1 + better) for q in range(16)})
-    assert summarise(mine, base)["versus_base"]["ci95"][0] > 0
+    assert summarize(mine, base)["versus_base"]["ci95"][0] > 0
 
 
 def compared(
@@ -104,7 +104,7 @@ GAMES = [
 
 
 def test_wins_ties_and_losses_add_up_from_either_side():
-    record = against("sft", GAMES)["base"]
+    record = pairwise_records("sft", GAMES)["base"]
     assert {key: record[key] for key in ("wins", "ties", "losses", "unscored")} == {
         "wins": 1,
         "ties": 2,
@@ -112,12 +112,12 @@ def test_wins_ties_and_losses_add_up_from_either_side():
         "unscored": 1,
     }
     assert record["win_rate"] == (1 + 2 * 0.5) / 5
-    assert against("base", GAMES)["sft"]["win_rate"] == (2 + 2 * 0.5) / 5
-    assert against("dpo", GAMES) == {}
+    assert pairwise_records("base", GAMES)["sft"]["win_rate"] == (2 + 2 * 0.5) / 5
+    assert pairwise_records("dpo", GAMES) == {}
 
 
 def test_position_and_length_bias_are_shares_of_what_can_show_them():
-    found = bias([], [], GAMES)
+    found = judge_bias([], [], GAMES)
     assert (found["flip_rate"], found["compared"]) == (0.2, 5)
     assert (found["longer_wins"], found["decided"]) == (
         0.5,
@@ -126,7 +126,7 @@ def test_position_and_length_bias_are_shares_of_what_can_show_them():
 
 
 def test_turns_are_averaged_apart():
-    assert bias(judged({1: (8, 4), 2: (6, None)}), [], [])["by_turn"] == {
+    assert judge_bias(judged({1: (8, 4), 2: (6, None)}), [], [])["by_turn"] == {
         1: 7.0,
         2: 4.0,
     }
@@ -135,7 +135,7 @@ def test_turns_are_averaged_apart():
 def test_other_judges_stand_beside_the_first_where_both_gave_a_grade():
     mine = judged({1: (2, 4), 2: (9, None)})
     alike = judged({1: (2, 4), 2: (9, 9)}, judge="k")
-    found = bias(
+    found = judge_bias(
         mine,
         [
             *alike,
@@ -164,7 +164,7 @@ def test_other_judges_stand_beside_the_first_where_both_gave_a_grade():
 
 def test_comparisons_of_other_judges_stand_beside_the_first_ones():
     theirs = [replace(game, judge="k", games=GAMES[0].games) for game in GAMES]
-    found = bias([], [], GAMES, theirs)["judges"]["k"]
+    found = judge_bias([], [], GAMES, theirs)["judges"]["k"]
     alike = sum(game.winner == GAMES[0].winner for game in GAMES)
     assert (found["same_winner"], found["games"], found["score"]) == (
         alike / 5,
@@ -174,7 +174,7 @@ def test_comparisons_of_other_judges_stand_beside_the_first_ones():
 
 
 def test_where_nothing_was_compared_nothing_is_claimed():
-    found = bias([], [], [])
+    found = judge_bias([], [], [])
     assert (
         found["flip_rate"] is None
         and found["longer_wins"] is None

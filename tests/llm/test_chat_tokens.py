@@ -234,7 +234,7 @@ def test_training_serving_and_scoring_see_the_same_ids(
     from transformers import AutoTokenizer
 
     from bezoar_ray.evaluate.completions import ChatCompletions
-    from bezoar_ray.evaluate.mt_bench.answers import room_of
+    from bezoar_ray.evaluate.mt_bench.answers import remaining_context_of
 
     tokenizer.save_pretrained(tmp_path)
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "llama"}))
@@ -248,7 +248,7 @@ def test_training_serving_and_scoring_see_the_same_ids(
         tokenized_requests=True,
         add_bos_token=False,
     )
-    room = room_of(str(tmp_path), 10_000)
+    room = remaining_context_of(str(tmp_path), 10_000)
     for text in hostile(tokenizer):
         row = encoding.encode(tokenizer, talk(text))
         prompt = row["input_ids"][

@@ -6,7 +6,7 @@ import urllib.error
 import pytest
 
 from bezoar_ray.errors import RecipeError
-from bezoar_ray.evaluate.task_check import _known
+from bezoar_ray.evaluate.task_check import configuration_problems
 from bezoar_ray.recipe import load_recipe
 from bezoar_ray.runs import preflight
 from bezoar_ray.runs.orchestrator import run
@@ -141,7 +141,7 @@ def test_a_base_whose_tokenizer_loses_spaces_is_found(tmp_path):
 
 BAD_TASKS = {
     "{task: winograndee}": "no task 'winograndee'; did you mean winogrande",
-    "{task: truthfulqa, metric: mc2}": "is a tag, which has no result of its own; name its tasks: truthfulqa_gen",
+    "{task: truthfulqa, metric: mc2}": "is a tag and has no result of its own. List its tasks instead: truthfulqa_gen",
     "{task: pythia}": "the group 'pythia' has no common metric",
     "{task: winogrande, metric: f1}": "winogrande has no metric 'f1'. It has: acc",
     "{task: ifeval, metric: prompt_level_strict_acc}": "answers of 1,280 tokens, and serve.engine.max_model_len",
@@ -173,7 +173,9 @@ def test_a_metric_that_a_function_names_is_not_refused():
     from lm_eval.tasks import TaskManager
 
     assert not list(
-        _known(TaskManager(), {"task": "humaneval", "metric": "pass@1"}, None)
+        configuration_problems(
+            TaskManager(), {"task": "humaneval", "metric": "pass@1"}, None
+        )
     )
 
 
@@ -242,13 +244,19 @@ def test_judge_prompts_of_another_form_and_skipped_questions_that_are_not_there_
     (problem,) = check(
         tiny(f"evaluate.mt_bench.prompts={prompts}"), ["evaluate"]
     ).problems
-    assert "'single-v1': its places are {answer}, not {answer}, {question}" in problem
+    assert (
+        "'single-v1': its placeholders are {answer}. They must be {answer}, {question}"
+        in problem
+    )
     rows = [{"question_id": 1, "category": "puns", "turns": ["a", "b", "c"]}]
     long = {"questions": written(tmp_path / "q.jsonl", rows), "prompts": prompts}
     (problem,) = check(
         tiny(f"evaluate.mt_bench={json.dumps(long)}"), ["evaluate"]
     ).problems
-    assert "FastChat's prompts have places for 2 turns, and question 1 has 3" in problem
+    assert (
+        "FastChat's prompts have placeholders for 2 turns, but question 1 has 3"
+        in problem
+    )
     skipped = {"questions": long["questions"], "references_skip": [104]}
     (problem,) = check(
         tiny(f"evaluate.mt_bench={json.dumps(skipped)}"), ["evaluate"]

@@ -1,4 +1,4 @@
-"""The candidate's side of MT-Bench: the question's turns one after the other, at the temperature of its category."""
+"""The candidate's side of MT-Bench: it answers the turns of a question one by one."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -8,29 +8,38 @@ from bezoar_ray.llm.chat_tokens import chat_ids
 from bezoar_ray.recipe import MtBench
 from bezoar_ray.sources.mt_bench_files import Question
 
-Room = Callable[[Messages], int]
-"""How many tokens a conversation leaves for its answer."""
+RemainingContext = Callable[[Messages], int]
+"""Returns how many tokens a conversation leaves for the next answer."""
 
 
 @dataclass(frozen=True)
 class Answer:
-    """What one model said to one question; fewer turns than the question has where a call failed."""
+    """One model's answers to one question."""
 
     question: Question
     model: str
     turns: tuple[str, ...]
+    """Fewer than the question's turns if a call failed."""
 
 
 async def converse(
-    question: Question, model: str, chat: Chat, part: MtBench, room: Room
+    question: Question,
+    model: str,
+    chat: Chat,
+    section: MtBench,
+    remaining_context: RemainingContext,
 ) -> Answer:
-    """Hold the conversation. A turn that cannot be answered ends it."""
+    """Answer all turns of a question. A turn that fails ends the conversation.
+
+    Each category has a sampling temperature of its own, as in FastChat.
+    """
     messages: Messages = []
     answers: list[str] = []
-    temperature = part.temperatures.get(question.category, 0.0)
+    temperature = section.temperatures.get(question.category, 0.0)
     for number, turn in enumerate(question.turns, 1):
         messages.append({"role": "user", "content": turn})
-        sampling = Sampling(temperature, 1.0, min(part.max_tokens, room(messages)))
+        max_tokens = min(section.max_tokens, remaining_context(messages))
+        sampling = Sampling(temperature, 1.0, max_tokens)
         try:
             reply = await chat(messages, step=f"turn/{number}", sampling=sampling)
         except CallFailed:
@@ -40,15 +49,21 @@ async def converse(
     return Answer(question, model, tuple(answers))
 
 
-def room_of(tokenizer_folder: str, context: int) -> Room:
-    """Exact room by the checkpoint's own tokenizer and template: vLLM refuses a call that could outgrow the context."""
+def remaining_context_of(tokenizer_folder: str, context: int) -> RemainingContext:
+    """Count the remaining context exactly, with the checkpoint's tokenizer and template.
+
+    vLLM refuses a call whose prompt and `max_tokens` together exceed the context.
+
+    Args:
+        tokenizer_folder: folder of the tokenizer and its chat template.
+        context: longest prompt and answer together, in tokens.
+    """
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(tokenizer_folder)
 
-    def room(messages: Messages) -> int:
-        return max(
-            1, context - len(chat_ids(tokenizer, messages, add_generation_prompt=True))
-        )
+    def remaining_context(messages: Messages) -> int:
+        prompt = chat_ids(tokenizer, messages, add_generation_prompt=True)
+        return max(1, context - len(prompt))
 
-    return room
+    return remaining_context

@@ -1,4 +1,7 @@
-"""All checkpoints answer all questions at once; each answer is judged as soon as it is there."""
+"""MT-Bench: all checkpoints answer all questions at once, and judges grade each answer.
+
+A judge does not wait for the other answers: it grades each one as soon as it is there.
+"""
 
 import asyncio
 from collections.abc import Callable, Iterable
@@ -9,13 +12,17 @@ from pathlib import Path
 
 from bezoar_ray.errors import RecipeError
 from bezoar_ray.evaluate.mt_bench import fastchat_files
-from bezoar_ray.evaluate.mt_bench.answers import Answer, converse, room_of
+from bezoar_ray.evaluate.mt_bench.answers import (
+    Answer,
+    converse,
+    remaining_context_of,
+)
 from bezoar_ray.evaluate.mt_bench.fastchat_prompts import TURNS, load_prompts
-from bezoar_ray.evaluate.mt_bench.judge_diagnostics import bias
+from bezoar_ray.evaluate.mt_bench.judge_diagnostics import judge_bias
 from bezoar_ray.evaluate.mt_bench.judge_prompts import OWN, JudgePrompts
 from bezoar_ray.evaluate.mt_bench.judging import Judgment, judge_turn
 from bezoar_ray.evaluate.mt_bench.pairwise import Comparison, Game, compare_turn
-from bezoar_ray.evaluate.mt_bench.scores import against, summarise
+from bezoar_ray.evaluate.mt_bench.scores import pairwise_records, summarize
 from bezoar_ray.evaluate.served_endpoint import Endpoint
 from bezoar_ray.llm.aio import to_the_end
 from bezoar_ray.llm.client import ModelClient, open_client
@@ -32,99 +39,105 @@ from bezoar_ray.sources.mt_bench_files import (
 from bezoar_ray.stages import STAGES, StageContext, checkpoint_names
 
 _JUDGE = "mt_bench_judge"
-_IN_FLIGHT = 64  # per checkpoint; the engine queues what it cannot run at once
+_CANDIDATE = "candidate"
+_IN_FLIGHT = 64  # per checkpoint; the engine queues the requests it cannot run yet
 
 
 @dataclass(frozen=True)
 class Bench:
-    """What is asked and of whom: questions, checkpoints, and further models whose answers are there already."""
+    """The questions, and the models that are judged on them.
 
-    part: MtBench
+    These are the checkpoints and the models whose answers the recipe gives as files.
+    """
+
+    section: MtBench
     checkpoints: tuple[str, ...]
 
     @cached_property
     def questions(self) -> list[Question]:
         """The questions."""
-        return load_questions(self.part)
+        return load_questions(self.section)
 
     @cached_property
     def prompts(self) -> JudgePrompts:
-        """The words in which the judges are asked.
+        """The judges' prompts.
 
         Raises:
-            RecipeError: the file is not one of FastChat's, or has no places for all turns of a question.
+            RecipeError: the file is not FastChat's, or a question has too many turns.
         """
-        if self.part.prompts is None:
+        if self.section.prompts is None:
             return OWN
-        if long := next(
-            (question for question in self.questions if len(question.turns) > TURNS),
-            None,
-        ):
-            raise RecipeError(
-                f"evaluate.mt_bench.prompts: FastChat's prompts have places for {TURNS} turns, and question "
-                f"{long.id!r} has {len(long.turns)}. Leave `prompts` out"
-            )
-        return load_prompts(Path(self.part.prompts))
+        for question in self.questions:
+            if len(question.turns) > TURNS:
+                raise RecipeError(
+                    f"evaluate.mt_bench.prompts: FastChat's prompts have placeholders for {TURNS} turns, but "
+                    f"question {question.id!r} has {len(question.turns)}. Remove `prompts`"
+                )
+        return load_prompts(Path(self.section.prompts))
 
     @cached_property
-    def published(self) -> dict[str, dict[int | str, tuple[str, ...]]]:
-        """The turns of the further models, by model and question.
+    def published_answers(self) -> dict[str, dict[int | str, tuple[str, ...]]]:
+        """The answers in the recipe's files, by model and question.
 
         Raises:
-            RecipeError: one of them has the name of a checkpoint.
+            RecipeError: a model has the name of a checkpoint.
         """
-        found = load_answers(self.part)
-        if taken := next((name for name in found if name in self.checkpoints), None):
-            raise RecipeError(
-                f"evaluate.mt_bench.answers: a model_id is {taken!r}, as a checkpoint is called; rename it in the file"
-            )
-        return found
+        answers = load_answers(self.section)
+        for name in answers:
+            if name in self.checkpoints:
+                raise RecipeError(
+                    f"evaluate.mt_bench.answers: model_id {name!r} is the name of a checkpoint. "
+                    "Rename it in the file"
+                )
+        return answers
 
     @cached_property
-    def elsewhere(self) -> tuple[list[Judgment], list[Comparison]]:
-        """What further judges have said of these answers: grades and comparisons."""
-        verdicts = [(found, found.pop("winners")) for found in load_verdicts(self.part)]
-        return (
-            [
-                Judgment(category="", text="", **grade)
-                for grade in load_grades(self.part)
-            ],
-            [
-                Comparison(category="", games=(Game(one, ""), Game(other, "")), **found)
-                for found, (one, other) in verdicts
-            ],
-        )
+    def published_grades(self) -> list[Judgment]:
+        """The grades of these answers in the recipe's files, by other judges."""
+        grades = load_grades(self.section)
+        return [Judgment(category="", text="", **grade) for grade in grades]
+
+    @cached_property
+    def published_comparisons(self) -> list[Comparison]:
+        """The comparisons of these answers in the recipe's files, by other judges."""
+        comparisons = []
+        for verdict in load_verdicts(self.section):
+            first, second = verdict.pop("winners")
+            games = (Game(first, ""), Game(second, ""))
+            comparisons.append(Comparison(category="", games=games, **verdict))
+        return comparisons
 
     @property
     def models(self) -> tuple[str, ...]:
-        """All that are judged."""
-        return (*self.checkpoints, *self.published)
+        """All models that are judged."""
+        return (*self.checkpoints, *self.published_answers)
 
     @property
     def pairs(self) -> list[tuple[str, str]]:
-        """The models that are compared: of the recipe's pairs, those that the run has.
+        """The recipe's pairs of models to compare, as far as the run has both models.
 
         Raises:
-            RecipeError: nobody could have that name.
+            RecipeError: no checkpoint and no model in the files can have that name.
         """
-        known = {*checkpoint_names(), *self.published}
-        if unknown := next(
-            (name for pair in self.part.pairwise for name in pair if name not in known),
-            None,
-        ):
-            raise RecipeError(
-                f"evaluate.mt_bench.pairwise: no model {unknown!r}; there are {', '.join(sorted(known))}"
-            )
-        present = {"dpo": self._aligned}
-        pairs = [
-            (present.get(first, first), present.get(second, second))
-            for first, second in self.part.pairwise
-        ]
-        return [pair for pair in pairs if set(pair) <= set(self.models)]
+        known = {*checkpoint_names(), *self.published_answers}
+        for name in chain.from_iterable(self.section.pairwise):
+            if name not in known:
+                raise RecipeError(
+                    f"evaluate.mt_bench.pairwise: no model {name!r}. Known models: {', '.join(sorted(known))}"
+                )
+        # In the recipe, `dpo` is the checkpoint of `align`, whatever its method is.
+        present_names = {"dpo": self._aligned_checkpoint}
+        pairs = []
+        for first, second in self.section.pairwise:
+            first = present_names.get(first, first)
+            second = present_names.get(second, second)
+            if first in self.models and second in self.models:
+                pairs.append((first, second))
+        return pairs
 
     @property
-    def _aligned(self) -> str:
-        """The name of the run's aligned checkpoint: its method."""
+    def _aligned_checkpoint(self) -> str:
+        """The name of the run's aligned checkpoint, which is its method."""
         for name in STAGES["align"].checkpoint_names:
             if name in self.checkpoints:
                 return name
@@ -132,7 +145,7 @@ class Bench:
 
     @property
     def total(self) -> int:
-        """Conversations that are judged, and comparisons of two."""
+        """Number of conversations to judge, plus number of pairs to compare."""
         return (len(self.models) + len(self.pairs)) * len(self.questions)
 
 
@@ -143,67 +156,96 @@ async def mt_bench(
     fingerprints: dict[str, str],
     step: Callable[[], None],
 ) -> tuple[dict[str, dict[str, object]], list[str]]:
-    """Answer, judge and score; `step` is called after every judged conversation and every comparison.
+    """Answer, judge and score.
+
+    Args:
+        context: recipe, run directory and session.
+        bench: questions and models.
+        endpoint: where the checkpoints are served.
+        fingerprints: identity of each checkpoint, by name.
+        step: called after each judged conversation and each compared pair.
 
     Returns:
         `eval.mt_bench` of summary.json, and the files written.
     """
-    further, _ = bench.elsewhere, bench.prompts  # read before a call is paid for
-    root, parts = str(context.store.root), context.recipe.mt_bench_judges
-    granted = shared_quota_clients(root, parts, _JUDGE, limits(context.recipe))
-    names = _names(parts)
-    judging, answering = (
-        read_index(root, role, context.session) for role in (_JUDGE, "candidate")
-    )
-    judges = {
-        name: open_client(
-            part, root, _JUDGE, context.session, permits=own, index=judging
-        )
-        for name, part, own in zip(names, parts, granted, strict=True)
-    }
-    candidates = {
-        name: open_client(
-            _part(name, endpoint),
-            root,
-            "candidate",
-            context.session,
-            identity=mark,
-            index=answering,
-        )
-        for name, mark in fingerprints.items()
-    }
+    # Read all files first: a fault in one must not come after paid calls.
+    other_grades = bench.published_grades
+    other_comparisons = bench.published_comparisons
+    _ = bench.prompts
+
+    judges = _open_judges(context)
+    candidates = _open_candidates(context, endpoint, fingerprints)
     try:
-        trials = Trials(bench, endpoint, candidates, judges, step)
-        answers, judgments, comparisons = await trials.all()
+        runner = BenchRunner(bench, endpoint, candidates, judges, step)
+        answers, judgments, comparisons = await runner.run()
     finally:
-        await asyncio.gather(
-            *(talker.close() for talker in (*judges.values(), *candidates.values()))
-        )
-    scores = _scores(bench, names[0], judgments, comparisons, *further)
-    return scores, fastchat_files.save(
+        clients = (*judges.values(), *candidates.values())
+        await asyncio.gather(*(client.close() for client in clients))
+    first_judge = next(iter(judges))
+    scores = _scores(
+        bench, first_judge, judgments, comparisons, other_grades, other_comparisons
+    )
+    files = fastchat_files.save(
         context.store, bench.questions, answers, judgments, comparisons
     )
+    return scores, files
 
 
-def _names(parts: tuple[ModelSection, ...]) -> list[str]:
-    """What each judge is called: by its model, and its revision where that judges twice."""
-    models = [part.model for part in parts]
-    return [
-        f"{part.model}@{part.revision}"
-        if part.revision and models.count(part.model) > 1
-        else part.model
-        for part in parts
-    ]
+def _open_judges(context: StageContext) -> dict[str, ModelClient]:
+    """Open a client for each judge, by its name. They share the budgets."""
+    root = str(context.store.root)
+    sections = context.recipe.mt_bench_judges
+    quota_clients = shared_quota_clients(root, sections, _JUDGE, limits(context.recipe))
+    index = read_index(root, _JUDGE, context.session)
+    judges = {}
+    for name, section, quota_client in zip(
+        _judge_names(sections), sections, quota_clients, strict=True
+    ):
+        judges[name] = open_client(
+            section, root, _JUDGE, context.session, permits=quota_client, index=index
+        )
+    return judges
 
 
-def _part(name: str, endpoint: Endpoint) -> ModelSection:
-    return ModelSection(
-        model=name, base_url=endpoint.base_url, max_in_flight=_IN_FLIGHT, timeout=600.0
-    )
+def _open_candidates(
+    context: StageContext, endpoint: Endpoint, fingerprints: dict[str, str]
+) -> dict[str, ModelClient]:
+    """Open a client for each checkpoint at the endpoint, by its name."""
+    root = str(context.store.root)
+    index = read_index(root, _CANDIDATE, context.session)
+    candidates = {}
+    for name, fingerprint in fingerprints.items():
+        section = ModelSection(
+            model=name,
+            base_url=endpoint.base_url,
+            max_in_flight=_IN_FLIGHT,
+            timeout=600.0,
+        )
+        candidates[name] = open_client(
+            section,
+            root,
+            _CANDIDATE,
+            context.session,
+            identity=fingerprint,
+            index=index,
+        )
+    return candidates
 
 
-class Trials:
-    """Every question put to every checkpoint, and what the judges say of the answers."""
+def _judge_names(sections: tuple[ModelSection, ...]) -> list[str]:
+    """Name each judge by its model, and by its revision if the model is there twice."""
+    models = [section.model for section in sections]
+    names = []
+    for section in sections:
+        if section.revision and models.count(section.model) > 1:
+            names.append(f"{section.model}@{section.revision}")
+        else:
+            names.append(section.model)
+    return names
+
+
+class BenchRunner:
+    """Asks every checkpoint every question, and has the judges grade the answers."""
 
     def __init__(
         self,
@@ -213,102 +255,120 @@ class Trials:
         judges: dict[str, ModelClient],
         step: Callable[[], None],
     ):
-        self._bench, self._candidates, self._judges, self._step = (
-            bench,
-            candidates,
-            judges,
-            step,
+        self._bench = bench
+        self._candidates = candidates
+        self._judges = judges
+        self._step = step
+        self._remaining_context = remaining_context_of(
+            endpoint.tokenizer, endpoint.context
         )
-        self._room = room_of(endpoint.tokenizer, endpoint.context)
 
-    async def all(self) -> tuple[list[Answer], list[Judgment], list[Comparison]]:
-        """Answers, grades by all judges, and comparisons by the first one."""
-        bench, pairs = self._bench, self._bench.pairs
-        answers = {
-            (name, question.id): asyncio.create_task(self._answer(name, question))
-            for name in bench.models
-            for question in bench.questions
-        }
-        grades = [
-            asyncio.create_task(self._grades(answer)) for answer in answers.values()
-        ]
-        comparisons = [
-            asyncio.create_task(
-                self._compare(answers[first, question.id], answers[second, question.id])
-            )
-            for first, second in pairs
-            for question in bench.questions
-        ]
+    async def run(self) -> tuple[list[Answer], list[Judgment], list[Comparison]]:
+        """Return all answers, all judges' grades, and the first judge's comparisons."""
+        bench = self._bench
+        pairs = bench.pairs
+        answers = {}
+        for name in bench.models:
+            for question in bench.questions:
+                answer = asyncio.create_task(self._answer(name, question))
+                answers[name, question.id] = answer
+        grades = []
+        for answer in answers.values():
+            grades.append(asyncio.create_task(self._grade(answer)))
+        comparisons = []
+        for first, second in pairs:
+            for question in bench.questions:
+                first_answer = answers[first, question.id]
+                second_answer = answers[second, question.id]
+                comparison = self._compare(first_answer, second_answer)
+                comparisons.append(asyncio.create_task(comparison))
         await to_the_end([*answers.values(), *grades, *comparisons])
-        judgments = list(chain.from_iterable(task.result() for task in grades))
-        compared = list(chain.from_iterable(task.result() for task in comparisons))
-        return [task.result() for task in answers.values()], judgments, compared
+        return (
+            [task.result() for task in answers.values()],
+            list(chain.from_iterable(task.result() for task in grades)),
+            list(chain.from_iterable(task.result() for task in comparisons)),
+        )
 
     async def _answer(self, name: str, question: Question) -> Answer:
-        if name in self._candidates:
-            chat = self._candidates[name].for_row(_row(question))
-            return await converse(question, name, chat, self._bench.part, self._room)
-        return Answer(question, name, self._bench.published[name].get(question.id, ()))
-
-    async def _grades(self, answered: "asyncio.Task[Answer]") -> list[Judgment]:
-        answer = await answered
-        row, turns = _row(answer.question), range(1, len(answer.question.turns) + 1)
-        found = await to_the_end(
-            judge_turn(answer, turn, name, judge.for_row(row), self._bench.prompts)
-            for name, judge in self._judges.items()
-            for turn in turns
+        if name not in self._candidates:
+            turns = self._bench.published_answers[name].get(question.id, ())
+            return Answer(question, name, turns)
+        chat = self._candidates[name].for_row(_row(question))
+        return await converse(
+            question, name, chat, self._bench.section, self._remaining_context
         )
+
+    async def _grade(self, answer_task: "asyncio.Task[Answer]") -> list[Judgment]:
+        answer = await answer_task
+        question = answer.question
+        calls = []
+        for name, judge in self._judges.items():
+            chat = judge.for_row(_row(question))
+            for turn in range(1, len(question.turns) + 1):
+                calls.append(judge_turn(answer, turn, name, chat, self._bench.prompts))
+        judgments = await to_the_end(calls)
         self._step()
-        return found
+        return judgments
 
     async def _compare(
-        self, first: "asyncio.Task[Answer]", second: "asyncio.Task[Answer]"
+        self,
+        first_task: "asyncio.Task[Answer]",
+        second_task: "asyncio.Task[Answer]",
     ) -> list[Comparison]:
-        one, other = await first, await second
+        first = await first_task
+        second = await second_task
+        question = first.question
         name, judge = next(iter(self._judges.items()))
-        chat, turns = (
-            judge.for_row(_row(one.question)),
-            range(1, len(one.question.turns) + 1),
-        )
-        found = await to_the_end(
-            compare_turn(one, other, turn, name, chat, self._bench.prompts)
-            for turn in turns
-        )
+        chat = judge.for_row(_row(question))
+        calls = []
+        for turn in range(1, len(question.turns) + 1):
+            calls.append(
+                compare_turn(first, second, turn, name, chat, self._bench.prompts)
+            )
+        comparisons = await to_the_end(calls)
         self._step()
-        return found
+        return comparisons
 
 
 def _row(question: Question) -> str:
+    """Return the row id of a question's calls in the ledger."""
     return f"mt_bench/{question.id}"
 
 
 def _scores(
     bench: Bench,
-    judge: str,
+    first_judge: str,
     judgments: list[Judgment],
     comparisons: list[Comparison],
-    grades: list[Judgment],
-    verdicts: list[Comparison],
+    other_grades: list[Judgment],
+    other_comparisons: list[Comparison],
 ) -> dict[str, dict[str, object]]:
-    def of(name: str, found: Iterable[Judgment]) -> list[Judgment]:
-        return [judgment for judgment in found if judgment.model == name]
+    """Summarize each model by the first judge's verdicts.
 
-    first = [judgment for judgment in judgments if judgment.judge == judge]
-    others = [judgment for judgment in judgments if judgment.judge != judge] + grades
-    skipped = set(map(str, bench.part.references_skip))
-    base, scores = of("base", first), {}
+    The verdicts of the other judges show how far to trust the first one.
+    """
+    by_first_judge = [one for one in judgments if one.judge == first_judge]
+    by_others = [one for one in judgments if one.judge != first_judge] + other_grades
+    skipped = {str(question_id) for question_id in bench.section.references_skip}
+    base_grades = _of_model("base", by_first_judge)
+    scores = {}
     for name in bench.models:
-        mine, games = (
-            of(name, first),
-            [game for game in comparisons if name in game.models],
+        grades = _of_model(name, by_first_judge)
+        games = [game for game in comparisons if name in game.models]
+        other_games = [game for game in other_comparisons if name in game.models]
+        summary = summarize(grades, None if name == "base" else base_grades)
+        summary["judge"] = first_judge
+        summary["prompts"] = bench.prompts.whose
+        summary["pairwise"] = pairwise_records(name, games)
+        summary["bias"] = judge_bias(
+            grades, _of_model(name, by_others), games, other_games
         )
-        theirs = [game for game in verdicts if name in game.models]
-        scores[name] = summarise(mine, None if name == "base" else base)
-        shown = bias(mine, of(name, others), games, theirs)
-        asked = {"judge": judge, "prompts": bench.prompts.whose}
-        scores[name] |= asked | {"pairwise": against(name, games), "bias": shown}
         if skipped:
-            scores[name]["without_skipped"] = summarise(
-                [one for one in mine if str(one.question_id) not in skipped]
-            )
+            undisputed = [one for one in grades if str(one.question_id) not in skipped]
+            summary["without_skipped"] = summarize(undisputed)
+        scores[name] = summary
     return scores
+
+
+def _of_model(name: str, judgments: Iterable[Judgment]) -> list[Judgment]:
+    return [judgment for judgment in judgments if judgment.model == name]

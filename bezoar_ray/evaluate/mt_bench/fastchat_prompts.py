@@ -1,6 +1,7 @@
-"""FastChat's own judge prompts (arXiv 2306.05685, figures 5 to 10), read from its judge_prompts.jsonl.
+"""FastChat's judge prompts, read from its judge_prompts.jsonl.
 
-Published MT-Bench scores were given to these words. The file is FastChat's, and is not packaged here.
+They are figures 5 to 10 of arXiv 2306.05685. Published MT-Bench scores were given with
+these prompts. FastChat owns the file, so it is not part of this package.
 """
 
 import hashlib
@@ -16,39 +17,43 @@ from bezoar_ray.llm.chat import Messages
 from bezoar_ray.sources.mt_bench_files import read_rows
 
 TURNS = 2
-"""FastChat's prompts have places for so many turns."""
+"""FastChat's prompts have placeholders for this many turns."""
 _FIELD = "evaluate.mt_bench.prompts"
 _ANSWERS = {"single": ("answer",), "pair": ("answer_a", "answer_b")}
-_PUBLISHED = "098b36bdcaef387d"  # digest of the eight prompts, as FastChat has had them since July 2023
+# Digest of the eight prompts, which FastChat has not changed since July 2023.
+_PUBLISHED = "098b36bdcaef387d"
 
 Prompts = dict[str, tuple[str, str]]
-"""System prompt and template of the user's message, by FastChat's name."""
+"""The system prompt and the template of the user message, by FastChat's name."""
 
 
 def load_prompts(path: Path) -> JudgePrompts:
-    """The eight prompts that MT-Bench needs. They count as FastChat's where no word differs.
+    """Load the eight prompts of MT-Bench.
+
+    They are called FastChat's only if they are equal to the published ones.
 
     Raises:
-        RecipeError: the file cannot be read, lacks a prompt, or has one whose places are not those that are filled.
+        RecipeError: the file cannot be read, a prompt is missing, or a prompt has other
+            placeholders than those that are filled.
     """
-    found: Prompts = {}
+    in_file: Prompts = {}
     for where, row in read_rows(path, _FIELD):
-        name, system, template = (
-            _text(where, row, field)
-            for field in ("name", "system_prompt", "prompt_template")
-        )
-        found[name] = (system, template)
+        name = _text(where, row, "name")
+        system = _text(where, row, "system_prompt")
+        template = _text(where, row, "prompt_template")
+        in_file[name] = (system, template)
     prompts = {}
     for way in _ANSWERS:
-        for guided in (False, True):
+        for with_reference in (False, True):
             for turn in range(1, TURNS + 1):
-                name = kind(way, guided, turn)
-                if name not in found:
+                name = kind(way, with_reference, turn)
+                if name not in in_file:
                     raise RecipeError(
-                        f"{_FIELD}: {str(path)!r} has no prompt {name!r}. Take FastChat's whole file"
+                        f"{_FIELD}: {str(path)!r} has no prompt {name!r}. Use FastChat's complete file"
                     )
-                _check_places(path, name, found[name][1], _places(way, guided, turn))
-                prompts[name] = found[name]
+                expected = _placeholders(way, with_reference, turn)
+                _check_placeholders(path, name, in_file[name][1], expected)
+                prompts[name] = in_file[name]
     digest = hashlib.sha256(orjson.dumps(prompts)).hexdigest()
     whose = "FastChat's" if digest.startswith(_PUBLISHED) else f"those of {path.name}"
     return JudgePrompts(partial(_grade, prompts), partial(_compare, prompts), whose)
@@ -57,7 +62,7 @@ def load_prompts(path: Path) -> JudgePrompts:
 def _grade(
     prompts: Prompts, questions: Texts, answers: Texts, references: Texts | None = None
 ) -> Messages:
-    return _asked(prompts, "single", questions, [answers], references)
+    return _messages(prompts, "single", questions, [answers], references)
 
 
 def _compare(
@@ -67,43 +72,45 @@ def _compare(
     second: Texts,
     references: Texts | None = None,
 ) -> Messages:
-    return _asked(prompts, "pair", questions, [first, second], references)
+    return _messages(prompts, "pair", questions, [first, second], references)
 
 
-def _asked(
+def _messages(
     prompts: Prompts,
     way: str,
     questions: Texts,
     answers: list[Texts],
     references: Texts | None,
 ) -> Messages:
-    turn = len(questions)
+    """Fill in the prompt for the last of these turns."""
+    turns = len(questions)
     texts = {"question": questions} | dict(zip(_ANSWERS[way], answers, strict=True))
-    filled = {
-        _place(name, n, turn): said[n - 1]
-        for name, said in texts.items()
-        for n in range(1, turn + 1)
-    }
-    for n, reference in enumerate(references or (), 1):
-        filled[f"ref_answer_{n}"] = reference
-    system, template = prompts[kind(way, references is not None, turn)]
+    values = {}
+    for name, text_by_turn in texts.items():
+        for number in range(1, turns + 1):
+            values[_placeholder(name, number, turns)] = text_by_turn[number - 1]
+    for number, reference in enumerate(references or (), 1):
+        values[f"ref_answer_{number}"] = reference
+    system, template = prompts[kind(way, references is not None, turns)]
     return [
         {"role": "system", "content": system},
-        {"role": "user", "content": template.format(**filled)},
+        {"role": "user", "content": template.format(**values)},
     ]
 
 
-def _places(way: str, guided: bool, turn: int) -> set[str]:
-    """The places that a template has."""
-    numbers = range(1, turn + 1)
-    places = {
-        _place(name, n, turn) for name in ("question", *_ANSWERS[way]) for n in numbers
-    }
-    return places | {f"ref_answer_{n}" for n in numbers if guided}
+def _placeholders(way: str, with_reference: bool, turns: int) -> set[str]:
+    """Return the placeholders that a template must have."""
+    names = set()
+    for number in range(1, turns + 1):
+        for name in ("question", *_ANSWERS[way]):
+            names.add(_placeholder(name, number, turns))
+        if with_reference:
+            names.add(f"ref_answer_{number}")
+    return names
 
 
-def _place(name: str, number: int, turns: int) -> str:
-    """Prompts of one turn do without a number."""
+def _placeholder(name: str, number: int, turns: int) -> str:
+    """Return a placeholder's name; prompts for one turn do not number it."""
     return name if turns == 1 else f"{name}_{number}"
 
 
@@ -111,27 +118,31 @@ def _text(where: str, row: object, field: str) -> str:
     text = row.get(field) if isinstance(row, dict) else None
     if not isinstance(text, str):
         raise RecipeError(
-            f"{where}: not a judge prompt of FastChat's: {field!r} has to be a text, not {text!r:.60}"
+            f"{where}: not a FastChat judge prompt: {field!r} must be a string, not {text!r:.60}"
         )
     return text
 
 
-def _check_places(path: Path, name: str, template: str, places: set[str]) -> None:
+def _check_placeholders(
+    path: Path, name: str, template: str, expected: set[str]
+) -> None:
+    present = set()
     try:
-        found = {
-            place
-            for _, place, _, _ in string.Formatter().parse(template)
-            if place is not None
-        }
+        for _, placeholder, _, _ in string.Formatter().parse(template):
+            if placeholder is not None:
+                present.add(placeholder)
     except ValueError as error:
         raise RecipeError(
             f"{_FIELD}: {str(path)!r}, prompt {name!r}: {error}"
         ) from error
-    if found != places:
-        wanted, has = (
-            ", ".join(f"{{{place}}}" for place in sorted(these))
-            for these in (places, found)
-        )
+    if present != expected:
         raise RecipeError(
-            f"{_FIELD}: {str(path)!r}, prompt {name!r}: its places are {has or 'none'}, not {wanted}"
+            f"{_FIELD}: {str(path)!r}, prompt {name!r}: its placeholders are {_in_braces(present)}. "
+            f"They must be {_in_braces(expected)}"
         )
+
+
+def _in_braces(names: set[str]) -> str:
+    if not names:
+        return "none"
+    return ", ".join(f"{{{name}}}" for name in sorted(names))

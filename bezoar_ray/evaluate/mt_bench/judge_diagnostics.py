@@ -1,8 +1,6 @@
-"""What to know of a judge before its scores are believed: it stands beside each of them."""
+"""Diagnostics of the judge, reported beside each of its scores."""
 
-from collections import defaultdict
-from collections.abc import Callable, Sequence
-from typing import TypeVar
+from collections.abc import Sequence
 
 from bezoar_ray.evaluate.mt_bench.judge_prompts import TIE
 from bezoar_ray.evaluate.mt_bench.judging import Judgment
@@ -11,114 +9,134 @@ from bezoar_ray.evaluate.mt_bench.scores import mean
 from bezoar_ray.stats import rating_kappa, share
 
 Turn = tuple[int | str, int]
-"""A question and its turn."""
+"""A question's id, and the turn."""
 Match = tuple[int | str, int, frozenset[str]]
-"""The same, and the two models that are compared."""
-Said = TypeVar("Said", Judgment, Comparison)
-Of = TypeVar("Of")
-What = TypeVar("What")
+"""A question's id, the turn, and the two models that are compared."""
 
 
-def bias(
+def judge_bias(
     judgments: Sequence[Judgment],
     others: Sequence[Judgment],
     comparisons: Sequence[Comparison],
     other_comparisons: Sequence[Comparison] = (),
 ) -> dict[str, object]:
-    """The part `bias` of one model's scores.
+    """Compute `bias` of one model's scores in summary.json.
 
-    `judgments` are the first judge's grades of the model, `others` those of further judges, `comparisons` those that
-    the model took part in, `other_comparisons` those of further judges.
-    `flip_rate`: share of the comparisons that name one model in one order and the other in the
-    other (the paper's position bias). `longer_wins`: share of the decided ones that the longer answer has won, where
-    lengths differ. `by_turn`: mean grade. `judges`: by further judge, its mean, and kappa of the grades (weighted by
-    the square of their distance) with the first one's, and how many of its verdicts could not be read; and the share of
-    comparisons whose winner is the first one's.
+    Args:
+        judgments: the first judge's grades of the model.
+        others: the grades of the model by the other judges.
+        comparisons: the first judge's comparisons that include the model.
+        other_comparisons: such comparisons by the other judges.
+
+    Returns:
+        `flip_rate`: share of the comparisons whose verdict names one model in one order
+        and the other model in the other order (position bias, arXiv 2306.05685).
+        `longer_wins`: share of the comparisons with a winner that the longer answer
+        won; answers of equal length are left out.
+        `by_turn`: mean grade of each turn.
+        `judges`: each other judge's mean grade and its agreement with the first judge.
+        `compared` and `decided`: how many comparisons the two shares are over.
     """
-    read = [c for c in comparisons if c.winner]
-    decided = [c for c in read if c.winner != TIE and c.words[0] != c.words[1]]
-    longer = sum(c.winner == c.models[c.words[1] > c.words[0]] for c in decided)
+    read = [comparison for comparison in comparisons if comparison.winner]
+    flipped = sum(comparison.flipped for comparison in read)
+    decided = []
+    for comparison in read:
+        first_words, second_words = comparison.words
+        if comparison.winner != TIE and first_words != second_words:
+            decided.append(comparison)
+    longer_wins = sum(
+        comparison.winner == _longer_answer(comparison) for comparison in decided
+    )
     return {
-        "flip_rate": share(sum(c.flipped for c in read), len(read)),
+        "flip_rate": share(flipped, len(read)),
         "compared": len(read),
-        "longer_wins": share(longer, len(decided)),
+        "longer_wins": share(longer_wins, len(decided)),
         "decided": len(decided),
-        "by_turn": _by_turn(judgments),
-        "judges": _judges(judgments, others, comparisons, other_comparisons),
+        "by_turn": _mean_by_turn(judgments),
+        "judges": _other_judges(judgments, others, comparisons, other_comparisons),
     }
 
 
-def _by_turn(judgments: Sequence[Judgment]) -> dict[int, float]:
-    turns = defaultdict(list)
+def _longer_answer(comparison: Comparison) -> str:
+    """Return the model with the longer answer."""
+    first, second = comparison.models
+    first_words, second_words = comparison.words
+    return second if second_words > first_words else first
+
+
+def _mean_by_turn(judgments: Sequence[Judgment]) -> dict[int, float]:
+    turns: dict[int, list[float]] = {}
     for judgment in judgments:
         if judgment.score is not None:
-            turns[judgment.turn].append(judgment.score)
+            turns.setdefault(judgment.turn, []).append(judgment.score)
     return {turn: sum(scores) / len(scores) for turn, scores in sorted(turns.items())}
 
 
-def _judges(
+def _other_judges(
     judgments: Sequence[Judgment],
     others: Sequence[Judgment],
     comparisons: Sequence[Comparison],
     other_comparisons: Sequence[Comparison],
 ) -> dict[str, dict[str, object]]:
-    grades, theirs = _by_judge(judgments, _graded), _by_judge(others, _graded)
-    won, their_won = (
-        _by_judge(comparisons, _decided),
-        _by_judge(other_comparisons, _decided),
-    )
-    (first,) = grades.values() or [{}]
-    (first_won,) = won.values() or [{}]
-    return {
-        judge: _beside(first, theirs.get(judge, {}))
-        | {"unscored": sum(one.judge == judge and one.score is None for one in others)}
-        | _alike(first_won, their_won.get(judge, {}))
-        for judge in dict.fromkeys(
-            [one.judge for one in others] + [one.judge for one in other_comparisons]
+    """Compare each other judge with the first one."""
+    first_grades = _grades(judgments)
+    first_winners = _winners(comparisons)
+    judges = dict.fromkeys(judgment.judge for judgment in others)
+    judges |= dict.fromkeys(comparison.judge for comparison in other_comparisons)
+    agreements = {}
+    for judge in judges:
+        judge_grades = [one for one in others if one.judge == judge]
+        judge_games = [one for one in other_comparisons if one.judge == judge]
+        unscored = sum(judgment.score is None for judgment in judge_grades)
+        agreements[judge] = (
+            _grade_agreement(first_grades, _grades(judge_grades))
+            | {"unscored": unscored}
+            | _winner_agreement(first_winners, _winners(judge_games))
         )
-    }
+    return agreements
 
 
-def _by_judge(
-    found: Sequence[Said], said: Callable[[Said], tuple[Of, What | None]]
-) -> dict[str, dict[Of, What]]:
-    """What each judge said of what, where it could be read."""
-    by_judge: dict[str, dict[Of, What]] = defaultdict(dict)
-    for one in found:
-        of, what = said(one)
-        if what is not None:
-            by_judge[one.judge][of] = what
-    return by_judge
+def _grades(judgments: Sequence[Judgment]) -> dict[Turn, float]:
+    """Map each graded turn to its grade."""
+    grades = {}
+    for judgment in judgments:
+        if judgment.score is not None:
+            grades[judgment.question_id, judgment.turn] = judgment.score
+    return grades
 
 
-def _graded(judgment: Judgment) -> tuple[Turn, float | None]:
-    return (judgment.question_id, judgment.turn), judgment.score
+def _winners(comparisons: Sequence[Comparison]) -> dict[Match, str]:
+    """Map each match with a verdict to its winner, or to `tie`."""
+    winners = {}
+    for comparison in comparisons:
+        if comparison.winner is not None:
+            models = frozenset(comparison.models)
+            match = (comparison.question_id, comparison.turn, models)
+            winners[match] = comparison.winner
+    return winners
 
 
-def _decided(comparison: Comparison) -> tuple[Match, str | None]:
-    return (
-        comparison.question_id,
-        comparison.turn,
-        frozenset(comparison.models),
-    ), comparison.winner
+def _grade_agreement(
+    first: dict[Turn, float], grades: dict[Turn, float]
+) -> dict[str, object]:
+    """Compute a judge's mean, and its kappa with the first judge.
 
-
-def _alike(first: dict[Match, str], winners: dict[Match, str]) -> dict[str, object]:
-    both = [game for game in winners if game in first]
+    The weight of a disagreement is the square of the distance between the grades.
+    """
+    common = [turn for turn in grades if turn in first]
+    first_ratings = [round(first[turn]) for turn in common]
+    ratings = [round(grades[turn]) for turn in common]
     return {
-        "same_winner": share(
-            sum(winners[game] == first[game] for game in both), len(both)
-        ),
-        "games": len(both),
+        "score": mean(list(grades.values())),
+        "rating_kappa": rating_kappa(first_ratings, ratings, range(1, 11)),
+        "beside": len(common),
     }
 
 
-def _beside(first: dict[Turn, float], scores: dict[Turn, float]) -> dict[str, object]:
-    both = [turn for turn in scores if turn in first]
-    mine, theirs = ([round(said[turn]) for turn in both] for said in (first, scores))
-    agreed = rating_kappa(mine, theirs, range(1, 11))
-    return {
-        "score": mean(list(scores.values())),
-        "rating_kappa": agreed,
-        "beside": len(both),
-    }
+def _winner_agreement(
+    first: dict[Match, str], winners: dict[Match, str]
+) -> dict[str, object]:
+    """Compute how often a judge names the same winner as the first judge."""
+    common = [match for match in winners if match in first]
+    same = sum(winners[match] == first[match] for match in common)
+    return {"same_winner": share(same, len(common)), "games": len(common)}

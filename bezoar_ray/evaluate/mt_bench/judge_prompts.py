@@ -1,4 +1,8 @@
-"""What MT-Bench's judge is asked (arXiv 2306.05685, figures 5 to 10, in our own words), and how its reply is read."""
+"""bezoar_ray's own prompts for MT-Bench's judge, and the parser of its replies.
+
+The prompts follow figures 5 to 10 of arXiv 2306.05685 in other words. The text of an
+answer is inside tags that the answer itself cannot close.
+"""
 
 import re
 from collections.abc import Callable, Sequence
@@ -19,25 +23,32 @@ _COMPARE = (
     "in exactly this form: [[A]] if assistant a is better, [[B]] if assistant b is better, [[C]] for a tie. "
     + _DATA
 )
-_LAST = ". Judge the answer to the last question only"
+_LAST_QUESTION = ". Judge the answer to the last question only"
+
+# A number, and perhaps "/10" or "out of 10" after it.
 _NUMBER = r"(\d+(?:[.,]\d+)?)(?:\s*(?:/|out of)\s*10(?!\d))?"
-_ALONE = r"(?!\s*(?:[-–/]|to\b|out of\b|or\b)\s*\d|[.,]?\d)"  # no range, and no share of something else
+# Not the start of a range ("7-8"), and not a share of another number ("4/5").
+_NOT_IN_RANGE = r"(?!\s*(?:[-–/]|to\b|out of\b|or\b)\s*\d|[.,]?\d)"
 _RATINGS = (
     re.compile(rf"rating\W{{0,6}}\[\[\s*{_NUMBER}\s*\]\]", re.IGNORECASE),
     re.compile(rf"\[\[\s*(?:rating|score)?\W*{_NUMBER}\s*\]\]", re.IGNORECASE),
 )
 _LOOSE_RATINGS = (
     re.compile(
-        rf"(?:rating|score)\s*(?:is|:)[\s*_\[(]*{_NUMBER}{_ALONE}", re.IGNORECASE
+        rf"(?:rating|score)\s*(?:is|:)[\s*_\[(]*{_NUMBER}{_NOT_IN_RANGE}",
+        re.IGNORECASE,
     ),
     re.compile(rf"(?<!\w)\[\s*{_NUMBER}\s*\]\W*\Z"),
     re.compile(rf"\A\W*{_NUMBER}\W*\Z"),
 )
 _VERDICTS = (re.compile(r"\[\[\s*(A|B|C|tie)\s*\]\]", re.IGNORECASE),)
 _LOOSE_VERDICTS = (re.compile(r"(?<!\w)\[\s*(A|B|C)\s*\]"),)
-_QUOTED = re.compile(r"(?<!\w)\"[^\"\n]*\"|“[^”\n]*”|`[^`\n]*`|^\s*>.*$", re.MULTILINE)
+_QUOTATION = re.compile(
+    r"(?<!\w)\"[^\"\n]*\"|“[^”\n]*”|`[^`\n]*`|^\s*>.*$", re.MULTILINE
+)
 _TAGS = r"(?:question|answer|reference)(?:_[ab])?_\d+"
 TIE = "tie"
+_WINNERS = {"A": "first", "B": "second", "C": TIE, "TIE": TIE}
 
 Texts = Sequence[str]
 
@@ -45,39 +56,42 @@ Texts = Sequence[str]
 def grade(
     questions: Texts, answers: Texts, references: Texts | None = None
 ) -> Messages:
-    """Ask for a grade of the last answer, which is judged with the whole conversation before it.
+    """Request a grade of the last answer; the judge sees the whole conversation.
 
-    `references` are the reference answers of the same turns, for math, reasoning and coding.
+    Args:
+        questions: the user's turns so far.
+        answers: the model's answers to them.
+        references: reference answers of the same turns. MT-Bench has them for math,
+            reasoning and coding.
     """
-    return _asked(_GRADE, questions, {"answer": answers}, references)
+    return _messages(_GRADE, questions, {"answer": answers}, references)
 
 
 def compare(
     questions: Texts, first: Texts, second: Texts, references: Texts | None = None
 ) -> Messages:
-    """Ask which of two conversations has the better last answer."""
-    return _asked(
-        _COMPARE, questions, {"answer_a": first, "answer_b": second}, references
-    )
+    """Request a verdict on which of two conversations has the better last answer."""
+    answers = {"answer_a": first, "answer_b": second}
+    return _messages(_COMPARE, questions, answers, references)
 
 
 @dataclass(frozen=True)
 class JudgePrompts:
-    """The words in which judges are asked, and whose words they are."""
+    """A set of judge prompts, and where it comes from."""
 
     grade: Callable[[Texts, Texts, Texts | None], Messages]
-    """As `grade` below."""
+    """Has the signature of `grade` in this module."""
     compare: Callable[[Texts, Texts, Texts, Texts | None], Messages]
-    """As `compare` below."""
+    """Has the signature of `compare` in this module."""
     whose: str
-    """For the report, as in "bezoar_ray's own"."""
+    """Where the prompts come from, as the report says it: "bezoar_ray's own"."""
 
 
 OWN = JudgePrompts(grade, compare, "bezoar_ray's own")
 
 
 def kind(way: str, with_reference: bool, turn: int) -> str:
-    """FastChat's name for the prompt of one turn.
+    """Return FastChat's name for the prompt of one turn.
 
     Args:
         way: `single` or `pair`.
@@ -85,58 +99,77 @@ def kind(way: str, with_reference: bool, turn: int) -> str:
         turn: from 1.
     """
     version = "v1" if way == "single" or with_reference else "v2"
-    return f"{way}{'-math' if with_reference else ''}-{version}{'-multi-turn' if turn > 1 else ''}"
+    math = "-math" if with_reference else ""
+    multi_turn = "-multi-turn" if turn > 1 else ""
+    return f"{way}{math}-{version}{multi_turn}"
 
 
 def read_grade(reply: str) -> float | None:
-    """The grade in a judge's reply, or None where there is none from 1 to 10: it is counted, never averaged.
+    """Return the grade in a judge's reply, or None if it has no grade from 1 to 10.
 
-    In the form that was asked for, the last one outside a quotation counts: a judge may quote an answer that grades
-    itself. In looser forms, all have to agree.
+    In the requested form, the last grade outside quotations counts: a judge may quote
+    an answer that grades itself. In other forms, all grades must agree.
     """
-    told = _told(reply, _RATINGS, _LOOSE_RATINGS)
-    grade = float(told.replace(",", ".")) if told else 0.0
+    text = _read(reply, _RATINGS, _LOOSE_RATINGS)
+    if text is None:
+        return None
+    grade = float(text.replace(",", "."))
     return grade if 1 <= grade <= 10 else None
 
 
 def read_verdict(reply: str) -> str | None:
-    """`first`, `second` or `tie`, by a judge's reply, read as `read_grade` does; None without one."""
-    told = _told(reply, _VERDICTS, _LOOSE_VERDICTS)
-    return (
-        {"A": "first", "B": "second", "C": TIE, "TIE": TIE}[told.upper()]
-        if told
-        else None
-    )
+    """Return `first`, `second` or `tie`, or None if the reply has no verdict.
+
+    The rules are those of `read_grade`.
+    """
+    letter = _read(reply, _VERDICTS, _LOOSE_VERDICTS)
+    if letter is None:
+        return None
+    return _WINNERS[letter.upper()]
 
 
-def _told(
-    reply: str, forms: Sequence[re.Pattern[str]], loose: Sequence[re.Pattern[str]]
+def _read(
+    reply: str,
+    requested_forms: Sequence[re.Pattern[str]],
+    loose_forms: Sequence[re.Pattern[str]],
 ) -> str | None:
-    """What a reply tells in a form that was asked for, or in a looser one."""
-    outside = _QUOTED.sub(" ", reply)
+    """Return the text of the grade or verdict, or None."""
+    without_quotations = _QUOTATION.sub(" ", reply)
+    for form in requested_forms:
+        matches = form.findall(without_quotations)
+        if matches:
+            last: str = matches[-1]
+            return last
+    # Some judges put the whole grade into quotation marks or backticks.
+    candidates = _find_all(requested_forms, reply)
+    if not candidates:
+        candidates = _find_all(loose_forms, without_quotations)
+    return candidates[0] if len(set(candidates)) == 1 else None
+
+
+def _find_all(forms: Sequence[re.Pattern[str]], text: str) -> list[str]:
+    matches: list[str] = []
     for form in forms:
-        if found := form.findall(outside):
-            return found[-1]
-    found = [told for form in forms for told in form.findall(reply)]
-    found = found or [told for form in loose for told in form.findall(outside)]
-    return found[-1] if len(set(found)) == 1 else None
+        matches += form.findall(text)
+    return matches
 
 
-def _asked(
+def _messages(
     system: str, questions: Texts, answers: dict[str, Texts], references: Texts | None
 ) -> Messages:
-    parts = []
+    """Fill in a prompt: each text of each turn in a numbered tag of its own."""
+    sections = []
     for turn, question in enumerate(questions):
-        texts = {"question": question} | (
-            {"reference": references[turn]} if references else {}
-        )
-        texts |= {name: said[turn] for name, said in answers.items()}
-        parts += [
-            f"<{name}_{turn + 1}>\n{as_data(text, _TAGS)}\n</{name}_{turn + 1}>"
-            for name, text in texts.items()
-        ]
-    focus = _LAST if len(questions) > 1 else ""
+        texts = {"question": question}
+        if references:
+            texts["reference"] = references[turn]
+        for name, turns in answers.items():
+            texts[name] = turns[turn]
+        for name, text in texts.items():
+            tag = f"{name}_{turn + 1}"
+            sections.append(f"<{tag}>\n{as_data(text, _TAGS)}\n</{tag}>")
+    focus = _LAST_QUESTION if len(questions) > 1 else ""
     return [
         {"role": "system", "content": system.format(focus=focus)},
-        {"role": "user", "content": "\n".join(parts)},
+        {"role": "user", "content": "\n".join(sections)},
     ]

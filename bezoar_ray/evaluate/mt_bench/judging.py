@@ -1,4 +1,4 @@
-"""The judge's side of MT-Bench: a grade for each turn, guided by a reference where there is one."""
+"""The judge's side of MT-Bench: one grade for each turn, with a reference if there is one."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,15 +14,18 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Judgment:
-    """One grade from 1 to 10 of one turn; `score` is None where none could be read, and such turns enter no mean."""
+    """One judge's grade of one turn."""
 
     question_id: int | str
     category: str
     model: str
     judge: str
     turn: int
+    """From 1."""
     score: float | None
+    """From 1 to 10. None if it could not be read; such a turn enters no mean."""
     text: str
+    """The judge's reply."""
     user_prompt: str = ""
     with_reference: bool = False
 
@@ -30,50 +33,60 @@ class Judgment:
 async def judge_turn(
     answer: Answer, turn: int, judge: str, chat: Chat, prompts: JudgePrompts = OWN
 ) -> Judgment:
-    """Grade one turn, from 1; it is judged with the whole conversation before it."""
+    """Grade one turn, from 1. The judge sees the whole conversation up to it."""
     question = answer.question
     if len(answer.turns) < turn:
         return Judgment(
-            question.id,
-            question.category,
-            answer.model,
-            judge,
-            turn,
-            None,
-            "no answer to judge",
+            question_id=question.id,
+            category=question.category,
+            model=answer.model,
+            judge=judge,
+            turn=turn,
+            score=None,
+            text="no answer to judge",
         )
     references = question.references and question.references[:turn]
     messages = prompts.grade(question.turns[:turn], answer.turns[:turn], references)
-    score, text = await asked(
-        messages, f"grade/{answer.model}/{turn}", chat, read_grade, "rating"
-    )
-    prompt, guided = messages[-1]["content"], references is not None
+    step = f"grade/{answer.model}/{turn}"
+    score, text = await ask_judge(messages, step, chat, read_grade, "rating")
     return Judgment(
-        question.id,
-        question.category,
-        answer.model,
-        judge,
-        turn,
-        score,
-        text,
-        prompt,
-        guided,
+        question_id=question.id,
+        category=question.category,
+        model=answer.model,
+        judge=judge,
+        turn=turn,
+        score=score,
+        text=text,
+        user_prompt=messages[-1]["content"],
+        with_reference=references is not None,
     )
 
 
-async def asked(
+async def ask_judge(
     messages: Messages,
     step: str,
     chat: Chat,
     read: Callable[[str], T | None],
     form: str,
 ) -> tuple[T | None, str]:
-    """What a judge's reply holds, or None where it cannot be read, and the reply, with what was wrong with it."""
+    """Ask a judge, and read its reply.
+
+    Args:
+        messages: the prompt.
+        step: the step of the ledger's key.
+        chat: the judge.
+        read: returns the grade or verdict in a reply, or None.
+        form: what the reply must contain, in words.
+
+    Returns:
+        The grade or verdict, or None if it could not be read, and the reply's text. The
+        text ends with the reason if the reply was not read.
+    """
     try:
         heard = await hear(chat, messages, step, read, form)
     except CallFailed as error:
         return None, f"no reply: {error}"
-    return (
-        heard.value,
-        f"{heard.text}\n\n(not read: {heard.why})" if heard.why else heard.text,
-    )
+    text = heard.text
+    if heard.why:
+        text = f"{text}\n\n(not read: {heard.why})"
+    return heard.value, text

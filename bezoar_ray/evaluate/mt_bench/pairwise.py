@@ -1,4 +1,7 @@
-"""Two models compared by a judge, turn by turn, in both orders: a win counts only if both agree (arXiv 2306.05685)."""
+"""Pairwise comparison by a judge, turn by turn (arXiv 2306.05685).
+
+Each pair is shown in both orders. A win counts only if both orders agree.
+"""
 
 from dataclasses import dataclass
 
@@ -9,36 +12,41 @@ from bezoar_ray.evaluate.mt_bench.judge_prompts import (
     JudgePrompts,
     read_verdict,
 )
-from bezoar_ray.evaluate.mt_bench.judging import asked
+from bezoar_ray.evaluate.mt_bench.judging import ask_judge
 from bezoar_ray.llm.aio import to_the_end
 from bezoar_ray.llm.chat import Chat
 
 
 @dataclass(frozen=True)
 class Game:
-    """One comparison in one order. `winner` is a model's name, `tie`, or None where no verdict could be read."""
+    """One comparison in one order."""
 
     winner: str | None
+    """A model's name, `tie`, or None if no verdict could be read."""
     text: str
+    """The judge's reply."""
     user_prompt: str = ""
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """Two models' answers to one turn. In the first game they stand in the order of `models`, in the second swapped."""
+    """Two models' answers to one turn, compared in both orders."""
 
     question_id: int | str
     category: str
     models: tuple[str, str]
     judge: str
     turn: int
+    """From 1."""
     games: tuple[Game, Game]
+    """The first game shows the answers in the order of `models`, the second reversed."""
     words: tuple[int, int] = (0, 0)
+    """Length of each answer."""
     with_reference: bool = False
 
     @property
     def winner(self) -> str | None:
-        """Who wins in both orders, else `tie`; None where a verdict is missing."""
+        """The model that wins in both orders, else `tie`; None without both verdicts."""
         first, second = (game.winner for game in self.games)
         if first is None or second is None:
             return None
@@ -58,47 +66,51 @@ async def compare_turn(
     chat: Chat,
     prompts: JudgePrompts = OWN,
 ) -> Comparison:
-    """Both games of one turn, from 1."""
-    question, models = first.question, (first.model, second.model)
+    """Compare two models' answers to one turn, from 1, in both orders."""
+    question = first.question
+    models = (first.model, second.model)
     if min(len(first.turns), len(second.turns)) < turn:
-        unjudged = Game(None, "no answer to judge")
+        not_judged = Game(None, "no answer to judge")
         return Comparison(
-            question.id, question.category, models, judge, turn, (unjudged, unjudged)
+            question_id=question.id,
+            category=question.category,
+            models=models,
+            judge=judge,
+            turn=turn,
+            games=(not_judged, not_judged),
         )
-    game, swapped = await to_the_end(
+    game, reversed_game = await to_the_end(
         [
-            _game(first, second, turn, chat, prompts),
-            _game(second, first, turn, chat, prompts),
+            _play(first, second, turn, chat, prompts),
+            _play(second, first, turn, chat, prompts),
         ]
     )
-    words = len(first.turns[turn - 1].split()), len(second.turns[turn - 1].split())
-    guided = question.references is not None
     return Comparison(
-        question.id,
-        question.category,
-        models,
-        judge,
-        turn,
-        (game, swapped),
-        words,
-        guided,
+        question_id=question.id,
+        category=question.category,
+        models=models,
+        judge=judge,
+        turn=turn,
+        games=(game, reversed_game),
+        words=(_count_words(first, turn), _count_words(second, turn)),
+        with_reference=question.references is not None,
     )
 
 
-async def _game(
+def _count_words(answer: Answer, turn: int) -> int:
+    return len(answer.turns[turn - 1].split())
+
+
+async def _play(
     first: Answer, second: Answer, turn: int, chat: Chat, prompts: JudgePrompts
 ) -> Game:
+    """Ask for one verdict, with the answers in this order."""
     question = first.question
     references = question.references and question.references[:turn]
     messages = prompts.compare(
         question.turns[:turn], first.turns[:turn], second.turns[:turn], references
     )
-    verdict, text = await asked(
-        messages,
-        f"compare/{first.model}/{second.model}/{turn}",
-        chat,
-        read_verdict,
-        "verdict",
-    )
-    names = {"first": first.model, "second": second.model, TIE: TIE, None: None}
-    return Game(names[verdict], text, messages[-1]["content"])
+    step = f"compare/{first.model}/{second.model}/{turn}"
+    verdict, text = await ask_judge(messages, step, chat, read_verdict, "verdict")
+    winners = {"first": first.model, "second": second.model, TIE: TIE, None: None}
+    return Game(winners[verdict], text, messages[-1]["content"])

@@ -1,4 +1,4 @@
-"""MT-Bench scores: means over the scored judgments and shares of wins, with bootstrap intervals over questions."""
+"""MT-Bench scores: mean grades and win rates, with bootstrap intervals over questions."""
 
 from collections import Counter, defaultdict
 from collections.abc import Sequence
@@ -8,83 +8,97 @@ from bezoar_ray.evaluate.mt_bench.judging import Judgment
 from bezoar_ray.evaluate.mt_bench.pairwise import Comparison
 
 Scored = tuple[Judgment, float]
-"""A judgment and its score, which could be read."""
+"""A judgment, and its score."""
+QuestionValue = tuple[int | str, float]
+"""A question's id, and the value of one of its turns."""
 _RESAMPLES = 10_000
 
 
-def summarise(
+def summarize(
     judgments: list[Judgment], base: list[Judgment] | None = None
 ) -> dict[str, object]:
-    """One model's part of summary.json, by one judge's grades; with `base`, also the paired difference to base's."""
-    scored = [(j, j.score) for j in judgments if j.score is not None]
-    summary = {
+    """Summarize one model's grades by one judge, as summary.json has them.
+
+    Args:
+        judgments: the grades of the model.
+        base: the grades of the base checkpoint. With them, the summary has the paired
+            difference `versus_base`, too.
+    """
+    scored = [
+        (judgment, judgment.score)
+        for judgment in judgments
+        if judgment.score is not None
+    ]
+    values = [(judgment.question_id, score) for judgment, score in scored]
+    summary: dict[str, object] = {
         "score": mean([score for _, score in scored]),
-        "ci95": _interval(
-            _by_question([(j.question_id, score) for j, score in scored])
-        ),
+        "ci95": _interval(values),
         "by_category": _by_category(scored),
         "scored": len(scored),
         "unscored": len(judgments) - len(scored),
     }
-    return summary | (
-        {"versus_base": _versus(scored, base)} if base is not None else {}
-    )
+    if base is not None:
+        summary["versus_base"] = _versus_base(scored, base)
+    return summary
 
 
-def against(
+def pairwise_records(
     name: str, comparisons: Sequence[Comparison]
 ) -> dict[str, dict[str, object]]:
-    """How one model fares against each that it was compared with; a tie counts half in `win_rate`."""
-    return {
-        other: _record(name, found)
-        for other, found in _by_other(name, comparisons).items()
-    }
+    """Count one model's wins, ties and losses against each other model.
+
+    A tie counts half in `win_rate`.
+    """
+    by_opponent: dict[str, list[Comparison]] = defaultdict(list)
+    for comparison in comparisons:
+        if name in comparison.models:
+            by_opponent[_opponent(name, comparison)].append(comparison)
+    return {opponent: _record(name, games) for opponent, games in by_opponent.items()}
 
 
 def mean(values: list[float]) -> float | None:
-    """The mean, or None of nothing."""
+    """Return the mean, or None of an empty list."""
     return sum(values) / len(values) if values else None
 
 
-def _by_other(
-    name: str, comparisons: Sequence[Comparison]
-) -> dict[str, list[Comparison]]:
-    groups = defaultdict(list)
-    for comparison in comparisons:
-        if name in comparison.models:
-            groups[next(other for other in comparison.models if other != name)].append(
-                comparison
-            )
-    return groups
+def _opponent(name: str, comparison: Comparison) -> str:
+    first, second = comparison.models
+    return second if first == name else first
 
 
 def _record(name: str, comparisons: list[Comparison]) -> dict[str, object]:
-    ends = Counter(comparison.winner for comparison in comparisons)
-    points = [
-        (c.question_id, {name: 1.0, TIE: 0.5}.get(c.winner, 0.0))
-        for c in comparisons
-        if c.winner
-    ]
+    winners = Counter(comparison.winner for comparison in comparisons)
+    points_of = {name: 1.0, TIE: 0.5}
+    points = []
+    for comparison in comparisons:
+        if comparison.winner:
+            value = points_of.get(comparison.winner, 0.0)
+            points.append((comparison.question_id, value))
+    losses = winners.total() - winners[name] - winners[TIE] - winners[None]
     return {
-        "wins": ends[name],
-        "ties": ends[TIE],
-        "losses": ends.total() - ends[name] - ends[TIE] - ends[None],
-        "unscored": ends[None],
-        "win_rate": mean([share for _, share in points]),
-        "ci95": _interval(_by_question(points)),
+        "wins": winners[name],
+        "ties": winners[TIE],
+        "losses": losses,
+        "unscored": winners[None],
+        "win_rate": mean([value for _, value in points]),
+        "ci95": _interval(points),
     }
 
 
-def _versus(scored: list[Scored], base: list[Judgment]) -> dict[str, object]:
-    """Score minus base's over the turns that both have a score for."""
-    theirs = {(j.question_id, j.turn): j.score for j in base if j.score is not None}
-    pairs = [(score, (j.question_id, j.turn)) for j, score in scored]
-    differences = [
-        (turn[0], score - theirs[turn]) for score, turn in pairs if turn in theirs
-    ]
+def _versus_base(scored: list[Scored], base: list[Judgment]) -> dict[str, object]:
+    """Compute the mean difference to base over the turns that have both scores."""
+    base_scores = {}
+    for judgment in base:
+        if judgment.score is not None:
+            base_scores[judgment.question_id, judgment.turn] = judgment.score
+    differences = []
+    for judgment, score in scored:
+        turn = (judgment.question_id, judgment.turn)
+        if turn in base_scores:
+            differences.append((judgment.question_id, score - base_scores[turn]))
     return {
-        "difference": mean([d for _, d in differences]),
-        "ci95": _interval(_by_question(differences)),
+        "difference": mean([difference for _, difference in differences]),
+        "ci95": _interval(differences),
     }
 
 
@@ -92,31 +106,29 @@ def _by_category(scored: list[Scored]) -> dict[str, float]:
     groups = defaultdict(list)
     for judgment, score in scored:
         groups[judgment.category].append(score)
-    return {
-        category: sum(values) / len(values)
-        for category, values in sorted(groups.items())
-    }
+    means = {}
+    for category, scores in sorted(groups.items()):
+        means[category] = sum(scores) / len(scores)
+    return means
 
 
-def _by_question(values: list[tuple[int | str, float]]) -> list[list[float]]:
-    groups = defaultdict(list)
-    for question, value in values:
-        groups[question].append(value)
-    return list(groups.values())
+def _interval(values: Sequence[QuestionValue]) -> list[float] | None:
+    """Compute the 95 % percentile bootstrap interval of the mean.
 
-
-def _interval(questions: list[list[float]]) -> list[float] | None:
-    """95 % percentile bootstrap of the mean: whole questions are drawn, since turns of one question go together."""
-    if not questions:
+    Whole questions are resampled, because the turns of one question are not independent.
+    """
+    by_question = defaultdict(list)
+    for question_id, value in values:
+        by_question[question_id].append(value)
+    if not by_question:
         return None
     import numpy as np
 
-    sums, counts = (
-        np.array([sum(q) for q in questions]),
-        np.array([len(q) for q in questions]),
-    )
-    drawn = np.random.default_rng(0).integers(
-        0, len(questions), (_RESAMPLES, len(questions))
-    )
+    questions = list(by_question.values())
+    sums = np.array([sum(turns) for turns in questions])
+    counts = np.array([len(turns) for turns in questions])
+    rng = np.random.default_rng(0)
+    drawn = rng.integers(0, len(questions), (_RESAMPLES, len(questions)))
     means = sums[drawn].sum(axis=1) / counts[drawn].sum(axis=1)
-    return [float(q) for q in np.quantile(means, [0.025, 0.975])]
+    low, high = np.quantile(means, [0.025, 0.975])
+    return [float(low), float(high)]
