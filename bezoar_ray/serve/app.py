@@ -1,7 +1,9 @@
-"""The family of checkpoints on Ray Serve: one vLLM engine, the untouched base with one joined LoRA per checkpoint.
+"""All checkpoints of a run directory on Ray Serve, behind one OpenAI-compatible address.
 
-Joined LoRAs give the same greedy text as the merged models, so a single engine start serves all checkpoints.
-Checkpoints that are served merged have an engine each, behind a router.
+A joined checkpoint is one LoRA on the untouched base that holds its whole chain of
+adapters. One vLLM engine serves base and all joined checkpoints. Their greedy answers are
+those of the merged models. A checkpoint that is served merged has an engine of its own,
+behind a router.
 """
 
 import contextlib
@@ -19,9 +21,14 @@ from bezoar_ray.recipe import Recipe, recipe_of
 from bezoar_ray.runtime.capacity import check_capacity, of_engines
 from bezoar_ray.runtime.logs import event
 from bezoar_ray.runtime.session import beside_driver
-from bezoar_ray.serve.arguments import hosted, modes
-from bezoar_ray.serve.auth import key_for
-from bezoar_ray.serve.replica import DRAIN_SECONDS, LOG, engine, router
+from bezoar_ray.serve.arguments import engine_of_each, modes
+from bezoar_ray.serve.auth import required_key
+from bezoar_ray.serve.replica import (
+    DRAIN_SECONDS,
+    LOG,
+    engine_application,
+    router_application,
+)
 from bezoar_ray.stages import BASE, checkpoint_names
 from bezoar_ray.store import Store
 
@@ -29,79 +36,91 @@ if TYPE_CHECKING:
     from ray.serve import Application, RunTarget
 
 _ROUTER = "router"
-_LOOK_SECONDS = 5.0  # between two looks at whether a checkpoint was trained anew
+_POLL_SECONDS = 5.0  # between two checks for retrained checkpoints
 _QUIET = {"log_level": "WARNING", "enable_access_log": False}
+
+Applications = Mapping[str, Mapping[str, str | None]]
+"""For each engine, the fingerprint of each checkpoint that it serves.
+
+The router's entry maps each checkpoint to the name of its engine instead.
+"""
 
 
 @contextlib.contextmanager
 def running(recipe: Recipe, store: Store) -> Iterator[str]:
-    """Serve every checkpoint of the run directory on the initialised Ray; yields `http://127.0.0.1:PORT/v1`.
+    """Serve every checkpoint of the run directory on the initialized Ray.
+
+    Yields:
+        The base URL, `http://127.0.0.1:PORT/v1`.
 
     Raises:
-        RecipeError: the cluster's Ray Serve hosts something else already.
-        BezoarError: an engine did not start; the message ends with the last lines of its log.
+        RecipeError: the cluster's Ray Serve already hosts something else.
+        BezoarError: an engine did not start; the message ends with the last lines of its
+            log.
     """
     with _serving(store, "127.0.0.1", _free_port()) as base_url:
-        Family(recipe, store, key=None).deploy()
+        ServedCheckpoints(recipe, store, key=None).deploy()
         yield base_url
 
 
 def serve_forever(recipe: Recipe, store: Store) -> None:
-    """`bezoar serve`: the family at the recipe's `serve.host` and `serve.port`, until the process is stopped.
+    """Serve at the recipe's `serve.host` and `serve.port` until the process is stopped.
 
-    A checkpoint that is trained anew takes the old one's place; requests wait meanwhile, and none is dropped.
+    A retrained checkpoint replaces the old one. Requests wait meanwhile; none is dropped.
 
     Raises:
-        RecipeError: an address that others can reach without a key in BEZOAR_API_KEY; or as `running`.
+        RecipeError: other machines can reach the host, but BEZOAR_API_KEY is not set. Or
+            as `running`.
+        BezoarError: as `running`.
     """
-    key = key_for(recipe.serve.host, os.environ.get("BEZOAR_API_KEY"))
-    family = Family(recipe, store, key)
+    key = required_key(recipe.serve.host, os.environ.get("BEZOAR_API_KEY"))
+    served = ServedCheckpoints(recipe, store, key)
     with _serving(store, recipe.serve.host, recipe.serve.port) as base_url:
-        family.deploy()
-        print(
-            _greeting(base_url, list(modes(recipe, store)), guarded=key is not None),
-            flush=True,
-        )
+        served.deploy()
+        names = list(modes(recipe, store))
+        print(_greeting(base_url, names, with_key=key is not None), flush=True)
         try:
             while True:
-                time.sleep(_LOOK_SECONDS)
+                time.sleep(_POLL_SECONDS)
                 try:
-                    family.follow()
+                    served.replace_retrained()
                 except BezoarError as error:
                     print(error, flush=True)
         except KeyboardInterrupt:
             print(
-                f"stopping, once what was asked is answered, or in {DRAIN_SECONDS:.0f} s",
+                "stopping after the requests in flight are answered, "
+                f"or after {DRAIN_SECONDS:.0f} s",
                 flush=True,
             )
 
 
-def family(args: dict[str, str]) -> "Application":
-    """The application of a Serve config file (`import_path: bezoar_ray.serve.app:family`, `args: {run_dir: s3://…}`).
+def build_app(args: dict[str, str]) -> "Application":
+    """Build the application of a Serve config file.
+
+    The file names it: `import_path: bezoar_ray.serve.app:build_app`, with
+    `args: {run_dir: s3://…}`.
 
     Raises:
-        RecipeError: there is no key in BEZOAR_API_KEY; such a file's endpoint is there for others.
-        BezoarError: the folder is no run directory, or holds no checkpoints, or such as need several engines.
+        RecipeError: BEZOAR_API_KEY is not set. Such an endpoint is there for others.
+        BezoarError: the folder is not a run directory, it has no checkpoints, or its
+            checkpoints need several engines.
     """
     store = Store(args["run_dir"])
     recipe = recipe_of(store)
-    hosts = hosted(modes(recipe, store))
-    if len(set(hosts.values())) > 1:
+    engines = engine_of_each(modes(recipe, store))
+    if len(set(engines.values())) > 1:
         raise BezoarError(
-            f"{store.root}: {', '.join(hosts)} need several engines; `bezoar serve` puts them together"
+            f"{store.root}: {', '.join(engines)} need several engines, and a Serve config file deploys one. "
+            "Use `bezoar serve`"
         )
-    return engine(
-        BASE,
-        recipe,
-        str(store.root),
-        key_for("0.0.0.0", os.environ.get("BEZOAR_API_KEY")),
-    )
+    key = required_key("0.0.0.0", os.environ.get("BEZOAR_API_KEY"))
+    return engine_application(BASE, recipe, str(store.root), key)
 
 
-def _greeting(base_url: str, names: list[str], guarded: bool) -> str:
+def _greeting(base_url: str, names: list[str], with_key: bool) -> str:
     import ray
 
-    header = ' -H "Authorization: Bearer $BEZOAR_API_KEY"' if guarded else ""
+    header = ' -H "Authorization: Bearer $BEZOAR_API_KEY"' if with_key else ""
     body = f'{{"model": "{names[-1]}", "messages": [{{"role": "user", "content": "Hello"}}]}}'
     node = next(node for node in ray.nodes() if node["Alive"])
     return (
@@ -111,73 +130,75 @@ def _greeting(base_url: str, names: list[str], guarded: bool) -> str:
     )
 
 
-class Family:
-    """The applications on Ray Serve: one of each engine, and a router where there are several."""
+class ServedCheckpoints:
+    """The applications on Ray Serve: one for each engine, and a router if there are several."""
 
     def __init__(self, recipe: Recipe, store: Store, key: str | None):
-        self._recipe, self._store, self._key = recipe, store, key
-        self._deployed: Mapping[str, Mapping[str, str | None]] = {}
-        self._refused: Mapping[
-            str, Mapping[str, str | None]
-        ] = {}  # what cannot be put in its place, as was said
+        self._recipe = recipe
+        self._store = store
+        self._key = key
+        self._deployed: Applications = {}
+        # The last state that could not be deployed. It was reported once.
+        self._refused: Applications = {}
 
     def deploy(self) -> None:
-        """Start what is not yet running as the run directory has it; Serve replaces what has changed.
+        """Deploy the applications that differ from those that run.
 
         Raises:
-            RecipeError: the cluster never has room for the engines.
+            RecipeError: the cluster can never have enough resources for the engines.
             BezoarError: an engine did not start.
         """
         from ray import serve
 
         wanted = self._wanted()
-        engines = len(wanted) - (_ROUTER in wanted)
-        check_capacity([of_engines(self._recipe, engines)])
+        engines = [name for name in wanted if name != _ROUTER]
+        check_capacity([of_engines(self._recipe, len(engines))])
         log = self._store.log(LOG)
         log.write_text("")
         changed = [name for name in wanted if wanted[name] != self._deployed.get(name)]
         try:
             serve.run_many([self._target(name, wanted) for name in changed])
         except RuntimeError as error:
-            tail = "\n".join(log.read_text(errors="replace").splitlines()[-15:])
-            where = self._store.where(LOG)
+            last_lines = log.read_text(errors="replace").splitlines()[-15:]
             raise BezoarError(
-                f"the endpoint did not start: {error}\nLast lines of {where}:\n{tail}"
+                f"the endpoint did not start: {error}\n"
+                f"Last lines of {self._store.where(LOG)}:\n" + "\n".join(last_lines)
             ) from error
         self._deployed = wanted
 
-    def follow(self) -> None:
-        """Put checkpoints that were trained anew in place of the old ones, once all that are served are whole again.
+    def replace_retrained(self) -> None:
+        """Replace the checkpoints that were retrained since they were deployed.
+
+        Nothing is replaced while a checkpoint is being trained. A deployment that failed
+        is not tried again until another checkpoint changes.
 
         Raises:
-            BezoarError: the run directory cannot be read, or a new engine did not start; of several replicas the old
-                ones serve on, a single one has ended by then. It is not tried again until another checkpoint comes.
+            BezoarError: the run directory cannot be read, or a new engine did not start.
+                With several replicas the old ones continue to serve. A single replica has
+                already stopped.
         """
-        marks, served = (
-            self._marks(),
-            {model for models in self._deployed.values() for model in models},
-        )
-        if not all(
-            marks[name] for name in served | modes(self._recipe, self._store).keys()
-        ):
-            return  # training is at it: it begins by removing a checkpoint, and writes the lineage last
+        fingerprints = self._fingerprints()
+        names = set(modes(self._recipe, self._store))
+        for served in self._deployed.values():
+            names.update(served)
+        if not all(fingerprints[name] for name in names):
+            # Training is running: it removes a checkpoint first and writes its lineage
+            # last.
+            return
         wanted = self._wanted()
         if wanted in (self._deployed, self._refused):
             return
-        if len(wanted) != len(self._deployed) and 1 in (
-            len(wanted),
-            len(self._deployed),
-        ):
+        if self._changes_routing(wanted):
             print(
-                "the checkpoints need another number of engines by now: stop and start again to serve them",
+                "the checkpoints now need a different number of engines. "
+                "Stop `bezoar serve` and start it again to serve them",
                 flush=True,
             )
             self._refused = wanted
             return
-        print("a checkpoint was trained anew; it is being replaced", flush=True)
-        self._recipe = self._recipe.model_copy(
-            update={"base": recipe_of(self._store).base}
-        )
+        print("a checkpoint was retrained; replacing it", flush=True)
+        base = recipe_of(self._store).base
+        self._recipe = self._recipe.model_copy(update={"base": base})
         try:
             self.deploy()
         except Exception as error:
@@ -185,163 +206,179 @@ class Family:
             raise BezoarError(f"not replaced: {error}") from error
         print("replaced", flush=True)
 
-    def _marks(self) -> dict[str, str | None]:
-        """The weights of each checkpoint, by their fingerprints."""
-        found = {
-            name: self._store.read_json(layout.checkpoint(name).lineage)
-            for name in checkpoint_names()
-        }
-        return {
-            name: lineage and lineage["fingerprint"] for name, lineage in found.items()
-        }
+    def _changes_routing(self, wanted: Applications) -> bool:
+        """Return whether a router is needed now but was not before, or the reverse.
 
-    def _wanted(self) -> Mapping[str, Mapping[str, str | None]]:
-        """Each application by its name: the checkpoints that an engine hosts, with their weights; the router's hosts.
+        A single engine has the route `/` itself; with several, the router has it.
+        `deploy` does not move a route from one running application to another.
+        """
+        before, after = len(self._deployed), len(wanted)
+        return before != after and 1 in (before, after)
+
+    def _fingerprints(self) -> dict[str, str | None]:
+        """Return the fingerprint of each checkpoint's weights; None without them."""
+        fingerprints = {}
+        for name in checkpoint_names():
+            lineage = self._store.read_json(layout.checkpoint(name).lineage)
+            fingerprints[name] = lineage["fingerprint"] if lineage else None
+        return fingerprints
+
+    def _wanted(self) -> Applications:
+        """Return the applications that the run directory needs now.
 
         Raises:
             BezoarError: there is no base checkpoint.
         """
-        marks, hosts = self._marks(), hosted(modes(self._recipe, self._store))
-        if marks[BASE] is None:
+        fingerprints = self._fingerprints()
+        if fingerprints[BASE] is None:
             raise BezoarError(
-                f"{self._store.root} holds no checkpoints. Run the sft stage first"
+                f"{self._store.root} has no checkpoints. Run the sft stage first"
             )
-        engines = {
-            engine: {
-                name: marks[name] for name, host in hosts.items() if host == engine
-            }
-            for engine in hosts.values()
-        }
-        return engines | ({_ROUTER: hosts} if len(engines) > 1 else {})
+        engine_of = engine_of_each(modes(self._recipe, self._store))
+        applications: dict[str, dict[str, str | None]] = {}
+        for name, engine in engine_of.items():
+            applications.setdefault(engine, {})[name] = fingerprints[name]
+        if len(applications) > 1:
+            applications[_ROUTER] = dict(engine_of)
+        return applications
 
-    def _target(
-        self, name: str, wanted: Mapping[str, Mapping[str, str | None]]
-    ) -> "RunTarget":
+    def _target(self, name: str, wanted: Applications) -> "RunTarget":
+        """Describe one application for Serve."""
         from ray import serve
 
-        part = self._recipe.serve
+        section = self._recipe.serve
         if name == _ROUTER:
-            hosts = {
-                model: _named(self._store, host)
-                for model, host in wanted[name].items()
-                if host
-            }
-            application = router(hosts, part, self._key)
+            application_of = {}
+            for checkpoint, engine in wanted[name].items():
+                if engine:
+                    application_of[checkpoint] = _serve_name(self._store, engine)
+            application = router_application(application_of, section, self._key)
         else:
-            application = engine(name, self._recipe, str(self._store.root), self._key)
-        route = "/" if name == _ROUTER or len(wanted) == 1 else None
-        return serve.RunTarget(application, _named(self._store, name), route, _QUIET)
+            root = str(self._store.root)
+            application = engine_application(name, self._recipe, root, self._key)
+        has_address = name == _ROUTER or len(wanted) == 1
+        route = "/" if has_address else None
+        return serve.RunTarget(
+            application, _serve_name(self._store, name), route, _QUIET
+        )
 
 
-def _named(store: Store, name: str) -> str:
-    """An application's name on Serve, which tells whose it is."""
-    return f"{name}-{hashlib.sha256(str(store.root).encode()).hexdigest()[:8]}"
+def _serve_name(store: Store, name: str) -> str:
+    """Name an application on Serve, so that it shows its run directory."""
+    root_digest = hashlib.sha256(str(store.root).encode()).hexdigest()[:8]
+    return f"{name}-{root_digest}"
 
 
 @contextlib.contextmanager
 def _serving(store: Store, host: str, port: int) -> Iterator[str]:
-    """Serve without an application yet; ends with the block."""
-    import logging
-
+    """Start Serve without an application, yield its base URL, and stop it at the end."""
     from ray import serve
 
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
-    with _claimed(store):
-        _clear(store)
-        _check_free(host, port)
+    with _lock_on_cluster(store):
+        _remove_leftovers(store)
+        _check_port_is_free(host, port)
         serve.start(
             proxy_location="HeadOnly",
             http_options={"host": host, "port": port},
             logging_config=_QUIET,
         )
         try:
-            reachable = (
-                "127.0.0.1"
-                if host == "0.0.0.0"
-                else f"[{host}]"
-                if ":" in host
-                else host
-            )
-            yield f"http://{reachable}:{port}/v1"
+            yield f"http://{_reachable_host(host)}:{port}/v1"
         finally:
-            _stop()
+            _stop_serve()
 
 
-class _Claim:
-    """An actor whose name is taken while the command that made it lives."""
+def _reachable_host(host: str) -> str:
+    """Return a host for URLs on this machine."""
+    if host == "0.0.0.0":
+        return "127.0.0.1"
+    return f"[{host}]" if ":" in host else host
+
+
+class _ClusterLock:
+    """An actor whose name is taken as long as the command that created it runs."""
 
 
 @contextlib.contextmanager
-def _claimed(store: Store) -> Iterator[None]:
-    """No other command serves this run directory on this cluster meanwhile.
+def _lock_on_cluster(store: Store) -> Iterator[None]:
+    """Keep other commands from serving this run directory on this cluster.
 
     Raises:
-        RecipeError: one does, and what it serves is not ours to end.
+        RecipeError: another command serves it now. Its applications are not leftovers.
     """
     import ray
 
-    options = {"num_cpus": 0, "name": _named(store, "claim"), "namespace": "bezoar_ray"}
+    options = {
+        "num_cpus": 0,
+        "name": _serve_name(store, "claim"),
+        "namespace": "bezoar_ray",
+    }
+    strategy = beside_driver()
+    actor_class: Any = ray.remote(_ClusterLock)
     try:
-        claim: Any = (
-            ray.remote(_Claim)
-            .options(scheduling_strategy=beside_driver(), **options)
-            .remote()
-        )
+        lock = actor_class.options(scheduling_strategy=strategy, **options).remote()
     except ValueError as error:
         raise RecipeError(
             f"{store.root} is served on this cluster already, by `bezoar serve` or by a run that evaluates. "
-            "End that first, or use another cluster"
+            "Stop that command first, or use another cluster"
         ) from error
     try:
         yield
     finally:
-        ray.kill(claim)
+        ray.kill(lock)
 
 
-def _check_free(host: str, port: int) -> None:
-    """Serve shares its port with whoever else is on it, and each would get some of the requests.
+def _check_port_is_free(host: str, port: int) -> None:
+    """Check that no other process listens on the port.
+
+    Serve's proxy would share the port with it, and each would get some of the requests.
 
     Raises:
-        RecipeError: there is somebody.
+        RecipeError: the port is in use.
     """
-    if os.environ.get("RAY_ADDRESS"):  # the proxy is on the cluster's head
+    if os.environ.get("RAY_ADDRESS"):  # the proxy is on the cluster's head node
         return
-    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind((host, port))
         except OSError as error:
             raise RecipeError(
-                f"serve.host {host}, serve.port {port}: {error.strerror}. End what is there, or take another: "
-                f"--set serve.port={port + 1}"
+                f"serve.host {host}, serve.port {port}: {error.strerror}. Stop the process that uses the port, "
+                f"or use another: --set serve.port={port + 1}"
             ) from error
 
 
-def _clear(store: Store) -> None:
-    """End what a command of this run directory that was killed has left on the cluster.
+def _remove_leftovers(store: Store) -> None:
+    """Stop the applications that a killed command of this run directory left behind.
 
     Raises:
-        RecipeError: Serve hosts something else; it has one address for all, and is not ours to end.
+        RecipeError: Serve hosts applications of others. It has one address for all of
+            them, and they are not ours to stop.
     """
     from ray import serve
     from ray.serve.context import _get_global_client
 
     if _get_global_client(raise_if_no_controller_running=False) is None:
         return
-    own = {_named(store, name) for name in (*checkpoint_names(), _ROUTER)}
-    if others := serve.status().applications.keys() - own:
+    names = (*checkpoint_names(), _ROUTER)
+    leftovers = {_serve_name(store, name) for name in names}
+    others = serve.status().applications.keys() - leftovers
+    if others:
         raise RecipeError(
-            f"the cluster's Ray Serve hosts {', '.join(sorted(others))} already, and has one address for all. "
-            "End that first (`serve shutdown`, or the `bezoar serve` that started it), or use another cluster"
+            f"the cluster's Ray Serve hosts {', '.join(sorted(others))} already, and has only one address. "
+            "Stop that first (`serve shutdown`, or the `bezoar serve` that started it), or use another cluster"
         )
-    _stop()
+    _stop_serve()
 
 
-def _stop() -> None:
-    """End the applications once they have answered what they were asked, and Serve itself.
+def _stop_serve() -> None:
+    """Stop the applications after their requests in flight, then Serve itself.
 
-    `serve.shutdown` would do it with a call that Ray reports to the user as failed; a `delete` that waits does so for a
-    minute, less than the replicas are given.
+    `serve.shutdown` would do the same, but Ray reports one of its calls to the user as
+    failed. And a blocking `serve.delete` waits one minute, less than the replicas have.
     """
     import ray
     from ray import serve
@@ -352,29 +389,30 @@ def _stop() -> None:
         return
     for name in serve.status().applications:
         serve.delete(name, _blocking=False)
-    _wait_until(
-        lambda: not serve.status().applications
-    )  # Serve ends a replica that takes longer than it was given
+    # Serve kills a replica that exceeds its graceful_shutdown_timeout_s.
+    _wait_until(lambda: not serve.status().applications)
     ray.get(client._controller.graceful_shutdown.remote(wait=False))
-    _wait_until(
-        lambda: (
-            not any(
-                actor["namespace"] == "serve"
-                for actor in ray.util.list_named_actors(True)
-            )
-        )
-    )
-    _set_global_client(
-        None
-    )  # as `serve.shutdown` does: whoever serves next in this process starts anew
+    _wait_until(lambda: not _serve_has_actors())
+    # As `serve.shutdown` does: the next endpoint of this process needs a new client.
+    _set_global_client(None)
 
 
-def _wait_until(over: Callable[[], bool]) -> None:
-    """Look until it is so. What is not over by the deadline is left to Ray, which ends it with the session."""
+def _serve_has_actors() -> bool:
+    import ray
+
+    actors = ray.util.list_named_actors(all_namespaces=True)
+    return any(actor["namespace"] == "serve" for actor in actors)
+
+
+def _wait_until(done: Callable[[], bool]) -> None:
+    """Wait until `done()` is true, at most twice as long as a replica may take to stop.
+
+    Ray stops whatever is left when its session ends.
+    """
     deadline = time.monotonic() + 2 * DRAIN_SECONDS
-    while not over():
+    while not done():
         if time.monotonic() > deadline:
-            event("the endpoint did not end in time", logging.WARNING)
+            event("the endpoint did not stop in time", logging.WARNING)
             return
         time.sleep(0.2)
 

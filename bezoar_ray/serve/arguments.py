@@ -1,4 +1,4 @@
-"""What vLLM's own server is told: the model, its tokenizer and template, and the joined LoRAs on the base."""
+"""Command lines for vLLM's server: model, tokenizer, template, and the LoRAs on the base."""
 
 import json
 from collections.abc import Iterable
@@ -14,119 +14,145 @@ from bezoar_ray.stages import BASE, checkpoint_names
 from bezoar_ray.store import Store
 
 _GROUPED_LORA = "bezoar_ray.serve.cpu_lora.GroupedLora"
-_BASE = layout.checkpoint(BASE).folder
+_BASE_FOLDER = layout.checkpoint(BASE).folder
 
 
 def modes(recipe: Recipe, store: Store) -> dict[str, str]:
-    """The checkpoints that the run directory holds, in the order of training, and how each is served.
+    """Return how each checkpoint is served, in the order of training.
 
-    base is always there, as it is. What could not be joined is `merged` whatever the recipe's mode.
+    `base` is always there, and is served as it is. A checkpoint whose adapters could not
+    be combined is `merged`, whatever the recipe's mode is.
     """
-    found = {BASE: "base"}
+    mode_of = {BASE: "base"}
     for name in checkpoint_names()[1:]:
-        if recipe.serve.mode == "joined" and store.exists(
-            layout.checkpoint(name).joined
-        ):
-            found[name] = "joined"
-        elif store.exists(layout.checkpoint(name).merged):
-            found[name] = "merged"
-    return found
+        folders = layout.checkpoint(name)
+        if recipe.serve.mode == "joined" and store.exists(folders.joined):
+            mode_of[name] = "joined"
+        elif store.exists(folders.merged):
+            mode_of[name] = "merged"
+    return mode_of
 
 
-def hosted(served: dict[str, str]) -> dict[str, str]:
-    """The engine that hosts each checkpoint: base's, or its own where it is served merged."""
-    return {name: name if mode == "merged" else BASE for name, mode in served.items()}
+def engine_of_each(mode_of: dict[str, str]) -> dict[str, str]:
+    """Return the engine that serves each checkpoint.
+
+    A merged checkpoint has an engine of its own; base's engine serves all others.
+    """
+    engines = {}
+    for name, mode in mode_of.items():
+        engines[name] = name if mode == "merged" else BASE
+    return engines
 
 
 def engine_arguments(recipe: Recipe, store: Store) -> dict[str, list[str]]:
-    """The command lines of vLLM's server: of base with all joined checkpoints, and of each merged one, by their names.
+    """Return the arguments of vLLM's server for each engine, by its name.
+
+    The first engine is base's, which serves the joined checkpoints, too. Each merged
+    checkpoint follows with its own.
 
     Raises:
         BezoarError: there is no base checkpoint.
     """
-    template = store.path(f"{_BASE}/chat_template.jinja")
+    template = store.path(f"{_BASE_FOLDER}/chat_template.jinja")
     if not template.is_file():
         raise BezoarError(
             f"{template}: missing. Run the sft stage first: it writes base's tokenizer and template."
         )
-    model, served = recipe.base, modes(recipe, store)
-    shared = ["--tokenizer", str(store.path(_BASE)), "--dtype", recipe.serve.dtype]
-    shared += [
+    joined = {}
+    merged = {}
+    for name, mode in modes(recipe, store).items():
+        folders = layout.checkpoint(name)
+        if mode == "joined":
+            joined[name] = store.path(folders.joined)
+        elif mode == "merged":
+            merged[name] = store.path(folders.merged)
+    shared = _shared_arguments(recipe, store, template)
+
+    model = recipe.base
+    base = ["--model", model_path(model.model), "--served-model-name", BASE]
+    if model.revision:
+        base += ["--revision", model.revision]
+    base += _lora_arguments(joined)
+    engines = {BASE: [*base, *shared]}
+    for name, path in merged.items():
+        own = ["--model", str(path), "--served-model-name", name]
+        engines[name] = [*own, *shared]
+    return engines
+
+
+def _shared_arguments(recipe: Recipe, store: Store, template: Path) -> list[str]:
+    """Return the arguments that all engines have."""
+    arguments = [
+        "--tokenizer",
+        str(store.path(_BASE_FOLDER)),
+        "--dtype",
+        recipe.serve.dtype,
         "--chat-template",
         str(template),
         "--chat-template-content-format",
         "string",
-    ]
-    shared += [
+        # Otherwise the base's own sampling defaults apply to every answer.
         "--generation-config",
         "vllm",
-    ]  # else the base's own sampling defaults enter every answer
-    shared += ["--trust-remote-code"] if model.trust_remote_code else []
-    shared += _flags(trusted(model) | _engine(recipe.serve))
-    base = ["--model", model_path(model.model), "--served-model-name", BASE]
-    base += ["--revision", model.revision] if model.revision else []
-    base += _lora_flags(
-        {
-            name: store.path(layout.checkpoint(name).joined)
-            for name, mode in served.items()
-            if mode == "joined"
-        }
-    )
-    whole = {
-        name: store.path(layout.checkpoint(name).merged)
-        for name, mode in served.items()
-        if mode == "merged"
-    }
-    return {BASE: [*base, *shared]} | {
-        name: ["--model", str(path), "--served-model-name", name, *shared]
-        for name, path in whole.items()
-    }
+    ]
+    if recipe.base.trust_remote_code:
+        arguments.append("--trust-remote-code")
+    settings = trusted(recipe.base) | _engine_settings(recipe.serve)
+    return arguments + _flags(settings)
 
 
-def _engine(part: Serve) -> dict[str, Any]:
-    grouped = {"worker_extension_cls": _GROUPED_LORA} if is_cpu_build() else {}
-    return on_this_machine(grouped | part.engine, part.num_gpus)
+def _engine_settings(section: Serve) -> dict[str, Any]:
+    defaults = {"worker_extension_cls": _GROUPED_LORA} if is_cpu_build() else {}
+    return on_this_machine(defaults | section.engine, section.num_gpus)
 
 
-def _lora_flags(paths: dict[str, Path]) -> list[str]:
+def _lora_arguments(paths: dict[str, Path]) -> list[str]:
     if not paths:
         return []
-    configs = [
-        json.loads((path / "adapter_config.json").read_text())
-        for path in paths.values()
-    ]
-    rank = max(
-        config["r"] for config in configs
-    )  # one that vLLM allows: training has filled it up
-    limits = ["--max-lora-rank", str(rank), "--max-loras", str(len(paths))]
-    modules = [
-        json.dumps({"name": name, "path": str(path)}) for name, path in paths.items()
-    ]  # a path may have a "="
-    return ["--enable-lora", *limits, *_targets(configs), "--lora-modules", *modules]
-
-
-def _targets(configs: Iterable[dict[str, Any]]) -> list[str]:
-    """Only the layers with adapters: with LoRA on lm_head, vLLM on CPU fails to echo log-probabilities of a batch."""
-    targets = [config["target_modules"] for config in configs]
-    if any(
-        isinstance(names, str) for names in targets
-    ):  # a pattern of peft's, which vLLM does not take
-        return []
+    configs = []
+    for path in paths.values():
+        configs.append(json.loads((path / "adapter_config.json").read_text()))
+    # Training has already rounded each rank up to one that vLLM allows.
+    max_rank = max(config["r"] for config in configs)
+    modules = []
+    for name, path in paths.items():
+        # As JSON, not as `name=path`: the path may contain a "=".
+        modules.append(json.dumps({"name": name, "path": str(path)}))
     return [
-        "--lora-target-modules",
-        *sorted({name for names in targets for name in names}),
+        "--enable-lora",
+        "--max-lora-rank",
+        str(max_rank),
+        "--max-loras",
+        str(len(paths)),
+        *_target_arguments(configs),
+        "--lora-modules",
+        *modules,
     ]
 
 
-def _flags(engine: dict[str, Any]) -> list[str]:
+def _target_arguments(configs: Iterable[dict[str, Any]]) -> list[str]:
+    """Limit LoRA to the layers that have adapters.
+
+    With LoRA on lm_head, vLLM on CPU fails to echo the log-probabilities of a batch.
+    """
+    layers: set[str] = set()
+    for config in configs:
+        targets = config["target_modules"]
+        if isinstance(targets, str):  # a pattern of PEFT's, which vLLM does not accept
+            return []
+        layers.update(targets)
+    return ["--lora-target-modules", *sorted(layers)]
+
+
+def _flags(settings: dict[str, Any]) -> list[str]:
+    """Turn engine settings into command-line flags."""
     flags = []
-    for key, value in engine.items():
+    for key, value in settings.items():
         name = key.replace("_", "-")
         if isinstance(value, bool):
             flags.append(f"--{name}" if value else f"--no-{name}")
+        elif isinstance(value, dict | list):
+            flags += [f"--{name}", json.dumps(value)]
         else:
-            flags += [
-                f"--{name}",
-                json.dumps(value) if isinstance(value, dict | list) else str(value),
-            ]
+            flags += [f"--{name}", str(value)]
     return flags

@@ -1,4 +1,4 @@
-"""What a request passes before an engine sees it: the key that the endpoint asks for, and the size that it takes."""
+"""Checks of each request before an engine sees it: the API key and the body's size."""
 
 import contextlib
 import secrets
@@ -10,84 +10,110 @@ if TYPE_CHECKING:
     from fastapi import Response
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-_CLOSED = {
-    "type": "websocket.close",
-    "code": 1008,
-    "reason": "wrong or missing API key",
-}
+_LOCAL_HOSTS = ("127.0.0.1", "localhost", "::1")
+_WRONG_KEY = "wrong or missing API key"
+# 1008 is WebSocket's code for a policy violation.
+_CLOSE_SOCKET = {"type": "websocket.close", "code": 1008, "reason": _WRONG_KEY}
 
 
-class Gate:
-    """ASGI middleware, on every path: vLLM's own `--api-key` leaves paths outside /v1 open.
+class RequestGuard:
+    """ASGI middleware that refuses requests without the key, and bodies that are too long.
 
-    `key` is what clients have to send as a bearer token, if any; `most` is the longest body in bytes.
+    It guards every path. vLLM's own `--api-key` leaves paths outside /v1 open.
+
+    Args:
+        app: the ASGI app behind it.
+        key: what clients must send as a bearer token; None if no key is needed.
+        max_bytes: the longest body.
     """
 
-    def __init__(self, app: "ASGIApp", key: str | None, most: int):
-        self._app, self._key, self._most = app, key, most
+    def __init__(self, app: "ASGIApp", key: str | None, max_bytes: int):
+        self._app = app
+        self._key = key
+        self._max_bytes = max_bytes
 
     async def __call__(self, scope: "Scope", receive: "Receive", send: "Send") -> None:
         if scope["type"] not in ("http", "websocket"):
-            return await self._app(scope, receive, send)
+            await self._app(scope, receive, send)
+            return
         headers = dict(scope["headers"])
-        opens = not self._key or self._opens(headers.get(b"authorization", b""))
+        allowed = self._is_allowed(headers.get(b"authorization", b""))
         if scope["type"] == "websocket":
-            return await (self._app(scope, receive, send) if opens else send(_CLOSED))
-        if not opens:
-            return await refusal(401, "wrong or missing API key")(scope, receive, send)
-        too_long = refusal(
+            if allowed:
+                await self._app(scope, receive, send)
+            else:
+                await send(_CLOSE_SOCKET)
+            return
+        if not allowed:
+            await error_response(401, _WRONG_KEY)(scope, receive, send)
+            return
+        too_long = error_response(
             413,
-            f"the request is longer than {self._most} bytes (serve.max_request_bytes)",
+            f"the request is longer than {self._max_bytes} bytes (serve.max_request_bytes)",
         )
-        if int(headers.get(b"content-length", 0)) > self._most:
-            return await too_long(scope, receive, send)
-        body = _Counted(receive, self._most)
+        if int(headers.get(b"content-length", 0)) > self._max_bytes:
+            await too_long(scope, receive, send)
+            return
+        body = _LimitedBody(receive, self._max_bytes)
         with contextlib.suppress(_TooLong):
-            await self._app(scope, body.receive, body.held(send))
-        if body.outgrown and not body.answered:
+            await self._app(scope, body.receive, body.guard(send))
+        if body.is_too_long and not body.response_started:
             await too_long(scope, receive, send)
 
-    def _opens(self, given: bytes) -> bool:
-        return secrets.compare_digest(given, f"Bearer {self._key}".encode())
+    def _is_allowed(self, authorization: bytes) -> bool:
+        if not self._key:
+            return True
+        expected = f"Bearer {self._key}".encode()
+        return secrets.compare_digest(authorization, expected)
 
 
-class _Counted:
-    """For bodies that come in chunks and do not say how long they will be. FastAPI takes an error while it reads for
-    broken JSON: what it answers then is held back."""
+class _LimitedBody:
+    """Counts the bytes of a body that comes in chunks without a content-length.
 
-    def __init__(self, receive: "Receive", most: int):
-        self._receive, self._most, self._seen, self.answered = receive, most, 0, False
+    FastAPI takes an exception during reading for broken JSON. The response that it then
+    sends is dropped, so that the client gets ours.
+    """
+
+    def __init__(self, receive: "Receive", max_bytes: int):
+        self._receive = receive
+        self._max_bytes = max_bytes
+        self._bytes_read = 0
+        self.response_started = False
 
     @property
-    def outgrown(self) -> bool:
-        """Whether the body is too long."""
-        return self._seen > self._most
+    def is_too_long(self) -> bool:
+        """Whether more bytes were read than allowed."""
+        return self._bytes_read > self._max_bytes
 
     async def receive(self) -> "Message":
-        """The next part of the body."""
+        """Read the next chunk of the body.
+
+        Raises:
+            _TooLong: the body is longer than allowed.
+        """
         message = await self._receive()
-        self._seen += len(message.get("body", b""))
-        if self.outgrown:
+        self._bytes_read += len(message.get("body", b""))
+        if self.is_too_long:
             raise _TooLong
         return message
 
-    def held(self, send: "Send") -> "Send":
-        """`send`, unless the body is too long."""
+    def guard(self, send: "Send") -> "Send":
+        """Return a `send` that drops messages once the body is too long."""
 
-        async def answer(message: "Message") -> None:
-            if not self.outgrown:
-                self.answered = True
+        async def guarded(message: "Message") -> None:
+            if not self.is_too_long:
+                self.response_started = True
                 await send(message)
 
-        return answer
+        return guarded
 
 
 class _TooLong(Exception):
-    """A body that has outgrown the limit."""
+    """The body is longer than allowed."""
 
 
-def refusal(status: int, message: str) -> "Response":
-    """An answer in the shape of OpenAI's errors."""
+def error_response(status: int, message: str) -> "Response":
+    """Make a response in the format of OpenAI's errors."""
     from fastapi.responses import JSONResponse
 
     error = {
@@ -99,15 +125,19 @@ def refusal(status: int, message: str) -> "Response":
     return JSONResponse({"error": error}, status_code=status)
 
 
-def key_for(host: str, given: str | None) -> str | None:
-    """The key that an endpoint at this address asks for.
+def required_key(host: str, key: str | None) -> str | None:
+    """Return the key that clients must send; None if they need none.
+
+    Args:
+        host: the address that the endpoint binds to.
+        key: the value of BEZOAR_API_KEY, if it is set.
 
     Raises:
-        RecipeError: others can reach it, and there is none.
+        RecipeError: other machines can reach the host, but there is no key.
     """
-    if host not in ("127.0.0.1", "localhost", "::1") and not given:
+    if host not in _LOCAL_HOSTS and not key:
         raise RecipeError(
-            f"serve.host: {host!r} can be reached by others. Set the environment variable BEZOAR_API_KEY to the key "
-            "that clients must send, or use 127.0.0.1."
+            f"serve.host: {host!r} is reachable from other machines. Set the environment variable BEZOAR_API_KEY to "
+            "the key that clients must send, or use 127.0.0.1."
         )
-    return given or None
+    return key or None

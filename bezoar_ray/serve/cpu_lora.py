@@ -1,7 +1,9 @@
-"""LoRA on CPU, ten times faster than vLLM's own: one product per adapter in the batch instead of one per token.
+"""LoRA on CPU, ten times faster than vLLM's own.
 
-vLLM 0.29 copies an adapter's weights for every token (`torch_ops.bgmv_shrink`), and takes the last slot's for tokens
-without an adapter. Measured on 2 cores, 4 M-parameter Llama, rank 32 on all linear layers: 600 tokens/s scored.
+It makes one matrix product for each adapter in a batch. vLLM 0.29 copies an adapter's
+weights for each token (`torch_ops.bgmv_shrink`). For a token without an adapter, it takes
+the weights in the last slot. Measured with a Llama of 4 M parameters, rank 32 on all
+linear layers, on 2 cores: 600 tokens/s scored.
 """
 
 from typing import TYPE_CHECKING
@@ -13,23 +15,33 @@ if TYPE_CHECKING:
 
 
 class GroupedLora:
-    """Named as vLLM's `worker_extension_cls`: importing it in the worker puts the functions below in place."""
+    """The class for vLLM's `worker_extension_cls`.
+
+    vLLM imports this module in its worker to find the class. The import replaces two
+    methods of vLLM's by the functions below.
+    """
 
 
 def _update_prefill_metadata(
     self: PunicaWrapperCPU, token_lora_tensor: "Tensor"
 ) -> None:
-    """Note which rows of the batch belong to which adapter; -1 is none."""
+    """Note the rows of the batch that belong to each adapter.
+
+    Args:
+        self: vLLM's wrapper.
+        token_lora_tensor: the adapter's slot for each token [tokens]; -1 is none.
+    """
     _original_update(self, token_lora_tensor)
-    present = [int(index) for index in token_lora_tensor.unique() if index >= 0]
-    alone = len(present) == 1 and bool((token_lora_tensor == present[0]).all())
-    self.groups = [
-        (
-            index,
-            slice(None) if alone else (token_lora_tensor == index).nonzero().squeeze(1),
-        )
-        for index in present
-    ]
+    slots = [int(slot) for slot in token_lora_tensor.unique() if slot >= 0]
+    self.groups = [(slot, _rows_of(slot, token_lora_tensor)) for slot in slots]
+
+
+def _rows_of(slot: int, token_lora_tensor: "Tensor") -> "slice | Tensor":
+    """Return the rows of a slot, as a slice if it has the whole batch (no copy)."""
+    in_slot = token_lora_tensor == slot
+    if bool(in_slot.all()):
+        return slice(None)
+    return in_slot.nonzero().squeeze(1)
 
 
 def _add_lora_linear(
@@ -42,14 +54,26 @@ def _add_lora_linear(
     output_slices: tuple[int, ...],
     **_: object,
 ) -> None:
-    """Add each adapter's update to its rows of `y` [tokens, out]; `x` is [tokens, in], the weights are per slot."""
-    y, x = y.view(-1, y.shape[-1]), x.view(-1, x.shape[-1])
-    for index, rows in self.groups:
-        inputs, start = x[rows].float(), 0
+    """Add each adapter's update to its rows of the output, in place.
+
+    Args:
+        self: vLLM's wrapper.
+        y: the layer's output [tokens, out].
+        x: the layer's input [tokens, in].
+        lora_a_stacked: the down projections of each output slice, indexed by slot.
+        lora_b_stacked: the up projections, likewise.
+        scale: factor of the update.
+        output_slices: width of each output slice, as of q, k and v in one layer.
+    """
+    y = y.view(-1, y.shape[-1])
+    x = x.view(-1, x.shape[-1])
+    for slot, rows in self.groups:
+        inputs = x[rows].float()
+        start = 0
         for down, up, width in zip(
             lora_a_stacked, lora_b_stacked, output_slices, strict=True
         ):
-            update = (inputs @ down[index, 0].float().T) @ up[index, 0].float().T
+            update = (inputs @ down[slot, 0].float().T) @ up[slot, 0].float().T
             y[rows, start : start + width] += (scale * update).to(y.dtype)
             start += width
 

@@ -1,4 +1,4 @@
-"""What runs in the replicas: vLLM's own OpenAI app around an engine, or the router in front of several engines."""
+"""The replicas of Ray Serve: vLLM's OpenAI app with its engine, or a router."""
 
 import contextlib
 import os
@@ -13,9 +13,8 @@ from bezoar_ray.recipe import Recipe, Serve
 from bezoar_ray.runtime.logs import redirect
 from bezoar_ray.runtime.metrics import hold_gpus
 from bezoar_ray.serve.arguments import engine_arguments
-from bezoar_ray.serve.auth import Gate
-from bezoar_ray.serve.router import HttpRequest, answer
-from bezoar_ray.serve.router import router as routed
+from bezoar_ray.serve.auth import RequestGuard
+from bezoar_ray.serve.router import HttpRequest, respond, routing_app
 from bezoar_ray.store import Store
 
 if TYPE_CHECKING:
@@ -25,126 +24,164 @@ if TYPE_CHECKING:
     from starlette.types import Message
 
 LOG = "serve.log"
-DRAIN_SECONDS = 120.0  # for what a replica still answers when it is replaced or stopped
-_BUSY = 64  # requests under way at which a replica is given company
-_MOST = 4096  # requests that a replica takes: vLLM has a queue of its own
-_engines: list[Any] = []  # the replica's one engine, and
-_apps: list[Any] = []  # vLLM's app around it
+DRAIN_SECONDS = 120.0
+"""How long a replica may take to answer its requests when it is replaced or stopped."""
+_TARGET_ONGOING_REQUESTS = 64  # with more of them per replica, Serve adds a replica
+_MAX_ONGOING_REQUESTS = 4096  # high, since vLLM has a queue of its own
+
+# A replica is a process with one engine and vLLM's app around it.
+_engines: list[Any] = []
+_apps: list[Any] = []
 
 
-def engine(name: str, recipe: Recipe, root: str, key: str | None) -> "Application":
-    """The application of one engine of a run directory: base's, with all joined checkpoints, or a merged one's."""
+def engine_application(
+    name: str, recipe: Recipe, root: str, key: str | None
+) -> "Application":
+    """Build the application of one engine.
+
+    Args:
+        name: base for the engine of all joined checkpoints, else a merged checkpoint.
+        recipe: the run's recipe.
+        root: the run directory.
+        key: the key that clients must send, if any.
+    """
     from ray import serve
 
-    part = recipe.serve
+    section = recipe.serve
 
     @serve.deployment(
         name="engine",
         ray_actor_options={
-            "num_cpus": part.num_cpus,
-            "num_gpus": part.num_gpus,
-            **part.placement,
+            "num_cpus": section.num_cpus,
+            "num_gpus": section.num_gpus,
+            **section.placement,
         },
-        max_ongoing_requests=_MOST,
+        max_ongoing_requests=_MAX_ONGOING_REQUESTS,
         max_constructor_retry_count=1,
         graceful_shutdown_timeout_s=DRAIN_SECONDS,
-        **scaling(part),
+        **scaling(section),
     )
     @serve.ingress(lambda: _engine_app(name, recipe, root, key))
     class Engine:
         async def check_health(self) -> None:
-            """Raises where the engine of this replica has died, so that Serve replaces the replica."""
+            """Raise if this replica's engine is dead, so that Serve replaces it."""
             await check_engines()
 
-        async def answer(self, request: HttpRequest) -> "AsyncIterator[Message]":
-            """ASGI messages, for the router."""
-            async for message in inner_answer(request):
+        async def respond(self, request: HttpRequest) -> "AsyncIterator[Message]":
+            """Yield the ASGI messages of a response, for the router."""
+            async for message in respond_locally(request):
                 yield message
 
-    return Engine.bind()  # type: ignore[attr-defined]  # a deployment, which `serve.ingress` does not say
+    # `serve.ingress` returns a deployment, but its type does not say so.
+    return Engine.bind()  # type: ignore[attr-defined]
 
 
-def router(hosts: dict[str, str], part: Serve, key: str | None) -> "Application":
-    """An application that hands requests on to the engines' applications: `hosts` by model."""
+def router_application(
+    application_of: dict[str, str], section: Serve, key: str | None
+) -> "Application":
+    """Build the application that forwards requests to the engines' applications.
+
+    Args:
+        application_of: the name of the engine's application, by model.
+        section: the recipe's `serve`.
+        key: the key that clients must send, if any.
+    """
     from ray import serve
 
     @serve.deployment(
         name="router",
         ray_actor_options={"num_cpus": 0},
-        max_ongoing_requests=_MOST,
+        max_ongoing_requests=_MAX_ONGOING_REQUESTS,
         graceful_shutdown_timeout_s=DRAIN_SECONDS,
     )
-    @serve.ingress(lambda: _router_app(hosts, part, key))
+    @serve.ingress(lambda: _router_app(application_of, section, key))
     class Router:
         pass
 
     return Router.bind()  # type: ignore[attr-defined]  # as above
 
 
-def scaling(part: Serve) -> dict[str, Any]:
-    """Serve's options for the number of replicas."""
-    if (part.max_replicas or 0) <= part.replicas:
-        return {"num_replicas": part.replicas}
-    limits = {"min_replicas": part.replicas, "max_replicas": part.max_replicas}
-    return {"autoscaling_config": limits | {"target_ongoing_requests": _BUSY}}
+def scaling(section: Serve) -> dict[str, Any]:
+    """Return Serve's options for the number of replicas."""
+    if (section.max_replicas or 0) <= section.replicas:
+        return {"num_replicas": section.replicas}
+    return {
+        "autoscaling_config": {
+            "min_replicas": section.replicas,
+            "max_replicas": section.max_replicas,
+            "target_ongoing_requests": _TARGET_ONGOING_REQUESTS,
+        }
+    }
 
 
 async def check_engines() -> None:
-    """Raises where an engine of this process has died."""
-    for found in _engines:
-        await found.check_health()
+    """Raise if an engine of this process is dead."""
+    for engine in _engines:
+        await engine.check_health()
 
 
-def inner_answer(request: HttpRequest) -> "AsyncIterator[Message]":
-    """What vLLM's app in this process says, as ASGI messages."""
-    return answer(_apps[0], request)
+def respond_locally(request: HttpRequest) -> "AsyncIterator[Message]":
+    """Run vLLM's app in this process on one request."""
+    return respond(_apps[0], request)
 
 
 def _engine_app(name: str, recipe: Recipe, root: str, key: str | None) -> "FastAPI":
-    """The replica's ASGI app: its lifespan owns the engine and mounts vLLM's own OpenAI app."""
+    """Build a replica's ASGI app. Its lifespan owns the engine and mounts vLLM's app."""
     from fastapi import FastAPI
 
     @contextlib.asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         store = Store(root)
-        _settle(store.log(LOG))
+        _prepare_process(store.log(LOG))
         hold_gpus(store.name, "serve")
-        async with _openai_app(engine_arguments(recipe, store)[name]) as inner:
-            _apps.append(inner)
-            app.mount("/", inner)
+        arguments = engine_arguments(recipe, store)[name]
+        async with _openai_app(arguments) as openai_app:
+            _apps.append(openai_app)
+            app.mount("/", openai_app)
             yield
 
     app = FastAPI(lifespan=lifespan, openapi_url=None)
-    app.add_middleware(Gate, key=key, most=recipe.serve.max_request_bytes)
+    app.add_middleware(RequestGuard, key=key, max_bytes=recipe.serve.max_request_bytes)
     return app
 
 
-def _router_app(hosts: dict[str, str], part: Serve, key: str | None) -> "FastAPI":
+def _router_app(
+    application_of: dict[str, str], section: Serve, key: str | None
+) -> "FastAPI":
+    """Build the router's ASGI app."""
     from fastapi import FastAPI
+
+    engines = {name: _remote_engine(name) for name in application_of.values()}
+    by_model = {model: engines[name] for model, name in application_of.items()}
+    app = FastAPI(openapi_url=None)
+    app.mount("/", routing_app(by_model))
+    app.add_middleware(RequestGuard, key=key, max_bytes=section.max_request_bytes)
+    return app
+
+
+def _remote_engine(
+    application: str,
+) -> "Callable[[HttpRequest], AsyncIterator[Message]]":
+    """Return a function that sends a request to another application's engine."""
     from ray import serve
 
-    def handed_to(name: str) -> "Callable[[HttpRequest], AsyncIterator[Message]]":
-        @cache  # at the first request: the application may still be starting
-        def handle() -> "DeploymentHandle[Any]":
-            return serve.get_app_handle(name).options(stream=True)
+    @cache  # opened at the first request: before that the engine may still be starting
+    def handle() -> "DeploymentHandle[Any]":
+        return serve.get_app_handle(application).options(stream=True)
 
-        def hand(request: HttpRequest) -> "AsyncIterator[Message]":
-            return cast(
-                "DeploymentResponseGenerator[Message]", handle().answer.remote(request)
-            )
+    def send_request(request: HttpRequest) -> "AsyncIterator[Message]":
+        response = handle().respond.remote(request)
+        return cast("DeploymentResponseGenerator[Message]", response)
 
-        return hand
-
-    app = FastAPI(openapi_url=None)
-    hands = {name: handed_to(name) for name in hosts.values()}
-    app.mount("/", routed({model: hands[name] for model, name in hosts.items()}))
-    app.add_middleware(Gate, key=key, most=part.max_request_bytes)
-    return app
+    return send_request
 
 
 @contextlib.asynccontextmanager
 async def _openai_app(arguments: list[str]) -> "AsyncIterator[FastAPI]":
-    """vLLM's app around an engine whose figures go to Ray's metrics, by replica."""
+    """Start an engine and yield vLLM's OpenAI app around it.
+
+    The engine's statistics go to Ray's metrics, labeled by replica.
+    """
     from vllm.engine.arg_utils import AsyncEngineArgs
     from vllm.entrypoints.launchers.api_server.app_state import init_app_state
     from vllm.entrypoints.launchers.app import build_app
@@ -155,27 +192,30 @@ async def _openai_app(arguments: list[str]) -> "AsyncIterator[FastAPI]":
     from vllm.v1.metrics.ray_wrappers import RayPrometheusStatLogger
 
     args = make_arg_parser(FlexibleArgumentParser()).parse_args(arguments)
-    found = AsyncLLM.from_engine_args(
+    engine = AsyncLLM.from_engine_args(
         AsyncEngineArgs.from_cli_args(args),
         usage_context=UsageContext.OPENAI_API_SERVER,
         stat_loggers=[RayPrometheusStatLogger],
     )
-    guard(found.renderer.tokenizer)
+    guard(engine.renderer.tokenizer)
     try:
-        tasks = await found.get_supported_tasks()
-        inner = build_app(args, tasks, found.model_config)
-        await init_app_state(found, inner.state, args, tasks)
-        inner.state.server = (
-            SimpleNamespace()
-        )  # vLLM's error handler asks it to exit; `check_engines` ends the replica
-        _engines.append(found)
-        yield inner
+        tasks = await engine.get_supported_tasks()
+        app = build_app(args, tasks, engine.model_config)
+        await init_app_state(engine, app.state, args, tasks)
+        # After a fatal error, vLLM's handler asks the server in `state` to exit. This
+        # one does nothing: `check_engines` has Serve replace the replica.
+        app.state.server = SimpleNamespace()
+        _engines.append(engine)
+        yield app
     finally:
-        found.shutdown()
+        engine.shutdown()
 
 
-def _settle(log: Path) -> None:
-    """Make this process and the engine's core, its child, write to the run's log and end together."""
+def _prepare_process(log: Path) -> None:
+    """Set up this replica's process before its engine starts.
+
+    The process and its child, the engine's core, write to the run's log and end together.
+    """
     from bezoar_ray.llm.engine import set_up_cpu
     from bezoar_ray.runtime.engine_parent import bind_children
 

@@ -1,7 +1,7 @@
-"""Several engines behind one address: a request goes to the engine that hosts the model it names.
+"""Several engines behind one address: each request goes to the engine of its model.
 
-What travels between the two are ASGI's own messages, over Serve's handles: streams stay streams, and a client that goes
-away ends its request in the engine.
+Router and engines exchange ASGI messages over Serve's handles. So streams stay streams,
+and if a client disconnects, its request ends in the engine, too.
 """
 
 import asyncio
@@ -18,7 +18,7 @@ _MODELS = "/v1/models"
 
 @dataclass(frozen=True)
 class HttpRequest:
-    """One HTTP request, whole."""
+    """One HTTP request with its whole body."""
 
     method: str
     path: str
@@ -28,7 +28,7 @@ class HttpRequest:
 
     @property
     def model(self) -> str | None:
-        """The model that its body names, if it is JSON and names one."""
+        """The model that a JSON body names, if it names one."""
         try:
             body = json.loads(self.body)
         except ValueError:
@@ -37,17 +37,24 @@ class HttpRequest:
         return name if isinstance(name, str) else None
 
 
-async def answer(app: "ASGIApp", request: HttpRequest) -> "AsyncIterator[Message]":
-    """An ASGI app's messages in answer to a request."""
-    messages: asyncio.Queue[Message] = asyncio.Queue()
-    given = iter([{"type": "http.request", "body": request.body, "more_body": False}])
+async def respond(app: "ASGIApp", request: HttpRequest) -> "AsyncIterator[Message]":
+    """Run an ASGI app on one request, and yield the messages that it sends."""
+    responses: asyncio.Queue[Message] = asyncio.Queue()
+    body_message: Message = {
+        "type": "http.request",
+        "body": request.body,
+        "more_body": False,
+    }
+    body_read = False
 
     async def receive() -> "Message":
-        for message in given:
-            return message
-        return (
-            await asyncio.Future()
-        )  # the client stays: if it goes, this whole generator ends
+        nonlocal body_read
+        if not body_read:
+            body_read = True
+            return body_message
+        # The app now waits for a disconnect. There is none to report: if the client
+        # disconnects, this generator is closed and the app's task is canceled.
+        return await asyncio.Future()
 
     scope = {
         "type": "http",
@@ -63,50 +70,59 @@ async def answer(app: "ASGIApp", request: HttpRequest) -> "AsyncIterator[Message
         "client": None,
         "server": None,
     }
-    task = asyncio.ensure_future(app(scope, receive, messages.put))
-    task.add_done_callback(lambda _: messages.put_nowait({}))
+    task = asyncio.ensure_future(app(scope, receive, responses.put))
+    # An empty message marks the end.
+    task.add_done_callback(lambda _: responses.put_nowait({}))
     try:
-        while message := await messages.get():
+        while True:
+            message = await responses.get()
+            if not message:
+                break
             yield message
-        await task
+        await task  # raises the app's exception, if it had one
     finally:
         task.cancel()
 
 
-def router(
+def routing_app(
     engines: "dict[str, Callable[[HttpRequest], AsyncIterator[Message]]]",
 ) -> "ASGIApp":
-    """An ASGI app that hands requests on: `engines` by model. What names no model of theirs is the first one's."""
+    """Make an ASGI app that forwards each request to an engine.
+
+    Args:
+        engines: by model, a function that sends a request to the model's engine. A
+            request that names none of these models goes to the first engine.
+    """
 
     from fastapi import requests, responses
+
+    first_engine = next(iter(engines.values()))
 
     async def route(scope: "Scope", receive: "Receive", send: "Send") -> None:
         body = await requests.Request(scope, receive).body()
         request = HttpRequest(
-            scope["method"],
-            scope["path"],
-            scope["query_string"],
-            list(scope["headers"]),
-            body,
+            method=scope["method"],
+            path=scope["path"],
+            query=scope["query_string"],
+            headers=list(scope["headers"]),
+            body=body,
         )
         if request.method == "GET" and request.path.rstrip("/") == _MODELS:
-            return await responses.JSONResponse(await _all_models(request))(
-                scope, receive, send
-            )
-        chosen = engines.get(request.model or "", next(iter(engines.values())))
-        async for message in chosen(request):
+            response = responses.JSONResponse(await list_models(request))
+            await response(scope, receive, send)
+            return
+        engine = engines.get(request.model or "", first_engine)
+        async for message in engine(request):
             await send(message)
 
-    async def _all_models(request: HttpRequest) -> dict[str, object]:
-        found: dict[str, object] = {}
+    async def list_models(request: HttpRequest) -> dict[str, object]:
+        """Ask every engine for its models, and join their lists."""
+        models: dict[str, object] = {}
         for engine in dict.fromkeys(engines.values()):
-            body = b"".join(
-                [message.get("body", b"") async for message in engine(request)]
-            )
-            found |= {model["id"]: model for model in json.loads(body)["data"]}
-        return {
-            "object": "list",
-            "data": [found[name] for name in engines if name in found],
-        }
+            chunks = [message.get("body", b"") async for message in engine(request)]
+            for model in json.loads(b"".join(chunks))["data"]:
+                models[model["id"]] = model
+        listed = [models[name] for name in engines if name in models]
+        return {"object": "list", "data": listed}
 
     return route

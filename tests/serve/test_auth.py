@@ -4,7 +4,7 @@ import pytest
 from fastapi import FastAPI, Request, WebSocket, WebSocketDisconnect
 from fastapi.testclient import TestClient
 
-from bezoar_ray.serve.auth import Gate
+from bezoar_ray.serve.auth import RequestGuard
 
 
 def behind(key: str | None = None, most: int = 1000) -> TestClient:
@@ -18,7 +18,7 @@ def behind(key: str | None = None, most: int = 1000) -> TestClient:
     async def told(request: Request) -> int:
         return len(await request.body())
 
-    app.add_middleware(Gate, key=key, most=most)
+    app.add_middleware(RequestGuard, key=key, max_bytes=most)
     return TestClient(app)
 
 
@@ -83,7 +83,7 @@ def test_a_key_guards_websockets():
         await socket.send_text("hello")
         await socket.close()
 
-    app.add_middleware(Gate, key="secret", most=1000)
+    app.add_middleware(RequestGuard, key="secret", max_bytes=1000)
     client = TestClient(app)
     for headers in ({}, {"Authorization": "Bearer wrong"}):
         with (

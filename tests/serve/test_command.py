@@ -69,7 +69,7 @@ def test_a_retrained_checkpoint_takes_the_old_ones_place_and_no_request_is_dropp
     store.replace_json(
         "checkpoints/sft/lineage.json", {"name": "sft", "fingerprint": "trained anew"}
     )
-    server.read_until("a checkpoint was trained anew")
+    server.read_until("a checkpoint was retrained")
     server.read_until("replaced")
     time.sleep(1)
     failed, answers = asked.end()

@@ -8,7 +8,7 @@ from fastapi import FastAPI, Request
 from fastapi.responses import StreamingResponse
 from fastapi.testclient import TestClient
 
-from bezoar_ray.serve.router import answer, router
+from bezoar_ray.serve.router import respond, routing_app
 
 
 def engine(*models: str) -> FastAPI:
@@ -54,11 +54,11 @@ def engine(*models: str) -> FastAPI:
 @pytest.fixture
 def client() -> TestClient:
     family, alone = (
-        partial(answer, engine("base", "dpo")),
-        partial(answer, engine("sft")),
+        partial(respond, engine("base", "dpo")),
+        partial(respond, engine("sft")),
     )
     return TestClient(
-        router({"base": family, "sft": alone, "dpo": family}),
+        routing_app({"base": family, "sft": alone, "dpo": family}),
         raise_server_exceptions=False,
     )
 
@@ -111,7 +111,7 @@ def test_a_client_that_goes_away_ends_its_request():
     async def leave() -> None:
         from bezoar_ray.serve.router import HttpRequest as Asked
 
-        messages = answer(endless, Asked("POST", "/", b"", [], b""))
+        messages = respond(endless, Asked("POST", "/", b"", [], b""))
         await anext(messages)
         await messages.aclose()
         await asyncio.sleep(0)

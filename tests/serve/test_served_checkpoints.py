@@ -8,7 +8,7 @@ import yaml
 from bezoar_ray.errors import BezoarError, RecipeError
 from bezoar_ray.recipe import load_recipe
 from bezoar_ray.serve import app
-from bezoar_ray.serve.app import family
+from bezoar_ray.serve.app import build_app
 from bezoar_ray.store import Store
 
 
@@ -26,7 +26,7 @@ def run_dir(tmp_path) -> Store:
 
 def test_one_application_for_all_that_is_joined(run_dir, monkeypatch):
     monkeypatch.setenv("BEZOAR_API_KEY", "k")
-    assert family({"run_dir": str(run_dir.root)})._bound_deployment.name == "engine"
+    assert build_app({"run_dir": str(run_dir.root)})._bound_deployment.name == "engine"
 
 
 def test_replicas_come_and_go_between_the_recipes_bounds(run_dir, monkeypatch):
@@ -41,7 +41,7 @@ def test_replicas_come_and_go_between_the_recipes_bounds(run_dir, monkeypatch):
         run_dir.replace(
             "recipe.yaml", yaml.safe_dump(recipe.model_dump(mode="json")).encode()
         )
-        found = family(
+        found = build_app(
             {"run_dir": str(run_dir.root)}
         )._bound_deployment._deployment_config
         limits = found.autoscaling_config
@@ -52,14 +52,14 @@ def test_replicas_come_and_go_between_the_recipes_bounds(run_dir, monkeypatch):
 def test_without_a_key_for_its_clients_it_is_refused(run_dir, monkeypatch):
     monkeypatch.delenv("BEZOAR_API_KEY", raising=False)
     with pytest.raises(RecipeError, match="BEZOAR_API_KEY"):
-        family({"run_dir": str(run_dir.root)})
+        build_app({"run_dir": str(run_dir.root)})
 
 
 def test_checkpoints_that_need_engines_of_their_own_are_named(run_dir, monkeypatch):
     monkeypatch.setenv("BEZOAR_API_KEY", "k")
     run_dir.replace("checkpoints/dpo/merged/config.json", b"{}")
     with pytest.raises(BezoarError, match="base, sft, dpo need several engines"):
-        family({"run_dir": str(run_dir.root)})
+        build_app({"run_dir": str(run_dir.root)})
 
 
 def test_a_port_that_somebody_listens_on_is_refused(monkeypatch):
@@ -76,34 +76,34 @@ def test_a_port_that_somebody_listens_on_is_refused(monkeypatch):
             RecipeError,
             match=f"serve.port {port}: Address already in use.*serve.port={port + 1}",
         ):
-            app._check_free("127.0.0.1", port)
-    app._check_free("127.0.0.1", port)
+            app._check_port_is_free("127.0.0.1", port)
+    app._check_port_is_free("127.0.0.1", port)
 
 
 def test_what_another_command_serves_is_not_ended(
     ray_session, run_dir, tmp_path_factory
 ):
     """On a cluster: evaluate would take the endpoint of `bezoar serve` for a leftover of its own."""
-    with app._claimed(run_dir):
+    with app._lock_on_cluster(run_dir):
         with (
             pytest.raises(RecipeError, match="is served on this cluster already"),
-            app._claimed(run_dir),
+            app._lock_on_cluster(run_dir),
         ):
             pass
-        with app._claimed(Store(tmp_path_factory.mktemp("other"))):
+        with app._lock_on_cluster(Store(tmp_path_factory.mktemp("other"))):
             pass
-    with app._claimed(run_dir):
+    with app._lock_on_cluster(run_dir):
         pass
 
 
 @pytest.fixture
-def served(run_dir, monkeypatch) -> app.Family:
+def served(run_dir, monkeypatch) -> app.ServedCheckpoints:
     """Base and a joined sft, deployed as far as anybody looks."""
     for name in ("base", "sft"):
         run_dir.replace_json(
             f"checkpoints/{name}/lineage.json", {"fingerprint": "first"}
         )
-    found = app.Family(load_recipe("tiny"), run_dir, None)
+    found = app.ServedCheckpoints(load_recipe("tiny"), run_dir, None)
     found._deployed = found._wanted()
     return found
 
@@ -118,13 +118,13 @@ def test_what_needs_another_number_of_engines_is_said_once_and_what_runs_stays_k
     before = served._deployed
     run_dir.replace("checkpoints/dpo/merged/config.json", b"{}")
     run_dir.replace_json("checkpoints/dpo/lineage.json", {"fingerprint": "first"})
-    served.follow()
-    served.follow()
-    assert capsys.readouterr().out.count("another number of engines") == 1
+    served.replace_retrained()
+    served.replace_retrained()
+    assert capsys.readouterr().out.count("different number of engines") == 1
     trained_anew(run_dir, "sft")
-    served.follow()  # still: what is deployed is one engine
+    served.replace_retrained()  # still: what is deployed is one engine
     assert (
-        capsys.readouterr().out.count("another number of engines") == 1
+        capsys.readouterr().out.count("different number of engines") == 1
         and served._deployed == before
     )
 
@@ -138,11 +138,11 @@ def test_a_replacement_that_does_not_start_is_tried_once(
         tried.append(self._recipe.base.model)
         raise TimeoutError("it does not start")
 
-    monkeypatch.setattr(app.Family, "deploy", fail)
+    monkeypatch.setattr(app.ServedCheckpoints, "deploy", fail)
     other = load_recipe("tiny", ["base.model=another"]).model_dump(mode="json")
     run_dir.replace("recipe.yaml", yaml.safe_dump(other).encode())
     trained_anew(run_dir, "sft")
     with pytest.raises(BezoarError, match="not replaced: it does not start"):
-        served.follow()
-    served.follow()
+        served.replace_retrained()
+    served.replace_retrained()
     assert tried == ["another"]  # on the base that it was trained on
