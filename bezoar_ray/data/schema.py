@@ -1,4 +1,4 @@
-"""What flows between the stages: seeds, samples, verdicts and pairs, with their ids and Arrow schemas."""
+"""Seeds, samples, verdicts and pairs: the data of a run, with ids and Arrow schemas."""
 
 import hashlib
 import re
@@ -8,30 +8,40 @@ from typing import Any
 
 import pyarrow as pa
 
+from bezoar_ray.data.row import StageRow
+
 _END = re.compile(r"[\s.!?]+$")
 
 
 def row_id(*lineage: object) -> str:
-    """16 hex digits that depend on where a row comes from, never on its text.
+    """Return 16 hex digits that depend on the origin of a row, never on its text.
 
-    An interrupted and an undisturbed run therefore have the same ids, although sampling does not repeat.
+    An interrupted run therefore has the same ids as an undisturbed one, although
+    sampled replies differ from run to run.
     """
-    return hashlib.sha256("\x1f".join(map(str, lineage)).encode()).hexdigest()[:16]
+    key = "\x1f".join(str(part) for part in lineage)
+    return hashlib.sha256(key.encode()).hexdigest()[:16]
 
 
 def task_text(instruction: str, context: str) -> str:
-    """An instruction with its input, as a user would send it."""
-    return f"{instruction}\n\nInput:\n{context}" if context else instruction
+    """Return an instruction and its input as one message of a user."""
+    if not context:
+        return instruction
+    return f"{instruction}\n\nInput:\n{context}"
 
 
 def normal(text: str) -> str:
-    """A text without case, spacing and the mark at its end. Signs within stay: 3 + 4 is not 3 - 4."""
-    return _END.sub("", " ".join(text.casefold().split()))
+    """Return a text without case, extra spacing and punctuation at its end.
+
+    Punctuation within the text stays: "3 + 4" is not "3 - 4".
+    """
+    single_spaced = " ".join(text.casefold().split())
+    return _END.sub("", single_spaced)
 
 
 @dataclass(frozen=True)
 class Seed:
-    """One row of human-made data that generation starts from."""
+    """One row of human-written data from which generation starts."""
 
     id: str
     source: str
@@ -52,36 +62,35 @@ class Seed:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What one judge said of one sample. `rating` is null where it could not be read."""
+    """One judge's verdict on one sample."""
 
     judge: str
-    status: str  # accepted, rejected or failed
+    status: str
+    """`accepted`, `rejected` or `failed`."""
     rating: float | None = None
+    """Null where the reply holds no readable rating."""
     reason: str = ""
 
 
 @dataclass(frozen=True)
-class Sample:
-    """One synthetic instruction and its answer, with its whole provenance.
-
-    `status` goes from `generated` to `accepted`, `rejected` or `failed`; `reason` then names the gate, the judge or
-    the error. Token counts are those of the call that wrote the response.
-    """
+class Sample(StageRow):
+    """One synthetic instruction and its answer, with its whole provenance."""
 
     id: str
     scheme: str
     operation: str
     round: int = 0
     system: str = ""
-    history: list[dict[str, str]] = field(
-        default_factory=list
-    )  # turns before the instruction, in rows of one's own
+    history: list[dict[str, str]] = field(default_factory=list)
+    """Turns before the instruction. Only custom rows have any."""
     instruction: str = ""
     input: str = ""
     response: str = ""
     finish_reason: str = ""
     tokens_in: int = 0
+    """Tokens of the prompt of the call that wrote the response."""
     tokens_out: int = 0
+    """Tokens of the reply to that call."""
     seed_ids: list[str] = field(default_factory=list)
     seed_sources: list[str] = field(default_factory=list)
     seed_licenses: list[str] = field(default_factory=list)
@@ -89,7 +98,9 @@ class Sample:
     teacher_license: str = ""
     prompt_hash: str = ""
     status: str = "generated"
+    """First `generated`, in the end `accepted`, `rejected` or `failed`."""
     reason: str = ""
+    """The gate, the judge or the error that took the row."""
     verdicts: list[Verdict] = field(default_factory=list)
     task_source: str = ""
     task_name: str = ""
@@ -101,40 +112,47 @@ class Sample:
 
     @property
     def rating(self) -> float:
-        """The mean of the judges' ratings; 0 where there is none."""
-        rated = [
+        """The mean of the judges' ratings, or 0 where there is no rating."""
+        ratings = [
             verdict.rating for verdict in self.verdicts if verdict.rating is not None
         ]
-        return sum(rated) / len(rated) if rated else 0.0
+        if not ratings:
+            return 0.0
+        return sum(ratings) / len(ratings)
 
     @property
     def gate(self) -> str:
-        """What took it: a reason may go on, after a colon, about this row alone."""
+        """The gate that took the row: `reason` without the details after a colon."""
         return self.reason.partition(":")[0]
 
     def ended(self, status: str, reason: str) -> "Sample":
-        """The same sample, at the end of its way."""
+        """Return a copy of the sample with its final status."""
         return replace(self, status=status, reason=reason)
 
     @classmethod
     def from_row(cls, row: dict[str, Any]) -> "Sample":
-        """The sample that a row of a Parquet file holds."""
-        known = {f.name for f in fields(cls)}
-        values = {name: value for name, value in row.items() if name in known}
-        lists = {
-            "verdicts": [Verdict(**v) for v in row["verdicts"]],
-            "history": row.get("history") or [],
-        }
-        return cls(**values | lists)  # files of earlier versions have no history
+        """Build the sample from a row of a Parquet file, or from a decoded row.
+
+        Files of earlier versions may lack columns, and may have columns of their own.
+        """
+        values = {name: row[name] for name in _sample_fields() if name in row}
+        values["verdicts"] = [Verdict(**verdict) for verdict in row["verdicts"]]
+        values["history"] = row.get("history") or []
+        return cls(**values)
 
     def to_row(self) -> dict[str, object]:
-        """The sample as a row for a Parquet file."""
+        """Return the sample as a row for a Parquet file."""
         return asdict(self)
+
+
+@cache
+def _sample_fields() -> tuple[str, ...]:
+    return tuple(field.name for field in fields(Sample))
 
 
 @dataclass(frozen=True)
 class Pair:
-    """A conversation up to the last user turn, with a preferred and a dispreferred answer."""
+    """A conversation up to the last user turn, with a preferred and another answer."""
 
     id: str
     source: str
@@ -144,15 +162,13 @@ class Pair:
     rejected: str
 
     def conversation(self) -> list[dict[str, str]]:
-        """The messages with the chosen answer, as hh-sft trains on them."""
+        """Return the messages with the chosen answer. The stage hh-sft trains on them."""
         return [*self.prompt, {"role": "assistant", "content": self.chosen}]
 
 
 @cache
 def sample_schema() -> pa.Schema:
-    """Arrow schema of `data/<scheme>/<status>/*.parquet`."""
-    strings, whole = pa.list_(pa.string()), {"round", "tokens_in", "tokens_out"}
-    message = pa.struct([("role", pa.string()), ("content", pa.string())])
+    """Return the Arrow schema of `data/<scheme>/<status>/*.parquet`."""
     verdict = pa.struct(
         [
             ("judge", pa.string()),
@@ -161,38 +177,41 @@ def sample_schema() -> pa.Schema:
             ("reason", pa.string()),
         ]
     )
-    special = {"seed_ids": strings, "seed_sources": strings, "seed_licenses": strings}
-    special |= {"verdicts": pa.list_(verdict), "history": pa.list_(message)}
+    types = {
+        "round": pa.int64(),
+        "history": _messages_type(),
+        "tokens_in": pa.int64(),
+        "tokens_out": pa.int64(),
+        "seed_ids": pa.list_(pa.string()),
+        "seed_sources": pa.list_(pa.string()),
+        "seed_licenses": pa.list_(pa.string()),
+        "verdicts": pa.list_(verdict),
+    }
     return pa.schema(
-        [
-            (
-                f.name,
-                special.get(f.name, pa.int64() if f.name in whole else pa.string()),
-            )
-            for f in fields(Sample)
-        ]
+        [(name, types.get(name, pa.string())) for name in _sample_fields()]
     )
 
 
 @cache
 def pair_schema() -> pa.Schema:
-    """Arrow schema of `data/hh_rlhf/{sft,pairs,heldout}/*.parquet`."""
+    """Return the Arrow schema of `data/hh_rlhf/{sft,pairs,heldout}/*.parquet`."""
+    types = {"prompt": _messages_type()}
+    names = [field.name for field in fields(Pair)]
+    return pa.schema([(name, types.get(name, pa.string())) for name in names])
+
+
+def _messages_type() -> pa.DataType:
     message = pa.struct([("role", pa.string()), ("content", pa.string())])
-    return pa.schema(
-        [
-            (f.name, pa.list_(message) if f.name == "prompt" else pa.string())
-            for f in fields(Pair)
-        ]
-    )
+    return pa.list_(message)
 
 
 def sample_table(samples: list[Sample]) -> pa.Table:
-    """Samples as an Arrow table in `sample_schema`."""
-    return pa.Table.from_pylist(
-        [sample.to_row() for sample in samples], schema=sample_schema()
-    )
+    """Return samples as an Arrow table in `sample_schema`."""
+    rows = [sample.to_row() for sample in samples]
+    return pa.Table.from_pylist(rows, schema=sample_schema())
 
 
 def pair_table(pairs: list[Pair]) -> pa.Table:
-    """Pairs as an Arrow table in `pair_schema`."""
-    return pa.Table.from_pylist([asdict(pair) for pair in pairs], schema=pair_schema())
+    """Return pairs as an Arrow table in `pair_schema`."""
+    rows = [asdict(pair) for pair in pairs]
+    return pa.Table.from_pylist(rows, schema=pair_schema())

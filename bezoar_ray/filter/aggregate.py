@@ -6,7 +6,7 @@ from bezoar_ray.data.schema import Sample, Verdict
 from bezoar_ray.recipe import Filter
 
 
-def decided(sample: Sample, part: Filter) -> Sample:
+def combine_verdicts(sample: Sample, part: Filter) -> Sample:
     """The sample at its end, by the rule of `filter.combine`; accepted where no judge was asked.
 
     A row that a deciding judge could not rate is failed: what the others say of it is no consent of that judge.

@@ -44,7 +44,7 @@ class Benchmarks:
         }
         self._lengths = sorted({length for length, _ in self._owner})
 
-    def found(self, sample: Sample) -> str | None:
+    def find(self, sample: Sample) -> str | None:
         """What a row shares a run of words with."""
         words = _words(f"{sample.task}\n{sample.response}")
         for length in self._lengths:
@@ -54,8 +54,8 @@ class Benchmarks:
         return None
 
 
-def start(recipe: Recipe) -> "Benchmarks | ray.ObjectRef[Benchmarks] | None":
-    """Begin to read what the recipe evaluates on, beside other work; `finish` gives it.
+def start_reading(recipe: Recipe) -> "Benchmarks | ray.ObjectRef[Benchmarks] | None":
+    """Begin to read what the recipe evaluates on, beside other work; `finish_reading` gives it.
 
     lm-eval's imports and downloads run in a Ray task, where there are tasks of its own.
     """
@@ -68,10 +68,10 @@ def start(recipe: Recipe) -> "Benchmarks | ray.ObjectRef[Benchmarks] | None":
     return ray.remote(num_cpus=0)(read).remote(recipe)
 
 
-def finish(
+def finish_reading(
     started: "Benchmarks | ray.ObjectRef[Benchmarks] | None",
 ) -> Benchmarks | None:
-    """What `start` began to read. Raises `RecipeError` where a task or a file cannot be read."""
+    """What `start_reading` began to read. Raises `RecipeError` where a task or a file cannot be read."""
     if started is None or isinstance(started, Benchmarks):
         return started
     import ray

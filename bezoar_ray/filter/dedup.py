@@ -51,7 +51,7 @@ class Duplicates:
             fresh=not keeps_instruction(sample.scheme),
         )
 
-    def found(self) -> list[str]:
+    def find(self) -> list[str]:
         """For each row, in order: `duplicate`, `not_best`, `near_duplicate` or nothing."""
         import numpy as np
 

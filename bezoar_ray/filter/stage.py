@@ -1,13 +1,13 @@
-"""The filter stage: free gates, the judges, then duplicates over all rows; every row ends somewhere."""
+"""The filter stage: free gates, then judges, then duplicates over all rows.
+
+Every generated row ends as accepted, rejected or failed.
+"""
 
 import sys
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator
-from dataclasses import asdict
+from dataclasses import replace
 from functools import partial
 from itertools import chain
-from typing import TYPE_CHECKING, Any
-
-import orjson
 
 from bezoar_ray import sources
 from bezoar_ray.data.sample_io import (
@@ -17,216 +17,243 @@ from bezoar_ray.data.sample_io import (
     iter_samples,
 )
 from bezoar_ray.data.schema import Sample
-from bezoar_ray.data.spool import spool
+from bezoar_ray.data.spool import spool_rows
 from bezoar_ray.errors import BezoarError
-from bezoar_ray.filter.aggregate import decided
-from bezoar_ray.filter.decontamination import Benchmarks, finish, start
+from bezoar_ray.filter.aggregate import combine_verdicts
+from bezoar_ray.filter.decontamination import (
+    Benchmarks,
+    finish_reading,
+    start_reading,
+)
 from bezoar_ray.filter.dedup import Duplicates
 from bezoar_ray.filter.gates import gate
 from bezoar_ray.filter.judge_metrics import FilterMetrics, Truth
 from bezoar_ray.filter.rate import judge_sample
 from bezoar_ray.filter.selection import choose
 from bezoar_ray.filter.semantic_dedup import same_meaning
+from bezoar_ray.llm.chat import Chat
 from bezoar_ray.pipeline.actor_pool import ModelStage, run_context
 from bezoar_ray.pipeline.runner import run_pipeline
 from bezoar_ray.recipe import Filter, Meaning, ModelSection
 from bezoar_ray.stages import StageContext, StageResult
 
-if TYPE_CHECKING:
-    from bezoar_ray.llm.client import ModelClient
-
 _STATUSES = ("accepted", "rejected", "failed")
+
+JudgeStage = ModelStage[Sample, Sample]
 
 
 class NothingAccepted(BezoarError):
-    """No scheme has an accepted row. `outcome` holds what was written and counted."""
+    """No scheme has an accepted row."""
 
     def __init__(self, message: str, outcome: StageResult):
         super().__init__(message)
         self.outcome = outcome
+        """The files and counts of the stage, which are complete."""
 
 
 def run(context: StageContext) -> StageResult:
-    """Move the rows of `generated` on to `accepted`, `rejected` and `failed`.
+    """Divide the generated rows into `accepted`, `rejected` and `failed`.
 
     Raises:
-        NothingAccepted: naming the gate that took most rows; the files are written.
+        NothingAccepted: No row is accepted. It names the gate that took most rows; the
+            files are written.
     """
-    reading = start(context.recipe)
+    # Reading the benchmarks takes a while, so it begins before the model calls.
+    reading = start_reading(context.recipe)
     total = sum(
         count_samples(context.store, scheme, "generated")
         for scheme in context.recipe.schemes
     )
-    with ExternalSorter(total) as spill:
-        spill.fill(_judged(context), context.progress)
-        return ended(spill, context, finish(reading))
+    with ExternalSorter(total) as sorter:
+        sorter.fill(_judge_generated(context), context.progress)
+        return write_filtered(sorter, context, finish_reading(reading))
 
 
-def judging(context: StageContext) -> list[ModelStage]:
-    """The passes in which the judges say what they think of each row; none where the recipe asks no judge."""
-    part = context.recipe.filter
-    rubrics = {scheme: part.rubric(scheme) for scheme in context.recipe.schemes}
-    judges = context.recipe.judges if part.judge else ()
-    return [
-        ModelStage(partial(_judge, judge, rubrics, part), judge, "judge")
-        for judge in judges
-    ]
+def judge_stages(context: StageContext) -> list[JudgeStage]:
+    """Return the model stages in which judges rate each row, one for each judge.
+
+    There is none where the recipe sets `filter.judge` to false.
+    """
+    section = context.recipe.filter
+    if not section.judge:
+        return []
+    rubrics = {scheme: section.rubric(scheme) for scheme in context.recipe.schemes}
+    stages = []
+    for judge in context.recipe.judges:
+        process = partial(_judge, judge=judge, rubrics=rubrics, section=section)
+        stages.append(ModelStage(process, judge, "judge", Sample, Sample))
+    return stages
 
 
-def ended(
-    spill: ExternalSorter, context: StageContext, benchmarks: Benchmarks | None
+def write_filtered(
+    sorter: ExternalSorter, context: StageContext, benchmarks: Benchmarks | None
 ) -> StageResult:
-    """The files of judged rows, each at its end, and their counts. Raises as `run` does."""
-    part = context.recipe.filter
+    """Decide on all judged rows, and return their files and counts.
+
+    Raises:
+        NothingAccepted: No row is accepted; the files are written.
+    """
+    section = context.recipe.filter
     duplicates = Duplicates(
         sources.stream(context.recipe.seeds.dolly, "dolly", lambda _: None)
     )
-    ends: list[
-        tuple[str, str]
-    ] = []  # by row: gates and benchmarks are dear, and there are several passes
-    for sample in _decided(spill, part, benchmarks):
-        ends.append((sample.status, sys.intern(sample.reason)))
+    # Status and reason of each row. They are kept, since gates and benchmarks are slow
+    # and several passes over the rows follow.
+    outcomes: list[tuple[str, str]] = []
+    for sample in _decide(chain.from_iterable(sorter), section, benchmarks):
+        outcomes.append((sample.status, sys.intern(sample.reason)))
         if sample.status == "accepted":
             duplicates.add(sample)
 
-    def accepted() -> Iterator[Sample]:
-        return (
-            sample
-            for sample in _ended(chain.from_iterable(spill), ends)
-            if sample.status == "accepted"
-        )
+    def iter_accepted() -> Iterator[Sample]:
+        samples = chain.from_iterable(sorter)
+        for sample, outcome in zip(samples, outcomes, strict=True):
+            if outcome[0] == "accepted":
+                yield sample.ended(*outcome)
 
-    reasons = duplicates.found()
-    if part.meaning:
-        _mark_same_meaning(part.meaning, accepted, reasons)
-    for scheme, cap in part.cap.items():
-        _cap(scheme, cap, accepted, reasons)
-    again, rest = iter(reasons), iter(ends)
-    figures = FilterMetrics(context.recipe.schemes, _truth(context))
+    # Why each accepted row is rejected after all; empty where it stays.
+    reasons = duplicates.find()
+    if section.meaning:
+        _mark_same_meaning(section.meaning, iter_accepted, reasons)
+    for scheme, cap in section.cap.items():
+        _cap(scheme, cap, iter_accepted, reasons)
+
+    metrics = FilterMetrics(context.recipe.schemes, _truth(context))
     files = SampleFiles(context.store, context.recipe.schemes, _STATUSES)
-    for rows in spill:
-        samples = []
-        for sample in _ended(rows, rest):
-            reason = next(again) if sample.status == "accepted" else ""
-            samples.append(sample.ended("rejected", reason) if reason else sample)
-            figures.add(samples[-1])
-        files.write(samples)
-    kept_out = benchmarks.names if benchmarks else []
-    outcome = StageResult(
+    remaining_outcomes = iter(outcomes)
+    remaining_reasons = iter(reasons)
+    for samples in sorter:
+        finished = []
+        for sample in samples:
+            status, reason = next(remaining_outcomes)
+            if status == "accepted":
+                reason = next(remaining_reasons)
+                status = "rejected" if reason else "accepted"
+            finished.append(sample.ended(status, reason))
+            metrics.add(finished[-1])
+        files.write(finished)
+
+    result = StageResult(
         files.names,
-        {"data": figures.data(), "judge": figures.judges(), "decontaminated": kept_out},
+        {
+            "data": metrics.data(),
+            "judge": metrics.judges(),
+            "decontaminated": benchmarks.names if benchmarks else [],
+        },
     )
-    if not figures.accepted:
-        raise NothingAccepted(_nothing(figures), outcome)
-    return outcome
+    if not metrics.accepted:
+        raise NothingAccepted(_explain_nothing_accepted(metrics), result)
+    return result
 
 
-def _judged(context: StageContext) -> Iterator[bytes]:
-    """The generated rows, as they come from the judges."""
-    schemes = context.recipe.schemes
-    samples = (
-        sample
-        for scheme in schemes
-        for sample in iter_samples(context.store, scheme, "generated")
+def _judge_generated(context: StageContext) -> Iterator[Sample]:
+    """Yield the generated rows, as they arrive from the judges."""
+    samples = chain.from_iterable(
+        iter_samples(context.store, scheme, "generated")
+        for scheme in context.recipe.schemes
     )
-    rows = (orjson.dumps(sample.to_row()) for sample in samples)
-    passes = judging(context)
-    if not passes:
-        yield from rows
+    stages = judge_stages(context)
+    if not stages:
+        yield from samples
         return
     with context.store.scratch() as scratch:
-        heads = [(spool(rows, f"{scratch}/generated.arrow"), passes[0])]
-        yield from run_pipeline(heads, passes[1:], run_context(context), scratch)
+        spool = spool_rows(samples, f"{scratch}/generated.arrow", Sample)
+        yield from run_pipeline(
+            [(spool, stages[0])], stages[1:], run_context(context), scratch
+        )
 
 
 async def _judge(
+    sample: Sample,
+    chat: Chat,
+    *,
     judge: ModelSection,
     rubrics: dict[str, str],
-    part: Filter,
-    row: bytes,
-    talker: "ModelClient",
-) -> AsyncIterator[bytes]:
-    """A row with the verdict of one more judge, in an actor; what a gate takes, or the scheme took, is not judged."""
-    fields = orjson.loads(row)
-    sample = Sample.from_row(fields)
-    if sample.status == "generated" and not gate(sample, part.gates):
-        chat = talker.for_row(sample.id)
+    section: Filter,
+) -> AsyncIterator[Sample]:
+    """Yield a row with the verdict of one more judge.
+
+    A row that its scheme or a gate has rejected is not judged.
+    """
+    if sample.status == "generated" and not gate(sample, section.gates):
         verdict = await judge_sample(
-            sample, chat, rubrics[sample.scheme], judge, part.accept_rating
+            sample, chat, rubrics[sample.scheme], judge, section.accept_rating
         )
-        fields["verdicts"].append(asdict(verdict))
-    yield orjson.dumps(fields)
+        sample = replace(sample, verdicts=[*sample.verdicts, verdict])
+    yield sample
 
 
-def _decided(
-    rows: Iterable[list[dict[str, Any]]], part: Filter, benchmarks: Benchmarks | None
+def _decide(
+    samples: Iterable[Sample], section: Filter, benchmarks: Benchmarks | None
 ) -> Iterator[Sample]:
-    """The samples, each where gates and judges send it."""
-    for row in (row for some in rows for row in some):
-        sample = Sample.from_row(row)
+    """Yield the samples with the status that gates, judges and benchmarks give them."""
+    for sample in samples:
         if sample.status != "generated":
             yield sample
-        elif fault := gate(sample, part.gates):
-            yield sample.ended("rejected", fault)
-        else:
-            sample = decided(sample, part)
-            name = (
-                benchmarks.found(sample)
-                if benchmarks and sample.status == "accepted"
-                else None
-            )
-            yield sample.ended("rejected", f"contaminated: {name}") if name else sample
-
-
-def _ended(
-    rows: Iterable[dict[str, Any]], ends: Iterable[tuple[str, str]]
-) -> Iterator[Sample]:
-    """The samples, each with the status and reason that `_decided` has found for it."""
-    return (
-        Sample.from_row(row).ended(*end) for row, end in zip(rows, ends, strict=False)
-    )
+            continue
+        rejecting_gate = gate(sample, section.gates)
+        if rejecting_gate:
+            yield sample.ended("rejected", rejecting_gate)
+            continue
+        sample = combine_verdicts(sample, section)
+        if sample.status == "accepted" and benchmarks:
+            benchmark = benchmarks.find(sample)
+            if benchmark:
+                sample = sample.ended("rejected", f"contaminated: {benchmark}")
+        yield sample
 
 
 def _mark_same_meaning(
-    part: Meaning, accepted: Callable[[], Iterator[Sample]], reasons: list[str]
+    section: Meaning, iter_accepted: Callable[[], Iterator[Sample]], reasons: list[str]
 ) -> None:
-    """Mark the rows that ask what an earlier one asks in other words."""
-    left = [(row, sample.task) for row, sample in _left(accepted, reasons)]
-    for (row, _), same in zip(
-        left, same_meaning([task for _, task in left], part), strict=True
-    ):
-        reasons[row] = "same_meaning" if same else ""
+    """Reject rows whose instruction says in other words what an earlier one says."""
+    indexes = []
+    instructions = []
+    for index, sample in _iter_remaining(iter_accepted, reasons):
+        indexes.append(index)
+        instructions.append(sample.task)
+    repeats = same_meaning(instructions, section)
+    for index, is_repeat in zip(indexes, repeats, strict=True):
+        if is_repeat:
+            reasons[index] = "same_meaning"
 
 
 def _cap(
-    scheme: str, cap: int, accepted: Callable[[], Iterator[Sample]], reasons: list[str]
+    scheme: str,
+    cap: int,
+    iter_accepted: Callable[[], Iterator[Sample]],
+    reasons: list[str],
 ) -> None:
-    """Mark the rows of a scheme that are too many. `reasons` are those against the accepted rows so far, in order."""
+    """Reject the rows of a scheme beyond its cap."""
 
-    def left() -> Iterator[tuple[int, Sample]]:
-        return (
-            (row, sample)
-            for row, sample in _left(accepted, reasons)
-            if sample.scheme == scheme
-        )
+    def iter_scheme() -> Iterator[tuple[int, Sample]]:
+        for index, sample in _iter_remaining(iter_accepted, reasons):
+            if sample.scheme == scheme:
+                yield index, sample
 
-    rated = [(row, sample.rating) for row, sample in left()]
-    kept = choose(
-        (sample.task for _, sample in left()), [rating for _, rating in rated], cap
-    )
-    for (row, _), keep in zip(rated, kept, strict=True):
-        reasons[row] = "" if keep else "capped"
+    indexes = []
+    ratings = []
+    for index, sample in iter_scheme():
+        indexes.append(index)
+        ratings.append(sample.rating)
+    # A second pass: instructions are vectorized one by one and never all in memory.
+    instructions = (sample.task for _, sample in iter_scheme())
+    for index, keep in zip(indexes, choose(instructions, ratings, cap), strict=True):
+        if not keep:
+            reasons[index] = "capped"
 
 
-def _left(
-    accepted: Callable[[], Iterator[Sample]], reasons: list[str]
+def _iter_remaining(
+    iter_accepted: Callable[[], Iterator[Sample]], reasons: list[str]
 ) -> Iterator[tuple[int, Sample]]:
-    """The accepted rows that nothing has been found against, each with its place."""
-    return ((row, sample) for row, sample in enumerate(accepted()) if not reasons[row])
+    """Yield the accepted rows that are not rejected after all, each with its index."""
+    for index, sample in enumerate(iter_accepted()):
+        if not reasons[index]:
+            yield index, sample
 
 
 def _truth(context: StageContext) -> Truth | None:
-    """What the embedded world knows, where its own judge decides."""
+    """Return the oracle of the embedded world, where its own judge decides."""
     if context.recipe.judges[0].model != "tiny-judge":
         return None
     from bezoar_ray.tiny.truth import truth
@@ -234,12 +261,16 @@ def _truth(context: StageContext) -> Truth | None:
     return truth
 
 
-def _nothing(figures: FilterMetrics) -> str:
-    reasons = figures.reasons()
+def _explain_nothing_accepted(metrics: FilterMetrics) -> str:
+    reasons = metrics.reasons()
     if not reasons:
-        return "no row was generated, so none could be accepted. See the generate stage's counts and its seeds."
-    (gate_name, taken), *_ = reasons.most_common()
+        return (
+            "no row was generated, so none could be accepted. "
+            "See the generate stage's counts and its seeds."
+        )
+    gate_name, taken = reasons.most_common(1)[0]
     return (
-        f"no row was accepted: the gate `{gate_name}` took {taken} of {reasons.total()}. "
-        "Read its rows in data/<scheme>/rejected and failed, then change teacher, rubric or filter.accept_rating."
+        f"no row was accepted: the gate `{gate_name}` took {taken} of "
+        f"{reasons.total()}. Read its rows in data/<scheme>/rejected and failed, "
+        "then change teacher, rubric or filter.accept_rating."
     )

@@ -1,4 +1,7 @@
-"""The generate stage: seeds in, one Ray Data graph over the works of all schemes, samples out in the order of ids."""
+"""The generate stage: seeds in, samples out in the order of their ids.
+
+One Ray Data graph works on the tasks of all schemes.
+"""
 
 import importlib
 import logging
@@ -10,18 +13,16 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING
-
-import orjson
 
 from bezoar_ray import sources
 from bezoar_ray.data.sample_io import ExternalSorter, SampleFiles
 from bezoar_ray.data.schema import Sample, Seed, normal, row_id
-from bezoar_ray.data.spool import ItemWriter, Spool
+from bezoar_ray.data.spool import Spool, SpoolWriter
 from bezoar_ray.errors import RecipeError
 from bezoar_ray.generate import custom_scheme
 from bezoar_ray.generate.candidates import Remembering
 from bezoar_ray.generate.task import GenerationTask, one_for_each
+from bezoar_ray.llm.chat import Chat
 from bezoar_ray.pipeline.actor_pool import ModelStage, run_context
 from bezoar_ray.pipeline.runner import run_pipeline
 from bezoar_ray.recipe import Recipe, Teacher
@@ -30,202 +31,228 @@ from bezoar_ray.schemes import SCHEMES, Scheme
 from bezoar_ray.sources.seed_table import write_seeds
 from bezoar_ray.stages import StageContext, StageResult
 
-if TYPE_CHECKING:
-    from bezoar_ray.llm.client import ModelClient
-
-    pass
-
 _FAILED_SEEDS = "seeds-failed.txt"  # a log
+
+TeacherStage = ModelStage[GenerationTask, Sample]
 
 
 @dataclass(frozen=True)
-class Planned:
-    """All works, on disk, with the teacher that does them; the rows that they will give; and `data` of summary.json."""
+class PlannedTasks:
+    """The tasks of all schemes, on disk."""
 
-    heads: list[tuple[Spool, ModelStage]]
+    inputs: list[tuple[Spool[GenerationTask], TeacherStage]]
+    """The tasks of each teacher."""
     rows: int
+    """The rows that all tasks will give."""
     counts: dict[str, dict[str, int]]
+    """Seeds of each scheme, for `data` of summary.json."""
 
 
 def run(context: StageContext) -> StageResult:
-    """Make the rows that `data/<scheme>/generated` holds."""
+    """Generate the rows of `data/<scheme>/generated`."""
     with context.store.scratch() as scratch:
-        planned = prepare(context, scratch)
-        rows = run_pipeline(planned.heads, [], run_context(context), scratch)
-        with ExternalSorter(planned.rows) as spill:
-            spill.fill(rows, context.progress)
-            return written(spill, planned, context)
+        planned = plan_tasks(context, scratch)
+        samples = run_pipeline(planned.inputs, [], run_context(context), scratch)
+        with ExternalSorter(planned.rows) as sorter:
+            sorter.fill(samples, context.progress)
+            return write_generated(sorter, planned, context)
 
 
-def written(
-    spill: ExternalSorter, planned: Planned, context: StageContext
+def write_generated(
+    sorter: ExternalSorter, planned: PlannedTasks, context: StageContext
 ) -> StageResult:
-    """The files of rows that have all come, and their counts."""
-    files, made = (
-        SampleFiles(context.store, context.recipe.schemes, ["generated"]),
-        Counter[str](),
-    )
-    missing, shown = Counter[str](), dict[str, str]()
-    for rows in spill:
-        samples = [replace(Sample.from_row(row), verdicts=[]) for row in rows]
-        made.update(sample.scheme for sample in samples)
+    """Write the files of all generated rows, and return them with their counts."""
+    files = SampleFiles(context.store, context.recipe.schemes, ["generated"])
+    generated = Counter[str]()
+    missing = Counter[str]()
+    examples: dict[str, str] = {}
+    for samples in sorter:
+        # Where generate and filter run as one, the rows already have verdicts.
+        samples = [replace(sample, verdicts=[]) for sample in samples]
         for sample in samples:
-            if (sample.status, sample.reason) == ("failed", "missing"):
+            generated[sample.scheme] += 1
+            if sample.status == "failed" and sample.reason == "missing":
                 missing[sample.scheme] += 1
-                shown[sample.scheme] = shown.get(sample.scheme) or sample.response
+                if sample.response:
+                    examples.setdefault(sample.scheme, sample.response)
         files.write(samples, "generated")
-    for scheme in made:
-        if missing[scheme] > made[scheme] / 2:
-            begins = " ".join(shown[scheme].split())
-            example = f". One that holds none begins: {begins}" if begins else ""
-            context.progress.say(
-                f"warning: {missing[scheme]} of {made[scheme]} rows of {scheme} are missing: the teacher's replies "
-                f"hold fewer than were asked for{example}"
+    for scheme in generated:
+        if missing[scheme] > generated[scheme] / 2:
+            reply = examples.get(scheme, "")
+            warning = _missing_warning(
+                scheme, missing[scheme], generated[scheme], reply
             )
+            context.progress.say(warning)
     counts = {
-        scheme: counts | {"generated": made[scheme]}
+        scheme: counts | {"generated": generated[scheme]}
         for scheme, counts in planned.counts.items()
     }
     return StageResult(files.names, {"data": counts})
 
 
-def prepare(context: StageContext, scratch: str) -> Planned:
-    """Read the seeds, and write down the works: neither is ever in memory as a whole."""
-    recipe, failed = context.recipe, _FailedSeeds(context)
-    rows, used = 0, {scheme: set[int]() for scheme in recipe.schemes}
+def _missing_warning(scheme: str, missing: int, generated: int, reply: str) -> str:
+    warning = (
+        f"warning: {missing} of {generated} rows of {scheme} are missing: "
+        "the teacher's replies hold fewer rows than requested"
+    )
+    if not reply:
+        return warning
+    one_line = " ".join(reply.split())
+    return f"{warning}. A reply without any row begins: {one_line}"
+
+
+def plan_tasks(context: StageContext, scratch: str) -> PlannedTasks:
+    """Read the seeds and write the tasks to disk.
+
+    Seeds and tasks are on disk, so that neither is ever in memory as a whole.
+    """
+    recipe = context.recipe
     writers = [
-        ItemWriter(f"{scratch}/works-{n}.arrow") for n in range(len(recipe.teachers))
+        SpoolWriter(f"{scratch}/tasks-{number}.arrow", GenerationTask)
+        for number in range(len(recipe.teachers))
     ]
+    rows = 0
+    # As numbers: half the memory of the ids as text.
+    seeds_used: dict[str, set[int]] = {scheme: set() for scheme in recipe.schemes}
+    failed_seeds = _FailedSeeds(context)
     with tempfile.TemporaryDirectory(prefix="bezoar_ray-") as folder:
-        seeds: dict[str, Sequence[Seed]] = {
-            kind: write_seeds(
-                sources.stream(
-                    getattr(recipe.seeds, kind), kind, partial(failed.add, kind)
-                ),
-                Path(folder, f"{kind}.arrow"),
-            )
-            for kind in recipe.seeds_in_use
-        }
-        failed.tell()
-        for work in plan(recipe, seeds):
-            rows += expected(recipe, work.scheme)
-            used[work.scheme].update(int(seed.id, 16) for seed in work.seeds)
-            writers[_whose(work, recipe.teachers)].add(work.to_json())
-    heads = [
-        (writer.close(), _teaching(recipe, part))
-        for writer, part in zip(writers, recipe.teachers, strict=True)
+        seeds: dict[str, Sequence[Seed]] = {}
+        for kind in recipe.seeds_in_use:
+            seed_sources = getattr(recipe.seeds, kind)
+            report_failure = partial(failed_seeds.add, kind)
+            stream = sources.stream(seed_sources, kind, report_failure)
+            seeds[kind] = write_seeds(stream, Path(folder, f"{kind}.arrow"))
+        failed_seeds.tell()
+        for task in plan(recipe, seeds):
+            rows += rows_per_task(recipe, task.scheme)
+            seeds_used[task.scheme].update(int(seed.id, 16) for seed in task.seeds)
+            writers[_teacher_index(task, recipe.teachers)].add(task)
+    inputs = [
+        (writer.close(), _teacher_stage(recipe, teacher))
+        for writer, teacher in zip(writers, recipe.teachers, strict=True)
     ]
-    counts = {
-        scheme: {
-            "seeds": len(used[scheme]),
-            "seeds_failed": failed.counts[recipe.scheme(scheme).seeds],
+    counts = {}
+    for scheme in recipe.schemes:
+        counts[scheme] = {
+            "seeds": len(seeds_used[scheme]),
+            "seeds_failed": failed_seeds.counts[recipe.scheme(scheme).seeds],
         }
-        for scheme in recipe.schemes
-    }
-    return Planned(heads, rows, counts)
+    return PlannedTasks(inputs, rows, counts)
 
 
 def plan(
     recipe: Recipe, seeds: Mapping[str, Sequence[Seed]]
 ) -> Iterator[GenerationTask]:
-    """The works of all schemes from the seeds of each kind; the same for the same recipe seed and rows.
+    """Yield the tasks of all schemes: the same for the same recipe seed and seed rows.
+
+    Args:
+        recipe: The recipe.
+        seeds: The seeds of each kind.
 
     Raises:
-        RecipeError: a scheme has no seed to start from.
+        RecipeError: A scheme has no seed to start from.
     """
     for name in recipe.schemes:
         scheme = recipe.scheme(name)
-        if not seeds[scheme.seeds]:
+        seeds_of_kind = seeds[scheme.seeds]
+        if not seeds_of_kind:
             raise RecipeError(
-                f"generate.{name} starts from seeds.{scheme.seeds}, which holds no usable row. "
-                f"Add a source, or leave the scheme out with generate.{name}: null"
+                f"generate.{name} starts from seeds.{scheme.seeds}, which holds no "
+                f"usable row. Add a source, or leave the scheme out with "
+                f"generate.{name}: null"
             )
         section = recipe.generate.section(name)
         if name in SCHEMES:
-            yield from _module(scheme).plan(section, recipe.seed, seeds[scheme.seeds])
+            yield from _module(scheme).plan(section, recipe.seed, seeds_of_kind)
         else:
-            yield from one_for_each(
-                name, recipe.seed, seeds[scheme.seeds], section.works
-            )
+            yield from one_for_each(name, recipe.seed, seeds_of_kind, section.works)
 
 
 def _module(scheme: Scheme) -> ModuleType:
     return importlib.import_module(scheme.module)
 
 
-def expected(recipe: Recipe, scheme: str) -> int:
-    """How many rows one task of a scheme gives."""
+def rows_per_task(recipe: Recipe, scheme: str) -> int:
+    """Return the number of rows that one task of a scheme gives, with candidates."""
     return recipe.rows_per_task(scheme) * recipe.generate.candidates
 
 
 class _FailedSeeds:
-    """Malformed seed rows: counted by kind, listed in a log, and said once."""
+    """Malformed seed rows: counted by kind, listed in a log, and reported once."""
 
     def __init__(self, context: StageContext):
-        self._context = context
+        self._progress = context.progress
         self.counts: Counter[str] = Counter()
-        self._first, self._log = "", context.store.log(_FAILED_SEEDS)
+        self._first_message = ""
+        self._log = context.store.log(_FAILED_SEEDS)
         self._log.unlink(missing_ok=True)
 
     def add(self, kind: str, message: str) -> None:
-        """One more."""
-        self._first = self._first or message
+        """Count one malformed row of a kind of seeds."""
         self.counts[kind] += 1
+        self._first_message = self._first_message or message
         with open(self._log, "a") as log:
             log.write(message + "\n")
 
     def tell(self) -> None:
-        """Say how many there were."""
-        if self._first:
-            self._context.progress.say(
-                f"{self.counts.total()} malformed seed rows are left out: see {self._log}; first: {self._first}"
+        """Print how many there were."""
+        if self._first_message:
+            self._progress.say(
+                f"{self.counts.total()} malformed seed rows are left out: "
+                f"see {self._log}; first: {self._first_message}"
             )
 
 
-def _whose(work: GenerationTask, teachers: Sequence[Teacher]) -> int:
-    """The place of the teacher who does a work: drawn by weight, the same in every run."""
+def _teacher_index(task: GenerationTask, teachers: Sequence[Teacher]) -> int:
+    """Return the index of a task's teacher: drawn by weight, the same in every run."""
+    rng = random.Random(row_id(task.id, "teacher"))
     weights = [teacher.weight for teacher in teachers]
-    return random.Random(row_id(work.id, "teacher")).choices(
-        range(len(teachers)), weights
-    )[0]
+    return rng.choices(range(len(teachers)), weights)[0]
 
 
-def _teaching(recipe: Recipe, teacher: Teacher) -> ModelStage:
-    parts: dict[str, object] = {
+def _teacher_stage(recipe: Recipe, teacher: Teacher) -> TeacherStage:
+    sections: dict[str, object] = {
         name: recipe.generate.section(name) for name in recipe.schemes
     }
-    for name, part in recipe.generate.own.items():
-        parts[name] = custom_scheme.Code(part.source, part.function, part.settings)
-    schemes = {name: recipe.scheme(name) for name in recipe.schemes}
-    return ModelStage(
-        partial(_answer, schemes, parts, recipe.generate.candidates, teacher),
-        teacher,
-        "teacher",
+    for name, custom in recipe.generate.own.items():
+        sections[name] = custom_scheme.Code(
+            custom.source, custom.function, custom.settings
+        )
+    process = partial(
+        _generate,
+        teacher=teacher,
+        schemes={name: recipe.scheme(name) for name in recipe.schemes},
+        sections=sections,
+        candidates=recipe.generate.candidates,
     )
+    return ModelStage(process, teacher, "teacher", GenerationTask, Sample)
 
 
-async def _answer(
-    schemes: dict[str, Scheme],
-    parts: dict[str, object],
-    candidates: int,
+async def _generate(
+    task: GenerationTask,
+    chat: Chat,
+    *,
     teacher: Teacher,
-    item: bytes,
-    talker: "ModelClient",
-) -> AsyncIterator[bytes]:
-    """The rows of one work, in an actor. One that asks what its chain has asked before is not worth a judge."""
-    work = GenerationTask.from_json(item)
-    scheme = schemes[work.scheme]
-    known = (
-        set()
-        if scheme.keeps_instruction
-        else {normal(seed.task) for seed in work.seeds}
-    )
-    chat = Remembering(talker.for_row(work.id))
-    async for sample in _module(scheme).run(work, chat, parts[work.scheme]):
-        asks = normal(sample.task)
-        if sample.status == "generated" and asks in known:
+    schemes: dict[str, Scheme],
+    sections: dict[str, object],
+    candidates: int,
+) -> AsyncIterator[Sample]:
+    """Yield the rows of one task, and the further candidates of each row.
+
+    An instruction that repeats a seed, or an earlier instruction of the task, is
+    rejected here, so that no judge is paid for it.
+    """
+    scheme = schemes[task.scheme]
+    known = set()
+    if not scheme.keeps_instruction:
+        known = {normal(seed.task) for seed in task.seeds}
+    remembering = Remembering(chat)
+    samples = _module(scheme).run(task, remembering, sections[task.scheme])
+    async for sample in samples:
+        instruction = normal(sample.task)
+        if sample.status == "generated" and instruction in known:
             sample = sample.ended("rejected", "duplicate")
-        known.add(asks)
+        known.add(instruction)
         if sample.status == "failed":
             event(
                 "row failed",
@@ -234,9 +261,5 @@ async def _answer(
                 scheme=sample.scheme,
                 why=sample.reason,
             )
-        for row in [sample, *await chat.others(sample, candidates)]:
-            yield orjson.dumps(
-                replace(
-                    row, teacher=teacher.model, teacher_license=teacher.license
-                ).to_row()
-            )
+        for row in [sample, *await remembering.others(sample, candidates)]:
+            yield replace(row, teacher=teacher.model, teacher_license=teacher.license)

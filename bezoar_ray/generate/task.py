@@ -3,17 +3,18 @@
 import hashlib
 import random
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any
 
 import orjson
 
+from bezoar_ray.data.row import StageRow
 from bezoar_ray.data.schema import Sample, Seed, row_id
 from bezoar_ray.llm.chat import Messages, Reply
 
 
 @dataclass(frozen=True)
-class GenerationTask:
+class GenerationTask(StageRow):
     """One unit of a scheme. Its id is the ledger's row id; all draws inside it come from that id."""
 
     id: str
@@ -46,15 +47,11 @@ class GenerationTask:
             **values,
         )
 
-    def to_json(self) -> bytes:
-        """The work as one string: in Arrow its draw would need a schema for each scheme."""
-        return orjson.dumps(asdict(self))
-
     @classmethod
-    def from_json(cls, text: bytes) -> "GenerationTask":
-        """The work that `to_json` wrote."""
-        fields = orjson.loads(text)
-        return cls(**fields | {"seeds": [Seed(**seed) for seed in fields["seeds"]]})
+    def from_row(cls, row: dict[str, Any]) -> "GenerationTask":
+        """Build the task from its fields."""
+        seeds = [Seed(**seed) for seed in row["seeds"]]
+        return cls(**row | {"seeds": seeds})
 
 
 def one_for_each(

@@ -1,27 +1,28 @@
-"""A Ray Data graph of async actors that talk to models: how generate and filter spread their rows.
+"""A Ray Data graph of async actors that call models. generate and filter run on it.
 
-Between the actors travel cells: some items or rows, each a line of JSON, in one bytes value. A task works on one cell,
-and tasks overlap, so that a slow item holds up its own cell alone. A cell in gives a cell out, its rows in the order of
-the items: where an actor dies, Ray Data starts another, which does its cells again, and finds in the ledger what was
-answered before. The items of the first cells lie on disk; Ray is given their numbers.
+Blocks of rows travel between the actors. An actor task works on one block, and tasks of
+an actor overlap, so that a slow row delays its own block alone. A block of input rows
+becomes one block of output rows, in the same order. When an actor dies, Ray Data starts
+another one, which repeats its blocks and finds the finished calls in the ledger. Input
+rows stay on disk (`Spool`): Ray passes only the numbers of their record batches.
 """
 
 import logging
 import os
-import pickle
 import threading
 import traceback
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import chain, islice
+from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
 
-from bezoar_ray.data.spool import FEW, Spool
+from bezoar_ray.data.row import StageRow
+from bezoar_ray.data.spool import ROWS_PER_BATCH, Spool
 from bezoar_ray.errors import BezoarError
 from bezoar_ray.llm.aio import to_the_end
-from bezoar_ray.llm.chat import ModelDied
+from bezoar_ray.llm.chat import Chat, ModelDied
 from bezoar_ray.llm.client import open_client
 from bezoar_ray.llm.ledger import ROLES, SESSION
 from bezoar_ray.llm.ledger_index import read_index
@@ -32,6 +33,7 @@ from bezoar_ray.llm.limits import (
     quota_client,
     quota_limits,
 )
+from bezoar_ray.pipeline.block import Block, decode_block, encode_block
 from bezoar_ray.recipe import ModelSection
 from bezoar_ray.runtime.capacity import ResourceRequest, check_capacity
 from bezoar_ray.runtime.logs import event, keep_events, redirect
@@ -47,266 +49,355 @@ if TYPE_CHECKING:
     from bezoar_ray.llm.client import ModelClient
     from bezoar_ray.llm.ledger_index import Index
 
-    Meter = ActorHandle[RunQuotaServer]
+    QuotaServerHandle = ActorHandle[RunQuotaServer]
 
-Function = Callable[
-    [bytes, Any], AsyncIterator[bytes]
-]  # an item and the actor's ModelClient, to rows
+In = TypeVar("In", bound=StageRow)
+Out = TypeVar("Out", bound=StageRow)
 
-_UNDER_WAY = 4  # cells that an actor works on at a time, at least, so that some fill the slots while others end
+# Blocks that an actor works on at a time, at least: while some of them end, the others
+# keep the slots of the model filled.
+_MIN_TASKS = 4
+# Tasks that are queued at an actor for each task that runs, so that none waits for Ray.
+_QUEUED_PER_TASK = 2
 _DRAIN_SECONDS = 30.0
 
 
 @dataclass(frozen=True)
-class ModelStage:
-    """One model, and what is done with it to each item."""
+class ModelStage(Generic[In, Out]):
+    """One model, and the function that calls it for each row."""
 
-    function: Function
-    part: ModelSection
+    process: Callable[[In, Chat], AsyncIterator[Out]]
+    """Yields the output rows of one input row. The chat records its calls in the ledger
+    under the id of that row."""
+    section: ModelSection
+    """The section of the recipe that describes the model."""
     role: str
+    input_type: type[In]
+    output_type: type[Out]
 
 
 @dataclass(frozen=True)
 class RunContext:
-    """On whose account the models are talked to."""
+    """The run for which models are called."""
 
-    root: str  # the run directory, whose ledger keeps the calls
+    root: str
+    """The run directory, whose ledger records the calls."""
     session: str
     limits: tuple[Limit, ...] = ()
-    held: bool = False  # by a command, whose name stands in it for all who see it
+    locked: bool = False
+    """A command has locked the run directory. Its lock file is then visible on every
+    node that sees the directory."""
 
     def log(self, name: str) -> Path:
-        """The file of a log on this node."""
+        """Return the path of a log on this node."""
         return Store(self.root).log(name)
 
 
 def run_context(context: StageContext) -> RunContext:
-    """The run that a stage belongs to."""
-    held = context.store.exists(SESSION)
+    """Return the run that a stage belongs to."""
     return RunContext(
-        str(context.store.root), context.session, limits(context.recipe), held
+        root=str(context.store.root),
+        session=context.session,
+        limits=limits(context.recipe),
+        locked=context.store.exists(SESSION),
     )
 
 
 def stream_rows(
-    heads: list[tuple[Spool, ModelStage]], tail: list[ModelStage], place: RunContext
-) -> Iterator[bytes]:
-    """The rows of all items, as they are done: each head works on its own items, then the passes of the tail on all.
+    inputs: Sequence[tuple[Spool[In], ModelStage[In, Out]]],
+    downstream: Sequence[ModelStage[Out, Out]],
+    context: RunContext,
+) -> Iterator[Out]:
+    """Yield the rows that the last stage makes, as they are finished.
 
-    Every pass has `part.actors` to `part.max_actors` actors, which open their model once and have at most
-    `part.max_in_flight` calls under way. Passes overlap; what waits between them is bounded by Ray's object store.
+    Each stage has from `section.actors` to `section.max_actors` actors. An actor opens
+    its model once and has at most `section.max_in_flight` calls under way. Stages
+    overlap. Ray's object store bounds the blocks that wait between them.
+
+    Args:
+        inputs: The stages that read rows from disk, each with its own rows.
+        downstream: The stages through which the rows of all input stages then pass.
+        context: The run whose ledger and limits apply.
 
     Raises:
-        BezoarError: as raised in an actor; other errors come as Ray raises them.
+        BezoarError: As raised in an actor. Other errors arrive as Ray raises them.
     """
-    heads = [(items, work) for items, work in heads if items.batches]
-    if not heads:
+    inputs = [(spool, stage) for spool, stage in inputs if spool.batches]
+    if not inputs:
         return
-    import ray
+    stages = _all_stages(inputs, downstream)
+    _check_capacity(stages)
+    blocks_of_inputs = [
+        spool.blocks(stage.section.max_in_flight) for spool, stage in inputs
+    ]
+    # Rows of a full block of each input stage.
+    block_sizes = [ROWS_PER_BATCH * len(blocks[0]) for blocks in blocks_of_inputs]
+    graph = _build_graph(inputs, downstream, blocks_of_inputs, block_sizes, context)
+    output_type = stages[-1].output_type
+    missing = sum(len(blocks) for blocks in blocks_of_inputs)
+    encoded_blocks = _iter_blocks(graph)
+    for encoded in encoded_blocks:
+        block = decode_block(encoded, output_type)
+        if block.error:
+            _drain(encoded_blocks, _max_under_way(stages, min(block_sizes)))
+            raise block.error
+        missing -= 1
+        yield from block.rows
+    # Without this check, a stage would count as done although rows are missing.
+    if missing:
+        raise BezoarError(
+            f"Ray Data returned {missing} fewer blocks than expected. "
+            "Finished calls are saved; run the same command again to resume"
+        )
 
-    passes = [work for _, work in heads] + tail
+
+def _all_stages(
+    inputs: Sequence[tuple[Spool[In], ModelStage[In, Out]]],
+    downstream: Sequence[ModelStage[Out, Out]],
+) -> list[ModelStage[Any, Any]]:
+    return [*(stage for _, stage in inputs), *downstream]
+
+
+def _check_capacity(stages: Sequence[ModelStage[Any, Any]]) -> None:
+    sections = [stage.section for stage in stages]
     check_capacity(
         [
-            ResourceRequest.of(work.part, work.part.actors, work.part.model)
-            for work in passes
+            ResourceRequest.of(section, section.actors, section.model)
+            for section in sections
         ]
     )
+
+
+def _build_graph(
+    inputs: Sequence[tuple[Spool[In], ModelStage[In, Out]]],
+    downstream: Sequence[ModelStage[Out, Out]],
+    blocks_of_inputs: list[list[range]],
+    block_sizes: list[int],
+    context: RunContext,
+) -> "ray.data.Dataset":
+    """Return the Ray Data set of all output blocks. It runs when it is iterated over."""
+    import ray
+
     quieten(ray.data.DataContext.get_current())
-    cells = [items.cells(work.part.max_in_flight) for items, work in heads]
-    sizes = [FEW * len(of_head[0]) for of_head in cells]
-    meter, branches = _meter(passes, place), []
+    stages = _all_stages(inputs, downstream)
+    quota_server = _start_quota_server(stages, context)
+    # One copy of each role's index on a node, which its actors map into their memory.
     indexes = {
-        role: ray.put(read_index(place.root, role, place.session))
-        for role in {work.role for work in passes}
+        role: ray.put(read_index(context.root, role, context.session))
+        for role in {stage.role for stage in stages}
     }
-    for n, ((items, work), of_head) in enumerate(zip(heads, cells, strict=True)):
-        places = [{"start": cell.start, "stop": cell.stop} for cell in of_head]
-        numbers = ray.data.from_items(places, override_num_blocks=len(places))
-        branches.append(
-            _mapped(
-                numbers,
-                work,
-                sizes[n],
-                (work, place, (meter, str(n)), indexes[work.role], items),
-            )
+
+    def config(
+        stage_index: int, spool: Spool[Any] | None = None
+    ) -> _ActorConfig[Any, Any]:
+        stage = stages[stage_index]
+        return _ActorConfig(
+            stage=stage,
+            context=context,
+            ledger_index=indexes[stage.role],
+            quota_server=quota_server,
+            channel=str(stage_index),
+            spool=spool,
         )
-    rows = branches[0].union(*branches[1:]) if branches[1:] else branches[0]
-    for n, work in enumerate(tail, len(heads)):
-        rows = _mapped(
-            rows, work, max(sizes), (work, place, (meter, str(n)), indexes[work.role])
-        )
-    tables: Iterable[Any] = rows.iter_batches(batch_size=None, batch_format="pyarrow")
-    done = (
-        cell
-        for batch in tables
-        for cell in zip(
-            batch["cell"].to_pylist(), batch["error"].to_pylist(), strict=True
-        )
+
+    branches = []
+    for number, (spool, _) in enumerate(inputs):
+        numbers = [
+            {"start": block.start, "stop": block.stop}
+            for block in blocks_of_inputs[number]
+        ]
+        blocks = ray.data.from_items(numbers, override_num_blocks=len(numbers))
+        branches.append(_map_blocks(blocks, config(number, spool), block_sizes[number]))
+    rows = branches[0]
+    if len(branches) > 1:
+        rows = rows.union(*branches[1:])
+    for stage_index in range(len(inputs), len(stages)):
+        rows = _map_blocks(rows, config(stage_index), max(block_sizes))
+    return rows
+
+
+def _map_blocks(
+    blocks: "ray.data.Dataset", config: "_ActorConfig[Any, Any]", block_size: int
+) -> "ray.data.Dataset":
+    """Add a pool of actors to the graph. `block_size` is the rows of a full block."""
+    import ray
+
+    section = config.stage.section
+    tasks = _tasks_per_actor(section, block_size)
+    return blocks.map_batches(
+        _ModelActor,
+        fn_constructor_args=(config,),
+        # One block. Ray Data refuses None where an actor asks for a GPU.
+        batch_size=1,
+        compute=ray.data.ActorPoolStrategy(
+            min_size=section.actors,
+            max_size=section.most_actors,
+            max_tasks_in_flight_per_actor=_QUEUED_PER_TASK * tasks,
+            max_concurrent_calls_per_actor=tasks,
+        ),
+        num_cpus=section.num_cpus,
+        num_gpus=section.num_gpus,
+        **section.placement,
     )
-    missing = sum(map(len, cells))
-    for cell, error in done:
-        if error:
-            _drain(
-                done,
-                sum(
-                    2 * _tasks(work.part, min(sizes)) * work.part.most_actors
-                    for work in passes
-                ),
-            )
-            raise pickle.loads(error)
-        missing -= 1
-        yield from lines(cell)
-    if missing:  # nothing of a run may be called whole that is not
-        raise BezoarError(
-            f"Ray Data left out {missing} cells. What was answered is kept: run the same command again"
-        )
 
 
-def lines(cell: bytes) -> list[bytes]:
-    """The items or rows of a cell."""
-    return cell.split(b"\n") if cell else []
+def _tasks_per_actor(section: ModelSection, block_size: int) -> int:
+    """Return the number of blocks that an actor works on at a time.
+
+    They hold twice as many rows as the model has slots.
+    """
+    return max(_MIN_TASKS, 2 * section.max_in_flight // block_size)
 
 
-class _Actor:
-    """An actor with one open model; the work itself is the function's."""
+def _max_under_way(stages: Sequence[ModelStage[Any, Any]], block_size: int) -> int:
+    """Return the number of blocks that all actors may have running or queued."""
+    total = 0
+    for stage in stages:
+        tasks = _tasks_per_actor(stage.section, block_size)
+        total += _QUEUED_PER_TASK * tasks * stage.section.most_actors
+    return total
 
-    def __init__(
-        self,
-        work: ModelStage,
-        place: RunContext,
-        meter: "tuple[Meter | None, str]",
-        index: "ray.ObjectRef[Index]",
-        items: Spool | None = None,
-    ):
+
+def _iter_blocks(graph: "ray.data.Dataset") -> Iterator[dict[str, Any]]:
+    """Run the graph and yield its encoded output blocks."""
+    tables: Any = graph.iter_batches(batch_size=None, batch_format="pyarrow")
+    for table in tables:
+        yield from table.to_pylist()
+
+
+def _drain(encoded_blocks: Iterator[object], under_way: int) -> None:
+    """Let calls that are under way after an error be answered and recorded.
+
+    They are paid for, whether or not anybody waits for the answer.
+    """
+    finish = threading.Thread(
+        target=lambda: deque(islice(encoded_blocks, under_way), maxlen=0), daemon=True
+    )
+    finish.start()
+    finish.join(_DRAIN_SECONDS)  # A call that hangs is not waited for.
+
+
+def _start_quota_server(
+    stages: Sequence[ModelStage[Any, Any]], context: RunContext
+) -> "QuotaServerHandle | None":
+    """Start the quota server that all actors share, if any of their calls is limited."""
+    import ray
+
+    limits_of_channels = {
+        str(stage_index): quota_limits(stage.section, stage.role, context.limits)
+        for stage_index, stage in enumerate(stages)
+    }
+    if not any(limits_of_channels.values()):
+        return None
+    # Ray does not restart it: a second server would not know which grants of the first
+    # one are in use and not yet recorded.
+    server = (
+        ray.remote(RunQuotaServer)
+        .options(num_cpus=0, max_concurrency=1000, scheduling_strategy=beside_driver())
+        .remote(context.root, limits_of_channels, context.limits)
+    )
+    return cast("QuotaServerHandle", server)
+
+
+@dataclass(frozen=True)
+class _ActorConfig(Generic[In, Out]):
+    """The constructor argument of `_ModelActor`."""
+
+    stage: ModelStage[In, Out]
+    context: RunContext
+    ledger_index: "ray.ObjectRef[Index]"
+    """The role's answers of earlier commands."""
+    quota_server: "QuotaServerHandle | None"
+    channel: str
+    """The stage's name at the quota server."""
+    spool: Spool[In] | None = None
+    """The input rows. None for a downstream stage, which is sent its rows."""
+
+
+class _ModelActor(Generic[In, Out]):
+    """A Ray actor that opens the model of a stage and applies `process` to blocks."""
+
+    def __init__(self, config: _ActorConfig[In, Out]):
         import ray
         import uvloop
 
-        redirect(place.log(f"{work.role}.log"))
-        store, stage = Store(place.root), ROLES[work.role]
-        keep_events(store, stage=stage, role=work.role)
-        hold_gpus(store.name, stage)
-        uvloop.install()  # before Ray makes the loop in which the calls run
-        self._work, self._place, self._meter, self._items = work, place, meter, items
-        self._index = ray.get(index)  # of the ledger, mapped into this process's memory
-        self._talker: Any = None
+        self._config = config
+        role = config.stage.role
+        store = Store(config.context.root)
+        redirect(config.context.log(f"{role}.log"))
+        keep_events(store, stage=ROLES[role], role=role)
+        hold_gpus(store.name, ROLES[role])
+        uvloop.install()  # before Ray creates the event loop in which the calls run
+        # Ray maps the object into this process's memory.
+        self._ledger_index = ray.get(config.ledger_index)
+        self._client: ModelClient | None = None
 
-    async def __call__(self, batch: dict[str, Any]) -> dict[str, list[bytes]]:
-        if batch.get("error", [b""])[
-            0
-        ]:  # of an earlier pass: it ends the graph where its cells are read
-            return {"cell": [b""], "error": [batch["error"][0]]}
+    async def __call__(self, batch: dict[str, Any]) -> dict[str, list[Any]]:
+        return encode_block(await self._process_block(batch))
+
+    async def _process_block(self, batch: dict[str, Any]) -> Block[Out]:
+        """Return the output rows of a block of input rows, or the error that ends it."""
+        stage = self._config.stage
         try:
-            if (
-                self._talker is None
-            ):  # here and not in __init__: an engine wants the running loop
-                self._talker = self._opened()
-                event("model opened", model=self._work.part.model)
-            rows = await to_the_end(map(self._rows, self._read(batch)))
-            return {"cell": [b"\n".join(chain.from_iterable(rows))], "error": [b""]}
+            block = self._read_block(batch)
+            if block.error:
+                # Of an earlier stage. The driver raises it when it reads this block.
+                return Block([], block.error)
+            client = self._open_once()
+            outputs = await to_the_end(self._process(row, client) for row in block.rows)
+            return Block([row for rows in outputs for row in rows])
         except ModelDied as error:
             event(
-                "engine died",
-                logging.ERROR,
-                model=self._work.part.model,
-                why=str(error),
+                "engine died", logging.ERROR, model=stage.section.model, why=str(error)
             )
             traceback.print_exception(error)
-            os._exit(
-                1
-            )  # Ray Data starts another actor, which does this one's cells again
-        except Exception as error:  # sent as ours: Ray would wrap it and add advice of its own to its message
-            return {"cell": [b""], "error": [pickle.dumps(self._ours(error))]}
+            # Ray Data starts another actor, which repeats the blocks of this one.
+            os._exit(1)
+        except Exception as error:
+            # Returned and not raised: Ray would wrap it and add advice to its message.
+            return Block([], self._as_bezoar_error(error))
 
-    def _read(self, batch: dict[str, Any]) -> list[bytes]:
-        if self._items is None:
-            return lines(batch["cell"][0])
-        return self._items.read(range(batch["start"][0], batch["stop"][0]))
+    def _read_block(self, batch: dict[str, Any]) -> Block[In]:
+        columns = {name: column[0] for name, column in batch.items()}
+        if self._config.spool is None:
+            return decode_block(columns, self._config.stage.input_type)
+        batches = range(columns["start"], columns["stop"])
+        return Block(self._config.spool.read(batches))
 
-    async def _rows(self, item: bytes) -> list[bytes]:
-        return [row async for row in self._work.function(item, self._talker)]
+    async def _process(self, row: In, client: "ModelClient") -> list[Out]:
+        chat = client.for_row(row.id)
+        return [output async for output in self._config.stage.process(row, chat)]
 
-    def _opened(self) -> "ModelClient":
-        work, place, (meter, line) = self._work, self._place, self._meter
-        if place.held and not Store(place.root).exists(
-            SESSION
-        ):  # what is paid for here would be lost
-            raise BezoarError(unseen(place.root, "which joined after the start"))
-        limited = quota_client(meter, line) if meter else None
+    def _open_once(self) -> "ModelClient":
+        """Return the open model. An engine needs the running loop, which the
+        constructor does not have."""
+        if self._client is None:
+            self._client = self._open()
+            event("model opened", model=self._config.stage.section.model)
+        return self._client
+
+    def _open(self) -> "ModelClient":
+        stage = self._config.stage
+        context = self._config.context
+        if context.locked and not Store(context.root).exists(SESSION):
+            # Paid calls would be recorded on this node's own disk, and be lost.
+            raise BezoarError(unseen(context.root, "which joined after the start"))
+        quota = None
+        if self._config.quota_server:
+            quota = quota_client(self._config.quota_server, self._config.channel)
         return open_client(
-            work.part,
-            place.root,
-            work.role,
-            place.session,
-            permits=limited,
-            index=self._index,
+            stage.section,
+            context.root,
+            stage.role,
+            context.session,
+            permits=quota,
+            index=self._ledger_index,
         )
 
-    def _ours(self, error: Exception) -> BezoarError:
+    def _as_bezoar_error(self, error: Exception) -> BezoarError:
         if isinstance(error, BezoarError):
             return error
         traceback.print_exception(error)
-        role = self._work.role
-        return BezoarError(
-            f"{role}: {type(error).__name__}: {error}. More in {self._place.log(f'{role}.log')}"
-        )
-
-
-def _mapped(
-    rows: "ray.data.Dataset", work: ModelStage, size: int, arguments: tuple[object, ...]
-) -> "ray.data.Dataset":
-    """A data set of cells, worked on by a pool of actors."""
-    import ray
-
-    part, tasks = work.part, _tasks(work.part, size)
-    return rows.map_batches(
-        _Actor,
-        fn_constructor_args=arguments,
-        batch_size=1,  # a cell; Ray Data refuses None where an actor asks for a GPU
-        compute=ray.data.ActorPoolStrategy(
-            min_size=part.actors,
-            max_size=part.most_actors,
-            max_tasks_in_flight_per_actor=2 * tasks,
-            max_concurrent_calls_per_actor=tasks,
-        ),
-        num_cpus=part.num_cpus,
-        num_gpus=part.num_gpus,
-        **part.placement,
-    )
-
-
-def _tasks(part: ModelSection, size: int) -> int:
-    """Cells of `size` items that an actor works on at a time: twice as many items as it has slots."""
-    return max(_UNDER_WAY, 2 * part.max_in_flight // size)
-
-
-def _meter(passes: list[ModelStage], place: RunContext) -> "Meter | None":
-    """The handle of the meter that all actors share; None where nothing is limited."""
-    import ray
-
-    of_lines = {
-        str(n): quota_limits(work.part, work.role, place.limits)
-        for n, work in enumerate(passes)
-    }
-    if not any(of_lines.values()):
-        return None
-    # Never restarted: another one would not know what the first has granted and nobody has written down yet.
-    options = {
-        "num_cpus": 0,
-        "max_concurrency": 1000,
-        "scheduling_strategy": beside_driver(),
-    }
-    meter = (
-        ray.remote(RunQuotaServer)
-        .options(**options)
-        .remote(place.root, of_lines, place.limits)
-    )
-    return cast("Meter", meter)
-
-
-def _drain(cells: Iterator[object], under_way: int) -> None:
-    """After a fault: let calls that are on their way be answered and recorded, as they are paid for."""
-    rest = threading.Thread(
-        target=lambda: deque(islice(cells, under_way), maxlen=0), daemon=True
-    )
-    rest.start()
-    rest.join(_DRAIN_SECONDS)  # whoever hangs is not waited for
+        role = self._config.stage.role
+        log = self._config.context.log(f"{role}.log")
+        return BezoarError(f"{role}: {type(error).__name__}: {error}. More in {log}")

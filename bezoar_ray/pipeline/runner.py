@@ -1,104 +1,136 @@
-"""The way of the rows through several models: live ones in one Ray Data graph, batch by batch through the others."""
+"""Rows through several models: live ones share a Ray Data graph, batch ones run here.
+
+A live model answers each call at once. A model in batch mode takes the calls of all
+rows as one job of its provider.
+"""
 
 import asyncio
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain, takewhile
 from pathlib import Path
+from typing import Any
 
-from bezoar_ray.data.spool import Spool, spool
+from bezoar_ray.data.row import decode_row, encode_row
+from bezoar_ray.data.spool import Spool, spool_rows
 from bezoar_ray.llm.batch import Batches
 from bezoar_ray.llm.chat import Deferred
 from bezoar_ray.llm.limits import own_quota_client
-from bezoar_ray.pipeline.actor_pool import Function, ModelStage, RunContext, stream_rows
+from bezoar_ray.pipeline.actor_pool import (
+    In,
+    ModelStage,
+    Out,
+    RunContext,
+    stream_rows,
+)
 
 
 def run_pipeline(
-    heads: list[tuple[Spool, ModelStage]],
-    tail: list[ModelStage],
-    place: RunContext,
+    inputs: Sequence[tuple[Spool[In], ModelStage[In, Out]]],
+    downstream: Sequence[ModelStage[Out, Out]],
+    context: RunContext,
     scratch: str,
-) -> Iterator[bytes]:
-    """The rows of all items after all passes, as they are done: each head works on its own items, the tail on all.
+) -> Iterator[Out]:
+    """Yield the rows that the last stage makes, as they are finished.
 
-    `scratch` is a folder that the whole cluster sees. Raises as `stream_rows` does.
+    Args:
+        inputs: The stages that read rows from disk, each with its own rows.
+        downstream: The stages through which the rows of all input stages then pass.
+        context: The run whose ledger and limits apply.
+        scratch: A folder that the whole cluster sees.
+
+    Raises:
+        BezoarError: As raised in an actor. Other errors arrive as Ray raises them.
     """
-    batched = [(items, work) for items, work in heads if not _is_live(work)]
-    if not batched:
-        live = list(takewhile(_is_live, tail))
-        yield from _onward(
-            stream_rows(heads, live, place), tail[len(live) :], place, scratch
-        )
+    live_inputs = [(spool, stage) for spool, stage in inputs if _is_live(stage)]
+    batch_inputs = [(spool, stage) for spool, stage in inputs if not _is_live(stage)]
+    if not batch_inputs:
+        # The downstream stages up to the first batch one join the graph.
+        joined = list(takewhile(_is_live, downstream))
+        rows = stream_rows(live_inputs, joined, context)
+        yield from _run_downstream(rows, downstream[len(joined) :], context, scratch)
         return
-    live_rows = stream_rows(
-        [(items, work) for items, work in heads if _is_live(work)], [], place
-    )
     rows = chain(
-        live_rows, *(run_in_batches(items, work, place) for items, work in batched)
+        stream_rows(live_inputs, [], context),
+        *(run_in_batches(spool, stage, context) for spool, stage in batch_inputs),
     )
-    yield from _onward(rows, tail, place, scratch)
+    yield from _run_downstream(rows, downstream, context, scratch)
 
 
 def run_in_batches(
-    items: Iterable[bytes], work: ModelStage, place: RunContext
-) -> Iterator[bytes]:
-    """The rows that a pass makes of items, in this process: in each round every chain gets one call further."""
+    rows: Iterable[In], stage: ModelStage[In, Out], context: RunContext
+) -> Iterator[Out]:
+    """Yield the rows that a stage in batch mode makes, in this process.
+
+    A row is processed again in every round. Calls that an earlier round has answered
+    come from the ledger, so each round advances each row by one call. Rows wait on disk.
+    """
     with (
         tempfile.TemporaryDirectory(prefix="bezoar_ray-") as folder,
         asyncio.Runner() as runner,
     ):
-        waiting, left = Path(folder, "waiting.jsonl"), Path(folder, "left.jsonl")
+        waiting = Path(folder, "waiting.jsonl")
+        deferred = Path(folder, "deferred.jsonl")
         with open(waiting, "wb") as file:
-            file.writelines(item + b"\n" for item in items)
-        batches = runner.run(_opened(work, place))
+            file.writelines(encode_row(row) + b"\n" for row in rows)
+        client = runner.run(_open_batches(stage, context))
         try:
             while waiting.stat().st_size:
-                with open(waiting, "rb") as file, open(left, "wb") as rest:
+                with open(waiting, "rb") as file, open(deferred, "wb") as rest:
                     for line in file:
-                        rows = runner.run(_rows(line[:-1], work.function, batches))
-                        if rows is None:
+                        row = decode_row(line, stage.input_type)
+                        outputs = runner.run(_process(row, stage, client))
+                        if outputs is None:
                             rest.write(line)
                         else:
-                            yield from rows
-                left.replace(waiting)
-                runner.run(batches.send())
+                            yield from outputs
+                deferred.replace(waiting)
+                runner.run(client.send())
         finally:
-            runner.run(batches.close())
+            runner.run(client.close())
 
 
-async def _opened(work: ModelStage, place: RunContext) -> Batches:
-    batches = Batches(work.part, place.root, work.role, place.session)
-    await batches.adopt()  # first, as what it brings is spent already
-    batches.limit(own_quota_client(place.root, work.part, work.role, place.limits))
+async def _open_batches(stage: ModelStage[In, Out], context: RunContext) -> Batches:
+    batches = Batches(stage.section, context.root, stage.role, context.session)
+    # Adopt before any limit applies: what adopted batches cost is spent already.
+    await batches.adopt()
+    quota = own_quota_client(context.root, stage.section, stage.role, context.limits)
+    batches.limit(quota)
     return batches
 
 
-async def _rows(
-    item: bytes, function: Function, batches: Batches
-) -> list[bytes] | None:
-    """All rows of an item, or None where a call has to wait for the next batch."""
+async def _process(
+    row: In, stage: ModelStage[In, Out], client: Batches
+) -> list[Out] | None:
+    """Return all output rows, or None where a call has to wait for the next batch."""
+    chat = client.for_row(row.id)
     try:
-        return [row async for row in function(item, batches)]
+        return [output async for output in stage.process(row, chat)]
     except Deferred:
         return None
 
 
-def _onward(
-    rows: Iterator[bytes], tail: list[ModelStage], place: RunContext, scratch: str
-) -> Iterator[bytes]:
-    if not tail:
+def _run_downstream(
+    rows: Iterator[Out],
+    stages: Sequence[ModelStage[Out, Out]],
+    context: RunContext,
+    scratch: str,
+) -> Iterator[Out]:
+    """Pass rows through the stages: runs of live ones as one graph, others one by one."""
+    if not stages:
         yield from rows
-    elif not _is_live(tail[0]):
-        yield from _onward(
-            run_in_batches(rows, tail[0], place), tail[1:], place, scratch
-        )
-    else:
-        live = list(takewhile(_is_live, tail))
-        heads = [(spool(rows, f"{scratch}/rows-{len(tail)}.arrow"), live[0])]
-        yield from _onward(
-            stream_rows(heads, live[1:], place), tail[len(live) :], place, scratch
-        )
+        return
+    first = stages[0]
+    if not _is_live(first):
+        rows = run_in_batches(rows, first, context)
+        yield from _run_downstream(rows, stages[1:], context, scratch)
+        return
+    live = list(takewhile(_is_live, stages))
+    path = f"{scratch}/rows-{len(stages)}.arrow"
+    spool = spool_rows(rows, path, first.input_type)
+    rows = stream_rows([(spool, first)], live[1:], context)
+    yield from _run_downstream(rows, stages[len(live) :], context, scratch)
 
 
-def _is_live(work: ModelStage) -> bool:
-    return work.part.mode == "live"
+def _is_live(stage: ModelStage[Any, Any]) -> bool:
+    return stage.section.mode == "live"

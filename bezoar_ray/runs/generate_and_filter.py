@@ -1,25 +1,30 @@
-"""generate and filter in one go: rows go on to the judges while others are still being generated."""
+"""generate and filter as one graph: rows reach the judges while others are generated."""
 
 from collections.abc import Iterator
 
 from bezoar_ray.data.sample_io import ExternalSorter
-from bezoar_ray.filter.decontamination import finish, start
-from bezoar_ray.filter.stage import ended, judging
-from bezoar_ray.generate.stage import prepare, written
+from bezoar_ray.filter.decontamination import finish_reading, start_reading
+from bezoar_ray.filter.stage import judge_stages, write_filtered
+from bezoar_ray.generate.stage import plan_tasks, write_generated
 from bezoar_ray.pipeline.actor_pool import run_context
 from bezoar_ray.pipeline.runner import run_pipeline
 from bezoar_ray.stages import StageContext, StageResult
 
 
 def run(context: StageContext) -> Iterator[tuple[str, StageResult]]:
-    """What each of the two stages leaves, as soon as it is whole. Raises as they do."""
-    reading = start(context.recipe)
+    """Yield the name and the result of each of the two stages, as each is complete.
+
+    Raises:
+        BezoarError: As the two stages raise it.
+    """
+    # Reading the benchmarks takes a while, so it begins before the model calls.
+    reading = start_reading(context.recipe)
     with context.store.scratch() as scratch:
-        planned = prepare(context, scratch)
-        rows = run_pipeline(
-            planned.heads, judging(context), run_context(context), scratch
+        planned = plan_tasks(context, scratch)
+        samples = run_pipeline(
+            planned.inputs, judge_stages(context), run_context(context), scratch
         )
-        with ExternalSorter(planned.rows) as spill:
-            spill.fill(rows, context.progress)
-            yield "generate", written(spill, planned, context)
-            yield "filter", ended(spill, context, finish(reading))
+        with ExternalSorter(planned.rows) as sorter:
+            sorter.fill(samples, context.progress)
+            yield "generate", write_generated(sorter, planned, context)
+            yield "filter", write_filtered(sorter, context, finish_reading(reading))

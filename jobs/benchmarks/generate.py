@@ -17,8 +17,9 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from bezoar_ray.data.spool import spool
-from bezoar_ray.llm.chat import Sampling
+from bezoar_ray.data.row import StageRow
+from bezoar_ray.data.spool import spool_rows
+from bezoar_ray.llm.chat import Chat, Sampling
 from bezoar_ray.llm.model_identity import model_path
 from bezoar_ray.pipeline.actor_pool import ModelStage, RunContext, stream_rows
 from bezoar_ray.recipe import ModelSection, load_recipe
@@ -45,9 +46,20 @@ class Load:
 
 
 @dataclass(frozen=True)
-class Answered:
+class Prompt(StageRow):
+    """One call to be made."""
+
+    id: str
+    text: str
+    longest: int
+    """Tokens of the answer, at most."""
+
+
+@dataclass(frozen=True)
+class Answered(StageRow):
     """One call: when it was made, when its answer was there, and the tokens of the answer."""
 
+    id: str
     began: float
     ended: float
     tokens: int
@@ -93,31 +105,29 @@ def ours(load: Load) -> list[Answered]:
         num_gpus=load.num_gpus,
         num_cpus=load.num_cpus,
     ).model_copy(update={"engine": load.engine})  # dummy weights are no recipe's
-    asked = zip(load.prompts, load.longest, strict=True)
+    calls = (
+        Prompt(str(number), text, longest)
+        for number, (text, longest) in enumerate(
+            zip(load.prompts, load.longest, strict=True)
+        )
+    )
     with tempfile.TemporaryDirectory() as folder:
-        items = spool(
-            (json.dumps(pair).encode() for pair in asked), Path(folder) / "items.arrow"
-        )
-        ask = partial(_ask, load.temperature, load.top_p)
-        rows = stream_rows(
-            [(items, ModelStage(ask, teacher, "teacher"))], [], RunContext(folder, "s")
-        )
-        return [Answered(**json.loads(row)) for row in rows]
+        spool = spool_rows(calls, Path(folder) / "rows.arrow", Prompt)
+        ask = partial(_ask, temperature=load.temperature, top_p=load.top_p)
+        stage = ModelStage(ask, teacher, "teacher", Prompt, Answered)
+        return list(stream_rows([(spool, stage)], [], RunContext(folder, "s")))
 
 
 async def _ask(
-    temperature: float, top_p: float, item: bytes, talker: Any
-) -> AsyncIterator[bytes]:
-    prompt, longest = json.loads(item)
+    prompt: Prompt, chat: Chat, *, temperature: float, top_p: float
+) -> AsyncIterator[Answered]:
     began = time.monotonic()
-    reply = await talker.for_row(item.decode())(
-        [{"role": "user", "content": prompt}],
+    reply = await chat(
+        [{"role": "user", "content": prompt.text}],
         step="answer",
-        sampling=Sampling(temperature, top_p, longest),
+        sampling=Sampling(temperature, top_p, prompt.longest),
     )
-    yield json.dumps(
-        asdict(Answered(began, time.monotonic(), reply.tokens_out))
-    ).encode()
+    yield Answered(prompt.id, began, time.monotonic(), reply.tokens_out)
 
 
 def whole(calls: list[Answered]) -> float:

@@ -7,11 +7,14 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from bezoar_ray.data.spool import spool
+from bezoar_ray.data.row import StageRow
+from bezoar_ray.data.spool import spool_rows
+from bezoar_ray.llm.chat import Chat
 from bezoar_ray.pipeline.actor_pool import ModelStage, RunContext, stream_rows
 from bezoar_ray.recipe import ModelSection
 from bezoar_ray.runtime.session import ray_session
@@ -32,12 +35,19 @@ PEERS = {
 }
 
 
-async def ask(item, talker):
+@dataclass(frozen=True)
+class Number(StageRow):
+    """One request, and its reply."""
+
+    id: str
+    reply: str = ""
+
+
+async def ask(row: Number, chat: Chat) -> AsyncIterator[Number]:
     """One row of one call."""
-    reply = await talker.for_row(item.decode())(
-        [{"role": "user", "content": f"Is {item.decode()} odd?"}], step="judge"
-    )
-    yield reply.text.encode()
+    question = {"role": "user", "content": f"Is {row.id} odd?"}
+    reply = await chat([question], step="judge")
+    yield Number(row.id, reply.text)
 
 
 def figures() -> Iterator[tuple[str, list[float]]]:
@@ -98,14 +108,11 @@ def _ours(url: str) -> float:
     """When we were done."""
     part = ModelSection(model="m", base_url=url, max_in_flight=SLOTS)
     with tempfile.TemporaryDirectory() as folder:
-        items = spool(
-            (str(n).encode() for n in range(REQUESTS)), Path(folder) / "items.arrow"
-        )
+        numbers = (Number(str(n)) for n in range(REQUESTS))
+        spool = spool_rows(numbers, Path(folder) / "rows.arrow", Number)
+        stage = ModelStage(ask, part, "judge", Number, Number)
         rows = sum(
-            1
-            for _ in stream_rows(
-                [(items, ModelStage(ask, part, "judge"))], [], RunContext(folder, "s")
-            )
+            1 for _ in stream_rows([(spool, stage)], [], RunContext(folder, "s"))
         )
         over = time.monotonic()
     assert rows == REQUESTS

@@ -1,7 +1,5 @@
 import random
 
-import orjson
-
 from bezoar_ray.data import sample_io
 from bezoar_ray.data.sample_io import (
     ExternalSorter,
@@ -58,10 +56,10 @@ def test_rows_that_come_in_any_order_are_read_back_in_that_of_their_ids_some_at_
 ):
     monkeypatch.setattr(sample_io, "ROWS_PER_FILE", 100)
     made = rows(1000)
-    with ExternalSorter(1000) as spill:
+    with ExternalSorter(1000) as sorter:
         for sample in random.Random(0).sample(made, 1000):
-            spill.add(orjson.dumps(sample.to_row()))
+            sorter.add(sample)
         for _ in range(2):
-            parts = list(spill)
-            assert [Sample.from_row(row) for part in parts for row in part] == made
+            parts = list(sorter)
+            assert [sample for part in parts for sample in part] == made
         assert max(map(len, parts)) < 200

@@ -3,7 +3,7 @@
 import pytest
 
 from bezoar_ray.data.schema import Sample, Verdict
-from bezoar_ray.filter.aggregate import decided
+from bezoar_ray.filter.aggregate import combine_verdicts
 from bezoar_ray.recipe import Filter
 
 
@@ -17,7 +17,7 @@ def ended(combine, *ratings):
         )
         for n, r in enumerate(ratings)
     ]
-    sample = decided(
+    sample = combine_verdicts(
         Sample(id="1", scheme="orca", operation="x", verdicts=verdicts),
         Filter(combine=combine),
     )

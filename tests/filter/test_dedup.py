@@ -24,7 +24,7 @@ def fates(rows, seeds=()):
     duplicates, ordered = Duplicates(seeds), sorted(rows, key=lambda row: row.id)
     for row in ordered:
         duplicates.add(row)
-    return dict(zip([row.id for row in ordered], duplicates.found(), strict=True))
+    return dict(zip([row.id for row in ordered], duplicates.find(), strict=True))
 
 
 def test_the_first_in_the_order_of_ids_stays():

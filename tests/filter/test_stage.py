@@ -201,7 +201,7 @@ def test_gates_and_benchmarks_look_at_each_row_once(tmp_path, monkeypatch):
         return counted
 
     monkeypatch.setattr(stage, "gate", counting("gate", stage.gate))
-    monkeypatch.setattr(Benchmarks, "found", counting("found", Benchmarks.found))
+    monkeypatch.setattr(Benchmarks, "find", counting("find", Benchmarks.find))
     monkeypatch.setattr(Duplicates, "add", counting("duplicates", Duplicates.add))
     caps = {"lamini": 2, "evol_instruct": 1, "orca": 1}
     stage.run(
@@ -213,7 +213,7 @@ def test_gates_and_benchmarks_look_at_each_row_once(tmp_path, monkeypatch):
     looked_up = generated - {"d", "e"}  # which a gate has taken
     assert calls == Counter(
         [("gate", id) for id in generated]
-        + [("found", id) for id in looked_up]
+        + [("find", id) for id in looked_up]
         + [("duplicates", id) for id in looked_up - {"fd"}]
     )
     assert fates(tmp_path)["fd"] == ("rejected", "contaminated")

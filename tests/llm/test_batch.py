@@ -1,10 +1,12 @@
 """The batch interface against a real HTTP server that keeps files and batches, and fails as it is told."""
 
 import asyncio
+from dataclasses import dataclass
 
 import orjson
 import pytest
 
+from bezoar_ray.data.row import StageRow
 from bezoar_ray.errors import BezoarError, BudgetReached, RecipeError
 from bezoar_ray.llm import batch
 from bezoar_ray.llm.batch import Batches
@@ -16,7 +18,16 @@ from bezoar_ray.pipeline.runner import run_in_batches
 from bezoar_ray.recipe import ModelSection, Prices
 from tests.batches import providing
 
-ROWS = [str(n).encode() for n in range(10)]
+
+@dataclass(frozen=True)
+class Text(StageRow):
+    """A text, which is also its id."""
+
+    id: str
+
+
+ROWS = [Text(str(n)) for n in range(10)]
+ANSWERED = [f"{row.id}!!" for row in ROWS]
 
 
 @pytest.fixture(autouse=True)
@@ -24,16 +35,15 @@ def impatient(monkeypatch):
     monkeypatch.setattr(batch, "_POLL", 0.01)
 
 
-async def judged(item, talker):
+async def judged(row, chat):
     """A chain of two calls; a call that fails for good is a row that says so."""
-    chat = talker.for_row(item.decode())
     try:
-        first = await chat([{"role": "user", "content": item.decode()}], step="first")
+        first = await chat([{"role": "user", "content": row.id}], step="first")
         second = await chat([{"role": "user", "content": first.text}], step="second")
     except CallFailed as error:
-        yield f"{item.decode()} failed: {error}".encode()
+        yield Text(f"{row.id} failed: {error}")
     else:
-        yield second.text.encode()
+        yield Text(second.text)
 
 
 def part(url, **more) -> ModelSection:
@@ -51,10 +61,9 @@ def part(url, **more) -> ModelSection:
 
 
 def go(tmp_path, url, session="one", limits=(), **more):
-    work = ModelStage(judged, part(url, **more), "judge")
-    return sorted(
-        run_in_batches(ROWS, work, RunContext(str(tmp_path), session, limits))
-    )
+    stage = ModelStage(judged, part(url, **more), "judge", Text, Text)
+    context = RunContext(str(tmp_path), session, limits)
+    return sorted(row.id for row in run_in_batches(ROWS, stage, context))
 
 
 def mark(messages):
@@ -65,9 +74,9 @@ def test_each_step_of_all_chains_is_one_batch_at_half_the_price_and_a_rerun_send
     tmp_path,
 ):
     with providing(mark) as (provider, url):
-        assert go(tmp_path, url) == [row + b"!!" for row in ROWS]
+        assert go(tmp_path, url) == ANSWERED
         assert len(provider.batches) == 2 and len(provider.sent) == 20
-        assert go(tmp_path, url, session="two") == [row + b"!!" for row in ROWS]
+        assert go(tmp_path, url, session="two") == ANSWERED
         assert len(provider.batches) == 2
     calls = accounts(tmp_path, "one")["judge"]
     assert (calls["sent"], calls["attempts"]) == (20, 20)
@@ -86,29 +95,27 @@ def test_a_batch_holds_no_more_than_the_provider_takes(tmp_path, monkeypatch):
 
 
 def test_several_judges_take_their_batches_one_after_the_other(tmp_path):
-    async def judge(item, talker):
-        yield (
-            await talker.for_row(item.decode())(
-                [{"role": "user", "content": item.decode()}], step="x"
-            )
-        ).text.encode()
+    async def judge(row, chat):
+        reply = await chat([{"role": "user", "content": row.id}], step="x")
+        yield Text(reply.text)
 
     def go(session):
-        place = RunContext(str(tmp_path), session)
-        passes = [
-            ModelStage(judge, part(url, model=name), "judge") for name in ("one", "two")
-        ]
-        rows = run_in_batches(ROWS, passes[0], place)
-        return sorted(run_in_batches(rows, passes[1], place))
+        context = RunContext(str(tmp_path), session)
+        first, second = (
+            ModelStage(judge, part(url, model=name), "judge", Text, Text)
+            for name in ("one", "two")
+        )
+        rows = run_in_batches(ROWS, first, context)
+        return sorted(row.id for row in run_in_batches(rows, second, context))
 
     with providing(mark) as (provider, url):
-        assert go("a") == go("b") == [row + b"!!" for row in ROWS]
+        assert go("a") == go("b") == ANSWERED
         assert len(provider.sent) == len(set(provider.sent)) == 20
 
 
 def test_an_answer_may_hold_any_character(tmp_path):
     with providing(lambda messages: "a\u2028b\x0cc\x85d") as (_, url):
-        assert set(go(tmp_path, url)) == {"a\u2028b\x0cc\x85d".encode()}
+        assert set(go(tmp_path, url)) == {"a\u2028b\x0cc\x85d"}
 
 
 def test_lines_that_failed_or_expired_are_sent_again_then_fail_their_row_alone(
@@ -125,11 +132,10 @@ def test_lines_that_failed_or_expired_are_sent_again_then_fail_their_row_alone(
 
     with providing(answer) as (provider, url):
         found = go(tmp_path, url)
-    (failed,) = [row for row in found if b"failed" in row]
-    assert failed.startswith(b"7 failed: no answer in 2 batches: ") and failed.endswith(
-        b" answers 500: scripted 500"
-    )
-    assert b"3!!" in found and seen.count("7") == 2
+    (failed,) = [row for row in found if "failed" in row]
+    assert failed.startswith("7 failed: no answer in 2 batches: ")
+    assert failed.endswith(" answers 500: scripted 500")
+    assert "3!!" in found and seen.count("7") == 2
     assert (
         len(provider.sent) - len(set(provider.sent)) == 2
     )  # 3 and 7 twice, nothing else
@@ -143,7 +149,7 @@ def left_behind(tmp_path, provider, url, *, created: bool) -> None:
         batches = Batches(part(url), str(tmp_path), "judge", "killed")
         for row in ROWS:
             with pytest.raises(Deferred):
-                await anext(judged(row, batches))
+                await anext(judged(row, batches.for_row(row.id)))
         sending = asyncio.create_task(batches.send())
         while not provider.batches if created else not provider.files:
             await asyncio.sleep(0.01)

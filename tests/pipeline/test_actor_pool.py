@@ -8,10 +8,12 @@ import signal
 import threading
 import time
 from collections import Counter
+from dataclasses import dataclass
 
 import pytest
 
-from bezoar_ray.data.spool import Spool, spool
+from bezoar_ray.data.row import StageRow
+from bezoar_ray.data.spool import Spool, spool_rows
 from bezoar_ray.errors import BezoarError, BudgetReached, RecipeError
 from bezoar_ray.llm.ledger import accounts
 from bezoar_ray.llm.limits import Limit
@@ -20,22 +22,32 @@ from bezoar_ray.recipe import ModelSection, Prices
 from tests.endpoint import serving
 
 
-async def twice(item, talker):
-    """Two rows of an item: a call's answer, and that of a second call which builds on it."""
-    chat = talker.for_row(item.decode())
-    first = await chat([{"role": "user", "content": item.decode()}], step="first")
-    yield first.text.encode()
-    yield (
-        await chat([{"role": "user", "content": first.text}], step="second")
-    ).text.encode()
+@dataclass(frozen=True)
+class Text(StageRow):
+    """A text, which is also its id."""
+
+    id: str
 
 
-async def once(item, talker):
-    yield (
-        await talker.for_row(item.decode())(
-            [{"role": "user", "content": item.decode()}], step="x"
-        )
-    ).text.encode()
+async def twice(row, chat):
+    """Two rows: a call's answer, and that of a second call which builds on it."""
+    first = await chat([{"role": "user", "content": row.id}], step="first")
+    yield Text(first.text)
+    second = await chat([{"role": "user", "content": first.text}], step="second")
+    yield Text(second.text)
+
+
+async def once(row, chat):
+    reply = await chat([{"role": "user", "content": row.id}], step="x")
+    yield Text(reply.text)
+
+
+def text_stage(process, section, role="teacher"):
+    return ModelStage(process, section, role, Text, Text)
+
+
+def spool_texts(texts, path):
+    return spool_rows(map(Text, texts), path, Text)
 
 
 def part(server, **more) -> ModelSection:
@@ -45,34 +57,41 @@ def part(server, **more) -> ModelSection:
 
 
 def rows(
-    server, tmp_path, items, function=twice, tail=(), limits=(), session="s1", **more
+    server,
+    tmp_path,
+    texts,
+    process=twice,
+    downstream=(),
+    limits=(),
+    session="s1",
+    **more,
 ):
-    place = RunContext(str(tmp_path), session, limits)
-    first = ModelStage(function, part(server, **more), "teacher")
-    head = spool(items, tmp_path / "scratch/items.arrow"), first
-    return list(
-        stream_rows([head], [ModelStage(f, part(server), "judge") for f in tail], place)
-    )
+    """The texts that arrive from a teacher and the judges after it."""
+    context = RunContext(str(tmp_path), session, limits)
+    teacher = text_stage(process, part(server, **more))
+    judges = [text_stage(process, part(server), "judge") for process in downstream]
+    spool = spool_texts(texts, tmp_path / "scratch/rows.arrow")
+    return [row.id for row in stream_rows([(spool, teacher)], judges, context)]
 
 
-ITEMS = [str(n).encode() for n in range(30)]
+TEXTS = [str(n) for n in range(30)]
 
 
 def mark(messages):
     return f"{messages[-1]['content']}!"
 
 
-def test_every_row_of_every_item_arrives_once(ray_session, tmp_path):
+def test_every_row_of_every_input_row_arrives_once(ray_session, tmp_path):
     with serving(mark) as server:
-        found = rows(server, tmp_path, ITEMS)
+        found = rows(server, tmp_path, TEXTS)
         assert sorted(found) == sorted(
-            item + end for item in ITEMS for end in (b"!", b"!!")
+            text + end for text in TEXTS for end in ("!", "!!")
         )
         assert len(server.requests) == 60
         assert server.most_at_once > 4
-        assert sorted(rows(server, tmp_path, ITEMS)) == sorted(found)
+        assert sorted(rows(server, tmp_path, TEXTS)) == sorted(found)
         assert len(server.requests) == 60  # the second time all came from the ledger
-        assert sorted(rows(server, tmp_path, ITEMS, session="s2", actors=2)) == sorted(
+        assert sorted(rows(server, tmp_path, TEXTS, session="s2", actors=2)) == sorted(
             found
         )
         assert len(server.requests) == 60  # and so for the next command
@@ -92,8 +111,8 @@ def test_rows_go_on_to_the_next_model_while_others_are_still_being_made(
         return f"{text}!"
 
     with serving(answer) as server:
-        found = rows(server, tmp_path, [b"slow", *ITEMS], once, tail=[once])
-    assert sorted(found) == sorted(item + b"!!" for item in [b"slow", *ITEMS])
+        found = rows(server, tmp_path, ["slow", *TEXTS], once, downstream=[once])
+    assert sorted(found) == sorted(text + "!!" for text in ["slow", *TEXTS])
 
 
 def test_an_error_of_ours_arrives_as_it_was_raised(ray_session, tmp_path):
@@ -101,7 +120,7 @@ def test_an_error_of_ours_arrives_as_it_was_raised(ray_session, tmp_path):
         serving(lambda _: 401) as server,
         pytest.raises(RecipeError, match="answers 401: the key is wrong or missing"),
     ):
-        rows(server, tmp_path, ITEMS)
+        rows(server, tmp_path, TEXTS)
 
 
 def test_what_is_being_answered_when_another_call_is_refused_is_kept(
@@ -119,22 +138,22 @@ def test_what_is_being_answered_when_another_call_is_refused_is_kept(
 
     with serving(answer) as server:
         with pytest.raises(RecipeError, match="answers 401"):
-            rows(server, tmp_path, ITEMS, once)
+            rows(server, tmp_path, TEXTS, once)
         refuses = False
-        assert rows(server, tmp_path, ITEMS, once) == [b"fine!"] * len(ITEMS)
+        assert rows(server, tmp_path, TEXTS, once) == ["fine!"] * len(TEXTS)
     times = Counter(messages[-1]["content"] for messages in server.requests)
     assert times.pop("7") == 2 and set(times.values()) == {1}
 
 
-@pytest.mark.parametrize("tail", [[once], [once, once]])
-def test_an_error_of_an_early_pass_is_not_lost_in_the_later_ones(
-    ray_session, tmp_path, tail
+@pytest.mark.parametrize("downstream", [[once], [once, once]])
+def test_an_error_of_an_early_stage_is_not_lost_in_the_later_ones(
+    ray_session, tmp_path, downstream
 ):
     def answer(messages):
         return 401 if messages[-1]["content"] == "7" else "fine!"
 
     with serving(answer) as server, pytest.raises(RecipeError, match="answers 401"):
-        rows(server, tmp_path, ITEMS, once, tail=tail)
+        rows(server, tmp_path, TEXTS, once, downstream=downstream)
 
 
 def test_actors_that_can_never_all_start_are_refused_at_once(ray_session, tmp_path):
@@ -142,7 +161,7 @@ def test_actors_that_can_never_all_start_are_refused_at_once(ray_session, tmp_pa
         serving(mark) as server,
         pytest.raises(RecipeError, match=r"1 actors with 100 CPU each.: no node"),
     ):
-        rows(server, tmp_path, ITEMS, once, num_cpus=100.0)
+        rows(server, tmp_path, TEXTS, once, num_cpus=100.0)
 
 
 def test_a_node_that_does_not_see_the_run_directory_makes_no_call(
@@ -150,33 +169,22 @@ def test_a_node_that_does_not_see_the_run_directory_makes_no_call(
 ):
     """It joined after the start: what it paid for would lie on its own disk."""
     with serving(mark) as server:
-        work = ModelStage(once, part(server), "teacher")
-        head, place = (
-            spool(ITEMS, tmp_path / "scratch/items.arrow"),
-            RunContext(str(tmp_path), "s1", held=True),
-        )
+        stage = text_stage(once, part(server))
+        spool = spool_texts(TEXTS, tmp_path / "scratch/rows.arrow")
+        context = RunContext(str(tmp_path), "s1", locked=True)
         with pytest.raises(
             BezoarError,
             match="does not see this folder. Mount the same disk on every node",
         ):
-            list(stream_rows([(head, work)], [], place))
+            list(stream_rows([(spool, stage)], [], context))
         assert not server.requests
 
 
-def test_without_items_nothing_is_started(tmp_path):
-    nobody = ModelSection(model="no such")
-    nothing = spool([], tmp_path / "none.arrow")
-    assert nothing == Spool(str(tmp_path / "none.arrow"), 0)
-    assert (
-        list(
-            stream_rows(
-                [(nothing, ModelStage(once, nobody, "teacher"))],
-                [],
-                RunContext("", "s1"),
-            )
-        )
-        == []
-    )
+def test_without_rows_nothing_is_started(tmp_path):
+    stage = text_stage(once, ModelSection(model="no such"))
+    nothing = spool_texts([], tmp_path / "none.arrow")
+    assert nothing == Spool(str(tmp_path / "none.arrow"), 0, Text)
+    assert list(stream_rows([(nothing, stage)], [], RunContext("", "s1"))) == []
 
 
 def test_a_budget_is_never_exceeded_and_what_was_paid_for_is_kept(
@@ -194,7 +202,7 @@ def test_a_budget_is_never_exceeded_and_what_was_paid_for_is_kept(
             rows(
                 server,
                 tmp_path,
-                ITEMS,
+                TEXTS,
                 once,
                 limits=limits,
                 prices=prices,
@@ -208,7 +216,7 @@ def test_a_budget_is_never_exceeded_and_what_was_paid_for_is_kept(
                 rows(
                     server,
                     tmp_path,
-                    ITEMS,
+                    TEXTS,
                     once,
                     limits=more,
                     prices=prices,
@@ -225,18 +233,16 @@ def test_an_actor_that_dies_is_replaced_and_its_rows_are_done_again_from_the_led
 ):
     died = tmp_path / "died"
 
-    async def deadly(item, talker):
-        reply = await talker.for_row(item.decode())(
-            [{"role": "user", "content": item.decode()}], step="x"
-        )
-        if item == b"17" and not died.exists():
+    async def deadly(row, chat):
+        reply = await chat([{"role": "user", "content": row.id}], step="x")
+        if row.id == "17" and not died.exists():
             died.touch()
             os.kill(os.getpid(), signal.SIGKILL)
-        yield reply.text.encode()
+        yield Text(reply.text)
 
     with serving(mark) as server:
-        assert sorted(rows(server, tmp_path, ITEMS, deadly)) == sorted(
-            item + b"!" for item in ITEMS
+        assert sorted(rows(server, tmp_path, TEXTS, deadly)) == sorted(
+            text + "!" for text in TEXTS
         )
         assert 30 <= len(server.requests) <= 30 + 16
 
@@ -248,12 +254,10 @@ def visible_gpus() -> list[int]:
     return sorted(map(int, ray.get_gpu_ids()))
 
 
-async def on_gpus(item, talker):
+async def on_gpus(row, chat):
     """A call's answer, and the GPUs of the actor that made it."""
-    reply = await talker.for_row(item.decode())(
-        [{"role": "user", "content": item.decode()}], step="x"
-    )
-    yield f"{reply.text} {visible_gpus()}".encode()
+    reply = await chat([{"role": "user", "content": row.id}], step="x")
+    yield Text(f"{reply.text} {visible_gpus()}")
 
 
 @pytest.mark.parametrize(
@@ -270,37 +274,33 @@ def test_models_run_on_the_gpus_that_they_ask_for(
 ):
     """Ray Data takes no batch size of None where an actor asks for GPUs."""
     with serving(mark) as server:
-        first, second = (
-            ModelStage(on_gpus, part(server, **teacher), "teacher"),
-            ModelStage(on_gpus, part(server, **judge), "judge"),
-        )
-        head = spool(ITEMS, tmp_path / "scratch/items.arrow"), first
-        found = list(stream_rows([head], [second], RunContext(str(tmp_path), "s1")))
-    assert len(found) == len(ITEMS)
+        first = text_stage(on_gpus, part(server, **teacher))
+        second = text_stage(on_gpus, part(server, **judge), "judge")
+        spool = spool_texts(TEXTS, tmp_path / "scratch/rows.arrow")
+        context = RunContext(str(tmp_path), "s1")
+        found = list(stream_rows([(spool, first)], [second], context))
+    assert len(found) == len(TEXTS)
     for row in found:
-        taught, judged = re.findall(r"\[[\d, ]*\]", row.decode())
+        taught, judged = re.findall(r"\[[\d, ]*\]", row.id)
         assert len(json.loads(taught)) == math.ceil(teacher["num_gpus"])
         assert len(json.loads(judged)) == math.ceil(judge.get("num_gpus", 0))
 
 
 def test_two_teachers_and_a_pool_that_may_grow_share_the_gpus(ray_session, tmp_path):
     with serving(mark) as server:
-        heads = [
+        growing = part(server, model="n", num_gpus=0.5, actors=1, max_actors=2)
+        inputs = [
             (
-                spool(ITEMS[:15], tmp_path / "scratch/a.arrow"),
-                ModelStage(on_gpus, part(server, num_gpus=1), "teacher"),
+                spool_texts(TEXTS[:15], tmp_path / "scratch/a.arrow"),
+                text_stage(on_gpus, part(server, num_gpus=1)),
             ),
             (
-                spool(ITEMS[15:], tmp_path / "scratch/b.arrow"),
-                ModelStage(
-                    on_gpus,
-                    part(server, model="n", num_gpus=0.5, actors=1, max_actors=2),
-                    "teacher",
-                ),
+                spool_texts(TEXTS[15:], tmp_path / "scratch/b.arrow"),
+                text_stage(on_gpus, growing),
             ),
         ]
-        found = list(stream_rows(heads, [], RunContext(str(tmp_path), "s1")))
-    assert sorted(row.split()[0] for row in found) == sorted(
-        item + b"!" for item in ITEMS
+        found = list(stream_rows(inputs, [], RunContext(str(tmp_path), "s1")))
+    assert sorted(row.id.split()[0] for row in found) == sorted(
+        text + "!" for text in TEXTS
     )
-    assert {row.split()[1] for row in found} == {b"[0]", b"[1]"}
+    assert {row.id.split()[1] for row in found} == {"[0]", "[1]"}

@@ -3,16 +3,23 @@
 import asyncio
 import os
 import time
+from dataclasses import dataclass
 from itertools import pairwise
 
 import pyarrow as pa
 import pytest
 
-from bezoar_ray.data.spool import Spool, spool
+from bezoar_ray.data.row import StageRow
+from bezoar_ray.data.spool import Spool, spool_rows
 from bezoar_ray.errors import RecipeError
 from bezoar_ray.llm.chat import Reply
 from bezoar_ray.llm.ledger import SESSION, Ledger, accounts
 from bezoar_ray.store import Store
+
+
+@dataclass(frozen=True)
+class Number(StageRow):
+    id: str
 
 
 def test_files_are_replaced_listed_read_and_removed(store):
@@ -100,14 +107,13 @@ def test_another_run_directory_takes_over_files(store):
     )
 
 
-def test_items_are_read_from_anywhere(store):
+def test_spooled_rows_are_read_from_anywhere(store):
     with store.scratch() as scratch:
-        items = spool((str(n).encode() for n in range(1000)), f"{scratch}/items.arrow")
-        assert [
-            int(item)
-            for cell in items.cells(16)
-            for item in Spool(items.path, items.batches).read(cell)
-        ] == list(range(1000))
+        path = f"{scratch}/rows.arrow"
+        spool = spool_rows((Number(str(n)) for n in range(1000)), path, Number)
+        reopened = Spool(path, spool.batches, Number)
+        rows = [row for block in spool.blocks(16) for row in reopened.read(block)]
+        assert [int(row.id) for row in rows] == list(range(1000))
     assert not store.exists("scratch")
 
 
