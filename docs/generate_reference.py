@@ -18,7 +18,7 @@ from pydantic_core import PydanticUndefined
 
 from bezoar_ray import cli, errors
 from bezoar_ray.data.schema import Pair, Sample, Verdict, pair_schema, sample_schema
-from bezoar_ray.filter.gates import FURTHER, GATES
+from bezoar_ray.filter.gates import EXTRA, GATES
 from bezoar_ray.recipe import Recipe
 from bezoar_ray.recipe.section import FILES, RUNTIME_ONLY
 from bezoar_ray.runtime.metrics import METRICS
@@ -439,7 +439,7 @@ def _columns(kind: Any, schema: Any, own: dict[str, str]) -> str:
 def reasons_page() -> str:
     """Why a row is rejected or failed."""
     gates = [[f"`{name}`", _first_line(gate)] for name, gate in GATES.items()]
-    asked = [[f"`{name}`", _first_line(gate)] for name, gate in FURTHER.items()]
+    asked = [[f"`{name}`", _first_line(gate)] for name, gate in EXTRA.items()]
     others = [[f"`{name}`", stage, text] for name, (stage, text) in REASONS.items()]
     return page(
         [

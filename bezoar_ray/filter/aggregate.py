@@ -1,4 +1,4 @@
-"""What the judges' verdicts make of a row."""
+"""The decision on a row from the verdicts of its judges."""
 
 from statistics import mean
 
@@ -6,30 +6,32 @@ from bezoar_ray.data.schema import Sample, Verdict
 from bezoar_ray.recipe import Filter
 
 
-def combine_verdicts(sample: Sample, part: Filter) -> Sample:
-    """The sample at its end, by the rule of `filter.combine`; accepted where no judge was asked.
+def combine_verdicts(sample: Sample, section: Filter) -> Sample:
+    """Return the sample with the status that follows from its verdicts.
 
-    A row that a deciding judge could not rate is failed: what the others say of it is no consent of that judge.
+    `filter.combine` is the rule.
+
+    A sample without verdicts is accepted: the recipe has no judge. If a deciding judge
+    could not rate the row, the row fails, whatever the other judges say.
     """
     if not sample.verdicts:
         return sample.ended("accepted", "")
-    deciding = sample.verdicts[:1] if part.combine == "first" else sample.verdicts
-    if unrated := next(
-        (verdict for verdict in deciding if verdict.status == "failed"), None
-    ):
-        return sample.ended("failed", f"unrated: {unrated.reason}")
-    return (
-        sample.ended("accepted", "")
-        if _accepted(deciding, part)
-        else sample.ended("rejected", "judge")
-    )
+    deciding = sample.verdicts
+    if section.combine == "first":
+        deciding = sample.verdicts[:1]
+    for verdict in deciding:
+        if verdict.status == "failed":
+            return sample.ended("failed", f"unrated: {verdict.reason}")
+    if _is_accepted(deciding, section):
+        return sample.ended("accepted", "")
+    return sample.ended("rejected", "judge")
 
 
-def _accepted(verdicts: list[Verdict], part: Filter) -> bool:
-    if part.combine == "mean":
-        return (
-            mean(verdict.rating for verdict in verdicts if verdict.rating is not None)
-            >= part.accept_rating
-        )
+def _is_accepted(verdicts: list[Verdict], section: Filter) -> bool:
+    if section.combine == "mean":
+        ratings = [verdict.rating for verdict in verdicts if verdict.rating is not None]
+        return mean(ratings) >= section.accept_rating
     votes = [verdict.status == "accepted" for verdict in verdicts]
-    return 2 * sum(votes) > len(votes) if part.combine == "majority" else all(votes)
+    if section.combine == "majority":
+        return 2 * sum(votes) > len(votes)
+    return all(votes)

@@ -1,7 +1,8 @@
-"""Decontamination: rows that share a run of words with an item of what the recipe evaluates on.
+"""Decontamination: find rows that share a word n-gram with a benchmark of the recipe.
 
-Overlap of word n-grams, n = 13, as in GPT-3 (arXiv 2005.14165, appendix C); a shorter item has to stand in the row
-whole. A run that stands in more than ten items of a task is the task's form, not an item's content.
+n is 13, as in GPT-3 (arXiv 2005.14165, appendix C). A shorter benchmark item counts if
+the row contains all of it. An n-gram that occurs in more than ten items of a benchmark
+is the form of its questions, and does not count.
 """
 
 import os
@@ -20,44 +21,54 @@ if TYPE_CHECKING:
     import ray
 
 _N = 13
-_SHORTEST = 5  # words of an item that is shorter than a run and still tells
-_FORM = 10  # items
+_MIN_WORDS = 5
+"""Words of the shortest item that counts."""
+_MAX_ITEMS = 10
+"""Items of a benchmark in which an n-gram occurs and still counts."""
+
+Ngram = tuple[int, int]
+"""Length in words, and hash."""
 
 
 class Benchmarks:
-    """The runs of words of all items, by hash. Nothing in it holds a text."""
+    """The n-grams of all benchmark items, as hashes and without any text.
+
+    Args:
+        items: The name of its benchmark and the text of each item.
+    """
 
     def __init__(self, items: Iterable[tuple[str, str]]):
-        by_name: dict[str, Counter[tuple[int, int]]] = {}
+        # By benchmark: in how many of its items each n-gram occurs.
+        item_counts: dict[str, Counter[Ngram]] = {}
         for name, text in items:
-            words = _words(text)
+            counts = item_counts.setdefault(name, Counter())
+            words = _split_words(text)
             length = min(_N, len(words))
-            by_name.setdefault(name, Counter()).update(
-                {*_runs(words, length)} if length >= _SHORTEST else ()
-            )
-        self.names = list(by_name)
-        self._owner = {
-            run: place
-            for place, counts in enumerate(by_name.values())
-            for run, items_with_it in counts.items()
-            if items_with_it <= _FORM
-        }
-        self._lengths = sorted({length for length, _ in self._owner})
+            if length >= _MIN_WORDS:
+                counts.update(set(_ngrams(words, length)))
+        self.names = list(item_counts)
+        self._benchmark_index: dict[Ngram, int] = {}
+        for index, counts in enumerate(item_counts.values()):
+            for ngram, item_count in counts.items():
+                if item_count <= _MAX_ITEMS:
+                    self._benchmark_index[ngram] = index
+        self._lengths = sorted({length for length, _ in self._benchmark_index})
 
     def find(self, sample: Sample) -> str | None:
-        """What a row shares a run of words with."""
-        words = _words(f"{sample.task}\n{sample.response}")
+        """Return the name of a benchmark that shares an n-gram with a row."""
+        words = _split_words(f"{sample.task}\n{sample.response}")
         for length in self._lengths:
-            for run in _runs(words, length):
-                if run in self._owner:
-                    return self.names[self._owner[run]]
+            for ngram in _ngrams(words, length):
+                if ngram in self._benchmark_index:
+                    return self.names[self._benchmark_index[ngram]]
         return None
 
 
 def start_reading(recipe: Recipe) -> "Benchmarks | ray.ObjectRef[Benchmarks] | None":
-    """Begin to read what the recipe evaluates on, beside other work; `finish_reading` gives it.
+    """Begin to read the benchmarks of the recipe. `finish_reading` returns them.
 
-    lm-eval's imports and downloads run in a Ray task, where there are tasks of its own.
+    lm-eval tasks are read in a Ray task beside the model calls, since lm-eval has to be
+    imported and its data downloaded.
     """
     if not recipe.filter.decontaminate:
         return None
@@ -71,7 +82,11 @@ def start_reading(recipe: Recipe) -> "Benchmarks | ray.ObjectRef[Benchmarks] | N
 def finish_reading(
     started: "Benchmarks | ray.ObjectRef[Benchmarks] | None",
 ) -> Benchmarks | None:
-    """What `start_reading` began to read. Raises `RecipeError` where a task or a file cannot be read."""
+    """Wait for the benchmarks that `start_reading` began to read.
+
+    Raises:
+        RecipeError: A task or a file cannot be read.
+    """
     if started is None or isinstance(started, Benchmarks):
         return started
     import ray
@@ -81,31 +96,30 @@ def finish_reading(
 
 
 def read(recipe: Recipe) -> Benchmarks:
-    """The benchmarks of a recipe."""
-    return Benchmarks(_items(recipe))
+    """Return the benchmarks of a recipe."""
+    return Benchmarks(_iter_items(recipe))
 
 
-def _items(recipe: Recipe) -> Iterator[tuple[str, str]]:
+def _iter_items(recipe: Recipe) -> Iterator[tuple[str, str]]:
     from bezoar_ray.sources.harness_items import task_texts
     from bezoar_ray.sources.mt_bench_files import load_questions
 
     if recipe.evaluate.mt_bench:
         for question in load_questions(recipe.evaluate.mt_bench):
-            yield from (("mt_bench", turn) for turn in question.turns)
+            for turn in question.turns:
+                yield "mt_bench", turn
     if recipe.evaluate.harness:
         if recipe.evaluate.harness.include_path == "tiny":
             os.environ |= {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}
         yield from task_texts(recipe.evaluate.harness)
 
 
-def _words(text: str) -> list[str]:
+def _split_words(text: str) -> list[str]:
     return re.findall(r"\w+", text.casefold())
 
 
-def _runs(words: list[str], length: int) -> Iterator[tuple[int, int]]:
-    """Length and hash of each run of so many words."""
-    for begin in range(len(words) - length + 1):
-        yield (
-            length,
-            xxhash.xxh3_64_intdigest(" ".join(words[begin : begin + length]).encode()),
-        )
+def _ngrams(words: list[str], length: int) -> Iterator[Ngram]:
+    """Yield each n-gram of `length` words."""
+    for start in range(len(words) - length + 1):
+        text = " ".join(words[start : start + length])
+        yield length, xxhash.xxh3_64_intdigest(text.encode())

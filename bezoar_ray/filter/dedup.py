@@ -1,12 +1,15 @@
-"""Duplicates among accepted rows, over all schemes, and of the seeds.
+"""Duplicates among accepted rows of all schemes, and duplicates of the seeds.
 
-Of rows that ask the same, the best rated stays: so the best of several candidate answers is kept (rejection sampling).
-Of rows that say nearly the same, and of equally rated ones, the first in the order of ids stays; the result does not
-depend on who arrived first. Orca's queries are seeds themselves and are not compared with seeds.
+Of rows with the same instruction, the best rated one stays. So the best of several
+candidate answers is kept (rejection sampling). Of rows that are nearly the same, and of
+rows with equal ratings, the first in the order of ids stays: the result does not depend
+on the order of arrival. Orca's queries are seeds themselves, so they are not compared
+with seeds.
 
-A row is held as a hash and a MinHash signature (datasketch), half a kilobyte; datasketch's own index of them would take
-eight times as much, so candidates are found by sorting the signatures' bands (locality-sensitive hashing, as described
-in Leskovec, Rajaraman and Ullman, Mining of Massive Datasets, section 3.4).
+A row is kept as a hash and a MinHash signature (datasketch), half a kilobyte. Its
+own index would take eight times as much memory, so candidates are found by sorting
+the bands of the signatures (locality-sensitive hashing, as in Leskovec, Rajaraman and
+Ullman, Mining of Massive Datasets, section 3.4).
 """
 
 import hashlib
@@ -22,146 +25,172 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-_NEAR = 0.85  # Jaccard similarity of word triples, instruction and response together
+_NEAR = 0.85
+"""Jaccard similarity of the word triples of instruction and response together."""
 _PERMUTATIONS = 128
-_BANDS = 16  # of 8 values: rows as near as that share a band in 99.4 % of the cases
+_BANDS = 16
+"""Bands of 8 values. Rows as near as `_NEAR` share a band in 99.4 % of the cases."""
 _TRIPLE = 3
+
+Bucket = tuple[int, int]
+"""A band, and the number of a value that several rows have in it."""
 
 
 class Duplicates:
-    """Takes rows in the order of their ids and says which of them are duplicates."""
+    """Takes rows in the order of their ids, and finds the duplicates among them."""
 
     def __init__(self, seeds: Iterable[Seed]):
-        self._asked, self._signatures, self._ratings = (
-            array("Q"),
-            array("I"),
-            array("f"),
-        )
-        self._fresh = bytearray()  # by row: whether it is compared with seeds
+        # One entry for each row, the seeds first. Arrays take less memory than lists.
+        self._instruction_hashes = array("Q")
+        self._signatures = array("I")
+        self._ratings = array("f")
+        self._compared_with_seeds = bytearray()
         for seed in seeds:
-            self._add(seed.task, seed.response, rating=0.0, fresh=True)
-        self._seeds = len(self._fresh)
+            self._add(seed.task, seed.response, 0.0, compared_with_seeds=True)
+        self._seed_count = len(self._ratings)
 
     def add(self, sample: Sample) -> None:
-        """The next row."""
+        """Add the next row."""
         self._add(
             sample.task,
             sample.response,
             sample.rating,
-            fresh=not keeps_instruction(sample.scheme),
+            compared_with_seeds=not keeps_instruction(sample.scheme),
         )
 
     def find(self) -> list[str]:
-        """For each row, in order: `duplicate`, `not_best`, `near_duplicate` or nothing."""
+        """Return why each row is a duplicate, in order.
+
+        Returns:
+            `duplicate`, `not_best` or `near_duplicate`, or an empty text for a row that
+            is not a duplicate.
+        """
         import numpy as np
 
-        reasons = np.full(len(self._fresh), "", dtype="U14")
-        for group in _groups(np.frombuffer(self._asked, np.uint64)):
+        reasons = np.full(len(self._ratings), "", dtype="U14")
+        hashes = np.frombuffer(self._instruction_hashes, np.uint64)
+        for group in _groups(hashes):
             self._mark_same(group, reasons)
         self._mark_near(reasons)
-        return reasons[self._seeds :].tolist()
+        return reasons[self._seed_count :].tolist()
 
-    def _add(self, task: str, response: str, rating: float, fresh: bool) -> None:
-        self._asked.frombytes(hashlib.sha256(normal(task).encode()).digest()[:8])
+    def _add(
+        self, task: str, response: str, rating: float, compared_with_seeds: bool
+    ) -> None:
+        digest = hashlib.sha256(normal(task).encode()).digest()
+        self._instruction_hashes.frombytes(digest[:8])
         self._signatures.frombytes(_signature(task, response))
         self._ratings.append(rating)
-        self._fresh.append(fresh)
+        self._compared_with_seeds.append(compared_with_seeds)
 
     def _mark_same(
         self, group: "NDArray[np.intp]", reasons: "NDArray[np.str_]"
     ) -> None:
-        """Rows that ask the same: those that a seed asks go, of the others all but the best."""
-        seeded = group[0] < self._seeds  # seeds come first
-        rows = [row for row in group if row >= self._seeds]
-        left = [row for row in rows if not (seeded and self._fresh[row])]
-        reasons[[row for row in rows if row not in left]] = "duplicate"
-        best = max(left, key=lambda row: (self._ratings[row], -row), default=-1)
-        for row in left:
-            if row != best:
-                reasons[row] = (
-                    "duplicate"
-                    if self._ratings[row] == self._ratings[best]
-                    else "not_best"
-                )
+        """Mark rows with the same instruction: a seed's, and all but the best one."""
+        is_seeded = group[0] < self._seed_count  # seeds come first
+        rows = [row for row in group if row >= self._seed_count]
+        remaining = []
+        for row in rows:
+            if is_seeded and self._compared_with_seeds[row]:
+                reasons[row] = "duplicate"
+            else:
+                remaining.append(row)
+        if not remaining:
+            return
+        best = max(remaining, key=lambda row: (self._ratings[row], -row))
+        for row in remaining:
+            if row == best:
+                continue
+            has_best_rating = self._ratings[row] == self._ratings[best]
+            reasons[row] = "duplicate" if has_best_rating else "not_best"
 
     def _mark_near(self, reasons: "NDArray[np.str_]") -> None:
-        """Rows in their order: one that is near an earlier row that stays says nothing new.
+        """Mark rows that are near an earlier row that stays.
 
-        A row that goes stands for no other: else the last of a chain, of which each is near the one before, could go
-        for a row that is gone itself.
+        A marked row is not compared with later ones. In a chain where each row is near
+        the one before it, the last row would otherwise go for a row that is gone.
         """
         import numpy as np
 
-        signatures = np.frombuffer(self._signatures, np.uint32).reshape(
-            -1, _PERMUTATIONS
-        )
-        places = self._places(signatures)
-        kept: dict[tuple[int, int], list[int]] = {}
-        for row in sorted(places):
+        signatures = np.frombuffer(self._signatures, np.uint32)
+        signatures = signatures.reshape(-1, _PERMUTATIONS)
+        buckets_of = self._find_buckets(signatures)
+        kept: dict[Bucket, list[int]] = {}
+        for row in sorted(buckets_of):
             if reasons[row]:
                 continue
-            near = sorted(
-                {other for place in places[row] for other in kept.get(place, ())}
-            )
-            close = [
-                other
-                for other in near
-                if (signatures[other] == signatures[row]).mean() >= _NEAR
-            ]
-            if row >= self._seeds and any(
-                self._fresh[row] or other >= self._seeds for other in close
-            ):
+            candidates: set[int] = set()
+            for bucket in buckets_of[row]:
+                candidates.update(kept.get(bucket, ()))
+            if self._is_near(row, candidates, signatures):
                 reasons[row] = "near_duplicate"
                 continue
-            for place in places[row]:
-                kept.setdefault(place, []).append(row)
+            for bucket in buckets_of[row]:
+                kept.setdefault(bucket, []).append(row)
 
-    def _places(
+    def _is_near(
+        self, row: int, candidates: set[int], signatures: "NDArray[np.uint32]"
+    ) -> bool:
+        """Return whether a row is near a candidate with which it is compared."""
+        if row < self._seed_count:
+            return False
+        for other in candidates:
+            is_seed = other < self._seed_count
+            if is_seed and not self._compared_with_seeds[row]:
+                continue
+            if (signatures[other] == signatures[row]).mean() >= _NEAR:
+                return True
+        return False
+
+    def _find_buckets(
         self, signatures: "NDArray[np.uint32]"
-    ) -> dict[int, list[tuple[int, int]]]:
-        """By row that shares a band with another: the bands, each with a number of those that share it."""
-        places: dict[int, list[tuple[int, int]]] = {}
+    ) -> dict[int, list[Bucket]]:
+        """Return the buckets of each row that shares one with another row."""
+        buckets_of: dict[int, list[Bucket]] = {}
         width = _PERMUTATIONS // _BANDS
         for band in range(_BANDS):
-            for number, group in enumerate(
-                _groups(_keys(signatures[:, band * width : (band + 1) * width]))
-            ):
+            values = signatures[:, band * width : (band + 1) * width]
+            for number, group in enumerate(_groups(_keys(values))):
                 for row in group.tolist():
-                    places.setdefault(row, []).append((band, number))
-        return places
+                    buckets_of.setdefault(row, []).append((band, number))
+        return buckets_of
 
 
 def _groups(keys: "NDArray[np.uint64]") -> "Iterator[NDArray[np.intp]]":
-    """The rows of each key that more than one row has, in order."""
+    """Yield the rows of each key that several rows have, in the order of the rows."""
     import numpy as np
 
     order = np.argsort(keys, kind="stable")
-    bounds = np.concatenate(
-        ([0], np.flatnonzero(np.diff(keys[order])) + 1, [len(keys)])
-    )
-    for place in np.flatnonzero(np.diff(bounds) > 1):
-        yield order[bounds[place] : bounds[place + 1]]
+    # Where the key changes in sorted order: the bounds of the groups.
+    changes = np.flatnonzero(np.diff(keys[order])) + 1
+    bounds = np.concatenate(([0], changes, [len(keys)]))
+    for group in np.flatnonzero(np.diff(bounds) > 1):
+        yield order[bounds[group] : bounds[group + 1]]
 
 
 def _keys(band: "NDArray[np.uint32]") -> "NDArray[np.uint64]":
-    """One number for the values of a band."""
+    """Return one number for the values of each row.
+
+    Args:
+        band: The values of one band, of shape (rows, values).
+    """
     import numpy as np
 
-    factors = np.random.default_rng(0).integers(
-        1, 2**63, band.shape[1], dtype=np.uint64
-    ) | np.uint64(1)
-    return (band.astype(np.uint64) * factors).sum(axis=1, dtype=np.uint64)
+    rng = np.random.default_rng(0)
+    factors = rng.integers(1, 2**63, band.shape[1], dtype=np.uint64)
+    odd_factors = factors | np.uint64(1)
+    return (band.astype(np.uint64) * odd_factors).sum(axis=1, dtype=np.uint64)
 
 
 def _signature(task: str, response: str) -> bytes:
-    """MinHash of the word triples of a row; signs count as words."""
+    """Return the MinHash of the word triples of a row. Punctuation marks are words."""
     import numpy as np
     from datasketch import MinHash
 
     words = re.findall(r"\w+|[^\w\s]", f"{task}\n{response}".casefold())
+    count = max(1, len(words) - _TRIPLE + 1)
     triples = {
-        " ".join(words[i : i + _TRIPLE]).encode()
-        for i in range(max(1, len(words) - _TRIPLE + 1))
+        " ".join(words[start : start + _TRIPLE]).encode() for start in range(count)
     }
     sketch = MinHash(num_perm=_PERMUTATIONS)
     sketch.update_batch(list(triples))

@@ -1,4 +1,8 @@
-"""What can be said against a row without a judge: each gate looks at one row alone; the first to object counts."""
+"""Gates: checks that reject a row without a judge.
+
+Each gate looks at one row. The first gate that rejects a row is the reason. The first
+paragraph of a gate's docstring is its description in docs/reference.
+"""
 
 import re
 from collections.abc import Sequence
@@ -7,7 +11,7 @@ from bezoar_ray.data.schema import Sample, normal
 from bezoar_ray.filter.pii import holds_personal_data, holds_secrets
 from bezoar_ray.llm.chat import ending
 
-# What prompts and chat formats are made of, the teacher's and ours.
+# Markers of prompts and chat formats, the teacher's and ours.
 _SCAFFOLDING = re.compile(
     r"</?example>|#(given|created|rewritten) prompt#|<[|｜][\w▁/-]+[|｜]>|<(start|end)_of_turn>|\[/?inst\]"
     r"|<</?sys>>|^### (system|instruction|response):",
@@ -22,7 +26,7 @@ _REFUSAL = re.compile(
     r")",
     re.IGNORECASE,
 )
-# Text that speaks to whoever judges the row, or says the verdict for them.
+# Text that addresses the judge of the row, or gives the verdict itself.
 _INJECTION = re.compile(
     r"\{[^{}]*\"rating\"\s*:"
     r"|\b(ignore|disregard|forget|override)\b[^.\n]{0,30}\b(previous|prior|above|earlier|preceding|your|system)\b"
@@ -39,22 +43,27 @@ _INJECTION = re.compile(
 )
 
 
-def gate(sample: Sample, further: Sequence[str] = ()) -> str | None:
-    """The gate that rejects a generated row, or None where it may go on to a judge.
+def gate(sample: Sample, extra: Sequence[str] = ()) -> str | None:
+    """Return the gate that rejects a generated row, or None.
 
-    `further` names those of `FURTHER` that a recipe adds.
+    Args:
+        sample: The row.
+        extra: The gates of `EXTRA` that the recipe adds.
     """
-    gates = GATES | {name: FURTHER[name] for name in further}
-    return next((name for name, objects in gates.items() if objects(sample)), None)
+    gates = GATES | {name: EXTRA[name] for name in extra}
+    for name, rejects in gates.items():
+        if rejects(sample):
+            return name
+    return None
 
 
 def is_empty(sample: Sample) -> bool:
-    """Nothing is asked, or nothing is said."""
+    """The instruction or the response is empty."""
     return not sample.instruction.strip() or not sample.response.strip()
 
 
 def is_truncated(sample: Sample) -> bool:
-    """The response was cut off: at its longest, or by a provider's own filter."""
+    """The response was cut off, by its length limit or by a provider's filter."""
     return ending(sample.finish_reason) != "stop"
 
 
@@ -64,27 +73,38 @@ def is_refusal(sample: Sample) -> bool:
 
 
 def leaks_scaffolding(sample: Sample) -> bool:
-    """Marks of our prompts or of a chat format stand in the row's text."""
-    texts = (sample.instruction, sample.response)
-    return any(_SCAFFOLDING.search(text) or _has_half_a_pair(text) for text in texts)
+    """The row holds markers of our prompts or of a chat format."""
+    return _has_scaffolding(sample.instruction) or _has_scaffolding(sample.response)
+
+
+def _has_scaffolding(text: str) -> bool:
+    return bool(_SCAFFOLDING.search(text)) or _has_half_a_pair(text)
 
 
 def _has_half_a_pair(text: str) -> bool:
-    """Llama's marks of begin and end, where they are not HTML's for text that no longer holds."""
-    begins, ends = text.lstrip().startswith("<s>"), text.rstrip().endswith("</s>")
-    return (begins and "</s>" not in text) or (ends and "<s>" not in text)
+    """Return whether a text has Llama's begin or end marker without the other.
+
+    Both together are HTML for text that is struck through.
+    """
+    starts = text.lstrip().startswith("<s>")
+    ends = text.rstrip().endswith("</s>")
+    return (starts and "</s>" not in text) or (ends and "<s>" not in text)
 
 
 def speaks_to_the_judge(sample: Sample) -> bool:
-    """The response tells the judge what to say. A row that asks for ratings may speak of them."""
-    return bool(_INJECTION.search(sample.response)) and not _INJECTION.search(
-        sample.task
-    )
+    """The response tells the judge which verdict to give.
+
+    A response to a task that is itself about ratings may mention them.
+    """
+    if not _INJECTION.search(sample.response):
+        return False
+    return not _INJECTION.search(sample.task)
 
 
 def is_copy(sample: Sample) -> bool:
-    """The response says the instruction again."""
-    return normal(sample.response) in (normal(sample.instruction), normal(sample.task))
+    """The response repeats the instruction."""
+    response = normal(sample.response)
+    return response in (normal(sample.instruction), normal(sample.task))
 
 
 GATES = {
@@ -95,4 +115,4 @@ GATES = {
     "injection": speaks_to_the_judge,
     "copy": is_copy,
 }
-FURTHER = {"secrets": holds_secrets, "personal_data": holds_personal_data}
+EXTRA = {"secrets": holds_secrets, "personal_data": holds_personal_data}

@@ -1,120 +1,158 @@
-"""What the filter reports in numbers: the funnel of each scheme, and how good the judges are."""
+"""Metrics of the filter: where rows end, and the quality of the judges."""
 
 from collections import Counter
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, NamedTuple
 
 from bezoar_ray.data.schema import Sample, Verdict
 from bezoar_ray.stats import kappa, rating_kappa, share
 
 Truth = Callable[[str, str], bool | None]
+"""Whether a response to a task is right, or None if that is unknown."""
 
-_ENDS = ("accepted", "rejected", "failed")
+_STATUSES = ("accepted", "rejected", "failed")
+
+
+class _Pair(NamedTuple):
+    """The verdicts of the first and a later judge on one row."""
+
+    judge_index: int
+    first_status: str
+    later_status: str
+    first_rating: int
+    later_rating: int
 
 
 class FilterMetrics:
-    """Counts samples as they end; it keeps none of them.
+    """Counts samples without keeping them.
 
-    `truth` is asked for rows that the first judge rated; it is given with the judge whose world it belongs to.
+    Args:
+        schemes: The schemes of the recipe.
+        truth: The oracle of the embedded world, given together with its judge. It
+            checks the rows that the first judge rated.
     """
 
     def __init__(self, schemes: Iterable[str], truth: Truth | None):
         self._truth = truth
-        self._ends: Counter[tuple[str, str]] = Counter()  # scheme and status
-        self._reasons = {scheme: Counter[str]() for scheme in schemes}
         self._judges: list[str] = []
-        self._said: Counter[tuple[int, str]] = (
-            Counter()
-        )  # place of the judge, and status
-        self._known: Counter[tuple[bool, bool]] = (
-            Counter()
-        )  # accepted by the first judge, and right
-        self._beside: Counter[tuple[int, str, str, int, int]] = (
-            Counter()
-        )  # place, two statuses and two ratings
+        # By scheme and status.
+        self._statuses: Counter[tuple[str, str]] = Counter()
+        self._reasons = {scheme: Counter[str]() for scheme in schemes}
+        # By the index of the judge and the status of its verdict.
+        self._verdicts: Counter[tuple[int, str]] = Counter()
+        self._pairs: Counter[_Pair] = Counter()
+        # By whether the first judge accepts the row, and whether the row is right.
+        self._known: Counter[tuple[bool, bool]] = Counter()
 
     def add(self, sample: Sample) -> None:
-        """One sample, at its end."""
-        self._ends[sample.scheme, sample.status] += 1
+        """Count one sample with its final status."""
+        self._statuses[sample.scheme, sample.status] += 1
         if sample.status != "accepted":
             self._reasons[sample.scheme][sample.gate] += 1
         if not sample.verdicts:
             return
-        self._judges = self._judges or [verdict.judge for verdict in sample.verdicts]
-        for place, verdict in enumerate(sample.verdicts):
-            self._said[place, verdict.status] += 1
-            self._compare(place, sample.verdicts[0], verdict)
-        self._check(sample)
+        if not self._judges:
+            self._judges = [verdict.judge for verdict in sample.verdicts]
+        first = sample.verdicts[0]
+        for judge_index, verdict in enumerate(sample.verdicts):
+            self._verdicts[judge_index, verdict.status] += 1
+            if judge_index > 0:
+                self._count_pair(judge_index, first, verdict)
+        self._check_truth(sample)
 
     def data(self) -> dict[str, dict[str, object]]:
-        """By scheme: how many rows ended where, and how many each gate took."""
-        return {
-            scheme: {status: self._ends[scheme, status] for status in _ENDS}
-            | {"reasons": dict(reasons.most_common())}
-            for scheme, reasons in self._reasons.items()
-        }
+        """Return the rows of each status and of each gate, by scheme."""
+        data = {}
+        for scheme, reasons in self._reasons.items():
+            counts: dict[str, object] = {
+                status: self._statuses[scheme, status] for status in _STATUSES
+            }
+            data[scheme] = counts | {"reasons": dict(reasons.most_common())}
+        return data
 
     def reasons(self) -> Counter[str]:
-        """How many rows each gate took, over all schemes."""
+        """Return the rows that each gate took, over all schemes."""
         return sum(self._reasons.values(), Counter())
 
     @property
     def accepted(self) -> int:
         """Accepted rows of all schemes."""
         return sum(
-            count for (_, status), count in self._ends.items() if status == "accepted"
+            count
+            for (_, status), count in self._statuses.items()
+            if status == "accepted"
         )
 
     def judges(self) -> dict[str, dict[str, object]]:
-        """By judge: rows rated and not, how far it agrees with the first judge, and precision and recall by truth."""
-        found: dict[str, Any] = {}
-        for place, judge in enumerate(self._judges):
-            rated = self._said[place, "accepted"] + self._said[place, "rejected"]
-            found[judge] = {"rated": rated, "unrated": self._said[place, "failed"]}
-            if place:
-                found[judge] |= self._agreement(place)
+        """Return the metrics of each judge.
+
+        Returns:
+            Rows `rated` and `unrated`. Then, for later judges, the agreement with the
+            first one; and for the first judge, precision and recall by the truth.
+        """
+        metrics: dict[str, Any] = {}
+        for judge_index, judge in enumerate(self._judges):
+            accepted = self._verdicts[judge_index, "accepted"]
+            rejected = self._verdicts[judge_index, "rejected"]
+            unrated = self._verdicts[judge_index, "failed"]
+            metrics[judge] = {"rated": accepted + rejected, "unrated": unrated}
+            if judge_index > 0:
+                metrics[judge] |= self._agreement(judge_index)
             elif self._truth:
-                found[judge] |= self._quality()
-        return found
+                metrics[judge] |= self._quality()
+        return metrics
 
-    def _compare(self, place: int, first: Verdict, verdict: Verdict) -> None:
-        if not place or "failed" in (first.status, verdict.status):
+    def _count_pair(self, judge_index: int, first: Verdict, later: Verdict) -> None:
+        """Count the verdicts of the first and a later judge, if both rated the row."""
+        if "failed" in (first.status, later.status):
             return
-        if first.rating is not None and verdict.rating is not None:
-            self._beside[
-                place,
-                first.status,
-                verdict.status,
-                round(first.rating),
-                round(verdict.rating),
-            ] += 1
-
-    def _check(self, sample: Sample) -> None:
-        first = sample.verdicts[0]
-        if self._truth and first.status != "failed":
-            right = self._truth(sample.task, sample.response)
-            if right is not None:
-                self._known[first.status == "accepted", right] += 1
-
-    def _agreement(self, place: int) -> dict[str, float | None]:
-        """Over the rows that both judges rated: the share decided alike, and kappa of the decisions and the ratings."""
-        both = {
-            key[1:]: count for key, count in self._beside.items() if key[0] == place
-        }
-        alike = sum(
-            count for (first, second, *_), count in both.items() if first == second
+        if first.rating is None or later.rating is None:
+            return
+        pair = _Pair(
+            judge_index,
+            first.status,
+            later.status,
+            round(first.rating),
+            round(later.rating),
         )
-        counts = list(both.values())
+        self._pairs[pair] += 1
+
+    def _check_truth(self, sample: Sample) -> None:
+        first = sample.verdicts[0]
+        if not self._truth or first.status == "failed":
+            return
+        is_right = self._truth(sample.task, sample.response)
+        if is_right is not None:
+            self._known[first.status == "accepted", is_right] += 1
+
+    def _agreement(self, judge_index: int) -> dict[str, float | None]:
+        """Return the agreement of a later judge with the first one.
+
+        Returns:
+            `agreement`: the share of equal decisions among the rows that both rated;
+            `kappa` of the decisions and `rating_kappa` of the ratings.
+        """
+        pairs = [pair for pair in self._pairs if pair.judge_index == judge_index]
+        counts = [self._pairs[pair] for pair in pairs]
+        equal = sum(
+            self._pairs[pair]
+            for pair in pairs
+            if pair.first_status == pair.later_status
+        )
+        first_statuses = [pair.first_status for pair in pairs]
+        later_statuses = [pair.later_status for pair in pairs]
+        first_ratings = [pair.first_rating for pair in pairs]
+        later_ratings = [pair.later_rating for pair in pairs]
         return {
-            "agreement": share(alike, sum(counts)),
-            "kappa": kappa([key[0] for key in both], [key[1] for key in both], counts),
+            "agreement": share(equal, sum(counts)),
+            "kappa": kappa(first_statuses, later_statuses, counts),
             "rating_kappa": rating_kappa(
-                [key[2] for key in both], [key[3] for key in both], range(1, 6), counts
+                first_ratings, later_ratings, range(1, 6), counts
             ),
         }
 
     def _quality(self) -> dict[str, float | None]:
-        """Precision and recall of `accepted` against what is true; rows whose truth nobody knows are left out."""
+        """Return precision and recall of `accepted` among rows whose truth is known."""
         hits = self._known[True, True]
         return {
             "known": self._known.total(),

@@ -1,4 +1,4 @@
-"""Gates that a recipe may add: what should not be in anybody's training data. Each looks at one row alone."""
+"""Gates that a recipe may add: secrets and personal data. Each looks at one row."""
 
 from functools import cache
 from typing import TYPE_CHECKING
@@ -8,41 +8,53 @@ from bezoar_ray.data.schema import Sample
 if TYPE_CHECKING:
     from datafog.processing.text_processing.regex_annotator import RegexAnnotator
 
-_VAGUE = (
+# They go by the randomness of a word, or by a keyword beside it.
+_VAGUE_DETECTORS = (
     "KeywordDetector",
     "IPPublicDetector",
     "Base64HighEntropyString",
     "HexHighEntropyString",
 )
-_PERSONAL = ("EMAIL", "PHONE", "SSN", "CREDIT_CARD", "IP_ADDRESS")
+_PERSONAL_KINDS = ("EMAIL", "PHONE", "SSN", "CREDIT_CARD", "IP_ADDRESS")
 
 
 def holds_secrets(sample: Sample) -> bool:
-    """A key, a token or a password in an address, by the form that its issuer gives it (detect-secrets)."""
+    """The row holds a key, a token or a password in a URL (detect-secrets).
+
+    They are recognized by the formats of their issuers.
+    """
     from detect_secrets.core.scan import scan_line
     from detect_secrets.settings import transient_settings
 
     with transient_settings({"plugins_used": _detectors()}):
-        return any(next(scan_line(line), None) for line in _text(sample).splitlines())
+        for line in _text(sample).splitlines():
+            if next(scan_line(line), None):
+                return True
+    return False
 
 
 def holds_personal_data(sample: Sample) -> bool:
-    """An e-mail, telephone, social security or credit card number, or an IP address (datafog's expressions).
+    """The row holds an e-mail or IP address, or a telephone, social security or credit
+    card number (datafog).
 
-    Bare digits are taken for a number to reckon with, not for somebody's.
+    A match of digits alone does not count: it is a number of some calculation.
     """
-    found = _annotator().annotate(_text(sample))
-    return any(not hit.isdigit() for kind in _PERSONAL for hit in found.get(kind, ()))
+    matches = _annotator().annotate(_text(sample))
+    for kind in _PERSONAL_KINDS:
+        for match in matches.get(kind, ()):
+            if not match.isdigit():
+                return True
+    return False
 
 
 @cache
 def _detectors() -> list[dict[str, str]]:
-    """All of detect-secrets' but those that go by the randomness of a word or by a keyword beside it."""
+    """Return all detectors of detect-secrets but the vague ones."""
     from detect_secrets.core.plugins.util import get_mapping_from_secret_type_to_class
 
     detectors: dict[str, type] = get_mapping_from_secret_type_to_class()
-    names = (detector.__name__ for detector in detectors.values())
-    return [{"name": name} for name in names if name not in _VAGUE]
+    names = [detector.__name__ for detector in detectors.values()]
+    return [{"name": name} for name in names if name not in _VAGUE_DETECTORS]
 
 
 @cache

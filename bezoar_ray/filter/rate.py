@@ -8,25 +8,22 @@ from bezoar_ray.recipe import ModelSection
 
 
 async def judge_sample(
-    sample: Sample, chat: Chat, rubric: str, part: ModelSection, accept_rating: float
+    sample: Sample, chat: Chat, rubric: str, judge: ModelSection, accept_rating: float
 ) -> Verdict:
-    """Accepted from `accept_rating` on. After a reply without a rating the judge is asked once more, and told why."""
-    schema = VERDICT if part.structured else ""
-    sampling = Sampling(part.temperature, part.top_p, part.max_tokens, schema)
+    """Return one judge's verdict on a sample: accepted from `accept_rating` upward.
+
+    After a reply without a rating, the judge is asked once more, and told why.
+    """
+    schema = VERDICT if judge.structured else ""
+    sampling = Sampling(judge.temperature, judge.top_p, judge.max_tokens, schema)
+    messages = rate(sample, rubric)
     try:
-        heard = await hear(
-            chat, rate(sample, rubric), "judge", read_rating, "rating", sampling
-        )
+        heard = await hear(chat, messages, "judge", read_rating, "rating", sampling)
     except CallFailed as error:
-        return Verdict(part.model, "failed", None, f"call: {error}")
+        return Verdict(judge.model, "failed", None, f"call: {error}")
     if heard.value is None:
-        return Verdict(
-            part.model, "failed", None, heard.why or f"no rating in: {heard.text[:200]}"
-        )
+        reason = heard.why or f"no rating in: {heard.text[:200]}"
+        return Verdict(judge.model, "failed", None, reason)
     rating, reason = heard.value
-    return Verdict(
-        part.model,
-        "accepted" if rating >= accept_rating else "rejected",
-        rating,
-        reason,
-    )
+    status = "accepted" if rating >= accept_rating else "rejected"
+    return Verdict(judge.model, status, rating, reason)

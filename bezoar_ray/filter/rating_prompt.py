@@ -1,4 +1,4 @@
-"""What a judge is asked about one sample, and how its reply is read."""
+"""The prompt that asks a judge for a rating, and the parser of its reply."""
 
 import json
 import re
@@ -30,20 +30,17 @@ VERDICT = orjson.dumps(
 _OF_FIVE = re.compile(
     r"(\d+(?:\.\d+)?)\s*(?:/|out of|of)\s*5(?:\.0)?(?: stars)?", re.IGNORECASE
 )
-_LONGEST, _MOST = (
-    20_000,
-    100,
-)  # characters and opening braces of a reply that is repaired
+# Limits of a reply that is repaired. Beyond them the repair takes seconds.
+_MAX_CHARACTERS = 20_000
+_MAX_BRACES = 100
 _TAGS = "rubric|system|instruction|response"
 
 
 def rate(sample: Sample, rubric: str) -> Messages:
-    """Ask for a rating of one sample under a rubric."""
-    system = (
-        f"<system>\n{as_data(sample.system, _TAGS)}\n</system>\n"
-        if sample.system
-        else ""
-    )
+    """Return the messages that ask for a rating of one sample under a rubric."""
+    system = ""
+    if sample.system:
+        system = f"<system>\n{as_data(sample.system, _TAGS)}\n</system>\n"
     row = (
         f"<rubric>\n{rubric.strip()}\n</rubric>\n{system}"
         f"<instruction>\n{as_data(sample.task, _TAGS)}\n</instruction>\n"
@@ -53,71 +50,89 @@ def rate(sample: Sample, rubric: str) -> Messages:
 
 
 def read_rating(reply: str) -> tuple[float, str] | None:
-    """Rating and reason of a judge's reply, or None where it holds no rating from 1 to 5, or several that differ.
+    """Return the rating and the reason of a judge's reply.
 
-    Judges wrap JSON in prose and code fences, and some quote the row, which may hold a verdict of its own. Many write
-    JSON that is none: LaTeX, line breaks or quotation marks in a string, a comma too many. Such an object is repaired.
+    Judges wrap JSON in prose and code fences, and some quote the row, which may contain
+    a verdict of its own. Many write invalid JSON: LaTeX, line breaks or quotation marks
+    in a string, or a comma too many. Such an object is repaired.
+
+    Returns:
+        None if the reply holds no rating from 1 to 5, or several that differ.
     """
-    said = [rated for value in _objects(reply) if (rated := _rated(value))]
-    return said[-1] if len({rating for rating, _ in said}) == 1 else None
+    verdicts = []
+    for value in _iter_objects(reply):
+        verdict = _as_verdict(value)
+        if verdict:
+            verdicts.append(verdict)
+    distinct_ratings = {rating for rating, _ in verdicts}
+    if len(distinct_ratings) != 1:
+        return None
+    return verdicts[-1]
 
 
-def _objects(reply: str) -> Iterator[object]:
-    """The JSON objects in a text, one after the other; where a brace begins none, also those of the repaired text."""
-    place, decoder, broken = reply.find("{"), json.JSONDecoder(), False
-    while place >= 0:
+def _iter_objects(reply: str) -> Iterator[object]:
+    """Yield the JSON objects in a text, and those of its repaired form.
+
+    The text is repaired if any brace does not begin a valid object, even where others
+    do: a valid object may be inside an invalid one.
+    """
+    decoder = json.JSONDecoder()
+    is_broken = False
+    start = reply.find("{")
+    while start >= 0:
         try:
-            value, end = decoder.raw_decode(reply, place)
+            value, end = decoder.raw_decode(reply, start)
             yield value
         except (ValueError, RecursionError):
-            end, broken = place + 1, True
-        place = reply.find("{", end)
-    if broken:  # an object that was found may stand inside of a broken one
-        yield from _repaired(reply)
+            is_broken = True
+            end = start + 1
+        start = reply.find("{", end)
+    if is_broken:
+        yield from _repair(reply)
 
 
-def _repaired(reply: str) -> list[object]:
-    """The objects in a text that is almost JSON, from its first brace on."""
-    begin = reply.index("{")
-    end = reply.rfind("}", begin) + 1 or len(reply)
-    if (
-        end - begin > _LONGEST or reply.count("{", begin, end) > _MOST
-    ):  # it would take seconds
+def _repair(reply: str) -> list[object]:
+    """Return the objects in text that is almost JSON, from first to last brace."""
+    start = reply.index("{")
+    end = reply.rfind("}", start) + 1 or len(reply)
+    if end - start > _MAX_CHARACTERS:
+        return []
+    if reply.count("{", start, end) > _MAX_BRACES:
         return []
     try:
-        found = json_repair.loads(reply[begin:end])
+        value = json_repair.loads(reply[start:end])
     except (ValueError, RecursionError):
         return []
-    return found if isinstance(found, list) else [found]
+    return value if isinstance(value, list) else [value]
 
 
-def _rated(value: object) -> tuple[float, str] | None:
+def _as_verdict(value: object) -> tuple[float, str] | None:
+    """Return the rating and the reason of a JSON object, if it has a valid rating."""
     if not isinstance(value, dict):
         return None
     fields = {str(name).strip().lower(): field for name, field in value.items()}
-    rating = _number(
-        next(
-            (
-                fields[name]
-                for name in ("rating", "score")
-                if fields.get(name) is not None
-            ),
-            None,
-        )
-    )
-    reason = (
-        str(fields.get("reason", "")).encode(errors="replace").decode()
-    )  # half a character cannot be written
-    return (rating, reason) if rating is not None and 1 <= rating <= 5 else None
-
-
-def _number(told: object) -> float | None:
-    """A rating as a number or a text: `4`, `"4"`, `"4/5"`, `"4 out of 5"`."""
-    if isinstance(told, bool):
+    rating = fields.get("rating")
+    if rating is None:
+        rating = fields.get("score")
+    number = _as_number(rating)
+    if number is None or not 1 <= number <= 5:
         return None
-    if isinstance(told, str) and (found := _OF_FIVE.fullmatch(told.strip())):
-        told = found.group(1)
+    # A JSON escape may be half a surrogate pair, which cannot be encoded as UTF-8.
+    reason = str(fields.get("reason", "")).encode(errors="replace").decode()
+    return number, reason
+
+
+def _as_number(rating: object) -> float | None:
+    """Return a rating given as a number or as text: `4`, `"4"`, `"4/5"`, `"4 of 5"`."""
+    if isinstance(rating, bool):
+        return None
+    if isinstance(rating, str):
+        fraction = _OF_FIVE.fullmatch(rating.strip())
+        if fraction:
+            rating = fraction.group(1)
+    if not isinstance(rating, str | int | float):
+        return None
     try:
-        return float(told) if isinstance(told, str | int | float) else None
+        return float(rating)
     except (ValueError, OverflowError):
         return None
