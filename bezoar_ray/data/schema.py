@@ -107,7 +107,7 @@ class Sample(StageRow):
 
     @property
     def task(self) -> str:
-        """Instruction and input as one text: the user's turn in judging and training."""
+        """Instruction and input as one text, the user's turn in training."""
         return task_text(self.instruction, self.input)
 
     @property
@@ -162,7 +162,7 @@ class Pair:
     rejected: str
 
     def conversation(self) -> list[dict[str, str]]:
-        """Return the messages with the chosen answer. The stage hh-sft trains on them."""
+        """Return the messages with the chosen answer, on which hh-sft trains."""
         return [*self.prompt, {"role": "assistant", "content": self.chosen}]
 
 

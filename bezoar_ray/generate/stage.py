@@ -112,7 +112,7 @@ def plan_tasks(context: StageContext, scratch: str) -> PlannedTasks:
         for number in range(len(recipe.teachers))
     ]
     rows = 0
-    # As numbers: half the memory of the ids as text.
+    # Ids as integers, which take less memory than text.
     seeds_used: dict[str, set[int]] = {scheme: set() for scheme in recipe.schemes}
     failed_seeds = _FailedSeeds(context)
     with tempfile.TemporaryDirectory(prefix="bezoar_ray-") as folder:
@@ -122,7 +122,7 @@ def plan_tasks(context: StageContext, scratch: str) -> PlannedTasks:
             report_failure = partial(failed_seeds.add, kind)
             stream = sources.stream(seed_sources, kind, report_failure)
             seeds[kind] = write_seeds(stream, Path(folder, f"{kind}.arrow"))
-        failed_seeds.tell()
+        failed_seeds.report()
         for task in plan(recipe, seeds):
             rows += rows_per_task(recipe, task.scheme)
             seeds_used[task.scheme].update(int(seed.id, 16) for seed in task.seeds)
@@ -194,7 +194,7 @@ class _FailedSeeds:
         with open(self._log, "a") as log:
             log.write(message + "\n")
 
-    def tell(self) -> None:
+    def report(self) -> None:
         """Print how many there were."""
         if self._first_message:
             self._progress.say(

@@ -13,7 +13,7 @@ import threading
 import traceback
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
@@ -122,24 +122,24 @@ def stream_rows(
     Raises:
         BezoarError: As raised in an actor. Other errors arrive as Ray raises them.
     """
-    inputs = [(spool, stage) for spool, stage in inputs if spool.batches]
-    if not inputs:
+    branches = []
+    for spool, stage in inputs:
+        if spool.batches:
+            blocks = spool.blocks(stage.section.max_in_flight)
+            branches.append(_Branch(spool, stage, blocks))
+    if not branches:
         return
-    stages = _all_stages(inputs, downstream)
+    stages = _all_stages(branches, downstream)
     _check_capacity(stages)
-    blocks_of_inputs = [
-        spool.blocks(stage.section.max_in_flight) for spool, stage in inputs
-    ]
-    # Rows of a full block of each input stage.
-    block_sizes = [ROWS_PER_BATCH * len(blocks[0]) for blocks in blocks_of_inputs]
-    graph = _build_graph(inputs, downstream, blocks_of_inputs, block_sizes, context)
+    graph = _build_graph(branches, downstream, context)
     output_type = stages[-1].output_type
-    missing = sum(len(blocks) for blocks in blocks_of_inputs)
+    missing = sum(len(branch.blocks) for branch in branches)
     encoded_blocks = _iter_blocks(graph)
     for encoded in encoded_blocks:
         block = decode_block(encoded, output_type)
         if block.error:
-            _drain(encoded_blocks, _max_under_way(stages, min(block_sizes)))
+            block_size = min(branch.block_size for branch in branches)
+            _drain(encoded_blocks, _max_under_way(stages, block_size))
             raise block.error
         missing -= 1
         yield from block.rows
@@ -151,69 +151,76 @@ def stream_rows(
         )
 
 
+@dataclass(frozen=True)
+class _Branch(Generic[In, Out]):
+    """An input stage with its rows, and the blocks into which they are divided."""
+
+    spool: Spool[In]
+    stage: ModelStage[In, Out]
+    blocks: list[range]
+
+    @property
+    def block_size(self) -> int:
+        """Rows of a full block."""
+        return ROWS_PER_BATCH * len(self.blocks[0])
+
+
 def _all_stages(
-    inputs: Sequence[tuple[Spool[In], ModelStage[In, Out]]],
-    downstream: Sequence[ModelStage[Out, Out]],
+    branches: Sequence[_Branch[In, Out]], downstream: Sequence[ModelStage[Out, Out]]
 ) -> list[ModelStage[Any, Any]]:
-    return [*(stage for _, stage in inputs), *downstream]
+    return [*(branch.stage for branch in branches), *downstream]
 
 
 def _check_capacity(stages: Sequence[ModelStage[Any, Any]]) -> None:
-    sections = [stage.section for stage in stages]
-    check_capacity(
-        [
-            ResourceRequest.of(section, section.actors, section.model)
-            for section in sections
-        ]
-    )
+    requests = []
+    for stage in stages:
+        section = stage.section
+        request = ResourceRequest.of(section, section.actors, section.model)
+        requests.append(request)
+    check_capacity(requests)
 
 
 def _build_graph(
-    inputs: Sequence[tuple[Spool[In], ModelStage[In, Out]]],
+    branches: Sequence[_Branch[In, Out]],
     downstream: Sequence[ModelStage[Out, Out]],
-    blocks_of_inputs: list[list[range]],
-    block_sizes: list[int],
     context: RunContext,
 ) -> "ray.data.Dataset":
-    """Return the Ray Data set of all output blocks. It runs when it is iterated over."""
+    """Return the Ray Data set of all output blocks. Iterating over it runs it."""
     import ray
 
     quieten(ray.data.DataContext.get_current())
-    stages = _all_stages(inputs, downstream)
+    stages = _all_stages(branches, downstream)
     quota_server = _start_quota_server(stages, context)
     # One copy of each role's index on a node, which its actors map into their memory.
     indexes = {
         role: ray.put(read_index(context.root, role, context.session))
         for role in {stage.role for stage in stages}
     }
-
-    def config(
-        stage_index: int, spool: Spool[Any] | None = None
-    ) -> _ActorConfig[Any, Any]:
-        stage = stages[stage_index]
-        return _ActorConfig(
+    configs = [
+        _ActorConfig(
             stage=stage,
             context=context,
             ledger_index=indexes[stage.role],
             quota_server=quota_server,
-            channel=str(stage_index),
-            spool=spool,
+            channel=_channel(stage_index),
         )
-
-    branches = []
-    for number, (spool, _) in enumerate(inputs):
+        for stage_index, stage in enumerate(stages)
+    ]
+    outputs = []
+    for branch, config in zip(branches, configs, strict=False):
         numbers = [
-            {"start": block.start, "stop": block.stop}
-            for block in blocks_of_inputs[number]
+            {"start": block.start, "stop": block.stop} for block in branch.blocks
         ]
         blocks = ray.data.from_items(numbers, override_num_blocks=len(numbers))
-        branches.append(_map_blocks(blocks, config(number, spool), block_sizes[number]))
-    rows = branches[0]
-    if len(branches) > 1:
-        rows = rows.union(*branches[1:])
-    for stage_index in range(len(inputs), len(stages)):
-        rows = _map_blocks(rows, config(stage_index), max(block_sizes))
-    return rows
+        config = replace(config, spool=branch.spool)
+        outputs.append(_map_blocks(blocks, config, branch.block_size))
+    dataset = outputs[0]
+    if len(outputs) > 1:
+        dataset = dataset.union(*outputs[1:])
+    block_size = max(branch.block_size for branch in branches)
+    for config in configs[len(branches) :]:
+        dataset = _map_blocks(dataset, config, block_size)
+    return dataset
 
 
 def _map_blocks(
@@ -280,11 +287,11 @@ def _drain(encoded_blocks: Iterator[object], under_way: int) -> None:
 def _start_quota_server(
     stages: Sequence[ModelStage[Any, Any]], context: RunContext
 ) -> "QuotaServerHandle | None":
-    """Start the quota server that all actors share, if any of their calls is limited."""
+    """Start the quota server that all actors share, if anything limits their calls."""
     import ray
 
     limits_of_channels = {
-        str(stage_index): quota_limits(stage.section, stage.role, context.limits)
+        _channel(stage_index): quota_limits(stage.section, stage.role, context.limits)
         for stage_index, stage in enumerate(stages)
     }
     if not any(limits_of_channels.values()):
@@ -299,6 +306,11 @@ def _start_quota_server(
     return cast("QuotaServerHandle", server)
 
 
+def _channel(stage_index: int) -> str:
+    """Return the name under which a stage draws on the quota server."""
+    return str(stage_index)
+
+
 @dataclass(frozen=True)
 class _ActorConfig(Generic[In, Out]):
     """The constructor argument of `_ModelActor`."""
@@ -309,7 +321,6 @@ class _ActorConfig(Generic[In, Out]):
     """The role's answers of earlier commands."""
     quota_server: "QuotaServerHandle | None"
     channel: str
-    """The stage's name at the quota server."""
     spool: Spool[In] | None = None
     """The input rows. None for a downstream stage, which is sent its rows."""
 
@@ -336,7 +347,7 @@ class _ModelActor(Generic[In, Out]):
         return encode_block(await self._process_block(batch))
 
     async def _process_block(self, batch: dict[str, Any]) -> Block[Out]:
-        """Return the output rows of a block of input rows, or the error that ends it."""
+        """Return the output rows of a block, or the error that ends it."""
         stage = self._config.stage
         try:
             block = self._read_block(batch)

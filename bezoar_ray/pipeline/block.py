@@ -1,4 +1,4 @@
-"""Blocks: the form in which rows and errors pass between the actors of a Ray Data graph.
+"""Blocks: the form in which rows and errors pass between actors of a Ray Data graph.
 
 One row of a Ray Data table holds one block. No other module knows its columns.
 """

@@ -62,8 +62,8 @@ def run_in_batches(
 ) -> Iterator[Out]:
     """Yield the rows that a stage in batch mode makes, in this process.
 
-    A row is processed again in every round. Calls that an earlier round has answered
-    come from the ledger, so each round advances each row by one call. Rows wait on disk.
+    Every round processes each waiting row again. The ledger answers the calls of
+    earlier rounds, so that a row advances by one call in a round. Rows wait on disk.
     """
     with (
         tempfile.TemporaryDirectory(prefix="bezoar_ray-") as folder,
@@ -116,7 +116,7 @@ def _run_downstream(
     context: RunContext,
     scratch: str,
 ) -> Iterator[Out]:
-    """Pass rows through the stages: runs of live ones as one graph, others one by one."""
+    """Pass rows through stages: live ones in a row as one graph, others one by one."""
     if not stages:
         yield from rows
         return
