@@ -30,7 +30,7 @@ def task_text(instruction: str, context: str) -> str:
     return f"{instruction}\n\nInput:\n{context}"
 
 
-def normal(text: str) -> str:
+def normalize(text: str) -> str:
     """Return a text without case, extra spacing and punctuation at its end.
 
     Punctuation within the text stays: "3 + 4" is not "3 - 4".

@@ -18,7 +18,7 @@ from array import array
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING
 
-from bezoar_ray.data.schema import Sample, Seed, normal
+from bezoar_ray.data.schema import Sample, Seed, normalize
 from bezoar_ray.schemes import keeps_instruction
 
 if TYPE_CHECKING:
@@ -77,7 +77,7 @@ class Duplicates:
     def _add(
         self, task: str, response: str, rating: float, compared_with_seeds: bool
     ) -> None:
-        digest = hashlib.sha256(normal(task).encode()).digest()
+        digest = hashlib.sha256(normalize(task).encode()).digest()
         self._instruction_hashes.frombytes(digest[:8])
         self._signatures.frombytes(_signature(task, response))
         self._ratings.append(rating)

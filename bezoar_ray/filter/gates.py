@@ -7,7 +7,7 @@ paragraph of a gate's docstring is its description in docs/reference.
 import re
 from collections.abc import Sequence
 
-from bezoar_ray.data.schema import Sample, normal
+from bezoar_ray.data.schema import Sample, normalize
 from bezoar_ray.filter.pii import holds_personal_data, holds_secrets
 from bezoar_ray.llm.chat import ending
 
@@ -43,7 +43,7 @@ _INJECTION = re.compile(
 )
 
 
-def gate(sample: Sample, extra: Sequence[str] = ()) -> str | None:
+def find_gate(sample: Sample, extra: Sequence[str] = ()) -> str | None:
     """Return the gate that rejects a generated row, or None.
 
     Args:
@@ -103,8 +103,8 @@ def speaks_to_the_judge(sample: Sample) -> bool:
 
 def is_copy(sample: Sample) -> bool:
     """The response repeats the instruction."""
-    response = normal(sample.response)
-    return response in (normal(sample.instruction), normal(sample.task))
+    response = normalize(sample.response)
+    return response in (normalize(sample.instruction), normalize(sample.task))
 
 
 GATES = {

@@ -1,7 +1,7 @@
 """One judge's verdict on one sample."""
 
 from bezoar_ray.data.schema import Sample, Verdict
-from bezoar_ray.filter.rating_prompt import VERDICT, rate, read_rating
+from bezoar_ray.filter.rating_prompt import VERDICT, rating_messages, read_rating
 from bezoar_ray.llm.chat import CallFailed, Chat, Sampling
 from bezoar_ray.llm.verdicts import hear
 from bezoar_ray.recipe import ModelSection
@@ -16,7 +16,7 @@ async def judge_sample(
     """
     schema = VERDICT if judge.structured else ""
     sampling = Sampling(judge.temperature, judge.top_p, judge.max_tokens, schema)
-    messages = rate(sample, rubric)
+    messages = rating_messages(sample, rubric)
     try:
         heard = await hear(chat, messages, "judge", read_rating, "rating", sampling)
     except CallFailed as error:

@@ -36,7 +36,7 @@ _MAX_BRACES = 100
 _TAGS = "rubric|system|instruction|response"
 
 
-def rate(sample: Sample, rubric: str) -> Messages:
+def rating_messages(sample: Sample, rubric: str) -> Messages:
     """Return the messages that ask for a rating of one sample under a rubric."""
     system = ""
     if sample.system:

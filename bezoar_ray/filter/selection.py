@@ -7,7 +7,7 @@ _MAX_CLUSTERS = 256
 _FEATURES = 2**16
 
 
-def choose(
+def choose_rows(
     instructions: Iterable[str], ratings: Sequence[float], cap: int
 ) -> list[bool]:
     """Decide which `cap` rows to keep, by clusters of similar instructions.

@@ -26,10 +26,10 @@ from bezoar_ray.filter.decontamination import (
     start_reading,
 )
 from bezoar_ray.filter.dedup import Duplicates
-from bezoar_ray.filter.gates import gate
+from bezoar_ray.filter.gates import find_gate
 from bezoar_ray.filter.judge_metrics import FilterMetrics, Truth
 from bezoar_ray.filter.rate import judge_sample
-from bezoar_ray.filter.selection import choose
+from bezoar_ray.filter.selection import choose_rows
 from bezoar_ray.filter.semantic_dedup import same_meaning
 from bezoar_ray.llm.chat import Chat
 from bezoar_ray.pipeline.actor_pool import ModelStage, run_context
@@ -175,7 +175,7 @@ async def _judge(
 
     A row that its scheme or a gate has rejected is not judged.
     """
-    if sample.status == "generated" and not gate(sample, section.gates):
+    if sample.status == "generated" and not find_gate(sample, section.gates):
         verdict = await judge_sample(
             sample, chat, rubrics[sample.scheme], judge, section.accept_rating
         )
@@ -191,7 +191,7 @@ def _decide(
         if sample.status != "generated":
             yield sample
             continue
-        rejecting_gate = gate(sample, section.gates)
+        rejecting_gate = find_gate(sample, section.gates)
         if rejecting_gate:
             yield sample.ended("rejected", rejecting_gate)
             continue
@@ -238,7 +238,8 @@ def _cap(
         ratings.append(sample.rating)
     # A second pass: instructions are vectorized one by one and never all in memory.
     instructions = (sample.task for _, sample in iter_scheme())
-    for index, keep in zip(indexes, choose(instructions, ratings, cap), strict=True):
+    kept = choose_rows(instructions, ratings, cap)
+    for index, keep in zip(indexes, kept, strict=True):
         if not keep:
             reasons[index] = "capped"
 

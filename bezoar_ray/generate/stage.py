@@ -16,7 +16,7 @@ from types import ModuleType
 
 from bezoar_ray import sources
 from bezoar_ray.data.sample_io import ExternalSorter, SampleFiles
-from bezoar_ray.data.schema import Sample, Seed, normal, row_id
+from bezoar_ray.data.schema import Sample, Seed, normalize, row_id
 from bezoar_ray.data.spool import Spool, SpoolWriter
 from bezoar_ray.errors import RecipeError
 from bezoar_ray.generate import custom_scheme
@@ -245,11 +245,11 @@ async def _generate(
     scheme = schemes[task.scheme]
     known = set()
     if not scheme.keeps_instruction:
-        known = {normal(seed.task) for seed in task.seeds}
+        known = {normalize(seed.task) for seed in task.seeds}
     remembering = Remembering(chat)
     samples = _module(scheme).run(task, remembering, sections[task.scheme])
     async for sample in samples:
-        instruction = normal(sample.task)
+        instruction = normalize(sample.task)
         if sample.status == "generated" and instruction in known:
             sample = sample.ended("rejected", "duplicate")
         known.add(instruction)

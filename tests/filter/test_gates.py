@@ -1,7 +1,7 @@
 import pytest
 
-from bezoar_ray.data.schema import Sample, normal
-from bezoar_ray.filter.gates import gate
+from bezoar_ray.data.schema import Sample, normalize
+from bezoar_ray.filter.gates import find_gate
 
 
 def sample(**fields) -> Sample:
@@ -27,7 +27,7 @@ def sample(**fields) -> Sample:
     ],
 )
 def test_a_good_row_goes_on(fields):
-    assert gate(sample(**fields)) is None
+    assert find_gate(sample(**fields)) is None
 
 
 @pytest.mark.parametrize(
@@ -63,12 +63,12 @@ def test_a_good_row_goes_on(fields):
     ],
 )
 def test_a_bad_row_is_named_after_its_gate(fields, name):
-    assert gate(sample(**fields)) == name
+    assert find_gate(sample(**fields)) == name
 
 
 def test_signs_make_a_difference_and_case_does_not():
-    assert normal("What is  3 + 4?") == normal("what is 3 + 4")
-    assert normal("3 + 4") != normal("3 - 4")
+    assert normalize("What is  3 + 4?") == normalize("what is 3 + 4")
+    assert normalize("3 + 4") != normalize("3 - 4")
 
 
 @pytest.mark.parametrize(
@@ -89,5 +89,5 @@ def test_signs_make_a_difference_and_case_does_not():
 )
 def test_gates_that_a_recipe_adds(response, name):
     row = sample(response=response)
-    assert gate(row) is None
-    assert gate(row, ["secrets", "personal_data"]) == name
+    assert find_gate(row) is None
+    assert find_gate(row, ["secrets", "personal_data"]) == name

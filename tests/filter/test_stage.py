@@ -200,7 +200,7 @@ def test_gates_and_benchmarks_look_at_each_row_once(tmp_path, monkeypatch):
 
         return counted
 
-    monkeypatch.setattr(stage, "gate", counting("gate", stage.gate))
+    monkeypatch.setattr(stage, "find_gate", counting("find_gate", stage.find_gate))
     monkeypatch.setattr(Benchmarks, "find", counting("find", Benchmarks.find))
     monkeypatch.setattr(Duplicates, "add", counting("duplicates", Duplicates.add))
     caps = {"lamini": 2, "evol_instruct": 1, "orca": 1}
@@ -212,7 +212,7 @@ def test_gates_and_benchmarks_look_at_each_row_once(tmp_path, monkeypatch):
     generated = {row.id for row in ROWS if row.status == "generated"}
     looked_up = generated - {"d", "e"}  # which a gate has taken
     assert calls == Counter(
-        [("gate", id) for id in generated]
+        [("find_gate", id) for id in generated]
         + [("find", id) for id in looked_up]
         + [("duplicates", id) for id in looked_up - {"fd"}]
     )

@@ -14,7 +14,7 @@ from bezoar_ray.evaluate.mt_bench.judge_prompts import (
     read_grade,
     read_verdict,
 )
-from bezoar_ray.filter.rating_prompt import rate, read_rating
+from bezoar_ray.filter.rating_prompt import rating_messages, read_rating
 from bezoar_ray.tiny import draws, judge, lessons
 from bezoar_ray.tiny.grading import grade as judged
 from bezoar_ray.tiny.truth import truth
@@ -48,7 +48,7 @@ def _rating(client, instruction, response):
         instruction=instruction,
         response=response,
     )
-    return read_rating(_ask(client, rate(sample, "Be right.")))
+    return read_rating(_ask(client, rating_messages(sample, "Be right.")))
 
 
 def test_right_rows_rate_high_and_wrong_ones_low(client):
