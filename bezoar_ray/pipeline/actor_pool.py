@@ -344,29 +344,27 @@ class _ModelActor(Generic[In, Out]):
         self._client: ModelClient | None = None
 
     async def __call__(self, batch: dict[str, Any]) -> dict[str, list[Any]]:
-        return encode_block(await self._process_block(batch))
-
-    async def _process_block(self, batch: dict[str, Any]) -> Block[Out]:
-        """Return the output rows of a block, or the error that ends it."""
-        stage = self._config.stage
+        """Return the output block of an input block, or the error that ends it."""
         try:
-            block = self._read_block(batch)
-            if block.error:
-                # Of an earlier stage. The driver raises it when it reads this block.
-                return Block([], block.error)
-            client = self._open_once()
-            outputs = await to_the_end(self._process(row, client) for row in block.rows)
-            return Block([row for rows in outputs for row in rows])
+            return encode_block(await self._process_block(batch))
         except ModelDied as error:
-            event(
-                "engine died", logging.ERROR, model=stage.section.model, why=str(error)
-            )
+            model = self._config.stage.section.model
+            event("engine died", logging.ERROR, model=model, why=str(error))
             traceback.print_exception(error)
             # Ray Data starts another actor, which repeats the blocks of this one.
             os._exit(1)
         except Exception as error:
             # Returned and not raised: Ray would wrap it and add advice to its message.
-            return Block([], self._as_bezoar_error(error))
+            return encode_block(Block([], self._as_bezoar_error(error)))
+
+    async def _process_block(self, batch: dict[str, Any]) -> Block[Out]:
+        block = self._read_block(batch)
+        if block.error:
+            # Of an earlier stage. The driver raises it when it reads this block.
+            return Block([], block.error)
+        client = self._open_once()
+        outputs = await to_the_end(self._process(row, client) for row in block.rows)
+        return Block([row for rows in outputs for row in rows])
 
     def _read_block(self, batch: dict[str, Any]) -> Block[In]:
         columns = {name: column[0] for name, column in batch.items()}

@@ -31,10 +31,16 @@ def encode_block(block: Block[R]) -> dict[str, list[Any]]:
     need the same classes, and the same constructors, in both processes.
     """
     lines = [encode_row(row) for row in block.rows]
+    kind = ""
+    message = ""
+    if block.error:
+        kind = _error_kind(block.error)
+        # Half a surrogate pair, as in a file name that is not UTF-8, is invalid in Arrow.
+        message = str(block.error).encode(errors="backslashreplace").decode()
     return {
         "rows": [b"\n".join(lines)],
-        "error_kind": [_error_kind(block.error) if block.error else ""],
-        "error_message": [str(block.error) if block.error else ""],
+        "error_kind": [kind],
+        "error_message": [message],
     }
 
 

@@ -123,6 +123,15 @@ def test_an_error_of_ours_arrives_as_it_was_raised(ray_session, tmp_path):
         rows(server, tmp_path, TEXTS)
 
 
+def test_a_row_that_cannot_be_encoded_is_an_error_of_ours(ray_session, tmp_path):
+    async def half_a_character(row, chat):
+        yield Text("\ud83d")
+
+    message = r"teacher: TypeError: .*surrogates.* More in .*teacher\.log"
+    with serving(mark) as server, pytest.raises(BezoarError, match=message):
+        rows(server, tmp_path, TEXTS, half_a_character)
+
+
 def test_what_is_being_answered_when_another_call_is_refused_is_kept(
     ray_session, tmp_path
 ):

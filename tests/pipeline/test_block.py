@@ -27,6 +27,11 @@ def test_rows_arrive_in_their_order(count):
     assert cross(Block(samples)) == Block(samples)
 
 
+def test_a_message_that_is_not_utf_8_arrives():
+    arrived = cross(Block([], BezoarError("no such file: caf\udce9.txt")))
+    assert str(arrived.error) == r"no such file: caf\udce9.txt"
+
+
 @pytest.mark.parametrize(
     ("error", "arrives_as"),
     [
