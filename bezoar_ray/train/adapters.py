@@ -47,8 +47,8 @@ class NotJoinable(BezoarError):
 def merge(model: "PeftModel") -> "PreTrainedModel":
     """Add the adapter of an unquantized model to its weights.
 
-    The product is computed in float32 and rounded once. Merging into 4-bit weights would
-    lose precision and leave 4-bit layers.
+    The product is computed in float32 and rounded once. Merging into 4-bit weights
+    would lose precision and leave 4-bit layers.
     """
     return model.merge_and_unload(safe_merge=True)
 
@@ -64,17 +64,17 @@ def save(
 def join(adapters: list[Path], folder: Path, base: str) -> int:
     """Write a chain of LoRAs as one LoRA on the untouched base.
 
-    Each adapter of the chain was trained on the merge of those before it. Their updates add
-    up, sum_i s_i B_i A_i, which is one product of the concatenated factors:
-    [s_1 B_1, s_2 B_2] [A_1; A_2]. Zeros pad the rank to one that vLLM serves. The files are
-    enough for it: no model is loaded.
+    Each adapter of the chain was trained on the merge of those before it. Their updates
+    add up, sum_i s_i B_i A_i, which is one product of the concatenated factors:
+    [s_1 B_1, s_2 B_2] [A_1; A_2]. Zeros pad the rank to one that vLLM serves. The files
+    are enough for it: no model is loaded.
 
     Returns:
         The rank.
 
     Raises:
-        NotJoinable: an adapter is not a plain LoRA, or the ranks add up to more than vLLM
-            serves.
+        NotJoinable: an adapter is not a plain LoRA, or the ranks add up to more than
+            vLLM serves.
     """
     from safetensors.torch import save_file
 
@@ -111,8 +111,8 @@ def served_rank(rank: int) -> int:
         if allowed >= rank:
             return allowed
     raise NotJoinable(
-        f"the joined adapters have rank {rank}; vLLM serves {_SERVED_RANKS[-1]} at most. "
-        "Lower lora.r"
+        f"the joined adapters have rank {rank}; vLLM serves {_SERVED_RANKS[-1]} at "
+        "most. Lower lora.r"
     )
 
 

@@ -1,11 +1,11 @@
 """Attention for flat passes, in which rows follow one another in one sequence.
 
-Each row attends to itself alone. The function is registered with transformers' attention
-interface. Row boundaries arrive as `cu_seq_lens_q`, the keyword argument that
+Each row attends to itself alone. The function is registered with transformers'
+attention interface. Row boundaries arrive as `cu_seq_lens_q`, the keyword argument that
 transformers passes to FlashAttention. On a GPU, torch's own FlashAttention
 (`torch.nn.attention.varlen`) computes the rows, and no mask is built. On other devices,
-and for heads that FlashAttention does not support, the rows are computed one by one with
-plain matrix products.
+and for heads that FlashAttention does not support, the rows are computed one by one
+with plain matrix products.
 """
 
 import inspect
@@ -112,7 +112,8 @@ def _check_supported(
 def _to_autocast_dtype(*tensors: "Tensor") -> "tuple[Tensor, ...]":
     """Convert the tensors to the type that autocast computes products in.
 
-    In some architectures norms and positions leave float32 queries beside bfloat16 values.
+    In some architectures norms and positions leave float32 queries beside bfloat16
+    values.
     """
     import torch
 

@@ -1,6 +1,7 @@
 """From a trained adapter to a checkpoint.
 
-A checkpoint has the adapter, merged and joined weights, its lineage and its held-out score.
+A checkpoint has the adapter, merged and joined weights, its lineage and its held-out
+score.
 """
 
 import contextlib
@@ -91,7 +92,7 @@ def _join(chain: list[Path], folder: Path, base: str) -> dict[str, object]:
 
 
 def _save_base(job: Job, tokenizer: "PreTrainedTokenizerBase") -> None:
-    """Write `checkpoints/base`: the tokenizer with the recipe's template, and lineage."""
+    """Write `checkpoints/base`: tokenizer, chat template and lineage."""
     base = job.recipe.base
     with job.store.writing(layout.checkpoint(BASE).folder) as folder:
         tokenizer.save_pretrained(str(folder))

@@ -1,4 +1,4 @@
-"""From rows to tokens: the recipe's chat template, with only the answers in the loss."""
+"""From rows to tokens with the recipe's chat template; only answers are in the loss."""
 
 from os.path import commonprefix
 from typing import TYPE_CHECKING, Any
@@ -36,7 +36,7 @@ def sample_tokens(
 def chosen_tokens(
     tokenizer: "PreTrainedTokenizerBase", row: dict[str, Any], longest: int
 ) -> Tokens | str:
-    """Tokenize a pair's chosen conversation for hh-sft, or return why it is left out."""
+    """Tokenize a pair's chosen side for hh-sft, or return why it is left out."""
     return _conversation_tokens(tokenizer, Pair(**row).conversation(), longest)
 
 

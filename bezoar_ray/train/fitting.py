@@ -2,8 +2,8 @@
 
 They are the size of a pass, whether activations are recomputed, and whether layers are
 compiled. Real forward and backward passes decide. On a GPU, such a pass fails as a step
-would fail. On a CPU, where the system would end the whole process, the bytes of its tensors
-are counted, and it stops at the limit.
+would fail. On a CPU, where the system would end the whole process, the bytes of its
+tensors are counted, and it stops at the limit.
 """
 
 import contextlib
@@ -217,7 +217,7 @@ class PassTrial:
 
 
 def _compile(trial: PassTrial, section: Training, passes: Passes, steps: int) -> None:
-    """Compile the decoder layers if the recipe asks for it and the architecture allows it.
+    """Compile the decoder layers if the recipe and the architecture allow it.
 
     The layers share the code of one compiled layer.
     """
@@ -304,8 +304,9 @@ def _set_recomputing(model: "PeftModel", wanted: bool) -> bool:
 def without_input_gradients(model: "PeftModel") -> None:
     """Keep transformers from requiring gradients of the layers' inputs.
 
-    Only reentrant checkpoints need them. Each call would add a hook to the embeddings that
-    is never removed, and with a live reference TRL makes such a call in every pass.
+    Only reentrant checkpoints need them. Each call would add a hook to the embeddings
+    that is never removed, and with a live reference TRL makes such a call in every
+    pass.
     """
     for module in (model, model.get_base_model()):
         module.enable_input_require_grads = lambda: None
@@ -322,8 +323,8 @@ def longest_row(data: TokenizedDataset, layout: Layout) -> int:
 def is_out_of_memory(error: RuntimeError) -> bool:
     """Whether an error means that memory has run out.
 
-    It may come from torch or from one of CUDA's libraries, which allocate memory of their
-    own.
+    It may come from torch or from one of CUDA's libraries, which allocate memory of
+    their own.
     """
     import torch
     from accelerate.utils.memory import should_reduce_batch_size
@@ -339,7 +340,7 @@ def is_out_of_memory(error: RuntimeError) -> bool:
 
 
 def _explain_misfit(trial: PassTrial, job: Job, data: TokenizedDataset) -> str:
-    """Return the message for a row that does not fit, with the max_length that would."""
+    """Return the message for a row that does not fit, with a max_length that does."""
     one_row = PassSize(rows=1)
     length = data.longest_sequence // 2
     while length >= _MULTIPLE and not trial.fits(one_row, 1, length):
@@ -393,7 +394,7 @@ def _limit_tensors(limit: float) -> contextlib.AbstractContextManager[object]:
         ]
 
     class TensorLimit(TorchDispatchMode):
-        """Raises torch.OutOfMemoryError at the limit, before the system ends the process."""
+        """Raises torch.OutOfMemoryError before the system would end the process."""
 
         def __init__(self) -> None:
             super().__init__()

@@ -82,7 +82,7 @@ def write(store: Store, checkpoint: str, margin_by_pair: dict[str, float]) -> No
 
 
 def read(store: Store, checkpoint: str) -> dict[str, float] | None:
-    """Read a checkpoint's margins; None if an earlier version scored it without them."""
+    """Read a checkpoint's margins; None if an earlier version did not keep them."""
     file = layout.checkpoint(checkpoint).heldout
     if not store.exists(file):
         return None
@@ -98,7 +98,7 @@ def read(store: Store, checkpoint: str) -> dict[str, float] | None:
 def mean_log_probabilities(
     model: "PreTrainedModel", rows: list[dict[str, list[int]]], layout: Layout
 ) -> list[float]:
-    """Return the mean log-probability of each row's labelled tokens, in the given order."""
+    """Return the mean log-probability of the labelled tokens of each row."""
     import torch
 
     sizes = []

@@ -1,4 +1,4 @@
-"""Ray Train: runs a stage's training on its workers and shows the progress on the driver.
+"""Runs a stage's training on Ray Train's workers and shows its progress.
 
 Output of the workers goes to the stage's log.
 """
@@ -36,7 +36,7 @@ RESULT = "result.json"
 """File with the metrics of rank 0, or with its error."""
 POLL_SECONDS = 0.5
 _ENDED = "ended"
-"""Field of a run's record, besides those of `_run_fields`: whether the run has ended."""
+"""Further field of a run's record: whether the run has ended."""
 _INPUTS = "what it starts from"
 """Field of a run's record: a digest of files."""
 _STOP_SECONDS = 28.0  # for a last checkpoint: a preempted node is given 30
@@ -76,7 +76,7 @@ class Job:
 
     @property
     def folder(self) -> str:
-        """The folder with the stage's state: Ray Train's checkpoints and the progress."""
+        """The folder with the stage's state: Ray Train's checkpoints and progress."""
         return layout.training(STAGES[self.stage].key)
 
 
@@ -93,10 +93,10 @@ def fit(
 ) -> dict[str, Any]:
     """Run a training on the workers that the recipe requests, and return its metrics.
 
-    A run with the same recipe section, data and inputs resumes from its last checkpoint,
-    after the death of a worker or of the whole job. Any other run starts afresh and names
-    the differences. The checkpoint of the run before it is kept until the new one ends, so
-    with the old recipe that run resumes.
+    A run with the same recipe section, data and inputs resumes from its last
+    checkpoint, after the death of a worker or of the whole job. Any other run starts
+    afresh and names the differences. The checkpoint of the run before it is kept until
+    the new one ends, so with the old recipe that run resumes.
 
     Args:
         context: the run directory and the recipe.
@@ -107,8 +107,8 @@ def fit(
 
     Raises:
         RecipeError: the cluster has no capacity for the workers.
-        BezoarError: the training raised it, or it failed more often than `max_failures`;
-            names the log.
+        BezoarError: the training raised it, or it failed more often than
+            `max_failures`; names the log.
     """
     check_capacity([of_workers(context.recipe.training(stage), stage)])
     fields = _run_fields(context, stage, data, inputs)
@@ -188,8 +188,8 @@ def _explain_restart(
             differences.append(f"{name} was {old}, is {new}")
     return (
         f"{job.stage} trains afresh. An unfinished training differs: "
-        f"{', '.join(differences)}. Its last checkpoint is kept until this one ends. To "
-        "resume it, restore the old recipe and data"
+        f"{', '.join(differences)}. Its last checkpoint is kept until this one ends. "
+        "To resume it, restore the old recipe and data"
     )
 
 
@@ -254,7 +254,7 @@ def build_trainer(job: Job, train_on_worker: TrainOnWorker) -> "TorchTrainer":
 
 
 def _run_on_worker(config: dict[str, Any]) -> None:
-    """Train on a worker; its output goes to the stage's log, rank 0's result to a file."""
+    """Train on a worker: output goes to the stage's log, rank 0's result to a file."""
     from ray.train import get_context
 
     from bezoar_ray.runtime.logs import keep_events, redirect

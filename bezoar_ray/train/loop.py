@@ -39,8 +39,8 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 _LOGGED_POINTS = 200  # losses that are kept of a data set, about
 _REDUCE_BUCKET = 50_000_000
-"""Gradients that ZeRO sums at a time. Its default of 5e8 takes a GB that no trial of a pass
-sees."""
+"""Gradients that ZeRO sums at a time. Its default of 5e8 takes a GB that no trial of a
+pass sees."""
 _LAST_SHARE = 0.25  # of the logged steps, over which the reward accuracy is averaged
 
 
@@ -49,8 +49,8 @@ def train(
 ) -> TrainState:
     """Train an adapter on the job's data sets in their order, and save it.
 
-    Neither the model nor a trainer is referenced afterwards, so that the checkpoint can be
-    made in their memory.
+    Neither the model nor a trainer is referenced afterwards, so that the checkpoint can
+    be made in their memory.
 
     Args:
         job: the stage's job on this worker.
@@ -94,13 +94,14 @@ def train(
                     reporter(job, train_state, data, total_steps, passes)
                 )
                 if resume_from and section.zero_stage == 0:
-                    # Of a checkpoint with a frozen reference, transformers would load the
-                    # reference alone.
+                    # Of a checkpoint with a frozen reference, transformers would load
+                    # the reference alone.
                     _load_adapter(model, resume_from)
                 trainer.train(resume_from_checkpoint=resume_from)
                 if train_state.stopped:
                     raise BezoarError(
-                        "stopped, with a last checkpoint. Run the same command to resume"
+                        "stopped, with a last checkpoint. Run the same command "
+                        "to resume"
                     )
             resume_from = None
             train_state.offset += _steps(data, section)
@@ -162,7 +163,7 @@ def _steps(data: TokenizedDataset, section: Training) -> int:
 
 
 def _last_checkpoint() -> tuple[TrainState, str | None]:
-    """Return the state of the last checkpoint, and its folder; None without a checkpoint."""
+    """Return the state of the last checkpoint, and its folder or None."""
     from ray.train import get_checkpoint
 
     checkpoint = get_checkpoint()
@@ -184,9 +185,9 @@ def _load_adapter(model: "PeftModel", folder: str) -> None:
 def keep_precision(model: "PeftModel", build: Callable[[], T]) -> T:
     """Build a trainer and restore the float32 weights of the adapter.
 
-    TRL rounds the adapter of a 4-bit model to bfloat16, whose spacing near 0.01 is 6e-5.
-    Steps at a learning rate of 5e-6 would round to nothing, and a continued adapter would
-    lose what it has learned.
+    TRL rounds the adapter of a 4-bit model to bfloat16, whose spacing near 0.01 is
+    6e-5. Steps at a learning rate of 5e-6 would round to nothing, and a continued
+    adapter would lose what it has learned.
     """
     weights = {}
     for name, parameter in model.named_parameters():
@@ -309,9 +310,9 @@ def metrics(job: Job, train_state: TrainState) -> dict[str, Any]:
 def _share_of_peak(job: Job, train_state: TrainState) -> float | None:
     """Return the share of the GPUs' bfloat16 peak that training reaches.
 
-    The peak is the manufacturer's. As usual, six operations are counted for each weight and
-    token (arXiv 2204.02311, appendix B), of which frozen weights need four. Recomputation
-    and a reference do not count.
+    The peak is the manufacturer's. As usual, six operations are counted for each weight
+    and token (arXiv 2204.02311, appendix B), of which frozen weights need four.
+    Recomputation and a reference do not count.
 
     Returns:
         None if the GPU or the architecture is unknown, or without a GPU.
@@ -332,11 +333,11 @@ def _share_of_peak(job: Job, train_state: TrainState) -> float | None:
 
 
 def reward_accuracy(history: list[dict[str, float]]) -> float | None:
-    """Return how often chosen answers are ahead over the last quarter of the logged steps.
+    """Return how often chosen answers are ahead in the last quarter of logged steps.
 
-    With a reference, the chosen answer is ahead if it has gained more on the reference than
-    the rejected one; without, if its mean log-probability is higher. None for kto, which
-    looks at one side at a time.
+    With a reference, the chosen answer is ahead if it has gained more on the reference
+    than the rejected one; without, if its mean log-probability is higher. None for kto,
+    which looks at one side at a time.
     """
     shares = []
     for point in history:

@@ -104,9 +104,9 @@ def for_training(job: Job) -> "PreTrainedModel":
 def _keep_backward(model: "PreTrainedModel") -> None:
     """Keep the 4-bit layers of a model on a CPU differentiable.
 
-    In evaluation mode, as when the reference is computed ahead, bitsandbytes 0.50 repacks
-    their weights on CPUs with AVX512-BF16 for a kernel without a backward pass. Without
-    this switch, all layers below would silently get no gradient.
+    In evaluation mode, as when the reference is computed ahead, bitsandbytes 0.50
+    repacks their weights on CPUs with AVX512-BF16 for a kernel without a backward pass.
+    Without this switch, all layers below would silently get no gradient.
     """
     for layer in model.modules():
         if hasattr(layer, "support_avx512bf16_for_cpu"):
@@ -114,7 +114,7 @@ def _keep_backward(model: "PreTrainedModel") -> None:
 
 
 def nf4(dtype: str) -> "BitsAndBytesConfig":
-    """4-bit NormalFloat with double quantization (arXiv 2305.14314), computing in `dtype`."""
+    """4-bit NormalFloat with double quantization (arXiv 2305.14314)."""
     from transformers import BitsAndBytesConfig
 
     return BitsAndBytesConfig(
@@ -133,7 +133,8 @@ def with_new_adapter(
     It is in float32 with `autocast_adapter_dtype`, otherwise in the model's type.
 
     Raises:
-        RecipeError: a target is not a linear layer of the model; it names those that are.
+        RecipeError: a target is not a linear layer of the model; it lists the linear
+            layers.
     """
     from peft import LoraConfig, get_peft_model
     from transformers import set_seed
@@ -198,8 +199,8 @@ def with_custom_adapter(
     """Put the adapter that the recipe starts from on the model, trainable.
 
     Raises:
-        RecipeError: the folder holds no adapter of this model, the adapter does not match
-            `sft.lora`, or it cannot be merged.
+        RecipeError: the folder holds no adapter of this model, the adapter does not
+            match `sft.lora`, or it cannot be merged.
     """
     try:
         adapted_model = with_adapter(
@@ -208,9 +209,9 @@ def with_custom_adapter(
     except (ValueError, RuntimeError, OSError) as error:
         cause = " ".join(str(error).split())[:_MESSAGE_CHARACTERS]
         raise RecipeError(
-            f"sft.adapter: {folder} is not a LoRA on the recipe's base: {cause}. Give a "
-            "PEFT folder (adapter_config.json, adapter_model.safetensors) that was trained "
-            "on this base"
+            f"sft.adapter: {folder} is not a LoRA on the recipe's base: {cause}. Give "
+            "a PEFT folder (adapter_config.json, adapter_model.safetensors) that was "
+            "trained on this base"
         ) from error
     # The adapter's own list may hold a pattern, "all-linear" or whole paths.
     targets = _adapted_layers(adapted_model)
@@ -236,9 +237,9 @@ def _check_embeddings(
     embeddings = sorted({"lm_head", "embed_tokens", "wte"} & set(targets))
     if embeddings and model.get_base_model().config.tie_word_embeddings:
         raise RecipeError(
-            f"sft.adapter: {folder} adapts {', '.join(embeddings)}, and this base has one "
-            "matrix for its input and output embeddings. Merging would change both. Train "
-            "an adapter without it"
+            f"sft.adapter: {folder} adapts {', '.join(embeddings)}, and this base has "
+            "one matrix for its input and output embeddings. Merging would change both. "
+            "Train an adapter without it"
         )
 
 

@@ -76,7 +76,7 @@ def stop_if_not_finite(
     from transformers import TrainerCallback
 
     class StopIfNotFinite(TrainerCallback):
-        """Stops all workers together: one alone would leave the others waiting forever."""
+        """Stops all workers together, since the others would wait for one forever."""
 
         def on_pre_optimizer_step(
             self,
@@ -95,8 +95,8 @@ def stop_if_not_finite(
             step = steps_before + state.global_step + 1
             raise BezoarError(
                 f"{job.stage}: loss or gradient is NaN or inf at step {step}, in rows "
-                f"{names} of {data.name}. The last checkpoint is kept. Check these rows, "
-                f"or lower learning_rate (now {job.section.learning_rate:g})"
+                f"{names} of {data.name}. The last checkpoint is kept. Check these "
+                f"rows, or lower learning_rate (now {job.section.learning_rate:g})"
             )
 
     return StopIfNotFinite()

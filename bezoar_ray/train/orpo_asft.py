@@ -1,7 +1,8 @@
 """ORPO and ASFT: losses of A, the mean log-probability of an answer's tokens.
 
-With p = exp(A), the odds of an answer are p / (1 - p). Both losses average over the answer
-alone, row by row. (TRL's experimental ORPO uses the likelihood of prompt and answer.)
+With p = exp(A), the odds of an answer are p / (1 - p). Both losses average over the
+answer alone, row by row. (TRL's experimental ORPO uses the likelihood of prompt and
+answer.)
 """
 
 from typing import TYPE_CHECKING
@@ -17,7 +18,7 @@ _HIGHEST = -1e-6
 
 
 def orpo(chosen: "Tensor", rejected: "Tensor", weight: float) -> "Tensor":
-    """ORPO (arXiv 2403.07691, eq. 6): likelihood of the chosen answer plus an odds ratio.
+    """ORPO (arXiv 2403.07691, eq. 6): likelihood of the chosen answer and odds ratio.
 
     Args:
         chosen: A of the chosen answers, float32, shape (pairs,).

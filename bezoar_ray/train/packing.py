@@ -1,9 +1,9 @@
 """Flat passes: the tokens of a padded batch go through a model as one sequence.
 
-Callers see padded batches only, so TRL's trainers and collators stay as they are. Within
-`packed`, a call for log-probabilities (TRL's `fused_lm_head=True`) drops the padding,
-computes the rows side by side (`attention.py`), projects only the positions whose next
-token is labelled, and puts the results back where the caller expects them.
+Callers see padded batches only, so TRL's trainers and collators stay as they are.
+Within `packed`, a call for log-probabilities (TRL's `fused_lm_head=True`) drops the
+padding, computes the rows side by side (`attention.py`), projects only the positions
+whose next token is labelled, and puts the results back where the caller expects them.
 
 Packing is correct only where a row's output does not depend on its neighbors: positions
 must separate the rows, and no state may carry over from one row to the next (learned
@@ -29,9 +29,9 @@ if TYPE_CHECKING:
     from transformers.utils import ModelOutput
 
 TOLERANCE = 1e-3
-"""Largest relative difference of logits, in float32, between a row in a pass and alone."""
+"""Largest relative difference of a row's float32 logits in a pass and alone."""
 _LOOSE_TOLERANCE = 3e-2
-"""The same in bfloat16, which rounds both; used where float32 does not fit in memory."""
+"""The same in bfloat16, which rounds both, where float32 does not fit in memory."""
 _CHECKED_LENGTHS = (24, 16)  # tokens of the two rows that are compared
 _OUTPUT_FIELDS = (  # of TRL's FusedCausalLMOutput
     "log_probs",
@@ -59,9 +59,9 @@ class Layout:
 def choose(model: "PreTrainedModel | PeftModel") -> Layout:
     """Choose flat passes where they give each row the logits of the row alone.
 
-    Two short rows are computed both ways in float32, whatever type the model computes in.
-    If the float32 weights do not fit in memory, they are computed in the model's own type
-    and compared with a looser tolerance.
+    Two short rows are computed both ways in float32, whatever type the model computes
+    in. If the float32 weights do not fit in memory, they are computed in the model's
+    own type and compared with a looser tolerance.
     """
     import torch
 
@@ -87,7 +87,7 @@ def choose(model: "PreTrainedModel | PeftModel") -> Layout:
 
 @contextlib.contextmanager
 def fused_head(model: "PreTrainedModel | PeftModel") -> Iterator[None]:
-    """Within the block, the model accepts `fused_lm_head=True`, as in TRL's trainers."""
+    """Within the block, the model accepts `fused_lm_head=True`, as in TRL."""
     from trl.trainer.utils import add_fused_lm_head
 
     causal_model = _causal_model(model)
@@ -100,9 +100,9 @@ def fused_head(model: "PreTrainedModel | PeftModel") -> Iterator[None]:
 def packed(model: "PreTrainedModel | PeftModel", layout: Layout) -> Iterator[None]:
     """Within the block, calls for log-probabilities are computed in the given layout.
 
-    A padded layout changes nothing. In a flat one, the model accepts no other calls within
-    the block. The model may be wrapped by PEFT. For a bare model, the block must begin
-    after `add_fused_lm_head`.
+    A padded layout changes nothing. In a flat one, the model accepts no other calls
+    within the block. The model may be wrapped by PEFT. For a bare model, the block must
+    begin after `add_fused_lm_head`.
     """
     if not layout.flat:
         yield
@@ -227,7 +227,7 @@ def _selecting_forward(inner: MethodType) -> "Callable[..., ModelOutput]":
 
 
 def _logit_difference(causal_model: "PreTrainedModel") -> float:
-    """Return how far the logits of two rows in a flat pass are from those of each alone.
+    """Return how far the logits of rows in a flat pass are from those of each alone.
 
     It is the largest absolute difference, divided by the largest logit.
     """
@@ -263,7 +263,7 @@ def _logit_difference(causal_model: "PreTrainedModel") -> float:
 
 @contextlib.contextmanager
 def in_float32(model: "PreTrainedModel") -> Iterator[None]:
-    """Within the block, bfloat16 weights are float32, and 4-bit layers compute in float32.
+    """Within the block, bfloat16 weights are float32 and 4-bit layers compute in it.
 
     Buffers, such as the frequencies of positions, keep their precision.
     """
@@ -312,6 +312,6 @@ def _causal_model(model: "PreTrainedModel | PeftModel") -> "PreTrainedModel":
 
 
 def first_line(error: Exception) -> str:
-    """Return the first line of an error's message, or its type if there is no message."""
+    """Return the first line of an error's message, or its type without one."""
     lines = str(error).strip().splitlines()
     return lines[0] if lines else type(error).__name__

@@ -79,9 +79,9 @@ def read(store: Store, part: str) -> list[Pair]:
 def split(pairs: list[Pair], wanted: int, seed: int) -> tuple[list[Pair], list[Pair]]:
     """Split pairs into training and held-out ones, both in the given order.
 
-    HH-RLHF has several pairs of one dialogue, each one turn longer, so a held-out answer
-    could be in a training prompt. Therefore all pairs with the same opening are on the same
-    side, which depends on the hash of the opening.
+    HH-RLHF has several pairs of one dialogue, each one turn longer, so a held-out
+    answer could be in a training prompt. Therefore all pairs with the same opening are
+    on the same side, which depends on the hash of the opening.
 
     Args:
         pairs: all pairs.

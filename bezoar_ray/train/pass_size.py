@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from bezoar_ray.recipe import Training
 
 AUTO_TOKENS = 16_384
-"""Tokens of the largest pass that `micro_tokens: auto` tries; larger ones gained nothing
-on an H200."""
+"""Tokens of the largest pass that `micro_tokens: auto` tries; larger ones gained
+nothing on an H200."""
 ENOUGH_TOKENS = 4_096
 """From this many tokens in a pass on, recomputing activations costs more than a larger
 pass gains."""
@@ -25,8 +25,8 @@ _CPU_ROWS = 4
 class PassSize:
     """The limit of one worker's forward pass, either in rows or in tokens.
 
-    Tokens are those of the rows or, in a padded layout, of the rectangle that they fill. A
-    row that is longer than the limit is a pass by itself.
+    Tokens are those of the rows or, in a padded layout, of the rectangle that they
+    fill. A row that is longer than the limit is a pass by itself.
     """
 
     rows: int | None = None
@@ -50,7 +50,7 @@ class PassSize:
         return min(tokens, share * row)
 
     def smaller(self, row: int) -> Iterator["PassSize"]:
-        """Yield this size, its half, and so on, down to a single row of `row` tokens."""
+        """Yield this size, its half, and so on, down to one row of `row` tokens."""
         if self.rows:
             rows = self.rows
             while rows >= 1:
@@ -65,7 +65,7 @@ class PassSize:
 
 
 def wanted_size(section: Training) -> PassSize | None:
-    """Return the size that the recipe sets, or None if it leaves the choice to memory."""
+    """Return the size that the recipe sets, or None if the memory decides."""
     if section.micro_batch:
         return PassSize(rows=section.micro_batch)
     if isinstance(section.micro_tokens, int):
@@ -89,8 +89,8 @@ def choose_size(
     Args:
         section: the stage's section of the recipe.
         row: tokens of the longest row; of a pair, those of both sides.
-        fits: tells whether a pass of a size fits, with its activations recomputed (True)
-            or kept (False).
+        fits: tells whether a pass of a size fits, with its activations recomputed
+            (True) or kept (False).
 
     Returns:
         None if not even a single row fits.

@@ -1,9 +1,9 @@
 """Optimizer steps in passes.
 
-A worker receives all its rows of a step and computes them in passes of a suitable size. The
-result of a step does not depend on its passes: a loss that is a mean over tokens is divided
-by the tokens of the whole step (TRL's SFTTrainer does so when it is told their number), and
-a loss that is a mean over rows is weighted by the rows of the pass.
+A worker receives all its rows of a step and computes them in passes of a suitable size.
+The result of a step does not depend on its passes: a loss that is a mean over tokens is
+divided by the tokens of the whole step (TRL's SFTTrainer does so when it is told their
+number), and a loss that is a mean over rows is weighted by the rows of the pass.
 """
 
 import contextlib
@@ -54,10 +54,10 @@ def split(rows: list[Row], size: PassSize, layout: Layout) -> list[list[int]]:
 def deal(rows: list[Row], count: int, layout: Layout) -> list[list[int]]:
     """Deal the rows out to `count` passes of about equal work.
 
-    The number of rows in each pass depends only on the numbers of rows and passes, so it is
-    the same on all workers. Flat, the longest rows are dealt out first, to and fro, so that
-    passes have about equal tokens. Padded, rows of similar length share a pass, so that
-    little padding is needed.
+    The number of rows in each pass depends only on the numbers of rows and passes, so
+    it is the same on all workers. Flat, the longest rows are dealt out first, to and
+    fro, so that passes have about equal tokens. Padded, rows of similar length share a
+    pass, so that little padding is needed.
 
     Returns:
         The indices of the rows of each pass.
@@ -172,8 +172,8 @@ class PassesTrainer(Protocol):
 def in_passes(kind: "type[Trainer]") -> Callable[..., PassesTrainer]:
     """Derive a trainer class whose optimizer steps are computed in passes.
 
-    Set `layout`, `pass_size`, `measure` and `batch` before training, and `width` if a row
-    consists of several examples.
+    Set `layout`, `pass_size`, `measure` and `batch` before training, and `width` if a
+    row consists of several examples.
 
     Args:
         kind: a trainer class of TRL or transformers.
@@ -235,7 +235,8 @@ def in_passes(kind: "type[Trainer]") -> Callable[..., PassesTrainer]:
             ids = inputs.pop("ids")
             passes, step_rows = self._plan_passes(rows, ids)
             if not self.mean_over_rows:
-                # TRL adds a mixture model's balancing loss in each pass, over this number.
+                # TRL adds a mixture model's balancing loss in each pass, over this
+                # number.
                 self.current_gradient_accumulation_steps = len(passes)
             total: Tensor | float = 0.0
             for number, indices in enumerate(passes):
@@ -254,10 +255,10 @@ def in_passes(kind: "type[Trainer]") -> Callable[..., PassesTrainer]:
         ) -> tuple[list[list[int]], int]:
             """Return this worker's passes and the step's number of rows on all workers.
 
-            All workers make the same number of passes with the same numbers of rows, since
-            they exchange sums and metrics in them. A row that a worker repeats to that end
-            is a pass by itself that counts nothing; all other workers then put their last
-            row into that pass.
+            All workers make the same number of passes with the same numbers of rows,
+            since they exchange sums and metrics in them. A row that a worker repeats to
+            that end is a pass by itself that counts nothing; all other workers then put
+            their last row into that pass.
             """
             workers = self.args.world_size
             own_rows = sum(1 for id in ids if id)  # a repeat has no id

@@ -55,7 +55,7 @@ class TrainState:
 
     @classmethod
     def from_json(cls, text: bytes) -> "TrainState":
-        """Read the state of a checkpoint; earlier versions named two fields differently."""
+        """Read a checkpoint's state; earlier versions named two fields differently."""
         former_names = {"step": "dataset_index", "at": "global_step"}
         fields = {}
         for name, value in orjson.loads(text).items():
@@ -129,8 +129,8 @@ def reporter(
 ) -> "TrainerCallback":
     """Build the callback that keeps the state and reports checkpoints and progress.
 
-    It must be the trainer's last callback. Ray's own callback is not used, as it copies the
-    whole checkpoint from every rank.
+    It must be the trainer's last callback. Ray's own callback is not used, as it copies
+    the whole checkpoint from every rank.
 
     Args:
         job: the stage's job.

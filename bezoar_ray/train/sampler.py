@@ -16,10 +16,10 @@ class StepSampler(Sampler[list[int]]):
     """For each optimizer step of an epoch, the indices of one worker's rows.
 
     The order of an epoch depends on the seed and the epoch alone, so a resumed training
-    takes the same rows as an uninterrupted one, and the steps are the same for any number
-    of workers. The rows of a step are dealt out evenly. Where this is impossible, in the
-    last step of an epoch, a worker with one row less ends with a repeated row, whose index
-    `RowsOrRepeats` understands.
+    takes the same rows as an uninterrupted one, and the steps are the same for any
+    number of workers. The rows of a step are dealt out evenly. Where this is
+    impossible, in the last step of an epoch, a worker with one row less ends with a
+    repeated row, whose index `RowsOrRepeats` understands.
 
     Args:
         rows: number of rows in the data set.
@@ -27,8 +27,8 @@ class StepSampler(Sampler[list[int]]):
         rank: of this worker.
         workers: number of workers.
         seed: of the order.
-        epoch: returns the epochs of training done so far, as a fraction. It is called when
-            an epoch begins.
+        epoch: returns the epochs of training done so far, as a fraction. It is called
+            when an epoch begins.
     """
 
     def __init__(
@@ -91,7 +91,7 @@ class RowsOrRepeats(Dataset[list[dict[str, Any]]]):
 
 
 def _silence(example: dict[str, Any]) -> dict[str, Any]:
-    """Return the example without its id and labels, so that nothing is learned from it."""
+    """Return the example without id and labels, so that nothing is learned from it."""
     silent = example | {"id": ""}
     if "labels" in example:
         silent["labels"] = [IGNORED] * len(example["labels"])

@@ -60,8 +60,8 @@ class TokenizedDataset:
     def open(self, store: Store) -> "Dataset":
         """Open the rows as a memory-mapped `datasets.Dataset`.
 
-        Its fingerprint, under which TRL keeps the reference's log-probabilities, depends
-        on the rows and not on where the file is.
+        Its fingerprint, under which TRL keeps the reference's log-probabilities,
+        depends on the rows and not on where the file is.
         """
         from datasets import Dataset
         from datasets.table import MemoryMappedTable
@@ -144,7 +144,7 @@ def check_rows(
 
 
 def _fingerprint(recipe: Recipe, settings: list[object]) -> str:
-    """Return the fingerprint of tokenized rows: template, tokenizer, settings and source."""
+    """Return a fingerprint of template, tokenizer, settings and source rows."""
     base = recipe.base
     fields = [_VERSION, base.model, base.revision, recipe.template, settings]
     text = orjson.dumps(fields, option=orjson.OPT_SORT_KEYS).decode()
@@ -180,7 +180,7 @@ class _TokenizeRows:
 
 @lru_cache(maxsize=1)
 def _cached_tokenizer(recipe_json: str) -> "PreTrainedTokenizerBase":
-    """Load the tokenizer once per process, which tokenizes many tables and data sets."""
+    """Load the tokenizer once per process, which tokenizes many tables."""
     return load_tokenizer(Recipe.model_validate_json(recipe_json))
 
 

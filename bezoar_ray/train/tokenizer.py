@@ -1,7 +1,7 @@
 """The base model's tokenizer, with the recipe's chat template.
 
-All code of this package loads it here. Its ids are checked against the model's own files,
-as some conversions to `tokenizers` change them.
+All code of this package loads it here. Its ids are checked against the model's own
+files, as some conversions to `tokenizers` change them.
 """
 
 import json
@@ -57,8 +57,8 @@ def load_tokenizer(
             missing file.
 
     Raises:
-        RecipeError: there is no end-of-sequence token, ids differ from those of the model's
-            own files, or decoding does not restore a text.
+        RecipeError: there is no end-of-sequence token, ids differ from those of the
+            model's own files, or decoding does not restore a text.
     """
     from transformers import AutoTokenizer
 
@@ -125,8 +125,9 @@ def match_json(
     """Return a tokenizer with the ids of tokenizer.json.
 
     It is the given one if that has these ids, otherwise one built from the file.
-    transformers 5 rebuilds some classes by their names alone: a byte-level tokenizer.json
-    with the class LlamaTokenizerFast (DeepSeek's bases) loses all spaces and line breaks.
+    transformers 5 rebuilds some classes by their names alone: a byte-level
+    tokenizer.json with the class LlamaTokenizerFast (DeepSeek's bases) loses all spaces
+    and line breaks.
     """
     from tokenizers import Tokenizer
     from transformers import PreTrainedTokenizerFast
@@ -146,11 +147,11 @@ def match_sentencepiece(
 ) -> "PreTrainedTokenizerBase":
     """Return a tokenizer with sentencepiece's ids.
 
-    It is the given one if that has these ids, otherwise one rebuilt with the settings of
-    the model file. transformers 5 builds every LlamaTokenizer with one fixed pre-tokenizer,
-    which drops a leading space, adds no prefix after the beginning-of-sequence token, and
-    ignores the model file's normalizer. (OpenLLaMA's README warns of the same trap in
-    earlier versions.)
+    It is the given one if that has these ids, otherwise one rebuilt with the settings
+    of the model file. transformers 5 builds every LlamaTokenizer with one fixed
+    pre-tokenizer, which drops a leading space, adds no prefix after the
+    beginning-of-sequence token, and ignores the model file's normalizer. (OpenLLaMA's
+    README warns of the same trap in earlier versions.)
 
     Raises:
         RecipeError: the rebuilt tokenizer has other ids, too.
@@ -175,7 +176,7 @@ def match_sentencepiece(
 def _first_difference(
     tokenizer: "PreTrainedTokenizerBase", reference: "SentencePieceProcessor"
 ) -> str | None:
-    """Return the first probe whose ids differ, alone or after the beginning of sequence."""
+    """Return the first probe whose ids differ, by itself or after the BOS token."""
     bos = tokenizer.bos_token
     for text in PROBES:
         expected = reference.encode(text)

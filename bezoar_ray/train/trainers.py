@@ -43,8 +43,8 @@ def supervised(tokenizer: "PreTrainedTokenizerBase", section: Training) -> Build
         trainer.batch = section.batch
         trainer.measure = conversation_row
         trainer.mean_over_rows = False
-        # transformers then counts the tokens of the whole step for every architecture, and
-        # TRL divides the loss of each pass by them.
+        # transformers then counts the tokens of the whole step for every architecture,
+        # and TRL divides the loss of each pass by them.
         trainer.model_accepts_loss_kwargs = True
         return trainer
 
@@ -81,8 +81,8 @@ def pair_row(examples: list[Example]) -> Row:
 def kto_row(examples: list[Example]) -> Row:
     """Measure the two sides of a pair.
 
-    Their answers to other prompts add no tokens, as they are computed in a pass of their
-    own without gradients.
+    Their answers to other prompts add no tokens, as they are computed in a pass of
+    their own without gradients.
     """
     lengths = []
     kl_lengths = []
@@ -135,8 +135,8 @@ def _dpo(tokenizer: "PreTrainedTokenizerBase", align: Align) -> BuildTrainer:
             precompute_ref_batch_size=_reference_batch(align),
             **settings,
         )
-        # Given a PEFT model and no `peft_config`, TRL freezes a copy of its adapter as the
-        # reference. With a `peft_config`, the bare model would be the reference.
+        # Given a PEFT model and no `peft_config`, TRL freezes a copy of its adapter as
+        # the reference. With a `peft_config`, the bare model would be the reference.
         trainer = _on_tokens(DPOTrainer)(
             model, args=config, train_dataset=rows, processing_class=tokenizer
         )
@@ -182,8 +182,8 @@ def _kto(tokenizer: "PreTrainedTokenizerBase", align: Align) -> BuildTrainer:
 def _sides_of_pairs(pairs: "Dataset", seed: int) -> "Dataset":
     """Return both sides of each pair as rows, in a shuffled order of the pairs.
 
-    They are in a file, since TRL keeps the reference's log-probabilities beside it, where
-    all workers find them.
+    They are in a file, since TRL keeps the reference's log-probabilities beside it,
+    where all workers find them.
     """
     shuffled = pairs.shuffle(seed)
     pairs_file = Path(pairs.cache_files[0]["filename"])

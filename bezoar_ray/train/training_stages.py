@@ -1,7 +1,7 @@
 """The training stages `sft`, `hh-sft` and `align`, and the one path that runs them.
 
-`run` is carried out on the driver and `train_checkpoint` on each of Ray Train's workers. A
-stage differs from the others only in the fields of its `TrainingStage`.
+`run` is carried out on the driver and `train_checkpoint` on each of Ray Train's
+workers. A stage differs from the others only in the fields of its `TrainingStage`.
 """
 
 import gc
@@ -72,16 +72,16 @@ def run(context: StageContext) -> StageResult:
     malformed_pairs = pairs.ensure(context)
     if stage.trains_on_pairs and not pairs.read(store, "pairs"):
         raise BezoarError(
-            f"{stage.name}: seeds.hh_rlhf gave no pairs to train on. Give a source that "
-            "has some"
+            f"{stage.name}: seeds.hh_rlhf gave no pairs to train on. Give a source "
+            "that has some"
         )
 
     # Prepare the rows.
     datasets = stage.prepare(context)
     check_rows(context, stage.name, datasets)
 
-    # Train, merge and score on the workers. The stage that trains on the base also makes
-    # the checkpoint `base`.
+    # Train, merge and score on the workers. The stage that trains on the base also
+    # makes the checkpoint `base`.
     checkpoint = context.recipe.checkpoint(stage.name)
     names = [checkpoint]
     if checkpoint_of(checkpoint).parent == BASE:
@@ -129,7 +129,7 @@ def train_checkpoint(job: Job) -> dict[str, object]:
 
 
 def _prepare_samples(context: StageContext) -> list[TokenizedDataset]:
-    """Tokenize the accepted rows of the schemes that have some, in the order of training."""
+    """Tokenize the accepted rows of each scheme that has some."""
     datasets = []
     for scheme in context.recipe.sft_order:
         if scheme in context.recipe.sft.data:
@@ -152,9 +152,9 @@ def _prepare_samples(context: StageContext) -> list[TokenizedDataset]:
         datasets.append(dataset)
     if not datasets:
         raise BezoarError(
-            f"sft: none of {', '.join(context.recipe.sft_order)} has an accepted row to "
-            "train on. `data` in summary.json counts the rows by rejection reason. Lower "
-            "filter.accept_rating, or look at the samples in data/*/rejected"
+            f"sft: none of {', '.join(context.recipe.sft_order)} has an accepted row "
+            "to train on. `data` in summary.json counts rows by rejection reason. "
+            "Lower filter.accept_rating, or look at the samples in data/*/rejected"
         )
     return datasets
 
@@ -242,8 +242,8 @@ def _runtime_section(job: Job) -> Training:
     if not job.store.remote or not several_nodes:
         return section
     event(
-        "the reference is computed in every step, since the run directory is a bucket and "
-        "the workers are on several nodes"
+        "the reference is computed in every step, since the run directory is a bucket "
+        "and the workers are on several nodes"
     )
     return section.model_copy(update={"precompute_reference": False})
 
