@@ -6,10 +6,10 @@ from bezoar_ray.llm.chat_tokens import spelling_of
 
 
 class ChatCompletions(LocalCompletionsAPI):
-    """lm-eval's `local-completions`, where only the chat template writes control tokens.
+    """lm-eval's `local-completions`; only the chat template writes control tokens.
 
     The control tokens of the chat template are spelled as private marks in the prompts.
-    A control token that appears in a task's own text is therefore encoded as plain text.
+    So a control token that appears in a task's own text is encoded as plain text.
     """
 
     def apply_chat_template(

@@ -18,6 +18,9 @@ from bezoar_ray.serve.arguments import modes
 from bezoar_ray.stages import StageContext, StageResult, checkpoint_names
 from bezoar_ray.store import Store
 
+Measured = tuple[Mapping[str, object], list[str]]
+"""A benchmark's scores by checkpoint, and the files that it wrote."""
+
 
 def run(context: StageContext) -> StageResult:
     """Evaluate every checkpoint in the run directory.
@@ -81,7 +84,7 @@ async def _evaluate(
     step: Callable[[], None],
 ) -> StageResult:
     section = context.recipe.evaluate
-    jobs: dict[str, Coroutine[None, None, tuple[Mapping[str, object], list[str]]]] = {}
+    jobs: dict[str, Coroutine[None, None, Measured]] = {}
     if section.harness:
         jobs["harness"] = harness.score_all(
             section.harness, context.store, fingerprints, endpoint, step

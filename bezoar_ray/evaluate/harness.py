@@ -30,6 +30,10 @@ if TYPE_CHECKING:
 LOG = "evaluate.log"
 Scores = dict[str, dict[str, float | bool | None]]
 """The results of one task: value, standard error and direction of each metric."""
+Fingerprints = dict[str, str]
+"""The identity of each checkpoint, by its name."""
+Result = dict[str, Any]
+"""lm-eval's own result of one task."""
 
 # With one prompt per request, HTTP costs more time than a small model.
 _PROMPTS_PER_REQUEST = 8
@@ -48,7 +52,7 @@ class Settings(TypedDict):
 async def score_all(
     section: Harness,
     store: Store,
-    fingerprints: dict[str, str],
+    fingerprints: Fingerprints,
     endpoint: Endpoint,
     step: Callable[[], None],
 ) -> tuple[dict[str, dict[str, Scores]], list[str]]:
@@ -60,7 +64,7 @@ async def score_all(
     Args:
         section: the recipe's `evaluate.harness`.
         store: the run directory.
-        fingerprints: identity of each checkpoint, by name.
+        fingerprints: the checkpoints.
         endpoint: where the checkpoints are served.
         step: called after each pair.
 
@@ -84,9 +88,12 @@ async def score_all(
 
     pairs = [(name, task) for name in fingerprints for task in section.all_tasks]
     all_scores = await to_the_end(score_one(name, task) for name, task in pairs)
-    tables: dict[str, dict[str, Scores]] = {name: {} for name in fingerprints}
+    tables: dict[str, dict[str, Scores]] = {}
+    for name in fingerprints:
+        tables[name] = {}
     for (name, task), scores in zip(pairs, all_scores, strict=True):
-        tables[name][section.name_of(task)] = scores
+        title = section.name_of(task)
+        tables[name][title] = scores
     files = [layout.harness(name) for name in fingerprints] if pairs else []
     return tables, files
 
@@ -123,23 +130,23 @@ class ResultCache:
     Each result has a key: a digest of everything that could change it.
     """
 
-    def __init__(self, section: Harness, store: Store, fingerprints: dict[str, str]):
+    def __init__(self, section: Harness, store: Store, fingerprints: Fingerprints):
         self._section = section
         self._store = store
         self._fingerprints = fingerprints
         folder = include_path(section)
         self._custom_tasks_digest = digest(Path(folder)) if folder else None
 
-    def get(self, name: str, task: HarnessTask) -> dict[str, Any] | None:
+    def get(self, name: str, task: HarnessTask) -> Result | None:
         """Return lm-eval's full result, or None if no result has the same key."""
         key = self._key(name, task)
         for entry in self._load(name).values():
             if entry["key"] == key:
-                result: dict[str, Any] = entry["result"]
+                result: Result = entry["result"]
                 return result
         return None
 
-    def put(self, name: str, task: HarnessTask, result: dict[str, Any]) -> None:
+    def put(self, name: str, task: HarnessTask, result: Result) -> None:
         """Save a result.
 
         Results of other tasks stay. So does an earlier result of this task with other
@@ -150,10 +157,10 @@ class ResultCache:
         earlier = entries.get(title)
         if earlier:
             entries[f"{title} ({earlier['key']})"] = earlier
-        entries[title] = {"key": self._key(name, task), "result": result}
-        self._store.replace_json(
-            layout.harness(name), {"checkpoint": name, "tasks": entries}
-        )
+        key = self._key(name, task)
+        entries[title] = {"key": key, "result": result}
+        contents = {"checkpoint": name, "tasks": entries}
+        self._store.replace_json(layout.harness(name), contents)
 
     def _load(self, name: str) -> dict[str, Any]:
         saved = self._store.read_json(layout.harness(name))
@@ -172,10 +179,11 @@ class ResultCache:
             self._custom_tasks_digest,
             metadata.version("lm-eval"),
         ]
-        return hashlib.sha256(json.dumps(fields).encode()).hexdigest()[:16]
+        data = json.dumps(fields).encode()
+        return hashlib.sha256(data).hexdigest()[:16]
 
 
-def compact(result: dict[str, Any], task: HarnessTask) -> Scores:
+def compact(result: Result, task: HarnessTask) -> Scores:
     """Extract all metrics of one task from lm-eval's result.
 
     lm-eval names a metric `name,filter`. The filter `none` is dropped here, and the
@@ -214,9 +222,7 @@ def _find_metric(keys: list[str], metric: str) -> str | None:
     return None
 
 
-def _metric(
-    result: dict[str, Any], task: str, key: str
-) -> dict[str, float | bool | None]:
+def _metric(result: Result, task: str, key: str) -> dict[str, float | bool | None]:
     values = result["results"][task]
     name, _, filter_name = key.partition(",")
     metric: dict[str, float | bool | None] = {
@@ -224,7 +230,8 @@ def _metric(
         "stderr": _finite(values.get(f"{name}_stderr,{filter_name}")),
     }
     if "higher_is_better" in result:
-        metric["higher_is_better"] = result["higher_is_better"].get(task, {}).get(name)
+        directions = result["higher_is_better"].get(task, {})
+        metric["higher_is_better"] = directions.get(name)
     return metric
 
 
@@ -240,7 +247,7 @@ def _finite(value: object) -> float | None:
 
 def score(
     settings: Settings, name: str, task: HarnessTask, endpoint: Endpoint
-) -> dict[str, Any]:
+) -> Result:
     """Run lm-eval for one checkpoint and one task.
 
     It runs as a Ray task, so that lm-eval's imports and output stay out of the driver.

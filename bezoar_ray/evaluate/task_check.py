@@ -56,17 +56,17 @@ def configuration_problems(
     kind = entry.kind.name
     config = entry.cfg or {}
     if kind == "TAG":
-        members = ", ".join(sorted(entry.tags)[:8])
+        members = sorted(entry.tags)
         yield (
             f"{_FIELD}: {name!r} is a tag and has no result of its own. "
-            f"List its tasks instead: {members}"
+            f"List its tasks instead: {', '.join(members[:8])}"
         )
         return
     if kind == "GROUP" and not config.get("aggregate_metric_list"):
-        members = ", ".join(str(member) for member in config.get("task", [])[:8])
+        members = [str(member) for member in config.get("task", [])]
         yield (
             f"{_FIELD}: the group {name!r} has no common metric. "
-            f"List its tasks instead: {members}"
+            f"List its tasks instead: {', '.join(members[:8])}"
         )
         return
     metrics = _listed_metrics(kind, config)
@@ -88,7 +88,11 @@ def _listed_metrics(kind: str, config: dict[str, Any]) -> list[str]:
     """Return the metrics in a task's or a group's configuration."""
     field = "aggregate_metric_list" if kind == "GROUP" else "metric_list"
     entries = config.get(field) or []
-    return [str(entry.get("metric")) for entry in entries if isinstance(entry, dict)]
+    metrics = []
+    for entry in entries:
+        if isinstance(entry, dict):
+            metrics.append(str(entry.get("metric")))
+    return metrics
 
 
 def _build_first_item(

@@ -1,4 +1,4 @@
-"""Runs side by side: what differs in their recipes, and what came of it."""
+"""Comparison of runs: the differences of their recipes, and their results side by side."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -8,105 +8,110 @@ from markupsafe import Markup
 
 from bezoar_ray.recipe import Recipe
 from bezoar_ray.report.content import Content, gather
+from bezoar_ray.report.harness_table import Score
 from bezoar_ray.report.page import environment
 from bezoar_ray.stages import checkpoint_names
 from bezoar_ray.stats import as_percent
 from bezoar_ray.store import Store
 
+_NO_VALUE = "–"
+
 Line = tuple[str, list[str]]
-"""A measure, and its value in each run as text; a dash where a run has none."""
+"""A measure, and its value in each run as text; a dash in a run that does not have it."""
 
 
 @dataclass(frozen=True)
 class RunComparison:
-    """Runs by name, the recipe fields in which they differ, and their results in groups of lines."""
+    """A table of runs."""
 
     names: list[str]
     differences: list[Line]
+    """The recipe fields that differ."""
     results: dict[str, list[Line]]
+    """The results, by group."""
 
 
 def compare(runs: list[tuple[str, Recipe, Store]]) -> RunComparison:
-    """Runs, each with its recipe and run directory, in the order given."""
+    """Compare runs, each given by name, recipe and run directory."""
     contents = [gather(recipe, store) for _, recipe, store in runs]
-    return RunComparison(
-        [name for name, _, _ in runs],
-        _differences(contents),
-        {
-            "rows accepted": _lines(contents, _accepted),
-            "held-out pairs right, 95 %": _lines(contents, _heldout),
-            "served": _lines(contents, lambda content: content.served),
-            "harness mean": _lines(contents, _harness),
-            "harness, in no mean": _lines(contents, _harness_others),
-            f"{_bench_name(contents)}, 95 %": _lines(contents, _mt_bench),
-            "dollars": _lines(
-                contents,
-                lambda content: {
-                    role: f"{part['usd']:,.2f}" for role, part in content.calls.items()
-                },
-            ),
-            "seconds": _lines(
-                contents,
-                lambda content: {
-                    stage.name: f"{stage.seconds:,.0f}"
-                    for stage in content.stages
-                    if stage.status == "done"
-                },
-            ),
-            "commercial use": _lines(
-                contents, lambda content: {"verdict": content.commercial_use["verdict"]}
-            ),
-        },
-    )
+    groups = {
+        "rows accepted": _accepted,
+        "held-out pair accuracy, 95 % interval": _heldout,
+        "served as": _served,
+        "harness mean, %": _harness_mean,
+        "harness, other metrics": _harness_others,
+        f"{_bench_name(contents)}, 95 % interval": _mt_bench,
+        "dollars": _dollars,
+        "seconds": _seconds,
+        "commercial use": _commercial_use,
+    }
+    results = {}
+    for group, measure in groups.items():
+        results[group] = _lines(contents, measure)
+    names = [name for name, _, _ in runs]
+    return RunComparison(names, _differences(contents), results)
 
 
-def as_text(found: RunComparison) -> str:
-    """For a terminal."""
-    groups = [("recipe", found.differences), *found.results.items()]
-    width = max((len(name) for _, lines in groups for name, _ in lines), default=0) + 2
-    sizes = [
-        max(len(name), *(len(values[n]) for _, lines in groups for _, values in lines))
-        + 2
-        for n, name in enumerate(found.names)
-    ]
-    text = [
-        " " * width
-        + "".join(
-            name.rjust(size) for name, size in zip(found.names, sizes, strict=True)
-        )
-    ]
-    for group, lines in groups:
-        text += [group] if lines else []
+def as_text(comparison: RunComparison) -> str:
+    """Format the table for a terminal."""
+    groups = {"recipe": comparison.differences} | comparison.results
+    every_line = [line for lines in groups.values() for line in lines]
+    name_lengths = [len(name) for name, _ in every_line]
+    first_width = 2 + max(name_lengths, default=0)
+    widths = []
+    for index, run in enumerate(comparison.names):
+        cells = [run]
+        for _, values in every_line:
+            cells.append(values[index])
+        widths.append(2 + max(len(cell) for cell in cells))
+
+    def align(cells: Sequence[str]) -> str:
+        padded = [cell.rjust(width) for cell, width in zip(cells, widths, strict=True)]
+        return "".join(padded)
+
+    text = [" " * first_width + align(comparison.names)]
+    for group, lines in groups.items():
+        if lines:
+            text.append(group)
         for name, values in lines:
-            shown = "".join(
-                value.rjust(size) for value, size in zip(values, sizes, strict=True)
-            )
-            text.append(f"  {name}".ljust(width) + shown)
+            text.append(f"  {name}".ljust(first_width) + align(values))
     return "\n".join(text)
 
 
-def as_page(found: RunComparison, chart: str = "", notes: Sequence[str] = ()) -> str:
-    """One HTML file that opens offline, with a chart of ours (SVG) on top if there is one, and notes below it."""
-    return (
-        environment()
-        .get_template("compare.html")
-        .render(found=found, chart=Markup(chart), notes=notes)
-    )
+def as_page(
+    comparison: RunComparison, chart: str = "", notes: Sequence[str] = ()
+) -> str:
+    """Render the table as one HTML file that opens offline.
+
+    Args:
+        comparison: the table.
+        chart: our own SVG to show above it, if any.
+        notes: sentences to show between chart and table.
+    """
+    template = environment().get_template("compare.html")
+    return template.render(comparison=comparison, chart=Markup(chart), notes=notes)
 
 
 def _differences(contents: list[Content]) -> list[Line]:
-    flat = [
-        dict(_leaves(content.recipe.model_dump(mode="json"))) for content in contents
-    ]
-    paths = dict.fromkeys(path for fields in flat for path in fields)
-    values = {path: [str(fields.get(path, "–")) for fields in flat] for path in paths}
-    return [(path, found) for path, found in values.items() if len(set(found)) > 1]
+    """Return the recipe fields whose values differ."""
+    recipes = []
+    for content in contents:
+        fields = content.recipe.model_dump(mode="json")
+        recipes.append(dict(_flatten(fields)))
+    paths = dict.fromkeys(path for fields in recipes for path in fields)
+    differences = []
+    for path in paths:
+        values = [str(fields.get(path, _NO_VALUE)) for fields in recipes]
+        if len(set(values)) > 1:
+            differences.append((path, values))
+    return differences
 
 
-def _leaves(value: object, path: str = "") -> Iterator[tuple[str, object]]:
+def _flatten(value: object, path: str = "") -> Iterator[tuple[str, object]]:
+    """Yield the path and value of each field that is not a section."""
     if isinstance(value, dict) and value:
         for key, inner in value.items():
-            yield from _leaves(inner, f"{path}.{key}" if path else str(key))
+            yield from _flatten(inner, f"{path}.{key}" if path else str(key))
     else:
         yield path, value
 
@@ -114,9 +119,14 @@ def _leaves(value: object, path: str = "") -> Iterator[tuple[str, object]]:
 def _lines(
     contents: list[Content], measure: Callable[[Content], Mapping[str, str]]
 ) -> list[Line]:
-    found = [measure(content) for content in contents]
-    names = dict.fromkeys(name for values in found for name in values)
-    return [(name, [values.get(name, "–") for values in found]) for name in names]
+    """Return a line for each value that at least one run has."""
+    by_run = [measure(content) for content in contents]
+    names = dict.fromkeys(name for values in by_run for name in values)
+    lines = []
+    for name in names:
+        in_each_run = [values.get(name, _NO_VALUE) for values in by_run]
+        lines.append((name, in_each_run))
+    return lines
 
 
 def _accepted(content: Content) -> dict[str, str]:
@@ -127,61 +137,88 @@ def _accepted(content: Content) -> dict[str, str]:
 
 
 def _heldout(content: Content) -> dict[str, str]:
-    scores = {
-        name: part.get("heldout_accuracy") for name, part in content.train.items()
-    }
-    return {
-        name: as_percent(score, content.train[name].get("heldout_ci95"))
-        for name, score in scores.items()
-        if score is not None
-    }
+    values = {}
+    for name, results in content.train.items():
+        accuracy = results.get("heldout_accuracy")
+        if accuracy is not None:
+            values[name] = as_percent(accuracy, results.get("heldout_ci95"))
+    return values
 
 
-def _harness(content: Content) -> dict[str, str]:
-    return {
-        name: f"{100 * mean.value:.1f}"
-        + (f" ± {100 * mean.stderr:.1f}" if mean.stderr is not None else "")
-        for name, mean in content.harness.mean.items()
-    }
+def _served(content: Content) -> dict[str, str]:
+    return content.served
+
+
+def _harness_mean(content: Content) -> dict[str, str]:
+    values = {}
+    for name, mean in content.harness.mean.items():
+        stderr = None if mean.stderr is None else 100 * mean.stderr
+        in_percent = Score(100 * mean.value, stderr)
+        values[name] = _with_error(in_percent, digits=1)
+    return values
 
 
 def _harness_others(content: Content) -> dict[str, str]:
-    return {
-        f"{name}: {row.task} {row.metric}, {row.direction}": f"{score.value:.3f}"
-        + (f" ± {score.stderr:.3f}" if score.stderr is not None else "")
-        for row in content.harness.others
-        for name, score in row.scores.items()
-    }
+    values = {}
+    for row in content.harness.others:
+        for name, score in row.scores.items():
+            line = f"{name}: {row.task} {row.metric}, {row.direction}"
+            values[line] = _with_error(score, digits=3)
+    return values
+
+
+def _with_error(score: Score, digits: int) -> str:
+    text = f"{score.value:.{digits}f}"
+    if score.stderr is None:
+        return text
+    return f"{text} ± {score.stderr:.{digits}f}"
 
 
 def _bench_name(contents: Sequence[Content]) -> str:
-    """What the graded questions are called; a plain word where runs were asked different ones."""
+    """Name the graded questions, or use a general term if the runs' questions differ."""
     names = {content.bench_name for content in contents if content.mt_bench}
     return names.pop() if len(names) == 1 else "graded answers"
 
 
 def _mt_bench(content: Content) -> dict[str, str]:
-    scores = {
-        name: part
-        for name in checkpoint_names()
-        if (part := content.mt_bench.get(name)) and part["score"] is not None
-    }
-    return {
-        name: f"{part['score']:.2f} ({_interval(part['ci95'])}{_bias(part)})"
-        for name, part in scores.items()
-    }
+    values = {}
+    for name in checkpoint_names():
+        scores = content.mt_bench.get(name)
+        if scores and scores["score"] is not None:
+            details = [_interval(scores["ci95"]), *_bias(scores)]
+            values[name] = f"{scores['score']:.2f} ({'; '.join(details)})"
+    return values
 
 
-def _bias(part: dict[str, Any]) -> str:
-    """What to know of the judge beside its score."""
-    shares = {"flips": "flip_rate", "longer wins": "longer_wins"}
-    known = {said: part.get("bias", {}).get(name) for said, name in shares.items()}
-    return "".join(
-        f"; {said} {100 * share:.0f} %"
-        for said, share in known.items()
+def _bias(scores: dict[str, Any]) -> list[str]:
+    """Return the judge's known biases as text, as far as they were measured."""
+    bias = scores.get("bias", {})
+    shares = {
+        "flips": bias.get("flip_rate"),
+        "longer wins": bias.get("longer_wins"),
+    }
+    return [
+        f"{label} {100 * share:.0f} %"
+        for label, share in shares.items()
         if share is not None
-    )
+    ]
 
 
 def _interval(ci95: list[float] | None) -> str:
-    return f"{ci95[0]:.2f} to {ci95[1]:.2f}" if ci95 else "–"
+    return f"{ci95[0]:.2f} to {ci95[1]:.2f}" if ci95 else _NO_VALUE
+
+
+def _dollars(content: Content) -> dict[str, str]:
+    return {role: f"{calls['usd']:,.2f}" for role, calls in content.calls.items()}
+
+
+def _seconds(content: Content) -> dict[str, str]:
+    return {
+        stage.name: f"{stage.seconds:,.0f}"
+        for stage in content.stages
+        if stage.status == "done"
+    }
+
+
+def _commercial_use(content: Content) -> dict[str, str]:
+    return {"verdict": content.commercial_use["verdict"]}

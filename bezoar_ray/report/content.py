@@ -1,4 +1,7 @@
-"""What the report shows, gathered from the run directory; parts that are missing are named, never guessed."""
+"""The content of report and cards, gathered from the run directory.
+
+A part that does not exist is listed as missing.
+"""
 
 from bisect import insort
 from collections import Counter, defaultdict
@@ -20,15 +23,16 @@ from bezoar_ray.sources.mt_bench_files import IDS as MT_BENCH_IDS
 from bezoar_ray.stages import STAGES, checkpoint_names, manifest_of, working_stages
 from bezoar_ray.store import Store
 
-SHOWN = 10  # samples of each scheme and status
+SHOWN = 10
+"""Number of samples to show of each scheme and status."""
 T = TypeVar("T")
-_ENDS = ("accepted", "rejected", "failed")
-_MT_BENCH = "MT-Bench"  # what nothing but its 80 questions is called
+_END_STATUSES = ("accepted", "rejected", "failed")
+_MT_BENCH = "MT-Bench"  # only the 80 published questions have this name
 
 
 @dataclass(frozen=True)
 class StageStatus:
-    """How one stage of the run stands: done, failed, running, interrupted or not run."""
+    """The status of one stage: done, failed, running, interrupted or not run."""
 
     name: str
     status: str
@@ -37,7 +41,7 @@ class StageStatus:
 
 @dataclass(frozen=True)
 class SchemeFunnel:
-    """One scheme's funnel and samples. `reasons` counts what rejected and failed rows went for."""
+    """The rows of one scheme: counts, reasons, and samples to show."""
 
     name: str
     generated: int
@@ -45,226 +49,274 @@ class SchemeFunnel:
     rejected: int
     failed: int
     reasons: dict[str, int]
+    """Number of rejected and failed rows, by reason."""
     seeds: int | None
     seeds_failed: int | None
-    shown: dict[str, list[Sample]]
-    provenance: Counter[
-        tuple[str, str]
-    ]  # (source, licence) of the accepted rows' seeds, and how many rows
+    samples: dict[str, list[Sample]]
+    """Samples to show, by status."""
+    provenance: Counter[tuple[str, str]]
+    """Number of accepted rows, by source and license of their seeds."""
 
     @property
-    def yielded(self) -> float | None:
+    def accepted_share(self) -> float | None:
         """Share of the generated rows that was accepted."""
         return self.accepted / self.generated if self.generated else None
 
 
 @dataclass(frozen=True)
 class Content:
-    """Everything that page and cards are made from."""
+    """The content of report and cards."""
 
     recipe: Recipe
     run: dict[str, Any]
     stages: list[StageStatus]
     schemes: list[SchemeFunnel]
-    provenance: dict[
-        tuple[str, str], int
-    ]  # (source, licence) of the accepted rows' seeds, and how many rows
+    provenance: dict[tuple[str, str], int]
+    """Number of accepted rows of all schemes, by source and license of their seeds."""
     calls: dict[str, Any]
     judges: dict[str, Any]
-    kept_out: list[str]
+    benchmarks: list[str]
+    """The benchmarks whose items the filter kept out of the rows."""
     train: dict[str, Any]
     harness: HarnessTable
     mt_bench: dict[str, Any]
-    bench_name: str  # what its questions are called: only MT-Bench's own are MT-Bench
-    served: dict[str, str]  # how each checkpoint was served while it was measured
-    conversations: str | None  # the page to read MT-Bench's, if there is one
+    bench_name: str
+    """A name for the questions. Only MT-Bench's own questions are called MT-Bench."""
+    served: dict[str, str]
+    """How each checkpoint was served during the evaluation."""
+    conversations: str | None
+    """The page with MT-Bench's conversations, if there is one."""
     checkpoints: list[str]
     commercial_use: CommercialUse
     causes: list[Any]
 
     @property
     def missing(self) -> list[str]:
-        """A sentence for each part that is not there."""
-        absent = [
-            f"{stage.name}: {stage.status}"
-            for stage in self.stages
-            if stage.status != "done"
-        ]
-        return absent + [
-            _took(scheme)
-            for scheme in self.schemes
-            if scheme.generated and not scheme.accepted
-        ]
+        """A line for each stage that is not done, and each scheme without accepted rows."""
+        lines = []
+        for stage in self.stages:
+            if stage.status != "done":
+                lines.append(f"{stage.name}: {stage.status}")
+        for scheme in self.schemes:
+            if scheme.generated and not scheme.accepted:
+                lines.append(_why_none_accepted(scheme))
+        return lines
 
     @property
     def judge_prompts(self) -> str:
-        """In whose words MT-Bench's judge was asked, and what its scores can be compared with."""
-        whose = next(
-            (part["prompts"] for part in self.mt_bench.values() if "prompts" in part),
-            "bezoar_ray's own",
-        )
-        verb = "can be compared with published ones of the same judge"
+        """Whose prompts MT-Bench's judge got, and whether its scores are comparable."""
+        whose = "bezoar_ray's own"
+        for scores in self.mt_bench.values():
+            if "prompts" in scores:
+                whose = scores["prompts"]
+                break
         if whose != "FastChat's":
-            verb = "cannot be compared with published ones"
+            comparable = "cannot be compared with published ones"
         elif self.bench_name != _MT_BENCH:
-            verb = "cannot be compared with published ones, which are for all of MT-Bench's questions"
-        return f"The judge's prompts are {whose}: the scores {verb}."
+            comparable = "cannot be compared with published ones, which are for all of MT-Bench's questions"
+        else:
+            comparable = "can be compared with published ones of the same judge"
+        return f"The judge's prompts are {whose}: the scores {comparable}."
 
     @property
-    def skipped(self) -> list[str]:
-        """The questions whose reference answers are disputed."""
+    def disputed(self) -> list[str]:
+        """Ids of the questions whose reference answers are disputed."""
         bench = self.recipe.evaluate.mt_bench
-        return [str(question) for question in bench.references_skip] if bench else []
+        if not bench:
+            return []
+        return [str(question_id) for question_id in bench.references_skip]
 
     @property
     def warnings(self) -> list[str]:
-        """What the results say against the checkpoints."""
+        """A warning for each checkpoint that is worse than base."""
         return below_base(self.harness, self.mt_bench, self.bench_name)
 
 
 def gather(recipe: Recipe, store: Store) -> Content:
-    """What the files of a run directory hold."""
+    """Gather the content from the files of a run directory."""
     summary = store.read_json(layout.SUMMARY) or {}
-    schemes = [
-        found for name in recipe.schemes if (found := _scheme(name, summary, store))
-    ]
-    provenance = dict(
-        sum((found.provenance for found in schemes), Counter()).most_common()
-    )
-    results = summary.get("eval", {})
+    evaluation = summary.get("eval", {})
+    schemes = []
+    provenance: Counter[tuple[str, str]] = Counter()
+    for name in recipe.schemes:
+        scheme = _scheme(name, summary, store)
+        if scheme:
+            schemes.append(scheme)
+            provenance += scheme.provenance
+    sources = dict(provenance.most_common())
+    has_conversations = store.exists(layout.CONVERSATIONS)
     return Content(
         recipe=recipe,
         run=summary.get("run", {}),
-        stages=[
-            _stage(name, summary.get("stages", {}), store) for name in working_stages()
-        ],
+        stages=_stages(summary, store),
         schemes=schemes,
-        provenance=provenance,
-        calls={
-            role: part
-            for role, part in summary.get("calls", {}).items()
-            if part.get("attempts")
-        },
+        provenance=sources,
+        calls=_calls(summary),
         judges=summary.get("judge", {}),
-        kept_out=summary.get("decontaminated", []),
-        train={
-            name: part
-            for name in checkpoint_names()
-            if (part := summary.get("train", {}).get(name))
-        },
-        harness=harness(recipe, results.get("harness", {})),
-        mt_bench=_checkpoints_first(results.get("mt_bench", {})),
+        benchmarks=summary.get("decontaminated", []),
+        train=_training(summary),
+        harness=harness(recipe, evaluation.get("harness", {})),
+        mt_bench=_checkpoints_first(evaluation.get("mt_bench", {})),
         bench_name=_bench_name(recipe, store),
-        served=results.get("served", {}),
-        conversations=layout.CONVERSATIONS
-        if store.exists(layout.CONVERSATIONS)
-        else None,
-        checkpoints=[
-            name
-            for name in checkpoint_names()
-            if store.exists(layout.checkpoint(name).lineage)
-        ],
-        commercial_use=commercial_use(recipe, provenance),
-        causes=causes(recipe, provenance),
+        served=evaluation.get("served", {}),
+        conversations=layout.CONVERSATIONS if has_conversations else None,
+        checkpoints=_existing_checkpoints(store),
+        commercial_use=commercial_use(recipe, sources),
+        causes=causes(recipe, sources),
     )
 
 
+def _calls(summary: dict[str, Any]) -> dict[str, Any]:
+    """Return the calls of each role that made any."""
+    calls = {}
+    for role, of_role in summary.get("calls", {}).items():
+        if of_role.get("attempts"):
+            calls[role] = of_role
+    return calls
+
+
+def _training(summary: dict[str, Any]) -> dict[str, Any]:
+    """Return the results of training, in its order."""
+    by_checkpoint = summary.get("train", {})
+    training = {}
+    for name in checkpoint_names():
+        if by_checkpoint.get(name):
+            training[name] = by_checkpoint[name]
+    return training
+
+
+def _existing_checkpoints(store: Store) -> list[str]:
+    names = []
+    for name in checkpoint_names():
+        if store.exists(layout.checkpoint(name).lineage):
+            names.append(name)
+    return names
+
+
 def _bench_name(recipe: Recipe, store: Store) -> str:
-    """What the questions are called that the run has asked."""
+    """Name the questions that the run asked."""
     if not (recipe.evaluate.mt_bench and store.exists(QUESTIONS)):
         return _MT_BENCH
-    ids = {
-        orjson.loads(line)["question_id"] for line in store.read(QUESTIONS).splitlines()
-    }
+    lines = store.read(QUESTIONS).splitlines()
+    ids = {orjson.loads(line)["question_id"] for line in lines}
     if ids <= set(MT_BENCH_IDS):
-        whole = len(ids) == len(MT_BENCH_IDS)
-        return (
-            _MT_BENCH
-            if whole
-            else f"MT-Bench ({len(ids)} of its {len(MT_BENCH_IDS)} questions)"
-        )
-    asked = recipe.evaluate.mt_bench.questions
-    return f"{'embedded questions' if asked == 'tiny' else Path(asked).name} ({len(ids)}, in MT-Bench's form)"
+        if len(ids) == len(MT_BENCH_IDS):
+            return _MT_BENCH
+        return f"MT-Bench ({len(ids)} of its {len(MT_BENCH_IDS)} questions)"
+    file = recipe.evaluate.mt_bench.questions
+    name = "embedded questions" if file == "tiny" else Path(file).name
+    return f"{name} ({len(ids)}, in MT-Bench's form)"
 
 
 def _checkpoints_first(scores: dict[str, T]) -> dict[str, T]:
-    """In the order of training, then the further models."""
-    return {
-        name: scores[name] for name in (*checkpoint_names(), *scores) if name in scores
-    }
+    """Put the checkpoints first, in the order of training, then the other models."""
+    order = (*checkpoint_names(), *scores)
+    return {name: scores[name] for name in order if name in scores}
 
 
-def _stage(name: str, stages: dict[str, Any], store: Store) -> StageStatus:
-    """The manifest decides: it is written last, and a later command knows nothing of earlier ones."""
+def _stages(summary: dict[str, Any], store: Store) -> list[StageStatus]:
+    by_stage = summary.get("stages", {})
+    return [_stage(name, by_stage, store) for name in working_stages()]
+
+
+def _stage(name: str, by_stage: dict[str, Any], store: Store) -> StageStatus:
+    """Return a stage's status, from its manifest if there is one.
+
+    A stage writes its manifest last. summary.json has only the stages of the latest
+    command.
+    """
     manifest = store.read_json(manifest_of(name, store))
     if manifest:
         return StageStatus(name, "done", manifest["seconds"])
-    known = stages.get(name) or stages.get(STAGES[name].key, {})
-    return StageStatus(name, known.get("status", "not run"), known.get("seconds", 0.0))
+    entry = by_stage.get(name)
+    if not entry:
+        # An old summary.json has the stage's earlier name.
+        entry = by_stage.get(STAGES[name].key, {})
+    status = entry.get("status", "not run")
+    return StageStatus(name, status, entry.get("seconds", 0.0))
 
 
 def _scheme(name: str, summary: dict[str, Any], store: Store) -> SchemeFunnel | None:
+    """Gather one scheme's rows; None if it has none.
+
+    Counts come from summary.json. What it does not have is counted from the rows.
+    """
     counts = summary.get("data", {}).get(name, {})
-    rows = {status: _Rows(iter_samples(store, name, status)) for status in _ENDS}
-    waiting = counts.get("generated") or count_samples(store, name, "generated")
-    ended = {status: counts.get(status, rows[status].count) for status in _ENDS}
-    if not waiting and not any(ended.values()):
+    rows = {}
+    totals = {}
+    for status in _END_STATUSES:
+        rows[status] = _RowSummary(iter_samples(store, name, status))
+        totals[status] = counts.get(status, rows[status].count)
+    generated = counts.get("generated") or count_samples(store, name, "generated")
+    if not generated and not any(totals.values()):
         return None
+    reasons = counts.get("reasons")
+    if not reasons:
+        counted = rows["rejected"].reasons + rows["failed"].reasons
+        reasons = dict(counted.most_common())
     return SchemeFunnel(
         name=name,
-        generated=waiting or sum(ended.values()),
-        **ended,
-        reasons=counts.get("reasons")
-        or dict((rows["rejected"].gates + rows["failed"].gates).most_common()),
+        generated=generated or sum(totals.values()),
+        accepted=totals["accepted"],
+        rejected=totals["rejected"],
+        failed=totals["failed"],
+        reasons=reasons,
         seeds=counts.get("seeds"),
         seeds_failed=counts.get("seeds_failed"),
-        shown={status: rows[status].shown for status in ("accepted", "rejected")},
+        samples={status: rows[status].samples for status in ("accepted", "rejected")},
         provenance=rows["accepted"].provenance,
     )
 
 
-class _Rows:
-    """What the page says of the rows of one scheme and status, from one look at each."""
+class _RowSummary:
+    """Counts and samples of one scheme's rows with one status, from one pass over them."""
 
     def __init__(self, samples: Iterable[Sample]):
         self.count = 0
-        self.gates: Counter[str] = Counter()
-        """How many rows each gate took."""
+        self.reasons: Counter[str] = Counter()
         self.provenance: Counter[tuple[str, str]] = Counter()
-        """Rows by source and licence of their seeds; a row with seeds of two sources counts for both."""
-        self.shown = choose(map(self._counted, samples))
+        """Rows by source and license of their seeds.
 
-    def _counted(self, sample: Sample) -> Sample:
+        A row with seeds of two sources counts for both.
+        """
+        self.samples = choose(map(self._count, samples))
+
+    def _count(self, sample: Sample) -> Sample:
         self.count += 1
-        self.gates[sample.gate] += 1
-        self.provenance.update(
-            set(zip(sample.seed_sources, sample.seed_licenses, strict=False))
-        )
+        self.reasons[sample.gate] += 1
+        sources = zip(sample.seed_sources, sample.seed_licenses, strict=False)
+        self.provenance.update(set(sources))
         return sample
 
 
 def choose(samples: Iterable[Sample], count: int = SHOWN) -> list[Sample]:
-    """The samples to show: in turn one of each reason, in the order of ids, which are hashes and so a fair draw."""
-    first: dict[str, list[Sample]] = defaultdict(
-        list
-    )  # by gate: no more than could be shown
+    """Choose the samples to show: one of each reason in turn, until there are enough.
+
+    Within a reason, they are in the order of their ids. Ids are hashes, so this is a
+    fair draw. At most `count` samples of each reason are in memory.
+    """
+    by_reason: dict[str, list[Sample]] = defaultdict(list)
     for sample in samples:
-        of_gate = first[sample.gate]
-        insort(of_gate, sample, key=lambda sample: sample.id)
-        del of_gate[count:]
-    ranked = [
-        (turn, sample.id, sample)
-        for of_gate in first.values()
-        for turn, sample in enumerate(of_gate)
-    ]
-    return [
-        sample for _, _, sample in sorted(ranked, key=lambda entry: entry[:2])[:count]
-    ]
+        first = by_reason[sample.gate]
+        insort(first, sample, key=_id_of)
+        del first[count:]
+    turns = []
+    for first in by_reason.values():
+        for turn, sample in enumerate(first):
+            turns.append((turn, sample.id, sample))
+    turns.sort(key=lambda entry: entry[:2])
+    return [sample for _, _, sample in turns[:count]]
 
 
-def _took(scheme: SchemeFunnel) -> str:
-    """Why a scheme has no accepted row."""
+def _id_of(sample: Sample) -> str:
+    return sample.id
+
+
+def _why_none_accepted(scheme: SchemeFunnel) -> str:
     if not scheme.reasons:
         return f"{scheme.name}: none of {scheme.generated} rows is accepted yet"
-    gates = ", ".join(f"{gate} {count}" for gate, count in scheme.reasons.items())
-    return f"{scheme.name}: no row of {scheme.generated} was accepted; taken by {gates}"
+    reasons = [f"{reason} {count}" for reason, count in scheme.reasons.items()]
+    return (
+        f"{scheme.name}: none of {scheme.generated} rows was accepted. "
+        f"Reasons: {', '.join(reasons)}"
+    )

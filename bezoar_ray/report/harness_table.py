@@ -1,4 +1,4 @@
-"""LM Evaluation Harness results as a table: a row per metric, a column per checkpoint, and the mean of what has one."""
+"""LM Evaluation Harness results as a table: one row per metric, one column per checkpoint."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -7,8 +7,9 @@ from typing import Any
 from bezoar_ray.recipe import HarnessTask, Recipe
 from bezoar_ray.stages import checkpoint_names
 
-# Of lm-eval's metrics, those that are better the lower they are: for results without `higher_is_better`.
-_LOWER = {
+# lm-eval's metrics for which a lower value is better. They are needed for results of
+# earlier versions, which have no `higher_is_better`.
+_LOWER_IS_BETTER = {
     "bits_per_byte",
     "brier_score",
     "byte_perplexity",
@@ -21,33 +22,36 @@ _DIRECTIONS = {
     False: "lower is better",
     None: "direction unknown",
 }
+_Z_95 = 1.96  # half the width of a 95 % interval, in standard errors
 
 
 @dataclass(frozen=True)
 class Score:
-    """A value with its standard error, which is null where lm-eval gives none."""
+    """A value and its standard error."""
 
     value: float
     stderr: float | None
+    """None if lm-eval gives none."""
 
 
 @dataclass(frozen=True)
 class MetricRow:
-    """One metric of a task, with its score by checkpoint; the direction is None where lm-eval knows none."""
+    """One metric of one task."""
 
     task: str
     metric: str
     scores: dict[str, Score]
+    """By checkpoint."""
     higher_is_better: bool | None
+    """None if lm-eval does not know the direction."""
 
     @property
     def best(self) -> float | None:
-        """The best checkpoint's value; None where the direction is unknown."""
+        """The best value of all checkpoints; None if the direction is unknown."""
         if self.higher_is_better is None:
             return None
-        return (max if self.higher_is_better else min)(
-            score.value for score in self.scores.values()
-        )
+        values = [score.value for score in self.scores.values()]
+        return max(values) if self.higher_is_better else min(values)
 
     @property
     def direction(self) -> str:
@@ -56,111 +60,140 @@ class MetricRow:
 
     @property
     def is_share(self) -> bool:
-        """Whether all values are shares, a higher one is better, and so a mean with others of them makes sense."""
-        return self.higher_is_better is True and all(
-            0 <= score.value <= 1 for score in self.scores.values()
-        )
+        """Whether the metric may enter the mean.
+
+        All values must be shares, from 0 to 1, and a higher one must be better.
+        """
+        values = [score.value for score in self.scores.values()]
+        in_range = all(0 <= value <= 1 for value in values)
+        return self.higher_is_better is True and in_range
 
 
 @dataclass(frozen=True)
 class HarnessTable:
-    """`rows`: of each task the metric that the recipe names, if it is a share; `mean`: of these, for checkpoints that
-    have all of them; `others`: all other metrics, in their own units, which enter no mean."""
+    """The results of all checkpoints."""
 
     checkpoints: list[str]
     rows: list[MetricRow]
+    """For each task the metric that the recipe names, if it is a share."""
     others: list[MetricRow]
+    """All other metrics, in their own units. They enter no mean."""
     mean: dict[str, Score]
+    """The mean of `rows` for each checkpoint that has all of them."""
 
 
-def harness(recipe: Recipe, found: dict[str, Any]) -> HarnessTable:
-    """The table of `eval.harness` of summary.json."""
-    part = recipe.evaluate.harness
-    names = [name for name in checkpoint_names() if found.get(name)]
+def harness(recipe: Recipe, results: dict[str, Any]) -> HarnessTable:
+    """Build the table from `eval.harness` of summary.json."""
+    section = recipe.evaluate.harness
+    names = [name for name in checkpoint_names() if results.get(name)]
+    if section is None:
+        return HarnessTable(names, [], [], {})
     rows: list[MetricRow] = []
     others: list[MetricRow] = []
-    for task, title in (
-        [(task, part.name_of(task)) for task in part.all_tasks] if part else []
-    ):
-        results = {name: found[name].get(title, {}) for name in names}
-        for row in _rows(title, task, results):
-            (rows if row.metric == task.metric and row.is_share else others).append(row)
-    return HarnessTable(
-        names,
-        rows,
-        others,
-        {name: mean for name in names if (mean := _mean(rows, name))},
-    )
+    for task in section.all_tasks:
+        title = section.name_of(task)
+        of_task = {name: results[name].get(title, {}) for name in names}
+        for row in _metric_rows(title, task, of_task):
+            if row.metric == task.metric and row.is_share:
+                rows.append(row)
+            else:
+                others.append(row)
+    means = {}
+    for name in names:
+        mean = _mean(rows, name)
+        if mean:
+            means[name] = mean
+    return HarnessTable(names, rows, others, means)
 
 
 def below_base(
     table: HarnessTable, mt_bench: dict[str, Any], bench_name: str
 ) -> list[str]:
-    """A sentence for each checkpoint that is worse than its base by more than the error bars (95 %).
+    """Write a warning for each checkpoint that is worse than base.
+
+    The difference must be outside its 95 % interval.
 
     Args:
-        table: the harness results; the mean counts, with the tasks taken as independent.
-        mt_bench: of summary.json, by model; the paired difference counts.
-        bench_name: what its questions are called.
+        table: the harness results. The means are compared; the tasks are taken as
+            independent.
+        mt_bench: of summary.json, by model. The paired difference counts.
+        bench_name: how the report calls the questions.
     """
-    found = []
+    warnings = []
     base = table.mean.get("base")
     for name, mean in table.mean.items():
         if name == "base" or not base or mean.stderr is None or base.stderr is None:
             continue
-        least = base.value - 1.96 * (mean.stderr**2 + base.stderr**2) ** 0.5
-        if mean.value < least:
-            found.append(
-                f"{name} is below its base in the harness: {100 * mean.value:.1f} % in the mean, and base "
+        stderr_of_difference = (mean.stderr**2 + base.stderr**2) ** 0.5
+        if mean.value < base.value - _Z_95 * stderr_of_difference:
+            warnings.append(
+                f"{name} is below base in the harness: its mean is {100 * mean.value:.1f} %, the mean of base "
                 f"{100 * base.value:.1f} %"
             )
     for name in checkpoint_names():
-        versus = mt_bench.get(name, {}).get("versus_base") or {}
-        if versus.get("ci95") and versus["ci95"][1] < 0:
-            found.append(
-                f"{name} is below its base in {bench_name}, by {-versus['difference']:.2f}"
+        versus_base = mt_bench.get(name, {}).get("versus_base") or {}
+        interval = versus_base.get("ci95")
+        if interval and interval[1] < 0:
+            warnings.append(
+                f"{name} is below base in {bench_name}, by {-versus_base['difference']:.2f}"
             )
-    return found
+    return warnings
 
 
-def _rows(
+def _metric_rows(
     title: str, task: HarnessTask, results: dict[str, Any]
 ) -> Iterator[MetricRow]:
-    """The metrics of one task that have a value, the recipe's first, from its results by checkpoint."""
-    for metric in dict.fromkeys(
-        (task.metric, *(metric for found in results.values() for metric in found))
-    ):
-        parts = {
-            name: found[metric] for name, found in results.items() if metric in found
-        }
-        scores = {
-            name: Score(part["value"], _number(part.get("stderr")))
-            for name, part in parts.items()
-            if part["value"] is not None
-        }
+    """Yield the rows of one task, the recipe's metric first.
+
+    Args:
+        title: the task's name in the table.
+        task: the recipe's task.
+        results: the task's metrics, by checkpoint.
+    """
+    metrics = {task.metric: None}
+    for of_checkpoint in results.values():
+        metrics |= dict.fromkeys(of_checkpoint)
+    for metric in metrics:
+        entries = []
+        scores = {}
+        for name, of_checkpoint in results.items():
+            if metric not in of_checkpoint:
+                continue
+            entry = of_checkpoint[metric]
+            entries.append(entry)
+            value = entry["value"]
+            if value is not None:
+                stderr = _number(entry.get("stderr"))
+                scores[name] = Score(value, stderr)
         if scores:
-            yield MetricRow(
-                title, metric, scores, _direction(metric, list(parts.values()))
-            )
+            yield MetricRow(title, metric, scores, _direction(metric, entries))
 
 
-def _direction(metric: str, parts: list[dict[str, Any]]) -> bool | None:
-    """As lm-eval has it; by the name in summaries of earlier versions."""
-    known = (part["higher_is_better"] for part in parts if "higher_is_better" in part)
-    return next(known, metric.partition(",")[0] not in _LOWER)
+def _direction(metric: str, entries: list[dict[str, Any]]) -> bool | None:
+    """Return lm-eval's `higher_is_better`, or guess it from the metric's name.
+
+    Only results of earlier versions need the guess.
+    """
+    for entry in entries:
+        if "higher_is_better" in entry:
+            known: bool | None = entry["higher_is_better"]
+            return known
+    return metric.partition(",")[0] not in _LOWER_IS_BETTER
 
 
 def _mean(rows: list[MetricRow], name: str) -> Score | None:
-    """Mean over the tasks, and its standard error with the tasks taken as independent."""
+    """Compute a checkpoint's mean; None if it lacks a task.
+
+    Its standard error takes the tasks as independent.
+    """
     scores = [row.scores[name] for row in rows if name in row.scores]
     if not scores or len(scores) < len(rows):
         return None
     value = sum(score.value for score in scores) / len(scores)
     squares = [score.stderr**2 for score in scores if score.stderr is not None]
-    return Score(
-        value,
-        sum(squares) ** 0.5 / len(scores) if len(squares) == len(scores) else None,
-    )
+    if len(squares) < len(scores):
+        return Score(value, None)
+    return Score(value, sum(squares) ** 0.5 / len(scores))
 
 
 def _number(value: object) -> float | None:

@@ -1,4 +1,7 @@
-"""A run's results on the Hugging Face hub: checkpoints, adapters and accepted rows, each with its card."""
+"""Upload of a run's results to the Hugging Face hub, each with its card.
+
+The results are checkpoints, adapters and accepted rows.
+"""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -16,100 +19,121 @@ PARTS = (*checkpoint_names()[1:], "dataset")
 
 @dataclass(frozen=True)
 class Upload:
-    """One repository of the hub: its files by their path there."""
+    """One repository on the hub."""
 
     repository: str
-    kind: str  # the hub's: model or dataset
+    kind: str
+    """The hub's type of repository: `model` or `dataset`."""
     files: dict[str, Path]
+    """The local files, by their path in the repository."""
 
     def __str__(self) -> str:
-        size = sum(path.stat().st_size for path in self.files.values())
-        return f"{self.kind} {self.repository}: {len(self.files)} files, {size / 1e6:,.1f} MB"
+        sizes = [path.stat().st_size for path in self.files.values()]
+        megabytes = sum(sizes) / 1e6
+        return f"{self.kind} {self.repository}: {len(sizes)} files, {megabytes:,.1f} MB"
 
 
 def uploads(
     recipe: Recipe, store: Store, owner: str, parts: list[str] | None = None
 ) -> list[Upload]:
-    """What would be pushed: for each checkpoint the merged model and its adapter, and the accepted rows.
+    """List the repositories to push.
+
+    For a checkpoint these are the merged model and its adapter.
+
+    Args:
+        recipe: the run's recipe.
+        store: the run directory.
+        owner: user or organization on the hub.
+        parts: checkpoints, or `dataset` for the accepted rows; all by default.
 
     Raises:
-        RecipeError: an unknown part; or the run has none of the parts, or one without its card.
+        RecipeError: a part is unknown, a part has no card, or the run has none of the
+            parts.
     """
     parts = parts or list(PARTS)
-    if unknown := [part for part in parts if part not in PARTS]:
+    for part in parts:
+        if part not in PARTS:
+            raise RecipeError(
+                f"--only {part}: unknown part. Use one of {', '.join(PARTS)}"
+            )
+    repositories: list[Upload] = []
+    for part in parts:
+        name = f"{owner}/{recipe.name}-{part}"
+        if part == "dataset":
+            repositories += _dataset_upload(recipe, store, name)
+        else:
+            repositories += _model_uploads(store, name, part)
+    if not repositories:
         raise RecipeError(
-            f"--only {unknown[0]}: no such part; there are {', '.join(PARTS)}"
+            f"{store.root} has no files of {', '.join(parts)}. Run the stages that make them"
         )
-    found = [
-        upload
-        for part in parts
-        for upload in _uploads(recipe, store, f"{owner}/{recipe.name}-{part}", part)
-    ]
-    if not found:
-        raise RecipeError(
-            f"{store.root} holds nothing of {', '.join(parts)}: run the stages that make it"
-        )
-    return found
+    return repositories
 
 
-def push(found: list[Upload], private: bool) -> None:
-    """Create the repositories where they are missing, and upload each as one commit; the token is the hub's own.
+def push(repositories: list[Upload], private: bool) -> None:
+    """Create the repositories that do not exist, and upload each one as one commit.
+
+    The token is the one that the hub's own tools use.
 
     Raises:
-        BezoarError: the hub refuses, or cannot be reached.
+        BezoarError: the hub refuses the upload, or cannot be reached.
     """
     from huggingface_hub import CommitOperationAdd, HfApi
     from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
 
     api = HfApi()
-    for upload in found:
-        adds = [
-            CommitOperationAdd(name, str(path)) for name, path in upload.files.items()
-        ]
-        name, kind = upload.repository, upload.kind
+    for upload in repositories:
+        operations = []
+        for name, path in upload.files.items():
+            operations.append(CommitOperationAdd(name, str(path)))
         try:
             api.create_repo(
-                repo_id=name, repo_type=kind, private=private, exist_ok=True
+                repo_id=upload.repository,
+                repo_type=upload.kind,
+                private=private,
+                exist_ok=True,
             )
             api.create_commit(
-                repo_id=name,
-                repo_type=kind,
-                operations=adds,
+                repo_id=upload.repository,
+                repo_type=upload.kind,
+                operations=operations,
                 commit_message="Made with bezoar_ray",
             )
         except (HfHubHTTPError, OfflineModeIsEnabled, OSError) as error:
+            first_line = str(error).strip().splitlines()[0]
             raise BezoarError(
-                f"{upload.repository}: {str(error).strip().splitlines()[0]}. `hf auth login` gives a token that may "
-                "write; HF_HUB_OFFLINE must not be set"
+                f"{upload.repository}: {first_line}. The upload needs a token with write access (`hf auth login`), and "
+                "HF_HUB_OFFLINE must not be set"
             ) from error
 
 
-def _uploads(
-    recipe: Recipe, store: Store, repository: str, part: str
-) -> Iterator[Upload]:
-    if part == "dataset":
-        files = {
-            f"{scheme}/{Path(name).name}": store.path(name)
-            for scheme in recipe.schemes
-            for name in sample_files(store, scheme, "accepted")
-        }
+def _dataset_upload(recipe: Recipe, store: Store, repository: str) -> Iterator[Upload]:
+    files = {}
+    for scheme in recipe.schemes:
+        for name in sample_files(store, scheme, "accepted"):
+            files[f"{scheme}/{Path(name).name}"] = store.path(name)
+    if files:
+        yield Upload(repository, "dataset", files | _card(store, "dataset"))
+
+
+def _model_uploads(store: Store, repository: str, checkpoint: str) -> Iterator[Upload]:
+    # The folder `adapter` stays here: it needs the weights of other checkpoints of this
+    # run directory. The joined LoRA needs only the base.
+    for folder_name, suffix in (("merged", ""), ("joined", "-adapter")):
+        folder = f"{layout.checkpoint(checkpoint).folder}/{folder_name}"
+        files = {}
+        for name in store.list(folder):
+            in_repository = Path(name).relative_to(folder)
+            files[str(in_repository)] = store.path(name)
         if files:
-            yield Upload(repository, "dataset", files | _card(store, part))
-        return
-    # What was trained lies on other checkpoints' weights, in this run directory; the joined one fits the base itself.
-    for kind, suffix in (("merged", ""), ("joined", "-adapter")):
-        folder = f"{layout.checkpoint(part).folder}/{kind}"
-        files = {
-            str(Path(name).relative_to(folder)): store.path(name)
-            for name in store.list(folder)
-        }
-        if files:
-            yield Upload(repository + suffix, "model", files | _card(store, part))
+            files |= _card(store, checkpoint)
+            yield Upload(repository + suffix, "model", files)
 
 
 def _card(store: Store, part: str) -> dict[str, Path]:
-    if not store.exists(layout.card(part)):
+    name = layout.card(part)
+    if not store.exists(name):
         raise RecipeError(
-            f"{store.root}/cards/{part}.md: missing. `bezoar report {store.root}` writes it"
+            f"{store.root}/{name}: missing. `bezoar report {store.root}` writes it"
         )
-    return {"README.md": store.path(layout.card(part))}
+    return {"README.md": store.path(name)}

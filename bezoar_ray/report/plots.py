@@ -1,4 +1,7 @@
-"""The report's charts as inline SVG; text takes the page's colour, so that they suit light and dark alike."""
+"""The report's charts as inline SVG.
+
+Text has the color of the page's text, so the charts fit a light and a dark page.
+"""
 
 import math
 from collections.abc import Callable
@@ -10,15 +13,17 @@ from bezoar_ray.report.harness_table import HarnessTable
 from bezoar_ray.stages import BASE, checkpoint_names, checkpoint_of
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
     from matplotlib.projections.polar import PolarAxes
 
 
-COLOURS = {BASE: "#8a93a3"} | {
+COLORS = {BASE: "#8a93a3"} | {
     name: checkpoint_of(name).colour for name in checkpoint_names()[1:]
 }
-_OTHER = "#a855f7"  # models that are no checkpoints
-_ENDS = (
+"""The color of each checkpoint."""
+_OTHER_MODEL = "#a855f7"
+_SERIES = (
     "#10b981",
     "#f97316",
     "#ef4444",
@@ -29,7 +34,8 @@ _ENDS = (
     "#84cc16",
     "#64748b",
 )
-_INK = "#010203"  # replaced by the page's own colour
+# A color that occurs nowhere else. In the finished SVG, `currentColor` replaces it.
+_INK = "#010203"
 _STYLE = {
     "svg.fonttype": "none",
     "font.family": "sans-serif",
@@ -51,204 +57,226 @@ _STYLE = {
 }
 
 
-def _figure(
-    name: str, size: tuple[float, float], draw: "Callable[[Figure], None]"
+def _render(
+    title: str, size: tuple[float, float], draw: "Callable[[Figure], None]"
 ) -> str:
-    """The SVG of a figure that `draw(figure)` fills; the same input gives the same text."""
+    """Render a figure as SVG; the same data give the same text.
+
+    Args:
+        title: for screen readers.
+        size: width and height in inches.
+        draw: fills the figure.
+    """
     from matplotlib import rc_context
     from matplotlib.figure import Figure
 
-    style: Any = {
-        **_STYLE,
-        "svg.hashsalt": name,
-    }  # its type lists every key of matplotlib's
+    # The type of rc_context's argument lists every key of matplotlib's.
+    style: Any = _STYLE | {"svg.hashsalt": title}
     with rc_context(style):
         figure = Figure(figsize=size, layout="constrained")
         draw(figure)
-        text = StringIO()
-        figure.savefig(text, format="svg", metadata={"Date": None, "Creator": None})
-    svg = text.getvalue()
-    svg = svg[svg.index("<svg") :].replace(_INK, "currentColor")
-    return f'<svg role="img" aria-label="{name}"{svg[4:]}'
+        file = StringIO()
+        # A date or a version in the file would make each report different.
+        metadata = {"Date": None, "Creator": None}
+        figure.savefig(file, format="svg", metadata=metadata)
+    text = file.getvalue()
+    svg = text[text.index("<svg") :].replace(_INK, "currentColor")
+    return f'<svg role="img" aria-label="{title}"{svg.removeprefix("<svg")}'
 
 
 def funnel(schemes: list[SchemeFunnel]) -> str | None:
-    """Where the rows of each scheme ended: accepted, or taken by which gate."""
+    """Draw the share of each scheme's rows that was accepted, and the other reasons."""
     if not schemes:
         return None
-    gates = list(dict.fromkeys(gate for scheme in schemes for gate in scheme.reasons))
-    parts = [("accepted", [s.accepted for s in schemes])]
-    parts += [(gate, [s.reasons.get(gate, 0) for s in schemes]) for gate in gates]
-    unended = [
-        max(0, s.generated - s.accepted - sum(s.reasons.values())) for s in schemes
-    ]
-    parts += [("not judged yet", unended)] if any(unended) else []
+    counts_by_end = _count_ends(schemes)
+    names = [scheme.name for scheme in schemes]
 
     def draw(figure: "Figure") -> None:
         axes = figure.subplots()
         left = [0.0] * len(schemes)
-        for place, (label, counts) in enumerate(parts):
-            shares = [
-                count / max(s.generated, 1)
-                for s, count in zip(schemes, counts, strict=True)
-            ]
-            colour = _ENDS[min(place, len(_ENDS) - 1)]
+        for index, (end, counts) in enumerate(counts_by_end.items()):
+            shares = []
+            for scheme, count in zip(schemes, counts, strict=True):
+                shares.append(count / max(scheme.generated, 1))
             axes.barh(
-                [s.name for s in schemes],
+                names,
                 shares,
                 left=left,
-                color=colour,
-                label=_short(label),
+                color=_SERIES[min(index, len(_SERIES) - 1)],
+                label=_shorten(end),
                 height=0.62,
             )
-            left = [a + b for a, b in zip(left, shares, strict=True)]
+            for row, share in enumerate(shares):
+                left[row] += share
         axes.invert_yaxis()
         axes.grid(visible=False)
-        axes.set_xlim(0, 1)
-        axes.xaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
+        _show_percent(axes)
         figure.legend(loc="outside lower center", ncols=4)
 
-    return _figure(
-        "Where the rows ended",
-        (8, 1.3 + 0.55 * len(schemes) + 0.2 * (len(parts) // 4)),
-        draw,
-    )
+    legend_rows = len(counts_by_end) // 4
+    height = 1.3 + 0.55 * len(schemes) + 0.2 * legend_rows
+    return _render("Generated rows by outcome", (8, height), draw)
+
+
+def _count_ends(schemes: list[SchemeFunnel]) -> dict[str, list[int]]:
+    """Count each scheme's rows by outcome: accepted, each reason, not judged yet."""
+    counts = {"accepted": [scheme.accepted for scheme in schemes]}
+    for scheme in schemes:
+        for reason in scheme.reasons:
+            if reason not in counts:
+                counts[reason] = [other.reasons.get(reason, 0) for other in schemes]
+    not_judged = []
+    for scheme in schemes:
+        ended = scheme.accepted + sum(scheme.reasons.values())
+        not_judged.append(max(0, scheme.generated - ended))
+    if any(not_judged):
+        counts["not judged yet"] = not_judged
+    return counts
 
 
 def losses(train: dict[str, Any]) -> str | None:
-    """Training loss by step, a panel for each stage; data sets in the stage's order have their own shade."""
-    curves = {
-        name: part["by_step"] for name, part in train.items() if part.get("by_step")
-    }
+    """Draw the training loss by step, with one panel for each checkpoint.
+
+    The data sets of one checkpoint have shades of its color.
+    """
+    curves = {}
+    for name, results in train.items():
+        if results.get("by_step"):
+            curves[name] = results["by_step"]
     if not curves:
         return None
 
     def draw(figure: "Figure") -> None:
         panels = figure.subplots(1, len(curves), squeeze=False)[0]
         for axes, (name, points) in zip(panels, curves.items(), strict=True):
-            sets = list(dict.fromkeys(point.get("dataset") or name for point in points))
-            for place, dataset in enumerate(sets):
-                own = [
-                    point
-                    for point in points
-                    if (point.get("dataset") or name) == dataset
-                ]
+            by_dataset: dict[str, list[dict[str, Any]]] = {}
+            for point in points:
+                dataset = point.get("dataset") or name
+                by_dataset.setdefault(dataset, []).append(point)
+            for index, (dataset, its_points) in enumerate(by_dataset.items()):
                 axes.plot(
-                    [p["step"] for p in own],
-                    [p["loss"] for p in own],
-                    color=COLOURS.get(name, _ENDS[0]),
-                    alpha=1 - 0.3 * (place % 3),
+                    [point["step"] for point in its_points],
+                    [point["loss"] for point in its_points],
+                    color=COLORS.get(name, _SERIES[0]),
+                    alpha=1 - 0.3 * (index % 3),
                     linewidth=1.6,
-                    label=_short(dataset),
+                    label=_shorten(dataset),
                 )
             axes.set_title(name, loc="left")
             axes.set_xlabel("step")
-            if len(sets) > 1:
+            if len(by_dataset) > 1:
                 axes.legend(fontsize=8)
         panels[0].set_ylabel("loss")
 
-    return _figure("Training loss", (max(4.0, 3.3 * len(curves)), 2.8), draw)
+    width = max(4.0, 3.3 * len(curves))
+    return _render("Training loss", (width, 2.8), draw)
 
 
 def bars(table: HarnessTable) -> str | None:
-    """Harness scores by task, a bar for each checkpoint, with one standard error."""
+    """Draw the harness scores by task, with one standard error."""
     if not table.rows:
         return None
-    rows = [(row.task, row.scores) for row in table.rows]
-    rows += [("mean", table.mean)] if table.mean and len(rows) > 1 else []
+    tasks = [(row.task, row.scores) for row in table.rows]
+    if table.mean and len(tasks) > 1:
+        tasks.append(("mean", table.mean))
 
     def draw(figure: "Figure") -> None:
-        axes, width = figure.subplots(), 0.8 / len(table.checkpoints)
-        for place, name in enumerate(table.checkpoints):
-            there = [
-                (at, scores[name])
-                for at, (_, scores) in enumerate(rows)
-                if name in scores
-            ]
+        axes = figure.subplots()
+        width = 0.8 / len(table.checkpoints)
+        for index, name in enumerate(table.checkpoints):
+            positions = []
+            scores = []
+            for position, (_, by_checkpoint) in enumerate(tasks):
+                if name in by_checkpoint:
+                    positions.append(position + (index + 0.5) * width - 0.4)
+                    scores.append(by_checkpoint[name])
             axes.bar(
-                [at + (place + 0.5) * width - 0.4 for at, _ in there],
-                [score.value for _, score in there],
+                positions,
+                [score.value for score in scores],
                 width * 0.92,
-                yerr=[score.stderr or 0 for _, score in there],
-                color=COLOURS[name],
+                yerr=[score.stderr or 0 for score in scores],
+                color=COLORS[name],
                 label=name,
                 error_kw={"elinewidth": 1, "ecolor": "#888"},
             )
-        axes.set_xticks(
-            range(len(rows)),
-            [_short(task) for task, _ in rows],
-            rotation=30 if len(rows) > 5 else 0,
-        )
+        labels = [_shorten(task) for task, _ in tasks]
+        rotation = 30 if len(tasks) > 5 else 0
+        axes.set_xticks(range(len(tasks)), labels, rotation=rotation)
         axes.set_ylim(0, 1)
         axes.grid(visible=False, axis="x")
         figure.legend(loc="outside lower center", ncols=4)
 
-    return _figure("Harness scores", (min(10, 3.5 + 0.9 * len(rows)), 3.2), draw)
+    width_in_inches = min(10, 3.5 + 0.9 * len(tasks))
+    return _render("Harness scores", (width_in_inches, 3.2), draw)
 
 
 def radar(mt_bench: dict[str, Any]) -> str | None:
-    """MT-Bench by category, from 0 to 10, a line for each checkpoint."""
-    categories = sorted(
-        {
-            category
-            for part in mt_bench.values()
-            for category in part.get("by_category", {})
-        }
-    )
+    """Draw the MT-Bench grades by category, from 0 to 10; None below three categories."""
+    found = set()
+    for scores in mt_bench.values():
+        found.update(scores.get("by_category", {}))
+    categories = sorted(found)
     if len(categories) < 3:
         return None
-    angles = [2 * math.pi * place / len(categories) for place in range(len(categories))]
+    angles = []
+    for index in range(len(categories)):
+        angles.append(2 * math.pi * index / len(categories))
 
     def draw(figure: "Figure") -> None:
         axes = cast("PolarAxes", figure.subplots(subplot_kw={"projection": "polar"}))
         axes.set_theta_offset(math.pi / 2)
         axes.set_theta_direction(-1)
-        for name, part in mt_bench.items():
-            values = [
-                part["by_category"].get(category, float("nan"))
-                for category in categories
-            ]
-            colour = COLOURS.get(name, _OTHER)
+        for name, scores in mt_bench.items():
+            grades = scores["by_category"]
+            values = [grades.get(category, float("nan")) for category in categories]
+            color = COLORS.get(name, _OTHER_MODEL)
             axes.plot(
-                [*angles, angles[0]],
+                [*angles, angles[0]],  # back to the first point
                 [*values, values[0]],
-                color=colour,
-                label=_short(name),
+                color=color,
+                label=_shorten(name),
                 linewidth=1.8,
             )
-            axes.fill(angles, values, color=colour, alpha=0.08)
-        axes.set_xticks(angles, [_short(category) for category in categories])
+            axes.fill(angles, values, color=color, alpha=0.08)
+        axes.set_xticks(angles, [_shorten(category) for category in categories])
         axes.set_ylim(0, 10)
-        axes.set_yticks([2, 4, 6, 8, 10], ["2", "4", "6", "8", "10"], fontsize=7)
+        ticks = (2, 4, 6, 8, 10)
+        axes.set_yticks(ticks, [str(tick) for tick in ticks], fontsize=7)
         axes.spines["polar"].set_visible(False)
         figure.legend(loc="outside lower center", ncols=4)
 
-    return _figure("Grades by category", (5.2, 4.6), draw)
+    return _render("Grades by category", (5.2, 4.6), draw)
 
 
 def ranked(
     title: str, values: dict[str, float], intervals: dict[str, list[float] | None]
 ) -> str:
-    """Shares by name, in their order from the top, each with its 95 % interval where it has one."""
+    """Draw shares by name, in the order given, each with its 95 % interval if it has one."""
 
     def draw(figure: "Figure") -> None:
         axes = figure.subplots()
         axes.barh(
-            [_short(name) for name in values],
+            [_shorten(name) for name in values],
             list(values.values()),
-            color=_ENDS[0],
+            color=_SERIES[0],
             height=0.62,
         )
-        for place, name in enumerate(values):
-            if ci95 := intervals[name]:
-                axes.plot(ci95, [place, place], color="#888", linewidth=1.5)
+        for index, name in enumerate(values):
+            interval = intervals[name]
+            if interval:
+                axes.plot(interval, [index, index], color="#888", linewidth=1.5)
         axes.invert_yaxis()
-        axes.set_xlim(0, 1)
         axes.grid(visible=False, axis="y")
-        axes.xaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
+        _show_percent(axes)
 
-    return _figure(title, (8, 0.8 + 0.4 * len(values)), draw)
+    return _render(title, (8, 0.8 + 0.4 * len(values)), draw)
 
 
-def _short(label: str) -> str:
+def _show_percent(axes: "Axes") -> None:
+    """Scale the horizontal axis from 0 to 100 %."""
+    axes.set_xlim(0, 1)
+    axes.xaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
+
+
+def _shorten(label: str) -> str:
     return label if len(label) <= 28 else f"{label[:27]}…"

@@ -1,4 +1,4 @@
-"""Samples as text for a terminal: what a pilot shows before the bill."""
+"""Samples as text for a terminal, as `bezoar run --pilot` shows them."""
 
 import textwrap
 from collections.abc import Iterable
@@ -10,26 +10,29 @@ from bezoar_ray.store import Store
 
 
 def show(store: Store, schemes: Iterable[str], count: int = 3) -> str:
-    """The first accepted and rejected samples of each scheme, with the judges' reasons."""
-    lines = []
+    """Format the first accepted and rejected samples of each scheme, with their reasons."""
+    sections = []
     for scheme in schemes:
         for status in ("accepted", "rejected"):
-            lines.append(
-                f"\n== {scheme}: {count_samples(store, scheme, status)} {status}"
-            )
-            lines += map(_block, islice(iter_samples(store, scheme, status), count))
+            total = count_samples(store, scheme, status)
+            sections.append(f"\n== {scheme}: {total} {status}")
+            for sample in islice(iter_samples(store, scheme, status), count):
+                sections.append(_format_sample(sample))
+    return "\n".join(sections)
+
+
+def _format_sample(sample: Sample) -> str:
+    verdicts = [
+        f"{verdict.judge} {verdict.rating or verdict.status}: {verdict.reason}"
+        for verdict in sample.verdicts
+    ]
+    fields = {
+        "instruction": sample.task,
+        "response": sample.response,
+        "because": "; ".join(verdicts) or sample.reason,
+    }
+    lines = []
+    for name, text in fields.items():
+        shortened = textwrap.shorten(text, 300, placeholder=" …")
+        lines.append(f"{name:>12}  {shortened}")
     return "\n".join(lines)
-
-
-def _block(sample: Sample) -> str:
-    why = (
-        "; ".join(
-            f"{v.judge} {v.rating or v.status}: {v.reason}" for v in sample.verdicts
-        )
-        or sample.reason
-    )
-    parts = {"instruction": sample.task, "response": sample.response, "because": why}
-    return "\n".join(
-        f"{name:>12}  {textwrap.shorten(text, 300, placeholder=' …')}"
-        for name, text in parts.items()
-    )

@@ -1,4 +1,7 @@
-"""The report stage: report.html and the cards, from the run directory's files alone."""
+"""The report stage: report.html, the MT-Bench page and the cards.
+
+It reads only files of the run directory.
+"""
 
 from bezoar_ray import layout
 from bezoar_ray.report.cards import write_cards
@@ -9,14 +12,16 @@ from bezoar_ray.stages import StageContext, StageResult
 
 
 def run(context: StageContext) -> StageResult:
-    """Write report.html, self-contained, MT-Bench's conversations to read, and a card for the rows and each checkpoint.
+    """Write report.html, MT-Bench's conversations, and a card for rows and checkpoints.
 
-    A run that failed gets its report, too: it says what is missing, and which gate took the rows.
+    A failed run gets a report, too. It lists the stages that are missing, and the
+    reasons why rows were rejected.
     """
     conversations = write_conversations(context.store)
     content = gather(context.recipe, context.store)
     context.store.replace(layout.REPORT, render(content))
     for warning in content.warnings:
         context.progress.say(f"warning: {warning}")
-    files = [layout.REPORT, *conversations, *write_cards(content, context.store)]
+    cards = write_cards(content, context.store)
+    files = [layout.REPORT, *conversations, *cards]
     return StageResult(files, {"warnings": content.warnings})

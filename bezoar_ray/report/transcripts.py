@@ -1,4 +1,4 @@
-"""MT-Bench to read: each question with all models' answers side by side, and what the judges said of them."""
+"""A page of MT-Bench's conversations: all models' answers, with the judges' verdicts."""
 
 from collections import defaultdict
 from typing import Any
@@ -6,48 +6,55 @@ from typing import Any
 import orjson
 
 from bezoar_ray import layout
+from bezoar_ray.evaluate.mt_bench.fastchat_files import (
+    ANSWERS,
+    COMPARISONS,
+    JUDGMENTS,
+    QUESTIONS,
+)
 from bezoar_ray.report.page import environment
-from bezoar_ray.report.plots import COLOURS
+from bezoar_ray.report.plots import COLORS
 from bezoar_ray.store import Store
-
-_FOLDER = layout.MT_BENCH
 
 
 def write_conversations(store: Store) -> list[str]:
-    """Write the page from FastChat's files in the run directory, where there are any; its name."""
-    if not store.exists(f"{_FOLDER}/question.jsonl"):
+    """Write the page from FastChat's files in the run directory.
+
+    Returns:
+        The name of the page, or nothing if there are no such files.
+    """
+    if not store.exists(QUESTIONS):
         return []
-    answers = {
-        (row["question_id"], row["model_id"]): row["choices"][0]["turns"]
-        for row in _rows(store, "answers")
-    }
-    page = (
-        environment()
-        .get_template("mt_bench.html")
-        .render(
-            questions=_rows(store, "question"),
-            models=list(dict.fromkeys(model for _, model in answers)),
-            answers=answers,
-            grades=_grouped(_rows(store, "judgments"), "question_id", "model", "turn"),
-            comparisons=_grouped(_rows(store, "comparisons"), "question_id", "turn"),
-            colours=COLOURS,
-        )
+    answers = {}
+    for row in _rows(store, ANSWERS):
+        turns = row["choices"][0]["turns"]
+        answers[row["question_id"], row["model_id"]] = turns
+    models = dict.fromkeys(model for _, model in answers)
+    grades = _group(_rows(store, JUDGMENTS), "question_id", "model", "turn")
+    comparisons = _group(_rows(store, COMPARISONS), "question_id", "turn")
+    template = environment().get_template("mt_bench.html")
+    page = template.render(
+        questions=_rows(store, QUESTIONS),
+        models=list(models),
+        answers=answers,
+        grades=grades,
+        comparisons=comparisons,
+        colors=COLORS,
     )
     store.replace(layout.CONVERSATIONS, page)
     return [layout.CONVERSATIONS]
 
 
 def _rows(store: Store, name: str) -> list[dict[str, Any]]:
-    return [
-        orjson.loads(line)
-        for line in store.read(f"{_FOLDER}/{name}.jsonl").splitlines()
-    ]
+    lines = store.read(name).splitlines()
+    return [orjson.loads(line) for line in lines]
 
 
-def _grouped(
+def _group(
     rows: list[dict[str, Any]], *keys: str
 ) -> dict[tuple[object, ...], list[dict[str, Any]]]:
     groups = defaultdict(list)
     for row in rows:
-        groups[tuple(row[key] for key in keys)].append(row)
+        values = tuple(row[key] for key in keys)
+        groups[values].append(row)
     return groups

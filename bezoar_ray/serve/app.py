@@ -1,9 +1,9 @@
-"""All checkpoints of a run directory on Ray Serve, behind one OpenAI-compatible address.
+"""All checkpoints of a run directory on Ray Serve, at one OpenAI-compatible address.
 
 A joined checkpoint is one LoRA on the untouched base that holds its whole chain of
-adapters. One vLLM engine serves base and all joined checkpoints. Their greedy answers are
-those of the merged models. A checkpoint that is served merged has an engine of its own,
-behind a router.
+adapters. One vLLM engine serves base and all joined checkpoints. Their greedy answers
+are those of the merged models. A checkpoint that is served merged has an engine of its
+own, behind a router.
 """
 
 import contextlib
@@ -55,8 +55,8 @@ def running(recipe: Recipe, store: Store) -> Iterator[str]:
 
     Raises:
         RecipeError: the cluster's Ray Serve already hosts something else.
-        BezoarError: an engine did not start; the message ends with the last lines of its
-            log.
+        BezoarError: an engine did not start; the message ends with the last lines of
+            its log.
     """
     with _serving(store, "127.0.0.1", _free_port()) as base_url:
         ServedCheckpoints(recipe, store, key=None).deploy()
@@ -66,11 +66,11 @@ def running(recipe: Recipe, store: Store) -> Iterator[str]:
 def serve_forever(recipe: Recipe, store: Store) -> None:
     """Serve at the recipe's `serve.host` and `serve.port` until the process is stopped.
 
-    A retrained checkpoint replaces the old one. Requests wait meanwhile; none is dropped.
+    A retrained checkpoint replaces the old one. Requests wait for it; none is dropped.
 
     Raises:
-        RecipeError: other machines can reach the host, but BEZOAR_API_KEY is not set. Or
-            as `running`.
+        RecipeError: other machines can reach the host, but BEZOAR_API_KEY is not set.
+            Or as `running`.
         BezoarError: as `running`.
     """
     key = required_key(recipe.serve.host, os.environ.get("BEZOAR_API_KEY"))
@@ -155,9 +155,12 @@ class ServedCheckpoints:
         check_capacity([of_engines(self._recipe, len(engines))])
         log = self._store.log(LOG)
         log.write_text("")
-        changed = [name for name in wanted if wanted[name] != self._deployed.get(name)]
+        changed = []
+        for name, contents in wanted.items():
+            if contents != self._deployed.get(name):
+                changed.append(self._target(name, wanted))
         try:
-            serve.run_many([self._target(name, wanted) for name in changed])
+            serve.run_many(changed)
         except RuntimeError as error:
             last_lines = log.read_text(errors="replace").splitlines()[-15:]
             raise BezoarError(
@@ -169,13 +172,13 @@ class ServedCheckpoints:
     def replace_retrained(self) -> None:
         """Replace the checkpoints that were retrained since they were deployed.
 
-        Nothing is replaced while a checkpoint is being trained. A deployment that failed
-        is not tried again until another checkpoint changes.
+        Nothing is replaced while a checkpoint is being trained. A deployment that
+        failed is not tried again until another checkpoint changes.
 
         Raises:
-            BezoarError: the run directory cannot be read, or a new engine did not start.
-                With several replicas the old ones continue to serve. A single replica has
-                already stopped.
+            BezoarError: the run directory cannot be read, or a new engine did not
+                start. With several replicas the old ones continue to serve. A single
+                replica has already stopped.
         """
         fingerprints = self._fingerprints()
         names = set(modes(self._recipe, self._store))
@@ -265,8 +268,9 @@ class ServedCheckpoints:
 
 def _serve_name(store: Store, name: str) -> str:
     """Name an application on Serve, so that it shows its run directory."""
-    root_digest = hashlib.sha256(str(store.root).encode()).hexdigest()[:8]
-    return f"{name}-{root_digest}"
+    root = str(store.root).encode()
+    root_digest = hashlib.sha256(root).hexdigest()
+    return f"{name}-{root_digest[:8]}"
 
 
 @contextlib.contextmanager

@@ -20,8 +20,8 @@ _BASE_FOLDER = layout.checkpoint(BASE).folder
 def modes(recipe: Recipe, store: Store) -> dict[str, str]:
     """Return how each checkpoint is served, in the order of training.
 
-    `base` is always there, and is served as it is. A checkpoint whose adapters could not
-    be combined is `merged`, whatever the recipe's mode is.
+    `base` is always there, and is served as it is. A checkpoint whose adapters could
+    not be combined is `merged`, whatever the recipe's mode is.
     """
     mode_of = {BASE: "base"}
     for name in checkpoint_names()[1:]:
@@ -117,7 +117,8 @@ def _lora_arguments(paths: dict[str, Path]) -> list[str]:
     modules = []
     for name, path in paths.items():
         # As JSON, not as `name=path`: the path may contain a "=".
-        modules.append(json.dumps({"name": name, "path": str(path)}))
+        module = {"name": name, "path": str(path)}
+        modules.append(json.dumps(module))
     return [
         "--enable-lora",
         "--max-lora-rank",

@@ -17,7 +17,7 @@ _CLOSE_SOCKET = {"type": "websocket.close", "code": 1008, "reason": _WRONG_KEY}
 
 
 class RequestGuard:
-    """ASGI middleware that refuses requests without the key, and bodies that are too long.
+    """ASGI middleware that refuses requests without the key or with too long a body.
 
     It guards every path. vLLM's own `--api-key` leaves paths outside /v1 open.
 

@@ -1,9 +1,9 @@
 """LoRA on CPU, ten times faster than vLLM's own.
 
 It makes one matrix product for each adapter in a batch. vLLM 0.29 copies an adapter's
-weights for each token (`torch_ops.bgmv_shrink`). For a token without an adapter, it takes
-the weights in the last slot. Measured with a Llama of 4 M parameters, rank 32 on all
-linear layers, on 2 cores: 600 tokens/s scored.
+weights for each token (`torch_ops.bgmv_shrink`). For a token without an adapter, it
+takes the weights in the last slot. Measured with a Llama of 4 M parameters, rank 32 on
+all linear layers, on 2 cores: 600 tokens/s scored.
 """
 
 from typing import TYPE_CHECKING
@@ -73,9 +73,11 @@ def _add_lora_linear(
         for down, up, width in zip(
             lora_a_stacked, lora_b_stacked, output_slices, strict=True
         ):
-            update = (inputs @ down[slot, 0].float().T) @ up[slot, 0].float().T
-            y[rows, start : start + width] += (scale * update).to(y.dtype)
-            start += width
+            hidden = inputs @ down[slot, 0].float().T
+            update = hidden @ up[slot, 0].float().T
+            end = start + width
+            y[rows, start:end] += (scale * update).to(y.dtype)
+            start = end
 
 
 _original_update = PunicaWrapperCPU._update_prefill_metadata

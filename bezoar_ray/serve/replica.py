@@ -214,7 +214,8 @@ async def _openai_app(arguments: list[str]) -> "AsyncIterator[FastAPI]":
 def _prepare_process(log: Path) -> None:
     """Set up this replica's process before its engine starts.
 
-    The process and its child, the engine's core, write to the run's log and end together.
+    The process and its child, the engine's core, write to the run's log and end
+    together.
     """
     from bezoar_ray.llm.engine import set_up_cpu
     from bezoar_ray.runtime.engine_parent import bind_children

@@ -83,18 +83,18 @@ def test_results_stand_side_by_side_and_what_is_missing_is_a_dash(runs):
     del found["train"]["sft"]
     store.replace_json("summary.json", found)
     results = compare(runs).results
-    assert dict(results["held-out pairs right, 95 %"])["dpo"] == [
+    assert dict(results["held-out pair accuracy, 95 % interval"])["dpo"] == [
         "81.0 % (72.2 to 87.5)",
         "93.0 %",
     ]
-    assert dict(results["held-out pairs right, 95 %"])["sft"][1] == "–"
+    assert dict(results["held-out pair accuracy, 95 % interval"])["sft"][1] == "–"
     assert dict(results["rows accepted"])["lamini"] == ["12 of 29", "12 of 29"]
     assert dict(results["dollars"])["teacher"] == ["1.25", "1.25"]
     assert (
-        dict(results["MT-Bench, 95 %"])["dpo"][0]
+        dict(results["MT-Bench, 95 % interval"])["dpo"][0]
         == "5.00 (4.50 to 5.50; flips 13 %; longer wins 68 %)"
     )
-    assert dict(results["served"])["dpo"] == ["joined", "joined"]
+    assert dict(results["served as"])["dpo"] == ["joined", "joined"]
 
 
 @pytest.mark.parametrize(
@@ -109,7 +109,7 @@ def test_grades_stand_under_the_name_of_their_questions(runs, ids, name):
     for asked, (_, _, store) in zip(ids, runs, strict=True):
         lines = b"".join(orjson.dumps({"question_id": id}) + b"\n" for id in asked)
         store.replace("eval/mt_bench/question.jsonl", lines)
-    assert f"{name}, 95 %" in compare(runs).results
+    assert f"{name}, 95 % interval" in compare(runs).results
 
 
 def test_metrics_that_enter_no_mean_stand_side_by_side_with_their_direction(runs):
@@ -121,7 +121,7 @@ def test_metrics_that_enter_no_mean_stand_side_by_side_with_their_direction(runs
             "bits_per_byte": bits,
         }
         store.replace_json("summary.json", found)
-    lines = dict(compare(runs).results["harness, in no mean"])
+    lines = dict(compare(runs).results["harness, other metrics"])
     assert lines["dpo: tiny_choice bits_per_byte, lower is better"] == [
         "0.900",
         "0.800",

@@ -52,10 +52,10 @@ def test_the_card_is_the_readme(run):
 
 def test_a_part_that_is_not_there_is_named(run, capsys):
     assert main(["push", str(run.root), "me", "--only", "sft", "--dry-run"]) == 2
-    assert "holds nothing of sft" in capsys.readouterr().err
+    assert "has no files of sft" in capsys.readouterr().err
     assert main(["push", str(run.root), "me", "--only", "base"]) == 2
     assert (
-        "no such part; there are sft, hh-sft, dpo, kto, orpo, asft, dataset"
+        "unknown part. Use one of sft, hh-sft, dpo, kto, orpo, asft, dataset"
         in capsys.readouterr().err
     )
 

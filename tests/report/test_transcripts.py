@@ -43,7 +43,7 @@ def test_questions_answers_grades_and_comparisons_stand_together(page):
         "four",
         "j <b>2.0</b> wrong",
         "unread",
-        "sft or base: sft; the other way round: tie",
+        "sft versus base: sft; in reverse order: tie",
     ):
         assert said in page
     assert page.count("no answer") == 1

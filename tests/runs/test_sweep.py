@@ -196,7 +196,7 @@ def test_a_sweep_of_beta_trains_each_once_and_ranks_them(tiny_world, tmp_path, c
     assert (
         "align.beta=0.1" in printed
         and "align.beta=0.5" in printed
-        and "held-out pairs right" in printed
+        and "held-out pair accuracy" in printed
     )
     assert "<svg" in (tmp_path / "run/sweep.html").read_text()
     references = list((tmp_path / "run/train/data").glob("cache-*.arrow"))

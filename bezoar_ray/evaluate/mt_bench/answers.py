@@ -50,7 +50,7 @@ async def converse(
 
 
 def remaining_context_of(tokenizer_folder: str, context: int) -> RemainingContext:
-    """Count the remaining context exactly, with the checkpoint's tokenizer and template.
+    """Count the remaining context exactly, with the checkpoint's own tokenizer.
 
     vLLM refuses a call whose prompt and `max_tokens` together exceed the context.
 

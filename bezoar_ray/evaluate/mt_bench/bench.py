@@ -22,7 +22,7 @@ from bezoar_ray.evaluate.mt_bench.judge_diagnostics import judge_bias
 from bezoar_ray.evaluate.mt_bench.judge_prompts import OWN, JudgePrompts
 from bezoar_ray.evaluate.mt_bench.judging import Judgment, judge_turn
 from bezoar_ray.evaluate.mt_bench.pairwise import Comparison, Game, compare_turn
-from bezoar_ray.evaluate.mt_bench.scores import pairwise_records, summarize
+from bezoar_ray.evaluate.mt_bench.scores import Summary, pairwise_records, summarize
 from bezoar_ray.evaluate.served_endpoint import Endpoint
 from bezoar_ray.llm.aio import to_the_end
 from bezoar_ray.llm.client import ModelClient, open_client
@@ -41,6 +41,9 @@ from bezoar_ray.stages import STAGES, StageContext, checkpoint_names
 _JUDGE = "mt_bench_judge"
 _CANDIDATE = "candidate"
 _IN_FLIGHT = 64  # per checkpoint; the engine queues the requests it cannot run yet
+
+TurnsByQuestion = dict[int | str, tuple[str, ...]]
+"""One model's answers: the turns, by the question's id."""
 
 
 @dataclass(frozen=True)
@@ -76,7 +79,7 @@ class Bench:
         return load_prompts(Path(self.section.prompts))
 
     @cached_property
-    def published_answers(self) -> dict[str, dict[int | str, tuple[str, ...]]]:
+    def published_answers(self) -> dict[str, TurnsByQuestion]:
         """The answers in the recipe's files, by model and question.
 
         Raises:
@@ -146,7 +149,8 @@ class Bench:
     @property
     def total(self) -> int:
         """Number of conversations to judge, plus number of pairs to compare."""
-        return (len(self.models) + len(self.pairs)) * len(self.questions)
+        per_question = len(self.models) + len(self.pairs)
+        return per_question * len(self.questions)
 
 
 async def mt_bench(
@@ -155,7 +159,7 @@ async def mt_bench(
     endpoint: Endpoint,
     fingerprints: dict[str, str],
     step: Callable[[], None],
-) -> tuple[dict[str, dict[str, object]], list[str]]:
+) -> tuple[dict[str, Summary], list[str]]:
     """Answer, judge and score.
 
     Args:
@@ -301,11 +305,12 @@ class BenchRunner:
     async def _grade(self, answer_task: "asyncio.Task[Answer]") -> list[Judgment]:
         answer = await answer_task
         question = answer.question
+        prompts = self._bench.prompts
         calls = []
         for name, judge in self._judges.items():
             chat = judge.for_row(_row(question))
             for turn in range(1, len(question.turns) + 1):
-                calls.append(judge_turn(answer, turn, name, chat, self._bench.prompts))
+                calls.append(judge_turn(answer, turn, name, chat, prompts))
         judgments = await to_the_end(calls)
         self._step()
         return judgments
@@ -320,11 +325,10 @@ class BenchRunner:
         question = first.question
         name, judge = next(iter(self._judges.items()))
         chat = judge.for_row(_row(question))
+        prompts = self._bench.prompts
         calls = []
         for turn in range(1, len(question.turns) + 1):
-            calls.append(
-                compare_turn(first, second, turn, name, chat, self._bench.prompts)
-            )
+            calls.append(compare_turn(first, second, turn, name, chat, prompts))
         comparisons = await to_the_end(calls)
         self._step()
         return comparisons
@@ -342,7 +346,7 @@ def _scores(
     comparisons: list[Comparison],
     other_grades: list[Judgment],
     other_comparisons: list[Comparison],
-) -> dict[str, dict[str, object]]:
+) -> dict[str, Summary]:
     """Summarize each model by the first judge's verdicts.
 
     The verdicts of the other judges show how far to trust the first one.

@@ -60,7 +60,8 @@ def save(
     files |= _split("model_judgment/{}_single.jsonl", fastchat_grades, _judge_of)
     files |= _split("model_judgment/{}_pair.jsonl", comparison_rows, _judge_of)
     for name, rows in files.items():
-        store.replace(name, b"".join(orjson.dumps(row) + b"\n" for row in rows))
+        lines = [orjson.dumps(row) + b"\n" for row in rows]
+        store.replace(name, b"".join(lines))
     return list(files)
 
 

@@ -84,7 +84,9 @@ def _messages(
 ) -> Messages:
     """Fill in the prompt for the last of these turns."""
     turns = len(questions)
-    texts = {"question": questions} | dict(zip(_ANSWERS[way], answers, strict=True))
+    texts = {"question": questions}
+    for name, of_model in zip(_ANSWERS[way], answers, strict=True):
+        texts[name] = of_model
     values = {}
     for name, text_by_turn in texts.items():
         for number in range(1, turns + 1):

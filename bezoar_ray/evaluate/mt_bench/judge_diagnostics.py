@@ -69,7 +69,10 @@ def _mean_by_turn(judgments: Sequence[Judgment]) -> dict[int, float]:
     for judgment in judgments:
         if judgment.score is not None:
             turns.setdefault(judgment.turn, []).append(judgment.score)
-    return {turn: sum(scores) / len(scores) for turn, scores in sorted(turns.items())}
+    means = {}
+    for turn, scores in sorted(turns.items()):
+        means[turn] = sum(scores) / len(scores)
+    return means
 
 
 def _other_judges(
@@ -139,4 +142,7 @@ def _winner_agreement(
     """Compute how often a judge names the same winner as the first judge."""
     common = [match for match in winners if match in first]
     same = sum(winners[match] == first[match] for match in common)
-    return {"same_winner": share(same, len(common)), "games": len(common)}
+    return {
+        "same_winner": share(same, len(common)),
+        "games": len(common),
+    }

@@ -46,7 +46,9 @@ async def judge_turn(
             text="no answer to judge",
         )
     references = question.references and question.references[:turn]
-    messages = prompts.grade(question.turns[:turn], answer.turns[:turn], references)
+    questions = question.turns[:turn]
+    answers = answer.turns[:turn]
+    messages = prompts.grade(questions, answers, references)
     step = f"grade/{answer.model}/{turn}"
     score, text = await ask_judge(messages, step, chat, read_grade, "rating")
     return Judgment(

@@ -108,9 +108,16 @@ async def _play(
     question = first.question
     references = question.references and question.references[:turn]
     messages = prompts.compare(
-        question.turns[:turn], first.turns[:turn], second.turns[:turn], references
+        question.turns[:turn],
+        first.turns[:turn],
+        second.turns[:turn],
+        references,
     )
     step = f"compare/{first.model}/{second.model}/{turn}"
     verdict, text = await ask_judge(messages, step, chat, read_verdict, "verdict")
-    winners = {"first": first.model, "second": second.model, TIE: TIE, None: None}
-    return Game(winners[verdict], text, messages[-1]["content"])
+    winner = verdict
+    if verdict == "first":
+        winner = first.model
+    elif verdict == "second":
+        winner = second.model
+    return Game(winner, text, messages[-1]["content"])

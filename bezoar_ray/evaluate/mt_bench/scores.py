@@ -7,6 +7,8 @@ from bezoar_ray.evaluate.mt_bench.judge_prompts import TIE
 from bezoar_ray.evaluate.mt_bench.judging import Judgment
 from bezoar_ray.evaluate.mt_bench.pairwise import Comparison
 
+Summary = dict[str, object]
+"""A part of summary.json."""
 Scored = tuple[Judgment, float]
 """A judgment, and its score."""
 QuestionValue = tuple[int | str, float]
@@ -14,9 +16,7 @@ QuestionValue = tuple[int | str, float]
 _RESAMPLES = 10_000
 
 
-def summarize(
-    judgments: list[Judgment], base: list[Judgment] | None = None
-) -> dict[str, object]:
+def summarize(judgments: list[Judgment], base: list[Judgment] | None = None) -> Summary:
     """Summarize one model's grades by one judge, as summary.json has them.
 
     Args:
@@ -30,7 +30,7 @@ def summarize(
         if judgment.score is not None
     ]
     values = [(judgment.question_id, score) for judgment, score in scored]
-    summary: dict[str, object] = {
+    summary: Summary = {
         "score": mean([score for _, score in scored]),
         "ci95": _interval(values),
         "by_category": _by_category(scored),
@@ -44,7 +44,7 @@ def summarize(
 
 def pairwise_records(
     name: str, comparisons: Sequence[Comparison]
-) -> dict[str, dict[str, object]]:
+) -> dict[str, Summary]:
     """Count one model's wins, ties and losses against each other model.
 
     A tie counts half in `win_rate`.
@@ -53,7 +53,10 @@ def pairwise_records(
     for comparison in comparisons:
         if name in comparison.models:
             by_opponent[_opponent(name, comparison)].append(comparison)
-    return {opponent: _record(name, games) for opponent, games in by_opponent.items()}
+    records = {}
+    for opponent, games in by_opponent.items():
+        records[opponent] = _record(name, games)
+    return records
 
 
 def mean(values: list[float]) -> float | None:
@@ -66,7 +69,7 @@ def _opponent(name: str, comparison: Comparison) -> str:
     return second if first == name else first
 
 
-def _record(name: str, comparisons: list[Comparison]) -> dict[str, object]:
+def _record(name: str, comparisons: list[Comparison]) -> Summary:
     winners = Counter(comparison.winner for comparison in comparisons)
     points_of = {name: 1.0, TIE: 0.5}
     points = []
@@ -74,18 +77,20 @@ def _record(name: str, comparisons: list[Comparison]) -> dict[str, object]:
         if comparison.winner:
             value = points_of.get(comparison.winner, 0.0)
             points.append((comparison.question_id, value))
-    losses = winners.total() - winners[name] - winners[TIE] - winners[None]
+    wins = winners[name]
+    ties = winners[TIE]
+    unscored = winners[None]
     return {
-        "wins": winners[name],
-        "ties": winners[TIE],
-        "losses": losses,
-        "unscored": winners[None],
+        "wins": wins,
+        "ties": ties,
+        "losses": len(comparisons) - wins - ties - unscored,
+        "unscored": unscored,
         "win_rate": mean([value for _, value in points]),
         "ci95": _interval(points),
     }
 
 
-def _versus_base(scored: list[Scored], base: list[Judgment]) -> dict[str, object]:
+def _versus_base(scored: list[Scored], base: list[Judgment]) -> Summary:
     """Compute the mean difference to base over the turns that have both scores."""
     base_scores = {}
     for judgment in base:
@@ -115,7 +120,7 @@ def _by_category(scored: list[Scored]) -> dict[str, float]:
 def _interval(values: Sequence[QuestionValue]) -> list[float] | None:
     """Compute the 95 % percentile bootstrap interval of the mean.
 
-    Whole questions are resampled, because the turns of one question are not independent.
+    Whole questions are resampled, because the turns of a question are not independent.
     """
     by_question = defaultdict(list)
     for question_id, value in values:
@@ -128,7 +133,10 @@ def _interval(values: Sequence[QuestionValue]) -> list[float] | None:
     sums = np.array([sum(turns) for turns in questions])
     counts = np.array([len(turns) for turns in questions])
     rng = np.random.default_rng(0)
-    drawn = rng.integers(0, len(questions), (_RESAMPLES, len(questions)))
-    means = sums[drawn].sum(axis=1) / counts[drawn].sum(axis=1)
+    size = (_RESAMPLES, len(questions))
+    drawn = rng.integers(0, len(questions), size)
+    drawn_sums = sums[drawn].sum(axis=1)
+    drawn_counts = counts[drawn].sum(axis=1)
+    means = drawn_sums / drawn_counts
     low, high = np.quantile(means, [0.025, 0.975])
     return [float(low), float(high)]
