@@ -1,6 +1,7 @@
-"""What a recipe will call, cost and take, before anything runs; and again from what a pilot measured.
+"""The plan of a recipe: its calls, cost and GPU hours, before anything runs.
 
-Everything that the recipe does not say is an assumption with a name, and is printed beside the numbers.
+Every number that the recipe does not give is a named assumption, printed beside the
+plan. A pilot's measurements can replace assumptions.
 """
 
 from bezoar_ray.plan.assumed import Assumed, Tokens

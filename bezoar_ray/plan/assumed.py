@@ -1,4 +1,4 @@
-"""What a recipe does not say, with a name for each number; a pilot's measurements take their place."""
+"""Numbers that a recipe does not give, each with a name."""
 
 from dataclasses import dataclass, field
 
@@ -6,90 +6,105 @@ from bezoar_ray.runtime.gpus import GPUS, USUAL, Gpu
 from bezoar_ray.runtime.model_shapes import USUAL_BILLIONS
 from bezoar_ray.schemes import CUSTOM, SCHEMES, custom
 
+_ANY_CUSTOM = custom(CUSTOM, "dolly")
+"""A scheme with the numbers that are assumed of all custom schemes."""
+
 
 @dataclass(frozen=True)
 class Tokens:
     """Tokens of one call."""
 
     into: float
+    """Of the prompt."""
     out: float
+    """Of the answer."""
+
+
+def _assumed_calls() -> dict[str, Tokens]:
+    calls = {}
+    for scheme in (*SCHEMES.values(), _ANY_CUSTOM):
+        for call in scheme.calls:
+            kind = f"{scheme.name} {call.kind}"
+            calls[kind] = Tokens(call.tokens_in, call.tokens_out)
+    # The prompt has the rubric and the row, the answer a rating with its reason.
+    calls["judge"] = Tokens(800, 80)
+    # The second turn's prompt holds the first turn.
+    calls["mt_bench answer"] = Tokens(250, 350)
+    calls["mt_bench judge"] = Tokens(900, 150)
+    calls["mt_bench comparison"] = Tokens(1500, 200)
+    calls["harness request"] = Tokens(120, 1)
+    return calls
+
+
+def _assumed_yields() -> dict[str, float]:
+    return {scheme.name: scheme.accepted for scheme in SCHEMES.values()}
 
 
 @dataclass(frozen=True)
 class Assumed:
-    """Rough means of public data of each kind, as defaults; none was measured by us.
+    """The assumptions of a plan.
 
-    vLLM's speeds are of one H100. Training speeds are measured ones, and stand in speeds.py.
+    The defaults are rough means of public data of each kind; we measured none of them.
+    vLLM's speeds are those of one H100. Training speeds were measured, and are in
+    speeds.py.
     """
 
-    call: dict[str, Tokens] = field(
-        default_factory=lambda: {
-            **{
-                f"{scheme.name} {call.kind}": Tokens(call.tokens_in, call.tokens_out)
-                for scheme in (*SCHEMES.values(), custom(CUSTOM, "dolly"))
-                for call in scheme.calls
-            },
-            "judge": Tokens(800, 80),  # rubric and row; a rating with its reason
-            "mt_bench answer": Tokens(250, 350),  # the second turn carries the first
-            "mt_bench judge": Tokens(900, 150),
-            "mt_bench comparison": Tokens(1500, 200),
-            "harness request": Tokens(120, 1),
-        }
-    )
+    call: dict[str, Tokens] = field(default_factory=_assumed_calls)
     """Tokens of each kind of call."""
-    accepted: dict[str, float] = field(
-        default_factory=lambda: {
-            scheme.name: scheme.accepted for scheme in SCHEMES.values()
-        }
-    )
+    accepted: dict[str, float] = field(default_factory=_assumed_yields)
     """Share of the generated rows that the filter accepts, by scheme."""
-    own_accepted: float = custom(CUSTOM, "dolly").accepted
-    """The same of schemes of one's own, of which nothing is known."""
+    own_accepted: float = _ANY_CUSTOM.accepted
+    """The same share for custom schemes, of which nothing is known."""
     judged: float = 1.0
-    """Judge calls per generated row and judge; the gates and repeated questions change it."""
+    """Judge calls for each generated row and judge. Rows that a gate rejects need none,
+    and a reply without a rating needs two."""
     hh_row: float = 250
     """Tokens of an HH-RLHF conversation."""
     open_rows: int = 1000
-    """Rows of a source or sub-mixture to which the recipe sets no limit."""
+    """Rows of a source or sub-mixture that the recipe sets no limit to."""
     harness_items: int = 2500
     """Items of an lm-eval task without a limit."""
     harness_choices: float = 3.5
     """Requests for each item: one for each choice."""
     mt_bench_questions: int = 80
-    """Questions in FastChat's file; the embedded world has 16."""
+    """Questions in FastChat's file. The embedded world has 16."""
     write_speed: float = 30_000
-    """Tokens that vLLM writes in a second on one GPU, times the billions of active weights."""
+    """Tokens that vLLM writes in a second on one GPU, times the billions of active
+    weights."""
     read_speed: float = 120_000
-    """Prompt tokens that it reads in a second, likewise."""
+    """Prompt tokens that vLLM reads in a second on one GPU, times the billions of
+    active weights."""
     one_sequence: float = 30
-    """Tokens that vLLM writes in a second of one sequence, while its batch is full."""
+    """Tokens that vLLM writes in a second for one sequence while its batch is full."""
     start: float = 120
     """Seconds until an engine or a training worker has loaded its model."""
     step: float = 0.1
-    """Seconds of an optimiser step that more GPUs do not share."""
+    """Seconds of an optimizer step that more GPUs do not shorten."""
     judge_latency: float = 3
-    """Seconds until a judge at an endpoint has answered."""
+    """Seconds until a judge at an endpoint answers."""
     billions: float = USUAL_BILLIONS
-    """Billions of weights of a model whose name does not say."""
+    """Billions of weights of a model whose name does not tell."""
     measured: str = ""
-    """The run directory whose numbers stand in place of some of these."""
+    """The run directory whose measurements replace some of these numbers."""
 
     def tokens(self, kind: str) -> Tokens:
-        """Tokens of a kind of call; one that is not known is of a scheme of one's own."""
+        """Tokens of a kind of call; those of custom schemes for an unknown kind."""
         return self.call.get(kind) or self.call["own answer"]
 
     def engine_seconds(
         self, gpu: Gpu, billions: float, into: float, out: float
     ) -> float:
-        """Seconds of one GPU for so many tokens: it reads as fast as its operations, and writes as fast as its memory.
+        """Seconds that one GPU takes for some tokens in vLLM.
+
+        Reading is bound by a GPU's operations, writing by its memory bandwidth.
 
         Args:
             gpu: its kind.
-            billions: active weights of the model.
+            billions: active weights of the model, in billions.
             into: tokens of the prompts.
             out: tokens of the answers.
         """
-        here = GPUS[USUAL]
-        reading = into / (self.read_speed * gpu.tflops / here.tflops)
-        writing = out / (self.write_speed * gpu.bandwidth / here.bandwidth)
-        return billions * (reading + writing)
+        reference = GPUS[USUAL]
+        read_speed = self.read_speed * gpu.tflops / reference.tflops
+        write_speed = self.write_speed * gpu.bandwidth / reference.bandwidth
+        return billions * (into / read_speed + out / write_speed)

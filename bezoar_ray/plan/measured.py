@@ -1,5 +1,6 @@
-"""A plan again, from what a run measured."""
+"""A plan whose assumptions are replaced by the measurements of a run."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypedDict
@@ -12,103 +13,133 @@ from bezoar_ray.recipe import Recipe
 from bezoar_ray.schemes import SCHEMES
 
 
-def plan_from(recipe: Recipe, folder: str | Path) -> Plan:
-    """The plan of a recipe with what a run measured in place of the assumptions. Raises as `assumed_from` does."""
-    return plan(recipe, assumed_from(recipe, folder))
-
-
-def assumed_from(recipe: Recipe, folder: str | Path) -> Assumed:
-    """What a run, most often a pilot, measured in place of the assumptions.
-
-    Raises:
-        RecipeError: the folder holds no run.
-    """
-    from bezoar_ray.store import Store
-
-    summary = Store(folder).read_json(layout.SUMMARY)
-    if not summary or not summary.get("data"):
-        raise RecipeError(
-            f"--from {folder}: no summary.json with rows in it. Name the run directory, or bucket, of a run or pilot "
-            "that has generated some"
-        )
-    return measured(recipe, summary, str(folder))
-
-
 class Calls(TypedDict):
-    """What is used of a role's calls in summary.json."""
+    """The fields of a role's calls in summary.json that are used here."""
 
     sent: int
     tokens_in: int
     tokens_out: int
 
 
-def measured(recipe: Recipe, summary: dict[str, Any], name: str) -> Assumed:
-    """The assumptions, corrected by a run's summary: yields, judge calls per row, tokens per call by role."""
-    counts = {
-        scheme: part
-        for scheme, part in summary.get("data", {}).items()
-        if part.get("generated")
-    }
-    candidates = (
-        recipe.generate.candidates
-    )  # all of which are counted as generated, and one at most as accepted
-    rows = {scheme: part["generated"] / candidates for scheme, part in counts.items()}
-    assumed = Assumed(measured=name)
-    accepted = {
-        scheme: part.get("accepted", 0) / rows[scheme]
-        for scheme, part in counts.items()
-    }
-    assumed = replace(assumed, accepted=assumed.accepted | accepted)
-    calls, total = summary.get("calls", {}), sum(rows.values()) * candidates
-    if total and recipe.judges and _sent(calls.get("judge")):
-        assumed = replace(
-            assumed, judged=_sent(calls["judge"]) / (total * len(recipe.judges))
+def plan_from(recipe: Recipe, folder: str | Path) -> Plan:
+    """Plan a recipe with the measurements of a run instead of the assumptions.
+
+    Raises:
+        RecipeError: as `assumed_from` does.
+    """
+    return plan(recipe, assumed_from(recipe, folder))
+
+
+def assumed_from(recipe: Recipe, folder: str | Path) -> Assumed:
+    """The assumptions, as far as possible replaced by a run's measurements.
+
+    Args:
+        recipe: what is planned.
+        folder: the run directory, most often of a pilot, or its URL.
+
+    Raises:
+        RecipeError: the run has not generated any rows.
+    """
+    from bezoar_ray.store import Store
+
+    summary = Store(folder).read_json(layout.SUMMARY)
+    if not summary or not summary.get("data"):
+        raise RecipeError(
+            f"--from {folder}: no summary.json with rows in it. Name the run "
+            "directory, or bucket, of a run or pilot that has generated some"
         )
-    expected = list(generation(recipe, rows, assumed))
-    scaled = _scaled(
+    return measured(recipe, summary, str(folder))
+
+
+def measured(recipe: Recipe, summary: dict[str, Any], name: str) -> Assumed:
+    """The assumptions, corrected by a run's summary.
+
+    Corrected are the share of accepted rows, the judge calls for each row, and the
+    tokens of a call by role.
+
+    Args:
+        recipe: what is planned.
+        summary: the run's summary.json.
+        name: the run, for the text of the plan.
+    """
+    assumed = Assumed(measured=name)
+    # All candidates of an instruction count as generated, and at most one as accepted.
+    candidates = recipe.generate.candidates
+    rows: dict[str, float] = {}
+    accepted = dict(assumed.accepted)
+    for scheme, counts in summary.get("data", {}).items():
+        if counts.get("generated"):
+            rows[scheme] = counts["generated"] / candidates
+            accepted[scheme] = counts.get("accepted", 0) / rows[scheme]
+    assumed = replace(assumed, accepted=accepted)
+
+    calls_by_role = summary.get("calls", {})
+    generated = sum(rows.values()) * candidates
+    judge_calls = _sent_calls(calls_by_role, "judge")
+    if generated and recipe.judges and judge_calls:
+        judged = judge_calls["sent"] / (generated * len(recipe.judges))
+        assumed = replace(assumed, judged=judged)
+
+    tokens = _scale_tokens(
         assumed.call,
-        calls.get("teacher"),
-        expected,
+        _sent_calls(calls_by_role, "teacher"),
+        list(generation(recipe, rows, assumed)),
         (*SCHEMES, *recipe.generate.own, "own"),
     )
-    scaled |= _own(scaled, calls.get("judge"), "judge") | _own(
-        scaled, calls.get("candidate"), "mt_bench answer"
-    )
-    if recipe.evaluate.mt_bench and _sent(found := calls.get("mt_bench_judge")):
-        turns = found["sent"] / sum(step.calls for step in verdicts(recipe, 1, assumed))
-        expected = list(verdicts(recipe, turns, assumed))
-        scaled = _scaled(
-            scaled, found, expected, ("mt_bench judge", "mt_bench comparison")
+    if judge_calls:
+        tokens["judge"] = _mean_tokens(judge_calls)
+    candidate_calls = _sent_calls(calls_by_role, "candidate")
+    if candidate_calls:
+        tokens["mt_bench answer"] = _mean_tokens(candidate_calls)
+    bench_calls = _sent_calls(calls_by_role, "mt_bench_judge")
+    if recipe.evaluate.mt_bench and bench_calls:
+        calls_per_turn = sum(step.calls for step in verdicts(recipe, 1, assumed))
+        turns = bench_calls["sent"] / calls_per_turn
+        tokens = _scale_tokens(
+            tokens,
+            bench_calls,
+            list(verdicts(recipe, turns, assumed)),
+            ("mt_bench judge", "mt_bench comparison"),
         )
-    return replace(assumed, call=scaled)
+    return replace(assumed, call=tokens)
 
 
-def _scaled(
-    call: dict[str, Tokens],
-    found: Calls | None,
-    expected: list[Step],
+def _sent_calls(calls_by_role: dict[str, Calls], role: str) -> Calls | None:
+    """The calls of a role; None if it has sent none."""
+    calls = calls_by_role.get(role)
+    if calls and calls.get("sent"):
+        return calls
+    return None
+
+
+def _scale_tokens(
+    tokens: dict[str, Tokens],
+    calls: Calls | None,
+    expected: Sequence[Step],
     kinds: tuple[str, ...],
 ) -> dict[str, Tokens]:
-    """Calls of several kinds, of which a run knows the sum: all by the factor that makes the sum come out."""
-    if not found or not _sent(found) or not expected:
-        return call
-    into = found["tokens_in"] / sum(step.tokens_in for step in expected)
-    out = found["tokens_out"] / sum(step.tokens_out for step in expected)
-    return {
-        kind: Tokens(tokens.into * into, tokens.out * out)
-        if kind.startswith(kinds)
-        else tokens
-        for kind, tokens in call.items()
-    }
+    """Scale the tokens of several kinds of calls, of which a run counted only the sum.
+
+    Args:
+        tokens: of a call, by kind.
+        calls: what the run counted.
+        expected: the same calls by the assumptions.
+        kinds: beginnings of the kinds that are scaled, all by the same factor.
+    """
+    if not calls or not expected:
+        return dict(tokens)
+    input_factor = calls["tokens_in"] / sum(step.tokens_in for step in expected)
+    output_factor = calls["tokens_out"] / sum(step.tokens_out for step in expected)
+    scaled = dict(tokens)
+    for kind, assumed in tokens.items():
+        if kind.startswith(kinds):
+            scaled[kind] = Tokens(
+                assumed.into * input_factor, assumed.out * output_factor
+            )
+    return scaled
 
 
-def _own(call: dict[str, Tokens], found: Calls | None, kind: str) -> dict[str, Tokens]:
-    """The mean tokens of a role that makes one kind of call."""
-    sent = _sent(found)
-    if not found or not sent:
-        return {kind: call[kind]}
-    return {kind: Tokens(found["tokens_in"] / sent, found["tokens_out"] / sent)}
-
-
-def _sent(found: Calls | None) -> float:
-    return found.get("sent", 0) if found else 0
+def _mean_tokens(calls: Calls) -> Tokens:
+    """The mean tokens of a call, for a role with only one kind of call."""
+    sent = calls["sent"]
+    return Tokens(calls["tokens_in"] / sent, calls["tokens_out"] / sent)

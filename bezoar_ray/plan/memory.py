@@ -1,4 +1,8 @@
-"""What each stage takes of a GPU's memory, and the largest training pass that fits."""
+"""The GPU memory that each stage needs, and the largest training pass that fits.
+
+These are estimates. Before its first step, training tries real passes
+(train/fitting.py).
+"""
 
 import re
 from collections.abc import Callable
@@ -17,24 +21,31 @@ from bezoar_ray.runtime.model_shapes import (
 from bezoar_ray.train.pass_size import SPARE, PassSize, choose_size
 
 GIB = 2**30
-_BYTES = {"bfloat16": 2, "float16": 2, "float32": 4}
-_QUANTISED = {8: 1.0, 4: 0.56}
-"""Bytes of a weight in quantised linear maps, with its scales, by its bits."""
+_DTYPE_BYTES = {"bfloat16": 2, "float16": 2, "float32": 4}
+_QUANTIZED_BYTES = {8: 1.0, 4: 0.56}
+"""Bytes of a weight in quantized linear layers, with its scales, by its bits."""
 _NAMED_BITS = (
     (r"(?<![a-z])(fp8|w8a8|int8|8bit)", 8),
     (r"(?<![a-z])(awq|gptq|int4|w4a16|(nv|mx)?fp4|4bit|bitsandbytes|bnb|gpt-oss)", 4),
 )
-"""Bits by what a model's name or `engine.quantization` says."""
-_NF4 = 0.516  # bytes of a weight in NF4 with double quantisation
-_TRAINED = 16  # bytes of a trained weight: itself, its gradient and Adam's two moments, in float32
-_KEPT = 3.34  # bytes that a pass keeps of a token for each width of a layer's linear maps; compiled layers keep less
-_KEPT_COMPILED = 0.85  # of that
-_ENGINE = 2 * GIB  # what vLLM takes beside weights and cache: activations, CUDA graphs
+"""Bits of a weight by words in a model's name or in `engine.quantization`."""
+_NF4_BYTES = 0.516
+"""Bytes of a weight in NF4 with double quantization."""
+_TRAINED_BYTES = 16
+"""Bytes of a trained weight: itself, its gradient and Adam's two moments, in
+float32."""
+_KEPT_BYTES = 3.34
+"""Bytes of activations that a pass keeps of a token, for each input and output of a
+layer's linear layers, in bfloat16. It matches passes that were measured on an H200."""
+_KEPT_COMPILED = 0.85
+"""Share of these bytes that compiled layers keep."""
+_ENGINE_BYTES = 2 * GIB
+"""What vLLM takes beside weights and cache: activations and CUDA graphs."""
 
 
 @dataclass(frozen=True)
 class MemoryNeed:
-    """What one stage's model needs of one GPU."""
+    """The GPU memory that one stage's model needs."""
 
     stage: str
     model: str
@@ -45,18 +56,20 @@ class MemoryNeed:
     note: str
     """What it does with the rest of the GPU, or what it lacks."""
     known: bool
-    """Whether the model's own shape is known."""
+    """Whether the model's own shape is known. Otherwise its size is guessed."""
 
     def __str__(self) -> str:
-        sized = billions_in(self.model)
-        guess = (
-            f"as if it had {USUAL_BILLIONS:g} billion weights"
-            if sized is None
-            else f"by its {sized:g} billion weights"
-        )
-        unsure = "" if self.known else f" (its shape is not known; planned {guess})"
+        name = self.model.rpartition("/")[2]
         verdict = "fits" if self.fits else "DOES NOT FIT"
-        return f"{self.model.rpartition('/')[2]}: at least {self.least:.1f} GiB, {self.note}: {verdict}{unsure}"
+        text = f"{name}: at least {self.least:.1f} GiB, {self.note}: {verdict}"
+        if self.known:
+            return text
+        billions = billions_in(self.model)
+        if billions is None:
+            guess = f"as if it had {USUAL_BILLIONS:g} billion weights"
+        else:
+            guess = f"by its {billions:g} billion weights"
+        return f"{text} (its shape is not known; planned {guess})"
 
 
 @dataclass(frozen=True)
@@ -65,183 +78,255 @@ class TrainingPass:
 
     size: PassSize
     tokens: int
-    """Of the longest such pass."""
+    """Tokens of the longest such pass."""
     recomputed: bool
     """Whether activations are recomputed in the backward pass."""
     gib: float
-    """With the model and the optimiser."""
+    """GiB that it takes, with the model and the optimizer."""
 
 
 def engine_need(
-    stage: str, model: str, part: ModelSection | Serve, gpu: Gpu
+    stage: str, model: str, section: ModelSection | Serve, gpu: Gpu
 ) -> MemoryNeed:
-    """vLLM on a GPU: its share of the weights, and a cache that holds one sequence at least."""
+    """The memory that vLLM needs of one GPU.
+
+    It holds the GPU's share of the weights, and a cache for at least one sequence.
+    """
     shape = model_shape(model)
-    spread = parallel_gpus(part.engine) // part.engine.get("data_parallel_size", 1)
-    of_type = _BYTES.get(part.dtype, 2)
-    weights = (
-        shape.linear_weights * _weight_bytes(shape, model, part)
-        + shape.embedding_weights * of_type
-    ) / spread
-    token = shape.kv_numbers * of_type / spread
-    share = part.engine.get(
-        "gpu_memory_utilization", ENGINE_SHARE * min(1.0, part.num_gpus or 1.0)
-    )
-    cache = (share * gpu.memory * GIB - weights - _ENGINE) / token
-    context = _context(part.engine, shape)
-    fits = cache >= context
-    if cache < 1:
-        note = "and no room is left for a cache"
+    engine = section.engine
+    # Data parallel replicas hold all weights each.
+    spread = parallel_gpus(engine) // engine.get("data_parallel_size", 1)
+    dtype_bytes = _DTYPE_BYTES.get(section.dtype, 2)
+    linear_bytes = shape.linear_weights * _linear_weight_bytes(shape, model, section)
+    embedding_bytes = shape.embedding_weights * dtype_bytes
+    weight_bytes = (linear_bytes + embedding_bytes) / spread
+    token_bytes = shape.kv_numbers * dtype_bytes / spread
+
+    default_share = ENGINE_SHARE * min(1.0, section.num_gpus or 1.0)
+    share = engine.get("gpu_memory_utilization", default_share)
+    cache_bytes = share * gpu.memory * GIB - weight_bytes - _ENGINE_BYTES
+    cache_tokens = cache_bytes / token_bytes
+    context = _context_tokens(engine, shape)
+    fits = cache_tokens >= context
+    if cache_tokens < 1:
+        note = "and no space is left for a cache"
     elif fits:
-        note = f"with room for a cache of {cache:,.0f} tokens"
+        note = f"with space for a cache of {cache_tokens:,.0f} tokens"
     else:
-        asks = (
-            "engine.max_model_len asks"
-            if "max_model_len" in part.engine
-            else "without engine.max_model_len it asks"
-        )
+        request = "without engine.max_model_len it requests"
+        if "max_model_len" in engine:
+            request = "engine.max_model_len requests"
         note = (
-            f"with room for a cache of {cache:,.0f} tokens, and {asks} for {context:,}"
+            f"with space for a cache of {cache_tokens:,.0f} tokens, and {request} "
+            f"{context:,}"
         )
-    note += f" on {spread} GPUs" if spread > 1 else ""
+    if spread > 1:
+        note += f" on {spread} GPUs"
+    least_bytes = weight_bytes + _ENGINE_BYTES + context * token_bytes
     return MemoryNeed(
-        stage,
-        model,
-        gpu,
-        (weights + _ENGINE + context * token) / GIB,
-        fits,
-        note,
-        shape.known,
+        stage=stage,
+        model=model,
+        gpu=gpu,
+        least=least_bytes / GIB,
+        fits=fits,
+        note=note,
+        known=shape.known,
     )
 
 
-def _context(engine: dict[str, Any], shape: Shape) -> int:
-    """Tokens that an engine's cache has to hold; 1 where vLLM takes what fits, or where nobody knows."""
-    told = engine.get("max_model_len", shape.context)
-    if isinstance(told, str):
-        number = re.fullmatch(
-            r"(\d+(?:\.\d+)?)([kmKM]?)", told
-        )  # vLLM's own: 4k is 4,000, 4K is 4,096
-        units = {"": 1, "k": 10**3, "m": 10**6, "K": 2**10, "M": 2**20}
-        told = int(float(number.group(1)) * units[number.group(2)]) if number else None
-    return told if told and told > 0 else 1
+def _context_tokens(engine: dict[str, Any], shape: Shape) -> int:
+    """Tokens that an engine's cache must hold.
+
+    1 where vLLM takes what fits (`auto`, -1), or where the model's context is not
+    known.
+    """
+    length = engine.get("max_model_len", shape.context)
+    if isinstance(length, str):
+        length = _parse_length(length)
+    if not length or length < 0:
+        return 1
+    return length
+
+
+def _parse_length(text: str) -> int | None:
+    """A length as vLLM reads it: 4k is 4,000, 4K is 4,096; None for `auto`."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)([kmKM]?)", text)
+    if not match:
+        return None
+    units = {"": 1, "k": 10**3, "m": 10**6, "K": 2**10, "M": 2**20}
+    number, unit = match.groups()
+    return int(float(number) * units[unit])
 
 
 def training_need(recipe: Recipe, stage: str, gpu: Gpu, compiled: bool) -> MemoryNeed:
-    """QLoRA on a GPU: what a pass of the longest row takes, and the largest pass that fits.
+    """The memory that QLoRA needs of one GPU: for its longest row, and for the merge.
 
     Args:
-        recipe: has the stage, whose workers ask for a GPU or a share of one.
+        recipe: has the stage, whose workers request a GPU or a share of one.
         stage: `sft`, `hh-sft` or `align`.
-        gpu: one of the stage's.
-        compiled: whether the layers are compiled, which keep less.
+        gpu: the kind of the stage's GPUs.
+        compiled: whether the layers are compiled, which then keep less.
     """
-    model, part = recipe.base.model, _as_trained(recipe.training(stage))
+    model = recipe.base.model
+    section = _as_trained(recipe.training(stage))
     shape = model_shape(model)
     memory = worker_memory(recipe, stage, gpu)
-    merged = shape.weights * _BYTES[recipe.base.dtype] / GIB  # at the end, unquantised
-    takes = _takes(recipe, stage, compiled)
-    shortest = takes(
-        PassSize(tokens=_longest(recipe, stage)),
-        part.gradient_checkpointing is not False,
-    )
-    found = training_pass(recipe, stage, memory, compiled)
-    if found is None:
-        note = f"no room for a row of {part.max_length:,} tokens"
+    # At the end, the adapter is merged into unquantized weights.
+    merge_gib = shape.weights * _DTYPE_BYTES[recipe.base.dtype] / GIB
+    estimate = _pass_estimate(recipe, stage, compiled)
+    smallest_pass = PassSize(tokens=_longest_row(recipe, stage))
+    may_recompute = section.gradient_checkpointing is not False
+    least_gib = estimate(smallest_pass, may_recompute) / (1 - SPARE)
+
+    largest_pass = training_pass(recipe, stage, memory, compiled)
+    if largest_pass is None:
+        note = f"no space for a row of {section.max_length:,} tokens"
     else:
-        how = "recomputed" if found.recomputed else "kept"
-        note = f"passes of up to {found.tokens:,} tokens take {found.gib:.1f}, activations {how}"
-    if merged > memory:
-        note += f", merging at the end takes {merged:.1f}"
-    fits = found is not None and merged <= memory
+        activations = "recomputed" if largest_pass.recomputed else "kept"
+        note = (
+            f"passes of up to {largest_pass.tokens:,} tokens take "
+            f"{largest_pass.gib:.1f}, activations {activations}"
+        )
+    if merge_gib > memory:
+        note += f", merging at the end takes {merge_gib:.1f}"
     return MemoryNeed(
-        stage, model, gpu, max(merged, shortest / (1 - SPARE)), fits, note, shape.known
+        stage=stage,
+        model=model,
+        gpu=gpu,
+        least=max(merge_gib, least_gib),
+        fits=largest_pass is not None and merge_gib <= memory,
+        note=note,
+        known=shape.known,
     )
 
 
 def training_pass(
     recipe: Recipe, stage: str, memory: float, compiled: bool
 ) -> TrainingPass | None:
-    """The largest pass of a stage that fits into so many GiB; None where not even its longest row does."""
-    part, row = _as_trained(recipe.training(stage)), _longest(recipe, stage)
-    takes = _takes(recipe, stage, compiled)
-    chosen = choose_size(
-        part,
-        row,
-        lambda size, recompute: takes(size, recompute) <= memory * (1 - SPARE),
-    )
-    if chosen is None:
+    """The largest pass of a stage that fits into some GiB of memory.
+
+    Returns:
+        None if not even the longest row fits by itself.
+    """
+    section = _as_trained(recipe.training(stage))
+    row = _longest_row(recipe, stage)
+    estimate = _pass_estimate(recipe, stage, compiled)
+
+    def fits(size: PassSize, recompute: bool) -> bool:
+        return estimate(size, recompute) <= memory * (1 - SPARE)
+
+    choice = choose_size(section, row, fits)
+    if choice is None:
         return None
-    size, recomputed = chosen
+    size, recomputed = choice
     return TrainingPass(
-        size, size.at_most(row, part.share), recomputed, takes(size, recomputed)
+        size=size,
+        tokens=size.at_most(row, section.share),
+        recomputed=recomputed,
+        gib=estimate(size, recomputed),
     )
 
 
-def _as_trained(part: Training) -> Training:
-    """Under ZeRO-3 no pass is tried, so activations are recomputed unless the recipe forbids it."""
-    recomputed = part.zero_stage == 3 and part.gradient_checkpointing == "auto"
-    return (
-        part.model_copy(update={"gradient_checkpointing": True}) if recomputed else part
-    )
+def _as_trained(section: Training) -> Training:
+    """The section with its defaults under ZeRO-3, where training tries no pass.
+
+    There, activations are recomputed unless the recipe forbids it.
+    """
+    if section.zero_stage == 3 and section.gradient_checkpointing == "auto":
+        return section.model_copy(update={"gradient_checkpointing": True})
+    return section
 
 
 def worker_memory(recipe: Recipe, stage: str, gpu: Gpu) -> float:
-    """GiB of a GPU that a worker of a stage has: all of it, or its share."""
+    """GiB of GPU memory that a worker of a stage has: a whole GPU's, or its share."""
     return gpu.memory * min(1.0, recipe.training(stage).gpus_per_worker)
 
 
-def _longest(recipe: Recipe, stage: str) -> int:
-    """Tokens of the longest row; a pair has two sides."""
-    return recipe.training(stage).max_length * (2 if stage == "align" else 1)
+def _longest_row(recipe: Recipe, stage: str) -> int:
+    """Tokens of the longest row. A pair has two sides."""
+    sides = 2 if stage == "align" else 1
+    return recipe.training(stage).max_length * sides
 
 
-def _takes(
+def _pass_estimate(
     recipe: Recipe, stage: str, compiled: bool
 ) -> Callable[[PassSize, bool], float]:
-    """The GiB that training takes as a function of a pass's size, and of whether activations are recomputed."""
-    part, shape = recipe.training(stage), model_shape(recipe.base.model)
-    wide = _BYTES[recipe.base.dtype] / 2  # what passes keep was measured in bfloat16
-    kept = _kept(shape) * wide * (_KEPT_COMPILED if compiled else 1.0)
-    recomputed = wide * (
-        2 * shape.layers * shape.hidden + 2 * _kept(shape) / shape.layers
-    )
-    fixed, row = _fixed(recipe, stage, shape), _longest(recipe, stage)
+    """The GiB that a pass takes, with the model and the optimizer.
 
-    def takes(size: PassSize, recompute: bool) -> float:
-        return (
-            fixed + size.at_most(row, part.share) * (recomputed if recompute else kept)
-        ) / GIB
+    Returns:
+        A function of the pass's size, and of whether activations are recomputed.
+    """
+    section = recipe.training(stage)
+    shape = model_shape(recipe.base.model)
+    # Activations were measured in bfloat16, which has two bytes.
+    scale = _DTYPE_BYTES[recipe.base.dtype] / 2
+    kept_bytes = _kept_bytes(shape) * scale
+    if compiled:
+        kept_bytes *= _KEPT_COMPILED
+    # Recomputing keeps the inputs of all layers, and the activations of one layer.
+    layer_inputs = 2 * shape.layers * shape.hidden
+    one_layer = 2 * _kept_bytes(shape) / shape.layers
+    recomputed_bytes = scale * (layer_inputs + one_layer)
+    fixed_bytes = _fixed_bytes(recipe, stage, shape)
+    row = _longest_row(recipe, stage)
 
-    return takes
+    def estimate(size: PassSize, recompute: bool) -> float:
+        token_bytes = recomputed_bytes if recompute else kept_bytes
+        tokens = size.at_most(row, section.share)
+        return (fixed_bytes + tokens * token_bytes) / GIB
+
+    return estimate
 
 
-def _kept(shape: Shape) -> float:
-    """Bytes that the forward pass of a token keeps for the backward pass, with adapters on all linear maps."""
-    return _KEPT * shape.layers * sum(into + out for into, out in shape.linear.values())
+def _kept_bytes(shape: Shape) -> float:
+    """Bytes that the forward pass of a token keeps for the backward pass.
+
+    With adapters on all linear layers, which is the largest case.
+    """
+    widths = sum(into + out for into, out in shape.linear.values())
+    return _KEPT_BYTES * shape.layers * widths
 
 
-def _fixed(recipe: Recipe, stage: str, shape: Shape) -> float:
-    """Bytes of the model and of what is trained; of a preference stage with the reference's adapter."""
+def _fixed_bytes(recipe: Recipe, stage: str, shape: Shape) -> float:
+    """Bytes of the model, the adapter and its optimizer.
+
+    In a preference stage, the reference's adapter comes on top.
+    """
+    section = recipe.training(stage)
     # align continues hh-sft's adapter.
     lora = recipe.sft.lora if stage == "sft" else recipe.hh_sft.lora
-    of_type = _BYTES[recipe.base.dtype]
-    linear = _NF4 if recipe.training(stage).load_in_4bit else of_type
-    widths = sum(
-        sum(shape.linear[name]) for name in lora.targets if name in shape.linear
+    dtype_bytes = _DTYPE_BYTES[recipe.base.dtype]
+    linear_bytes = _NF4_BYTES if section.load_in_4bit else dtype_bytes
+    weight_bytes = (
+        shape.linear_weights * linear_bytes + shape.embedding_weights * dtype_bytes
     )
-    adapter = shape.layers * lora.r * widths
-    reference = 4 * adapter if stage == "align" else 0
-    weights = shape.linear_weights * linear + shape.embedding_weights * of_type
-    part = recipe.training(stage)
-    sharded = part.workers if part.zero_stage == 3 else 1
-    return (weights + adapter * _TRAINED) / sharded + reference
+    widths = 0
+    for name in lora.targets:
+        if name in shape.linear:
+            widths += sum(shape.linear[name])
+    adapter_weights = shape.layers * lora.r * widths
+    reference_bytes = 4 * adapter_weights if stage == "align" else 0
+    shards = section.workers if section.zero_stage == 3 else 1
+    trained_bytes = adapter_weights * _TRAINED_BYTES
+    return (weight_bytes + trained_bytes) / shards + reference_bytes
 
 
-def _weight_bytes(shape: Shape, model: str, part: ModelSection | Serve) -> float:
-    """Bytes of a weight in an engine's linear maps."""
-    told = f"{model.rpartition('/')[2]} {part.engine.get('quantization') or ''}".lower()
-    bits = shape.bits or next(
-        (bits for pattern, bits in _NAMED_BITS if re.search(pattern, told)), None
-    )
-    return _QUANTISED.get(bits or 0) or _BYTES.get(part.dtype, 2)
+def _linear_weight_bytes(
+    shape: Shape, model: str, section: ModelSection | Serve
+) -> float:
+    """Bytes of a weight in an engine's linear layers."""
+    bits = shape.bits or _named_bits(model, section.engine)
+    if bits in _QUANTIZED_BYTES:
+        return _QUANTIZED_BYTES[bits]
+    return _DTYPE_BYTES.get(section.dtype, 2)
+
+
+def _named_bits(model: str, engine: dict[str, Any]) -> int | None:
+    """Bits of a weight by the model's name or the engine's arguments, if they tell."""
+    name = model.rpartition("/")[2]
+    quantization = engine.get("quantization") or ""
+    text = f"{name} {quantization}".lower()
+    for pattern, bits in _NAMED_BITS:
+        if re.search(pattern, text):
+            return bits
+    return None

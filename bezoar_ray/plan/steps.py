@@ -1,4 +1,4 @@
-"""The steps of a recipe: calls of one kind to one model, or the training of one stage."""
+"""The steps of a plan: calls of one kind to one model, or one stage's training."""
 
 import re
 from collections.abc import Iterable, Iterator
@@ -15,26 +15,31 @@ from bezoar_ray.runtime.gpus import GPUS, USUAL, Gpu, known_gpu
 from bezoar_ray.runtime.model_shapes import billions_in, model_shape
 from bezoar_ray.stages import STAGES
 
+_TINY_QUESTIONS = 16
+"""MT-Bench questions of the embedded world."""
+
 
 @dataclass(frozen=True)
 class Step:
-    """One line of a plan: calls of one kind to one model, or the training of one stage."""
+    """One line of a plan."""
 
     stage: str
-    what: str
+    description: str
+    """The kind of call, or the rows that are trained on."""
     model: str
     calls: float = 0
     tokens_in: float = 0
     tokens_out: float = 0
     usd: float = 0
+    """Dollars for calls to an endpoint."""
     gpu_hours: float = 0
     usd_most: float = 0
-    """Dollars if every answer is as long as `max_tokens` lets it be."""
+    """Dollars if every answer is as long as `max_tokens` allows."""
 
 
 @dataclass(frozen=True)
 class Plan:
-    """All steps of a recipe, and what was assumed on the way."""
+    """All steps of a recipe, and the assumptions behind them."""
 
     recipe: str
     steps: tuple[Step, ...]
@@ -42,309 +47,347 @@ class Plan:
     """Rows that each scheme generates, at most."""
     assumed: Assumed
     code: tuple[str, ...] = ()
-    """Code of others that the recipe runs."""
+    """Code that the recipe runs and that is not part of this package."""
     budget: float | None = None
     """Dollars."""
     needs: tuple[MemoryNeed, ...] = ()
-    """Of each stage that uses GPUs: the memory of one."""
+    """GPU memory that each stage needs, for the stages that use GPUs."""
     unknown_gpus: tuple[str, ...] = ()
-    """Kinds of GPU that the recipe names and `GPUS` does not hold."""
+    """Kinds of GPU that the recipe names and that `GPUS` does not have."""
     commercial_use: tuple[str, tuple[str, ...]] = ("", ())
-    """The verdict and its causes."""
+    """The verdict on commercial use, and its causes."""
 
-    def total(self, name: str) -> float:
-        """The sum of one column."""
-        return sum(getattr(step, name) for step in self.steps)
+    def total(self, column: str) -> float:
+        """The sum of one field of the steps."""
+        return sum(getattr(step, column) for step in self.steps)
 
 
 def plan(
     recipe: Recipe, assumed: Assumed | None = None, gpu: Gpu | None = None
 ) -> Plan:
-    """What a recipe will call, cost and take of its GPUs.
+    """Plan a recipe: its calls, cost, GPU hours and GPU memory.
 
     Args:
         recipe: what is planned.
-        assumed: numbers that the recipe does not say.
-        gpu: the kind of all GPUs; where empty, each stage has the one that the recipe names.
+        assumed: numbers that the recipe does not give.
+        gpu: the kind of all GPUs. If None, each stage has the kind that the recipe
+            names.
     """
     assumed = assumed or Assumed()
     rows = generated(recipe, assumed)
-    works = tuple(training_hours.works(recipe, rows, assumed))
+    training_work = tuple(training_hours.training_work(recipe, rows, assumed))
+    steps = [
+        *generation(recipe, rows, assumed, gpu),
+        *_judging(recipe, rows, assumed, gpu),
+        *_training(recipe, training_work, gpu),
+        *_evaluation(recipe, assumed, gpu),
+    ]
+    for stage in STAGES.values():
+        if not stage.scheduled:  # It calls no model and trains none.
+            steps.append(Step(stage.name, stage.label, ""))
+    unknown_gpus: list[str] = []
+    if gpu is None:
+        unknown_gpus = [kind for kind in _named_gpus(recipe) if not known_gpu(kind)]
     use = commercial_use(recipe)
     return Plan(
         recipe=recipe.name,
-        steps=(
-            *generation(recipe, rows, assumed, gpu),
-            *_judging(recipe, rows, assumed, gpu),
-            *_training(recipe, works, gpu),
-            *_evaluation(recipe, assumed, gpu),
-            *(
-                Step(stage.name, stage.label, "")
-                for stage in STAGES.values()
-                if not stage.scheduled
-            ),
-        ),
+        steps=tuple(steps),
         rows=rows,
         assumed=assumed,
         code=tuple(_code(recipe)),
         budget=recipe.budget_usd,
-        needs=tuple(_needs(recipe, works, gpu)),
-        unknown_gpus=()
-        if gpu
-        else tuple(sorted(kind for kind in _named(recipe) if not known_gpu(kind))),
+        needs=tuple(_needs(recipe, training_work, gpu)),
+        unknown_gpus=tuple(sorted(unknown_gpus)),
         commercial_use=(use["verdict"], tuple(use["because"])),
     )
 
 
-def gpu_of(recipe: Recipe, part: SchedulingSection, given: Gpu | None = None) -> Gpu:
-    """The kind of GPU of a section: the one given, its own, the one kind that the recipe names, or an H100."""
-    named = {known.kind: known for kind in _named(recipe) if (known := known_gpu(kind))}
-    usual = next(iter(named.values())) if len(named) == 1 else GPUS[USUAL]
-    if given or not part.accelerator_type:
-        return given or usual
-    return known_gpu(part.accelerator_type) or GPUS[USUAL]
+def gpu_of(recipe: Recipe, section: SchedulingSection, given: Gpu | None = None) -> Gpu:
+    """The kind of GPU on which a section is planned.
+
+    It is the given one, the section's own, the only one that the recipe names anywhere,
+    or an H100, in this order.
+    """
+    if given:
+        return given
+    if section.accelerator_type:
+        return known_gpu(section.accelerator_type) or GPUS[USUAL]
+    named = {}
+    for kind in _named_gpus(recipe):
+        gpu = known_gpu(kind)
+        if gpu:
+            named[gpu.kind] = gpu
+    if len(named) == 1:
+        return next(iter(named.values()))
+    return GPUS[USUAL]
 
 
-def _named(recipe: Recipe) -> set[str]:
-    """The kinds of GPU that a recipe's sections ask for."""
-    sections = [
+def _named_gpus(recipe: Recipe) -> set[str]:
+    """The kinds of GPU that a recipe's sections request."""
+    sections = (
         recipe.sft,
         recipe.hh_sft,
         recipe.align,
         recipe.serve,
         *recipe.teachers,
         *recipe.judges,
-    ]
-    return {
-        section.accelerator_type for section in sections if section.accelerator_type
-    }
+    )
+    kinds = {section.accelerator_type for section in sections}
+    return {kind for kind in kinds if kind}
 
 
 def _needs(
-    recipe: Recipe, works: Iterable[TrainingWork], gpu: Gpu | None
+    recipe: Recipe, training_work: Iterable[TrainingWork], gpu: Gpu | None
 ) -> Iterator[MemoryNeed]:
-    """Of every stage that uses a GPU."""
-    talked_to: list[tuple[str, ModelSection]] = [
-        ("generate", teacher) for teacher in recipe.teachers
-    ]
-    talked_to += [
-        ("filter", judge) for judge in (recipe.judges if recipe.filter.judge else ())
-    ]
-    for stage, part in talked_to:
-        if gpus_of(part.engine, part.num_gpus) and not part.base_url:
-            yield engine_need(stage, part.model, part, gpu_of(recipe, part, gpu))
-    for work in works:
-        training = recipe.training(work.stage)
-        if training.gpus_per_worker:
-            yield training_hours.need(recipe, work, gpu_of(recipe, training, gpu))
-    if gpus_of(recipe.serve.engine, recipe.serve.num_gpus) and (
-        recipe.evaluate.harness or recipe.evaluate.mt_bench
-    ):
-        yield engine_need(
-            "evaluate",
-            recipe.base.model,
-            recipe.serve,
-            gpu_of(recipe, recipe.serve, gpu),
-        )
+    """The memory that every stage with GPUs needs of one of them."""
+    models: list[tuple[str, ModelSection]] = []
+    models += [("generate", teacher) for teacher in recipe.teachers]
+    if recipe.filter.judge:
+        models += [("filter", judge) for judge in recipe.judges]
+    for stage, model in models:
+        if _has_gpus(model) and not model.base_url:
+            yield engine_need(stage, model.model, model, gpu_of(recipe, model, gpu))
+    for work in training_work:
+        section = recipe.training(work.stage)
+        if section.gpus_per_worker:
+            yield training_hours.need(recipe, work, gpu_of(recipe, section, gpu))
+    serve = recipe.serve
+    is_evaluated = recipe.evaluate.harness or recipe.evaluate.mt_bench
+    if _has_gpus(serve) and is_evaluated:
+        kind = gpu_of(recipe, serve, gpu)
+        yield engine_need("evaluate", recipe.base.model, serve, kind)
+
+
+def _has_gpus(section: ModelSection | Serve) -> bool:
+    return gpus_of(section.engine, section.num_gpus) > 0
 
 
 def _code(recipe: Recipe) -> Iterator[str]:
-    """The code that a recipe runs, besides ours."""
-    yield from (
-        f"{part.function} (generate.own.{name})"
-        for name, part in recipe.generate.own.items()
-    )
-    models = [("teacher", part) for part in recipe.teachers] + [
-        ("judge", part) for part in recipe.judges
+    """The code that a recipe runs and that is not part of this package, in words."""
+    for name, scheme in recipe.generate.own.items():
+        yield f"{scheme.function} (generate.own.{name})"
+    models = [
+        *(("teacher", teacher) for teacher in recipe.teachers),
+        *(("judge", judge) for judge in recipe.judges),
+        ("base", recipe.base),
     ]
-    for role, part in [*models, ("base", recipe.base)]:
-        if part.trust_remote_code:
-            yield f"code of {part.model} at {part.revision} ({role}: trust_remote_code)"
-        if part.pickled_weights:
-            yield f"pickled weights of {part.model} ({role}: pickled_weights), which can hold code"
+    for role, model in models:
+        if model.trust_remote_code:
+            yield (
+                f"code of {model.model} at {model.revision} ({role}: trust_remote_code)"
+            )
+        if model.pickled_weights:
+            yield (
+                f"pickled weights of {model.model} ({role}: pickled_weights), which "
+                "can hold code"
+            )
     harness = recipe.evaluate.harness
     if harness and harness.include_path not in (None, "tiny"):
-        yield f"functions that the tasks in {harness.include_path} name (evaluate.harness.include_path)"
+        yield (
+            f"functions that the tasks in {harness.include_path} name "
+            "(evaluate.harness.include_path)"
+        )
 
 
 # Generation and filter.
 
 
 def generated(recipe: Recipe, assumed: Assumed) -> dict[str, float]:
-    """Rows that each scheme of the recipe generates, at most."""
-    found, part = {}, recipe.generate
-    if part.lamini:
-        found["lamini"] = float(part.lamini.calls * part.lamini.per_call)
-    if part.evol_instruct:
-        seeds = min(
-            part.evol_instruct.seeds,
-            training_hours.limit_of(recipe.seeds.dolly) or part.evol_instruct.seeds,
-        )
-        found["evol_instruct"] = float(seeds * part.evol_instruct.epochs)
-    if part.orca:
-        drawn = sum(
-            mixture.rows or assumed.open_rows for mixture in part.orca.mixtures.values()
-        )
-        found["orca"] = float(
-            min(
-                drawn,
-                training_hours.limit_of(recipe.seeds.flan) or drawn,
-                part.orca.rows or drawn,
-            )
-        )
-    for name, own in part.own.items():
-        works = min(
-            own.works,
-            training_hours.limit_of(getattr(recipe.seeds, own.seeds)) or own.works,
-        )
-        found[name] = float(works * own.rows_per_work)
-    return found
+    """Rows that each scheme of the recipe generates, at most.
+
+    All candidates for an instruction are one row here.
+    """
+    rows: dict[str, float] = {}
+    generate = recipe.generate
+    if generate.lamini:
+        rows["lamini"] = float(generate.lamini.calls * generate.lamini.per_call)
+    if generate.evol_instruct:
+        evol = generate.evol_instruct
+        limit = training_hours.limit_of(recipe.seeds.dolly)
+        seeds = min(evol.seeds, limit or evol.seeds)
+        rows["evol_instruct"] = float(seeds * evol.epochs)
+    if generate.orca:
+        drawn = 0
+        for mixture in generate.orca.mixtures.values():
+            drawn += mixture.rows or assumed.open_rows
+        drawn = min(drawn, training_hours.limit_of(recipe.seeds.flan) or drawn)
+        rows["orca"] = float(min(drawn, generate.orca.rows or drawn))
+    for name, scheme in generate.own.items():
+        limit = training_hours.limit_of(getattr(recipe.seeds, scheme.seeds))
+        tasks = min(scheme.works, limit or scheme.works)
+        rows[name] = float(tasks * scheme.rows_per_work)
+    return rows
 
 
 def generation(
     recipe: Recipe, rows: dict[str, float], assumed: Assumed, gpu: Gpu | None = None
 ) -> Iterator[Step]:
-    """The teacher's calls for so many rows of each scheme."""
+    """The teachers' calls.
+
+    Args:
+        recipe: what is planned.
+        rows: generated rows, by scheme.
+        assumed: the assumptions.
+        gpu: the kind of all GPUs.
+    """
     calls = {}
     for name in recipe.schemes:
-        count = rows.get(name, 0)
-        times = {
+        calls_per_row = {
             "task": 1 / recipe.rows_per_task(name),
             "row": 1,
             "candidate": recipe.generate.candidates,
         }
         for call in recipe.scheme(name).calls:
-            calls[f"{name} {call.kind}"] = count * times[call.per]
-    whole = sum(teacher.weight for teacher in recipe.teachers)
-    for teacher in recipe.teachers:
-        for kind, count in calls.items():
+            count = rows.get(name, 0) * calls_per_row[call.per]
             if count:
-                share = count * teacher.weight / whole
-                yield _calls(
-                    "generate",
-                    kind,
-                    teacher,
-                    share,
-                    assumed,
-                    gpu_of(recipe, teacher, gpu),
-                )
+                calls[f"{name} {call.kind}"] = count
+    total_weight = sum(teacher.weight for teacher in recipe.teachers)
+    for teacher in recipe.teachers:
+        teacher_gpu = gpu_of(recipe, teacher, gpu)
+        for kind, count in calls.items():
+            share = count * teacher.weight / total_weight
+            yield _calls("generate", kind, teacher, share, assumed, teacher_gpu)
 
 
 def _judging(
     recipe: Recipe, rows: dict[str, float], assumed: Assumed, gpu: Gpu | None
 ) -> Iterator[Step]:
-    for judge in recipe.judges if recipe.filter.judge else ():
-        asked = sum(rows.values()) * recipe.generate.candidates * assumed.judged
-        yield _calls(
-            "filter", "judge", judge, asked, assumed, gpu_of(recipe, judge, gpu)
-        )
+    if not recipe.filter.judge:
+        return
+    count = sum(rows.values()) * recipe.generate.candidates * assumed.judged
+    for judge in recipe.judges:
+        judge_gpu = gpu_of(recipe, judge, gpu)
+        yield _calls("filter", "judge", judge, count, assumed, judge_gpu)
 
 
 def _calls(
     stage: str, kind: str, model: ModelSection, count: float, assumed: Assumed, gpu: Gpu
 ) -> Step:
+    """The calls of one kind to a teacher or judge."""
     tokens = assumed.tokens(kind)
-    into, out = count * tokens.into, count * tokens.out
-    hours = _engine_hours(model.model, model, into, out, assumed, gpu)
-    most = model.usd(into, count * max(model.max_tokens, tokens.out))
+    into = count * tokens.into
+    out = count * tokens.out
+    longest_out = count * max(model.max_tokens, tokens.out)
     return Step(
-        stage, kind, model.model, count, into, out, model.usd(into, out), hours, most
+        stage=stage,
+        description=kind,
+        model=model.model,
+        calls=count,
+        tokens_in=into,
+        tokens_out=out,
+        usd=model.usd(into, out),
+        gpu_hours=_engine_hours(model.model, model, into, out, assumed, gpu),
+        usd_most=model.usd(into, longest_out),
     )
 
 
 def _engine_hours(
     model: str,
-    part: ModelSection | Serve,
+    section: ModelSection | Serve,
     into: float,
     out: float,
     assumed: Assumed,
     gpu: Gpu,
 ) -> float:
-    """GPU hours in vLLM: the same for one GPU or many, since each adds its own speed. None without a GPU."""
-    if not gpus_of(part.engine, part.num_gpus):
+    """GPU hours in vLLM for some tokens; 0 without a GPU.
+
+    They do not depend on the number of GPUs, since each adds its own speed.
+    """
+    if not _has_gpus(section):
         return 0.0
-    return (
-        assumed.engine_seconds(gpu, billions(model, assumed, active=True), into, out)
-        / 3600
-    )
+    active = billions(model, assumed, active=True)
+    return assumed.engine_seconds(gpu, active, into, out) / 3600
 
 
 def billions(model: str, assumed: Assumed, *, active: bool = False) -> float:
-    """Billions of weights, from a name such as `falcon-40b` or `30B-A3B` (whose active ones are 3 billion), or from
-    the model's shape."""
-    working = re.search(r"-a(\d+(?:\.\d+)?)b\b", model.lower()) if active else None
-    if working:
-        return float(working.group(1))
+    """Billions of weights of a model.
+
+    They are read from a name such as `falcon-40b`, or else from the model's shape.
+
+    Args:
+        model: name or folder.
+        assumed: has the number for a model of which nothing is known.
+        active: count only the weights that a token uses, which a name such as
+            `30B-A3B` tells (3 billion).
+    """
+    if active:
+        match = re.search(r"-a(\d+(?:\.\d+)?)b\b", model.lower())
+        if match:
+            return float(match.group(1))
+    named = billions_in(model.rpartition("/")[2])
+    if named:
+        return named
     shape = model_shape(model)
-    known = shape.weights / 1e9 if shape.known else None
-    return billions_in(model.rpartition("/")[2]) or known or assumed.billions
+    if shape.known:
+        return shape.weights / 1e9
+    return assumed.billions
 
 
 # Training and evaluation.
 
 
 def _training(
-    recipe: Recipe, works: Iterable[TrainingWork], gpu: Gpu | None
+    recipe: Recipe, training_work: Iterable[TrainingWork], gpu: Gpu | None
 ) -> Iterator[Step]:
-    for work in works:
-        part = recipe.training(work.stage)
-        hours = training_hours.gpu_hours(recipe, work, gpu_of(recipe, part, gpu))
+    for work in training_work:
+        section = recipe.training(work.stage)
+        section_gpu = gpu_of(recipe, section, gpu)
         yield Step(
-            work.stage,
-            work.what,
-            recipe.base.model,
-            tokens_in=work.tokens(part),
-            gpu_hours=hours,
+            stage=work.stage,
+            description=work.description,
+            model=recipe.base.model,
+            tokens_in=work.tokens(section),
+            gpu_hours=training_hours.gpu_hours(recipe, work, section_gpu),
         )
 
 
 def _evaluation(recipe: Recipe, assumed: Assumed, gpu: Gpu | None) -> Iterator[Step]:
-    harness, bench = recipe.evaluate.harness, recipe.evaluate.mt_bench
+    checkpoints = _checkpoints(recipe)
+    harness = recipe.evaluate.harness
     if harness and harness.all_tasks:
-        items = sum(task.limit or assumed.harness_items for task in harness.all_tasks)
-        yield _served(
-            recipe,
-            "harness request",
-            items * assumed.harness_choices * _checkpoints(recipe),
-            assumed,
-            gpu,
-        )
+        items = 0
+        for task in harness.all_tasks:
+            items += task.limit or assumed.harness_items
+        requests = items * assumed.harness_choices * checkpoints
+        yield _served(recipe, "harness request", requests, assumed, gpu)
+    bench = recipe.evaluate.mt_bench
     if bench:
-        asked = 16 if bench.questions == "tiny" else assumed.mt_bench_questions
-        turns = min(bench.limit or asked, asked) * 2
-        yield _served(
-            recipe, "mt_bench answer", turns * _checkpoints(recipe), assumed, gpu
-        )
+        questions = assumed.mt_bench_questions
+        if bench.questions == "tiny":
+            questions = _TINY_QUESTIONS
+        turns = 2 * min(bench.limit or questions, questions)
+        yield _served(recipe, "mt_bench answer", turns * checkpoints, assumed, gpu)
         yield from verdicts(recipe, turns, assumed, gpu)
 
 
 def verdicts(
     recipe: Recipe, turns: float, assumed: Assumed, gpu: Gpu | None = None
 ) -> Iterator[Step]:
-    """The calls of MT-Bench's judges for so many turns of each model."""
+    """The calls of MT-Bench's judges.
+
+    Args:
+        recipe: what is planned.
+        turns: answers of each model.
+        assumed: the assumptions.
+        gpu: the kind of all GPUs.
+    """
     bench = recipe.evaluate.mt_bench
     if not bench:
         return
-    models = _checkpoints(recipe) + _published(bench)
+    grades = turns * (_checkpoints(recipe) + _published_models(bench))
     for judge in recipe.mt_bench_judges:
-        yield _calls(
-            "evaluate",
-            "mt_bench judge",
-            judge,
-            turns * models,
-            assumed,
-            gpu_of(recipe, judge, gpu),
-        )
+        judge_gpu = gpu_of(recipe, judge, gpu)
+        yield _calls("evaluate", "mt_bench judge", judge, grades, assumed, judge_gpu)
     absent = _absent_checkpoints(recipe)
     pairs = [pair for pair in bench.pairwise if absent.isdisjoint(pair)]
     if pairs:
-        both_orders = 2 * turns * len(pairs)
+        comparisons = 2 * turns * len(pairs)  # in both orders
         judge = recipe.mt_bench_judges[0]
         yield _calls(
             "evaluate",
             "mt_bench comparison",
             judge,
-            both_orders,
+            comparisons,
             assumed,
             gpu_of(recipe, judge, gpu),
         )
@@ -361,25 +404,39 @@ def _absent_checkpoints(recipe: Recipe) -> set[str]:
     return absent
 
 
-def _published(bench: MtBench) -> int:
-    """Further models whose answers are judged, as far as their files are there."""
-    there = tuple(pattern for pattern in bench.answers if matches(pattern))
-    if not there:
+def _published_models(bench: MtBench) -> int:
+    """Number of other models whose answers are judged.
+
+    Only files count that exist: a plan must not fail for a file that is yet to come.
+    """
+    patterns = tuple(pattern for pattern in bench.answers if matches(pattern))
+    if not patterns:
         return 0
     from bezoar_ray.sources.mt_bench_files import load_answers
 
-    return len(load_answers(bench.model_copy(update={"answers": there})))
+    return len(load_answers(bench.model_copy(update={"answers": patterns})))
 
 
 def _checkpoints(recipe: Recipe) -> int:
-    """How many are measured."""
-    return 1 + len(recipe.trained)  # with the base
+    """Number of checkpoints that are evaluated, with the base."""
+    return 1 + len(recipe.trained)
 
 
 def _served(
     recipe: Recipe, kind: str, count: float, assumed: Assumed, gpu: Gpu | None
 ) -> Step:
-    into, out = count * assumed.call[kind].into, count * assumed.call[kind].out
-    card = gpu_of(recipe, recipe.serve, gpu)
-    hours = _engine_hours(recipe.base.model, recipe.serve, into, out, assumed, card)
-    return Step("evaluate", kind, recipe.base.model, count, into, out, gpu_hours=hours)
+    """Requests to the served checkpoints."""
+    tokens = assumed.call[kind]
+    into = count * tokens.into
+    out = count * tokens.out
+    model = recipe.base.model
+    serve_gpu = gpu_of(recipe, recipe.serve, gpu)
+    return Step(
+        stage="evaluate",
+        description=kind,
+        model=model,
+        calls=count,
+        tokens_in=into,
+        tokens_out=out,
+        gpu_hours=_engine_hours(model, recipe.serve, into, out, assumed, serve_gpu),
+    )

@@ -1,222 +1,184 @@
 """A plan as text for a terminal."""
 
-from collections.abc import Callable
-from functools import partial
-
 from bezoar_ray.plan.memory import MemoryNeed
-from bezoar_ray.plan.scaling import COUNTS, GAIN, PlannedStage, Scaling
+from bezoar_ray.plan.scaling import COUNTS, GAIN, Scaling
 from bezoar_ray.plan.speeds import SPEEDS
 from bezoar_ray.plan.steps import Plan, Step
 from bezoar_ray.runtime.gpus import GPUS, USUAL
 from bezoar_ray.stages import training_stages
 
-_COLUMNS = ("calls", "tokens_in", "tokens_out", "usd", "gpu_hours")
+_COLUMNS = (
+    "stage",
+    "step",
+    "model",
+    "calls",
+    "tokens in",
+    "tokens out",
+    "API dollars",
+    "GPU hours",
+)
+_TEXT_COLUMNS = 3
+"""The first columns hold text and are aligned to the left, the others hold numbers."""
 
 
-def render(found: Plan) -> str:
-    """A plan as a table for a terminal, with its assumptions below."""
-    head = (
-        "stage",
-        "what",
-        "model",
-        "calls",
-        "tokens in",
-        "tokens out",
-        "API dollars",
-        "GPU hours",
+def render(plan: Plan) -> str:
+    """A plan as a table, with its assumptions below."""
+    total = Step(
+        stage="total",
+        description="",
+        model="",
+        calls=plan.total("calls"),
+        tokens_in=plan.total("tokens_in"),
+        tokens_out=plan.total("tokens_out"),
+        usd=plan.total("usd"),
+        gpu_hours=plan.total("gpu_hours"),
     )
-    lines = [_cells(step.stage, step.what, step.model, step) for step in found.steps]
-    table = [
-        head,
-        *lines,
-        _cells("total", "", "", Step("", "", "", *map(found.total, _COLUMNS))),
-    ]
-    widths = [max(len(line[column]) for line in table) for column in range(len(head))]
-    text = [_line(line, widths) for line in table]
-    rule = "-" * len(text[0])
-    rows = (
-        ", ".join(f"{scheme} {count:,.0f}" for scheme, count in found.rows.items())
-        or "none"
-    )
-    return "\n".join(
-        [
-            f"Plan of {found.recipe}: nothing has run. Rows to generate, at most: {rows}.",
-            "",
-            text[0],
-            rule,
-            *text[1:-1],
-            rule,
-            text[-1],
-            "",
-            *_bill(found),
-            *_memory(found),
-            *_use(found),
-            *_code(found),
-            *_assumptions(found),
-        ]
-    )
-
-
-def _stage_hours(stage: PlannedStage, gpus: int) -> str:
-    return _hours(stage.hours(gpus))
-
-
-def render_scaling(found: Scaling) -> str:
-    """Hours and dollars on more and more GPUs, and what bounds each stage."""
-    head = ("stage", *map(_gpus, COUNTS), "gains up to", "then")
-    counts = [count if count >= found.fewest else None for count in COUNTS]
-
-    def line(
-        name: str, value: Callable[[int], str], full: str = "", then: str = ""
-    ) -> tuple[str, ...]:
-        return (name, *(value(count) if count else "–" for count in counts), full, then)
-
-    lines = [
-        line(stage.name, partial(_stage_hours, stage), _gpus(stage.full), stage.bound)
-        for stage in found.stages
-    ]
-    lines += [
-        line("hours in all", lambda n: _hours(found.hours(n))),
-        line("dollars", lambda n: f"{found.usd(n):,.0f}"),
-    ]
-    table = [head, *lines]
-    widths = [max(len(line[column]) for line in table) for column in range(len(head))]
+    cells = [_cells(step) for step in plan.steps]
+    head, *lines, total_line = _align([_COLUMNS, *cells, _cells(total)])
+    rule = "-" * len(head)
+    counts = [f"{scheme} {count:,.0f}" for scheme, count in plan.rows.items()]
+    rows = ", ".join(counts) or "none"
     text = [
-        "  ".join(
-            cell.ljust(width) for cell, width in zip(line, widths, strict=True)
-        ).rstrip()
-        for line in table
+        f"Plan of {plan.recipe}: nothing has run. Rows to generate, at most: {rows}.",
+        "",
+        head,
+        rule,
+        *lines,
+        rule,
+        total_line,
+        "",
+        *_bill(plan),
+        *_memory(plan),
+        *_commercial_use(plan),
+        *_code(plan),
+        *_assumptions(plan),
     ]
-    rule, gpu, assumed, first = (
-        "-" * len(text[0]),
-        found.gpu,
-        found.assumed,
-        found.first,
-    )
-    return "\n".join(
-        [
-            f"{found.recipe} on {gpu.kind}s, on paper: hours of each stage.",
-            "",
-            *_too_large(found),
-            text[0],
-            rule,
-            *text[1:-2],
-            rule,
-            *text[-2:],
-            "",
-            f"{first.name} stops gaining first, at {_gpus(first.full)}: {first.bound}.",
-            "",
-            "Assumptions, beside those of `bezoar plan`:",
-            f"- {_a(gpu.kind)} has {gpu.tflops:g} TFLOPS in bfloat16 and "
-            f"{gpu.bandwidth:g} TB/s, by its maker, and costs "
-            f"{gpu.usd:g} dollars an hour, by ourselves "
-            f"(your price: --cluster {gpu.kind}=1.23); "
-            "speeds follow the first in training, the second in writing; "
-            "dollars are those of APIs and GPUs",
-            *_training_speed(found.needs),
-            "- actors, workers and replicas fill all GPUs, whatever the recipe says; "
-            "a stage's GPUs are paid while it runs",
-            f"- an engine or worker starts in {assumed.start:g} s; one sequence is written at {assumed.one_sequence:g} "
-            f"tokens/s; a judge answers in {assumed.judge_latency:g} s",
-            f"- a stage gains as long as twice the GPUs take less than {GAIN:.0%} of the time; "
-            f"the recipe needs {_gpus(found.fewest)} at least",
-        ]
-    )
+    return "\n".join(text)
+
+
+def render_scaling(scaling: Scaling) -> str:
+    """Hours and dollars on more GPUs as a table, with what bounds each stage."""
+    columns = [_gpus(count) for count in COUNTS]
+    rows: list[tuple[str, ...]] = [("stage", *columns, "gains up to", "then")]
+    counts = [count for count in COUNTS if count >= scaling.fewest]
+    dashes = ["–"] * (len(COUNTS) - len(counts))  # The recipe needs more GPUs.
+    for stage in scaling.stages:
+        hours = [_hours(stage.hours(count)) for count in counts]
+        rows.append((stage.name, *dashes, *hours, _gpus(stage.full), stage.bound))
+    all_hours = [_hours(scaling.hours(count)) for count in counts]
+    dollars = [f"{scaling.usd(count):,.0f}" for count in counts]
+    rows.append(("hours in all", *dashes, *all_hours, "", ""))
+    rows.append(("dollars", *dashes, *dollars, "", ""))
+    head, *lines, hours_line, dollars_line = _align(rows, text_columns=len(rows[0]))
+    rule = "-" * len(head)
+    first = scaling.first
+    text = [
+        f"{scaling.recipe} on {scaling.gpu.kind}s, as planned: hours of each stage.",
+        "",
+        *_too_large(scaling),
+        head,
+        rule,
+        *lines,
+        rule,
+        hours_line,
+        dollars_line,
+        "",
+        f"{first.name} stops gaining first, at {_gpus(first.full)}: {first.bound}.",
+        "",
+        *_scaling_assumptions(scaling),
+    ]
+    return "\n".join(text)
 
 
 def _gpus(count: float) -> str:
-    return f"{count:g} GPU" + ("s" if count > 1 else "")
+    return f"{count:g} GPUs" if count > 1 else f"{count:g} GPU"
 
 
 def _hours(hours: float) -> str:
     return f"{hours:,.2f}" if hours < 10 else f"{hours:,.1f}"
 
 
-def _cells(stage: str, what: str, model: str, step: Step) -> tuple[str, ...]:
-    numbers = (_count(step.calls), _count(step.tokens_in), _count(step.tokens_out))
+def _count(number: float) -> str:
+    return f"{number / 1e6:,.2f} M" if number >= 1e6 else f"{number:,.0f}"
+
+
+def _cells(step: Step) -> tuple[str, ...]:
     return (
-        stage,
-        what,
-        model.rsplit("/", 1)[-1],
-        *numbers,
+        step.stage,
+        step.description,
+        step.model.rsplit("/", 1)[-1],
+        _count(step.calls),
+        _count(step.tokens_in),
+        _count(step.tokens_out),
         f"{step.usd:,.2f}",
         f"{step.gpu_hours:,.1f}",
     )
 
 
-def _count(number: float) -> str:
-    return f"{number / 1e6:,.2f} M" if number >= 1e6 else f"{number:,.0f}"
+def _align(rows: list[tuple[str, ...]], text_columns: int = _TEXT_COLUMNS) -> list[str]:
+    """Lines with columns of equal width: text to the left, numbers to the right."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = []
+    for row in rows:
+        cells = []
+        for column, (cell, width) in enumerate(zip(row, widths, strict=True)):
+            is_text = column < text_columns
+            cells.append(cell.ljust(width) if is_text else cell.rjust(width))
+        lines.append("  ".join(cells).rstrip())
+    return lines
 
 
-def _line(cells: tuple[str, ...], widths: list[int]) -> str:
-    left = [
-        cell.ljust(width) for cell, width in zip(cells[:3], widths[:3], strict=True)
-    ]
-    return "  ".join(
-        left
-        + [cell.rjust(width) for cell, width in zip(cells[3:], widths[3:], strict=True)]
-    )
-
-
-def _bill(found: Plan) -> list[str]:
-    if not found.total("usd_most"):
+def _bill(plan: Plan) -> list[str]:
+    """The most that the run can cost."""
+    most = plan.total("usd_most")
+    if not most:
         return []
-    most = f"At most {found.total('usd_most'):,.2f} API dollars, if every answer is as long as its max_tokens, as a "
-    limit = (
-        "sets no limit"
-        if found.budget is None
-        else f"stops the run at {found.budget:,.2f}"
-    )
-    return [f"{most}judge's with hidden reasoning may be; budget_usd {limit}.", ""]
-
-
-def _memory(found: Plan) -> list[str]:
-    """What each stage's model takes of a GPU."""
-    if not found.needs:
-        return []
-    kinds = " and ".join(
-        f"{_a(kind)} ({GPUS[kind].memory:g} GiB)" for kind in _kinds(found)
-    )
-    several = len(_kinds(found)) > 1
-    head = f"Memory of {kinds}, estimated; another kind: --gpu {'|'.join(GPUS)}:"
-    lines = [
-        f"- {need.stage:<9} {f'{need.gpu.kind}: ' if several else ''}{need}"
-        for need in found.needs
-    ]
+    limit = "sets no limit"
+    if plan.budget is not None:
+        limit = f"stops the run at {plan.budget:,.2f}"
     return [
-        head,
-        *lines,
-        *(
-            f"- {kind} is not known, and planned as {_a(USUAL)}"
-            for kind in found.unknown_gpus
-        ),
+        f"At most {most:,.2f} API dollars, if every answer is as long as its "
+        "max_tokens. Judges with hidden reasoning can write that much. "
+        f"budget_usd {limit}.",
         "",
     ]
 
 
-def _kinds(found: Plan) -> list[str]:
-    """The kinds of GPU of a plan's stages."""
-    return list(dict.fromkeys(need.gpu.kind for need in found.needs))
+def _memory(plan: Plan) -> list[str]:
+    """The GPU memory that each stage needs."""
+    if not plan.needs:
+        return []
+    kinds = list(dict.fromkeys(need.gpu.kind for need in plan.needs))
+    sizes = [f"{_with_article(kind)} ({GPUS[kind].memory:g} GiB)" for kind in kinds]
+    choices = "|".join(GPUS)
+    lines = [
+        f"Memory of {' and '.join(sizes)}, estimated; another kind: --gpu {choices}:"
+    ]
+    for need in plan.needs:
+        kind = f"{need.gpu.kind}: " if len(kinds) > 1 else ""
+        lines.append(f"- {need.stage:<9} {kind}{need}")
+    for name in plan.unknown_gpus:
+        lines.append(f"- {name} is not known, and planned as {_with_article(USUAL)}")
+    return [*lines, ""]
 
 
-def _too_large(found: Scaling) -> list[str]:
-    """What does not fit on such a GPU, however many there are."""
-    too_large = [need for need in found.needs if not need.fits]
-    lines = [f"- {need.stage:<9} {need}" for need in too_large]
-    return (
-        [f"Not as the recipe stands: {found.gpu.memory:g} GiB are too few.", *lines, ""]
-        if too_large
-        else []
-    )
+def _too_large(scaling: Scaling) -> list[str]:
+    """The stages whose model does not fit on such a GPU, however many there are."""
+    too_large = [need for need in scaling.needs if not need.fits]
+    if not too_large:
+        return []
+    head = f"The recipe does not fit: {scaling.gpu.memory:g} GiB are too few."
+    return [head, *(f"- {need.stage:<9} {need}" for need in too_large), ""]
 
 
-def _a(kind: str) -> str:
-    """A kind with its article, by how its first letter is spoken."""
-    return f"{'an' if kind[0] in 'AHLR' else 'a'} {kind}"
+def _with_article(kind: str) -> str:
+    """A kind of GPU with "a" or "an", by the sound of its first letter's name."""
+    article = "an" if kind[0] in "AHLR" else "a"
+    return f"{article} {kind}"
 
 
-def _use(found: Plan) -> list[str]:
-    verdict, causes = found.commercial_use
+def _commercial_use(plan: Plan) -> list[str]:
+    verdict, causes = plan.commercial_use
     return [
         f"May the result be used commercially? {verdict.capitalize()}:",
         *(f"- {cause}" for cause in causes),
@@ -224,49 +186,78 @@ def _use(found: Plan) -> list[str]:
     ]
 
 
-def _code(found: Plan) -> list[str]:
-    return (
-        ["It will run what is not ours:", *(f"- {line}" for line in found.code), ""]
-        if found.code
-        else []
-    )
+def _code(plan: Plan) -> list[str]:
+    if not plan.code:
+        return []
+    lines = [f"- {line}" for line in plan.code]
+    return ["The run executes code that is not ours:", *lines, ""]
 
 
-def _assumptions(found: Plan) -> list[str]:
-    assumed = found.assumed
-    measured = f"measured in {assumed.measured} where it could be"
-    source = measured if assumed.measured else "none of them measured for this recipe"
-    tokens = ", ".join(
-        f"{kind} {t.into:,.0f} + {t.out:,.0f}" for kind, t in assumed.call.items()
-    )
-    shares = ", ".join(
-        f"{scheme} {share:.0%}" for scheme, share in assumed.accepted.items()
-    )
+def _assumptions(plan: Plan) -> list[str]:
+    assumed = plan.assumed
+    source = "none of them measured for this recipe"
+    if assumed.measured:
+        source = f"measured in {assumed.measured} where possible"
+    calls = []
+    for kind, tokens in assumed.call.items():
+        calls.append(f"{kind} {tokens.into:,.0f} + {tokens.out:,.0f}")
+    shares = []
+    for scheme, share in assumed.accepted.items():
+        shares.append(f"{scheme} {share:.0%}")
     return [
         f"Assumptions ({source}):",
-        f"- tokens of a call, in + out: {tokens}",
-        f"- accepted by the filter: {shares}; judge calls per row and judge: {assumed.judged:.2f}",
+        f"- tokens of a call, in + out: {', '.join(calls)}",
+        f"- accepted by the filter: {', '.join(shares)}",
+        f"- judge calls per row and judge: {assumed.judged:.2f}",
         f"- an HH-RLHF conversation has {assumed.hh_row:,.0f} tokens",
         f"- a source or sub-mixture without a limit gives {assumed.open_rows:,} rows",
-        f"- an lm-eval task has {assumed.harness_items:,} items of {assumed.harness_choices} requests",
+        f"- an lm-eval task has {assumed.harness_items:,} items of "
+        f"{assumed.harness_choices} requests",
         f"- MT-Bench has {assumed.mt_bench_questions} questions, the embedded one 16",
-        f"- on one {USUAL}, for each billion of active weights, vLLM writes {assumed.write_speed:,.0f} and reads "
-        f"{assumed.read_speed:,.0f} tokens/s; another kind writes by its bandwidth and reads by its operations; "
-        "starting up is not counted",
-        *_training_speed(found.needs),
-        "- no call is repeated after a fault, and a judge's hidden reasoning comes on top",
-        f"- a scheme of your own makes one call a row, and the filter accepts {assumed.own_accepted:.0%} of them",
-        "- what runs without a GPU takes no GPU hours",
+        f"- on one {USUAL}, for each billion of active weights, vLLM writes "
+        f"{assumed.write_speed:,.0f} and reads {assumed.read_speed:,.0f} tokens/s; "
+        "other kinds write by their bandwidth and read by their operations; start-up is not "
+        "counted",
+        *_training_speed(plan.needs),
+        "- no call is repeated after a fault; a judge's hidden reasoning comes on top",
+        "- a custom scheme makes one call a row, and the filter accepts "
+        f"{assumed.own_accepted:.0%} of its rows",
+        "- a stage without a GPU takes no GPU hours",
+    ]
+
+
+def _scaling_assumptions(scaling: Scaling) -> list[str]:
+    gpu = scaling.gpu
+    assumed = scaling.assumed
+    return [
+        "Assumptions, besides those of `bezoar plan`:",
+        f"- {_with_article(gpu.kind)} has {gpu.tflops:g} TFLOPS in bfloat16 and "
+        f"{gpu.bandwidth:g} TB/s, as its maker says",
+        f"- it costs {gpu.usd:g} dollars an hour, our guess (your price: "
+        f"--cluster {gpu.kind}=1.23); dollars are those of APIs and GPUs",
+        "- training is as fast as the TFLOPS, writing as fast as the bandwidth",
+        *_training_speed(scaling.needs),
+        "- actors, workers and replicas fill all GPUs, whatever the recipe says; a "
+        "stage's GPUs are paid while it runs",
+        f"- an engine or worker starts in {assumed.start:g} s; one sequence is written "
+        f"at {assumed.one_sequence:g} tokens/s; a judge answers in "
+        f"{assumed.judge_latency:g} s",
+        f"- a stage gains as long as twice the GPUs take less than {GAIN:.0%} of the "
+        "time",
+        f"- the recipe needs at least {_gpus(scaling.fewest)}",
     ]
 
 
 def _training_speed(needs: tuple[MemoryNeed, ...]) -> list[str]:
+    """The assumption about the speed of training, if a stage trains on a GPU."""
     if not any(need.stage in training_stages() for need in needs):
         return []
-    cards = ", ".join(sorted({measured.card for measured in SPEEDS}))
+    cards = sorted({measured.card for measured in SPEEDS})
     return [
-        f"- training: QLoRA in flat passes, measured on {_a(cards)} with a model of {SPEEDS[0].billions:g} billion "
-        "weights, without the trainer's own work between steps; another model or kind by its operations, and never "
-        "faster than its layers can be started. Padded passes (docs/how-to/training.md) and float32 take "
-        "longer"
+        f"- training: QLoRA in flat passes, measured on "
+        f"{_with_article(', '.join(cards))} with a model of {SPEEDS[0].billions:g} "
+        "billion weights, without the trainer's own work between steps; other models "
+        "and kinds are scaled by their operations, and never faster than the kernels of "
+        "their layers can be launched. Padded passes (docs/how-to/training.md) and "
+        "float32 take longer"
     ]

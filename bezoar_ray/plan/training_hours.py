@@ -1,4 +1,4 @@
-"""The training stages of a recipe: what they train on, and the GPU hours that this takes."""
+"""The rows that the training stages train on, and the GPU hours that this takes."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from bezoar_ray.plan.assumed import Assumed
 from bezoar_ray.plan.memory import (
     MemoryNeed,
+    TrainingPass,
     training_need,
     training_pass,
     worker_memory,
@@ -18,106 +19,149 @@ from bezoar_ray.runtime.model_shapes import model_shape
 
 @dataclass(frozen=True)
 class TrainingWork:
-    """What one stage trains on."""
+    """The rows of one training stage."""
 
     stage: str
-    what: str
+    description: str
     """In words, with the number of rows."""
     rows: float
     row_tokens: float
-    """Mean tokens of a row; of a pair, both sides'."""
+    """Mean tokens of a row. A pair counts with both sides."""
     passes: float = 1.0
-    """Times the work of a row in plain training: a reference model adds its forward pass."""
+    """Computation for a row, relative to plain training. The forward pass of a
+    reference model adds to it."""
 
-    def steps(self, part: Training) -> float:
-        """Optimiser steps of all epochs."""
-        return self.rows / part.batch * part.epochs
+    def steps(self, section: Training) -> float:
+        """Optimizer steps of all epochs."""
+        return self.rows / section.batch * section.epochs
 
-    def tokens(self, part: Training) -> float:
+    def tokens(self, section: Training) -> float:
         """Tokens of all epochs."""
-        return self.rows * self.row_tokens * part.epochs
+        return self.rows * self.row_tokens * section.epochs
 
 
-def works(
+def training_work(
     recipe: Recipe, rows: dict[str, float], assumed: Assumed
 ) -> Iterator[TrainingWork]:
-    """The training stages of a recipe, given the rows that each scheme generates."""
-    kept = {name: _kept(recipe, name, rows, assumed) for name in recipe.sft_order}
-    accepted = sum(kept.values())
-    tokens = sum(count * _row_tokens(name, assumed) for name, count in kept.items())
+    """The work of each training stage that has something to train on.
+
+    Args:
+        recipe: what is planned.
+        rows: generated rows, by scheme.
+        assumed: the assumptions.
+    """
+    yield _sft_work(recipe, rows, assumed)
+    if not recipe.seeds.hh_rlhf:
+        return
+    heldout = recipe.evaluate.heldout_pairs
+    all_pairs = limit_of(recipe.seeds.hh_rlhf) or assumed.open_rows + heldout
+    training_pairs = all_pairs - heldout
+    conversations = _limited(recipe.hh_sft, training_pairs)
     yield TrainingWork(
+        "hh-sft",
+        f"{conversations:,} conversations",
+        conversations,
+        assumed.hh_row,
+    )
+    if recipe.align.is_trained:
+        pairs = _limited(recipe.align, training_pairs)
+        has_reference = recipe.align.method in ("dpo", "kto")
+        # A forward pass alone, through the reference, is a third of the computation.
+        passes = 4 / 3 if has_reference else 1.0
+        yield TrainingWork(
+            "align",
+            f"{pairs:,} pairs",
+            pairs,
+            2 * assumed.hh_row,
+            passes,
+        )
+
+
+def _sft_work(recipe: Recipe, rows: dict[str, float], assumed: Assumed) -> TrainingWork:
+    accepted = 0.0
+    tokens = 0.0
+    for name in recipe.sft_order:
+        count = _rows_to_train_on(recipe, name, rows, assumed)
+        accepted += count
+        tokens += count * _row_tokens(name, assumed)
+    return TrainingWork(
         "sft",
         f"{accepted:,.0f} accepted rows",
         accepted,
         tokens / accepted if accepted else 0.0,
     )
-    if not recipe.seeds.hh_rlhf:
-        return
-    heldout = recipe.evaluate.heldout_pairs
-    pairs = (limit_of(recipe.seeds.hh_rlhf) or assumed.open_rows + heldout) - heldout
-    chosen, both = _limited(recipe.hh_sft, pairs), _limited(recipe.align, pairs)
-    yield TrainingWork("hh-sft", f"{chosen:,} conversations", chosen, assumed.hh_row)
-    if recipe.align.method != "none":
-        # Both sides, through the policy and (forward alone, a third of the work) through the reference.
-        passes = 4 / 3 if recipe.align.method in ("dpo", "kto") else 1.0
-        yield TrainingWork("align", f"{both:,} pairs", both, 2 * assumed.hh_row, passes)
 
 
 def gpu_hours(recipe: Recipe, work: TrainingWork, gpu: Gpu) -> float:
-    """Hours of all GPUs of a stage together; none without GPUs, or without rows.
+    """Hours of all GPUs of a stage together; 0 without GPUs or without rows.
 
-    Speeds are those of flat passes in bfloat16, and a worker computes on one GPU, however many it has.
+    The speed is that of flat passes in bfloat16. A worker computes on one GPU, even if
+    it has several.
     """
-    part = recipe.training(work.stage)
-    if not (part.gpus_per_worker and work.rows):
+    section = recipe.training(work.stage)
+    if not section.gpus_per_worker or not work.rows:
         return 0.0
-    compiled = part.compiles(work.steps(part))
-    found = training_pass(
-        recipe, work.stage, worker_memory(recipe, work.stage, gpu), compiled
-    )
-    tokens = (
-        part.share * work.row_tokens
-    )  # of a worker's step, which is one pass where it fits
-    if found:
-        size = found.size
-        tokens = min(
-            tokens, size.rows * work.row_tokens if size.rows else size.tokens or 0
-        )
-    recomputed = found is None or found.recomputed
+    compiled = section.compiles(work.steps(section))
+    memory = worker_memory(recipe, work.stage, gpu)
+    largest_pass = training_pass(recipe, work.stage, memory, compiled)
     speed = training_speed(
-        model_shape(recipe.base.model), gpu, tokens, compiled, recomputed
+        model_shape(recipe.base.model),
+        gpu,
+        _pass_tokens(section, work, largest_pass),
+        compiled,
+        largest_pass is None or largest_pass.recomputed,
     )
-    return (
-        work.passes * work.tokens(part) / speed / 3600 * max(1.0, part.gpus_per_worker)
-    )
+    seconds = work.passes * work.tokens(section) / speed
+    return seconds / 3600 * max(1.0, section.gpus_per_worker)
+
+
+def _pass_tokens(
+    section: Training, work: TrainingWork, largest_pass: TrainingPass | None
+) -> float:
+    """Mean tokens of a pass: a worker's rows of a step, as far as they fit."""
+    step_tokens = section.share * work.row_tokens
+    if largest_pass is None:
+        return step_tokens
+    size = largest_pass.size
+    if size.rows:
+        return min(step_tokens, size.rows * work.row_tokens)
+    return min(step_tokens, size.tokens or 0)
 
 
 def need(recipe: Recipe, work: TrainingWork, gpu: Gpu) -> MemoryNeed:
-    """What a training stage takes of a GPU's memory."""
-    part = recipe.training(work.stage)
-    return training_need(recipe, work.stage, gpu, part.compiles(work.steps(part)))
+    """The GPU memory that a training stage needs."""
+    section = recipe.training(work.stage)
+    compiled = section.compiles(work.steps(section))
+    return training_need(recipe, work.stage, gpu, compiled)
 
 
 def limit_of(sources: tuple[SourceSection, ...]) -> int | None:
-    """The most rows that sources give; None where one of them has no limit."""
+    """The most rows that sources give together; None if one of them has no limit."""
     limits = [source.limit for source in sources if source.limit]
-    return sum(limits) if len(limits) == len(sources) > 0 else None
+    if not sources or len(limits) < len(sources):
+        return None
+    return sum(limits)
 
 
-def _kept(recipe: Recipe, name: str, rows: dict[str, float], assumed: Assumed) -> float:
-    """Rows of a data set that are trained on."""
-    if source := recipe.sft.data.get(name):
-        found = float(source.limit or assumed.open_rows)
+def _rows_to_train_on(
+    recipe: Recipe, name: str, rows: dict[str, float], assumed: Assumed
+) -> float:
+    """Rows of one of sft's data sets that are trained on."""
+    source = recipe.sft.data.get(name)
+    if source:
+        count = float(source.limit or assumed.open_rows)
     else:
-        found = rows.get(name, 0.0) * assumed.accepted.get(name, assumed.own_accepted)
-    return min(found, recipe.filter.cap.get(name, found), recipe.sft.limit or found)
+        share = assumed.accepted.get(name, assumed.own_accepted)
+        count = rows.get(name, 0.0) * share
+    count = min(count, recipe.filter.cap.get(name, count))
+    return min(count, recipe.sft.limit or count)
 
 
 def _row_tokens(scheme: str, assumed: Assumed) -> float:
-    """Tokens of a training row: the call that wrote its answer holds both its sides."""
+    """Tokens of a training row, which are those of the call that wrote its answer."""
     tokens = assumed.tokens(f"{scheme} answer")
     return tokens.into + tokens.out
 
 
-def _limited(part: Training, rows: int) -> int:
-    return max(0, min(part.limit or rows, rows))
+def _limited(section: Training, rows: int) -> int:
+    return max(0, min(section.limit or rows, rows))

@@ -17,7 +17,7 @@ def gpu_needs(recipe, card):
 
 
 def test_what_was_measured_on_an_h200_is_what_the_plan_foretells():
-    """shared table of one H200: GiB of passes of a 3.4 B model, adapters on all linear layers."""
+    """A table measured on one H200: GiB of passes of a 3.4 B model, adapters on all linear layers."""
     lora = {
         "targets": [
             "q_proj",
@@ -59,7 +59,7 @@ def test_the_memory_of_each_stage_is_said_and_whether_it_fits():
     text = render(plan(load_recipe("openbezoar-3b"), gpu=GPUS["L4"]))
     assert "Memory of an L4 (22 GiB), estimated" in text
     assert (
-        "at least 40.6 GiB, and no room is left for a cache on 2 GPUs: DOES NOT FIT"
+        "at least 40.6 GiB, and no space is left for a cache on 2 GPUs: DOES NOT FIT"
         in text
     )
     assert (
@@ -102,7 +102,7 @@ def test_an_engine_holds_its_longest_sequence_or_does_not_fit():
     )["generate"]
     its_own = gpu_needs(load_recipe("one-gpu", ["teacher.engine={}"]), "L4")["generate"]
     assert set_length.fits and not its_own.fits
-    assert "without engine.max_model_len it asks for 262,144" in str(its_own)
+    assert "without engine.max_model_len it requests 262,144" in str(its_own)
 
 
 @pytest.mark.parametrize(
@@ -183,7 +183,9 @@ def test_under_zero_3_weights_are_shared_and_activations_recomputed():
         "modern", [*sets, "sft.zero_stage=3", "sft.workers=8", "sft.compile=true"]
     )
     shared = gpu_needs(recipe, "H100")["sft"]
-    assert "no room for a row" in alone.note and "activations recomputed" in shared.note
+    assert (
+        "no space for a row" in alone.note and "activations recomputed" in shared.note
+    )
     assert float(re.search(r"take ([\d.]+)", shared.note).group(1)) < 40
     assert not recipe.sft.compiles(1000)
 

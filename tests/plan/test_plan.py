@@ -17,7 +17,7 @@ from tests.plan.small_recipe import RECIPE, TREE
 
 
 def calls(found, what):
-    return [step.calls for step in found.steps if step.what == what]
+    return [step.calls for step in found.steps if step.description == what]
 
 
 def test_calls_follow_from_the_recipe():
@@ -124,14 +124,16 @@ def test_candidates_teachers_and_batches_are_counted():
     assert calls(found, "orca answer") == [70 * 3 * 0.75, 70 * 3 * 0.25]
     assert calls(found, "lamini instructions") == [7.5, 2.5]
     assert calls(found, "judge") == [420 * 3]
-    judge = next(step for step in found.steps if step.what == "judge")
+    judge = next(step for step in found.steps if step.description == "judge")
     assert judge.usd == pytest.approx(0.5 * 3 * (420 * 800 * 1 + 420 * 80 * 10) / 1e6)
 
 
 def test_dollars_are_tokens_times_prices():
     found = plan(RECIPE)
     judge = next(
-        step for step in found.steps if step.model == "one" and step.what == "judge"
+        step
+        for step in found.steps
+        if step.model == "one" and step.description == "judge"
     )
     assert (judge.tokens_in, judge.tokens_out) == (420 * 800, 420 * 80)
     assert judge.usd == pytest.approx((420 * 800 * 1 + 420 * 80 * 10) / 1e6)
@@ -139,7 +141,7 @@ def test_dollars_are_tokens_times_prices():
 
 
 def test_gpu_hours_follow_from_tokens_and_only_where_there_is_a_gpu():
-    found = {(step.stage, step.what): step for step in plan(RECIPE).steps}
+    found = {(step.stage, step.description): step for step in plan(RECIPE).steps}
     answers = found["generate", "lamini answer"]
     assert answers.gpu_hours == pytest.approx(
         10 * (200 * 60 / 120_000 + 200 * 200 / 30_000) / 3600
@@ -211,7 +213,7 @@ def test_what_was_assumed_comes_back_from_a_run_that_did_so(candidates, tmp_path
         "tokens_in": tokens_in,
         "tokens_out": tokens_out,
     }
-    judge = next(step for step in planned.steps if step.what == "judge")
+    judge = next(step for step in planned.steps if step.description == "judge")
     judged = {
         "sent": judge.calls,
         "tokens_in": judge.tokens_in,
@@ -222,8 +224,8 @@ def test_what_was_assumed_comes_back_from_a_run_that_did_so(candidates, tmp_path
     )
     again = plan_from(recipe, tmp_path)
     for before, after in zip(planned.steps, again.steps, strict=True):
-        assert (after.what, after.tokens_in) == (
-            before.what,
+        assert (after.description, after.tokens_in) == (
+            before.description,
             pytest.approx(before.tokens_in),
         )
         assert after.gpu_hours == pytest.approx(before.gpu_hours)
@@ -247,7 +249,7 @@ def test_the_text_holds_every_step_and_names_the_assumptions():
     assert "none of them measured" in text
     assert "vLLM writes 30,000" in text
     for step in plan(RECIPE).steps:
-        assert step.what in text
+        assert step.description in text
 
 
 @pytest.mark.parametrize("name", recipe_names())

@@ -63,7 +63,7 @@ def test_a_cluster_on_paper_names_its_assumptions_and_what_stops_gaining():
         "generate      –",
         "filter stops gaining first, at 1 GPU",
         "an H100 has 989 TFLOPS",
-        "needs 2 GPUs",
+        "needs at least 2 GPUs",
     ):
         assert said in text
 
@@ -85,7 +85,7 @@ def test_steps_on_more_gpus_are_those_of_the_recipe():
     planned = next(
         step for step in plan(load_recipe("openbezoar-3b")).steps if step.stage == "sft"
     )
-    rows = float(planned.what.split()[0].replace(",", ""))
+    rows = float(planned.description.split()[0].replace(",", ""))
     assert f"each of {rows * 3 / 16:,.0f} steps" in sft.bound.replace("\n", " ")
 
 

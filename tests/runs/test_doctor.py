@@ -118,7 +118,7 @@ def test_what_the_gpus_that_are_there_are_too_small_for_is_missed(bare):
     recipe = load_recipe("modern")
     text = "\n".join(doctor.misses(recipe, ["NVIDIA L4, 23034 MiB"] * 2))
     assert (
-        "GPU memory: generate: Qwen3-14B: at least 30.1 GiB, and no room is left for a cache: DOES NOT FIT"
+        "GPU memory: generate: Qwen3-14B: at least 30.1 GiB, and no space is left for a cache: DOES NOT FIT"
         in text
     )
     assert "GPU memory" not in "\n".join(
