@@ -1,14 +1,23 @@
-"""Errors that end a command: each names the file and field, the value found, and the remedy."""
+"""Errors that end a command.
+
+Their messages name the file and field, the value found, and the remedy.
+"""
 
 
 class BezoarError(Exception):
-    """A stage failed; what is done stays. Exit code 3."""
+    """A stage failed. All finished work stays.
+
+    Exit code 3.
+    """
 
     exit_code = 3
 
 
 class RecipeError(BezoarError):
-    """The recipe, the arguments or the machine cannot do what is asked. Exit code 2."""
+    """The recipe, the arguments or the machine does not allow the request.
+
+    Exit code 2.
+    """
 
     exit_code = 2
 
@@ -18,6 +27,9 @@ class RunLocked(RecipeError):
 
 
 class BudgetReached(BezoarError):
-    """The next call could exceed `budget_usd`. Exit code 4; raise the budget and run again to go on."""
+    """The next call could exceed `budget_usd`.
+
+    Exit code 4. Raise the budget and run the same command again to resume.
+    """
 
     exit_code = 4

@@ -1,6 +1,7 @@
-"""May the result of a recipe be used commercially? Yes, with obligations, no, or unknown, each with its causes.
+"""Whether the result of a recipe may be used commercially, and why.
 
-This is a reading aid, not legal advice: the table holds the licences that the recipe's usual parts come under.
+The verdict is yes, with obligations, no, or unknown. It is a reading aid, not legal
+advice: the table has the licenses that the usual parts of a recipe come under.
 """
 
 import re
@@ -13,13 +14,16 @@ from bezoar_ray.recipe import ModelSection, Recipe, SourceSection
 if TYPE_CHECKING:
     from boolean import Expression
 
-YES, OBLIGATIONS, UNKNOWN, NO = "yes", "with obligations", "unknown", "no"
+YES = "yes"
+OBLIGATIONS = "with obligations"
+UNKNOWN = "unknown"
+NO = "no"
 _WORST_LAST = (YES, OBLIGATIONS, UNKNOWN, NO)
 
 
 @dataclass(frozen=True)
 class Terms:
-    """What a licence means for selling what was made under it."""
+    """The meaning of a license for selling what was made under it."""
 
     verdict: str
     note: str
@@ -27,7 +31,7 @@ class Terms:
 
 @dataclass(frozen=True)
 class Cause:
-    """One part of the recipe, and what its licence means for the result."""
+    """One part of the recipe, and the meaning of its license for the result."""
 
     part: str
     license: str
@@ -40,45 +44,52 @@ class Cause:
 _PERMISSIVE = Terms(
     YES, "permissive; keep the copyright notice with copies of the part itself"
 )
-_ATTRIBUTION = Terms(OBLIGATIONS, "name the authors, the licence and your changes")
+_ATTRIBUTION = Terms(OBLIGATIONS, "name the authors, the license and your changes")
 _SHARE_ALIKE = Terms(
     OBLIGATIONS,
-    "name the authors, and publish data adapted from it under the same licence (share-alike)",
+    "name the authors, and publish data adapted from it under the same license "
+    "(share-alike)",
 )
 _COPYLEFT = Terms(
-    OBLIGATIONS, "copies and derived works must be passed on under the same licence"
+    OBLIGATIONS, "copies and derived works must be distributed under the same license"
 )
 _NON_COMMERCIAL = Terms(NO, "for non-commercial use only")
-_NO_DERIVATIVES = Terms(NO, "nothing adapted from it may be passed on")
+_NO_DERIVATIVES = Terms(NO, "nothing adapted from it may be distributed")
 _LLAMA = Terms(
     OBLIGATIONS,
-    "carry the Llama name and licence, keep to its acceptable use, and ask Meta above 700 million users",
+    "carry the Llama name and license, follow its acceptable use policy, and ask Meta "
+    "above 700 million users",
 )
 _OLD_LLAMA = Terms(
     OBLIGATIONS,
-    "keep to its acceptable use; its output may not improve language models of other families",
+    "follow its acceptable use policy; its output may not improve language models of "
+    "other families",
 )
 _GEMMA = Terms(
     OBLIGATIONS,
-    "pass on Gemma's terms and prohibited uses with every model made from it or its output",
+    "distribute Gemma's terms and prohibited uses with every model made from it or its "
+    "output",
 )
 _PROVIDER = Terms(
     OBLIGATIONS,
-    "its output may not be used to develop competing models. Here it only rates: none of its words are trained on; "
-    "whether a filter is such a use is for your own reading of the terms",
+    "its output may not be used to develop competing models. Here it only rates: none "
+    "of its words are trained on. Read the terms to decide whether a filter is such a use",
 )
+# https://openrouter.ai/docs/guides/guides/distillation
 _ROUTER = Terms(
     OBLIGATIONS,
-    "it passes on the terms of each model's author and host; a teacher has to be one that it lists as distillable",
-)  # https://openrouter.ai/docs/guides/guides/distillation
-_TEACHES_ANYWAY = Terms(
+    "the terms of each model's author and host apply; a teacher must be one that "
+    "OpenRouter lists as distillable",
+)
+_OUTPUT_NOT_FOR_TRAINING = Terms(
     NO, "its output is the training data, and may not be used to make other models"
 )
 _UNKNOWN = Terms(
-    UNKNOWN, "no licence that the table knows; read it, and name it in the recipe"
+    UNKNOWN, "the table does not have this license; read it, and name it in the recipe"
 )
 
-# What each name means, by the whole of it; anything left over ("Apache-2.0-with-Commons-Clause") is unknown.
+# The terms of each name. A pattern must match the whole name: a name with anything more,
+# such as "Apache-2.0-with-Commons-Clause", is unknown.
 _VERSION = r"(-?v?\d+(\.\d+)*)?"
 _TABLE = (
     (
@@ -113,96 +124,116 @@ _TABLE = (
     (r"llama-?[23](-community)?(-licen[sc]e)?(-agreement)?", _OLD_LLAMA),
     (r"gemma(-terms(-of-use)?)?(-licen[sc]e)?", _GEMMA),
 )
-_EXCEPTIONS = ("llvm-exception", "classpath-exception-2.0", "gcc-exception-3.1")
-"""SPDX's exceptions that only give more rights than the licence."""
+_HARMLESS_EXCEPTIONS = (
+    "llvm-exception",
+    "classpath-exception-2.0",
+    "gcc-exception-3.1",
+)
+"""SPDX's exceptions that only give more rights than the license."""
 _OPERATOR = re.compile(r"\s+(and|or|with)\s+|\s*([,;+&])(?=\s|$)\s*", re.IGNORECASE)
+
+Adjust = Callable[[Terms], Terms]
+"""Changes the terms of a license to those for a use, such as teaching or judging."""
 
 
 def terms(name: str) -> Terms:
-    """What a licence means, by its SPDX expression or a name like one; unknown names are `unknown`, never guessed.
+    """The terms of a license, by its SPDX expression or a similar name.
 
-    Of several that hold together ("MIT AND CC-BY-4.0", "MIT, CC-BY-4.0") the worst counts, of alternatives
-    ("MIT OR GPL-3.0") the best.
+    Of several licenses that all apply ("MIT AND CC-BY-4.0", "MIT, CC-BY-4.0") the worst
+    counts, of alternatives ("MIT OR GPL-3.0") the best. An unknown name has the verdict
+    `unknown`; it is never guessed.
     """
-    return _read(name, lambda found: found)
+    return _parse_terms(name, lambda license_terms: license_terms)
 
 
-def _read(name: str, seen: Callable[[Terms], Terms]) -> Terms:
-    """The terms of an expression, in which each licence is `seen` as a teacher's or a judge's."""
+def _parse_terms(name: str, adjust: Adjust) -> Terms:
+    """The terms of a license expression, with each license adjusted to its use."""
     from license_expression import ExpressionError, Licensing
 
-    words = _OPERATOR.split(
-        name.strip()
-    )  # a name, its operator (one of two groups), the next name, and so on
-    names = [re.sub(r"[\s_]+", "-", word.strip()) for word in words[::3]]
-    operators = [
-        (word or "and").upper()
-        for word in (words[n + 1] for n in range(0, len(words) - 1, 3))
-    ]
-    expression = " ".join(
-        part for pair in zip(names, [*operators, ""], strict=True) for part in pair
-    )
-    expression = expression.replace("-(embedded)", "-embedded")
+    expression = _spdx_expression(name)
     try:
         tree = Licensing().parse(expression)
     except (ExpressionError, ValueError):
         return _UNKNOWN
-    return _of_tree(tree, seen) if tree is not None else _UNKNOWN
+    if tree is None:  # The expression is empty.
+        return _UNKNOWN
+    return _terms_of(tree, adjust)
 
 
-def _of_tree(tree: "Expression", seen: Callable[[Terms], Terms]) -> Terms:
-    """Of a parsed expression."""
-    if operator := getattr(tree, "operator", "").strip().upper():
-        found = [_of_tree(part, seen) for part in tree.args]
-        return (
-            max(found, key=_badness) if operator == "AND" else min(found, key=_badness)
-        )
-    if exception := getattr(tree, "exception_symbol", None):
-        return (
-            _of_tree(tree.license_symbol, seen)
-            if exception.key.lower() in _EXCEPTIONS
-            else _UNKNOWN
-        )
+def _spdx_expression(name: str) -> str:
+    """A name in SPDX's syntax, in which the name of a license has no spaces.
+
+    "Llama 3.1 Community License, MIT" becomes "Llama-3.1-Community-License AND MIT".
+    """
+    # The pattern has two groups, so a split gives a name, the operator's word or None,
+    # its sign or None, the next name, and so on.
+    parts = _OPERATOR.split(name.strip())
+    expression = ""
+    for position in range(0, len(parts), 3):
+        if position > 0:
+            word = parts[position - 2] or "and"
+            expression += f" {word.upper()} "
+        expression += re.sub(r"[\s_]+", "-", parts[position].strip())
+    return expression.replace("-(embedded)", "-embedded")
+
+
+def _terms_of(tree: "Expression", adjust: Adjust) -> Terms:
+    """The terms of a parsed expression."""
+    operator = getattr(tree, "operator", "").strip().upper()
+    if operator:
+        alternatives = [_terms_of(part, adjust) for part in tree.args]
+        if operator == "AND":
+            return max(alternatives, key=_badness)
+        return min(alternatives, key=_badness)
+    exception = getattr(tree, "exception_symbol", None)
+    if exception:
+        if exception.key.lower() in _HARMLESS_EXCEPTIONS:
+            return _terms_of(tree.license_symbol, adjust)
+        return _UNKNOWN
     name = str(tree.key).lower()
-    return seen(
-        next(
-            (found for pattern, found in _TABLE if re.fullmatch(pattern, name)),
-            _UNKNOWN,
-        )
-    )
+    for pattern, license_terms in _TABLE:
+        if re.fullmatch(pattern, name):
+            return adjust(license_terms)
+    return adjust(_UNKNOWN)
 
 
-def _badness(found: Terms) -> int:
-    return _WORST_LAST.index(found.verdict)
+def _badness(license_terms: Terms) -> int:
+    return _WORST_LAST.index(license_terms.verdict)
 
 
 def causes(recipe: Recipe, rows: Iterable[tuple[str, str]] = ()) -> list[Cause]:
-    """Every part whose licence binds the result: seeds that a scheme uses, teacher, base and judges.
+    """Every part of a recipe whose license binds the result.
 
-    MT-Bench's judge is left out: it measures the result, and nothing of it enters.
+    These are the seeds that a scheme uses, the teachers, the base and the judges.
+    MT-Bench's judges are left out: they measure the result, and nothing of them enters
+    it.
 
     Args:
-        recipe: its parts.
-        rows: sources and licences of the seeds of rows that there are, of which the recipe may say something else.
+        recipe: what is judged.
+        rows: source and license of the seeds of existing rows. The recipe may have
+            changed since they were made.
     """
-    seeds = [
-        _source(part, kind) for kind, parts in _seeds_in_use(recipe) for part in parts
-    ]
-    known = {(cause.part.rpartition(" ")[2], cause.license) for cause in seeds}
-    seeds += [
-        Cause(f"rows from {source}", name, terms(name))
-        for source, name in rows
-        if (source, name) not in known
-    ]
-    judges = [_judge(part) for part in recipe.judges] if recipe.filter.judge else []
-    base = Cause(
-        f"base {recipe.base.model}", recipe.base.license, terms(recipe.base.license)
-    )
-    return list(dict.fromkeys([*seeds, *map(_teacher, recipe.teachers), base, *judges]))
+    seeds = []
+    known = set()
+    for kind, sources in _seeds_in_use(recipe):
+        for source in sources:
+            cause = _source_cause(source, kind)
+            seeds.append(cause)
+            known.add((source.source, cause.license))
+    for source_name, name in rows:
+        if (source_name, name) not in known:
+            seeds.append(Cause(f"rows from {source_name}", name, terms(name)))
+    teachers = [_teacher_cause(teacher) for teacher in recipe.teachers]
+    base = recipe.base
+    base_cause = Cause(f"base {base.model}", base.license, terms(base.license))
+    judges = []
+    if recipe.filter.judge:
+        judges = [_judge_cause(judge) for judge in recipe.judges]
+    return list(dict.fromkeys([*seeds, *teachers, base_cause, *judges]))
 
 
 class CommercialUse(TypedDict):
-    """Whether a result may be sold, and which parts decide it."""
+    """Whether a result may be sold, and the parts that decide it."""
 
     verdict: str
     because: list[str]
@@ -211,50 +242,70 @@ class CommercialUse(TypedDict):
 def commercial_use(
     recipe: Recipe, rows: Iterable[tuple[str, str]] = ()
 ) -> CommercialUse:
-    """The verdict of a whole recipe, or run: `{"verdict": ..., "because": [...]}`, the worst cause first."""
-    found = sorted(causes(recipe, rows), key=lambda cause: -_badness(cause.terms))
-    verdict = found[0].terms.verdict
-    because = [
-        str(cause) for cause in found if cause.terms.verdict != YES or verdict == YES
-    ]
+    """The verdict of a recipe or run, with its causes.
+
+    The worst cause comes first. Permissive parts are named only if all parts are.
+
+    Args:
+        recipe: what is judged.
+        rows: as for `causes`.
+    """
+    worst_first = sorted(
+        causes(recipe, rows), key=lambda cause: _badness(cause.terms), reverse=True
+    )
+    verdict = worst_first[0].terms.verdict
+    because = []
+    for cause in worst_first:
+        if cause.terms.verdict != YES or verdict == YES:
+            because.append(str(cause))
     return {"verdict": verdict, "because": because}
 
 
 def _seeds_in_use(recipe: Recipe) -> list[tuple[str, tuple[SourceSection, ...]]]:
+    """The recipe's data sources, with their kind in words."""
     seeds = recipe.seeds
     dolly = seeds.dolly if "dolly" in recipe.seeds_in_use else ()
     flan = seeds.flan if "flan" in recipe.seeds_in_use else ()
-    own = tuple(recipe.sft.data.values())
     return [
         ("dolly seeds", dolly),
         ("FLAN seeds", flan),
         ("HH-RLHF seeds", seeds.hh_rlhf),
-        ("own rows", own),
+        ("custom rows", tuple(recipe.sft.data.values())),
     ]
 
 
-def _source(part: SourceSection, kind: str) -> Cause:
-    name = (
-        "Apache-2.0"
-        if part.source == "tiny" and part.license == "unknown"
-        else part.license
+def _source_cause(section: SourceSection, kind: str) -> Cause:
+    name = section.license
+    if section.source == "tiny" and name == "unknown":
+        name = "Apache-2.0"
+    return Cause(f"{kind} {section.source}", name, terms(name))
+
+
+def _teacher_cause(section: ModelSection) -> Cause:
+    """A license that forbids training on a model's output forbids it as a teacher."""
+
+    def adjust(license_terms: Terms) -> Terms:
+        if license_terms in (_PROVIDER, _OLD_LLAMA):
+            return _OUTPUT_NOT_FOR_TRAINING
+        return license_terms
+
+    return Cause(
+        f"teacher {section.model}",
+        section.license,
+        _parse_terms(section.license, adjust),
     )
-    return Cause(f"{kind} {part.source}", name, terms(name))
 
 
-def _teacher(part: ModelSection) -> Cause:
-    """A licence that forbids to train on what the model says is none at all for a teacher."""
+def _judge_cause(section: ModelSection) -> Cause:
+    """A license that binds the weights, and models made from them, binds no rating."""
 
-    def seen(found: Terms) -> Terms:
-        return _TEACHES_ANYWAY if found in (_PROVIDER, _OLD_LLAMA) else found
+    def adjust(license_terms: Terms) -> Terms:
+        if license_terms in (_LLAMA, _OLD_LLAMA, _GEMMA):
+            return _PERMISSIVE
+        return license_terms
 
-    return Cause(f"teacher {part.model}", part.license, _read(part.license, seen))
-
-
-def _judge(part: ModelSection) -> Cause:
-    """What binds the weights, and what is made from them, does not bind a rating."""
-
-    def seen(found: Terms) -> Terms:
-        return _PERMISSIVE if found in (_LLAMA, _OLD_LLAMA, _GEMMA) else found
-
-    return Cause(f"judge {part.model}", part.license, _read(part.license, seen))
+    return Cause(
+        f"judge {section.model}",
+        section.license,
+        _parse_terms(section.license, adjust),
+    )

@@ -1,4 +1,4 @@
-"""Statistics: intervals of shares, paired tests of two models, agreement of two raters."""
+"""Statistics: intervals of shares, tests of two models, agreement of two raters."""
 
 from collections.abc import Iterable
 from typing import TypeVar
@@ -7,7 +7,17 @@ Label = TypeVar("Label", str, bool, int)
 
 
 def wilson(right: int, count: int) -> list[float] | None:
-    """The 95 % interval of a share, by Wilson's score (doi 10.1080/01621459.1927.10502953); None of nothing."""
+    """The 95 % interval of a share, by Wilson's score.
+
+    doi 10.1080/01621459.1927.10502953.
+
+    Args:
+        right: number of successes.
+        count: number of trials.
+
+    Returns:
+        The lower and the upper bound; None without trials.
+    """
     from scipy.stats import binomtest
 
     if not count:
@@ -17,33 +27,51 @@ def wilson(right: int, count: int) -> list[float] | None:
 
 
 def as_percent(share: float, ci95: list[float] | None) -> str:
-    """A share and its interval, where it has one, as text."""
-    interval = f" ({100 * ci95[0]:.1f} to {100 * ci95[1]:.1f})" if ci95 else ""
-    return f"{100 * share:.1f} %{interval}"
+    """A share in percent, with its interval if it has one."""
+    text = f"{100 * share:.1f} %"
+    if ci95:
+        low, high = ci95
+        text += f" ({100 * low:.1f} to {100 * high:.1f})"
+    return text
 
 
 def paired_p(first: list[bool], second: list[bool]) -> float:
-    """Two-sided p of the same items answered by two models: McNemar's test (doi 10.1007/BF02295996) in its exact form.
+    """Two-sided p-value of two models on the same items, by McNemar's exact test.
 
-    Only items that one of the two alone gets right tell them apart; 1 where there are none.
+    doi 10.1007/BF02295996. Only items that one model alone gets right tell the models
+    apart.
+
+    Args:
+        first: whether the first model gets each item right.
+        second: the same for the second model.
+
+    Returns:
+        The p-value; 1 if no item tells the models apart.
     """
     from scipy.stats import binomtest
 
     first_alone = sum(a and not b for a, b in zip(first, second, strict=True))
     second_alone = sum(b and not a for a, b in zip(first, second, strict=True))
     discordant = first_alone + second_alone
-    return float(binomtest(first_alone, discordant).pvalue) if discordant else 1.0
+    if not discordant:
+        return 1.0
+    return float(binomtest(first_alone, discordant).pvalue)
 
 
 def holm(p_values: dict[str, float]) -> dict[str, float]:
-    """p-values of several tests, corrected for their number by Holm's method (Scand. J. Statist. 6, 1979, 65-70).
+    """Correct the p-values of several tests for their number, by Holm's method.
 
-    If none of the differences is real, one of them falls below 0.05 in 5 % of all cases at most.
+    Scand. J. Statist. 6, 1979, 65-70. If no difference is real, the chance that any of
+    the corrected p-values is below 0.05 is at most 5 %.
     """
+    ascending = sorted(p_values, key=lambda name: p_values[name])
     corrected: dict[str, float] = {}
     highest = 0.0
-    for place, name in enumerate(sorted(p_values, key=lambda name: p_values[name])):
-        highest = max(highest, min(1.0, (len(p_values) - place) * p_values[name]))
+    for rank, name in enumerate(ascending):
+        tests_left = len(p_values) - rank
+        p_value = min(1.0, tests_left * p_values[name])
+        # A corrected p-value is never below that of a smaller one.
+        highest = max(highest, p_value)
         corrected[name] = highest
     return {name: corrected[name] for name in p_values}
 
@@ -51,10 +79,19 @@ def holm(p_values: dict[str, float]) -> dict[str, float]:
 def kappa(
     first: list[Label], second: list[Label], counts: list[int] | None = None
 ) -> float | None:
-    """Cohen's kappa of two raters' decisions: agreement beyond chance (doi 10.1177/001316446002000104).
+    """Cohen's kappa of two raters' decisions: their agreement beyond chance.
 
-    None where it is not defined: without rows, or where both say the same of all. `counts` says how often each pair of
-    decisions occurs.
+    doi 10.1177/001316446002000104.
+
+    Args:
+        first: decisions of the first rater.
+        second: decisions of the second rater on the same items.
+        counts: how often each pair of decisions occurs; once by default.
+
+    Returns:
+        None where kappa is not defined: without items, or if both raters give all items
+        the
+        same label.
     """
     return _kappa(first, second, counts)
 
@@ -65,22 +102,32 @@ def rating_kappa(
     scale: Iterable[int],
     counts: list[int] | None = None,
 ) -> float | None:
-    """The same for ratings on a scale, weighted by the square of their distance."""
+    """Cohen's kappa of ratings, weighted by the square of their distance on the scale.
+
+    Args:
+        first: ratings of the first rater.
+        second: ratings of the second rater on the same items.
+        scale: all ratings that are possible.
+        counts: how often each pair of ratings occurs; once by default.
+
+    Returns:
+        None where kappa is not defined, as for `kappa`.
+    """
     return _kappa(first, second, counts, labels=list(scale), weights="quadratic")
 
 
 def share(part: int, whole: int) -> float | None:
-    """A part of a whole, or None where there is no whole."""
+    """The share that a part has in a whole; None if the whole is 0."""
     return round(part / whole, 4) if whole else None
 
 
 def _kappa(
-    first: list[Label], second: list[Label], counts: list[int] | None, **how: object
+    first: list[Label], second: list[Label], counts: list[int] | None, **options: object
 ) -> float | None:
     from sklearn.metrics import cohen_kappa_score
 
-    if len({*first, *second}) < 2:
+    labels = {*first, *second}
+    if len(labels) < 2:
         return None
-    return round(
-        float(cohen_kappa_score(first, second, sample_weight=counts, **how)), 4
-    )
+    value = cohen_kappa_score(first, second, sample_weight=counts, **options)
+    return round(float(value), 4)

@@ -160,5 +160,13 @@ def test_the_licences_of_the_rows_themselves_count():
     assert commercial_use(made_of(), [("d.jsonl", "MIT")]) == commercial_use(made_of())
 
 
+def test_rows_of_a_source_with_a_space_in_its_path_are_the_sources():
+    tree = made_of().model_dump(mode="json")
+    tree["seeds"]["dolly"][0]["source"] = "my data/d.jsonl"
+    recipe = parse_recipe(tree, "test")
+    rows = [("my data/d.jsonl", "MIT")]
+    assert commercial_use(recipe, rows) == commercial_use(recipe)
+
+
 def test_the_embedded_world_may_be_sold():
     assert commercial_use(load_recipe("tiny"))["verdict"] == "yes"

@@ -81,7 +81,7 @@ def test_their_licence_counts():
             "tiny", ["sft.data={mine: {source: a.jsonl, license: CC-BY-NC-4.0}}"]
         )
     )
-    assert found["verdict"] == "no" and "own rows a.jsonl" in found["because"][0]
+    assert found["verdict"] == "no" and "custom rows a.jsonl" in found["because"][0]
 
 
 TURNS = [
