@@ -226,12 +226,12 @@ def _push(options: argparse.Namespace) -> None:
 
 
 def _tiny(options: argparse.Namespace) -> None:
-    from bezoar_ray.runtime.caches import unwritable, world_folder
-    from bezoar_ray.tiny import world
+    from bezoar_ray.runtime.caches import unwritable
+    from bezoar_ray.runtime.embedded_world import find_world, world_folder
 
     for problem in () if world_folder().exists() else unwritable(embedded=True):
         raise RecipeError(problem)
-    print(world().base.parent)
+    print(find_world().base.parent)
 
 
 def _doctor(options: argparse.Namespace) -> None:

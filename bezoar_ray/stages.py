@@ -4,7 +4,7 @@ The orchestrator, fingerprints, plan, doctor, capacity check, sweep, serving, re
 lists from here. A new stage is a module with a function `run(context)` and one entry in `STAGES`.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +14,9 @@ if TYPE_CHECKING:
     from bezoar_ray.recipe import Recipe
     from bezoar_ray.runtime.progress import Progress
     from bezoar_ray.store import Store
+
+Truth = Callable[[str, str], bool | None]
+"""Whether a response to an instruction is right, or None if that is unknown."""
 
 BASE = "base"
 """The checkpoint that training starts from: it holds the tokenizer and the chat template."""
@@ -222,6 +225,8 @@ class StageContext:
     progress: "Progress"
     stage: str = ""
     """The stage to carry out, for a module that carries out several."""
+    truth: Truth | None = None
+    """Measures the first judge, where the right answers are known: in the embedded world."""
 
 
 @dataclass(frozen=True)

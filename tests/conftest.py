@@ -84,9 +84,9 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 @pytest.fixture(scope="session")
 def tiny_world():
     """The embedded world, built where the cache lacks it."""
-    from bezoar_ray.tiny import world
+    from bezoar_ray.runtime.embedded_world import find_world
 
-    return world()
+    return find_world()
 
 
 @pytest.fixture(scope="session")

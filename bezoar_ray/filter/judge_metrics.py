@@ -1,14 +1,12 @@
 """Metrics of the filter: where rows end, and the quality of the judges."""
 
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 from bezoar_ray.data.schema import Sample, Verdict
+from bezoar_ray.stages import Truth
 from bezoar_ray.stats import kappa, rating_kappa, share
-
-Truth = Callable[[str, str], bool | None]
-"""Whether a response to a task is right, or None if that is unknown."""
 
 _STATUSES = ("accepted", "rejected", "failed")
 

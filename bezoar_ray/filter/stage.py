@@ -27,7 +27,7 @@ from bezoar_ray.filter.decontamination import (
 )
 from bezoar_ray.filter.dedup import Duplicates
 from bezoar_ray.filter.gates import find_gate
-from bezoar_ray.filter.judge_metrics import FilterMetrics, Truth
+from bezoar_ray.filter.judge_metrics import FilterMetrics
 from bezoar_ray.filter.rate import judge_sample
 from bezoar_ray.filter.selection import choose_rows
 from bezoar_ray.filter.semantic_dedup import same_meaning
@@ -118,7 +118,7 @@ def write_filtered(
     for scheme, cap in section.cap.items():
         _cap(scheme, cap, iter_accepted, reasons)
 
-    metrics = FilterMetrics(context.recipe.schemes, _truth(context))
+    metrics = FilterMetrics(context.recipe.schemes, context.truth)
     files = SampleFiles(context.store, context.recipe.schemes, _STATUSES)
     remaining_outcomes = iter(outcomes)
     remaining_reasons = iter(reasons)
@@ -251,15 +251,6 @@ def _iter_remaining(
     for index, sample in enumerate(iter_accepted()):
         if not reasons[index]:
             yield index, sample
-
-
-def _truth(context: StageContext) -> Truth | None:
-    """Return the oracle of the embedded world, where its own judge decides."""
-    if context.recipe.judges[0].model != "tiny-judge":
-        return None
-    from bezoar_ray.tiny.truth import truth
-
-    return truth
 
 
 def _explain_nothing_accepted(metrics: FilterMetrics) -> str:

@@ -7,6 +7,7 @@ import orjson
 
 from bezoar_ray.recipe import ModelSection
 from bezoar_ray.recipe.section import decisive
+from bezoar_ray.runtime.embedded_world import find_world
 from bezoar_ray.store import digest
 
 
@@ -14,9 +15,8 @@ def model_path(name: str) -> str:
     """The folder of an embedded `tiny-*` model; any other name or path as it is."""
     if name not in ("tiny-teacher", "tiny-base"):
         return name
-    from bezoar_ray.tiny import world
-
-    return str(getattr(world(), name.removeprefix("tiny-")))
+    world = find_world()
+    return str(world.teacher if name == "tiny-teacher" else world.base)
 
 
 def identity(part: ModelSection) -> str:

@@ -22,13 +22,9 @@ from bezoar_ray.recipe import (
 )
 from bezoar_ray.recipe.section import matches
 from bezoar_ray.runs.preflight import Findings, check
-from bezoar_ray.runtime.caches import (
-    hub_cache,
-    is_world_missing,
-    unwritable,
-    world_folder,
-)
+from bezoar_ray.runtime.caches import hub_cache, unwritable
 from bezoar_ray.runtime.capacity import requests_of
+from bezoar_ray.runtime.embedded_world import is_world_missing, world_folder
 from bezoar_ray.runtime.gpus import GPUS, USUAL, Gpu, kind_of
 from bezoar_ray.stages import TOGETHER, working_stages
 

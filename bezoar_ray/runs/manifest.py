@@ -8,6 +8,7 @@ import orjson
 
 from bezoar_ray import layout
 from bezoar_ray.recipe import Recipe, Section
+from bezoar_ray.runtime.embedded_world import world_fingerprint
 from bezoar_ray.stages import STAGES, manifest_of
 from bezoar_ray.store import Store
 
@@ -35,8 +36,6 @@ def fingerprint(recipe: Recipe, stage: str) -> str:
             break
     text = orjson.dumps(what, option=orjson.OPT_SORT_KEYS | orjson.OPT_NON_STR_KEYS)
     if b'"tiny' in text:  # the embedded world changes with the code that makes it
-        from bezoar_ray.tiny import fingerprint as world_fingerprint
-
         text += world_fingerprint().encode()
     return hashlib.sha256(text).hexdigest()[:16]
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import yaml
 
-from bezoar_ray import layout
+from bezoar_ray import layout, tiny
 from bezoar_ray.errors import BezoarError, BudgetReached, RecipeError
 from bezoar_ray.licenses import commercial_use
 from bezoar_ray.llm.ledger import SESSION, Counted, accounts
@@ -37,7 +37,14 @@ from bezoar_ray.runtime.session import (
     ray_session,
     stop_on_sigterm,
 )
-from bezoar_ray.stages import STAGES, TOGETHER, StageContext, StageResult, current_names
+from bezoar_ray.stages import (
+    STAGES,
+    TOGETHER,
+    StageContext,
+    StageResult,
+    Truth,
+    current_names,
+)
 from bezoar_ray.stats import as_percent
 from bezoar_ray.store import Store
 
@@ -149,7 +156,7 @@ class Run:
         event("stage begins", stage="+".join(names))
         began = time.monotonic()
         try:
-            for current, outcome in _outcomes(names, self._context(recipe)):
+            for current, outcome in _outcomes(names, self._context(recipe, machinery)):
                 seconds, began = round(time.monotonic() - began, 1), time.monotonic()
                 entry = self._stages[current]
                 save(
@@ -202,8 +209,14 @@ class Run:
             self._progress.start(names[0])
             yield names
 
-    def _context(self, recipe: Recipe) -> StageContext:
-        return StageContext(recipe, self._store, self._session, self._progress)
+    def _context(self, recipe: Recipe, machinery: "Machinery") -> StageContext:
+        return StageContext(
+            recipe,
+            self._store,
+            self._session,
+            self._progress,
+            truth=machinery.truth,
+        )
 
     def _wrapped(self, error: Exception) -> BezoarError:
         """A fault that no stage foresaw, in one line; its traceback goes to the log."""
@@ -219,7 +232,8 @@ class Run:
         self._summarise(status)
         self._progress.start("report")
         try:
-            _call("report", self._context(machinery.recipe_for("report")))
+            recipe = machinery.recipe_for("report")
+            _call("report", self._context(recipe, machinery))
         except Exception as error:  # the first fault is the one to tell
             self._wrapped(error)
 
@@ -266,6 +280,7 @@ class Machinery:
             stack,
         )
         self._ray = self._judge = False
+        self.truth: Truth | None = None
 
     def recipe_for(self, stage: str) -> Recipe:
         """The recipe with the addresses of what runs for this stage."""
@@ -278,36 +293,11 @@ class Machinery:
             )  # those before it are done
         if stage in _JUDGING and not self._judge:
             self._judge = True
-            self._recipe = self._with_judge()
+            resolving = tiny.resolve(self._recipe, own_address())
+            resolved = self._stack.enter_context(resolving)
+            self._recipe = resolved.recipe
+            self.truth = resolved.truth
         return self._recipe
-
-    def _with_judge(self) -> Recipe:
-        from bezoar_ray.tiny import judge
-
-        parts = [*self._recipe.judges, *self._recipe.mt_bench_judges]
-        if not any(map(_is_ours, parts)):
-            return self._recipe
-        url = self._stack.enter_context(judge.running(own_address()))
-        return _at(self._recipe, url)
-
-
-def _is_ours(part: ModelSection) -> bool:
-    return part.model == "tiny-judge" and part.base_url is None
-
-
-def _at(recipe: Recipe, url: str) -> Recipe:
-    """The recipe with its embedded judge at an address."""
-
-    def placed(part: ModelSection) -> ModelSection:
-        return part.model_copy(update={"base_url": url}) if _is_ours(part) else part
-
-    bench = recipe.evaluate.mt_bench
-    if bench:
-        bench = bench.model_copy(update={"judges": tuple(map(placed, bench.judges))})
-    evaluate = recipe.evaluate.model_copy(update={"mt_bench": bench})
-    return recipe.model_copy(
-        update={"judges": tuple(map(placed, recipe.judges)), "evaluate": evaluate}
-    )
 
 
 def _check_means(recipe: Recipe, stages: list[str]) -> None:
@@ -323,7 +313,7 @@ def _check_means(recipe: Recipe, stages: list[str]) -> None:
         local = [
             judge
             for judge in recipe.mt_bench_judges
-            if not (judge.base_url or _is_ours(judge))
+            if not (judge.base_url or tiny.is_embedded_judge(judge))
         ]
         if local:
             raise RecipeError(

@@ -20,7 +20,8 @@ from bezoar_ray import sources
 from bezoar_ray.data.schema import Seed
 from bezoar_ray.errors import BezoarError
 from bezoar_ray.recipe import ModelSection, Recipe, SourceSection
-from bezoar_ray.runtime.caches import hub_cache, is_world_missing, unwritable
+from bezoar_ray.runtime.caches import hub_cache, unwritable
+from bezoar_ray.runtime.embedded_world import is_world_missing
 from bezoar_ray.stages import training_stages, working_stages
 
 if TYPE_CHECKING:

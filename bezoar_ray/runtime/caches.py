@@ -1,20 +1,19 @@
 """The caches outside the run directory: where they lie, who says so, and whether one can write there."""
 
 import os
-import re
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from bezoar_ray.recipe import Recipe
-from bezoar_ray.tiny import cache, fingerprint
-
 _OWN, _HUB, _DATASETS = "BEZOAR_CACHE", "HF_HUB_CACHE", "HF_DATASETS_CACHE"
 _HOMES = ("HF_HOME", "XDG_CACHE_HOME")
-_BUILT = re.compile(
-    r'"tiny(-teacher|-base)?"'
-)  # how recipes name what of the embedded world has to be built
 _PROBE = bytes(65_536)
+
+
+def bezoar_cache() -> Path:
+    """Return our own cache, which holds the embedded world."""
+    folder = os.environ.get(_OWN) or "~/.cache/bezoar_ray"
+    return Path(folder).expanduser().absolute()
 
 
 def hub_cache() -> Path:
@@ -35,7 +34,7 @@ def unwritable(
 ) -> Iterator[str]:
     """A sentence for each of the caches asked about into which nothing can be written."""
     if embedded:
-        yield from _problem(cache(), (_OWN,))
+        yield from _problem(bezoar_cache(), (_OWN,))
     if hub:
         yield from _problem(hub_cache(), (_HUB, *_HOMES))
     if datasets:
@@ -60,16 +59,3 @@ def _problem(folder: Path, variables: tuple[str, ...]) -> Iterator[str]:
             f"the cache {folder} ({said}) cannot be written: {there}: {error.strerror}. Mend that, or set "
             f"{variables[0]} to a folder on a disk with room"
         )
-
-
-def world_folder() -> Path:
-    """Where the embedded world of this code is, or will be."""
-    return cache() / f"tiny-{fingerprint()}"
-
-
-def is_world_missing(recipe: Recipe) -> bool:
-    """Whether the embedded world would be built for the recipe; its judge needs no building."""
-    return (
-        bool(_BUILT.search(recipe.model_dump_json(exclude={"name"})))
-        and not world_folder().exists()
-    )

@@ -14,6 +14,7 @@ import orjson
 
 from bezoar_ray.data.schema import Pair, Sample, Seed
 from bezoar_ray.recipe import SourceSection
+from bezoar_ray.runtime.embedded_world import find_world
 from bezoar_ray.sources import custom_rows, dolly, flan, hh_rlhf, hub_rows, row_files
 from bezoar_ray.sources.record import Origin, Raw, Row
 
@@ -115,11 +116,9 @@ def _stream(
 
 def _raw_rows(source: SourceSection, field: str) -> Iterator[Raw]:
     if source.source == "tiny":
-        from bezoar_ray.tiny import world
-
         # `tiny` as custom rows (sft.data) are the embedded dolly rows.
         kind = field.removeprefix("seeds.") if field.startswith("seeds.") else "dolly"
-        path = getattr(world(), kind)
+        path = getattr(find_world(), kind)
         return row_files.rows(str(path), field, name="tiny")
     if source.source.startswith("hub:"):
         return hub_rows.rows(source, field)

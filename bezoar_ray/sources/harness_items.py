@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 
 from bezoar_ray.errors import RecipeError
 from bezoar_ray.recipe import Harness
+from bezoar_ray.runtime.embedded_world import find_world
 
 if TYPE_CHECKING:
     from lm_eval.api.task import Task
@@ -14,9 +15,7 @@ def include_path(section: Harness) -> str | None:
     """The folder of extra task files; the embedded world's for `tiny`."""
     if section.include_path != "tiny":
         return section.include_path
-    from bezoar_ray.tiny import world
-
-    return str(world().harness)
+    return str(find_world().harness)
 
 
 def task_texts(section: Harness) -> Iterator[tuple[str, str]]:

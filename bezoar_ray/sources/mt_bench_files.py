@@ -10,6 +10,7 @@ import orjson
 from bezoar_ray.errors import RecipeError
 from bezoar_ray.recipe import MtBench
 from bezoar_ray.recipe.section import matches
+from bezoar_ray.runtime.embedded_world import find_world
 
 WITHOUT_REFERENCE = ("writing", "roleplay", "extraction", "stem", "humanities")
 """MT-Bench's categories whose judge sees no reference, even where a question has
@@ -206,9 +207,8 @@ def _paths(section: MtBench) -> tuple[Path, Path | None]:
     references = Path(section.references) if section.references else None
     if section.questions != "tiny":
         return Path(section.questions), references
-    from bezoar_ray.tiny import world
-
-    return world().questions, references or world().references
+    world = find_world()
+    return world.questions, references or world.references
 
 
 def _question(

@@ -14,9 +14,9 @@ from collections.abc import Iterator
 from typing import Any
 
 from bezoar_ray.errors import BezoarError
+from bezoar_ray.tiny import JUDGE
 from bezoar_ray.tiny.grading import Grade, grade
 
-NAME = "tiny-judge"
 _PARENT_DEATH, _SIGKILL = 1, 9  # PR_SET_PDEATHSIG of prctl(2)
 
 
@@ -82,7 +82,7 @@ def app() -> Any:
         return {
             "object": "list",
             "data": [
-                {"id": NAME, "object": "model", "created": 0, "owned_by": "bezoar_ray"}
+                {"id": JUDGE, "object": "model", "created": 0, "owned_by": "bezoar_ray"}
             ],
         }
 
@@ -108,9 +108,9 @@ def answer(body: bytes) -> tuple[int, dict[str, Any]]:
             "invalid_request_error",
             None,
         )
-    if model != NAME:
+    if model != JUDGE:
         return 404, _error(
-            f"The model {model!r} does not exist; this is {NAME!r}.",
+            f"The model {model!r} does not exist; this is {JUDGE!r}.",
             "invalid_request_error",
             "model_not_found",
         )
@@ -134,7 +134,7 @@ def _completion(prompt: str, said: str) -> dict[str, Any]:
         "id": "chatcmpl-tiny",
         "object": "chat.completion",
         "created": int(time.time()),
-        "model": NAME,
+        "model": JUDGE,
         "choices": [choice],
         "usage": {
             "prompt_tokens": asked,

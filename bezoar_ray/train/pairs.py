@@ -8,10 +8,10 @@ import orjson
 from bezoar_ray import layout
 from bezoar_ray.data.schema import Pair, pair_schema, pair_table
 from bezoar_ray.recipe import Recipe
+from bezoar_ray.runtime.embedded_world import world_fingerprint
 from bezoar_ray.sources import read_pairs
 from bezoar_ray.stages import StageContext
 from bezoar_ray.store import Store
-from bezoar_ray.tiny import fingerprint
 
 FOLDER = layout.PAIRS
 HELDOUT = f"{FOLDER}/heldout"
@@ -125,7 +125,7 @@ def _settings(recipe: Recipe) -> dict[str, object]:
     has_tiny = any(section.source == "tiny" for section in sources)
     return {
         "sources": [section.fingerprint_fields() for section in sources],
-        "world": fingerprint() if has_tiny else None,
+        "world": world_fingerprint() if has_tiny else None,
         "seed": recipe.seed,
         "sft": recipe.hh_sft.limit,
         "pairs": recipe.align.limit,

@@ -25,13 +25,13 @@ from bezoar_ray.evaluate.served_endpoint import Endpoint
 from bezoar_ray.llm.client import open_client
 from bezoar_ray.llm.model_identity import model_path
 from bezoar_ray.recipe import MtBench, load_recipe
+from bezoar_ray.runtime.embedded_world import find_world
 from bezoar_ray.runtime.session import ray_session
 from bezoar_ray.serve.app import _free_port, running
 from bezoar_ray.serve.arguments import engine_arguments
 from bezoar_ray.sources.mt_bench_files import Question, load_questions
 from bezoar_ray.stages import checkpoint_names
 from bezoar_ray.store import Store
-from bezoar_ray.tiny import world
 from jobs.benchmarks.family import write_family
 
 RANKS = {"sft": 16, "hh-sft": 32, "dpo": 32}
@@ -45,9 +45,9 @@ def figures() -> Iterator[tuple[str, list[float]]]:
     with tempfile.TemporaryDirectory() as folder:
         family, alone = Store(Path(folder) / "family"), Store(Path(folder) / "alone")
         write_family(
-            family, world(), RANKS, std=0.02
+            family, find_world(), RANKS, std=0.02
         )  # near base: answers of some length
-        write_family(alone, world(), {})
+        write_family(alone, find_world(), {})
         pairs = [[_started(store) for store in (family, alone)] for _ in range(3)]
         for n, name in enumerate(("family_ready", "family_memory")):
             yield (

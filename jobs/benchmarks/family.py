@@ -4,8 +4,8 @@ from pathlib import Path
 from typing import Any
 
 from bezoar_ray.recipe import load_recipe
+from bezoar_ray.runtime.embedded_world import World
 from bezoar_ray.store import Store
-from bezoar_ray.tiny import World
 
 TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 

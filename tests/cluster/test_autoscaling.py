@@ -23,8 +23,8 @@ import pytest
 import yaml
 from ray.util import get_node_ip_address
 
+from bezoar_ray.runtime.caches import bezoar_cache
 from bezoar_ray.runtime.session import SETTINGS
-from bezoar_ray.tiny import cache
 from tests.cluster.nodes import free_port
 from tests.end_to_end import SMALL, Command, in_stage, summary
 
@@ -215,7 +215,7 @@ class Placed(Command):
         there = {
             "RAY_ADDRESS": cluster.address,
             "HOME": str(cluster.home),
-            "BEZOAR_CACHE": str(cache()),
+            "BEZOAR_CACHE": str(bezoar_cache()),
         }
         environment = cluster.environment | there
         with pytest.MonkeyPatch.context() as patch:

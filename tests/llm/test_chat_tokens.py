@@ -88,9 +88,9 @@ def folder_of(request: pytest.FixtureRequest, folder: Path) -> Path:
     if request.param == "sentencepiece":
         return request.getfixturevalue("openllama")
     if request.param == "smollm2":
-        from bezoar_ray.tiny import cache
+        from bezoar_ray.runtime.caches import bezoar_cache
 
-        found = cache() / "smollm2-135m-instruct"
+        found = bezoar_cache() / "smollm2-135m-instruct"
         return (
             found
             if found.is_dir()

@@ -8,7 +8,8 @@ from bezoar_ray.cli import main
 from bezoar_ray.recipe import load_recipe
 from bezoar_ray.runs import doctor
 from bezoar_ray.runs.preflight import check
-from bezoar_ray.runtime.caches import hub_cache, is_world_missing, unwritable
+from bezoar_ray.runtime.caches import hub_cache, unwritable
+from bezoar_ray.runtime.embedded_world import is_world_missing
 from bezoar_ray.stages import working_stages
 
 VARIABLES = (

@@ -1,0 +1,159 @@
+"""Find the files of the embedded world on this machine, or build them first.
+
+The embedded world is what the recipe `tiny` runs on: small models, rows, evaluation
+tasks and questions, made by `bezoar_ray/tiny` from our own text. Each machine of a
+cluster keeps it in its own cache, so a recipe and everything made from it (fingerprints,
+rows, the ledger) hold its names and never a path. The code that makes it runs as a
+program of its own and is not imported here.
+"""
+
+import ast
+import contextlib
+import fcntl
+import hashlib
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+
+from bezoar_ray.errors import BezoarError
+from bezoar_ray.recipe import Recipe
+from bezoar_ray.runtime.caches import bezoar_cache
+
+_BUILD = "bezoar_ray.tiny.build"
+_PROCESSES = 2  # on every machine, as the weights depend on their number
+_BUILT_NAMES = re.compile(r'"tiny(-teacher|-base)?"')
+"""How a recipe names the parts that have to be built."""
+_NOT_BUILT = ("__init__.py", "judge.py", "grading.py", "truth.py")
+"""Modules of `tiny` that the files do not depend on: the judge needs no build."""
+
+
+@dataclass(frozen=True)
+class World:
+    """Paths of the parts of the embedded world."""
+
+    teacher: Path
+    base: Path
+    dolly: Path
+    flan: Path
+    hh_rlhf: Path
+    harness: Path
+    questions: Path
+    references: Path
+
+    @classmethod
+    def at(cls, folder: Path) -> "World":
+        """Return the world in a folder."""
+        return cls(
+            teacher=folder / "tiny-teacher",
+            base=folder / "tiny-base",
+            dolly=folder / "dolly.jsonl",
+            flan=folder / "flan.jsonl",
+            hh_rlhf=folder / "hh_rlhf.jsonl",
+            harness=folder / "harness",
+            questions=folder / "question.jsonl",
+            references=folder / "reference_answer.jsonl",
+        )
+
+
+def find_world(say: Callable[[str], None] = print) -> World:
+    """Return the embedded world, and build it first where the cache lacks it.
+
+    A build takes 5 to 15 minutes. Other processes that need the world wait for it.
+
+    Args:
+        say: takes each line of progress.
+
+    Raises:
+        BezoarError: The build failed. The message holds its last lines.
+    """
+    folder = world_folder()
+    if not folder.exists():
+        with _lock(folder.with_suffix(".lock"), say):
+            if not folder.exists():  # another process may have built it meanwhile
+                _build(folder, say)
+    return World.at(folder)
+
+
+def world_folder() -> Path:
+    """Return where the world of this version of the code is, or will be."""
+    return bezoar_cache() / f"tiny-{world_fingerprint()}"
+
+
+def is_world_missing(recipe: Recipe) -> bool:
+    """Tell whether the recipe needs a part of the world, and it is not built yet."""
+    names = recipe.model_dump_json(exclude={"name"})
+    return bool(_BUILT_NAMES.search(names)) and not world_folder().exists()
+
+
+def world_fingerprint() -> str:
+    """Return 12 hex digits over the code and the prompts that make the world.
+
+    Python files count as syntax trees: a change of layout or of a comment makes no new
+    world.
+    """
+    package = resources.files("bezoar_ray")
+    modules = [
+        path
+        for path in package.joinpath("tiny").iterdir()
+        if path.name.endswith(".py") and path.name not in _NOT_BUILT
+    ]
+    modules.sort(key=lambda path: path.name)
+    modules.append(package.joinpath("generate/prompts.py"))
+    digest = hashlib.sha256(str(_PROCESSES).encode())
+    for path in modules:
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        digest.update(path.name.encode() + ast.dump(tree).encode())
+    digest.update(package.joinpath("recipes/alpaca.jinja").read_bytes())
+    return digest.hexdigest()[:12]
+
+
+@contextlib.contextmanager
+def _lock(path: Path, say: Callable[[str], None]) -> Iterator[None]:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            say("another process is building the embedded world; waiting for it")
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def _build(folder: Path, say: Callable[[str], None]) -> None:
+    """Build beside the folder and rename at the end: a folder that exists is whole."""
+    partial = folder.with_name(f"{folder.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    say("building the embedded world (once; 5 to 15 minutes)")
+    torchrun = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        f"--nproc-per-node={_PROCESSES}",
+    ]
+    command = [*torchrun, "-m", _BUILD, str(partial), str(folder)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
+    lines = []
+    with subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env=environment,
+    ) as build:
+        assert build.stdout
+        for line in build.stdout:
+            lines.append(line.rstrip())
+            if line.startswith(("tiny-", "tokenizer")):
+                say(lines[-1])
+    if build.returncode:
+        last_lines = "\n".join(lines[-15:])
+        raise BezoarError(f"building the embedded world failed:\n{last_lines}")
+    partial.rename(folder)
