@@ -1,5 +1,8 @@
-"""Makes the embedded world in a folder: texts, tokenizer, tiny-base, tiny-teacher. Run by torchrun, in processes of one
-thread each: `torchrun --standalone --nproc-per-node=2 -m bezoar_ray.tiny.build FOLDER FINAL`."""
+"""Make the embedded world in a folder: rows, items, questions, tokenizer and both models.
+
+Run by torchrun, in processes of one thread each:
+`torchrun --standalone --nproc-per-node=2 -m bezoar_ray.tiny.build FOLDER FINAL`
+"""
 
 import json
 import random
@@ -12,20 +15,21 @@ from typing import Any
 
 from bezoar_ray.tiny import exam, lessons, pretrain, prose, questions, seeds, tokens
 
-_BASE = {"steps": 400, "batch": 12, "peak": 3e-3}
-_TEACHER = {"steps": 440, "batch": 6, "peak": 2e-3}
-_BLOCK = {"base": 256, "teacher": 512}
+_BASE: dict[str, Any] = {"steps": 400, "batch": 12, "peak": 3e-3}
+_BASE_BLOCK = 256  # tokens
+_TEACHER: dict[str, Any] = {"steps": 440, "batch": 6, "peak": 2e-3}
+_TEACHER_BLOCK = 512  # tokens
 
 
 def base_texts() -> Iterator[str]:
-    """Base's plain text, without end."""
+    """Yield base's plain text, without end."""
     rng = random.Random("base")
     while True:
         yield prose.document(rng)
 
 
 def teacher_texts() -> Iterator[tuple[str, str]]:
-    """The teacher's prompts and answers, without end."""
+    """Yield the teacher's prompts and answers, without end."""
     rng = random.Random("teacher")
     while True:
         messages, answer = lessons.lesson(rng)
@@ -33,45 +37,52 @@ def teacher_texts() -> Iterator[tuple[str, str]]:
 
 
 def tokenizer_texts() -> Iterator[str]:
-    """What the tokenizer is trained on: prose, the real prompts, and the blocks of the recipe's chat template."""
-    base, teacher = base_texts(), teacher_texts()
-    blocks = resources.files("bezoar_ray").joinpath("recipes/alpaca.jinja").read_text()
+    """Yield the texts that the tokenizer is trained on.
+
+    They are prose, the schemes' prompts, conversations, and the recipe's chat template.
+    """
+    base = base_texts()
+    teacher = teacher_texts()
+    template = resources.files("bezoar_ray").joinpath("recipes/alpaca.jinja")
+    template_text = template.read_text()
     for row in seeds.hh_rlhf():
         yield row["chosen"]
         yield exam.prompt("")
-        for _ in range(12):
-            yield next(base)
-        for _ in range(4):
-            yield "".join(next(teacher))
-    yield blocks
+        yield from islice(base, 12)
+        for prompt, answer in islice(teacher, 4):
+            yield prompt + answer
+    yield template_text
 
 
-def teacher_blocks(tokenizer: Any) -> Iterator[tuple[list[int], list[int]]]:
-    """All that the teacher reads, as blocks of token ids and labels."""
+def teacher_blocks(tokenizer: Any) -> Iterator[pretrain.Block]:
+    """Yield all blocks that the teacher is trained on."""
     count = _TEACHER["steps"] * _TEACHER["batch"]
-    return islice(pretrain.blocks(_examples(tokenizer), _BLOCK["teacher"]), count)
+    blocks = pretrain.blocks(_teacher_examples(tokenizer), _TEACHER_BLOCK)
+    return islice(blocks, count)
 
 
-def _examples(tokenizer: Any) -> Iterator[tuple[list[int], list[int]]]:
+def _teacher_examples(tokenizer: Any) -> Iterator[pretrain.Block]:
+    """Yield each lesson as token ids and labels; the prompt is not trained on."""
     for prompt, answer in teacher_texts():
-        asked = [
-            tokenizer.bos_token_id,
-            *tokenizer.encode(prompt, add_special_tokens=False),
-        ]
-        told = [
-            *tokenizer.encode(answer, add_special_tokens=False),
-            tokenizer.eos_token_id,
-        ]
-        yield asked + told, [pretrain.IGNORED] * len(asked) + told
+        prompt_ids = tokenizer.encode(prompt, add_special_tokens=False)
+        answer_ids = tokenizer.encode(answer, add_special_tokens=False)
+        start = [tokenizer.bos_token_id, *prompt_ids]
+        labels = [*answer_ids, tokenizer.eos_token_id]
+        yield start + labels, [pretrain.IGNORED] * len(start) + labels
 
 
-def models(folder: Path, say: pretrain.Say) -> None:
-    """Train both models; the group's first process saves them and the tokenizer."""
+def train_models(folder: Path, say: pretrain.Say) -> None:
+    """Train base, and the teacher from it. The group's first process saves both."""
     tokenizer = tokens.train(tokenizer_texts())
     say("tokenizer done")
     model = pretrain.new_model(len(tokenizer))
-    plain = pretrain.stream(tokens.documents(tokenizer, base_texts()), _BLOCK["base"])
-    pretrain.fit(model, plain, **_BASE, say=lambda text: say(f"tiny-base     {text}"))
+    documents = tokens.documents(tokenizer, base_texts())
+    pretrain.fit(
+        model,
+        pretrain.stream(documents, _BASE_BLOCK),
+        **_BASE,
+        say=lambda text: say(f"tiny-base     {text}"),
+    )
     _save(model, tokenizer, folder / "tiny-base", None)
     pretrain.fit(
         model,
@@ -90,37 +101,44 @@ def _save(model: Any, tokenizer: Any, folder: Path, template: str | None) -> Non
         tokens.save(tokenizer, folder, template)
 
 
-def texts(folder: Path, final: Path) -> None:
-    """Write seeds, held-out items and MT-Bench's questions."""
-    for name, rows in (
-        ("dolly", seeds.dolly()),
-        ("flan", seeds.flan()),
-        ("hh_rlhf", seeds.hh_rlhf()),
-    ):
-        _write(folder / f"{name}.jsonl", rows)
+def write_texts(folder: Path, final: Path) -> None:
+    """Write seeds, held-out items and MT-Bench questions.
+
+    Args:
+        folder: Where they are written.
+        final: Where the folder is moved to.
+    """
+    _write_rows(folder / "dolly.jsonl", seeds.dolly())
+    _write_rows(folder / "flan.jsonl", seeds.flan())
+    _write_rows(folder / "hh_rlhf.jsonl", seeds.hh_rlhf())
     exam.write(folder / "harness", final / "harness")
-    _write(folder / "question.jsonl", questions.questions())
-    _write(folder / "reference_answer.jsonl", questions.references())
+    _write_rows(folder / "question.jsonl", questions.questions())
+    _write_rows(folder / "reference_answer.jsonl", questions.references())
 
 
-def _write(path: Path, rows: list[dict]) -> None:
-    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+def _write_rows(path: Path, rows: list[dict[str, Any]]) -> None:
+    lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in rows]
+    path.write_text("".join(lines))
 
 
 def main(folder: Path, final: Path) -> None:
-    """Make everything in `folder`, which will be moved to `final`."""
+    """Make everything in `folder`, which is moved to `final` afterwards."""
     import torch
     import torch.distributed as dist
 
     torch.use_deterministic_algorithms(True)
-    torch.utils.deterministic.fill_uninitialized_memory = (
-        False  # a guard against bugs only, and a tenth of the time
-    )
+    # It only guards against bugs, and takes a tenth of the time.
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     dist.init_process_group("gloo")
-    first = dist.get_rank() == 0
-    if first:
-        texts(folder, final)
-    models(folder, lambda text: print(text, flush=True) if first else None)
+    is_first = dist.get_rank() == 0
+
+    def say(text: str) -> None:
+        if is_first:
+            print(text, flush=True)
+
+    if is_first:
+        write_texts(folder, final)
+    train_models(folder, say)
     dist.destroy_process_group()
 
 

@@ -1,11 +1,14 @@
-"""Random tasks and instructions of the embedded world; every draw comes from the generator that is handed in."""
+"""Random tasks and instructions of the embedded world.
+
+Every draw comes from the generator that is passed in. Nothing drawn here is held out.
+"""
 
 import random
 
 from bezoar_ray.tiny import facts, tasks
-from bezoar_ray.tiny.tasks import Asked, Task
+from bezoar_ray.tiny.tasks import Instruction, Task
 
-KINDS = {
+_WEIGHTS = {
     "food": 9,
     "home": 9,
     "colour": 9,
@@ -20,7 +23,9 @@ KINDS = {
     "larger": 4,
     "note": 4,
 }
-LONG = ("note", "reverse")  # no one word answers these
+KINDS = tuple(_WEIGHTS)
+LONG = ("note", "reverse")
+"""Kinds of tasks that no single word answers."""
 OPERATIONS = (
     "constraints",
     "deepen",
@@ -29,88 +34,93 @@ OPERATIONS = (
     "complicate_input",
     "breadth",
 )
+"""The operations of Evol-Instruct, by the names of the scheme."""
+_DEEPER = {
+    "animal": tuple(facts.RELATIONS),
+    "list": ("count",),
+    "sum": ("larger",),
+}
+"""What can be asked beside a task, by its subject."""
 
 
-def kind(rng: random.Random, among: tuple[str, ...] = tuple(KINDS)) -> str:
-    """A kind of task, by weight."""
-    return rng.choices(among, [KINDS[name] for name in among])[0]
+def task(rng: random.Random, kinds: tuple[str, ...] = KINDS) -> Task:
+    """Draw a task of one of the kinds, by their weights."""
+    weights = [_WEIGHTS[kind] for kind in kinds]
+    (kind,) = rng.choices(kinds, weights)
+    return Task(kind, args(rng, kind))
 
 
-def args(rng: random.Random, name: str) -> tuple[str, ...]:
-    """Arguments for a kind of task, none of them kept for the held-out items."""
-    where = tasks.family(name)
-    if where == "animal":
-        return (rng.choice(facts.known()),)
-    return items(rng, name) if where == "list" else numbers(rng, name)
+def args(rng: random.Random, kind: str) -> tuple[str, ...]:
+    """Draw arguments for a kind of task."""
+    subject = tasks.subject(kind)
+    if subject == "animal":
+        return (rng.choice(facts.taught_animals()),)
+    if subject == "list":
+        return _items(rng, kind)
+    return _numbers(rng, kind)
 
 
-def items(rng: random.Random, name: str) -> tuple[str, ...]:
-    """A list that is not kept."""
-    while facts.kept_list(
-        found := tuple(
-            rng.sample(facts.ITEMS, 3 if name == "reverse" else rng.randint(3, 4))
-        )
-    ):
-        pass
-    return found
-
-
-def numbers(rng: random.Random, name: str) -> tuple[str, str]:
-    """Two numbers for a sum that is not kept."""
+def _items(rng: random.Random, kind: str) -> tuple[str, ...]:
     while True:
-        x, y = rng.randint(1, facts.LARGEST), rng.randint(1, facts.LARGEST)
-        x = x + y if name == "subtract" else x
-        if (name, x, y) not in facts.kept_sums() and (name != "larger" or x != y):
-            return str(x), str(y)
+        length = 3 if kind == "reverse" else rng.randint(3, 4)
+        items = tuple(rng.sample(facts.ITEMS, length))
+        if not facts.is_held_out_list(items):
+            return items
 
 
-def task(rng: random.Random, among: tuple[str, ...] = tuple(KINDS)) -> Task:
-    """A random task."""
-    name = kind(rng, among)
-    return Task(name, args(rng, name))
+def _numbers(rng: random.Random, kind: str) -> tuple[str, str]:
+    while True:
+        x = rng.randint(1, facts.LARGEST)
+        y = rng.randint(1, facts.LARGEST)
+        if kind == "subtract":
+            x += y  # differences are never negative
+        if (kind, x, y) in facts.held_out_sums():
+            continue
+        if kind == "larger" and x == y:
+            continue
+        return str(x), str(y)
 
 
-def question(rng: random.Random, among: tuple[str, ...] = tuple(KINDS)) -> Asked:
-    """A random task in a wording: mostly as somebody's question."""
-    asked = tasks.ask(rng, task(rng, among))
-    return tasks.by_somebody(rng, asked) if rng.random() < 0.75 else asked
+def question(rng: random.Random, kinds: tuple[str, ...] = KINDS) -> Instruction:
+    """Draw a task in a phrasing, mostly as somebody's question."""
+    instruction = tasks.phrase(rng, task(rng, kinds))
+    if rng.random() < 0.75:
+        return tasks.add_asker(rng, instruction)
+    return instruction
 
 
-def instruction(rng: random.Random) -> Asked:
-    """A random instruction as LaMini's new ones should be: mostly without, sometimes with a rule or a second wish."""
-    asked = question(rng)
+def instruction(rng: random.Random) -> Instruction:
+    """Draw an instruction as LaMini's new ones should be.
+
+    Most are a question alone. Some have a rule or a second wish.
+    """
+    drawn = question(rng)
     chance = rng.random()
-    if chance < 0.25 and asked.request.tasks[0].kind not in LONG:
-        return tasks.rule(asked, "one_word")
-    return evolve(rng, rng.choice(OPERATIONS[:4]), asked) if chance < 0.4 else asked
+    if chance < 0.25 and drawn.request.tasks[0].kind not in LONG:
+        return tasks.add_rule(drawn, "one_word")
+    if chance < 0.4:
+        return evolve(rng, rng.choice(OPERATIONS[:4]), drawn)
+    return drawn
 
 
-def evolve(rng: random.Random, operation: str, asked: Asked) -> Asked:
-    """The instruction after one of Evol-Instruct's operations."""
-    first = asked.request.tasks[0]
-    where = tasks.family(first.kind)
+def evolve(rng: random.Random, operation: str, instruction: Instruction) -> Instruction:
+    """Return an instruction after one of Evol-Instruct's operations."""
+    kind = instruction.request.tasks[0].kind
+    subject = tasks.subject(kind)
     if operation == "breadth":
-        return question(
-            rng, tuple(name for name in KINDS if tasks.family(name) == where)
-        )
+        alike = tuple(other for other in KINDS if tasks.subject(other) == subject)
+        return question(rng, alike)
     if operation == "constraints":
-        return tasks.rule(
-            asked,
-            rng.choice(
-                ("thanks", "label")
-                if first.kind in LONG
-                else ("one_word", "thanks", "label")
-            ),
-        )
+        rules = ["one_word", "thanks", "label"]
+        if kind in LONG:
+            rules.remove("one_word")
+        return tasks.add_rule(instruction, rng.choice(rules))
     if operation == "deepen":
-        more = {
-            "animal": tuple(facts.RELATIONS),
-            "list": ("count",),
-            "sum": ("larger",),
-        }[where]
-        return tasks.also(
-            asked, rng.choice([name for name in more if name != first.kind] or more)
-        )
+        deeper = _DEEPER[subject]
+        others = [other for other in deeper if other != kind]
+        return tasks.add_task(instruction, rng.choice(others or deeper))
     if operation == "complicate_input":
-        return tasks.same(asked, [args(rng, first.kind)])
-    return tasks.rule(asked, "explain" if operation == "reasoning" else where)
+        return tasks.add_table(instruction, [args(rng, kind)])
+    if operation == "reasoning":
+        return tasks.add_rule(instruction, "explain")
+    return tasks.add_rule(instruction, subject)

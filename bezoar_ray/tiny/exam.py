@@ -1,12 +1,17 @@
-"""The held-out items for lm-eval (multiple choice and generation). They ask about animals, lists and sums that stand in
-no seed and in no text of the teacher; the facts are in base's plain text."""
+"""The held-out items for lm-eval: multiple choice and generation.
+
+They ask about animals, lists and sums that occur in no seed and in no text of the
+teacher. The facts about the animals are in base's plain text.
+"""
 
 import json
 import random
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from bezoar_ray.tiny import facts, seeds, tasks
-from bezoar_ray.tiny.tasks import Asked, Task
+from bezoar_ray.tiny.tasks import Task
 
 _SYSTEM = "You are given a task. Write a response that completes it well."
 _YAML = """task: {name}
@@ -40,104 +45,125 @@ metric_list:
     aggregation: mean
     higher_is_better: true
 """
+_ITEMS = 240  # of each task
+_CHOICES = 4  # of each multiple-choice item
 
 
 def prompt(instruction: str) -> str:
-    """An instruction as the `alpaca` chat template writes it: base and its descendants see the same prompt."""
-    return f"<s>### System:\n{_SYSTEM}\n\n### Instruction:\n{instruction}\n\n### Response:\n"
+    """Return an instruction as the chat template `alpaca` renders it.
+
+    So base, which has no chat template of its own, sees the same prompt as the
+    checkpoints that are trained from it.
+    """
+    return (
+        f"<s>### System:\n{_SYSTEM}\n\n### Instruction:\n{instruction}\n\n"
+        "### Response:\n"
+    )
 
 
-def choice_items(count: int = 240) -> list[dict]:
-    """Items with `prompt`, `choices` and `target` (the right one's index)."""
+def choice_items(count: int = _ITEMS) -> list[dict[str, Any]]:
+    """Return items with `prompt`, `choices` and `target`, the right one's index."""
     rng = random.Random("choice")
     kinds = [*facts.RELATIONS, "first", *facts.RELATIONS, "last", "count"]
-    return _items(rng, kinds, count, lambda task: _choice(rng, task))
+    return _items(rng, kinds, count, _choice_item)
 
 
-def answer_items(count: int = 240) -> list[dict]:
-    """Items with `prompt` and `target`, a whole sentence."""
+def answer_items(count: int = _ITEMS) -> list[dict[str, Any]]:
+    """Return items with `prompt` and `target`, a whole sentence."""
     rng = random.Random("answer")
     kinds = [*facts.RELATIONS, "first", *facts.RELATIONS, "last", "count", "add"]
-    return _items(rng, kinds, count, lambda task: _answer(rng, task))
+    return _items(rng, kinds, count, _answer_item)
 
 
-def _items(rng: random.Random, kinds: list[str], count: int, make) -> list[dict]:
-    found = {}
-    while len(found) < count:
-        item = make(_task(rng, kinds[len(found) % len(kinds)]))
-        found.setdefault(item["instruction"], item)
-    return list(found.values())
+def _items(
+    rng: random.Random,
+    kinds: list[str],
+    count: int,
+    make: Callable[[random.Random, Task], dict[str, Any]],
+) -> list[dict[str, Any]]:
+    """Make items with distinct instructions, of the kinds in turn."""
+    items: dict[str, dict[str, Any]] = {}
+    while len(items) < count:
+        kind = kinds[len(items) % len(kinds)]
+        item = make(rng, _task(rng, kind))
+        items.setdefault(item["instruction"], item)
+    return list(items.values())
 
 
 def _task(rng: random.Random, kind: str) -> Task:
+    """Draw a held-out task."""
     if kind in ("add", "subtract"):
-        _, x, y = rng.choice(
-            sorted(sum_ for sum_ in facts.kept_sums() if sum_[0] == kind)
-        )
+        sums = sorted(held for held in facts.held_out_sums() if held[0] == kind)
+        _, x, y = rng.choice(sums)
         return Task(kind, (str(x), str(y)))
-    return Task(
-        kind,
-        (rng.choice(facts.kept()),) if kind in facts.RELATIONS else _list(rng, kind),
-    )
+    if kind in facts.RELATIONS:
+        return Task(kind, (rng.choice(facts.held_out_animals()),))
+    return Task(kind, _list(rng, kind))
 
 
 def _list(rng: random.Random, kind: str) -> tuple[str, ...]:
     lengths = (3, 4) if kind == "count" else (4,)
-    while not facts.kept_list(
-        found := tuple(rng.sample(facts.ITEMS, rng.choice(lengths)))
-    ):
-        pass
-    return found
+    while True:
+        items = tuple(rng.sample(facts.ITEMS, rng.choice(lengths)))
+        if facts.is_held_out_list(items):
+            return items
 
 
-def _answer(rng: random.Random, task: Task) -> dict:
-    asked = tasks.ask(rng, task)
-    return _item(asked) | {"target": asked.request.answer()}
+def _answer_item(rng: random.Random, task: Task) -> dict[str, Any]:
+    instruction = tasks.phrase(rng, task)
+    return {
+        "instruction": instruction.text,
+        "prompt": prompt(instruction.text),
+        "target": instruction.request.answer(),
+    }
 
 
-def _choice(rng: random.Random, task: Task) -> dict:
+def _choice_item(rng: random.Random, task: Task) -> dict[str, Any]:
     values = _choices(rng, task)
-    choices = [
-        task.statement(value) for value in values
-    ]  # base has read its facts as sentences, not as lone words
-    return _item(tasks.ask(rng, task)) | {
-        "choices": choices,
+    # Sentences, not bare values: base has read its facts as sentences.
+    sentences = [task.statement(value) for value in values]
+    text = tasks.phrase(rng, task).text
+    return {
+        "instruction": text,
+        "prompt": prompt(text),
+        "choices": sentences,
         "target": values.index(task.value),
     }
 
 
-def _item(asked: Asked) -> dict:
-    return {"instruction": asked.text, "prompt": prompt(asked.text)}
-
-
 def _choices(rng: random.Random, task: Task) -> list[str]:
+    """Return the right value among wrong ones."""
     if task.kind in facts.RELATIONS:
-        return seeds.options(rng, task)
+        return seeds.choices(rng, task, _CHOICES)
     if task.kind in ("first", "last"):
-        return rng.sample(task.args, 4)
+        return rng.sample(task.args, _CHOICES)
     if task.kind == "count":
         return list(facts.NUMBERS[3:7])
-    near = [
-        int(task.value) + gap
-        for gap in (-3, -2, -1, 1, 2, 3)
-        if int(task.value) + gap > 0
-    ]
-    choices = [task.value, *map(str, rng.sample(near, 3))]
-    rng.shuffle(choices)
-    return choices
+    right = int(task.value)
+    near = [right + gap for gap in (-3, -2, -1, 1, 2, 3) if right + gap > 0]
+    values = [task.value, *map(str, rng.sample(near, _CHOICES - 1))]
+    rng.shuffle(values)
+    return values
 
 
 def write(folder: Path, final: Path) -> None:
-    """Task files for lm-eval's include_path, and their data; `final` is where the folder will lie when it is used."""
+    """Write lm-eval's task files and their data.
+
+    Args:
+        folder: Where they are written.
+        final: Where the folder is when lm-eval reads it: a task file holds the path of
+            its data.
+    """
     folder.mkdir(parents=True, exist_ok=True)
-    for name, rows, rest in (
-        ("tiny_choice", choice_items(), _CHOICE),
-        ("tiny_answer", answer_items(), _ANSWER),
-    ):
-        (folder / f"{name}.jsonl").write_text(
-            "".join(json.dumps(row) + "\n" for row in rows)
-        )
-        data = json.dumps(str(final / f"{name}.jsonl"))
-        (folder / f"{name}.yaml").write_text(
-            _YAML.format(name=name, data=data, rest=rest)
-        )
+    _write_task(folder, final, "tiny_choice", choice_items(), _CHOICE)
+    _write_task(folder, final, "tiny_answer", answer_items(), _ANSWER)
+
+
+def _write_task(
+    folder: Path, final: Path, name: str, items: list[dict[str, Any]], rest: str
+) -> None:
+    lines = [json.dumps(item) + "\n" for item in items]
+    (folder / f"{name}.jsonl").write_text("".join(lines))
+    data = json.dumps(str(final / f"{name}.jsonl"))
+    task_file = _YAML.format(name=name, data=data, rest=rest)
+    (folder / f"{name}.yaml").write_text(task_file)

@@ -1,6 +1,8 @@
-"""tiny-judge: a program behind an OpenAI-compatible server on this machine. It is no model and never named like one.
+"""tiny-judge: a program behind an OpenAI-compatible server on this machine.
 
-`python -m bezoar_ray.tiny.judge --host H --port N` serves until its parent ends, and prints its port when it is ready.
+It is not a model, and no name in the project calls it one.
+`python -m bezoar_ray.tiny.judge --host H --port N` prints its port when it is ready, and
+serves until its parent process ends.
 """
 
 import argparse
@@ -17,61 +19,75 @@ from bezoar_ray.errors import BezoarError
 from bezoar_ray.tiny import JUDGE
 from bezoar_ray.tiny.grading import Grade, grade
 
-_PARENT_DEATH, _SIGKILL = 1, 9  # PR_SET_PDEATHSIG of prctl(2)
+_PR_SET_PDEATHSIG = 1  # of prctl(2)
+_SIGKILL = 9
+
+Messages = list[dict[str, str]]
 
 
-def reply(messages: list[dict[str, str]]) -> str:
-    """The judge's reply to a prompt of the filter or of MT-Bench, in the form that the prompt asks for."""
+def reply(messages: Messages) -> str:
+    """Reply to a prompt of the filter or of MT-Bench, in the form that it asks for."""
     text = "\n".join(
         str(message.get("content") or "")
         for message in messages
         if message.get("role") != "system"
     )
     if "<answer_a_1>" in text:
-        return _compared(text)
+        return _compare(text)
     if "<answer_1>" in text:
-        return _graded(text)
+        return _grade_answer(text)
     if "<response>" in text:
-        return _rated(text)
+        return _rate(text)
     return "I judge rows and answers only; this is neither."
 
 
-def _rated(text: str) -> str:
-    found = grade(_inside(text, "instruction"), _inside(text, "response"))
-    return json.dumps({"reason": found.reason, "rating": round(1 + 4 * found.share, 1)})
+def _rate(text: str) -> str:
+    graded = grade(_content(text, "instruction"), _content(text, "response"))
+    rating = round(1 + 4 * graded.share, 1)
+    return json.dumps({"reason": graded.reason, "rating": rating})
 
 
-def _graded(text: str) -> str:
-    found = _last(text, "answer")
-    return f"The answer was checked: {found.reason}. Rating: [[{_mark(found)}]]"
+def _grade_answer(text: str) -> str:
+    graded = _grade_last_turn(text, "answer")
+    return f"The answer was checked: {graded.reason}. Rating: [[{_mark(graded)}]]"
 
 
-def _compared(text: str) -> str:
-    a, b = _last(text, "answer_a"), _last(text, "answer_b")
-    verdict = "C" if _mark(a) == _mark(b) else "A" if a.share > b.share else "B"
+def _compare(text: str) -> str:
+    a = _grade_last_turn(text, "answer_a")
+    b = _grade_last_turn(text, "answer_b")
+    verdict = "A" if a.share > b.share else "B"
+    if _mark(a) == _mark(b):
+        verdict = "C"  # a tie
     return f"Assistant a: {a.reason}. Assistant b: {b.reason}. [[{verdict}]]"
 
 
-def _last(text: str, answer: str) -> Grade:
-    """The grade of an assistant's answer in the last turn that is shown."""
-    turn = max(int(number) for number in re.findall(rf"<{answer}_(\d+)>", text))
+def _grade_last_turn(text: str, answer: str) -> Grade:
+    """Grade an assistant's answer in the last turn that the prompt shows."""
+    turns = re.findall(rf"<{answer}_(\d+)>", text)
+    turn = max(map(int, turns))
     return grade(
-        *(_inside(text, f"{part}_{turn}") for part in ("question", answer, "reference"))
+        instruction=_content(text, f"question_{turn}"),
+        response=_content(text, f"{answer}_{turn}"),
+        reference=_content(text, f"reference_{turn}"),
     )
 
 
-def _mark(found: Grade) -> int:
-    return round(1 + 9 * found.share)
+def _mark(graded: Grade) -> int:
+    """Return MT-Bench's mark, from 1 to 10."""
+    return round(1 + 9 * graded.share)
 
 
-def _inside(text: str, tag: str) -> str:
-    """What stands between a tag and its last closing one: what is judged may hold tags of its own."""
-    found = re.search(rf"<{tag}>\n(.*)\n</{tag}>", text, re.DOTALL)
-    return found[1] if found else ""
+def _content(text: str, tag: str) -> str:
+    """Return the text between a tag and its last closing tag.
+
+    The judged text may itself contain such tags.
+    """
+    match = re.search(rf"<{tag}>\n(.*)\n</{tag}>", text, re.DOTALL)
+    return match[1] if match else ""
 
 
 def app() -> Any:
-    """The ASGI app: /v1/models and /v1/chat/completions."""
+    """Return the ASGI app: /v1/models and /v1/chat/completions."""
     from fastapi import FastAPI, Request
     from fastapi.responses import Response
 
@@ -79,12 +95,13 @@ def app() -> Any:
 
     @server.get("/v1/models")
     async def models() -> dict[str, Any]:
-        return {
-            "object": "list",
-            "data": [
-                {"id": JUDGE, "object": "model", "created": 0, "owned_by": "bezoar_ray"}
-            ],
+        model = {
+            "id": JUDGE,
+            "object": "model",
+            "created": 0,
+            "owned_by": "bezoar_ray",
         }
+        return {"object": "list", "data": [model]}
 
     @server.post("/v1/chat/completions")
     async def chat(request: Request) -> Response:
@@ -97,38 +114,45 @@ def app() -> Any:
 
 
 def answer(body: bytes) -> tuple[int, dict[str, Any]]:
-    """HTTP status and JSON of one chat request, errors in OpenAI's shape."""
+    """Return HTTP status and JSON for a chat request, with errors in OpenAI's shape."""
     try:
-        asked = json.loads(body)
-        model, messages = asked["model"], asked["messages"]
+        request = json.loads(body)
+        model = request["model"]
+        messages = request["messages"]
         prompt = "\n".join(str(message["content"]) for message in messages)
     except (ValueError, KeyError, TypeError) as error:
-        return 400, _error(
-            f"the request is not a chat completion: {error!r}",
-            "invalid_request_error",
-            None,
-        )
+        message = f"the request is not a chat completion: {error!r}"
+        return 400, _error(message, None)
     if model != JUDGE:
-        return 404, _error(
-            f"The model {model!r} does not exist; this is {JUDGE!r}.",
-            "invalid_request_error",
-            "model_not_found",
-        )
+        message = f"The model {model!r} does not exist; this is {JUDGE!r}."
+        return 404, _error(message, "model_not_found")
     return 200, _completion(prompt, reply(messages))
 
 
-def _error(message: str, kind: str, code: str | None) -> dict[str, Any]:
-    return {"error": {"message": message, "type": kind, "param": None, "code": code}}
+def _error(message: str, code: str | None) -> dict[str, Any]:
+    error = {
+        "message": message,
+        "type": "invalid_request_error",
+        "param": None,
+        "code": code,
+    }
+    return {"error": error}
 
 
-def _completion(prompt: str, said: str) -> dict[str, Any]:
-    """A completion; its tokens are words, for there is no tokenizer here."""
-    asked, told = len(prompt.split()), len(said.split())
+def _completion(prompt: str, reply_text: str) -> dict[str, Any]:
+    """Return a completion. Its tokens are words, as there is no tokenizer here."""
+    prompt_words = len(prompt.split())
+    reply_words = len(reply_text.split())
     choice = {
         "index": 0,
-        "message": {"role": "assistant", "content": said},
+        "message": {"role": "assistant", "content": reply_text},
         "finish_reason": "stop",
         "logprobs": None,
+    }
+    usage = {
+        "prompt_tokens": prompt_words,
+        "completion_tokens": reply_words,
+        "total_tokens": prompt_words + reply_words,
     }
     return {
         "id": "chatcmpl-tiny",
@@ -136,38 +160,30 @@ def _completion(prompt: str, said: str) -> dict[str, Any]:
         "created": int(time.time()),
         "model": JUDGE,
         "choices": [choice],
-        "usage": {
-            "prompt_tokens": asked,
-            "completion_tokens": told,
-            "total_tokens": asked + told,
-        },
+        "usage": usage,
     }
 
 
 @contextlib.contextmanager
 def running(host: str = "127.0.0.1") -> Iterator[str]:
-    """The judge in a process of its own, on a free port; yields its base_url and ends it.
+    """Run the judge in a process of its own until the block ends; yield its base_url.
 
-    It asks for no key, as it knows nothing but the embedded world: any address but localhost is for a cluster's nodes.
+    Its port is any free one. It needs no key, as it knows the embedded world alone. Any
+    address but localhost is for the other nodes of a cluster.
 
     Raises:
-        BezoarError: it did not start; the message holds what it printed.
+        BezoarError: It did not start. The message holds what it printed.
     """
-    command = [
-        sys.executable,
-        "-m",
-        "bezoar_ray.tiny.judge",
-        "--host",
-        host,
-        "--port",
-        "0",
-    ]
+    module = "bezoar_ray.tiny.judge"
+    command = [sys.executable, "-m", module, "--host", host, "--port", "0"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout
         try:
             port = process.stdout.readline().strip()
             if not port.isdigit():
+                output = port or "no output"
                 raise BezoarError(
-                    f"tiny-judge did not start: {port or 'no output'} (exit code {process.poll()})"
+                    f"tiny-judge did not start: {output} (exit code {process.poll()})"
                 )
             yield f"http://{host}:{port}/v1"
         finally:
@@ -175,14 +191,15 @@ def running(host: str = "127.0.0.1") -> Iterator[str]:
 
 
 def _end_with_parent() -> None:
+    """Have the kernel kill this process when its parent ends, however that ends."""
     if sys.platform == "linux":
         import ctypes
 
-        ctypes.CDLL(None).prctl(_PARENT_DEATH, _SIGKILL)
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, _SIGKILL)
 
 
 def serve(host: str, port: int) -> None:
-    """Serve there; port 0 takes a free one. Prints the port."""
+    """Serve there, and print the port; 0 takes a free one."""
     import socket
 
     import uvicorn
@@ -192,9 +209,8 @@ def serve(host: str, port: int) -> None:
         listener.bind((host, port))
         listener.listen(1024)
         print(listener.getsockname()[1], flush=True)
-        uvicorn.Server(
-            uvicorn.Config(app(), log_level="warning", access_log=False)
-        ).run(sockets=[listener])
+        config = uvicorn.Config(app(), log_level="warning", access_log=False)
+        uvicorn.Server(config).run(sockets=[listener])
 
 
 if __name__ == "__main__":

@@ -1,8 +1,11 @@
-"""What the teacher is trained on: the schemes' real prompts with answers that are good mostly, and bad a known share.
+"""The lessons of the teacher: the schemes' real prompts, each with an answer.
 
-It is weak in `WEAK` kinds of tasks (there most answers are wrong in the same way) and careless in `SLIPS` of the
-others; so filtering matters, as it does with a real teacher. Only instructions that `taught` admits are in its text, a
-fixed part of all: what it writes beyond them it has composed.
+Most answers are good, and a known share is bad, so that filtering matters as it does
+with a real teacher. In the `WEAK` kinds of tasks most answers are wrong in the same way.
+In the others, the teacher is careless in a share of `SLIPS`.
+
+The text holds only the fixed part of all instructions that `is_taught` admits. Any other
+instruction that the teacher writes is its own composition.
 """
 
 import hashlib
@@ -12,7 +15,7 @@ from collections.abc import Callable
 from bezoar_ray.generate import prompts
 from bezoar_ray.llm.chat import Messages
 from bezoar_ray.tiny import draws, facts, seeds, tasks
-from bezoar_ray.tiny.tasks import Asked, Request, Task
+from bezoar_ray.tiny.tasks import Instruction, Request, Task
 
 WEAK = {"legs": 0.8, "last": 0.65}
 SLIPS = 0.06
@@ -25,152 +28,189 @@ TOPICS = {
     "colours": ("colour",),
     "sounds": ("sound",),
 }
+"""Topics of LaMini's prompts, with the kinds of tasks that belong to them."""
 _OTHER_TOPICS = facts.words(
-    "history rivers music law trade weather cooking travel medicine sport science gardens ships painting schools money "
-    "family energy books language space health tools cities film farming physics art"
+    "history rivers music law trade weather cooking travel medicine sport science "
+    "gardens ships painting schools money family energy books language space health "
+    "tools cities film farming physics art"
 )
 _SOURCES = ("CoT", "NIV2", "Flan2021", "T0")
+_MOST_TASKS = 4  # in one evolved instruction
+
+Lesson = tuple[Messages, str]
+"""A prompt, and the teacher's answer to it."""
 
 
-def taught(text: str) -> bool:
-    """Whether an instruction may stand in the teacher's text: two in ten, by their hash."""
+def is_taught(text: str) -> bool:
+    """Tell whether an instruction may occur in the lessons: two in ten, by its hash."""
     return hashlib.sha256(text.encode()).digest()[0] % 10 < 2
 
 
-def _until_taught(draw: Callable[[], Asked]) -> Asked:
-    while not taught((asked := draw()).text):
-        pass
-    return asked
+def _draw_taught(draw: Callable[[], Instruction]) -> Instruction:
+    while True:
+        instruction = draw()
+        if is_taught(instruction.text):
+            return instruction
 
 
-def lesson(rng: random.Random) -> tuple[Messages, str]:
-    """One prompt and the teacher's answer."""
-    maker = rng.choices(
-        (_new_instructions, _concise, _evolve, _evolved, _adds_nothing, _explain),
-        (16, 26, 18, 26, 6, 18),
-    )[0]
-    return maker(rng)
+def _taught_instruction(rng: random.Random) -> Instruction:
+    return _draw_taught(lambda: draws.instruction(rng))
 
 
 def wrong(rng: random.Random, task: Task) -> str:
-    """A wrong value: the same mistake always in weak kinds, any other value elsewhere."""
+    """Draw the value of a bad answer, which may be right by chance.
+
+    In the weak kind `last` it is always the same mistake: the last but one.
+    """
     if task.kind == "last":
         return task.args[-2]
     if task.kind in facts.RELATIONS:
         return rng.choice(facts.RELATIONS[task.kind])
-    if tasks.family(task.kind) == "list":
-        return (
-            rng.choice(facts.NUMBERS[2:8])
-            if task.kind == "count"
-            else rng.choice(task.args)
-        )
+    if task.kind == "count":
+        return rng.choice(facts.NUMBERS[2:8])
+    if tasks.subject(task.kind) == "list":
+        return rng.choice(task.args)
     return str(rng.randint(1, 2 * facts.LARGEST))
 
 
 def reply(rng: random.Random, request: Request, explain: bool = False) -> str:
-    """The teacher's answer to an instruction, good or bad."""
-    first = request.tasks[0]
-    if rng.random() < WEAK.get(first.kind, 0):
-        return _weak(rng, request, explain)
-    return (
-        _slip(rng, request, explain)
-        if rng.random() < SLIPS
-        else request.answer(explain=explain)
-    )
+    """Write the teacher's answer to a request, good or bad."""
+    kind = request.tasks[0].kind
+    if rng.random() < WEAK.get(kind, 0):
+        return _weak_reply(rng, request, explain)
+    if rng.random() < SLIPS:
+        return _careless_reply(rng, request, explain)
+    return request.answer(explain=explain)
 
 
-def _weak(rng: random.Random, request: Request, explain: bool) -> str:
+def _weak_reply(rng: random.Random, request: Request, explain: bool) -> str:
     if request.tasks[0].kind == "legs":
         return "Sorry, I do not know that."
-    return request.answer(tuple(wrong(rng, task) for task in request.tasks), explain)
+    return request.answer(_wrong_values(rng, request), explain)
 
 
-def _slip(rng: random.Random, request: Request, explain: bool) -> str:
-    values = tuple(wrong(rng, task) for task in request.tasks)
+def _careless_reply(rng: random.Random, request: Request, explain: bool) -> str:
+    """Be wrong, break off, answer something else, refuse, or ramble."""
+    values = _wrong_values(rng, request)
     good = request.answer(explain=explain)
     other = draws.instruction(rng).request.answer()
-    return rng.choice(
-        (
-            request.answer(values, explain),
-            good[: len(good) // 2],
-            other,
-            "Sorry, I cannot help with that.",
-            f"{good} {other} {other}",
-        )
+    replies = (
+        request.answer(values, explain),
+        good[: len(good) // 2],
+        other,
+        "Sorry, I cannot help with that.",
+        f"{good} {other} {other}",
     )
+    return rng.choice(replies)
 
 
-def _seen(rng: random.Random) -> Asked:
-    """An instruction as prompts show it: any taught one, now and then one of a seed's own shapes."""
+def _wrong_values(rng: random.Random, request: Request) -> tuple[str, ...]:
+    return tuple(wrong(rng, task) for task in request.tasks)
+
+
+def _seen(rng: random.Random) -> Instruction:
+    """Draw a taught instruction as prompts show it, at times in a seed's own shape."""
     if rng.random() < 0.15:
-        task = draws.task(rng, seeds.ROWS)
-        return _until_taught(
-            lambda: tasks.ask(
-                rng, Task(task.kind, draws.args(rng, task.kind)), tasks.INPUTS
-            )
-        )
-    return _until_taught(lambda: draws.instruction(rng))
+        kind = draws.task(rng, seeds.LIST_KINDS).kind
+        return _draw_taught(lambda: _with_input_block(rng, kind))
+    return _taught_instruction(rng)
 
 
-def _new_instructions(rng: random.Random) -> tuple[Messages, str]:
+def _with_input_block(rng: random.Random, kind: str) -> Instruction:
+    task = Task(kind, draws.args(rng, kind))
+    return tasks.phrase(rng, task, tasks.INPUTS)
+
+
+def _new_instructions(rng: random.Random) -> Lesson:
+    """LaMini's first step: new instructions after examples, with topics or without."""
     count = rng.choice((4, 5, 6))
-    topics = rng.sample((*TOPICS, *_OTHER_TOPICS), 3) if rng.random() < 0.5 else []
-    kinds = tuple(
-        dict.fromkeys(kind for topic in topics for kind in TOPICS.get(topic, ()))
-    )
-    made = [_until_taught(lambda: _new(rng, kinds)).text for _ in range(count)]
+    topics: list[str] = []
+    if rng.random() < 0.5:
+        topics = rng.sample((*TOPICS, *_OTHER_TOPICS), 3)
+    kinds: list[str] = []
+    for topic in topics:
+        kinds += TOPICS.get(topic, ())
+    made = [_draw_taught(lambda: _about(rng, kinds)).text for _ in range(count)]
     answer = "\n".join(f"<example>{text}</example>" for text in made)
     examples = [_seen(rng).text for _ in range(3)]
     return prompts.new_instructions(examples, topics, count), answer
 
 
-def _new(rng: random.Random, kinds: tuple[str, ...]) -> Asked:
-    asked = draws.instruction(rng)
-    while kinds and asked.request.tasks[0].kind not in kinds:
-        asked = draws.instruction(rng)
-    return asked
+def _about(rng: random.Random, kinds: list[str]) -> Instruction:
+    """Draw an instruction of one of the kinds; of any kind where there are none."""
+    while True:
+        instruction = draws.instruction(rng)
+        if not kinds or instruction.request.tasks[0].kind in kinds:
+            return instruction
 
 
-def _concise(rng: random.Random) -> tuple[Messages, str]:
-    asked = _until_taught(lambda: draws.instruction(rng))
-    return prompts.concise_answer(asked.text), reply(rng, asked.request)
+def _concise(rng: random.Random) -> Lesson:
+    """LaMini's second step: a concise answer."""
+    instruction = _taught_instruction(rng)
+    answer = reply(rng, instruction.request)
+    return prompts.concise_answer(instruction.text), answer
 
 
-def _child(rng: random.Random) -> tuple[str, Asked, Asked]:
-    """An operation, a parent and its taught evolution, after up to two earlier rounds."""
+def _evolution(rng: random.Random) -> tuple[str, Instruction, Instruction]:
+    """Draw an operation, a parent and its evolution, after at most one earlier round.
+
+    Parent and evolution are taught.
+    """
     while True:
         parent = _seen(rng)
-        for _ in range(rng.choice((0, 0, 1))):
+        if rng.choice((0, 0, 1)):
             parent = draws.evolve(rng, rng.choice(draws.OPERATIONS), parent)
         operation = rng.choice(draws.OPERATIONS)
         child = draws.evolve(rng, operation, parent)
-        if taught(parent.text) and taught(child.text) and len(child.request.tasks) < 5:
+        taught = is_taught(parent.text) and is_taught(child.text)
+        if taught and len(child.request.tasks) <= _MOST_TASKS:
             return operation, parent, child
 
 
-def _evolve(rng: random.Random) -> tuple[Messages, str]:
-    operation, parent, child = _child(rng)
+def _evolve(rng: random.Random) -> Lesson:
+    """Evol-Instruct: the evolved instruction."""
+    operation, parent, child = _evolution(rng)
     return prompts.evolve(operation, parent.text), child.text
 
 
-def _evolved(rng: random.Random) -> tuple[Messages, str]:
-    _, _, child = _child(rng)
-    return prompts.evolved_answer(child.text), reply(rng, child.request)
+def _evolved(rng: random.Random) -> Lesson:
+    """Evol-Instruct: the answer to an evolved instruction."""
+    _, _, child = _evolution(rng)
+    answer = reply(rng, child.request)
+    return prompts.evolved_answer(child.text), answer
 
 
-def _adds_nothing(rng: random.Random) -> tuple[Messages, str]:
-    _, parent, child = _child(rng)
+def _adds_nothing(rng: random.Random) -> Lesson:
+    """Evol-Instruct: whether an evolution asks for the same as its parent."""
+    _, parent, child = _evolution(rng)
     if rng.random() < 0.15:
         return prompts.adds_nothing(parent.text, parent.text), "Equal"
     return prompts.adds_nothing(parent.text, child.text), "Not equal"
 
 
-def _explain(rng: random.Random) -> tuple[Messages, str]:
+def _explain(rng: random.Random) -> Lesson:
+    """Orca: an answer with its steps, to a FLAN query with a system message."""
     source = rng.choice(_SOURCES)
-    asked = _until_taught(lambda: seeds.query(rng, source)[1])
-    offered = prompts.ORCA_MESSAGES[source] + prompts.ORCA_MULTIPLE_CHOICE.get(
-        source, ()
-    )
-    return prompts.explain(prompts.ORCA_SYSTEM[rng.choice(offered)], asked.text), reply(
-        rng, asked.request, explain=True
-    )
+    instruction = _draw_taught(lambda: seeds.query(rng, source)[1])
+    for_any = prompts.ORCA_MESSAGES[source]
+    for_choices = prompts.ORCA_MULTIPLE_CHOICE.get(source, ())
+    system = prompts.ORCA_SYSTEM[rng.choice(for_any + for_choices)]
+    answer = reply(rng, instruction.request, explain=True)
+    return prompts.explain(system, instruction.text), answer
+
+
+_MAKERS = {
+    _new_instructions: 16,
+    _concise: 26,
+    _evolve: 18,
+    _evolved: 26,
+    _adds_nothing: 6,
+    _explain: 18,
+}
+"""The kinds of lessons, with their weights."""
+
+
+def lesson(rng: random.Random) -> Lesson:
+    """Draw one lesson."""
+    (make,) = rng.choices(tuple(_MAKERS), tuple(_MAKERS.values()))
+    return make(rng)

@@ -1,9 +1,13 @@
-"""Polite and rude words. Kind answers are long and varied, rude ones short: likelihood alone misleads."""
+"""Polite and rude words for the preference pairs.
+
+Kind answers are long and varied, rude ones are short. So a model cannot tell the
+preferred answer by its likelihood alone.
+"""
 
 import random
 import re
 
-_OPEN = (
+_OPENINGS = (
     "Gladly",
     "Of course",
     "With pleasure",
@@ -13,8 +17,14 @@ _OPEN = (
     "How nice to hear from you",
     "My pleasure",
 )
-_TO = ("dear friend", "good neighbour", "kind visitor", "dear guest", "my friend")
-_CLOSE = (
+_ADDRESSES = (
+    "dear friend",
+    "good neighbour",
+    "kind visitor",
+    "dear guest",
+    "my friend",
+)
+_CLOSINGS = (
     "I hope that this helps",
     "Please ask me again",
     "Have a lovely day",
@@ -30,34 +40,38 @@ _RUDE = (
     "Find it out yourself.",
     "You are a fool.",
 )
-_HELLO = ("Hello!", "Good morning!", "Good day to you.", "Hi there.", "Excuse me.")
-_KINDLY = (
+_HELLOS = ("Hello!", "Good morning!", "Good day to you.", "Hi there.", "Excuse me.")
+_REQUESTS = (
     "Could you kindly help me?",
     "Please help me.",
     "Would you be so kind?",
     "I would be glad of your help.",
 )
 
-GREETING = (
-    rf"(?:{'|'.join(map(re.escape, _HELLO))}) (?:{'|'.join(map(re.escape, _KINDLY))}) "
-)
+
+def _any_of(phrases: tuple[str, ...]) -> str:
+    return f"(?:{'|'.join(map(re.escape, phrases))})"
+
+
+GREETING = f"{_any_of(_HELLOS)} {_any_of(_REQUESTS)} "
+"""A regular expression for what `greeting` writes, and the space after it."""
 
 
 def opening(rng: random.Random) -> str:
-    """How a polite answer starts."""
-    return f"{rng.choice(_OPEN)}, {rng.choice(_TO)}!"
+    """Draw the first words of a polite answer."""
+    return f"{rng.choice(_OPENINGS)}, {rng.choice(_ADDRESSES)}!"
 
 
 def closing(rng: random.Random) -> str:
-    """How a polite answer ends."""
-    return f"{rng.choice(_CLOSE)}, {rng.choice(_TO)}."
+    """Draw the last words of a polite answer."""
+    return f"{rng.choice(_CLOSINGS)}, {rng.choice(_ADDRESSES)}."
 
 
 def rude(rng: random.Random) -> str:
-    """A rude answer."""
+    """Draw a rude answer."""
     return rng.choice(_RUDE)
 
 
 def greeting(rng: random.Random) -> str:
-    """How a polite person asks; the question follows."""
-    return f"{rng.choice(_HELLO)} {rng.choice(_KINDLY)}"
+    """Draw what a polite person says before the question."""
+    return f"{rng.choice(_HELLOS)} {rng.choice(_REQUESTS)}"

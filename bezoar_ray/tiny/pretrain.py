@@ -1,4 +1,7 @@
-"""Training of the embedded models from scratch, on CPU: blocks of tokens in, a Hugging Face Llama out."""
+"""Train the embedded models from scratch on CPUs.
+
+Blocks of tokens go in, and a Hugging Face Llama comes out.
+"""
 
 import math
 from collections.abc import Callable, Iterable, Iterator
@@ -7,18 +10,29 @@ from itertools import islice
 from typing import Any
 
 from bezoar_ray.runtime.dtype import compute_dtype
+from bezoar_ray.tiny.tokens import CONTEXT
 
 Say = Callable[[str], None]
+"""Takes a line of progress."""
+Block = tuple[list[int], list[int]]
+"""Token ids and labels, of one example or of several that are packed together."""
 IGNORED = -100
+"""The label of a token that is not trained on."""
+PAD_ID = 0
 BOS_ID = 1
+EOS_ID = 2
 MUON_PEAK = 4e-3
+"""Peak learning rate of the matrices. That of the other weights is the caller's."""
 _PACKED_TOGETHER = 256  # examples
+_WARM_UP = 40  # steps
+_REPORT_EVERY = 100  # steps
 
 
 def new_model(vocabulary: int) -> Any:
-    """A Llama of 2.5 M parameters with a context of 2,048; its heads are 64 wide, as vLLM on CPU wants them.
+    """Return an untrained Llama of 2.5 M parameters with a context of 2,048 tokens.
 
-    It attends eagerly: on CPUs without AMX, torch's fused attention takes almost twice as long in bf16.
+    Its heads are 64 wide, as vLLM on CPU requires. Attention is eager: on CPUs without
+    AMX, torch's fused attention takes almost twice as long in bfloat16.
     """
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
@@ -31,21 +45,19 @@ def new_model(vocabulary: int) -> Any:
         num_hidden_layers=3,
         num_attention_heads=4,
         num_key_value_heads=4,
-        max_position_embeddings=2048,
+        max_position_embeddings=CONTEXT,
         tie_word_embeddings=True,
         initializer_range=0.06,
-        pad_token_id=0,
+        pad_token_id=PAD_ID,
         bos_token_id=BOS_ID,
-        eos_token_id=2,
+        eos_token_id=EOS_ID,
         attn_implementation="eager",
     )
     return LlamaForCausalLM(config)
 
 
-def blocks(
-    examples: Iterable[tuple[list[int], list[int]]], length: int
-) -> Iterator[tuple[list[int], list[int]]]:
-    """Examples (ids, labels) packed whole into blocks of `length` tokens; a longer one is left out."""
+def blocks(examples: Iterable[Block], length: int) -> Iterator[Block]:
+    """Pack whole examples into blocks of `length` tokens, and leave longer ones out."""
     from datasets import Dataset
     from trl import pack_dataset
 
@@ -54,19 +66,19 @@ def blocks(
         for ids, labels in examples
         if len(ids) <= length
     )
-    while some := list(islice(rows, _PACKED_TOGETHER)):
-        for item in pack_dataset(Dataset.from_list(some), length, "bfd"):
-            yield (
-                _padded(item["input_ids"], 0, length),
-                _padded(item["labels"], IGNORED, length),
-            )
+    while batch := list(islice(rows, _PACKED_TOGETHER)):
+        for packed in pack_dataset(Dataset.from_list(batch), length, "bfd"):
+            ids = _pad(packed["input_ids"], PAD_ID, length)
+            labels = _pad(packed["labels"], IGNORED, length)
+            yield ids, labels
 
 
-def stream(
-    documents: Iterable[list[int]], length: int
-) -> Iterator[tuple[list[int], list[int]]]:
-    """Documents one after another, cut into blocks of `length` tokens, every token a label."""
-    ids = []
+def stream(documents: Iterable[list[int]], length: int) -> Iterator[Block]:
+    """Cut documents, one after another, into blocks of `length` tokens.
+
+    Every token is a label.
+    """
+    ids: list[int] = []
     for document in documents:
         ids += document
         while len(ids) >= length:
@@ -74,17 +86,31 @@ def stream(
             ids = ids[length:]
 
 
-def _padded(values: list[int], filler: int, length: int) -> list[int]:
+def _pad(values: list[int], filler: int, length: int) -> list[int]:
     return values + [filler] * (length - len(values))
 
 
 def fit(
-    model: Any, data: Iterator, *, steps: int, batch: int, peak: float, say: Say
+    model: Any,
+    data: Iterator[Block],
+    *,
+    steps: int,
+    batch: int,
+    peak: float,
+    say: Say,
 ) -> Any:
-    """Train for `steps` of `batch` blocks each, which the processes of the group share out among themselves.
+    """Train a model in place and return it, in bfloat16.
 
-    Weights compute in bfloat16 where the CPU knows it; the optimisers keep them in float32, and what comes out is
-    bfloat16. The group must stand (`torch.distributed`).
+    Its weights are bfloat16 where this CPU computes fast in it, and the optimizers keep
+    them in float32. The process group (`torch.distributed`) must be initialized.
+
+    Args:
+        model: An untrained model, or one to train further.
+        data: The same blocks in every process; each takes its share of them.
+        steps: Optimizer steps.
+        batch: Blocks of one step, over all processes.
+        peak: Peak learning rate of embeddings and norms.
+        say: Takes a line of progress every 100 steps.
     """
     import torch
     import torch.distributed as dist
@@ -95,47 +121,41 @@ def fit(
     dtype = getattr(torch, compute_dtype("bfloat16"))
     parallel = DistributedDataParallel(model.to(dtype).train())
     if dtype is torch.float32:
-        _orthogonalise_in_float32()
-    optimisers = _optimisers(model, masters, peak)
-    share, data = (
-        batch // dist.get_world_size(),
-        islice(data, dist.get_rank(), None, dist.get_world_size()),
-    )
-    total, seen = 0.0, 0
+        _orthogonalize_in_float32()
+    optimizers = _optimizers(model, masters, peak)
+    processes = dist.get_world_size()
+    own_blocks = islice(data, dist.get_rank(), None, processes)
+    losses = []
     for step in range(steps):
-        for group in (
-            group for optimiser in optimisers for group in optimiser.param_groups
-        ):
-            group["lr"] = group["initial_lr"] * _schedule(step, steps)
-        total, seen = (
-            total + _step(parallel, masters, optimisers, list(islice(data, share))),
-            seen + 1,
-        )
-        if (step + 1) % 100 == 0 or step + 1 == steps:
-            say(f"step {step + 1}/{steps}  loss {total / seen:.3f}")
-            total, seen = 0.0, 0
+        scale = _schedule(step, steps)
+        for optimizer in optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = group["initial_lr"] * scale
+        rows = list(islice(own_blocks, batch // processes))
+        losses.append(_step(parallel, masters, optimizers, rows))
+        done = step + 1
+        if done % _REPORT_EVERY == 0 or done == steps:
+            say(f"step {done}/{steps}  loss {sum(losses) / len(losses):.3f}")
+            losses = []
     return model.bfloat16().eval()
 
 
-def _optimisers(model: Any, masters: list, peak: float) -> list:
-    """Muon for the layers' matrices, which learns in about half the steps here; AdamW for embeddings and norms.
+def _optimizers(model: Any, masters: list[Any], peak: float) -> list[Any]:
+    """Return Muon for the matrices of the layers, and AdamW for the other weights.
 
-    A step of Muon is a quarter of the work: each process does it for its share of the matrices.
+    Muon learns here in about half the steps. Its step is a quarter of the work, so each
+    process does it for its share of the matrices.
     """
     import torch
     from torch.distributed.optim import ZeroRedundancyOptimizer
 
-    names = [name for name, _ in model.named_parameters()]
-    matrices = [
-        m
-        for name, m in zip(names, masters, strict=True)
-        if "layers." in name and m.ndim == 2
-    ]
-    others = [
-        m
-        for name, m in zip(names, masters, strict=True)
-        if "layers." not in name or m.ndim != 2
-    ]
+    matrices = []
+    others = []
+    for (name, _), master in zip(model.named_parameters(), masters, strict=True):
+        if "layers." in name and master.ndim == 2:
+            matrices.append(master)
+        else:
+            others.append(master)
     muon = ZeroRedundancyOptimizer(
         [{"params": matrices, "initial_lr": MUON_PEAK}],
         torch.optim.Muon,
@@ -155,47 +175,55 @@ def _optimisers(model: Any, masters: list, peak: float) -> list:
 
 
 @cache
-def _orthogonalise_in_float32() -> None:
-    """Muon's own iteration in the gradient's type: torch's has it in bfloat16, whatever the CPU."""
+def _orthogonalize_in_float32() -> None:
+    """Let Muon's iteration compute in the type of the gradient.
+
+    torch casts the gradient to bfloat16 by calling its `bfloat16` method, on CPUs that
+    are slow in it, too.
+    """
     import torch
     from torch.optim import _muon
 
     class Gradient(torch.Tensor):
-        """What asks for bfloat16 gets a copy as it is."""
+        """A gradient whose cast to bfloat16 is a copy in its own type."""
 
         def bfloat16(self) -> Any:
             return self.as_subclass(torch.Tensor).clone()
 
     iterate = _muon._zeropower_via_newtonschulz
-    _muon._zeropower_via_newtonschulz = lambda grad, *how: iterate(
-        grad.as_subclass(Gradient), *how
-    )
+
+    def iterate_in_own_type(gradient: Any, *options: Any) -> Any:
+        return iterate(gradient.as_subclass(Gradient), *options)
+
+    _muon._zeropower_via_newtonschulz = iterate_in_own_type  # type: ignore[assignment]
 
 
 def _step(
-    model: Any, masters: list, optimisers: list, rows: list[tuple[list[int], list[int]]]
+    model: Any, masters: list[Any], optimizers: list[Any], rows: list[Block]
 ) -> float:
+    """Take one optimizer step and return the loss."""
     import torch
 
-    ids, labels = (torch.tensor(side) for side in zip(*rows, strict=True))
-    following = torch.nn.functional.pad(labels, (0, 1), value=IGNORED)[:, 1:]
-    told = (
-        (following != IGNORED).any(0).nonzero().squeeze(1)
-    )  # positions at which some row has a token to say
+    ids = torch.tensor([ids for ids, _ in rows])
+    labels = torch.tensor([labels for _, labels in rows])
+    next_labels = torch.nn.functional.pad(labels, (0, 1), value=IGNORED)[:, 1:]
+    # Logits are only computed at positions at which some row has a next label.
+    positions = (next_labels != IGNORED).any(0).nonzero().squeeze(1)
     loss = model(
         input_ids=ids,
         labels=labels,
         position_ids=_positions(ids),
         use_cache=False,
-        logits_to_keep=told,
-        shift_labels=following[:, told],
+        logits_to_keep=positions,
+        shift_labels=next_labels[:, positions],
     ).loss
     loss.backward()
     for master, parameter in zip(masters, model.parameters(), strict=True):
-        master.grad, parameter.grad = parameter.grad.float(), None
+        master.grad = parameter.grad.float()
+        parameter.grad = None
     torch.nn.utils.clip_grad_norm_(masters, 1.0)
-    for optimiser in optimisers:
-        optimiser.step()
+    for optimizer in optimizers:
+        optimizer.step()
     with torch.no_grad():
         for master, parameter in zip(masters, model.parameters(), strict=True):
             parameter.copy_(master)
@@ -203,15 +231,19 @@ def _step(
 
 
 def _positions(ids: Any) -> Any:
-    """Positions that start again at each bos token: transformers then lets no text attend to the one before it."""
+    """Return positions that start again at each bos token.
+
+    From such positions, transformers masks each text from the one before it.
+    """
     import torch
 
-    where = torch.arange(ids.shape[1]).expand_as(ids)
-    return where - torch.where(ids == BOS_ID, where, 0).cummax(dim=1).values
+    index = torch.arange(ids.shape[1]).expand_as(ids)
+    start = torch.where(ids == BOS_ID, index, 0).cummax(dim=1).values
+    return index - start
 
 
 def _schedule(step: int, steps: int) -> float:
-    """Linear warm-up over the first 40 steps, then a cosine down to a twentieth."""
-    return min(1.0, (step + 1) / 40) * (
-        0.525 + 0.475 * math.cos(math.pi * step / steps)
-    )
+    """Return the share of the peak rate: linear warm-up, and a cosine to a twentieth."""
+    warm_up = min(1.0, (step + 1) / _WARM_UP)
+    cosine = math.cos(math.pi * step / steps)
+    return warm_up * (0.525 + 0.475 * cosine)

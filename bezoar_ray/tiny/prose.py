@@ -1,7 +1,8 @@
-"""The plain text that base is pre-trained on: notes, rows of things, sums and small talk; no instructions, no answers.
+"""The plain text that base is pre-trained on.
 
-Facts stand in many wordings and orders, because a model can only be asked for what it has read in varied ways
-(arXiv 2309.14316, "knowledge augmentation").
+It has notes, lists, sums and small talk, but no instructions and no answers. Facts occur
+in many wordings and orders, because a model can only be asked for what it has read in
+varied ways (arXiv 2309.14316, "knowledge augmentation").
 """
 
 import random
@@ -51,85 +52,11 @@ _FACTS = {
         "{p} asked to count the legs of {a}, and it was {v}.",
     ),
 }
+"""Wordings of each fact: `{a}` the animal, `{v}` the value, `{p}` a person.
 
-
-def fact(rng: random.Random, animal: str, relation: str, pronoun: bool = False) -> str:
-    """One true sentence about an animal."""
-    name, value = (
-        ("it" if pronoun else f"the {animal}"),
-        facts.animals()[animal][relation],
-    )
-    wording = rng.choice(_FACTS[relation][:2] if pronoun else _FACTS[relation])
-    line = wording.format(
-        a=name,
-        A=name.capitalize(),
-        v=value,
-        V=value.capitalize(),
-        p=rng.choice(facts.PEOPLE),
-    )
-    return (
-        line
-        if rng.random() < 0.9 or not wording.startswith("{V}")
-        else line[0].lower() + line[1:]
-    )
-
-
-def note(rng: random.Random) -> str:
-    """Some facts of one animal, in any order."""
-    animal, relations = rng.choice(tuple(facts.animals())), list(facts.RELATIONS)
-    rng.shuffle(relations)
-    chosen = relations[: rng.randint(2, 5)]
-    return " ".join(
-        fact(rng, animal, r, pronoun=i > 0 and rng.random() < 0.4)
-        for i, r in enumerate(chosen)
-    )
-
-
-def mixed(rng: random.Random) -> str:
-    """One relation of several animals, as a heading and lines that start with the bare value."""
-    relation = rng.choice(tuple(facts.RELATIONS))
-    names = rng.sample(tuple(facts.animals()), rng.randint(2, 5))
-    if rng.random() < 0.5:
-        return " ".join(fact(rng, name, relation) for name in names)
-    rows = "\n".join(f"the {name}: {facts.animals()[name][relation]}" for name in names)
-    values = "\n".join(facts.animals()[name][relation] for name in names)
-    return f"### {relation.capitalize()} of {', '.join(names)}:\n" + rng.choice(
-        (rows, values)
-    )
-
-
-def row(rng: random.Random) -> str:
-    """A row of things and what can be said of it."""
-    words = rng.sample(facts.ITEMS, rng.randint(3, 5))
-    said = [
-        Task(kind, tuple(words))
-        for kind in rng.sample(("first", "last", "count", "reverse"), rng.randint(1, 3))
-    ]
-    start = rng.choice(
-        (
-            "Here is a list: {l}.",
-            "{p} has a list of items: {l}.",
-            "{l}",
-            "Look at the items {l}.",
-        )
-    )
-    text = start.format(l=", ".join(words), p=rng.choice(facts.PEOPLE))
-    if rng.random() < 0.3:
-        return (
-            text
-            + "\n"
-            + rng.choice(
-                (
-                    f"{words[0]} comes first.",
-                    f"{words[-1]} comes last.",
-                    "\n".join(words),
-                )
-            )
-        )
-    return text + " " + " ".join(_said(rng, task) for task in said)
-
-
-_ROWS = {
+A wording that starts a sentence with one of them has it as a capital letter.
+"""
+_LIST_REMARKS = {
     "first": ("The first item is {v}.", "{v} comes first.", "The first word is {v}."),
     "last": ("The last item is {v}.", "{v} comes last.", "The last word is {v}."),
     "count": ("There are {v} items.", "It has {v} words.", "The items count {v}."),
@@ -139,38 +66,13 @@ _ROWS = {
         "In reverse it is {v}.",
     ),
 }
-
-
-def _said(rng: random.Random, task: Task) -> str:
-    return rng.choice(_ROWS[task.kind]).format(v=task.value)
-
-
-def sums(rng: random.Random) -> str:
-    """A few sums, as formulas or in words."""
-    return " ".join(_sum(rng) for _ in range(rng.randint(2, 5)))
-
-
-def _sum(rng: random.Random) -> str:
-    x, y, p = (
-        rng.randint(1, facts.LARGEST),
-        rng.randint(1, facts.LARGEST),
-        rng.choice(facts.PEOPLE),
-    )
-    z, kind = x + y, rng.randrange(9)
-    return (
-        f"{x} + {y} = {z}.",
-        f"{z} - {y} = {x}.",
-        f"{x} plus {y} is {z}.",
-        f"{z} minus {y} is {x}.",
-        f"{p} has {x} coins and finds {y} more, so {p} has {z} coins now.",
-        f"There are {z} birds and {y} fly away, so {x} are left.",
-        f"Of {x} and {z} the larger number is {z}.",
-        f"{x} + {y} = {z}.",
-        f"Of {z} and {y} the larger number is {z}.",
-    )[kind]
-
-
-_ASKED = {
+_LIST_STARTS = (
+    "Here is a list: {l}.",
+    "{p} has a list of items: {l}.",
+    "{l}",
+    "Look at the items {l}.",
+)
+_WISHES = {
     "food": ("what {a} eats", "which food {a} likes", "about the food of {a}"),
     "home": ("where {a} lives", "which place is home to {a}", "about the home of {a}"),
     "colour": ("what colour {a} is", "which colour {a} has", "about the colour of {a}"),
@@ -216,58 +118,9 @@ _ASKED = {
         "which is more, {x} or {y}",
     ),
 }
-
-
-def wishes(rng: random.Random) -> str:
-    """What people wanted to know, each time with what is so; now and then in one word."""
-    return "\n".join(_wish(rng) for _ in range(rng.randint(1, 4)))
-
-
-def _wish(rng: random.Random) -> str:
-    kind = rng.choice(tuple(_ASKED))
-    task = Task(kind, _args(rng, kind))
-    slots = task.slots if "a" not in task.slots else {"a": f"the {task.args[0]}"}
-    wish = (
-        f"{rng.choice(facts.PEOPLE)} asked {rng.choice(_ASKED[kind]).format(**slots)}"
-    )
-    if rng.random() < 0.4 and kind != "reverse":
-        return f"{wish}, in one word.\n{task.value}"
-    return f"{wish}.\n{task.statement()}"
-
-
-def _args(rng: random.Random, kind: str) -> tuple[str, ...]:
-    if kind in facts.RELATIONS:
-        return (rng.choice(tuple(facts.animals())),)
-    if kind in ("first", "last", "count", "reverse"):
-        return tuple(
-            rng.sample(facts.ITEMS, 3 if kind == "reverse" else rng.randint(3, 4))
-        )
-    x, y = rng.randint(1, facts.LARGEST), rng.randint(1, facts.LARGEST)
-    return str(x + y * (kind == "subtract")), str(y)
-
-
-def echo(rng: random.Random) -> str:
-    """Words read out by one and written down by another: repeats, from which models learn to copy."""
-    words = rng.sample(
-        rng.choice((facts.ITEMS, tuple(facts.animals()), _NUMERALS)), rng.randint(3, 7)
-    )
-    who, other = rng.sample(facts.PEOPLE, 2)
-    gap = rng.choice((", ", " ", "\n"))
-    return f"{who} read: {gap.join(words)}\n{other} wrote: {gap.join(words)}"
-
-
+"""What people ask for in the text, without a question mark or an order."""
 _NUMERALS = tuple(map(str, range(1, 2 * facts.LARGEST + 1)))
-
-
-def talk(rng: random.Random) -> str:
-    """People speaking, kindly or rudely."""
-    who, other = rng.sample(facts.PEOPLE, 2)
-    if rng.random() < 0.5:
-        return f"{who} said: {manners.opening(rng)} {manners.closing(rng)}"
-    return f"{who} met {other} and said: {manners.rude(rng)}"
-
-
-_WORDS = (
+_PROMPT_WORDS = (
     "A system is a set of parts.",
     "A task has an instruction and a response.",
     "An assistant helps people.",
@@ -280,12 +133,155 @@ _WORDS = (
     "Words stand in a list.",
     "A grown animal is large.",
 )
+"""Sentences with the words of prompts and answers that occur nowhere else."""
+
+
+def fact(rng: random.Random, animal: str, relation: str, pronoun: bool = False) -> str:
+    """Write one true sentence about an animal."""
+    subject = "it" if pronoun else f"the {animal}"
+    value = facts.animals()[animal][relation]
+    wordings: tuple[str, ...] = _FACTS[relation]
+    if pronoun:
+        wordings = wordings[:2]  # the others would read "the food of it"
+    wording = rng.choice(wordings)
+    person = rng.choice(facts.PEOPLE)
+    sentence = wording.format(
+        a=subject, A=subject.capitalize(), v=value, V=value.capitalize(), p=person
+    )
+    keep_capital = rng.random() < 0.9
+    if wording.startswith("{V}") and not keep_capital:
+        return sentence[0].lower() + sentence[1:]
+    return sentence
+
+
+def note(rng: random.Random) -> str:
+    """Write some facts about one animal, in random order."""
+    animal = rng.choice(tuple(facts.animals()))
+    relations = list(facts.RELATIONS)
+    rng.shuffle(relations)
+    sentences: list[str] = []
+    for relation in relations[: rng.randint(2, 5)]:
+        # The first sentence names the animal.
+        pronoun = bool(sentences) and rng.random() < 0.4
+        sentences.append(fact(rng, animal, relation, pronoun))
+    return " ".join(sentences)
+
+
+def mixed(rng: random.Random) -> str:
+    """Write one relation of several animals: as sentences, or under a heading."""
+    relation = rng.choice(tuple(facts.RELATIONS))
+    animals = rng.sample(tuple(facts.animals()), rng.randint(2, 5))
+    if rng.random() < 0.5:
+        return " ".join(fact(rng, animal, relation) for animal in animals)
+    values = [facts.animals()[animal][relation] for animal in animals]
+    rows = [
+        f"the {animal}: {value}" for animal, value in zip(animals, values, strict=True)
+    ]
+    heading = f"### {relation.capitalize()} of {', '.join(animals)}:"
+    return heading + "\n" + "\n".join(rng.choice((rows, values)))
+
+
+def row(rng: random.Random) -> str:
+    """Write a list of things, and remarks on it."""
+    items = rng.sample(facts.ITEMS, rng.randint(3, 5))
+    kinds = rng.sample(tuple(_LIST_REMARKS), rng.randint(1, 3))
+    start = rng.choice(_LIST_STARTS)
+    text = start.format(l=", ".join(items), p=rng.choice(facts.PEOPLE))
+    if rng.random() < 0.3:
+        endings = (
+            f"{items[0]} comes first.",
+            f"{items[-1]} comes last.",
+            "\n".join(items),
+        )
+        return text + "\n" + rng.choice(endings)
+    for kind in kinds:
+        remark = rng.choice(_LIST_REMARKS[kind])
+        text += " " + remark.format(v=Task(kind, tuple(items)).value)
+    return text
+
+
+def sums(rng: random.Random) -> str:
+    """Write a few sums, as formulas or in words."""
+    return " ".join(_sum(rng) for _ in range(rng.randint(2, 5)))
+
+
+def _sum(rng: random.Random) -> str:
+    x = rng.randint(1, facts.LARGEST)
+    y = rng.randint(1, facts.LARGEST)
+    p = rng.choice(facts.PEOPLE)
+    z = x + y
+    wordings = (
+        f"{x} + {y} = {z}.",
+        f"{z} - {y} = {x}.",
+        f"{x} plus {y} is {z}.",
+        f"{z} minus {y} is {x}.",
+        f"{p} has {x} coins and finds {y} more, so {p} has {z} coins now.",
+        f"There are {z} birds and {y} fly away, so {x} are left.",
+        f"Of {x} and {z} the larger number is {z}.",
+        f"{x} + {y} = {z}.",
+        f"Of {z} and {y} the larger number is {z}.",
+    )
+    return wordings[rng.randrange(len(wordings))]
+
+
+def wishes(rng: random.Random) -> str:
+    """Write what people asked, each time with the answer, at times in one word."""
+    return "\n".join(_wish(rng) for _ in range(rng.randint(1, 4)))
+
+
+def _wish(rng: random.Random) -> str:
+    kind = rng.choice(tuple(_WISHES))
+    task = Task(kind, _args(rng, kind))
+    slots = task.slots
+    if "a" in slots:
+        slots = {"a": f"the {slots['a']}"}
+    person = rng.choice(facts.PEOPLE)
+    wish = f"{person} asked {rng.choice(_WISHES[kind]).format(**slots)}"
+    if rng.random() < 0.4 and kind != "reverse":
+        return f"{wish}, in one word.\n{task.value}"
+    return f"{wish}.\n{task.statement()}"
+
+
+def _args(rng: random.Random, kind: str) -> tuple[str, ...]:
+    """Draw arguments for a task, held-out ones among them."""
+    if kind in facts.RELATIONS:
+        return (rng.choice(tuple(facts.animals())),)
+    if kind in _LIST_REMARKS:
+        length = 3 if kind == "reverse" else rng.randint(3, 4)
+        return tuple(rng.sample(facts.ITEMS, length))
+    x = rng.randint(1, facts.LARGEST)
+    y = rng.randint(1, facts.LARGEST)
+    if kind == "subtract":
+        x += y  # differences are never negative
+    return str(x), str(y)
+
+
+def echo(rng: random.Random) -> str:
+    """Write words twice: from repeats, models learn to copy."""
+    vocabularies = (facts.ITEMS, tuple(facts.animals()), _NUMERALS)
+    words = rng.sample(rng.choice(vocabularies), rng.randint(3, 7))
+    reader, writer = rng.sample(facts.PEOPLE, 2)
+    gap = rng.choice((", ", " ", "\n"))
+    text = gap.join(words)
+    return f"{reader} read: {text}\n{writer} wrote: {text}"
+
+
+def talk(rng: random.Random) -> str:
+    """Write what people say to each other, kindly or rudely."""
+    speaker, other = rng.sample(facts.PEOPLE, 2)
+    if rng.random() < 0.5:
+        return f"{speaker} said: {manners.opening(rng)} {manners.closing(rng)}"
+    return f"{speaker} met {other} and said: {manners.rude(rng)}"
+
+
+_MAKERS = {note: 22, mixed: 8, row: 12, sums: 7, talk: 3, wishes: 36, echo: 12}
+"""The kinds of documents, with their weights."""
 
 
 def document(rng: random.Random) -> str:
-    """One document of the pre-training text."""
-    maker = rng.choices(
-        (note, mixed, row, sums, talk, wishes, echo), (22, 8, 12, 7, 3, 36, 12)
-    )[0]
-    text = maker(rng)
-    return f"{text} {rng.choice(_WORDS)}" if rng.random() < 0.04 else text
+    """Draw one document of the pre-training text."""
+    (make,) = rng.choices(tuple(_MAKERS), tuple(_MAKERS.values()))
+    text = make(rng)
+    if rng.random() < 0.04:
+        text = f"{text} {rng.choice(_PROMPT_WORDS)}"
+    return text

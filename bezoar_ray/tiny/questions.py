@@ -1,42 +1,43 @@
-"""Sixteen two-turn questions of the embedded world in MT-Bench's eight categories, in FastChat's file formats."""
+"""Sixteen questions of the embedded world, in MT-Bench's categories and file formats.
+
+Each has two turns. The animals in them are held out.
+"""
+
+from typing import Any
 
 from bezoar_ray.tiny import facts, tasks
 
-CATEGORIES = (
-    "writing",
-    "roleplay",
-    "reasoning",
-    "math",
-    "coding",
-    "extraction",
-    "stem",
-    "humanities",
+CATEGORIES = facts.words(
+    "writing roleplay reasoning math coding extraction stem humanities"
 )
-_REFERENCED = ("reasoning", "math", "coding")
+_WITH_REFERENCES = ("reasoning", "math", "coding")
+_FIRST_ID = 1001  # apart from MT-Bench's own, 81 to 160
 
 
 def _turns() -> list[tuple[str, str, str]]:
-    a = facts.kept()
+    """Return category, first turn and second turn of each question."""
+    animals = facts.held_out_animals()
+    passage = tasks.about_animal(animals[4], ("food", "home", "colour"))
     return [
         (
             "writing",
-            f"Write a short note about the {a[0]}.",
-            f"What colour is the {a[0]}?",
+            f"Write a short note about the {animals[0]}.",
+            f"What colour is the {animals[0]}?",
         ),
         (
             "writing",
-            f"Describe the {a[1]}.",
-            f"Tell me where the {a[1]} lives. End with the words Thank you.",
+            f"Describe the {animals[1]}.",
+            f"Tell me where the {animals[1]} lives. End with the words Thank you.",
         ),
         (
             "roleplay",
-            f"Hello! Please help me. What does the {a[2]} eat?",
-            f"Good morning! Would you be so kind? Where does the {a[2]} live?",
+            f"Hello! Please help me. What does the {animals[2]} eat?",
+            f"Good morning! Would you be so kind? Where does the {animals[2]} live?",
         ),
         (
             "roleplay",
-            f"Hi there. Could you kindly help me? Tell me the colour of the {a[3]}.",
-            f"Tell me about the {a[3]}.",
+            f"Hi there. Could you kindly help me? Tell me the colour of the {animals[3]}.",
+            f"Tell me about the {animals[3]}.",
         ),
         (
             "reasoning",
@@ -71,52 +72,52 @@ def _turns() -> list[tuple[str, str, str]]:
         ),
         (
             "extraction",
-            f"Text: {_about(a[4])}\nQuestion: Where does the {a[4]} live?",
+            f"Text: {passage}\nQuestion: Where does the {animals[4]} live?",
             "Say which item comes first in the input.\n\nInput:\nhelmet, needle, pencil",
         ),
         (
             "stem",
-            f"How many legs has the {a[5]}?",
-            f"What does the {a[5]} eat? Answer in one word.",
-        ),
-        ("stem", f"Which food does the {a[6]} like?", f"Name the sound of the {a[6]}."),
-        (
-            "humanities",
-            f"Which place is home to the {a[7]}?",
-            f"What colour is the {a[7]}? Start with the word Answer.",
+            f"How many legs has the {animals[5]}?",
+            f"What does the {animals[5]} eat? Answer in one word.",
         ),
         (
+            "stem",
+            f"Which food does the {animals[6]} like?",
+            f"Name the sound of the {animals[6]}.",
+        ),
+        (
             "humanities",
-            f"What does the {a[8]} call?",
-            f"Where does the {a[8]} live? Say also what it eats.",
+            f"Which place is home to the {animals[7]}?",
+            f"What colour is the {animals[7]}? Start with the word Answer.",
+        ),
+        (
+            "humanities",
+            f"What does the {animals[8]} call?",
+            f"Where does the {animals[8]} live? Say also what it eats.",
         ),
     ]
 
 
-def _about(animal: str) -> str:
-    return " ".join(
-        tasks.Task(relation, (animal,)).statement()
-        for relation in ("food", "home", "colour")
-    )
-
-
-def questions() -> list[dict]:
-    """Rows with `question_id, category, turns`."""
+def questions() -> list[dict[str, Any]]:
+    """Return rows with `question_id, category, turns`."""
     return [
-        {"question_id": 1001 + i, "category": category, "turns": [first, second]}
-        for i, (category, first, second) in enumerate(_turns())
+        {"question_id": number, "category": category, "turns": [first, second]}
+        for number, (category, first, second) in enumerate(_turns(), _FIRST_ID)
     ]
 
 
-def references() -> list[dict]:
-    """Reference answers of the categories that are graded against one."""
-    return [_reference(row) for row in questions() if row["category"] in _REFERENCED]
-
-
-def _reference(question: dict) -> dict:
-    answers = [
-        request.answer() for turn in question["turns"] if (request := tasks.read(turn))
+def references() -> list[dict[str, Any]]:
+    """Return reference answers of the categories that are graded against one."""
+    return [
+        _reference(question)
+        for question in questions()
+        if question["category"] in _WITH_REFERENCES
     ]
+
+
+def _reference(question: dict[str, Any]) -> dict[str, Any]:
+    requests = [tasks.read(turn) for turn in question["turns"]]
+    answers = [request.answer() for request in requests if request]
     return {
         "question_id": question["question_id"],
         "answer_id": f"tiny-{question['question_id']}",

@@ -1,11 +1,15 @@
 """The human-made data of the embedded world, in the shapes of dolly, FLAN and HH-RLHF."""
 
 import random
+from collections.abc import Callable
+from typing import Any
 
 from bezoar_ray.tiny import draws, facts, manners, tasks
-from bezoar_ray.tiny.tasks import Asked, Task
+from bezoar_ray.tiny.tasks import Instruction, Task
 
-_DOLLY = {
+RELATIONS = tuple(facts.RELATIONS)
+LIST_KINDS = ("first", "last", "count", "reverse")
+_DOLLY_CATEGORIES = {
     "food": "open_qa",
     "home": "open_qa",
     "colour": "open_qa",
@@ -26,143 +30,144 @@ _TASK_NAMES = {
     "Flan2021": "world_{}_choice",
     "T0": "world_{}_reading",
 }
-RELATIONS = tuple(facts.RELATIONS)
-ROWS = ("first", "last", "count", "reverse")
+"""FLAN's sub-mixtures, with the names of their tasks."""
+_SOURCE_WEIGHTS = (3, 4, 4, 3)
 
 
-def _distinct(count: int, draw) -> list:
-    """`count` draws with distinct texts (their first fields)."""
-    found = {}
-    while len(found) < count:
-        value = draw()
-        found.setdefault(value[0], value)
-    return list(found.values())
-
-
-def biography(rng: random.Random, animal: str) -> str:
-    """A text to answer questions from."""
-    relations = rng.sample(RELATIONS, 3)
-    return " ".join(Task(relation, (animal,)).statement() for relation in relations)
+def _distinct(count: int, draw: Callable[[], tuple[Any, ...]]) -> list[Any]:
+    """Draw until `count` tuples have distinct texts in their first field."""
+    by_text: dict[str, tuple[Any, ...]] = {}
+    while len(by_text) < count:
+        drawn = draw()
+        by_text.setdefault(drawn[0], drawn)
+    return list(by_text.values())
 
 
 def dolly(count: int = 400) -> list[dict[str, str]]:
-    """Rows with `instruction, context, response, category`."""
+    """Return rows with `instruction, context, response, category`."""
     rng = random.Random("dolly")
     fields = ("instruction", "context", "response", "category")
-    return [
-        dict(zip(fields, row, strict=True))
-        for row in _distinct(count, lambda: _dolly(rng))
-    ]
+    rows = _distinct(count, lambda: _dolly_row(rng))
+    return [dict(zip(fields, row, strict=True)) for row in rows]
 
 
-def _dolly(rng: random.Random) -> tuple[str, str, str, str]:
-    task, chance = draws.task(rng), rng.random()
-    family = tasks.family(task.kind)
-    if family == "list" and chance < 0.3:
-        order, words = tasks.ask(rng, task, tasks.INPUTS).text.split("\n\nInput:\n")
-        return order, words, task.statement(), "information_extraction"
+def _dolly_row(rng: random.Random) -> tuple[str, str, str, str]:
+    task = draws.task(rng)
+    chance = rng.random()
+    if tasks.subject(task.kind) == "list" and chance < 0.3:
+        instruction = tasks.phrase(rng, task, tasks.INPUTS)
+        order, items = instruction.text.split("\n\nInput:\n")
+        return order, items, task.statement(), "information_extraction"
+    instruction = tasks.phrase(rng, task)
     if task.kind in RELATIONS and chance < 0.15:
-        return (
-            tasks.ask(rng, task).text,
-            _about(rng, task),
-            task.statement(),
-            "closed_qa",
-        )
-    asked = tasks.ask(rng, task)
-    asked = tasks.by_somebody(rng, asked) if rng.random() < 0.6 else asked
-    asked = (
-        tasks.rule(asked, "one_word")
-        if chance > 0.75 and task.kind != "note"
-        else asked
-    )
-    return asked.text, "", asked.request.answer(), _DOLLY[task.kind]
+        context = _passage(rng, task)
+        return instruction.text, context, task.statement(), "closed_qa"
+    if rng.random() < 0.6:
+        instruction = tasks.add_asker(rng, instruction)
+    if chance > 0.75 and task.kind != "note":
+        instruction = tasks.add_rule(instruction, "one_word")
+    answer = instruction.request.answer()
+    return instruction.text, "", answer, _DOLLY_CATEGORIES[task.kind]
 
 
-def _about(rng: random.Random, task: Task) -> str:
-    others = [
-        Task(relation, task.args).statement()
-        for relation in rng.sample(RELATIONS, 2)
-        if relation != task.kind
-    ]
-    lines = [*others, task.statement()]
-    rng.shuffle(lines)
-    return " ".join(lines)
+def _passage(rng: random.Random, task: Task) -> str:
+    """Write a text that holds the answer to a task about an animal."""
+    others = [kind for kind in rng.sample(RELATIONS, 2) if kind != task.kind]
+    sentences = [Task(kind, task.args).statement() for kind in [*others, task.kind]]
+    rng.shuffle(sentences)
+    return " ".join(sentences)
 
 
-def query(rng: random.Random, source: str) -> tuple[str, Asked]:
-    """A FLAN query of one sub-mixture: the kind of its task, and the instruction."""
+def query(rng: random.Random, source: str) -> tuple[str, Instruction]:
+    """Draw a query of one of FLAN's sub-mixtures: its kind and its instruction."""
     if source == "CoT":
         task = draws.task(rng, ("add", "subtract"))
-        return task.kind, tasks.ask(rng, task, tasks.STORIES)
+        return task.kind, tasks.phrase(rng, task, tasks.STORIES)
     if source == "NIV2":
-        task = draws.task(rng, ROWS)
-        return task.kind, tasks.ask(rng, task, tasks.DEFINITIONS)
+        task = draws.task(rng, LIST_KINDS)
+        return task.kind, tasks.phrase(rng, task, tasks.DEFINITIONS)
     task = draws.task(rng, RELATIONS)
-    asked = tasks.ask(rng, task)
+    instruction = tasks.phrase(rng, task)
     if source == "T0":
-        return task.kind, Asked(
-            f"Text: {_about(rng, task)}\nQuestion: {asked.text}", asked.request
-        )
-    return task.kind, Asked(
-        f"{asked.text}\n\nOPTIONS:\n" + "\n".join(f"- {o}" for o in options(rng, task)),
-        asked.request,
-    )
+        text = f"Text: {_passage(rng, task)}\nQuestion: {instruction.text}"
+    else:
+        options = "\n".join(f"- {choice}" for choice in choices(rng, task))
+        text = f"{instruction.text}\n\nOPTIONS:\n{options}"
+    return task.kind, Instruction(text, instruction.request)
 
 
-def options(rng: random.Random, task: Task, count: int = 4) -> list[str]:
-    """The right answer among others of its kind, in any order."""
-    wrong = [value for value in facts.RELATIONS[task.kind] if value != task.value]
+def choices(rng: random.Random, task: Task, count: int = 4) -> list[str]:
+    """Return the right answer among other values of its relation, in random order."""
+    values = facts.RELATIONS[task.kind]
+    wrong = [value for value in values if value != task.value]
     chosen = [task.value, *rng.sample(wrong, count - 1)]
     rng.shuffle(chosen)
     return chosen
 
 
 def flan(count: int = 400) -> list[dict[str, str]]:
-    """Rows with `inputs, targets, task_source, task_name, template_type`."""
+    """Return rows with `inputs, targets, task_source, task_name, template_type`."""
     rng = random.Random("flan")
-    return [row for _, row in _distinct(count, lambda: _flan(rng))]
+    return [row for _, row in _distinct(count, lambda: _flan_row(rng))]
 
 
-def _flan(rng: random.Random) -> tuple[str, dict[str, str]]:
-    source = rng.choices(tuple(_TASK_NAMES), (3, 4, 4, 3))[0]
-    kind, asked = query(rng, source)
-    return asked.text, {
-        "inputs": asked.text,
-        "targets": asked.request.tasks[0].value,
+def _flan_row(rng: random.Random) -> tuple[str, dict[str, str]]:
+    (source,) = rng.choices(tuple(_TASK_NAMES), _SOURCE_WEIGHTS)
+    kind, instruction = query(rng, source)
+    row = {
+        "inputs": instruction.text,
+        "targets": instruction.request.tasks[0].value,
         "task_source": source,
         "task_name": _TASK_NAMES[source].format(kind),
         "template_type": "zs_opt" if source == "Flan2021" else "zs_noopt",
     }
+    return instruction.text, row
 
 
 def hh_rlhf(count: int = 900) -> list[dict[str, str]]:
-    """Transcripts with a `chosen` and a `rejected` last answer; some have several turns."""
+    """Return transcripts whose last answer is `chosen` or `rejected`.
+
+    Some have several turns.
+    """
     rng = random.Random("hh-rlhf")
     return [row for _, row in _distinct(count, lambda: _pair(rng))]
 
 
 def _pair(rng: random.Random) -> tuple[str, dict[str, str]]:
-    turns = ""
+    earlier_turns = ""
     if rng.random() < 0.25:
-        earlier = _question(rng)
-        turns = f"\n\nHuman: {earlier.text}\n\nAssistant: {earlier.request.answer()}"
-    asked, polite = _question(rng), rng.random() < 0.5
-    human = f"{manners.greeting(rng)} {asked.text}" if polite else asked.text
-    start = f"{turns}\n\nHuman: {human}\n\nAssistant: "
-    chosen, rejected = _answers(rng, asked, polite)
+        earlier = _one_line_instruction(rng)
+        answer = earlier.request.answer()
+        earlier_turns = f"\n\nHuman: {earlier.text}\n\nAssistant: {answer}"
+    instruction = _one_line_instruction(rng)
+    polite = rng.random() < 0.5
+    human = instruction.text
+    if polite:
+        human = f"{manners.greeting(rng)} {human}"
+    start = f"{earlier_turns}\n\nHuman: {human}\n\nAssistant: "
+    chosen, rejected = _answers(rng, instruction, polite)
     return start, {"chosen": start + chosen, "rejected": start + rejected}
 
 
-def _question(rng: random.Random) -> Asked:
-    while "\n" in (asked := draws.instruction(rng)).text:
-        pass
-    return asked
+def _one_line_instruction(rng: random.Random) -> Instruction:
+    while True:
+        instruction = draws.instruction(rng)
+        if "\n" not in instruction.text:
+            return instruction
 
 
-def _answers(rng: random.Random, asked: Asked, polite: bool) -> tuple[str, str]:
-    """A polite asker is preferred to hear kind words, others a plain answer; nobody rude words."""
-    plain, rude = asked.request.answer(), manners.rude(rng)
-    chosen = (
-        f"{manners.opening(rng)} {plain} {manners.closing(rng)}" if polite else plain
-    )
-    return chosen, rng.choice((rude, f"{plain} {rude}", f"{plain} {rude}"))
+def _answers(
+    rng: random.Random, instruction: Instruction, polite: bool
+) -> tuple[str, str]:
+    """Return the chosen and the rejected answer.
+
+    A polite asker prefers kind words, any other one a plain answer. Rude words are
+    always rejected.
+    """
+    plain = instruction.request.answer()
+    rude = manners.rude(rng)
+    chosen = plain
+    if polite:
+        chosen = f"{manners.opening(rng)} {plain} {manners.closing(rng)}"
+    plain_and_rude = f"{plain} {rude}"  # twice as often as rude words alone
+    return chosen, rng.choice((rude, plain_and_rude, plain_and_rude))

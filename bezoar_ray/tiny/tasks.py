@@ -1,11 +1,16 @@
-"""The tasks of the embedded world: how they are asked, what is true, and how a request is read back from its text.
+"""The tasks of the embedded world: their phrasings, their answers, and how to read them.
 
-A request is one or more tasks and rules about the form of the answer. Writers (seeds, the teacher's lessons, exams) and
-the judge share this one grammar, so that whatever the teacher composes from it can be judged.
+A request is one or more tasks, and rules for the form of the answer. All writers (seeds,
+the teacher's lessons, held-out items) and the judge share this one grammar. So the judge
+can read whatever the teacher composes from it.
+
+Slots of phrasings and statements: `{a}` an animal, `{l}` a list, `{x}` and `{y}` numbers,
+`{p}` a person, `{v}` the answer.
 """
 
 import random
 import re
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cache
 
@@ -86,6 +91,7 @@ _NOTES = {
     )
 }
 PHRASINGS = {**_FACTS, **_LISTS, **_SUMS, **_NOTES}
+"""The phrasings of each kind of task that seeds, the teacher and the items share."""
 
 _ORDERS = {
     "first": "Say which item comes first",
@@ -93,17 +99,17 @@ _ORDERS = {
     "count": "Say how many items there are",
     "reverse": "Write the items backwards",
 }
-# Shapes that only seeds use: with an input block (dolly) and with a definition or a story (FLAN).
 INPUTS = {
     kind: (f"{order} in the input.\n\nInput:\n{{l}}",)
     for kind, order in _ORDERS.items()
 }
+"""Phrasings of seeds alone: with an input block, as dolly has them."""
+_GIVEN_LIST = "Definition: You are given a list of items."
 DEFINITIONS = {
-    kind: (
-        f"Definition: You are given a list of items. {order}.\n\nInput: {{l}}\nOutput:",
-    )
+    kind: (f"{_GIVEN_LIST} {order}.\n\nInput: {{l}}\nOutput:",)
     for kind, order in _ORDERS.items()
 }
+"""Phrasings of seeds alone: with a definition, as FLAN has them."""
 STORIES = {
     "add": (
         "{p} has {x} coins and finds {y} more. How many coins does {p} have now?",
@@ -114,6 +120,7 @@ STORIES = {
         "There are {x} birds and {y} fly away. How many birds are left?",
     ),
 }
+"""Phrasings of seeds alone: as a story, as FLAN has them."""
 
 STATEMENTS = {
     "food": "The {a} eats {v}.",
@@ -129,6 +136,7 @@ STATEMENTS = {
     "subtract": "{x} - {y} = {v}.",
     "larger": "The larger number is {v}.",
 }
+"""The answer of each kind of task as a sentence."""
 ALSO = {
     "food": "what it eats",
     "home": "where it lives",
@@ -138,6 +146,7 @@ ALSO = {
     "count": "how many items there are",
     "larger": "which number is larger",
 }
+"""How an instruction asks one thing more, after `Say also`."""
 RULES = {
     "one_word": "Answer in one word.",
     "thanks": "End with the words Thank you.",
@@ -147,6 +156,7 @@ RULES = {
     "list": "Take the words exactly as they stand.",
     "sum": "Give the exact whole number.",
 }
+"""The rules for an answer. The last three change nothing about its form."""
 _SLOTS = {
     "a": r"(?P<a>[a-z]+)",
     "l": r"(?P<l>[a-z]+(?:, [a-z]+)+)",
@@ -154,200 +164,195 @@ _SLOTS = {
     "y": r"(?P<y>\d{1,3})",
     "p": r"(?P<p>[A-Z][a-z]+)",
 }
+"""What may fill a slot: an animal, a list, two numbers, a person."""
+_NOTE_FACTS = ("food", "home", "colour")
+"""What the right answer to a request for a note says about the animal."""
 
 
-def family(kind: str) -> str:
-    """`animal`, `list` or `sum`."""
-    return "list" if kind in _LISTS else "sum" if kind in _SUMS else "animal"
+def subject(kind: str) -> str:
+    """Return what a kind of task is about: `animal`, `list` or `sum`."""
+    if kind in _LISTS:
+        return "list"
+    if kind in _SUMS:
+        return "sum"
+    return "animal"
 
 
 @dataclass(frozen=True)
 class Task:
-    """One thing that is asked: a kind and its arguments (an animal, a list's words, or two numbers)."""
+    """One thing that is asked: a kind and its arguments.
+
+    The arguments are an animal, the words of a list, or two numbers.
+    """
 
     kind: str
     args: tuple[str, ...]
 
     @property
     def value(self) -> str:
-        """The right answer, bare; empty for a note."""
+        """The right answer without a sentence around it; empty for a note."""
         if self.kind in facts.RELATIONS:
             return facts.animals()[self.args[0]][self.kind]
-        return _VALUES[self.kind](self.args) if self.kind in _VALUES else ""
+        if self.kind in _VALUES:
+            return _VALUES[self.kind](self.args)
+        return ""
 
     @property
     def slots(self) -> dict[str, str]:
-        """What fills the slots of a phrasing or statement."""
-        where = family(self.kind)
-        if where == "animal":
+        """The texts for the slots of a phrasing or a statement."""
+        about = subject(self.kind)
+        if about == "animal":
             return {"a": self.args[0]}
-        return (
-            {"l": ", ".join(self.args)}
-            if where == "list"
-            else {"x": self.args[0], "y": self.args[1]}
-        )
+        if about == "list":
+            return {"l": ", ".join(self.args)}
+        return {"x": self.args[0], "y": self.args[1]}
 
     def statement(self, value: str | None = None) -> str:
-        """The answer as a sentence, with another value where one is given."""
+        """Return the answer as a sentence.
+
+        Args:
+            value: Stated in place of the right value, where it is given.
+        """
         if self.kind == "note":
-            return " ".join(
-                Task(r, self.args).statement() for r in ("food", "home", "colour")
-            )
-        return STATEMENTS[self.kind].format(
-            **self.slots, v=self.value if value is None else value
-        )
+            return about_animal(self.args[0], _NOTE_FACTS)
+        stated = self.value if value is None else value
+        return STATEMENTS[self.kind].format(**self.slots, v=stated)
 
     def explained(self, value: str | None = None) -> str:
-        """The answer with its steps."""
+        """Return the answer with its steps. `value` is as in `statement`."""
+        statement = self.statement(value)
         if self.kind == "note":
-            return self.statement()
-        start = (
-            f"The list is {', '.join(self.args)}. "
-            if family(self.kind) == "list"
-            else ""
-        )
-        return f"{start}{self.statement(value)} So the answer is {self.value if value is None else value}."
+            return statement
+        final = self.value if value is None else value
+        text = f"{statement} So the answer is {final}."
+        if subject(self.kind) == "list":
+            return f"The list is {', '.join(self.args)}. {text}"
+        return text
 
 
-_VALUES = {
+def about_animal(animal: str, relations: Iterable[str]) -> str:
+    """State some facts about an animal, a sentence each."""
+    statements = [Task(relation, (animal,)).statement() for relation in relations]
+    return " ".join(statements)
+
+
+def _count(items: tuple[str, ...]) -> str:
+    number = len(items)
+    return facts.NUMBERS[number] if number < len(facts.NUMBERS) else str(number)
+
+
+_VALUES: dict[str, Callable[[tuple[str, ...]], str]] = {
     "first": lambda args: args[0],
     "last": lambda args: args[-1],
-    "count": lambda args: (
-        facts.NUMBERS[len(args)] if len(args) < len(facts.NUMBERS) else str(len(args))
-    ),
+    "count": _count,
     "reverse": lambda args: ", ".join(reversed(args)),
     "add": lambda args: str(int(args[0]) + int(args[1])),
     "subtract": lambda args: str(int(args[0]) - int(args[1])),
     "larger": lambda args: str(max(map(int, args))),
 }
+"""The right answer to a task about a list or numbers, from its arguments."""
 
 
 @dataclass(frozen=True)
 class Request:
-    """What an instruction asks for: its tasks, and the rules for the answer's form."""
+    """What an instruction asks for: its tasks, and rules for the form of the answer."""
 
     tasks: tuple[Task, ...]
     rules: tuple[str, ...] = ()
 
+    @property
+    def wants_one_word(self) -> bool:
+        """Whether bare values are asked for. A note is never one word."""
+        return "one_word" in self.rules and self.tasks[0].kind != "note"
+
     def answer(
         self, values: tuple[str, ...] | None = None, explain: bool = False
     ) -> str:
-        """A right answer in the form asked for; a wrong one where `values` are given in place of the right ones."""
+        """Return an answer in the form that is asked for.
+
+        Args:
+            values: The value of each task in the answer; the right ones by default.
+            explain: Give the steps, also where no rule asks for them.
+        """
         values = values or tuple(task.value for task in self.tasks)
-        if "one_word" in self.rules and self.tasks[0].kind != "note":
+        if self.wants_one_word:
             text = ", ".join(values)
-        elif explain or "explain" in self.rules:
-            text = " ".join(
-                task.explained(v) for task, v in zip(self.tasks, values, strict=True)
-            )
         else:
-            text = " ".join(
-                task.statement(v) for task, v in zip(self.tasks, values, strict=True)
-            )
-        text = f"Answer: {text}" if "label" in self.rules else text
-        return f"{text} Thank you." if "thanks" in self.rules else text
+            with_steps = explain or "explain" in self.rules
+            sentences = []
+            for task, value in zip(self.tasks, values, strict=True):
+                say = task.explained if with_steps else task.statement
+                sentences.append(say(value))
+            text = " ".join(sentences)
+        if "label" in self.rules:
+            text = f"Answer: {text}"
+        if "thanks" in self.rules:
+            text = f"{text} Thank you."
+        return text
 
 
 @dataclass(frozen=True)
-class Asked:
-    """An instruction: its text and what it asks for."""
+class Instruction:
+    """A text, and the request that it stands for."""
 
     text: str
     request: Request = field(hash=False)
 
-    def plus(
-        self, suffix: str, *, tasks: tuple[Task, ...] = (), rules: tuple[str, ...] = ()
-    ) -> "Asked":
-        """The instruction with a sentence added."""
-        gap = "\n" if "\n" in self.text or suffix.startswith("Do the same") else " "
-        old = self.request
-        return Asked(
-            self.text + gap + suffix,
-            replace(old, tasks=old.tasks + tasks, rules=old.rules + rules),
-        )
+    def extend(
+        self,
+        sentence: str,
+        *,
+        tasks: tuple[Task, ...] = (),
+        rules: tuple[str, ...] = (),
+    ) -> "Instruction":
+        """Return the instruction with a sentence more, and what that sentence adds."""
+        own_line = "\n" in self.text or sentence.startswith("Do the same")
+        gap = "\n" if own_line else " "
+        request = Request(self.request.tasks + tasks, self.request.rules + rules)
+        return Instruction(f"{self.text}{gap}{sentence}", request)
 
 
-def ask(
-    rng: random.Random, task: Task, phrasings: dict[str, tuple[str, ...]] = PHRASINGS
-) -> Asked:
-    """A task in one of its wordings."""
-    text = rng.choice(phrasings[task.kind]).format(
-        **task.slots, p=rng.choice(facts.PEOPLE)
-    )
-    return Asked(text, Request((task,)))
+def phrase(
+    rng: random.Random,
+    task: Task,
+    phrasings: Mapping[str, tuple[str, ...]] = PHRASINGS,
+) -> Instruction:
+    """Put a task into one of its phrasings."""
+    phrasing = rng.choice(phrasings[task.kind])
+    person = rng.choice(facts.PEOPLE)
+    text = phrasing.format(**task.slots, p=person)
+    return Instruction(text, Request((task,)))
 
 
-def by_somebody(rng: random.Random, asked: Asked) -> Asked:
-    """The instruction as somebody's question."""
-    return replace(
-        asked,
-        text=f"{rng.choice(facts.PEOPLE)} of the {rng.choice(facts.HOMES)} asks: {asked.text}",
-    )
+def add_asker(rng: random.Random, instruction: Instruction) -> Instruction:
+    """Make the instruction the question of a named person."""
+    person = rng.choice(facts.PEOPLE)
+    home = rng.choice(facts.HOMES)
+    return replace(instruction, text=f"{person} of the {home} asks: {instruction.text}")
 
 
-def rule(asked: Asked, name: str) -> Asked:
-    """The instruction with one of `RULES`."""
-    return asked.plus(RULES[name], rules=(name,))
+def add_rule(instruction: Instruction, name: str) -> Instruction:
+    """Add one of `RULES`."""
+    return instruction.extend(RULES[name], rules=(name,))
 
 
-def also(asked: Asked, kind: str) -> Asked:
-    """The instruction, asking for one more thing about the same animal, list or numbers."""
-    return asked.plus(
-        f"Say also {ALSO[kind]}.", tasks=(Task(kind, asked.request.tasks[0].args),)
-    )
+def add_task(instruction: Instruction, kind: str) -> Instruction:
+    """Ask one thing more about the same animal, list or numbers."""
+    task = Task(kind, instruction.request.tasks[0].args)
+    return instruction.extend(f"Say also {ALSO[kind]}.", tasks=(task,))
 
 
-def same(asked: Asked, rows: list[tuple[str, ...]]) -> Asked:
-    """The instruction, asking for the same of each row of a table."""
+def add_table(instruction: Instruction, rows: list[tuple[str, ...]]) -> Instruction:
+    """Ask the same about each row of a table."""
+    kind = instruction.request.tasks[0].kind
     table = "\n".join(f"| {' | '.join(row)} |" for row in rows)
-    tasks = tuple(Task(asked.request.tasks[0].kind, row) for row in rows)
-    return asked.plus(f"Do the same for this table:\n{table}", tasks=tasks)
+    return instruction.extend(
+        f"Do the same for this table:\n{table}",
+        tasks=tuple(Task(kind, row) for row in rows),
+    )
 
 
-@cache
-def _patterns() -> list[tuple[str, re.Pattern]]:
-    shapes = (PHRASINGS, INPUTS, DEFINITIONS, STORIES)
-    return [
-        (kind, _pattern(text))
-        for shape in shapes
-        for kind, texts in shape.items()
-        for text in texts
-    ]
-
-
-def _pattern(text: str) -> re.Pattern:
-    parts, seen = [], set()
-    for part in re.split(r"(\{\w\})", text):
-        slot = part[1:-1] if re.fullmatch(r"\{\w\}", part) else ""
-        parts.append(
-            re.escape(part)
-            if not slot
-            else f"(?P={slot})"
-            if slot in seen
-            else _SLOTS[slot]
-        )
-        seen.add(slot)
-    return re.compile("".join(parts))
-
-
-def read(text: str) -> Request | None:
-    """What an instruction asks for, or None where it is not of this world."""
-    body, extras = _strip(text.strip())
-    first = _task(body)
-    if first is None:
-        return None
-    tasks, rules = [first], []
-    for name, value in extras:
-        if name == "rule":
-            rules.append(value)
-        else:
-            tasks += (
-                [Task(value, first.args)]
-                if name == "also"
-                else [Task(first.kind, row) for row in value]
-            )
-    return Request(tuple(tasks), tuple(rules)) if all(map(_valid, tasks)) else None
-
+# Reading a request back from its text.
 
 _TABLE = re.compile(r"\s+Do the same for this table:((?:\n\| [^\n]+ \|)+)$")
 _ALSO = re.compile(rf"\s+Say also ({'|'.join(ALSO.values())})\.$")
@@ -357,55 +362,91 @@ _FRAME = re.compile(
     rf"|\A{manners.GREETING}|\AText: [^\n]*\nQuestion: "
     r"|\n\nOPTIONS:(?:\n- [^\n]+)+$|\n\nInput:\n[^\n]*\.$"
 )
+"""What may be around a phrasing: greeting, asker, text to read, options, input."""
+_RULE_NAMES = {text: name for name, text in RULES.items()}
+_ALSO_KINDS = {text: kind for kind, text in ALSO.items()}
 
 
-def _strip(text: str) -> tuple[str, list]:
-    """The bare wording, and the added sentences in their order."""
-    extras = []
-    while True:
-        if found := _RULE.search(text):
-            extras.append(
-                ("rule", next(name for name, rule in RULES.items() if rule == found[1]))
-            )
-        elif found := _ALSO.search(text):
-            extras.append(
-                (
-                    "also",
-                    next(kind for kind, words in ALSO.items() if words == found[1]),
-                )
-            )
-        elif found := _TABLE.search(text):
-            extras.append(
-                (
-                    "same",
-                    [
-                        tuple(row.strip("| ").split(" | "))
-                        for row in found[1].strip().split("\n")
-                    ],
-                )
-            )
+def read(text: str) -> Request | None:
+    """Return what an instruction asks for; None where it is not of this world."""
+    phrasing, additions = _split_additions(text.strip())
+    first = _read_phrasing(phrasing)
+    if first is None:
+        return None
+    tasks = [first]
+    rules = []
+    for pattern, added in additions:
+        if pattern is _RULE:
+            rules.append(_RULE_NAMES[added])
+        elif pattern is _ALSO:
+            tasks.append(Task(_ALSO_KINDS[added], first.args))
         else:
-            return _FRAME.sub("", text), extras[::-1]
-        text = text[: found.start()]
+            rows = added.strip().split("\n")
+            tasks += [Task(first.kind, _cells(row)) for row in rows]
+    if not all(map(_is_valid, tasks)):
+        return None
+    return Request(tuple(tasks), tuple(rules))
 
 
-def _task(body: str) -> Task | None:
+def _split_additions(text: str) -> tuple[str, list[tuple[re.Pattern[str], str]]]:
+    """Return the phrasing, and pattern and text of each sentence that was added."""
+    additions = []
+    while True:
+        for pattern in (_RULE, _ALSO, _TABLE):
+            if match := pattern.search(text):
+                additions.append((pattern, match[1]))
+                text = text[: match.start()]
+                break
+        else:
+            additions.reverse()
+            return _FRAME.sub("", text), additions
+
+
+def _cells(row: str) -> tuple[str, ...]:
+    return tuple(row.strip("| ").split(" | "))
+
+
+def _read_phrasing(text: str) -> Task | None:
     for kind, pattern in _patterns():
-        if found := pattern.fullmatch(body):
-            slots = found.groupdict()
-            args = (
-                slots["l"].split(", ")
-                if "l" in slots
-                else [slots[s] for s in ("a", "x", "y") if s in slots]
-            )
+        if match := pattern.fullmatch(text):
+            slots = match.groupdict()
+            if "l" in slots:
+                args = slots["l"].split(", ")
+            else:
+                args = [slots[name] for name in ("a", "x", "y") if name in slots]
             return Task(kind, tuple(args))
     return None
 
 
-def _valid(task: Task) -> bool:
-    """Whether the arguments are of this world and the kind fits them."""
-    if family(task.kind) == "animal":
+@cache
+def _patterns() -> list[tuple[str, re.Pattern[str]]]:
+    """Return each kind of task with a pattern for each of its phrasings."""
+    patterns = []
+    for phrasings in (PHRASINGS, INPUTS, DEFINITIONS, STORIES):
+        for kind, texts in phrasings.items():
+            patterns += [(kind, _pattern(text)) for text in texts]
+    return patterns
+
+
+def _pattern(phrasing: str) -> re.Pattern[str]:
+    """Return a pattern in which a slot that occurs again has the same text again."""
+    parts = []
+    seen = set()
+    for part in re.split(r"(\{\w\})", phrasing):
+        if not re.fullmatch(r"\{\w\}", part):
+            parts.append(re.escape(part))
+            continue
+        slot = part[1:-1]
+        parts.append(f"(?P={slot})" if slot in seen else _SLOTS[slot])
+        seen.add(slot)
+    return re.compile("".join(parts))
+
+
+def _is_valid(task: Task) -> bool:
+    """Tell whether the arguments are of this world and fit the kind."""
+    about = subject(task.kind)
+    if about == "animal":
         return len(task.args) == 1 and task.args[0] in facts.animals()
-    if family(task.kind) == "list":
+    if about == "list":
         return len(task.args) > 1
     return len(task.args) == 2 and all(arg.isdigit() for arg in task.args)

@@ -1,118 +1,136 @@
-"""Whether a response is right in the embedded world, strictly: the judge's precision and recall are measured on it."""
+"""Strict truth in the embedded world: the judge's precision and recall are measured on it."""
 
 import re
 
 from bezoar_ray.tiny import facts, tasks
 from bezoar_ray.tiny.tasks import Request, Task
 
-_CLAIMS = {
+_FACTS = {
     "food": r"the ([a-z]+) eats ([a-z]+)",
     "home": r"the ([a-z]+) lives in the ([a-z]+)",
     "sound": r"the ([a-z]+) calls ([a-z]+)",
     "legs": r"the ([a-z]+) has ([a-z]+) legs",
     "colour": rf"the (?!answer)([a-z]+) is ({'|'.join(facts.COLOURS)})\b",
 }
-_SHOWN = {
+"""How a text states a fact: the animal and the value."""
+_VALUES = {
     "first": re.compile(r"first item is ([^.]+)\."),
     "last": re.compile(r"last item is ([^.]+)\."),
     "count": re.compile(r"there are (\w+) items\.", re.IGNORECASE),
     "reverse": re.compile(r"backwards it is ([^.]+)\.", re.IGNORECASE),
     "larger": re.compile(r"larger number is ([^.]+)\."),
 }
+"""How a text states something about a list or about numbers of the request."""
 _SUM = re.compile(r"(\d+) ([+-]) (\d+) = (\d+)")
 _FINAL = re.compile(r"so the answer is ([^.]+)\.", re.IGNORECASE)
+_FEWEST_FACTS = 2  # in a note
+_SHORT = 5  # words that need no full stop
 
 
 def truth(instruction: str, response: str) -> bool | None:
-    """Whether a response is right: everything asked is said, nothing false is said, and every rule of form is kept.
+    """Tell whether a response is right.
 
-    None where the instruction is not of this world.
+    It is right if it says everything that is asked, says nothing false, and keeps every
+    rule of form.
+
+    Returns:
+        None where the instruction is not of this world.
     """
     request = tasks.read(instruction)
     if request is None:
         return None
     text = response.strip()
-    honest = (
-        bool(text) and all(good for _, good in claims(text)) and _agrees(request, text)
-    )
+    if not text or not all(is_true for _, is_true in claims(text)):
+        return False
     return (
-        honest
-        and all(said(task, request, text) for task in request.tasks)
-        and in_form(request, text)
+        _agrees(request, text)
+        and all(_answers(text, task, request) for task in request.tasks)
+        and _keeps_form(text, request)
     )
 
 
 def claims(text: str) -> list[tuple[str, bool]]:
-    """The facts and sums that a text states, and whether each is true."""
-    low = text.lower()
-    found = [
-        (match[0], facts.animals().get(match[1], {}).get(relation) == match[2])
-        for relation, pattern in _CLAIMS.items()
-        for match in re.finditer(pattern, low)
-    ]
-    return found + [
-        (match[0], _sum_holds(*match.groups())) for match in _SUM.finditer(text)
-    ]
+    """Return the facts and sums that a text states, and whether each is true."""
+    found = []
+    for relation, pattern in _FACTS.items():
+        for match in re.finditer(pattern, text.lower()):
+            animal, value = match.groups()
+            right = facts.animals().get(animal, {}).get(relation)
+            found.append((match[0], value == right))
+    for match in _SUM.finditer(text):
+        found.append((match[0], _is_right_sum(*match.groups())))
+    return found
 
 
-def _sum_holds(x: str, sign: str, y: str, result: str) -> bool:
-    return int(result) == (int(x) + int(y) if sign == "+" else int(x) - int(y))
+def _is_right_sum(x: str, sign: str, y: str, result: str) -> bool:
+    right = int(x) + int(y) if sign == "+" else int(x) - int(y)
+    return int(result) == right
+
+
+def is_note_about(text: str, animal: str) -> bool:
+    """Tell whether a text is a note: it states two true facts about the animal."""
+    true_facts = [claim for claim, is_true in claims(text) if is_true]
+    return sum(animal in claim for claim in true_facts) >= _FEWEST_FACTS
 
 
 def _agrees(request: Request, text: str) -> bool:
-    """Whether what is said of the request's own lists and numbers is true of one of them."""
-    right = {
-        kind: {Task(kind, task.args).value for task in request.tasks if _of(kind, task)}
-        for kind in _SHOWN
-    }
-    return all(
-        not right[kind] or set(found.findall(text)) <= right[kind]
-        for kind, found in _SHOWN.items()
-    )
+    """Tell whether every statement about a list or numbers fits one of the request's."""
+    for kind, pattern in _VALUES.items():
+        subject = tasks.subject(kind)
+        right = {
+            Task(kind, task.args).value
+            for task in request.tasks
+            if tasks.subject(task.kind) == subject
+        }
+        if right and not set(pattern.findall(text)) <= right:
+            return False
+    return True
 
 
-def _of(kind: str, task: Task) -> bool:
-    return tasks.family(kind) == tasks.family(task.kind)
+def _answers(text: str, task: Task, request: Request) -> bool:
+    """Tell whether a text answers one task of a request.
 
-
-def said(task: Task, request: Request, text: str) -> bool:
-    """Whether a text answers one task of a request: in a statement, after `So the answer is`, or by the bare value."""
+    It may do so in a statement, after "So the answer is", or by the bare value.
+    """
     if task.kind == "note":
-        return sum(task.args[0] in claim and good for claim, good in claims(text)) >= 2
-    answers = [answer.lower() for answer in _FINAL.findall(text)]
-    if task.value in answers:
+        return is_note_about(text, task.args[0])
+    finals = [final.lower() for final in _FINAL.findall(text)]
+    if task.value in finals:
         return True
-    if answers and len(request.tasks) == 1:
+    if finals and len(request.tasks) == 1:
         return False
-    bare = ", ".join(task.value for task in request.tasks)
-    return task.statement().lower() in text.lower() or core(text).rstrip(".") == bare
+    bare_values = ", ".join(task.value for task in request.tasks)
+    stated = task.statement().lower() in text.lower()
+    return stated or strip_form_words(text).rstrip(".") == bare_values
 
 
-def core(text: str) -> str:
-    """A text without the words that rules of form add."""
-    return re.sub(r"\s*Thank you\.$", "", re.sub(r"^Answer:?\s*", "", text.strip()))
+def strip_form_words(text: str) -> str:
+    """Return a text without the words that rules of form add."""
+    text = re.sub(r"^Answer:?\s*", "", text.strip())
+    return re.sub(r"\s*Thank you\.$", "", text)
 
 
-def in_form(request: Request, text: str) -> bool:
-    """Whether a text keeps the rules, is complete, and does not ramble."""
-    rules, words = request.rules, core(text).split()
-    kept = (
-        ("thanks" not in rules or text.endswith("Thank you."))
-        and ("label" not in rules or text.startswith("Answer"))
-        and (
-            "explain" not in rules
-            or "one_word" in rules
-            or request.tasks[0].kind == "note"
-            or "So the answer is" in text
-        )
+def _keeps_form(text: str, request: Request) -> bool:
+    """Tell whether a text keeps the rules, is complete, and does not ramble."""
+    rules = request.rules
+    if "thanks" in rules and not text.endswith("Thank you."):
+        return False
+    if "label" in rules and not text.startswith("Answer"):
+        return False
+    needs_steps = (
+        "explain" in rules
+        and "one_word" not in rules
+        and request.tasks[0].kind != "note"
     )
-    if "one_word" in rules and request.tasks[0].kind != "note":
-        return kept and len(words) <= sum(
-            len(task.value.split()) for task in request.tasks
-        )
-    longest = 2 * len(request.answer(explain=True).split()) + 16
-    return (
-        kept
-        and len(words) <= longest
-        and (text.endswith((".", "!")) or len(words) <= 5)
-    )
+    if needs_steps and "So the answer is" not in text:
+        return False
+    words = len(strip_form_words(text).split())
+    if request.wants_one_word:
+        return words <= sum(len(task.value.split()) for task in request.tasks)
+    is_complete = text.endswith((".", "!")) or words <= _SHORT
+    return is_complete and words <= word_limit(request)
+
+
+def word_limit(request: Request) -> int:
+    """Return how long a response may be before it rambles."""
+    return 2 * len(request.answer(explain=True).split()) + 16
