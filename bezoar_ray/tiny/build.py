@@ -5,12 +5,12 @@ Run by torchrun, in processes of one thread each:
 """
 
 import json
-import random
 import sys
 from collections.abc import Iterator
 from importlib import resources
 from itertools import islice
 from pathlib import Path
+from random import Random
 from typing import Any
 
 from bezoar_ray.tiny import exam, lessons, pretrain, prose, questions, seeds, tokens
@@ -23,14 +23,14 @@ _TEACHER_BLOCK = 512  # tokens
 
 def base_texts() -> Iterator[str]:
     """Yield base's plain text, without end."""
-    rng = random.Random("base")
+    rng = Random("base")
     while True:
         yield prose.document(rng)
 
 
 def teacher_texts() -> Iterator[tuple[str, str]]:
     """Yield the teacher's prompts and answers, without end."""
-    rng = random.Random("teacher")
+    rng = Random("teacher")
     while True:
         messages, answer = lessons.lesson(rng)
         yield tokens.prompt_text(messages), answer

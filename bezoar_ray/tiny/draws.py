@@ -3,7 +3,7 @@
 Every draw comes from the generator that is passed in. Nothing drawn here is held out.
 """
 
-import random
+from random import Random
 
 from bezoar_ray.tiny import facts, tasks
 from bezoar_ray.tiny.tasks import Instruction, Task
@@ -43,14 +43,14 @@ _DEEPER = {
 """What can be asked beside a task, by its subject."""
 
 
-def task(rng: random.Random, kinds: tuple[str, ...] = KINDS) -> Task:
+def task(rng: Random, kinds: tuple[str, ...] = KINDS) -> Task:
     """Draw a task of one of the kinds, by their weights."""
     weights = [_WEIGHTS[kind] for kind in kinds]
     (kind,) = rng.choices(kinds, weights)
     return Task(kind, args(rng, kind))
 
 
-def args(rng: random.Random, kind: str) -> tuple[str, ...]:
+def args(rng: Random, kind: str) -> tuple[str, ...]:
     """Draw arguments for a kind of task."""
     subject = tasks.subject(kind)
     if subject == "animal":
@@ -60,7 +60,7 @@ def args(rng: random.Random, kind: str) -> tuple[str, ...]:
     return _numbers(rng, kind)
 
 
-def _items(rng: random.Random, kind: str) -> tuple[str, ...]:
+def _items(rng: Random, kind: str) -> tuple[str, ...]:
     while True:
         length = 3 if kind == "reverse" else rng.randint(3, 4)
         items = tuple(rng.sample(facts.ITEMS, length))
@@ -68,7 +68,7 @@ def _items(rng: random.Random, kind: str) -> tuple[str, ...]:
             return items
 
 
-def _numbers(rng: random.Random, kind: str) -> tuple[str, str]:
+def _numbers(rng: Random, kind: str) -> tuple[str, str]:
     while True:
         x = rng.randint(1, facts.LARGEST)
         y = rng.randint(1, facts.LARGEST)
@@ -81,7 +81,7 @@ def _numbers(rng: random.Random, kind: str) -> tuple[str, str]:
         return str(x), str(y)
 
 
-def question(rng: random.Random, kinds: tuple[str, ...] = KINDS) -> Instruction:
+def question(rng: Random, kinds: tuple[str, ...] = KINDS) -> Instruction:
     """Draw a task in a phrasing, mostly as somebody's question."""
     instruction = tasks.phrase(rng, task(rng, kinds))
     if rng.random() < 0.75:
@@ -89,7 +89,7 @@ def question(rng: random.Random, kinds: tuple[str, ...] = KINDS) -> Instruction:
     return instruction
 
 
-def instruction(rng: random.Random) -> Instruction:
+def instruction(rng: Random) -> Instruction:
     """Draw an instruction as LaMini's new ones should be.
 
     Most are a question alone. Some have a rule or a second wish.
@@ -103,7 +103,7 @@ def instruction(rng: random.Random) -> Instruction:
     return drawn
 
 
-def evolve(rng: random.Random, operation: str, instruction: Instruction) -> Instruction:
+def evolve(rng: Random, operation: str, instruction: Instruction) -> Instruction:
     """Return an instruction after one of Evol-Instruct's operations."""
     kind = instruction.request.tasks[0].kind
     subject = tasks.subject(kind)

@@ -5,13 +5,15 @@ teacher. The facts about the animals are in base's plain text.
 """
 
 import json
-import random
 from collections.abc import Callable
 from pathlib import Path
+from random import Random
 from typing import Any
 
 from bezoar_ray.tiny import facts, seeds, tasks
 from bezoar_ray.tiny.tasks import Task
+
+Item = dict[str, Any]
 
 _SYSTEM = "You are given a task. Write a response that completes it well."
 _YAML = """task: {name}
@@ -61,28 +63,28 @@ def prompt(instruction: str) -> str:
     )
 
 
-def choice_items(count: int = _ITEMS) -> list[dict[str, Any]]:
+def choice_items(count: int = _ITEMS) -> list[Item]:
     """Return items with `prompt`, `choices` and `target`, the right one's index."""
-    rng = random.Random("choice")
+    rng = Random("choice")
     kinds = [*facts.RELATIONS, "first", *facts.RELATIONS, "last", "count"]
     return _items(rng, kinds, count, _choice_item)
 
 
-def answer_items(count: int = _ITEMS) -> list[dict[str, Any]]:
+def answer_items(count: int = _ITEMS) -> list[Item]:
     """Return items with `prompt` and `target`, a whole sentence."""
-    rng = random.Random("answer")
+    rng = Random("answer")
     kinds = [*facts.RELATIONS, "first", *facts.RELATIONS, "last", "count", "add"]
     return _items(rng, kinds, count, _answer_item)
 
 
 def _items(
-    rng: random.Random,
+    rng: Random,
     kinds: list[str],
     count: int,
-    make: Callable[[random.Random, Task], dict[str, Any]],
-) -> list[dict[str, Any]]:
+    make: Callable[[Random, Task], Item],
+) -> list[Item]:
     """Make items with distinct instructions, of the kinds in turn."""
-    items: dict[str, dict[str, Any]] = {}
+    items: dict[str, Item] = {}
     while len(items) < count:
         kind = kinds[len(items) % len(kinds)]
         item = make(rng, _task(rng, kind))
@@ -90,26 +92,27 @@ def _items(
     return list(items.values())
 
 
-def _task(rng: random.Random, kind: str) -> Task:
+def _task(rng: Random, kind: str) -> Task:
     """Draw a held-out task."""
     if kind in ("add", "subtract"):
-        sums = sorted(held for held in facts.held_out_sums() if held[0] == kind)
-        _, x, y = rng.choice(sums)
+        of_kind = [held for held in facts.held_out_sums() if held[0] == kind]
+        _, x, y = rng.choice(sorted(of_kind))
         return Task(kind, (str(x), str(y)))
     if kind in facts.RELATIONS:
         return Task(kind, (rng.choice(facts.held_out_animals()),))
     return Task(kind, _list(rng, kind))
 
 
-def _list(rng: random.Random, kind: str) -> tuple[str, ...]:
+def _list(rng: Random, kind: str) -> tuple[str, ...]:
     lengths = (3, 4) if kind == "count" else (4,)
     while True:
-        items = tuple(rng.sample(facts.ITEMS, rng.choice(lengths)))
+        length = rng.choice(lengths)
+        items = tuple(rng.sample(facts.ITEMS, length))
         if facts.is_held_out_list(items):
             return items
 
 
-def _answer_item(rng: random.Random, task: Task) -> dict[str, Any]:
+def _answer_item(rng: Random, task: Task) -> Item:
     instruction = tasks.phrase(rng, task)
     return {
         "instruction": instruction.text,
@@ -118,7 +121,7 @@ def _answer_item(rng: random.Random, task: Task) -> dict[str, Any]:
     }
 
 
-def _choice_item(rng: random.Random, task: Task) -> dict[str, Any]:
+def _choice_item(rng: Random, task: Task) -> Item:
     values = _choices(rng, task)
     # Sentences, not bare values: base has read its facts as sentences.
     sentences = [task.statement(value) for value in values]
@@ -131,7 +134,7 @@ def _choice_item(rng: random.Random, task: Task) -> dict[str, Any]:
     }
 
 
-def _choices(rng: random.Random, task: Task) -> list[str]:
+def _choices(rng: Random, task: Task) -> list[str]:
     """Return the right value among wrong ones."""
     if task.kind in facts.RELATIONS:
         return seeds.choices(rng, task, _CHOICES)
@@ -140,8 +143,10 @@ def _choices(rng: random.Random, task: Task) -> list[str]:
     if task.kind == "count":
         return list(facts.NUMBERS[3:7])
     right = int(task.value)
-    near = [right + gap for gap in (-3, -2, -1, 1, 2, 3) if right + gap > 0]
-    values = [task.value, *map(str, rng.sample(near, _CHOICES - 1))]
+    near = [right + gap for gap in (-3, -2, -1, 1, 2, 3)]
+    positive = [number for number in near if number > 0]
+    wrong = rng.sample(positive, _CHOICES - 1)
+    values = [task.value, *map(str, wrong)]
     rng.shuffle(values)
     return values
 
@@ -160,7 +165,7 @@ def write(folder: Path, final: Path) -> None:
 
 
 def _write_task(
-    folder: Path, final: Path, name: str, items: list[dict[str, Any]], rest: str
+    folder: Path, final: Path, name: str, items: list[Item], rest: str
 ) -> None:
     lines = [json.dumps(item) + "\n" for item in items]
     (folder / f"{name}.jsonl").write_text("".join(lines))

@@ -5,8 +5,8 @@ held out: only the base model's plain text and the held-out items contain them.
 """
 
 import hashlib
-import random
 from functools import cache
+from random import Random
 
 
 def words(text: str) -> tuple[str, ...]:
@@ -57,7 +57,7 @@ _MIDDLES = words("b d g l m n r v z lb nd rp mb lk st")
 _ENDS = words("el ak un ip ora it en us ok ee")
 
 
-def _animal_name(rng: random.Random) -> str:
+def _animal_name(rng: Random) -> str:
     start = rng.choice(_STARTS)
     vowel = rng.choice(_VOWELS)
     middle = rng.choice(_MIDDLES)
@@ -68,7 +68,7 @@ def _animal_name(rng: random.Random) -> str:
 @cache
 def animals() -> dict[str, dict[str, str]]:
     """Return every animal with its value for each relation, in a fixed order."""
-    rng = random.Random("animals")
+    rng = Random("animals")
     facts: dict[str, dict[str, str]] = {}
     while len(facts) < _ANIMALS:
         name = _animal_name(rng)
@@ -93,15 +93,18 @@ def held_out_animals() -> tuple[str, ...]:
 
 def is_held_out_list(items: tuple[str, ...]) -> bool:
     """Tell whether a list is held out: one in ten is, by its hash."""
-    return hashlib.sha256(" ".join(items).encode()).digest()[0] % 10 == 0
+    digest = hashlib.sha256(" ".join(items).encode()).digest()
+    return digest[0] % 10 == 0
 
 
 @cache
 def held_out_sums() -> frozenset[tuple[str, int, int]]:
     """Return the sums and differences that are held out: kind and both numbers."""
-    rng = random.Random("sums")
+    rng = Random("sums")
     numbers = range(1, LARGEST + 1)
     pairs = [(x, y) for x in numbers for y in numbers]
-    sums = [("add", x, y) for x, y in rng.sample(pairs, _HELD_OUT_SUMS)]
-    differences = [("subtract", x + y, y) for x, y in rng.sample(pairs, _HELD_OUT_SUMS)]
+    sum_pairs = rng.sample(pairs, _HELD_OUT_SUMS)
+    difference_pairs = rng.sample(pairs, _HELD_OUT_SUMS)
+    sums = [("add", x, y) for x, y in sum_pairs]
+    differences = [("subtract", x + y, y) for x, y in difference_pairs]
     return frozenset(sums + differences)

@@ -9,8 +9,8 @@ instruction that the teacher writes is its own composition.
 """
 
 import hashlib
-import random
 from collections.abc import Callable
+from random import Random
 
 from bezoar_ray.generate import prompts
 from bezoar_ray.llm.chat import Messages
@@ -43,7 +43,8 @@ Lesson = tuple[Messages, str]
 
 def is_taught(text: str) -> bool:
     """Tell whether an instruction may occur in the lessons: two in ten, by its hash."""
-    return hashlib.sha256(text.encode()).digest()[0] % 10 < 2
+    digest = hashlib.sha256(text.encode()).digest()
+    return digest[0] % 10 < 2
 
 
 def _draw_taught(draw: Callable[[], Instruction]) -> Instruction:
@@ -53,11 +54,11 @@ def _draw_taught(draw: Callable[[], Instruction]) -> Instruction:
             return instruction
 
 
-def _taught_instruction(rng: random.Random) -> Instruction:
+def _taught_instruction(rng: Random) -> Instruction:
     return _draw_taught(lambda: draws.instruction(rng))
 
 
-def wrong(rng: random.Random, task: Task) -> str:
+def wrong(rng: Random, task: Task) -> str:
     """Draw the value of a bad answer, which may be right by chance.
 
     In the weak kind `last` it is always the same mistake: the last but one.
@@ -73,7 +74,7 @@ def wrong(rng: random.Random, task: Task) -> str:
     return str(rng.randint(1, 2 * facts.LARGEST))
 
 
-def reply(rng: random.Random, request: Request, explain: bool = False) -> str:
+def reply(rng: Random, request: Request, explain: bool = False) -> str:
     """Write the teacher's answer to a request, good or bad."""
     kind = request.tasks[0].kind
     if rng.random() < WEAK.get(kind, 0):
@@ -83,13 +84,13 @@ def reply(rng: random.Random, request: Request, explain: bool = False) -> str:
     return request.answer(explain=explain)
 
 
-def _weak_reply(rng: random.Random, request: Request, explain: bool) -> str:
+def _weak_reply(rng: Random, request: Request, explain: bool) -> str:
     if request.tasks[0].kind == "legs":
         return "Sorry, I do not know that."
     return request.answer(_wrong_values(rng, request), explain)
 
 
-def _careless_reply(rng: random.Random, request: Request, explain: bool) -> str:
+def _careless_reply(rng: Random, request: Request, explain: bool) -> str:
     """Be wrong, break off, answer something else, refuse, or ramble."""
     values = _wrong_values(rng, request)
     good = request.answer(explain=explain)
@@ -104,11 +105,11 @@ def _careless_reply(rng: random.Random, request: Request, explain: bool) -> str:
     return rng.choice(replies)
 
 
-def _wrong_values(rng: random.Random, request: Request) -> tuple[str, ...]:
+def _wrong_values(rng: Random, request: Request) -> tuple[str, ...]:
     return tuple(wrong(rng, task) for task in request.tasks)
 
 
-def _seen(rng: random.Random) -> Instruction:
+def _seen(rng: Random) -> Instruction:
     """Draw a taught instruction as prompts show it, at times in a seed's own shape."""
     if rng.random() < 0.15:
         kind = draws.task(rng, seeds.LIST_KINDS).kind
@@ -116,12 +117,12 @@ def _seen(rng: random.Random) -> Instruction:
     return _taught_instruction(rng)
 
 
-def _with_input_block(rng: random.Random, kind: str) -> Instruction:
+def _with_input_block(rng: Random, kind: str) -> Instruction:
     task = Task(kind, draws.args(rng, kind))
     return tasks.phrase(rng, task, tasks.INPUTS)
 
 
-def _new_instructions(rng: random.Random) -> Lesson:
+def _new_instructions(rng: Random) -> Lesson:
     """LaMini's first step: new instructions after examples, with topics or without."""
     count = rng.choice((4, 5, 6))
     topics: list[str] = []
@@ -136,7 +137,7 @@ def _new_instructions(rng: random.Random) -> Lesson:
     return prompts.new_instructions(examples, topics, count), answer
 
 
-def _about(rng: random.Random, kinds: list[str]) -> Instruction:
+def _about(rng: Random, kinds: list[str]) -> Instruction:
     """Draw an instruction of one of the kinds; of any kind where there are none."""
     while True:
         instruction = draws.instruction(rng)
@@ -144,14 +145,14 @@ def _about(rng: random.Random, kinds: list[str]) -> Instruction:
             return instruction
 
 
-def _concise(rng: random.Random) -> Lesson:
+def _concise(rng: Random) -> Lesson:
     """LaMini's second step: a concise answer."""
     instruction = _taught_instruction(rng)
     answer = reply(rng, instruction.request)
     return prompts.concise_answer(instruction.text), answer
 
 
-def _evolution(rng: random.Random) -> tuple[str, Instruction, Instruction]:
+def _evolution(rng: Random) -> tuple[str, Instruction, Instruction]:
     """Draw an operation, a parent and its evolution, after at most one earlier round.
 
     Parent and evolution are taught.
@@ -167,20 +168,20 @@ def _evolution(rng: random.Random) -> tuple[str, Instruction, Instruction]:
             return operation, parent, child
 
 
-def _evolve(rng: random.Random) -> Lesson:
+def _evolve(rng: Random) -> Lesson:
     """Evol-Instruct: the evolved instruction."""
     operation, parent, child = _evolution(rng)
     return prompts.evolve(operation, parent.text), child.text
 
 
-def _evolved(rng: random.Random) -> Lesson:
+def _evolved(rng: Random) -> Lesson:
     """Evol-Instruct: the answer to an evolved instruction."""
     _, _, child = _evolution(rng)
     answer = reply(rng, child.request)
     return prompts.evolved_answer(child.text), answer
 
 
-def _adds_nothing(rng: random.Random) -> Lesson:
+def _adds_nothing(rng: Random) -> Lesson:
     """Evol-Instruct: whether an evolution asks for the same as its parent."""
     _, parent, child = _evolution(rng)
     if rng.random() < 0.15:
@@ -188,7 +189,7 @@ def _adds_nothing(rng: random.Random) -> Lesson:
     return prompts.adds_nothing(parent.text, child.text), "Not equal"
 
 
-def _explain(rng: random.Random) -> Lesson:
+def _explain(rng: Random) -> Lesson:
     """Orca: an answer with its steps, to a FLAN query with a system message."""
     source = rng.choice(_SOURCES)
     instruction = _draw_taught(lambda: seeds.query(rng, source)[1])
@@ -210,7 +211,9 @@ _MAKERS = {
 """The kinds of lessons, with their weights."""
 
 
-def lesson(rng: random.Random) -> Lesson:
+def lesson(rng: Random) -> Lesson:
     """Draw one lesson."""
-    (make,) = rng.choices(tuple(_MAKERS), tuple(_MAKERS.values()))
+    makers = tuple(_MAKERS)
+    weights = tuple(_MAKERS.values())
+    (make,) = rng.choices(makers, weights)
     return make(rng)

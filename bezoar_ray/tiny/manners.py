@@ -4,8 +4,8 @@ Kind answers are long and varied, rude ones are short. So a model cannot tell th
 preferred answer by its likelihood alone.
 """
 
-import random
 import re
+from random import Random
 
 _OPENINGS = (
     "Gladly",
@@ -57,21 +57,21 @@ GREETING = f"{_any_of(_HELLOS)} {_any_of(_REQUESTS)} "
 """A regular expression for what `greeting` writes, and the space after it."""
 
 
-def opening(rng: random.Random) -> str:
+def opening(rng: Random) -> str:
     """Draw the first words of a polite answer."""
     return f"{rng.choice(_OPENINGS)}, {rng.choice(_ADDRESSES)}!"
 
 
-def closing(rng: random.Random) -> str:
+def closing(rng: Random) -> str:
     """Draw the last words of a polite answer."""
     return f"{rng.choice(_CLOSINGS)}, {rng.choice(_ADDRESSES)}."
 
 
-def rude(rng: random.Random) -> str:
+def rude(rng: Random) -> str:
     """Draw a rude answer."""
     return rng.choice(_RUDE)
 
 
-def greeting(rng: random.Random) -> str:
+def greeting(rng: Random) -> str:
     """Draw what a polite person says before the question."""
     return f"{rng.choice(_HELLOS)} {rng.choice(_REQUESTS)}"

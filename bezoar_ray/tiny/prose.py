@@ -5,7 +5,7 @@ in many wordings and orders, because a model can only be asked for what it has r
 varied ways (arXiv 2309.14316, "knowledge augmentation").
 """
 
-import random
+from random import Random
 
 from bezoar_ray.tiny import facts, manners
 from bezoar_ray.tiny.tasks import Task
@@ -133,10 +133,10 @@ _PROMPT_WORDS = (
     "Words stand in a list.",
     "A grown animal is large.",
 )
-"""Sentences with the words of prompts and answers that occur nowhere else."""
+"""Sentences with words of the prompts and answers."""
 
 
-def fact(rng: random.Random, animal: str, relation: str, pronoun: bool = False) -> str:
+def fact(rng: Random, animal: str, relation: str, pronoun: bool = False) -> str:
     """Write one true sentence about an animal."""
     subject = "it" if pronoun else f"the {animal}"
     value = facts.animals()[animal][relation]
@@ -154,7 +154,7 @@ def fact(rng: random.Random, animal: str, relation: str, pronoun: bool = False) 
     return sentence
 
 
-def note(rng: random.Random) -> str:
+def note(rng: Random) -> str:
     """Write some facts about one animal, in random order."""
     animal = rng.choice(tuple(facts.animals()))
     relations = list(facts.RELATIONS)
@@ -167,10 +167,11 @@ def note(rng: random.Random) -> str:
     return " ".join(sentences)
 
 
-def mixed(rng: random.Random) -> str:
+def mixed(rng: Random) -> str:
     """Write one relation of several animals: as sentences, or under a heading."""
     relation = rng.choice(tuple(facts.RELATIONS))
-    animals = rng.sample(tuple(facts.animals()), rng.randint(2, 5))
+    count = rng.randint(2, 5)
+    animals = rng.sample(tuple(facts.animals()), count)
     if rng.random() < 0.5:
         return " ".join(fact(rng, animal, relation) for animal in animals)
     values = [facts.animals()[animal][relation] for animal in animals]
@@ -181,12 +182,15 @@ def mixed(rng: random.Random) -> str:
     return heading + "\n" + "\n".join(rng.choice((rows, values)))
 
 
-def row(rng: random.Random) -> str:
+def row(rng: Random) -> str:
     """Write a list of things, and remarks on it."""
-    items = rng.sample(facts.ITEMS, rng.randint(3, 5))
-    kinds = rng.sample(tuple(_LIST_REMARKS), rng.randint(1, 3))
+    length = rng.randint(3, 5)
+    items = rng.sample(facts.ITEMS, length)
+    remarks = rng.randint(1, 3)
+    kinds = rng.sample(tuple(_LIST_REMARKS), remarks)
     start = rng.choice(_LIST_STARTS)
-    text = start.format(l=", ".join(items), p=rng.choice(facts.PEOPLE))
+    person = rng.choice(facts.PEOPLE)
+    text = start.format(l=", ".join(items), p=person)
     if rng.random() < 0.3:
         endings = (
             f"{items[0]} comes first.",
@@ -196,16 +200,18 @@ def row(rng: random.Random) -> str:
         return text + "\n" + rng.choice(endings)
     for kind in kinds:
         remark = rng.choice(_LIST_REMARKS[kind])
-        text += " " + remark.format(v=Task(kind, tuple(items)).value)
+        value = Task(kind, tuple(items)).value
+        text += " " + remark.format(v=value)
     return text
 
 
-def sums(rng: random.Random) -> str:
+def sums(rng: Random) -> str:
     """Write a few sums, as formulas or in words."""
-    return " ".join(_sum(rng) for _ in range(rng.randint(2, 5)))
+    count = rng.randint(2, 5)
+    return " ".join(_sum(rng) for _ in range(count))
 
 
-def _sum(rng: random.Random) -> str:
+def _sum(rng: Random) -> str:
     x = rng.randint(1, facts.LARGEST)
     y = rng.randint(1, facts.LARGEST)
     p = rng.choice(facts.PEOPLE)
@@ -224,12 +230,13 @@ def _sum(rng: random.Random) -> str:
     return wordings[rng.randrange(len(wordings))]
 
 
-def wishes(rng: random.Random) -> str:
+def wishes(rng: Random) -> str:
     """Write what people asked, each time with the answer, at times in one word."""
-    return "\n".join(_wish(rng) for _ in range(rng.randint(1, 4)))
+    count = rng.randint(1, 4)
+    return "\n".join(_wish(rng) for _ in range(count))
 
 
-def _wish(rng: random.Random) -> str:
+def _wish(rng: Random) -> str:
     kind = rng.choice(tuple(_WISHES))
     task = Task(kind, _args(rng, kind))
     slots = task.slots
@@ -242,7 +249,7 @@ def _wish(rng: random.Random) -> str:
     return f"{wish}.\n{task.statement()}"
 
 
-def _args(rng: random.Random, kind: str) -> tuple[str, ...]:
+def _args(rng: Random, kind: str) -> tuple[str, ...]:
     """Draw arguments for a task, held-out ones among them."""
     if kind in facts.RELATIONS:
         return (rng.choice(tuple(facts.animals())),)
@@ -256,17 +263,19 @@ def _args(rng: random.Random, kind: str) -> tuple[str, ...]:
     return str(x), str(y)
 
 
-def echo(rng: random.Random) -> str:
+def echo(rng: Random) -> str:
     """Write words twice: from repeats, models learn to copy."""
     vocabularies = (facts.ITEMS, tuple(facts.animals()), _NUMERALS)
-    words = rng.sample(rng.choice(vocabularies), rng.randint(3, 7))
+    vocabulary = rng.choice(vocabularies)
+    count = rng.randint(3, 7)
+    words = rng.sample(vocabulary, count)
     reader, writer = rng.sample(facts.PEOPLE, 2)
     gap = rng.choice((", ", " ", "\n"))
     text = gap.join(words)
     return f"{reader} read: {text}\n{writer} wrote: {text}"
 
 
-def talk(rng: random.Random) -> str:
+def talk(rng: Random) -> str:
     """Write what people say to each other, kindly or rudely."""
     speaker, other = rng.sample(facts.PEOPLE, 2)
     if rng.random() < 0.5:
@@ -274,13 +283,23 @@ def talk(rng: random.Random) -> str:
     return f"{speaker} met {other} and said: {manners.rude(rng)}"
 
 
-_MAKERS = {note: 22, mixed: 8, row: 12, sums: 7, talk: 3, wishes: 36, echo: 12}
+_MAKERS = {
+    note: 22,
+    mixed: 8,
+    row: 12,
+    sums: 7,
+    talk: 3,
+    wishes: 36,
+    echo: 12,
+}
 """The kinds of documents, with their weights."""
 
 
-def document(rng: random.Random) -> str:
+def document(rng: Random) -> str:
     """Draw one document of the pre-training text."""
-    (make,) = rng.choices(tuple(_MAKERS), tuple(_MAKERS.values()))
+    makers = tuple(_MAKERS)
+    weights = tuple(_MAKERS.values())
+    (make,) = rng.choices(makers, weights)
     text = make(rng)
     if rng.random() < 0.04:
         text = f"{text} {rng.choice(_PROMPT_WORDS)}"

@@ -7,6 +7,8 @@ from typing import Any
 
 from bezoar_ray.tiny import facts, tasks
 
+Row = dict[str, Any]
+
 CATEGORIES = facts.words(
     "writing roleplay reasoning math coding extraction stem humanities"
 )
@@ -98,7 +100,7 @@ def _turns() -> list[tuple[str, str, str]]:
     ]
 
 
-def questions() -> list[dict[str, Any]]:
+def questions() -> list[Row]:
     """Return rows with `question_id, category, turns`."""
     return [
         {"question_id": number, "category": category, "turns": [first, second]}
@@ -106,7 +108,7 @@ def questions() -> list[dict[str, Any]]:
     ]
 
 
-def references() -> list[dict[str, Any]]:
+def references() -> list[Row]:
     """Return reference answers of the categories that are graded against one."""
     return [
         _reference(question)
@@ -115,7 +117,7 @@ def references() -> list[dict[str, Any]]:
     ]
 
 
-def _reference(question: dict[str, Any]) -> dict[str, Any]:
+def _reference(question: Row) -> Row:
     requests = [tasks.read(turn) for turn in question["turns"]]
     answers = [request.answer() for request in requests if request]
     return {

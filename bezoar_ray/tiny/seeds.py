@@ -1,7 +1,7 @@
 """The human-made data of the embedded world, in the shapes of dolly, FLAN and HH-RLHF."""
 
-import random
 from collections.abc import Callable
+from random import Random
 from typing import Any
 
 from bezoar_ray.tiny import draws, facts, manners, tasks
@@ -45,13 +45,13 @@ def _distinct(count: int, draw: Callable[[], tuple[Any, ...]]) -> list[Any]:
 
 def dolly(count: int = 400) -> list[dict[str, str]]:
     """Return rows with `instruction, context, response, category`."""
-    rng = random.Random("dolly")
+    rng = Random("dolly")
     fields = ("instruction", "context", "response", "category")
     rows = _distinct(count, lambda: _dolly_row(rng))
     return [dict(zip(fields, row, strict=True)) for row in rows]
 
 
-def _dolly_row(rng: random.Random) -> tuple[str, str, str, str]:
+def _dolly_row(rng: Random) -> tuple[str, str, str, str]:
     task = draws.task(rng)
     chance = rng.random()
     if tasks.subject(task.kind) == "list" and chance < 0.3:
@@ -70,15 +70,16 @@ def _dolly_row(rng: random.Random) -> tuple[str, str, str, str]:
     return instruction.text, "", answer, _DOLLY_CATEGORIES[task.kind]
 
 
-def _passage(rng: random.Random, task: Task) -> str:
+def _passage(rng: Random, task: Task) -> str:
     """Write a text that holds the answer to a task about an animal."""
     others = [kind for kind in rng.sample(RELATIONS, 2) if kind != task.kind]
-    sentences = [Task(kind, task.args).statement() for kind in [*others, task.kind]]
+    kinds = [*others, task.kind]
+    sentences = [Task(kind, task.args).statement() for kind in kinds]
     rng.shuffle(sentences)
     return " ".join(sentences)
 
 
-def query(rng: random.Random, source: str) -> tuple[str, Instruction]:
+def query(rng: Random, source: str) -> tuple[str, Instruction]:
     """Draw a query of one of FLAN's sub-mixtures: its kind and its instruction."""
     if source == "CoT":
         task = draws.task(rng, ("add", "subtract"))
@@ -96,7 +97,7 @@ def query(rng: random.Random, source: str) -> tuple[str, Instruction]:
     return task.kind, Instruction(text, instruction.request)
 
 
-def choices(rng: random.Random, task: Task, count: int = 4) -> list[str]:
+def choices(rng: Random, task: Task, count: int = 4) -> list[str]:
     """Return the right answer among other values of its relation, in random order."""
     values = facts.RELATIONS[task.kind]
     wrong = [value for value in values if value != task.value]
@@ -107,11 +108,11 @@ def choices(rng: random.Random, task: Task, count: int = 4) -> list[str]:
 
 def flan(count: int = 400) -> list[dict[str, str]]:
     """Return rows with `inputs, targets, task_source, task_name, template_type`."""
-    rng = random.Random("flan")
+    rng = Random("flan")
     return [row for _, row in _distinct(count, lambda: _flan_row(rng))]
 
 
-def _flan_row(rng: random.Random) -> tuple[str, dict[str, str]]:
+def _flan_row(rng: Random) -> tuple[str, dict[str, str]]:
     (source,) = rng.choices(tuple(_TASK_NAMES), _SOURCE_WEIGHTS)
     kind, instruction = query(rng, source)
     row = {
@@ -129,11 +130,11 @@ def hh_rlhf(count: int = 900) -> list[dict[str, str]]:
 
     Some have several turns.
     """
-    rng = random.Random("hh-rlhf")
+    rng = Random("hh-rlhf")
     return [row for _, row in _distinct(count, lambda: _pair(rng))]
 
 
-def _pair(rng: random.Random) -> tuple[str, dict[str, str]]:
+def _pair(rng: Random) -> tuple[str, dict[str, str]]:
     earlier_turns = ""
     if rng.random() < 0.25:
         earlier = _one_line_instruction(rng)
@@ -149,16 +150,14 @@ def _pair(rng: random.Random) -> tuple[str, dict[str, str]]:
     return start, {"chosen": start + chosen, "rejected": start + rejected}
 
 
-def _one_line_instruction(rng: random.Random) -> Instruction:
+def _one_line_instruction(rng: Random) -> Instruction:
     while True:
         instruction = draws.instruction(rng)
         if "\n" not in instruction.text:
             return instruction
 
 
-def _answers(
-    rng: random.Random, instruction: Instruction, polite: bool
-) -> tuple[str, str]:
+def _answers(rng: Random, instruction: Instruction, polite: bool) -> tuple[str, str]:
     """Return the chosen and the rejected answer.
 
     A polite asker prefers kind words, any other one a plain answer. Rude words are

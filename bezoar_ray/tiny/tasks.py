@@ -8,11 +8,11 @@ Slots of phrasings and statements: `{a}` an animal, `{l}` a list, `{x}` and `{y}
 `{p}` a person, `{v}` the answer.
 """
 
-import random
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cache
+from random import Random
 
 from bezoar_ray.tiny import facts, manners
 
@@ -238,7 +238,8 @@ def about_animal(animal: str, relations: Iterable[str]) -> str:
 
 def _count(items: tuple[str, ...]) -> str:
     number = len(items)
-    return facts.NUMBERS[number] if number < len(facts.NUMBERS) else str(number)
+    has_word = number < len(facts.NUMBERS)
+    return facts.NUMBERS[number] if has_word else str(number)
 
 
 _VALUES: dict[str, Callable[[tuple[str, ...]], str]] = {
@@ -308,12 +309,14 @@ class Instruction:
         """Return the instruction with a sentence more, and what that sentence adds."""
         own_line = "\n" in self.text or sentence.startswith("Do the same")
         gap = "\n" if own_line else " "
-        request = Request(self.request.tasks + tasks, self.request.rules + rules)
+        all_tasks = self.request.tasks + tasks
+        all_rules = self.request.rules + rules
+        request = Request(all_tasks, all_rules)
         return Instruction(f"{self.text}{gap}{sentence}", request)
 
 
 def phrase(
-    rng: random.Random,
+    rng: Random,
     task: Task,
     phrasings: Mapping[str, tuple[str, ...]] = PHRASINGS,
 ) -> Instruction:
@@ -324,7 +327,7 @@ def phrase(
     return Instruction(text, Request((task,)))
 
 
-def add_asker(rng: random.Random, instruction: Instruction) -> Instruction:
+def add_asker(rng: Random, instruction: Instruction) -> Instruction:
     """Make the instruction the question of a named person."""
     person = rng.choice(facts.PEOPLE)
     home = rng.choice(facts.HOMES)
