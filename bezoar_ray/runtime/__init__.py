@@ -1,0 +1,1 @@
+"""The machine and the cluster: Ray session, capacity, caches, logs, metrics, progress."""

@@ -1,13 +1,15 @@
-"""The caches outside the run directory: where they lie, who says so, and whether one can write there."""
+"""The caches outside the run directory: where they are, and whether one can write there."""
 
 import os
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-_OWN, _HUB, _DATASETS = "BEZOAR_CACHE", "HF_HUB_CACHE", "HF_DATASETS_CACHE"
+_OWN = "BEZOAR_CACHE"
+_HUB = "HF_HUB_CACHE"
+_DATASETS = "HF_DATASETS_CACHE"
 _HOMES = ("HF_HOME", "XDG_CACHE_HOME")
-_PROBE = bytes(65_536)
+_PROBE = bytes(65_536)  # a full disk still takes an empty file
 
 
 def bezoar_cache() -> Path:
@@ -17,45 +19,59 @@ def bezoar_cache() -> Path:
 
 
 def hub_cache() -> Path:
-    """Of the Hugging Face hub: it holds models."""
-    return _of_hugging_face(_HUB, "hub")
+    """Return the cache of the Hugging Face hub, which holds models."""
+    return _hugging_face_cache(_HUB, "hub")
 
 
-def _of_hugging_face(variable: str, name: str) -> Path:
-    home = (
-        os.environ.get("HF_HOME")
-        or f"{os.environ.get('XDG_CACHE_HOME') or '~/.cache'}/huggingface"
-    )
-    return Path(os.environ.get(variable) or f"{home}/{name}").expanduser().absolute()
+def _hugging_face_cache(variable: str, name: str) -> Path:
+    """Return a cache as Hugging Face's libraries find it.
+
+    Args:
+        variable: The environment variable that names this cache alone.
+        name: The folder's name in the common cache.
+    """
+    home = os.environ.get("HF_HOME")
+    if not home:
+        user_cache = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+        home = f"{user_cache}/huggingface"
+    folder = os.environ.get(variable) or f"{home}/{name}"
+    return Path(folder).expanduser().absolute()
 
 
 def unwritable(
     embedded: bool = False, hub: bool = False, datasets: bool = False
 ) -> Iterator[str]:
-    """A sentence for each of the caches asked about into which nothing can be written."""
+    """Yield a sentence for each of these caches that cannot be written.
+
+    Nothing is left in a cache, and no folder is made.
+    """
     if embedded:
         yield from _problem(bezoar_cache(), (_OWN,))
     if hub:
         yield from _problem(hub_cache(), (_HUB, *_HOMES))
     if datasets:
-        yield from _problem(
-            _of_hugging_face(_DATASETS, "datasets"), (_DATASETS, *_HOMES)
-        )
+        folder = _hugging_face_cache(_DATASETS, "datasets")
+        yield from _problem(folder, (_DATASETS, *_HOMES))
 
 
 def _problem(folder: Path, variables: tuple[str, ...]) -> Iterator[str]:
-    """`variables` may say where the cache is, the first of them before the others."""
-    there = next(path for path in (folder, *folder.parents) if os.path.lexists(path))
+    """Yield why a folder cannot be written; nothing where it can.
+
+    Args:
+        folder: A cache, which may not exist yet.
+        variables: The environment variables that may name it, the strongest first.
+    """
+    candidates = (folder, *folder.parents)
+    existing = next(path for path in candidates if os.path.lexists(path))
     try:
-        with tempfile.TemporaryFile(dir=there) as file:
+        with tempfile.TemporaryFile(dir=existing) as file:
             file.write(_PROBE)
             file.flush()
     except OSError as error:
-        said = next(
-            (f"named by {name}" for name in variables if os.environ.get(name)),
-            "the default",
-        )
+        named_by = [name for name in variables if os.environ.get(name)]
+        origin = f"named by {named_by[0]}" if named_by else "the default"
         yield (
-            f"the cache {folder} ({said}) cannot be written: {there}: {error.strerror}. Mend that, or set "
-            f"{variables[0]} to a folder on a disk with room"
+            f"the cache {folder} ({origin}) cannot be written: {existing}: "
+            f"{error.strerror}. Fix that, or set {variables[0]} to a folder on a disk "
+            "with free space"
         )

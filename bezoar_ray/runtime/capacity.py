@@ -1,4 +1,7 @@
-"""Whether a cluster can ever give what a stage asks for: if it cannot, that is said at once, and not waited for."""
+"""Check whether a cluster can ever give what a stage asks for.
+
+If it cannot, the run fails at once, instead of waiting for nodes that never come.
+"""
 
 import math
 import os
@@ -13,14 +16,22 @@ import yaml
 from bezoar_ray.errors import RecipeError
 from bezoar_ray.recipe import ModelSection, Recipe, SchedulingSection, Serve, Training
 
-_LAUNCHED = "~/ray_bootstrap_config.yaml"  # the cluster's file, as Ray's launcher leaves it on the head, with drivers
-_ON_KUBERAY = ("RAY_CLUSTER_NAME", "RAY_CLUSTER_NAMESPACE")  # variables of its pods
-_REMEDY = "Lower what the recipe asks for, or start nodes that have it; stages can also run one by one (--stages)"
+_LAUNCHER_CONFIG = "~/ray_bootstrap_config.yaml"
+"""The cluster's file, as Ray's launcher leaves it on the head, where drivers run."""
+_KUBERAY_VARIABLES = ("RAY_CLUSTER_NAME", "RAY_CLUSTER_NAMESPACE")
+"""Environment variables of KubeRay's pods."""
+_KIND_SHARE = 0.001
+"""What an actor takes of `accelerator_type:KIND`, of which each node has 1."""
+_ROUNDING = 1e-6  # so that three actors of 1/3 GPU fit on one
+_REMEDY = (
+    "Lower what the recipe asks for, or start nodes that have it; stages can also run "
+    "one by one (--stages)"
+)
 
 
 @dataclass(frozen=True)
 class ResourceRequest:
-    """So many actors, each of which needs these resources on one node."""
+    """A number of actors, each of which needs these resources on one node."""
 
     who: str
     count: int
@@ -28,137 +39,148 @@ class ResourceRequest:
     labels: dict[str, str] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, part: ModelSection | Serve, count: int, who: str) -> "ResourceRequest":
-        """What the actors of a recipe's section ask for."""
-        return cls.each(part, part.num_cpus, part.num_gpus, count, who)
+    def of(
+        cls, section: ModelSection | Serve, count: int, who: str
+    ) -> "ResourceRequest":
+        """Return the request of the actors of a recipe's section."""
+        return cls.each(section, section.num_cpus, section.num_gpus, count, who)
 
     @classmethod
     def each(
-        cls, part: SchedulingSection, cpus: float, gpus: float, count: int, who: str
+        cls, section: SchedulingSection, cpus: float, gpus: float, count: int, who: str
     ) -> "ResourceRequest":
-        """The same, where the section says CPUs and GPUs by other names."""
-        kind = (
-            {f"accelerator_type:{part.accelerator_type}": 0.001}
-            if part.accelerator_type
-            else {}
-        )
-        return cls(
-            who,
-            count,
-            {name: n for name, n in {"CPU": cpus, "GPU": gpus, **kind}.items() if n},
-            part.node_labels,
-        )
+        """Return the same, for a section that names CPUs and GPUs differently."""
+        needs = {"CPU": cpus, "GPU": gpus}
+        if section.accelerator_type:
+            needs[f"accelerator_type:{section.accelerator_type}"] = _KIND_SHARE
+        wanted = {name: number for name, number in needs.items() if number}
+        return cls(who, count, wanted, section.node_labels)
 
     def __str__(self) -> str:
-        needs = ", ".join(
-            f"{number:g} {name}"
-            for name, number in self.needs.items()
-            if number >= 0.01
-        )
-        kind = "".join(
-            f" of kind {name.partition(':')[2]}" for name in self.needs if ":" in name
-        )
+        needs = []
+        kind = ""
+        for name, number in self.needs.items():
+            if ":" in name:
+                kind = f" of kind {name.partition(':')[2]}"
+            elif number >= 0.01:
+                needs.append(f"{number:g} {name}")
+        each = ", ".join(needs) or "nothing"
         labels = f" on nodes labelled {self.labels}" if self.labels else ""
-        return f"{self.who} ({self.count} actors with {needs or 'nothing'}{kind} each{labels})"
+        return f"{self.who} ({self.count} actors with {each}{kind} each{labels})"
 
 
 @dataclass
 class Node:
-    """A node that is there, or of which an autoscaler may start `count`."""
+    """A node of the cluster, or a kind of which an autoscaler may start `count`."""
 
     offers: dict[str, float]
     labels: dict[str, str] = field(default_factory=dict)
     count: float = 1
 
-    def suits(self, ask: ResourceRequest) -> bool:
-        """Whether one such actor fits on it while it is empty."""
-        return self.holds(ask) > 0
+    def suits(self, request: ResourceRequest) -> bool:
+        """Tell whether one such actor fits on it while it is empty."""
+        return self.holds(request) > 0
 
-    def holds(self, ask: ResourceRequest) -> float:
-        """How many such actors fit on all `count` while they are empty."""
-        if not ask.labels.items() <= self.labels.items():
+    def holds(self, request: ResourceRequest) -> float:
+        """Return how many such actors fit on all `count` while they are empty."""
+        if not request.labels.items() <= self.labels.items():
             return 0.0
-        shares = [
-            self.offers.get(name, 0.0) / number
-            for name, number in ask.needs.items()
-            if number
-        ]
-        return self.count * min(
-            (math.floor(share + 1e-6) for share in shares), default=math.inf
-        )
+        fitting = []
+        for name, number in request.needs.items():
+            if number:
+                share = self.offers.get(name, 0.0) / number
+                fitting.append(math.floor(share + _ROUNDING))
+        return self.count * min(fitting, default=math.inf)
 
 
-def check_capacity(asks: list[ResourceRequest]) -> None:
-    """See that all of these can run at the same time on the nodes that Ray has, or that its autoscaler may start.
+def check_capacity(requests: list[ResourceRequest]) -> None:
+    """Check that all of these can run at the same time.
+
+    Counted are the nodes that Ray has, and those that its autoscaler may start.
 
     Raises:
-        RecipeError: they never could; the message says what is missing.
+        RecipeError: They never could. The message says what is missing.
     """
-    _check([asks])
+    _check([requests])
 
 
 def check_stages(recipe: Recipe, stages: Iterable[str]) -> None:
-    """See, before the first stage is paid for, that each will find room by itself.
+    """Check, before the first stage is paid for, that each can run by itself.
 
     Raises:
-        RecipeError: as `check_capacity`.
+        RecipeError: As `check_capacity`.
     """
-    _check([[ask] for stage in stages for ask in requests_of(recipe, stage)])
+    requests: list[ResourceRequest] = []
+    for stage in stages:
+        requests += requests_of(recipe, stage)
+    _check([[request] for request in requests])
 
 
 def grows() -> bool:
-    """Whether an autoscaler may start further nodes, as far as it tells."""
+    """Tell whether an autoscaler may start more nodes, as far as it says."""
     try:
         return len([*_autoscaled()]) > 1
     except OSError:
         return False
 
 
-def _check(together: list[list[ResourceRequest]]) -> None:
+def _check(groups: list[list[ResourceRequest]]) -> None:
+    """Check groups of requests; those of one group run at the same time."""
     try:
         kinds = [*_autoscaled()]
-    except OSError:  # an autoscaler that does not tell us what it may start
+    except OSError:  # there is an autoscaler, and it does not say what it may start
         return
     alive = [*_alive()]
-    for asks in together:
-        beside = (
-            alive
-            if not kinds
-            else [node for node in alive if _only_there(node, kinds, asks)]
-        )
-        _check_on(kinds + beside, asks)
+    for requests in groups:
+        nodes = alive
+        if kinds:
+            # A node that an autoscaler has started counts as one of its kind.
+            special = [node for node in alive if _adds_to(kinds, node, requests)]
+            nodes = kinds + special
+        _check_on(nodes, requests)
 
 
-def _check_on(nodes: list[Node], asks: list[ResourceRequest]) -> None:
-    for ask in asks:
-        if not any(node.suits(ask) for node in nodes):
-            largest = ", ".join(
-                f"{most(nodes, name):g} {name}" for name in ask.needs if ":" not in name
-            )
+def _check_on(nodes: list[Node], requests: list[ResourceRequest]) -> None:
+    for request in requests:
+        if not any(node.suits(request) for node in nodes):
+            names = [name for name in request.needs if ":" not in name]
+            largest = ", ".join(f"{most(nodes, name):g} {name}" for name in names)
             raise RecipeError(
-                f"{ask}: no node of the cluster has that. The largest has {largest}. {_REMEDY}"
+                f"{request}: no node of the cluster has that. The largest has "
+                f"{largest}. {_REMEDY}"
             )
-    for some in chain.from_iterable(
-        combinations(asks, size + 1) for size in range(len(asks))
-    ):
-        theirs = [node for node in nodes if any(node.suits(ask) for ask in some)]
+    # Each group of requests has to find enough on the nodes that suit one of them.
+    sizes = range(1, len(requests) + 1)
+    groups = chain.from_iterable(combinations(requests, size) for size in sizes)
+    for group in groups:
+        suiting = [
+            node for node in nodes if any(node.suits(request) for request in group)
+        ]
         for name in ("CPU", "GPU"):
-            wanted = sum(ask.count * ask.needs.get(name, 0.0) for ask in some)
-            there = sum(node.count * node.offers.get(name, 0.0) for node in theirs)
-            if wanted > there:
-                who = "; ".join(map(str, some))
+            wanted = sum(
+                request.count * request.needs.get(name, 0.0) for request in group
+            )
+            offered = sum(node.count * node.offers.get(name, 0.0) for node in suiting)
+            if wanted > offered:
+                who = "; ".join(map(str, group))
                 raise RecipeError(
-                    f"{who}: together {wanted:g} {name}, and such nodes have {there:g} at most. {_REMEDY}"
+                    f"{who}: together {wanted:g} {name}, and such nodes have "
+                    f"{offered:g} at most. {_REMEDY}"
                 )
-    for ask in asks:
-        if (room := sum(node.holds(ask) for node in nodes)) < ask.count:
+    for request in requests:
+        capacity = sum(node.holds(request) for node in nodes)
+        if capacity < request.count:
             raise RecipeError(
-                f"{ask}: its nodes have room for {room:g} of them at most. {_REMEDY}"
+                f"{request}: its nodes have room for {capacity:g} of them at most. "
+                f"{_REMEDY}"
             )
 
 
 def requests_of(recipe: Recipe, stage: str) -> Iterator[ResourceRequest]:
-    """What a stage's actors and workers ask for, at least. Models at endpoints ask for what their actors do."""
+    """Yield the least that a stage's actors and workers ask for.
+
+    Models at endpoints ask for what the actors need that call them.
+    """
     for section in recipe.scheduled(stage):
         if isinstance(section, Serve):
             yield of_engines(recipe, 1)
@@ -168,26 +190,25 @@ def requests_of(recipe: Recipe, stage: str) -> Iterator[ResourceRequest]:
             yield ResourceRequest.of(section, section.actors, section.model)
 
 
-def of_workers(part: Training, stage: str) -> ResourceRequest:
-    """The request of a stage's training workers."""
+def of_workers(section: Training, stage: str) -> ResourceRequest:
+    """Return the request of a stage's training workers."""
     return ResourceRequest.each(
-        part,
-        part.cpus_per_worker,
-        part.gpus_per_worker,
-        part.workers,
+        section,
+        section.cpus_per_worker,
+        section.gpus_per_worker,
+        section.workers,
         f"{stage}'s workers",
     )
 
 
 def of_engines(recipe: Recipe, engines: int) -> ResourceRequest:
-    """What the endpoint asks for, of so many engines."""
-    return ResourceRequest.of(
-        recipe.serve, engines * recipe.serve.replicas, "the endpoint's engines"
-    )
+    """Return the request of the endpoint, for this number of different engines."""
+    count = engines * recipe.serve.replicas
+    return ResourceRequest.of(recipe.serve, count, "the endpoint's engines")
 
 
 def most(nodes: list[Node], name: str) -> float:
-    """The most of a resource that a node has."""
+    """Return the most of a resource that one node has."""
     return max((node.offers.get(name, 0.0) for node in nodes), default=0.0)
 
 
@@ -199,44 +220,52 @@ def _alive() -> Iterator[Node]:
             yield Node(node["Resources"], node.get("Labels") or {})
 
 
-def _only_there(node: Node, kinds: list[Node], asks: list[ResourceRequest]) -> bool:
-    """Whether one of these fits on this node, but on none of the kinds: what a node finds by itself when it starts,
-    such as its accelerator's type, a kind need not say."""
-    return any(
-        node.suits(ask) and not any(kind.suits(ask) for kind in kinds) for ask in asks
-    )
+def _adds_to(kinds: list[Node], node: Node, requests: list[ResourceRequest]) -> bool:
+    """Tell whether a request fits on this node, and on no kind of the autoscaler.
+
+    A node detects some resources by itself when it starts, such as its accelerator's
+    type. The description of its kind need not name them.
+    """
+    for request in requests:
+        suits_kind = any(kind.suits(request) for kind in kinds)
+        if node.suits(request) and not suits_kind:
+            return True
+    return False
 
 
 def _autoscaled() -> Iterator[Node]:
-    """The head, and what an autoscaler may start beside it; nothing where there is none."""
-    config = _of_launcher() or _of_kuberay()
+    """Yield the head, and the kinds that an autoscaler may start beside it.
+
+    Nothing is yielded where there is no autoscaler.
+    """
+    config = _launcher_config() or _kuberay_config()
     for name, kind in config.get("available_node_types", {}).items():
-        most = config["max_workers"]  # of all kinds together
-        count = (
-            1
-            if name == config["head_node_type"]
-            else min(kind.get("max_workers", most), most)
-        )
+        count = 1
+        if name != config["head_node_type"]:
+            all_workers = config["max_workers"]  # the limit of all kinds together
+            count = min(kind.get("max_workers", all_workers), all_workers)
         yield Node(kind.get("resources", {}), kind.get("labels", {}), count)
 
 
-def _of_launcher() -> dict[str, Any]:
-    path = Path(_LAUNCHED).expanduser()
+def _launcher_config() -> dict[str, Any]:
+    path = Path(_LAUNCHER_CONFIG).expanduser()
     return yaml.safe_load(path.read_text()) if path.is_file() else {}
 
 
-def _of_kuberay() -> dict[str, Any]:
-    """The RayCluster of this pod, in the words of Ray's launcher, as Ray's own autoscaler reads it.
+def _kuberay_config() -> dict[str, Any]:
+    """Return the RayCluster of this pod in the form of a Ray launcher's file.
 
-    With `enableInTreeAutoscaling`, KubeRay lets the account of the head's pod, on which drivers run, read it.
+    Ray's own autoscaler reads it in the same way. With `enableInTreeAutoscaling`, KubeRay
+    lets the account of the head's pod, on which drivers run, read it.
 
     Raises:
-        OSError: this pod has no token, or Kubernetes does not answer, or refuses.
+        OSError: This pod has no token, or Kubernetes does not answer, or it refuses.
     """
-    if not all(name in os.environ for name in _ON_KUBERAY):
+    if not all(name in os.environ for name in _KUBERAY_VARIABLES):
         return {}
     from ray.autoscaler._private.kuberay import autoscaling_config, node_provider
 
-    name, namespace = (os.environ[name] for name in _ON_KUBERAY)
-    found = node_provider.KubernetesHttpApiClient(namespace).get(f"rayclusters/{name}")
-    return autoscaling_config._derive_autoscaling_config_from_ray_cr(found)
+    name, namespace = (os.environ[name] for name in _KUBERAY_VARIABLES)
+    client = node_provider.KubernetesHttpApiClient(namespace)
+    cluster = client.get(f"rayclusters/{name}")
+    return autoscaling_config._derive_autoscaling_config_from_ray_cr(cluster)

@@ -1,4 +1,4 @@
-"""The type in which this machine computes."""
+"""The floating-point type in which this machine computes."""
 
 
 def compute_dtype(dtype: str, gpu: bool = False) -> str:

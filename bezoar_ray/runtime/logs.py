@@ -1,4 +1,7 @@
-"""Where library output goes: to DIR/logs, so that the terminal keeps one line per stage; and events of ours."""
+"""Redirect the output of libraries to DIR/logs, and keep our own events there.
+
+So the terminal keeps one line per stage.
+"""
 
 import contextlib
 import logging
@@ -12,13 +15,18 @@ import orjson
 
 from bezoar_ray.store import Store
 
-EVENTS = "bezoar_ray"  # the logger of ours
+EVENTS = "bezoar_ray"
+"""The logger of our events."""
+
 current_row: ContextVar[str] = ContextVar("row", default="")
 """The row whose chain of calls runs at the moment; events name it."""
 
 
 def redirect(path: str | Path, streams: tuple[int, ...] = (1, 2)) -> None:
-    """Append what this process and its children write to these file descriptors from now on to a file."""
+    """Append everything that goes to these file descriptors to a file.
+
+    It holds for this process and for the children that it starts later.
+    """
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
     for stream in streams:
@@ -28,7 +36,7 @@ def redirect(path: str | Path, streams: tuple[int, ...] = (1, 2)) -> None:
 
 @contextlib.contextmanager
 def stderr_to(path: str | Path) -> Iterator[None]:
-    """Within the block, what is written to standard error, by libraries in C++ too, goes to a file."""
+    """Redirect standard error within the block, that of C++ libraries included."""
     terminal = os.dup(2)
     redirect(path, (2,))
     try:
@@ -39,39 +47,43 @@ def stderr_to(path: str | Path) -> Iterator[None]:
 
 
 def keep_events(store: Store, **fields: str) -> None:
-    """From now on, this process appends its events to logs/events.jsonl of a run directory, a line of JSON each, with
-    the run's name and these fields in every one."""
+    """Append this process's later events to logs/events.jsonl of a run directory.
+
+    Args:
+        store: The run directory.
+        fields: Stand in every event, beside the name of the run.
+    """
     handler = logging.FileHandler(store.log("events.jsonl"), delay=True)
-    handler.setFormatter(_Json({"run": store.name} | fields))
+    handler.setFormatter(_JsonFormatter({"run": store.name} | fields))
     logger = logging.getLogger(EVENTS)
-    logger.handlers, logger.propagate = [handler], False
+    logger.handlers = [handler]
+    logger.propagate = False
     logger.setLevel(logging.INFO)
 
 
 def event(what: str, level: int = logging.INFO, **fields: object) -> None:
-    """Something that happened; without `keep_events` before, nobody keeps it."""
+    """Record something that happened; it is only kept after `keep_events`."""
     logging.getLogger(EVENTS).log(level, what, extra={"fields": fields})
 
 
-class _Json(logging.Formatter):
-    """One event as a line of JSON: when, how grave, where, which row, what."""
+class _JsonFormatter(logging.Formatter):
+    """Writes an event as a line of JSON: time, level, process, row and fields."""
 
     def __init__(self, fields: dict[str, str]):
         super().__init__()
         self._fields = fields
 
     def format(self, record: logging.LogRecord) -> str:
-        at = (
-            time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created))
-            + f".{int(record.msecs):03}Z"
-        )
-        row = {"row": current_row.get()} if current_row.get() else {}
-        entry = {
-            "at": at,
+        seconds = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created))
+        entry: dict[str, object] = {
+            "at": f"{seconds}.{int(record.msecs):03}Z",
             "level": record.levelname,
             **self._fields,
             "process": record.process,
-            **row,
         }
-        entry |= {"event": record.getMessage(), **getattr(record, "fields", {})}
+        row = current_row.get()
+        if row:
+            entry["row"] = row
+        entry["event"] = record.getMessage()
+        entry.update(getattr(record, "fields", {}))
         return orjson.dumps(entry, default=str).decode()

@@ -1,7 +1,10 @@
-"""Figures for Prometheus, through Ray's metrics, which every node exports: calls, tokens, dollars, a stage's progress.
+"""Metrics for Prometheus: calls, tokens, dollars and the progress of a stage.
 
-Counts are told once a second, as telling Ray costs about as much as the rest of a call's accounting. Without Ray they
-go nowhere. `cluster/grafana.json` shows them.
+Every node exports them through Ray. `cluster/grafana.json` shows them. Without Ray they
+go nowhere.
+
+Counts are sent to Ray once a second: sending one costs about as much as the rest of a
+call's accounting.
 """
 
 import asyncio
@@ -13,6 +16,7 @@ from functools import cache
 from typing import Any
 
 CALLS = ("run", "stage", "role", "model")
+"""The tags of everything about model calls."""
 METRICS: dict[str, tuple[str, str, tuple[str, ...]]] = {
     "bezoar_calls": (
         "Counter",
@@ -47,69 +51,76 @@ METRICS: dict[str, tuple[str, str, tuple[str, ...]]] = {
         ("run", "stage", "GpuIndex"),
     ),
 }
-"""Kind, description and tags of each; Ray puts `ray_` before a name, and `_total` after a counter's."""
+"""Kind, description and tags of each metric.
 
-_EVERY = 1.0  # seconds
+Ray puts `ray_` before a name, and `_total` after the name of a counter.
+"""
+
+_SEND_EVERY = 1.0  # seconds
+
+_Tags = tuple[tuple[str, str], ...]
 
 
 class MetricSet:
-    """Some figures of this process, under tags of their own."""
+    """Some metrics of this process, under tags of their own."""
 
     def __init__(self, **tags: str):
         self._tags = tags
-        self._counts: defaultdict[tuple[str, tuple[tuple[str, str], ...]], float] = (
-            defaultdict(float)
-        )
+        self._counts: defaultdict[tuple[str, _Tags], float] = defaultdict(float)
         self._watched: list[tuple[str, Callable[[], float], dict[str, str]]] = []
-        self._told, self._waiting = 0.0, False
+        self._sent_at = 0.0
+        self._is_scheduled = False
 
     def watch(self, name: str, value: Callable[[], float], **tags: str) -> None:
-        """Tell a gauge's value of the moment with every count that is told."""
+        """Send the current value of a gauge whenever counts are sent."""
         self._watched.append((name, value, self._tags | tags))
 
     def add(self, name: str, amount: float = 1.0, **tags: str) -> None:
-        """Count some more."""
+        """Add to a counter. It is sent within a second, or with a later count."""
         self._counts[name, tuple(tags.items())] += amount
-        if self._waiting:
+        if self._is_scheduled:
             return
         try:
             loop = asyncio.get_running_loop()
         except RuntimeError:
-            if time.monotonic() - self._told > _EVERY:
+            if time.monotonic() - self._sent_at > _SEND_EVERY:
                 self.tell()
         else:
-            self._waiting = True
-            loop.call_later(_EVERY, self.tell)
+            self._is_scheduled = True
+            loop.call_later(_SEND_EVERY, self.tell)
 
     def tell(self) -> None:
-        """Hand over to Ray what has been counted."""
-        self._told, self._waiting = time.monotonic(), False
-        counts, self._counts = self._counts, defaultdict(float)
+        """Send the counts and the current values of the gauges to Ray."""
+        self._sent_at = time.monotonic()
+        self._is_scheduled = False
+        counts = self._counts
+        self._counts = defaultdict(float)
         if not _ray_runs():
             return
         for (name, tags), amount in counts.items():
-            if amount:  # Ray refuses nothing
+            if amount:  # Ray refuses to add 0
                 _metric(name).inc(amount, self._tags | dict(tags))
         for name, value, all_tags in self._watched:
             _metric(name).set(value(), all_tags)
 
 
 def set_stage(run: str, stage: str, done: float, total: float) -> None:
-    """How far a stage is; for the driver."""
+    """Set how far a stage is. It is called by the driver."""
     if _ray_runs():
         _metric("bezoar_stage_done").set(done, {"run": run, "stage": stage})
         _metric("bezoar_stage_total").set(total, {"run": run, "stage": stage})
 
 
 def hold_gpus(run: str, stage: str) -> None:
-    """Tell on which of its node's GPUs this process works, by the label that Ray's own figures of a GPU have; for
-    Ray's actors."""
+    """Set which GPUs of its node this Ray actor works on.
+
+    The tag `GpuIndex` is that of Ray's own metrics of a GPU.
+    """
     import ray
 
     for index in ray.get_gpu_ids():
-        _metric("bezoar_gpu").set(
-            1, {"run": run, "stage": stage, "GpuIndex": str(index)}
-        )
+        tags = {"run": run, "stage": stage, "GpuIndex": str(index)}
+        _metric("bezoar_gpu").set(1, tags)
 
 
 def _ray_runs() -> bool:

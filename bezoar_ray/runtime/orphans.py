@@ -2,8 +2,8 @@
 
 It runs as a child of that process: `python -m bezoar_ray.runtime.orphans`.
 
-Ray's agents and its workers that are just starting outlive a killed driver by up to a minute: they wait for a GCS that
-died with it.
+Ray's agents, and its workers that are just starting, outlive a killed driver by up to a
+minute: they wait for a GCS that died with it.
 """
 
 import contextlib
@@ -16,42 +16,42 @@ from collections.abc import Iterator
 import psutil
 
 _POLL_SECONDS = 0.5
-_MARK = (
-    "BEZOAR_GUARDED"  # what is younger than the last look is known by its environment
-)
+_MARK = "BEZOAR_GUARDED"
+"""Marks, by its environment, a process that is younger than the last poll."""
 
 
 @contextlib.contextmanager
 def guarded() -> Iterator[None]:
-    """Whatever this process starts within the block ends with it."""
+    """Have everything that this process starts within the block end with it."""
     os.environ[_MARK] = str(os.getpid())
-    # A session of its own: Ctrl-C is for the driver, which ends what it started by itself.
-    with subprocess.Popen(
-        [sys.executable, "-m", "bezoar_ray.runtime.orphans"], start_new_session=True
-    ) as guardian:
+    command = [sys.executable, "-m", "bezoar_ray.runtime.orphans"]
+    # In a session of its own: Ctrl-C is for the driver, which ends its processes itself.
+    with subprocess.Popen(command, start_new_session=True) as guardian:
         try:
             yield
         finally:
             guardian.terminate()
-            del os.environ[_MARK]  # what is started from now on belongs to no block
+            del os.environ[_MARK]  # later processes do not belong to the block
 
 
 def _guard(driver: int) -> None:
-    since = psutil.Process().create_time()
+    """Wait until the driver is gone, and kill what it has started."""
+    own = psutil.Process()
+    since = own.create_time()
     started: set[psutil.Process] = set()
     while os.getppid() == driver:
         with contextlib.suppress(psutil.Error):
-            found = psutil.Process(driver).children(recursive=True)
-            started |= {process for process in found if process.create_time() >= since}
+            for child in psutil.Process(driver).children(recursive=True):
+                if child.create_time() >= since:
+                    started.add(child)
         time.sleep(_POLL_SECONDS)
-    for process in {*started, *filter(_marked, psutil.process_iter())} - {
-        psutil.Process()
-    }:
+    marked = {process for process in psutil.process_iter() if _is_marked(process)}
+    for process in (started | marked) - {own}:
         with contextlib.suppress(psutil.Error):
             process.kill()
 
 
-def _marked(process: psutil.Process) -> bool:
+def _is_marked(process: psutil.Process) -> bool:
     try:
         return process.environ().get(_MARK) == os.environ[_MARK]
     except psutil.Error:

@@ -8,7 +8,7 @@ import socket
 import threading
 import uuid
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from bezoar_ray.errors import BezoarError, RecipeError
 from bezoar_ray.runtime.capacity import grows
@@ -16,32 +16,46 @@ from bezoar_ray.runtime.orphans import guarded
 from bezoar_ray.store import Store
 
 if TYPE_CHECKING:
+    from ray import ObjectRef
     from ray.data import DataContext
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-_PROXY_PATIENCE = "120"  # seconds; Serve kills a proxy that a busy laptop starts more slowly than in 5
-SETTINGS = {  # on this machine not a runtime_env: workers that Ray starts beforehand could not be used with one
+# Serve kills a proxy that has not started in 5 s, which a busy laptop may miss.
+_PROXY_TIMEOUT_SECONDS = "120"
+SETTINGS = {
     "HF_HUB_DISABLE_PROGRESS_BARS": "1",
     "VLLM_LOGGING_LEVEL": "WARNING",
-    "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": _PROXY_PATIENCE,
-    "RAY_SERVE_PROXY_HEALTH_CHECK_TIMEOUT_S": _PROXY_PATIENCE,
+    "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": _PROXY_TIMEOUT_SECONDS,
+    "RAY_SERVE_PROXY_HEALTH_CHECK_TIMEOUT_S": _PROXY_TIMEOUT_SECONDS,
 }
-_LOCAL_CPUS = 4  # logical: on two cores, Ray Data's tasks and an engine's actor would wait for each other for ever
+"""Environment variables of the processes that Ray starts on this machine.
+
+They are not a runtime_env: with one, the workers that Ray starts beforehand could not be
+used.
+"""
+# Logical ones. On two cores, Ray Data's tasks and an engine's actor would wait for each
+# other forever.
+_LOCAL_CPUS = 4
+_LOCAL_OBJECT_STORE_BYTES = 2**29
+_START_ATTEMPTS = 3  # Ray gives itself 30 s to start, which a busy laptop may miss
+_SEEN_FILE = ".seen-by-all"
 _SHARED = (
     "Use a folder that is mounted on all of them (NFS), or a bucket: s3://…, gs://…"
 )
-_STARTS = 3  # Ray gives itself 30 s to start, which a busy laptop may miss
 
 
 @contextlib.contextmanager
 def ray_session() -> Iterator[None]:
-    """Ray, initialised. A local one ends with the block, and dies with this process."""
+    """Initialize Ray for the block.
+
+    It connects to the cluster of RAY_ADDRESS, or starts a local Ray that ends with the
+    block and dies with this process.
+    """
     import ray
 
     os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
-    os.environ.setdefault(
-        "RAY_CHDIR_TO_TRIAL_DIR", "0"
-    )  # a recipe's relative paths hold in training workers, too
+    # A recipe's relative paths are then valid in training workers, too.
+    os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")
     if ray.is_initialized():
         yield
         return
@@ -60,89 +74,102 @@ def ray_session() -> Iterator[None]:
 
 
 def stop_on_sigterm() -> None:
-    """From now on SIGTERM (a preempted node, a stopped job) is as Ctrl-C. `ray.init` sets a handler of its own."""
+    """Treat SIGTERM (a preempted node, a stopped job) like Ctrl-C from now on.
+
+    Call it after `ray.init`, which sets a handler of its own.
+    """
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, signal.default_int_handler)
 
 
 def check_shared(store: Store) -> None:
-    """See that every node of the cluster has the run directory before it.
+    """Check that every node of the cluster sees the run directory.
 
     Raises:
-        RecipeError: it is a folder, and some nodes do not see it, and are named; or those that come would not.
+        RecipeError: It is a folder, and some nodes do not see it or nodes to come would
+            not.
     """
+    import ray
+
+    if store.remote:
+        return
+    nodes = [node for node in ray.nodes() if node["Alive"]]
+    if len(nodes) == 1:
+        if grows() and os.stat(store.root).st_dev == os.stat("/").st_dev:
+            raise RecipeError(
+                f"--run-dir {store.root}: on the head's own disk, where nodes to come "
+                f"do not see it. {_SHARED}"
+            )
+        return
+    token = uuid.uuid4().hex
+    store.replace(_SEEN_FILE, token)
+    answers = [_look_from(node, store, token) for node in nodes]
+    blind = []
+    for node, sees in zip(nodes, ray.get(answers), strict=True):
+        if not sees:
+            blind.append(node["NodeManagerHostname"])
+    store.remove(_SEEN_FILE)
+    if blind:
+        raise RecipeError(
+            f"--run-dir {store.root}: {', '.join(blind)} of the cluster's {len(nodes)} "
+            f"nodes do not see it. {_SHARED}"
+        )
+
+
+def _look_from(node: dict[str, Any], store: Store, token: str) -> "ObjectRef[bool]":
+    """Read the token on a node."""
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-    nodes = [node for node in ray.nodes() if node["Alive"]]
-    if (
-        not store.remote
-        and len(nodes) == 1
-        and grows()
-        and os.stat(store.root).st_dev == os.stat("/").st_dev
-    ):
-        raise RecipeError(
-            f"--run-dir {store.root}: on the head's own disk, where nodes to come do not see it. {_SHARED}"
-        )
-    if store.remote or len(nodes) == 1:
-        return
-    token = uuid.uuid4().hex
-    store.replace(".seen-by-all", token)
-    looks = [
-        ray.remote(_sees)
-        .options(
-            num_cpus=0,
-            scheduling_strategy=NodeAffinitySchedulingStrategy(
-                node["NodeID"], soft=False
-            ),
-        )
-        .remote(str(store.root), token)
-        for node in nodes
-    ]
-    blind = [
-        node["NodeManagerHostname"]
-        for node, seen in zip(nodes, ray.get(looks), strict=True)
-        if not seen
-    ]
-    store.remove(".seen-by-all")
-    if blind:
-        raise RecipeError(
-            f"--run-dir {store.root}: {', '.join(blind)} of the cluster's {len(nodes)} nodes do not see it. {_SHARED}"
-        )
-
-
-def unseen(root: str, which: str) -> str:
-    """What to say of this node, where it does not see the run directory; `which` says what it is to the run."""
-    return (
-        f"{root}: node {socket.gethostname()}, {which}, does not see this folder. "
-        "Mount the same disk on every node, or use a bucket (s3://, gs://) as run directory"
-    )
+    on_node = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
+    task = ray.remote(_sees).options(num_cpus=0, scheduling_strategy=on_node)
+    return task.remote(str(store.root), token)
 
 
 def _sees(root: str, token: str) -> bool:
     try:
-        return Store(root).read(".seen-by-all") == token.encode()
+        return Store(root).read(_SEEN_FILE) == token.encode()
     except (OSError, BezoarError):
         return False
 
 
+def unseen(root: str, which: str) -> str:
+    """Return the message for a node that does not see the run directory.
+
+    Args:
+        root: The run directory.
+        which: What this node is to the run.
+    """
+    return (
+        f"{root}: node {socket.gethostname()}, {which}, does not see this folder. "
+        "Mount the same disk on every node, or use a bucket (s3://, gs://) as run "
+        "directory"
+    )
+
+
 def beside_driver() -> "NodeAffinitySchedulingStrategy":
-    """Ray's scheduling strategy for what must not be lost with another node, or talks to the driver's localhost."""
+    """Return Ray's scheduling strategy for actors on the driver's node.
+
+    It is for those that must not be lost with another node, or that use the driver's
+    localhost.
+    """
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-    return NodeAffinitySchedulingStrategy(
-        ray.get_runtime_context().get_node_id(), soft=False
-    )
+    node = ray.get_runtime_context().get_node_id()
+    return NodeAffinitySchedulingStrategy(node, soft=False)
 
 
 def own_address() -> str:
-    """The address under which the cluster's other nodes reach this process; localhost where there are none."""
+    """Return the address at which the cluster's other nodes reach this process.
+
+    It is localhost for a local Ray, which has no other nodes.
+    """
     import ray
 
-    return (
-        ray.util.get_node_ip_address() if os.environ.get("RAY_ADDRESS") else "127.0.0.1"
-    )
+    if os.environ.get("RAY_ADDRESS"):
+        return ray.util.get_node_ip_address()
+    return "127.0.0.1"
 
 
 def _start_local() -> None:
@@ -150,7 +177,7 @@ def _start_local() -> None:
 
     for name, value in SETTINGS.items():
         os.environ.setdefault(name, value)
-    for left in reversed(range(_STARTS)):
+    for attempts_left in reversed(range(_START_ATTEMPTS)):
         try:
             ray.init(
                 address="local",
@@ -158,11 +185,12 @@ def _start_local() -> None:
                 include_dashboard=False,
                 log_to_driver=False,
                 logging_level=logging.ERROR,
-                object_store_memory=2**29,
+                object_store_memory=_LOCAL_OBJECT_STORE_BYTES,
             )
             return
         except Exception as error:  # Ray raises a bare one
-            if left == 0 or "timed out during startup" not in str(error):
+            timed_out = "timed out during startup" in str(error)
+            if not (timed_out and attempts_left):
                 raise BezoarError(
                     f"Ray does not start on this machine: {error}"
                 ) from error
@@ -171,7 +199,7 @@ def _start_local() -> None:
 
 @contextlib.contextmanager
 def errors_as_raised() -> Iterator[None]:
-    """Within the block, an error of ours in a Ray task comes as it was raised there, without Ray's traceback."""
+    """Raise our own errors in Ray tasks as they were raised, without Ray's traceback."""
     from ray.exceptions import RayTaskError
 
     try:
@@ -183,8 +211,8 @@ def errors_as_raised() -> Iterator[None]:
 
 
 def quieten(context: "DataContext") -> None:
-    """Ray Data leaves the terminal to our own line."""
-    logging.getLogger("ray.data").setLevel(
-        logging.CRITICAL
-    )  # what ends a pass is raised
-    context.enable_progress_bars = context.print_on_execution_start = False
+    """Have Ray Data print nothing: the terminal shows the line of our own progress."""
+    # What ends a pipeline is raised as well.
+    logging.getLogger("ray.data").setLevel(logging.CRITICAL)
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False

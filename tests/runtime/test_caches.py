@@ -49,8 +49,8 @@ def test_a_variable_that_names_a_file_is_named(file, monkeypatch, below):
     monkeypatch.setenv("BEZOAR_CACHE", str(file / below))
     (problem,) = unwritable(embedded=True, hub=True, datasets=True)
     assert problem == (
-        f"the cache {file / below} (named by BEZOAR_CACHE) cannot be written: {file}: Not a directory. Mend that, or "
-        "set BEZOAR_CACHE to a folder on a disk with room"
+        f"the cache {file / below} (named by BEZOAR_CACHE) cannot be written: {file}: Not a directory. Fix that, or "
+        "set BEZOAR_CACHE to a folder on a disk with free space"
     )
 
 
