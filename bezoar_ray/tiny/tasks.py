@@ -218,7 +218,7 @@ class Task:
         stated = self.value if value is None else value
         return STATEMENTS[self.kind].format(**self.slots, v=stated)
 
-    def explained(self, value: str | None = None) -> str:
+    def explanation(self, value: str | None = None) -> str:
         """Return the answer with its steps. `value` is as in `statement`."""
         statement = self.statement(value)
         if self.kind == "note":
@@ -282,7 +282,7 @@ class Request:
             with_steps = explain or "explain" in self.rules
             sentences = []
             for task, value in zip(self.tasks, values, strict=True):
-                say = task.explained if with_steps else task.statement
+                say = task.explanation if with_steps else task.statement
                 sentences.append(say(value))
             text = " ".join(sentences)
         if "label" in self.rules:
