@@ -31,7 +31,11 @@ class Scheme:
     seeds: SeedKind
     """The field of `seeds` that it starts from."""
     module: str
-    """Holds `plan(section, recipe_seed, seeds)` and `run(task, chat, section)`, an async generator of rows."""
+    """The module in `generate/` with its two functions.
+
+    `plan(name, section, recipe_seed, seeds)` yields the scheme's tasks.
+    `run(task, chat, section)` is an async generator of the rows of one task. Its `section` is that of `for_actors()`.
+    """
     pilot_field: str
     """The field of its section that `--pilot N` sets."""
     accepted: float
@@ -88,7 +92,7 @@ SCHEMES = _by_name(
 """By name, in the order in which a run makes them."""
 
 
-def custom(name: str, seeds: SeedKind) -> Scheme:
+def custom_scheme(name: str, seeds: SeedKind) -> Scheme:
     """A scheme of the recipe's own. Nothing is known of it, so a plan takes one call for each row."""
     return Scheme(
         name=name,

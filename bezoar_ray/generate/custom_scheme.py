@@ -1,28 +1,27 @@
 """A user's own scheme: one async function in a file of theirs, shipped as text to wherever the actors run."""
 
 import sys
-from collections.abc import AsyncIterator, Callable
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from functools import cache
 from types import ModuleType
-from typing import Any
 
-from bezoar_ray.data.schema import Sample
+from bezoar_ray.data.schema import Sample, Seed
 from bezoar_ray.errors import BezoarError, RecipeError
-from bezoar_ray.generate.task import GenerationTask, call_failed
+from bezoar_ray.generate.task import GenerationTask, call_failed, one_for_each
 from bezoar_ray.llm.chat import CallFailed, Chat, Deferred, ModelDied
+from bezoar_ray.recipe import CustomCode, CustomScheme
 
 
-@dataclass(frozen=True)
-class Code:
-    """The text of the user's file, `path.py:name` of the function in it, and what the recipe hands to that."""
-
-    source: str
-    function: str
-    settings: dict[str, Any]
+def plan(
+    name: str, section: CustomScheme, recipe_seed: int, seeds: Sequence[Seed]
+) -> Iterator[GenerationTask]:
+    """One task for each drawn seed."""
+    return one_for_each(name, recipe_seed, seeds, section.works)
 
 
-async def run(work: GenerationTask, chat: Chat, code: Code) -> AsyncIterator[Sample]:
+async def run(
+    work: GenerationTask, chat: Chat, code: CustomCode
+) -> AsyncIterator[Sample]:
     """The rows that the user's function makes of a work.
 
     Raises:

@@ -15,17 +15,16 @@ from bezoar_ray.generate.task import GenerationTask, answered, call_failed, one_
 from bezoar_ray.llm.chat import CallFailed, Chat, Sampling
 from bezoar_ray.recipe import EvolInstruct
 
-SCHEME = "evol_instruct"
 _COMPARING = Sampling(
     temperature=0.0, max_tokens=16
 )  # "Equal" or "Not equal": nothing to sample
 
 
 def plan(
-    part: EvolInstruct, recipe_seed: int, seeds: Sequence[Seed]
+    name: str, part: EvolInstruct, recipe_seed: int, seeds: Sequence[Seed]
 ) -> Iterator[GenerationTask]:
     """One work for each drawn seed; all of the seeds where there are fewer than the recipe asks for."""
-    return one_for_each(SCHEME, recipe_seed, seeds, part.seeds)
+    return one_for_each(name, recipe_seed, seeds, part.seeds)
 
 
 async def run(

@@ -16,7 +16,6 @@ from bezoar_ray.llm.aio import to_the_end
 from bezoar_ray.llm.chat import CallFailed, Chat, PromptTooLong, Reply
 from bezoar_ray.recipe import Lamini
 
-SCHEME = "lamini"
 _EXAMPLE = re.compile(r"<example\s*>(.*?)</example\s*>", re.DOTALL | re.IGNORECASE)
 _OPEN = re.compile(r"</?example\b[^>]*>", re.IGNORECASE)
 _LABEL = re.compile(
@@ -30,12 +29,12 @@ _SHOWN = 300  # characters of a reply in which nothing was found
 
 
 def plan(
-    part: Lamini, recipe_seed: int, seeds: Sequence[Seed]
+    name: str, part: Lamini, recipe_seed: int, seeds: Sequence[Seed]
 ) -> Iterator[GenerationTask]:
     """The calls, each with its examples and topics: the same for the same recipe seed and rows."""
     topics, shown = read_topics(part), _alone(seeds)
     for number in range(part.calls if shown else 0):
-        yield _call(number, part, recipe_seed, seeds, shown, topics)
+        yield _call(name, number, part, recipe_seed, seeds, shown, topics)
 
 
 def read_topics(part: Lamini) -> list[str]:
@@ -180,6 +179,7 @@ def _alone(seeds: Sequence[Seed]) -> Sequence[int]:
 
 
 def _call(
+    scheme: str,
     number: int,
     part: Lamini,
     recipe_seed: int,
@@ -187,7 +187,7 @@ def _call(
     places: Sequence[int],
     topics: list[str],
 ) -> GenerationTask:
-    rng = random.Random(row_id(recipe_seed, SCHEME, number))
+    rng = random.Random(row_id(recipe_seed, scheme, number))
     shown = [
         seeds[place] for place in rng.sample(places, min(part.examples, len(places)))
     ]
@@ -196,10 +196,10 @@ def _call(
     )  # the share, spread evenly
     generator = "topic_guided" if guided else "example_guided"
     named = rng.sample(topics, part.topics_per_call) if guided else []
-    id = row_id(recipe_seed, SCHEME, *(seed.id for seed in shown), generator, number)
+    id = row_id(recipe_seed, scheme, *(seed.id for seed in shown), generator, number)
     return GenerationTask(
         id,
-        SCHEME,
+        scheme,
         recipe_seed,
         shown,
         {"call": number, "generator": generator, "topics": named},

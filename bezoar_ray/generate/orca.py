@@ -17,22 +17,22 @@ from bezoar_ray.generate.task import GenerationTask, answered, call_failed
 from bezoar_ray.llm.chat import CallFailed, Chat
 from bezoar_ray.recipe import Mixture, Orca
 
-SCHEME = "orca"
-
 
 def plan(
-    part: Orca, recipe_seed: int, seeds: Sequence[Seed]
+    name: str, part: Orca, recipe_seed: int, seeds: Sequence[Seed]
 ) -> Iterator[GenerationTask]:
     """One work for each drawn query, with its system message: the same for the same recipe seed and rows."""
     places = _by_mixture_and_task(seeds)
     drawn = [
-        _draw(name, mixture, recipe_seed, places[name])
-        for name, mixture in sorted(part.mixtures.items())
+        _draw(name, source, mixture, recipe_seed, places[source])
+        for source, mixture in sorted(part.mixtures.items())
     ]
     in_turn = (
         place for place in chain.from_iterable(zip_longest(*drawn)) if place is not None
     )
-    return (_asked(seeds[place], recipe_seed) for place in islice(in_turn, part.rows))
+    return (
+        _asked(name, seeds[place], recipe_seed) for place in islice(in_turn, part.rows)
+    )
 
 
 async def run(work: GenerationTask, chat: Chat, part: Orca) -> AsyncIterator[Sample]:
@@ -87,10 +87,14 @@ def _by_mixture_and_task(seeds: Sequence[Seed]) -> dict[str, dict[str, list[int]
 
 
 def _draw(
-    name: str, mixture: Mixture, recipe_seed: int, tasks: dict[str, list[int]]
+    scheme: str,
+    source: str,
+    mixture: Mixture,
+    recipe_seed: int,
+    tasks: dict[str, list[int]],
 ) -> list[int]:
     """The places of one sub-mixture's queries, in the order in which they are drawn."""
-    rng = random.Random(row_id(recipe_seed, SCHEME, name))
+    rng = random.Random(row_id(recipe_seed, scheme, source))
     capped = [
         rng.sample(rows, min(len(rows), mixture.per_task or len(rows)))
         for _, rows in sorted(tasks.items())
@@ -112,9 +116,9 @@ def _stratified(tasks: list[list[int]], rng: random.Random) -> Iterator[int]:
             del left[at]
 
 
-def _asked(seed: Seed, recipe_seed: int) -> GenerationTask:
-    rng = random.Random(row_id(recipe_seed, SCHEME, seed.id))
+def _asked(scheme: str, seed: Seed, recipe_seed: int) -> GenerationTask:
+    rng = random.Random(row_id(recipe_seed, scheme, seed.id))
     draw = {"system_message": rng.choice(messages_for(seed))}
     return GenerationTask(
-        row_id(recipe_seed, SCHEME, seed.id), SCHEME, recipe_seed, [seed], draw
+        row_id(recipe_seed, scheme, seed.id), scheme, recipe_seed, [seed], draw
     )

@@ -19,15 +19,14 @@ from bezoar_ray.data.sample_io import ExternalSorter, SampleFiles
 from bezoar_ray.data.schema import Sample, Seed, normalize, row_id
 from bezoar_ray.data.spool import Spool, SpoolWriter
 from bezoar_ray.errors import RecipeError
-from bezoar_ray.generate import custom_scheme
 from bezoar_ray.generate.candidates import Remembering
-from bezoar_ray.generate.task import GenerationTask, one_for_each
+from bezoar_ray.generate.task import GenerationTask
 from bezoar_ray.llm.chat import Chat
 from bezoar_ray.pipeline.actor_pool import ModelStage, run_context
 from bezoar_ray.pipeline.runner import run_pipeline
 from bezoar_ray.recipe import Recipe, Teacher
 from bezoar_ray.runtime.logs import event
-from bezoar_ray.schemes import SCHEMES, Scheme
+from bezoar_ray.schemes import Scheme
 from bezoar_ray.sources.seed_table import write_seeds
 from bezoar_ray.stages import StageContext, StageResult
 
@@ -162,10 +161,7 @@ def plan(
                 f"generate.{name}: null"
             )
         section = recipe.generate.section(name)
-        if name in SCHEMES:
-            yield from _module(scheme).plan(section, recipe.seed, seeds_of_kind)
-        else:
-            yield from one_for_each(name, recipe.seed, seeds_of_kind, section.works)
+        yield from _module(scheme).plan(name, section, recipe.seed, seeds_of_kind)
 
 
 def _module(scheme: Scheme) -> ModuleType:
@@ -212,12 +208,8 @@ def _teacher_index(task: GenerationTask, teachers: Sequence[Teacher]) -> int:
 
 def _teacher_stage(recipe: Recipe, teacher: Teacher) -> TeacherStage:
     sections: dict[str, object] = {
-        name: recipe.generate.section(name) for name in recipe.schemes
+        name: recipe.generate.section(name).for_actors() for name in recipe.schemes
     }
-    for name, custom in recipe.generate.own.items():
-        sections[name] = custom_scheme.Code(
-            custom.source, custom.function, custom.settings
-        )
     process = partial(
         _generate,
         teacher=teacher,

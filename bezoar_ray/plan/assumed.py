@@ -4,9 +4,9 @@ from dataclasses import dataclass, field
 
 from bezoar_ray.runtime.gpus import GPUS, USUAL, Gpu
 from bezoar_ray.runtime.model_shapes import USUAL_BILLIONS
-from bezoar_ray.schemes import CUSTOM, SCHEMES, custom
+from bezoar_ray.schemes import CUSTOM, SCHEMES, custom_scheme
 
-_ANY_CUSTOM = custom(CUSTOM, "dolly")
+_ANY_CUSTOM = custom_scheme(CUSTOM, "dolly")
 """A scheme with the numbers that are assumed of all custom schemes."""
 
 

@@ -7,6 +7,7 @@ instance, redoes the filter and the stages after it, and nothing else.
 
 from bezoar_ray.recipe.evaluation import Evaluate, Harness, HarnessTask, MtBench, Serve
 from bezoar_ray.recipe.generation import (
+    CustomCode,
     CustomScheme,
     EvolInstruct,
     Filter,
@@ -51,6 +52,7 @@ __all__ = [
     "ModelSection",
     "MtBench",
     "Orca",
+    "CustomCode",
     "CustomScheme",
     "Section",
     "SchedulingSection",

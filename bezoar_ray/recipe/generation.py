@@ -1,6 +1,7 @@
 """The sections of generation and filtering."""
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
@@ -21,7 +22,15 @@ Operation = Literal[
 ]
 
 
-class Lamini(Section):
+class SchemeSection(Section):
+    """The section of a generation scheme."""
+
+    def for_actors(self) -> Any:
+        """Return what `run` gets in an actor, which may not see this machine's files."""
+        return self
+
+
+class Lamini(SchemeSection):
     """LaMini (arXiv 2304.14402): new instructions from examples and topics."""
 
     calls: Positive = 80
@@ -49,7 +58,7 @@ class Lamini(Section):
         return super().fingerprint_fields() | {"topics": self.topics_text}
 
 
-class EvolInstruct(Section):
+class EvolInstruct(SchemeSection):
     """Evol-Instruct (arXiv 2304.12244): each seed is rewritten, epoch after epoch."""
 
     seeds: Positive = 600
@@ -81,7 +90,7 @@ class Mixture(Section):
     are enough rows. By default queries are drawn uniformly."""
 
 
-class Orca(Section):
+class Orca(SchemeSection):
     """Orca (arXiv 2306.02707): FLAN queries, each under one of 16 system messages."""
 
     rows: Positive | None = None
@@ -97,7 +106,17 @@ class Orca(Section):
     3."""
 
 
-class CustomScheme(Section):
+@dataclass(frozen=True)
+class CustomCode:
+    """A custom scheme as the actors get it: with the text of its file, not the path."""
+
+    source: str
+    function: str
+    """`path.py:name`, as the recipe has it."""
+    settings: dict[str, Any]
+
+
+class CustomScheme(SchemeSection):
     """A scheme of your own: an async function that makes samples from seeds.
 
     The packaged schemes in `bezoar_ray/generate/` are such functions, too.
@@ -125,6 +144,10 @@ class CustomScheme(Section):
     def path(self) -> str:
         """Path of the file with the function."""
         return self.function.rpartition(":")[0]
+
+    def for_actors(self) -> CustomCode:
+        """Return the settings with the text of the file."""
+        return CustomCode(self.source, self.function, self.settings)
 
     def files(self) -> Iterator[str]:
         """The file with the function."""

@@ -34,7 +34,7 @@ from bezoar_ray.recipe.section import (
     read_text,
 )
 from bezoar_ray.recipe.training import Align, Base, HhSft, Sft, Training
-from bezoar_ray.schemes import SCHEMES, Scheme, SeedKind, custom
+from bezoar_ray.schemes import SCHEMES, Scheme, SeedKind, custom_scheme
 from bezoar_ray.stages import STAGES, training_stages
 
 if TYPE_CHECKING:
@@ -103,7 +103,7 @@ class Recipe(Section):
 
     def scheme(self, name: str) -> Scheme:
         """The scheme of a name, packaged or custom."""
-        return SCHEMES.get(name) or custom(name, self.generate.own[name].seeds)
+        return SCHEMES.get(name) or custom_scheme(name, self.generate.own[name].seeds)
 
     @property
     def seeds_in_use(self) -> tuple[SeedKind, ...]:

@@ -8,7 +8,7 @@ from bezoar_ray.errors import BezoarError, RecipeError
 from bezoar_ray.generate import custom_scheme, stage
 from bezoar_ray.generate.task import one_for_each
 from bezoar_ray.llm.chat import CallFailed, Reply
-from bezoar_ray.recipe import load_recipe
+from bezoar_ray.recipe import CustomCode, load_recipe
 from bezoar_ray.runtime.progress import Progress
 from bezoar_ray.stages import StageContext
 from tests.endpoint import serving
@@ -48,7 +48,7 @@ def rows(function, chat=None, settings=None):
     (work,) = one_for_each("short", 0, [SEED], 100)
 
     async def collect():
-        code = custom_scheme.Code(SOURCE, f"x.py:{function}", settings or {})
+        code = CustomCode(SOURCE, f"x.py:{function}", settings or {})
         return [sample async for sample in custom_scheme.run(work, chat, code)]
 
     return asyncio.run(collect())

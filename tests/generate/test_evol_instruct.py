@@ -13,7 +13,7 @@ PART = EvolInstruct(seeds=5, epochs=3)
 
 
 def plan(*args):
-    return list(evol_instruct.plan(*args))
+    return list(evol_instruct.plan("evol_instruct", *args))
 
 
 def rows(work, chat, part=PART):

@@ -12,7 +12,7 @@ PART = Lamini(calls=10, per_call=4, topic_guided=0.3)
 
 
 def plan(*args):
-    return list(lamini.plan(*args))
+    return list(lamini.plan("lamini", *args))
 
 
 def rows(work, chat, part=PART):

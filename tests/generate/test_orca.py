@@ -27,7 +27,7 @@ def only(**mixture) -> Orca:
 
 
 def drawn(part, seeds, recipe_seed=0):
-    return [work.seeds[0] for work in orca.plan(part, recipe_seed, seeds)]
+    return [work.seeds[0] for work in orca.plan("orca", part, recipe_seed, seeds)]
 
 
 @pytest.mark.parametrize(
@@ -89,7 +89,7 @@ def test_the_total_is_drawn_from_all_sub_mixtures_in_turn():
 
 @pytest.mark.parametrize("source", sorted(ORCA_MESSAGES))
 def test_every_message_of_a_sub_mixture_is_drawn_and_no_other(source):
-    works = orca.plan(Orca(), 0, [query(n, source=source) for n in range(300)])
+    works = orca.plan("orca", Orca(), 0, [query(n, source=source) for n in range(300)])
     assert {work.draw["system_message"] for work in works} == set(ORCA_MESSAGES[source])
 
 
@@ -109,7 +109,7 @@ def test_a_query_is_answered_under_its_message(chat):
     async def collect(work, talk):
         return [sample async for sample in orca.run(work, talk, Orca())]
 
-    (work,) = orca.plan(Orca(), 0, [query(3)])
+    (work,) = orca.plan("orca", Orca(), 0, [query(3)])
     talk = chat(lambda *_: Reply("Because.", "length", 10, 5))
     (sample,) = asyncio.run(collect(work, talk))
     assert sample.system == ORCA_SYSTEM[work.draw["system_message"]]
