@@ -49,8 +49,8 @@ class RecordedEngine:
     def __init__(self, part: ModelSection):
         from bezoar_ray.llm import engine
 
-        arguments = engine.on_this_machine(
-            engine.trusted(part) | part.engine, part.num_gpus
+        arguments = engine.complete_engine_arguments(
+            engine.load_format_arguments(part) | part.engine, part.num_gpus
         )
         record("engine", model=part.model, engine=arguments)
         self.identity = "recorded"

@@ -17,7 +17,7 @@ from bezoar_ray.errors import BezoarError, RecipeError
 from bezoar_ray.filter.rating_prompt import read_rating
 from bezoar_ray.llm.chat import CallFailed, Reply, TryAgain
 from bezoar_ray.llm.reasoning import without_reasoning
-from bezoar_ray.llm.responses import error_of, read_answer, read_fault
+from bezoar_ray.llm.responses import read_answer, read_fault, to_exception
 from bezoar_ray.plan import plan, render
 from bezoar_ray.recipe import SourceSection, load_recipe, parse_recipe
 from bezoar_ray.sources import read, read_own, read_pairs
@@ -98,7 +98,7 @@ def test_any_answer_is_a_reply_or_a_known_fault(content):
 @DRAWN
 @given(st.integers(300, 599), BODIES)
 def test_any_fault_is_classified(status, body):
-    error = error_of(read_fault(status, body), "m at http://x/v1", "KEY")
+    error = to_exception(read_fault(status, body), "m at http://x/v1", "KEY")
     assert isinstance(error, KNOWN) and str(error).startswith(
         "m at http://x/v1 answers"
     )

@@ -2,7 +2,7 @@
 
 from lm_eval.models.openai_completions import LocalCompletionsAPI
 
-from bezoar_ray.llm.chat_tokens import spelling_of
+from bezoar_ray.llm.chat_tokens import control_tokens_of
 
 
 class ChatCompletions(LocalCompletionsAPI):
@@ -16,10 +16,10 @@ class ChatCompletions(LocalCompletionsAPI):
         self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True
     ) -> str:
         """Render a conversation as one prompt."""
-        spelling = spelling_of(self.tokenizer)
-        messages = spelling.exchange(chat_history)
+        spelling = control_tokens_of(self.tokenizer)
+        messages = spelling.swap(chat_history)
         prompt = super().apply_chat_template(messages, add_generation_prompt)
-        return spelling.exchange(prompt)
+        return spelling.swap(prompt)
 
     def tok_encode(
         self,
@@ -31,7 +31,7 @@ class ChatCompletions(LocalCompletionsAPI):
         """Return the token ids of one prompt, or of each prompt in a list."""
         texts = [string] if isinstance(string, str) else list(string)
         add_bos = add_special_tokens or self.add_bos_token
-        tokenizer = spelling_of(self.tokenizer).twin
+        tokenizer = control_tokens_of(self.tokenizer).placeholder_tokenizer
         encodings = tokenizer.encode_batch(texts, add_special_tokens=add_bos)
         all_ids = [encoding.ids for encoding in encodings]
         if left_truncate_len:

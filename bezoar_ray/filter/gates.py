@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 from bezoar_ray.data.schema import Sample, normalize
 from bezoar_ray.filter.pii import holds_personal_data, holds_secrets
-from bezoar_ray.llm.chat import ending
+from bezoar_ray.llm.chat import classify_finish_reason
 
 # Markers of prompts and chat formats, the teacher's and ours.
 _SCAFFOLDING = re.compile(
@@ -64,7 +64,7 @@ def is_empty(sample: Sample) -> bool:
 
 def is_truncated(sample: Sample) -> bool:
     """The response was cut off, by its length limit or by a provider's filter."""
-    return ending(sample.finish_reason) != "stop"
+    return classify_finish_reason(sample.finish_reason) != "stop"
 
 
 def is_refusal(sample: Sample) -> bool:

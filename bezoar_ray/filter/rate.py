@@ -3,7 +3,7 @@
 from bezoar_ray.data.schema import Sample, Verdict
 from bezoar_ray.filter.rating_prompt import VERDICT, rating_messages, read_rating
 from bezoar_ray.llm.chat import CallFailed, Chat, Sampling
-from bezoar_ray.llm.verdicts import hear
+from bezoar_ray.llm.verdicts import request_verdict
 from bezoar_ray.recipe import ModelSection
 
 
@@ -18,11 +18,13 @@ async def judge_sample(
     sampling = Sampling(judge.temperature, judge.top_p, judge.max_tokens, schema)
     messages = rating_messages(sample, rubric)
     try:
-        heard = await hear(chat, messages, "judge", read_rating, "rating", sampling)
+        heard = await request_verdict(
+            chat, messages, "judge", read_rating, "rating", sampling
+        )
     except CallFailed as error:
         return Verdict(judge.model, "failed", None, f"call: {error}")
     if heard.value is None:
-        reason = heard.why or f"no rating in: {heard.text[:200]}"
+        reason = heard.problem or f"no rating in: {heard.text[:200]}"
         return Verdict(judge.model, "failed", None, reason)
     rating, reason = heard.value
     status = "accepted" if rating >= accept_rating else "rejected"

@@ -33,7 +33,7 @@ from bezoar_ray.llm.endpoint import fault, open_client, parameters, redacted
 from bezoar_ray.llm.ledger import Ledger
 from bezoar_ray.llm.model_identity import identity
 from bezoar_ray.llm.quota import Cost, QuotaClient
-from bezoar_ray.llm.responses import error_of, read_fault, read_reply
+from bezoar_ray.llm.responses import read_fault, read_reply, to_exception
 from bezoar_ray.recipe import ModelSection
 from bezoar_ray.store import Store
 
@@ -50,7 +50,7 @@ _OVER = ("completed", "failed", "expired", "cancelled")
 _METADATA = "bezoar_ray"
 
 
-class Batches(LedgerClient):
+class BatchClient(LedgerClient):
     """One model's calls, put down and sent together. One process at a time talks to a run directory so."""
 
     def __init__(self, part: ModelSection, root: str, role: str, session: str):
@@ -65,7 +65,7 @@ class Batches(LedgerClient):
         self._failed: dict[str, str] = {}
         self._attempted: set[str] = set()
 
-    def limit(self, permits: QuotaClient | None) -> None:
+    def set_quota(self, permits: QuotaClient | None) -> None:
         """From now on, calls wait for these."""
         self._permits = permits
 
@@ -95,7 +95,7 @@ class Batches(LedgerClient):
         )
         raise Deferred
 
-    async def adopt(self) -> None:
+    async def collect_unfinished(self) -> None:
         """Take the answers of batches that an earlier process has left on their way; forget those never created."""
         records = {
             name: self._store.read_json(name)
@@ -113,7 +113,7 @@ class Batches(LedgerClient):
             else:
                 self._record(name, {}, over=True)
 
-    async def send(self) -> None:
+    async def send_and_wait(self) -> None:
         """Send what is left to be sent, and wait for all answers.
 
         Raises:
@@ -271,7 +271,7 @@ class Batches(LedgerClient):
         response = line.get("response") or {}
         status, body = response.get("status_code") or 0, response.get("body") or {}
         if status != 200:
-            return error_of(
+            return to_exception(
                 read_fault(status, line if line.get("error") else body), where, key_name
             )
         try:

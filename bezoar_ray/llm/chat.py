@@ -15,7 +15,7 @@ class Reply:
 
     text: str
     finish_reason: str
-    """Why it ended, in the provider's own word; `ending` says what that means."""
+    """Why it ended, in the provider's own word; `classify_finish_reason` says what that means."""
     tokens_in: int
     tokens_out: int
     """All that are billed, hidden reasoning included."""
@@ -25,7 +25,7 @@ class Reply:
     @property
     def is_cut_off(self) -> bool:
         """Whether the text is not whole: at its longest, or ended by a filter."""
-        return ending(self.finish_reason) != "stop"
+        return classify_finish_reason(self.finish_reason) != "stop"
 
 
 _WHOLE = {
@@ -54,7 +54,7 @@ _FILTERED = {
 }
 
 
-def ending(finish_reason: str) -> str:
+def classify_finish_reason(finish_reason: str) -> str:
     """What a provider's finish reason means: `stop` (whole), `content_filter` or `length` (cut off, as by default).
 
     Seen: `length`, `stop`, `content_filter` (OpenAI), `max_tokens`, `end_turn`, `refusal` (Anthropic), `MAX_TOKENS`,
@@ -83,7 +83,7 @@ def unread(reply: Reply) -> str:
     """Why a reply holds no verdict, whatever it says: it is cut off. Empty where it is whole."""
     if not reply.is_cut_off:
         return ""
-    if ending(reply.finish_reason) == "content_filter":
+    if classify_finish_reason(reply.finish_reason) == "content_filter":
         return f"it was ended by a filter ({reply.finish_reason})"
     lost = reply.tokens_reasoning or not reply.text.strip()
     what = "the answer was lost to reasoning" if lost else "it was cut off"

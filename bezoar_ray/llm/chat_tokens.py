@@ -21,7 +21,7 @@ _PLANE = 0xFFFE  # characters in one
 _RENDERED = ("tools", "documents")  # further options whose texts the template puts in
 
 
-class Spelling:
+class ControlTokens:
     """The control tokens of one tokenizer, and their marks."""
 
     def __init__(self, backend: "Tokenizer"):
@@ -40,20 +40,20 @@ class Spelling:
         )  # as `tokenizers` looks for them
         self._pattern = re.compile("|".join(map(re.escape, longest_first)) or "(?!)")
 
-    def exchange(self, value: Any) -> Any:
+    def swap(self, value: Any) -> Any:
         """The text with control tokens in the other spelling; of lists and dicts, all texts in them."""
         if isinstance(value, str):
             return self._pattern.sub(lambda found: self._other[found[0]], value)
         if isinstance(value, dict):
-            return {key: self.exchange(item) for key, item in value.items()}
+            return {key: self.swap(item) for key, item in value.items()}
         return (
-            [self.exchange(item) for item in value]
+            [self.swap(item) for item in value]
             if isinstance(value, list | tuple)
             else value
         )
 
     @cached_property
-    def twin(self) -> "Tokenizer":
+    def placeholder_tokenizer(self) -> "Tokenizer":
         """The `tokenizers.Tokenizer` with marks in place of its control tokens, and the same ids."""
         from tokenizers import Tokenizer
 
@@ -95,12 +95,12 @@ def _mark(number: int, token: str) -> str:
     )
 
 
-def spelling_of(tokenizer: "PreTrainedTokenizerBase") -> Spelling:
+def control_tokens_of(tokenizer: "PreTrainedTokenizerBase") -> ControlTokens:
     """The spelling of a transformers tokenizer, which has to be a fast one."""
-    return _spelling(tokenizer.backend_tokenizer)
+    return _control_tokens(tokenizer.backend_tokenizer)
 
 
-_spelling = lru_cache(maxsize=8)(Spelling)
+_control_tokens = lru_cache(maxsize=8)(ControlTokens)
 
 
 def chat_tokens(
@@ -140,8 +140,8 @@ def _apart(
     texts = {"conversations": [messages]} | {
         name: options[name] for name in _RENDERED if options.get(name)
     }
-    spelling = spelling_of(tokenizer)
-    hidden = spelling.exchange(texts)
+    control_tokens = control_tokens_of(tokenizer)
+    hidden = control_tokens.swap(texts)
     if hidden == texts:
         return None
     template = tokenizer.get_chat_template(
@@ -151,7 +151,9 @@ def _apart(
         tokenizer.special_tokens_map | options | hidden | {"chat_template": template}
     )
     (rendered,), spans = render_jinja_template(**settings)
-    coded = spelling.twin.encode(spelling.exchange(rendered), add_special_tokens=False)
+    coded = control_tokens.placeholder_tokenizer.encode(
+        control_tokens.swap(rendered), add_special_tokens=False
+    )
     masks = {"assistant_masks": _mask(coded, spans[0])} if spans else {}
     return {"input_ids": coded.ids, **masks}
 
@@ -168,7 +170,7 @@ def _mask(coded: "Encoding", spans: list[tuple[int, int]]) -> list[int]:
     return mask
 
 
-def guard(tokenizer: "PreTrainedTokenizerBase") -> None:
+def protect_chat_template(tokenizer: "PreTrainedTokenizerBase") -> None:
     """Make `apply_chat_template` of the tokenizer that vLLM's server asks give token ids where a text spells a control
     token; vLLM takes ids as well as a text, which it would encode as a whole."""
     plain = tokenizer.apply_chat_template

@@ -14,7 +14,7 @@ import orjson
 from bezoar_ray.errors import RecipeError
 from bezoar_ray.llm.chat import Messages, Reply, Sampling, TryAgain
 from bezoar_ray.llm.model_identity import identity
-from bezoar_ray.llm.responses import error_of, read_answer, read_fault
+from bezoar_ray.llm.responses import read_answer, read_fault, to_exception
 from bezoar_ray.recipe import ModelSection
 
 if TYPE_CHECKING:
@@ -83,8 +83,10 @@ def fault(error: "APIStatusError", part: ModelSection) -> Exception:
     except ValueError:
         body = content
     found = read_fault(error.status_code, body)
-    after = seconds_to_wait(error.response.headers)
-    return error_of(found, f"{part.model} at {part.base_url}", part.api_key_env, after)
+    after = retry_after_seconds(error.response.headers)
+    return to_exception(
+        found, f"{part.model} at {part.base_url}", part.api_key_env, after
+    )
 
 
 def unanswered(error: Exception, part: ModelSection) -> Exception:
@@ -166,7 +168,7 @@ def api_key(part: ModelSection) -> str | None:
     return key
 
 
-def seconds_to_wait(headers: Mapping[str, str]) -> float | None:
+def retry_after_seconds(headers: Mapping[str, str]) -> float | None:
     """What the server asks for: by OpenAI's header of milliseconds, else by Retry-After's number or date."""
     for name, scale in (("retry-after-ms", 1000.0), ("retry-after", 1.0)):
         with contextlib.suppress(ValueError):

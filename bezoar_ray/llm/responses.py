@@ -184,7 +184,7 @@ def read_fault(status: int, body: object) -> Fault:
     )
 
 
-def error_of(
+def to_exception(
     fault: Fault, where: str, key_name: str | None, after: float | None = None
 ) -> Exception:
     """The exception for a fault.
@@ -260,7 +260,7 @@ def read_reply(body: object, where: str, key_name: str | None = None) -> Reply:
         code = error.get("code") if isinstance(error, dict) else None
         status = code if isinstance(code, int) and code >= 400 else 500
         raise _with_bill(
-            error_of(read_fault(status, {"error": error}), where, key_name), tokens
+            to_exception(read_fault(status, {"error": error}), where, key_name), tokens
         )
     message = choice.get("message") if isinstance(choice, dict) else None
     if not isinstance(message, dict):

@@ -13,22 +13,22 @@ _ATTEMPTS = 2
 
 
 @dataclass(frozen=True)
-class Heard(Generic[T]):
+class JudgeReply(Generic[T]):
     """What a judge's last reply holds, the reply, and why it was not read, where that is not in its text."""
 
     value: T | None
     text: str
-    why: str = ""
+    problem: str = ""
 
 
-async def hear(
+async def request_verdict(
     chat: Chat,
     messages: Messages,
     step: str,
     read: Callable[[str], T | None],
     form: str,
     sampling: Sampling | None = None,
-) -> Heard[T]:
+) -> JudgeReply[T]:
     """Ask, and ask once more after a reply that holds nothing; the judge is told why.
 
     At temperature 0 the same question would be answered in the same way.
@@ -50,9 +50,9 @@ async def hear(
         why = unread(reply)
         value = None if why else read(reply.text)
         if value is not None:
-            return Heard(value, reply.text)
+            return JudgeReply(value, reply.text)
         asked = _again(messages, why or f"it held no {form} that could be read", form)
-    return Heard(None, reply.text, why)
+    return JudgeReply(None, reply.text, why)
 
 
 def as_data(text: str, tags: str) -> str:

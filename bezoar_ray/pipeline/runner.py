@@ -13,7 +13,7 @@ from typing import Any
 
 from bezoar_ray.data.row import decode_row, encode_row
 from bezoar_ray.data.spool import Spool, spool_rows
-from bezoar_ray.llm.batch import Batches
+from bezoar_ray.llm.batch import BatchClient
 from bezoar_ray.llm.chat import Deferred
 from bezoar_ray.llm.limits import own_quota_client
 from bezoar_ray.pipeline.actor_pool import (
@@ -85,22 +85,22 @@ def run_in_batches(
                         else:
                             yield from outputs
                 deferred.replace(waiting)
-                runner.run(client.send())
+                runner.run(client.send_and_wait())
         finally:
             runner.run(client.close())
 
 
-async def _open_batches(stage: ModelStage[In, Out], context: RunContext) -> Batches:
-    batches = Batches(stage.section, context.root, stage.role, context.session)
+async def _open_batches(stage: ModelStage[In, Out], context: RunContext) -> BatchClient:
+    batches = BatchClient(stage.section, context.root, stage.role, context.session)
     # Adopt before any limit applies: what adopted batches cost is spent already.
-    await batches.adopt()
+    await batches.collect_unfinished()
     quota = own_quota_client(context.root, stage.section, stage.role, context.limits)
-    batches.limit(quota)
+    batches.set_quota(quota)
     return batches
 
 
 async def _process(
-    row: In, stage: ModelStage[In, Out], client: Batches
+    row: In, stage: ModelStage[In, Out], client: BatchClient
 ) -> list[Out] | None:
     """Return all output rows, or None where a call has to wait for the next batch."""
     chat = client.for_row(row.id)

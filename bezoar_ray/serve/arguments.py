@@ -7,7 +7,11 @@ from typing import Any
 
 from bezoar_ray import layout
 from bezoar_ray.errors import BezoarError
-from bezoar_ray.llm.engine import is_cpu_build, on_this_machine, trusted
+from bezoar_ray.llm.engine import (
+    complete_engine_arguments,
+    is_cpu_build,
+    load_format_arguments,
+)
 from bezoar_ray.llm.model_identity import model_path
 from bezoar_ray.recipe import Recipe, Serve
 from bezoar_ray.stages import BASE, checkpoint_names
@@ -97,13 +101,13 @@ def _shared_arguments(recipe: Recipe, store: Store, template: Path) -> list[str]
     ]
     if recipe.base.trust_remote_code:
         arguments.append("--trust-remote-code")
-    settings = trusted(recipe.base) | _engine_settings(recipe.serve)
+    settings = load_format_arguments(recipe.base) | _engine_settings(recipe.serve)
     return arguments + _flags(settings)
 
 
 def _engine_settings(section: Serve) -> dict[str, Any]:
     defaults = {"worker_extension_cls": _GROUPED_LORA} if is_cpu_build() else {}
-    return on_this_machine(defaults | section.engine, section.num_gpus)
+    return complete_engine_arguments(defaults | section.engine, section.num_gpus)
 
 
 def _lora_arguments(paths: dict[str, Path]) -> list[str]:

@@ -8,7 +8,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, cast
 
-from bezoar_ray.llm.chat_tokens import guard
+from bezoar_ray.llm.chat_tokens import protect_chat_template
 from bezoar_ray.recipe import Recipe, Serve
 from bezoar_ray.runtime.logs import redirect
 from bezoar_ray.runtime.metrics import hold_gpus
@@ -197,7 +197,7 @@ async def _openai_app(arguments: list[str]) -> "AsyncIterator[FastAPI]":
         usage_context=UsageContext.OPENAI_API_SERVER,
         stat_loggers=[RayPrometheusStatLogger],
     )
-    guard(engine.renderer.tokenizer)
+    protect_chat_template(engine.renderer.tokenizer)
     try:
         tasks = await engine.get_supported_tasks()
         app = build_app(args, tasks, engine.model_config)
@@ -217,10 +217,10 @@ def _prepare_process(log: Path) -> None:
     The process and its child, the engine's core, write to the run's log and end
     together.
     """
-    from bezoar_ray.llm.engine import set_up_cpu
+    from bezoar_ray.llm.engine import set_cpu_kv_cache_size
     from bezoar_ray.runtime.engine_parent import bind_children
 
-    set_up_cpu()
+    set_cpu_kv_cache_size()
     os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
     redirect(log)
     bind_children()

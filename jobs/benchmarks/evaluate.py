@@ -176,10 +176,10 @@ def _generate(folder: str, turns: str) -> list[float]:
     from vllm import LLM, SamplingParams
     from vllm.lora.request import LoRARequest
 
-    from bezoar_ray.llm.engine import on_this_machine
+    from bezoar_ray.llm.engine import complete_engine_arguments
 
     store, held = Store(folder), json.loads(Path(turns).read_text())
-    defaults = on_this_machine(
+    defaults = complete_engine_arguments(
         {"worker_extension_cls": "bezoar_ray.serve.cpu_lora.GroupedLora"}
     )
     engine = LLM(

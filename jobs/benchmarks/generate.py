@@ -163,9 +163,9 @@ def theirs(load: Load) -> float:
 def _measure(load: Load) -> float:
     from vllm import LLM, SamplingParams
 
-    from bezoar_ray.llm.engine import on_this_machine
+    from bezoar_ray.llm.engine import complete_engine_arguments
 
-    arguments = on_this_machine(load.engine, load.num_gpus)
+    arguments = complete_engine_arguments(load.engine, load.num_gpus)
     engine = LLM(
         model=model_path(load.model),
         dtype=load.dtype,

@@ -16,7 +16,7 @@ from bezoar_ray.generate import stage
 from bezoar_ray.generate.elimination import spoilt_instruction
 from bezoar_ray.generate.prompts import adds_nothing, evolve, evolved_answer
 from bezoar_ray.llm.chat import Messages
-from bezoar_ray.llm.engine import on_this_machine
+from bezoar_ray.llm.engine import complete_engine_arguments
 from bezoar_ray.llm.model_identity import model_path
 from bezoar_ray.recipe import load_recipe
 from jobs.benchmarks import generate
@@ -31,7 +31,9 @@ def figures() -> Iterator[tuple[str, list[float]]]:
     """Ours over theirs for the rates, theirs over ours for the times."""
     import ray
 
-    defaults = on_this_machine({})  # sets the environment that Ray's workers inherit
+    defaults = complete_engine_arguments(
+        {}
+    )  # sets the environment that Ray's workers inherit
     ray.init(
         address="local",
         num_cpus=CPUS,

@@ -9,7 +9,7 @@ import pytest
 from bezoar_ray.data.row import StageRow
 from bezoar_ray.errors import BezoarError, BudgetReached, RecipeError
 from bezoar_ray.llm import batch
-from bezoar_ray.llm.batch import Batches
+from bezoar_ray.llm.batch import BatchClient
 from bezoar_ray.llm.chat import CallFailed, Deferred
 from bezoar_ray.llm.ledger import accounts
 from bezoar_ray.llm.limits import Limit
@@ -146,11 +146,11 @@ def left_behind(tmp_path, provider, url, *, created: bool) -> None:
     provider.holds, provider.faults = True, [] if created else ["create"] * 1000
 
     async def go():
-        batches = Batches(part(url), str(tmp_path), "judge", "killed")
+        batches = BatchClient(part(url), str(tmp_path), "judge", "killed")
         for row in ROWS:
             with pytest.raises(Deferred):
                 await anext(judged(row, batches.for_row(row.id)))
-        sending = asyncio.create_task(batches.send())
+        sending = asyncio.create_task(batches.send_and_wait())
         while not provider.batches if created else not provider.files:
             await asyncio.sleep(0.01)
         sending.cancel()

@@ -8,7 +8,12 @@ from typing import Any
 import pytest
 
 from bezoar_ray.data.schema import Sample
-from bezoar_ray.llm.chat_tokens import chat_ids, chat_tokens, guard, spelling_of
+from bezoar_ray.llm.chat_tokens import (
+    chat_ids,
+    chat_tokens,
+    control_tokens_of,
+    protect_chat_template,
+)
 from bezoar_ray.recipe import load_recipe
 from bezoar_ray.sources import read_pairs
 from bezoar_ray.train import encoding
@@ -177,7 +182,7 @@ def test_the_answers_alone_are_trained_on(tokenizer: Any) -> None:
 
 
 def test_other_texts_have_the_ids_that_they_had(tokenizer: Any) -> None:
-    twin = spelling_of(tokenizer).twin
+    twin = control_tokens_of(tokenizer).placeholder_tokenizer
     for text in ORDINARY:
         said = tokenizer.apply_chat_template(
             talk(text), return_assistant_tokens_mask=True
@@ -189,17 +194,17 @@ def test_other_texts_have_the_ids_that_they_had(tokenizer: Any) -> None:
         rendered = tokenizer.apply_chat_template(talk(text), tokenize=False)
         assert (
             twin.encode(
-                spelling_of(tokenizer).exchange(rendered), add_special_tokens=False
+                control_tokens_of(tokenizer).swap(rendered), add_special_tokens=False
             ).ids
             == said["input_ids"]
         )
 
 
 def test_control_tokens_keep_their_ids(tokenizer: Any) -> None:
-    spelling = spelling_of(tokenizer)
+    spelling = control_tokens_of(tokenizer)
     for number, token in tokenizer.backend_tokenizer.get_added_tokens_decoder().items():
-        spelt = spelling.exchange(token.content) if token.special else token.content
-        assert spelling.twin.token_to_id(spelt) == number
+        spelt = spelling.swap(token.content) if token.special else token.content
+        assert spelling.placeholder_tokenizer.token_to_id(spelt) == number
 
 
 def test_between_the_templates_own_a_text_is_as_sentencepiece_has_it(
@@ -239,7 +244,7 @@ def test_training_serving_and_scoring_see_the_same_ids(
     tokenizer.save_pretrained(tmp_path)
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "llama"}))
     served = AutoTokenizer.from_pretrained(tmp_path)
-    guard(served)  # as vLLM's server asks it
+    protect_chat_template(served)  # as vLLM's server asks it
     scored = ChatCompletions(
         base_url="http://127.0.0.1:9/v1",
         model="sft",

@@ -14,7 +14,7 @@ import pytest
 from bezoar_ray.errors import BezoarError, RecipeError
 from bezoar_ray.llm.chat import CallFailed, Refused, Reply, Sampling
 from bezoar_ray.llm.client import open_client
-from bezoar_ray.llm.endpoint import seconds_to_wait
+from bezoar_ray.llm.endpoint import retry_after_seconds
 from bezoar_ray.llm.ledger import accounts
 from bezoar_ray.recipe import ModelSection
 from tests.endpoint import completion
@@ -108,11 +108,13 @@ def test_passing_faults_are_tried_again_and_each_attempt_is_counted(
     ],
 )
 def test_the_server_says_how_long_to_wait_in_several_ways(headers, seconds):
-    assert seconds_to_wait(headers) == seconds
+    assert retry_after_seconds(headers) == seconds
 
 
 def test_a_date_is_waited_for():
-    wait = seconds_to_wait({"retry-after": formatdate(time.time() + 3600, usegmt=True)})
+    wait = retry_after_seconds(
+        {"retry-after": formatdate(time.time() + 3600, usegmt=True)}
+    )
     assert 3500 < wait <= 3600
 
 

@@ -8,7 +8,7 @@ import pytest
 
 from bezoar_ray.filter.rating_prompt import VERDICT
 from bezoar_ray.llm.chat import CallFailed, Sampling
-from bezoar_ray.llm.engine import VllmEngine, on_cpu
+from bezoar_ray.llm.engine import VllmEngine, with_cpu_defaults
 from bezoar_ray.recipe import ModelSection
 
 
@@ -52,13 +52,17 @@ def test_the_engine_answers_keeps_to_a_schema_and_fails_a_prompt_that_is_too_lon
 
 
 def test_on_a_cpu_an_engine_that_needs_one_process_gets_one():
-    alone = on_cpu({"max_model_len": 512})
+    alone = with_cpu_defaults({"max_model_len": 512})
     assert alone["max_model_len"] == 512 and alone[
         "distributed_executor_backend"
     ].endswith("UniProcExecutor")
-    assert "distributed_executor_backend" not in on_cpu({"tensor_parallel_size": 2})
+    assert "distributed_executor_backend" not in with_cpu_defaults(
+        {"tensor_parallel_size": 2}
+    )
     assert (
-        on_cpu({"distributed_executor_backend": "mp"})["distributed_executor_backend"]
+        with_cpu_defaults({"distributed_executor_backend": "mp"})[
+            "distributed_executor_backend"
+        ]
         == "mp"
     )
 

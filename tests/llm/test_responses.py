@@ -10,9 +10,9 @@ from bezoar_ray.llm.chat import (
     Refused,
     Reply,
     TryAgain,
-    ending,
+    classify_finish_reason,
 )
-from bezoar_ray.llm.responses import error_of, read_answer, read_fault
+from bezoar_ray.llm.responses import read_answer, read_fault, to_exception
 
 STOPS = "the run stops, and goes on later"
 SETTINGS = "the run stops: the recipe is at fault"
@@ -389,7 +389,7 @@ CASES = {
 @pytest.mark.parametrize("case", CASES)
 def test_a_fault_means_what_its_provider_means(case):
     status, body, expected = CASES[case]
-    error = error_of(read_fault(status, body), "m at http://x/v1", "MY_KEY")
+    error = to_exception(read_fault(status, body), "m at http://x/v1", "MY_KEY")
     assert outcome(error) == expected, error
 
 
@@ -401,7 +401,7 @@ def test_the_providers_own_message_is_shown(case):
     inner = body.get("error", body)
     said = inner if isinstance(inner, str) else inner.get("message") or inner["detail"]
     said = said if isinstance(said, str) else said[0]["msg"]
-    assert said in str(error_of(read_fault(status, body), "m", None))
+    assert said in str(to_exception(read_fault(status, body), "m", None))
 
 
 def test_a_web_page_is_told_by_its_title():
@@ -427,7 +427,7 @@ STRANGE = (
 @pytest.mark.parametrize("body", STRANGE)
 @pytest.mark.parametrize("status", [302, 400, 403, 418, 429, 500, 599])
 def test_no_body_is_too_strange_to_be_classified(status, body):
-    assert outcome(error_of(read_fault(status, body), "m", None)) in (
+    assert outcome(to_exception(read_fault(status, body), "m", None)) in (
         LIMITED,
         AGAIN,
         REFUSED,
@@ -437,7 +437,7 @@ def test_no_body_is_too_strange_to_be_classified(status, body):
 
 def test_refusals_are_alike_but_for_numbers_and_quotations():
     first, second, other = (
-        error_of(read_fault(422, {"detail": said}), "m", None).alike
+        to_exception(read_fault(422, {"detail": said}), "m", None).alike
         for said in (
             "top_p 1.5 of 'a' is too large",
             "top_p 2 of 'b' is too large",
@@ -613,7 +613,10 @@ def test_a_web_page_says_where_to_look():
     ["stop", "eos", "eos_token", "end_turn", "stop_sequence", "STOP", "", "tool_calls"],
 )
 def test_a_whole_answer_is_whole_by_any_name(reason):
-    assert ending(reason) == "stop" and not Reply("x", reason, 1, 1).is_cut_off
+    assert (
+        classify_finish_reason(reason) == "stop"
+        and not Reply("x", reason, 1, 1).is_cut_off
+    )
 
 
 @pytest.mark.parametrize(
@@ -637,4 +640,6 @@ def test_a_whole_answer_is_whole_by_any_name(reason):
     ],
 )
 def test_what_is_cut_off_or_filtered_is_so_by_any_name(reason):
-    assert ending(reason) != "stop" and Reply("x", reason, 1, 1).is_cut_off
+    assert (
+        classify_finish_reason(reason) != "stop" and Reply("x", reason, 1, 1).is_cut_off
+    )

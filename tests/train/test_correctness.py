@@ -44,11 +44,11 @@ FLAT = Layout("flat")
 VLLM = """
 import json, sys
 from vllm import LLM, SamplingParams
-from bezoar_ray.llm.engine import on_this_machine
+from bezoar_ray.llm.engine import complete_engine_arguments
 
 if __name__ == "__main__":
     folder, prompts = sys.argv[1], json.loads(sys.argv[2])
-    engine = LLM(model=folder, dtype="float32", **on_this_machine({}))
+    engine = LLM(model=folder, dtype="float32", **complete_engine_arguments({}))
     told = SamplingParams(temperature=0.0, max_tokens=64)
     answers = engine.generate([{"prompt_token_ids": ids} for ids in prompts], told, use_tqdm=False)
     print(json.dumps([list(answer.outputs[0].token_ids) for answer in answers]))

@@ -7,7 +7,7 @@ from typing import TypeVar
 from bezoar_ray.evaluate.mt_bench.answers import Answer
 from bezoar_ray.evaluate.mt_bench.judge_prompts import OWN, JudgePrompts, read_grade
 from bezoar_ray.llm.chat import CallFailed, Chat, Messages
-from bezoar_ray.llm.verdicts import hear
+from bezoar_ray.llm.verdicts import request_verdict
 
 T = TypeVar("T")
 
@@ -85,10 +85,10 @@ async def ask_judge(
         text ends with the reason if the reply was not read.
     """
     try:
-        heard = await hear(chat, messages, step, read, form)
+        heard = await request_verdict(chat, messages, step, read, form)
     except CallFailed as error:
         return None, f"no reply: {error}"
     text = heard.text
-    if heard.why:
-        text = f"{text}\n\n(not read: {heard.why})"
+    if heard.problem:
+        text = f"{text}\n\n(not read: {heard.problem})"
     return heard.value, text
