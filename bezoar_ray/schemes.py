@@ -1,7 +1,7 @@
-"""The registry of generation schemes. A custom scheme of a recipe becomes the same object.
+"""The registry of generation schemes. A recipe's custom scheme becomes the same object.
 
-A new scheme is a module in `generate/` with the functions `plan` and `run`, a section in `recipe/generation.py`, and
-one entry here.
+A new scheme is a module in `generate/` with the functions `plan` and `run`, a section in
+`recipe/generation.py`, and one entry in `SCHEMES`.
 """
 
 from dataclasses import dataclass
@@ -9,16 +9,16 @@ from typing import Literal
 
 SeedKind = Literal["dolly", "flan"]
 CUSTOM = "own"
-"""What custom schemes have in common stands under this name: rubric and assumed tokens."""
+"""The name under which all custom schemes share a rubric and assumed token counts."""
 
 
 @dataclass(frozen=True)
 class Call:
-    """One kind of call to the teacher, for `bezoar plan`."""
+    """One kind of call to the teacher, as `bezoar plan` estimates it."""
 
     kind: str
     per: Literal["task", "row", "candidate"]
-    """How often it is made: once a task, once a row, or once for each candidate answer of a row."""
+    """What the calls are counted by; a row has one or more candidate answers."""
     tokens_in: float
     tokens_out: float
 
@@ -29,12 +29,13 @@ class Scheme:
 
     name: str
     seeds: SeedKind
-    """The field of `seeds` that it starts from."""
+    """The field of `seeds` that the scheme starts from."""
     module: str
-    """The module in `generate/` with its two functions.
+    """The module in `generate/` with the scheme's two functions.
 
-    `plan(name, section, recipe_seed, seeds)` yields the scheme's tasks.
-    `run(task, chat, section)` is an async generator of the rows of one task. Its `section` is that of `for_actors()`.
+    `plan(name, section, recipe_seed, seeds)` yields the tasks.
+    `run(task, chat, section)` is an async generator of the rows of one task. Its section
+    is the one that `for_actors()` returns.
     """
     pilot_field: str
     """The field of its section that `--pilot N` sets."""
@@ -42,58 +43,56 @@ class Scheme:
     """The share of its rows that the filter accepts, for `bezoar plan`."""
     calls: tuple[Call, ...]
     rows_field: str = ""
-    """The field of its section that says how many rows a task gives; one row where empty."""
+    """The field of its section with the number of rows per task; empty for one row."""
     keeps_instruction: bool = False
-    """Whether a row's instruction is that of its seed, so that it does not count as a duplicate of it."""
+    """Whether a row keeps its seed's instruction, so that it is no duplicate of the seed."""
 
 
-def _by_name(*schemes: Scheme) -> dict[str, Scheme]:
-    return {scheme.name: scheme for scheme in schemes}
-
-
-SCHEMES = _by_name(
-    Scheme(
-        name="lamini",
-        seeds="dolly",
-        module="bezoar_ray.generate.lamini",
-        rows_field="per_call",
-        pilot_field="calls",
-        accepted=0.5,
-        calls=(
-            Call(
-                "instructions", "task", 150, 700
-            ),  # three short examples; twenty instructions of 35 tokens
-            Call("answer", "candidate", 60, 200),
-        ),
-    ),
-    Scheme(
-        name="evol_instruct",
-        seeds="dolly",
-        module="bezoar_ray.generate.evol_instruct",
-        rows_field="epochs",
-        pilot_field="seeds",
-        accepted=0.68,  # as published, section 3 of arXiv 2404.12195
-        calls=(
-            Call("rewrite", "row", 250, 120),
-            Call("comparison", "row", 300, 5),
-            Call("answer", "candidate", 150, 350),
-        ),
-    ),
-    Scheme(
-        name="orca",
-        seeds="flan",
-        module="bezoar_ray.generate.orca",
-        pilot_field="rows",
-        accepted=0.17,  # as published, section 3 of arXiv 2404.12195
-        calls=(Call("answer", "candidate", 300, 250),),
-        keeps_instruction=True,
+LAMINI = Scheme(
+    name="lamini",
+    seeds="dolly",
+    module="bezoar_ray.generate.lamini",
+    rows_field="per_call",
+    pilot_field="calls",
+    accepted=0.5,
+    calls=(
+        # Three short examples in, twenty instructions of 35 tokens out.
+        Call("instructions", "task", 150, 700),
+        Call("answer", "candidate", 60, 200),
     ),
 )
-"""By name, in the order in which a run makes them."""
+EVOL_INSTRUCT = Scheme(
+    name="evol_instruct",
+    seeds="dolly",
+    module="bezoar_ray.generate.evol_instruct",
+    rows_field="epochs",
+    pilot_field="seeds",
+    accepted=0.68,  # as published, section 3 of arXiv 2404.12195
+    calls=(
+        Call("rewrite", "row", 250, 120),
+        Call("comparison", "row", 300, 5),
+        Call("answer", "candidate", 150, 350),
+    ),
+)
+ORCA = Scheme(
+    name="orca",
+    seeds="flan",
+    module="bezoar_ray.generate.orca",
+    pilot_field="rows",
+    accepted=0.17,  # as published, section 3 of arXiv 2404.12195
+    calls=(Call("answer", "candidate", 300, 250),),
+    keeps_instruction=True,
+)
+
+SCHEMES = {scheme.name: scheme for scheme in (LAMINI, EVOL_INSTRUCT, ORCA)}
+"""The packaged schemes by name, in the order in which a run makes their rows."""
 
 
 def custom_scheme(name: str, seeds: SeedKind) -> Scheme:
-    """A scheme of the recipe's own. Nothing is known of it, so a plan takes one call for each row."""
+    """Return the scheme of a `generate.own` section.
+
+    Its function is unknown, so `bezoar plan` assumes one call for each row.
+    """
     return Scheme(
         name=name,
         seeds=seeds,
@@ -106,5 +105,5 @@ def custom_scheme(name: str, seeds: SeedKind) -> Scheme:
 
 
 def keeps_instruction(scheme: str) -> bool:
-    """Whether a scheme's rows have the instructions of their seeds; a custom scheme's rows have their own."""
+    """Whether a scheme's rows keep the instructions of their seeds; custom ones do not."""
     return scheme in SCHEMES and SCHEMES[scheme].keeps_instruction

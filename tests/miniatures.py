@@ -12,10 +12,10 @@ _VOCABULARY = 400  # few tokens, so that a random model ends its answer by chanc
 _TEXT = [
     *(
         message["content"]
-        for message in prompts.new_instructions(["Name a river."], ["lakes"], 5)
+        for message in prompts.new_instructions_prompt(["Name a river."], ["lakes"], 5)
     ),
     *(
-        prompts.evolve(operation, "Name a river.")[0]["content"]
+        prompts.evolution_prompt(operation, "Name a river.")[0]["content"]
         for operation in (*prompts.IN_DEPTH, "breadth")
     ),
     *prompts.ORCA_SYSTEM.values(),

@@ -6,7 +6,7 @@ from importlib import resources
 import pytest
 from jinja2 import Environment
 
-from bezoar_ray.generate.prompts import concise_answer
+from bezoar_ray.generate.prompts import concise_answer_prompt
 from bezoar_ray.licenses import commercial_use
 from bezoar_ray.plan import plan
 from bezoar_ray.recipe import load_recipe, recipe_names
@@ -22,7 +22,7 @@ def asked(name: str) -> str:
     return (
         Environment()
         .from_string(template)
-        .render(messages=concise_answer("Why?"), add_generation_prompt=True)
+        .render(messages=concise_answer_prompt("Why?"), add_generation_prompt=True)
     )
 
 

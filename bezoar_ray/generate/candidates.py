@@ -1,47 +1,53 @@
-"""Several answers to one instruction, of which the filter keeps the best: rejection sampling (as in arXiv 2009.01325).
+"""Candidates: several answers to one instruction, of which the filter keeps the best.
 
-A scheme knows nothing of it: what its answer was asked for with is asked again, as further samples of the same call.
+This is rejection sampling, as in arXiv 2009.01325. A scheme does not know about it: the
+call that wrote its answer is repeated here, as further samples of the same call.
 """
 
 from dataclasses import replace
 from typing import Any
 
 from bezoar_ray.data.schema import Sample, row_id
-from bezoar_ray.generate.task import answered, call_failed, prompt_hash
+from bezoar_ray.generate.task import fail_call, fill_answer, prompt_hash
 from bezoar_ray.llm.aio import to_the_end
 from bezoar_ray.llm.chat import CallFailed, Chat, Messages, Reply
 
 
-class Remembering:
-    """A `Chat` that remembers the calls of its chain."""
+class RecordingChat:
+    """A `Chat` that records the calls of one task, to repeat the one behind an answer."""
 
     def __init__(self, chat: Chat):
         self._chat = chat
         self._calls: dict[str, tuple[Messages, dict[str, Any]]] = {}
 
-    async def __call__(self, messages: Messages, **how: Any) -> Reply:
-        self._calls[prompt_hash(messages)] = messages, how
-        return await self._chat(messages, **how)
+    async def __call__(self, messages: Messages, **options: Any) -> Reply:
+        self._calls[prompt_hash(messages)] = messages, options
+        return await self._chat(messages, **options)
 
-    async def others(self, sample: Sample, candidates: int) -> list[Sample]:
-        """The further candidates of a generated sample: rows with ids of their own."""
+    async def extra_candidates(self, sample: Sample, candidates: int) -> list[Sample]:
+        """Make the candidates of a row beside its first answer.
+
+        Args:
+            sample: The row as its scheme made it. Only a generated row gets candidates.
+            candidates: Answers in all, the first one included.
+
+        Returns:
+            Up to `candidates - 1` rows, each with its own id.
+        """
         if sample.status != "generated" or sample.prompt_hash not in self._calls:
             return []
-        messages, how = self._calls[sample.prompt_hash]
+        messages, options = self._calls[sample.prompt_hash]
+        numbers = range(1, candidates)
         return await to_the_end(
-            self._candidate(sample, n, messages, how) for n in range(1, candidates)
+            self._candidate(sample, number, messages, options) for number in numbers
         )
 
     async def _candidate(
-        self, sample: Sample, number: int, messages: Messages, how: dict[str, Any]
+        self, sample: Sample, number: int, messages: Messages, options: dict[str, Any]
     ) -> Sample:
-        other = replace(sample, id=row_id(sample.id, "candidate", number))
+        candidate = replace(sample, id=row_id(sample.id, "candidate", number))
         try:
-            return replace(
-                other,
-                **answered(
-                    messages, await self._chat(messages, **how | {"sample": number})
-                ),
-            )
+            reply = await self._chat(messages, **options | {"sample": number})
         except CallFailed as error:
-            return other.ended(*call_failed(error))
+            return fail_call(candidate, error)
+        return fill_answer(candidate, messages, reply)

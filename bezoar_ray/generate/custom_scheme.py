@@ -1,4 +1,7 @@
-"""A user's own scheme: one async function in a file of theirs, shipped as text to wherever the actors run."""
+"""A custom scheme: one async function in a user's file.
+
+The text of the file travels to the actors, which may not see the disk of the driver.
+"""
 
 import sys
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
@@ -7,7 +10,7 @@ from types import ModuleType
 
 from bezoar_ray.data.schema import Sample, Seed
 from bezoar_ray.errors import BezoarError, RecipeError
-from bezoar_ray.generate.task import GenerationTask, call_failed, one_for_each
+from bezoar_ray.generate.task import GenerationTask, fail_call, one_task_per_seed
 from bezoar_ray.llm.chat import CallFailed, Chat, Deferred, ModelDied
 from bezoar_ray.recipe import CustomCode, CustomScheme
 
@@ -15,51 +18,64 @@ from bezoar_ray.recipe import CustomCode, CustomScheme
 def plan(
     name: str, section: CustomScheme, recipe_seed: int, seeds: Sequence[Seed]
 ) -> Iterator[GenerationTask]:
-    """One task for each drawn seed."""
-    return one_for_each(name, recipe_seed, seeds, section.works)
+    """Yield one task for each drawn seed."""
+    return one_task_per_seed(name, recipe_seed, seeds, section.works)
 
 
 async def run(
-    work: GenerationTask, chat: Chat, code: CustomCode
+    task: GenerationTask, chat: Chat, code: CustomCode
 ) -> AsyncIterator[Sample]:
-    """The rows that the user's function makes of a work.
+    """Yield the rows that the user's function makes of a task.
+
+    A failed call that the function does not catch ends the task with a failed row.
 
     Raises:
-        BezoarError: the function fails, or yields something else than samples.
+        BezoarError: The function raises an error, or yields something other than samples.
     """
-    rows = load(code.source, code.function)(work, chat, code.settings)
+    function = load(code.source, code.function)
     try:
-        async for sample in rows:
+        async for sample in function(task, chat, code.settings):
             if not isinstance(sample, Sample):
-                raise TypeError(f"it yields {type(sample).__name__}, not Sample")
+                kind = type(sample).__name__
+                raise TypeError(f"expected rows of type Sample, found {kind}")
             yield sample
     except CallFailed as error:
-        yield work.sample("own").ended(*call_failed(error))
-    except (BezoarError, Deferred, ModelDied):  # for those who run the scheme
+        yield fail_call(task.sample("own"), error)
+    except (BezoarError, Deferred, ModelDied):
+        # These concern the whole actor or batch, not this function: the caller handles them.
         raise
     except Exception as error:
         raise BezoarError(
-            f"generate.own.{work.scheme}: {code.function}: {type(error).__name__}: {error}"
+            f"generate.own.{task.scheme}: {code.function}: "
+            f"{type(error).__name__}: {error}"
         ) from error
 
 
 @cache
 def load(source: str, function: str) -> Callable[..., AsyncIterator[Sample]]:
-    """The function, from the text of its file.
+    """Load the function from the text of its file.
+
+    Args:
+        source: The text of the file.
+        function: `path.py:name`; the path is used in messages only.
 
     Raises:
-        RecipeError: the file does not run, or holds no such function.
+        RecipeError: The file fails to run, or does not define the function.
     """
     path, _, name = function.rpartition(":")
     module = ModuleType(f"bezoar_ray_own_{abs(hash(source))}")
     module.__file__ = path
-    sys.modules[module.__name__] = module  # dataclasses look their module up
+    sys.modules[module.__name__] = module  # @dataclass looks up its class's module here
     try:
         exec(compile(source, path, "exec"), module.__dict__)
         return getattr(module, name)
     except AttributeError as error:
-        raise RecipeError(f"generate.own: {path!r} holds no {name!r}") from error
+        raise RecipeError(
+            f"generate.own: the file {path!r} does not define {name!r}. "
+            "Check the name after the colon in `function`"
+        ) from error
     except Exception as error:
         raise RecipeError(
-            f"generate.own: {path!r} does not run: {type(error).__name__}: {error}"
+            f"generate.own: the file {path!r} fails to run: "
+            f"{type(error).__name__}: {error}"
         ) from error

@@ -1,6 +1,7 @@
-"""Evol-Instruct (arXiv 2304.12244, section 3.1): each seed is rewritten, epoch after epoch, and answered anew.
+"""Evol-Instruct (arXiv 2304.12244, section 3.1): rewrite a seed over several epochs.
 
-An evolution that fails one of the four elimination rules is a rejected row; its parent goes on to the next epoch.
+Each rewritten instruction is answered. One that breaks an elimination rule becomes a
+rejected row, and the next epoch rewrites its parent again.
 """
 
 import random
@@ -9,77 +10,102 @@ from collections.abc import AsyncIterator, Iterator, Sequence
 from dataclasses import replace
 
 from bezoar_ray.data.schema import Sample, Seed
-from bezoar_ray.generate.elimination import spoilt_answer, spoilt_instruction
-from bezoar_ray.generate.prompts import adds_nothing, evolve, evolved_answer
-from bezoar_ray.generate.task import GenerationTask, answered, call_failed, one_for_each
-from bezoar_ray.llm.chat import CallFailed, Chat, Sampling
+from bezoar_ray.generate.elimination import answer_fault, instruction_fault
+from bezoar_ray.generate.prompts import (
+    comparison_prompt,
+    evolution_prompt,
+    evolved_answer_prompt,
+)
+from bezoar_ray.generate.task import (
+    GenerationTask,
+    fail_call,
+    fill_answer,
+    one_task_per_seed,
+)
+from bezoar_ray.llm.chat import CallFailed, Chat, Reply, Sampling
 from bezoar_ray.recipe import EvolInstruct
 
-_COMPARING = Sampling(
-    temperature=0.0, max_tokens=16
-)  # "Equal" or "Not equal": nothing to sample
+# The reply is "Equal" or "Not equal", so there is nothing to sample.
+_COMPARISON_SAMPLING = Sampling(temperature=0.0, max_tokens=16)
 
 
 def plan(
-    name: str, part: EvolInstruct, recipe_seed: int, seeds: Sequence[Seed]
+    name: str, section: EvolInstruct, recipe_seed: int, seeds: Sequence[Seed]
 ) -> Iterator[GenerationTask]:
-    """One work for each drawn seed; all of the seeds where there are fewer than the recipe asks for."""
-    return one_for_each(name, recipe_seed, seeds, part.seeds)
+    """Yield one task for each drawn seed, or for all where the recipe asks for more."""
+    return one_task_per_seed(name, recipe_seed, seeds, section.seeds)
 
 
 async def run(
-    work: GenerationTask, chat: Chat, part: EvolInstruct
+    task: GenerationTask, chat: Chat, section: EvolInstruct
 ) -> AsyncIterator[Sample]:
-    """One row for each epoch. A rerun draws the same operations: they come from the work's id."""
-    rng = random.Random(work.id)
-    names, weights = zip(*sorted(part.operations.items()), strict=True)
-    parent = work.seeds[0].task
-    for epoch in range(1, part.epochs + 1):
-        sample = await _evolved(
-            work.sample(rng.choices(names, weights)[0], round=epoch), parent, chat
-        )
+    """Yield one row for each epoch.
+
+    The operations are drawn from the task's id, so a rerun draws the same ones.
+    """
+    rng = random.Random(task.id)
+    operations, weights = zip(*sorted(section.operations.items()), strict=True)
+    parent = task.seeds[0].task
+    for epoch in range(1, section.epochs + 1):
+        (operation,) = rng.choices(operations, weights)
+        sample = task.sample(operation, round=epoch)
+        sample = await _evolve(sample, parent, chat)
         if sample.status == "generated":
             parent = sample.instruction
         yield sample
 
 
-async def _evolved(sample: Sample, parent: str, chat: Chat) -> Sample:
-    """The sample, filled as far as it gets."""
+async def _evolve(sample: Sample, parent: str, chat: Chat) -> Sample:
+    """Rewrite the parent, check the result and answer it; a fault ends the row early."""
     try:
-        reply = await chat(
-            evolve(sample.operation, parent), step=f"evolve/{sample.round}"
-        )
+        prompt = evolution_prompt(sample.operation, parent)
+        reply = await chat(prompt, step=f"evolve/{sample.round}")
         sample = replace(sample, instruction=reply.text.strip())
-        fault = (
-            "truncated" if reply.is_cut_off else spoilt_instruction(sample.instruction)
-        )
-        if not fault and sample.instruction == parent.strip():
-            fault = "adds_nothing"
-        if not fault and await _same(parent, sample, chat):
-            fault = "adds_nothing"
+        fault = await _evolution_fault(sample, reply, parent, chat)
         if fault:
             return sample.ended("rejected", fault)
-        messages = evolved_answer(sample.instruction)
+        messages = evolved_answer_prompt(sample.instruction)
         reply = await chat(messages, step=f"answer/{sample.round}")
     except CallFailed as error:
-        return sample.ended(*call_failed(error))
-    sample = replace(sample, **answered(messages, reply))
-    fault = spoilt_answer(sample.response)
-    return sample.ended("rejected", fault) if fault else sample
+        return fail_call(sample, error)
+    sample = fill_answer(sample, messages, reply)
+    fault = answer_fault(sample.response)
+    if fault:
+        return sample.ended("rejected", fault)
+    return sample
 
 
-async def _same(parent: str, sample: Sample, chat: Chat) -> bool:
-    """Elimination rule 1: the model finds that the evolution asks for nothing new."""
-    step = f"adds_nothing/{sample.round}"
+async def _evolution_fault(
+    sample: Sample, reply: Reply, parent: str, chat: Chat
+) -> str | None:
+    """Return why a rewritten instruction is rejected, or None."""
+    if reply.is_cut_off:
+        return "truncated"
+    fault = instruction_fault(sample.instruction)
+    if fault:
+        return fault
+    # The same text needs no comparison by the model.
+    if sample.instruction == parent.strip():
+        return "adds_nothing"
+    if await _asks_the_same(parent, sample, chat):
+        return "adds_nothing"
+    return None
+
+
+async def _asks_the_same(parent: str, sample: Sample, chat: Chat) -> bool:
+    """Apply elimination rule 1: the model compares an instruction with its parent."""
     reply = await chat(
-        adds_nothing(parent, sample.instruction), step=step, sampling=_COMPARING
+        comparison_prompt(parent, sample.instruction),
+        step=f"adds_nothing/{sample.round}",
+        sampling=_COMPARISON_SAMPLING,
     )
-    return finds_equal(reply.text)
+    return says_equal(reply.text)
 
 
-def finds_equal(reply: str) -> bool:
-    """Whether a comparison finds two instructions equal: in the word that was asked for, or in a sentence."""
-    said = reply.lower()
+def says_equal(reply: str) -> bool:
+    """Whether a comparison calls two instructions equal, in one word or in a sentence."""
+    text = reply.lower()
     denials = r"\bnot|n['’]t|\bneither|\bnor|\bhardly|\bfar from|\bwould be"
-    denied = re.search(rf"({denials})\s+(\w+\s+){{0,2}}equal|unequal", said)
-    return bool(re.search(r"\bequal\b", said)) and not denied
+    is_denied = re.search(rf"({denials})\s+(\w+\s+){{0,2}}equal|unequal", text)
+    says_the_word = re.search(r"\bequal\b", text)
+    return bool(says_the_word) and not is_denied

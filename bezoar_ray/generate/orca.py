@@ -1,9 +1,11 @@
-"""Orca (arXiv 2306.02707, section 3): FLAN queries, zero-shot, each answered under one of 16 system messages."""
+"""Orca (arXiv 2306.02707, section 3): answer zero-shot FLAN queries with explanations.
+
+Each query is answered under one of 16 system messages.
+"""
 
 import random
 from collections import defaultdict
-from collections.abc import AsyncIterator, Iterator, Sequence
-from dataclasses import replace
+from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
 from itertools import chain, islice, zip_longest
 
 from bezoar_ray.data.schema import Sample, Seed, row_id
@@ -11,114 +13,116 @@ from bezoar_ray.generate.prompts import (
     ORCA_MESSAGES,
     ORCA_MULTIPLE_CHOICE,
     ORCA_SYSTEM,
-    explain,
+    explanation_prompt,
 )
-from bezoar_ray.generate.task import GenerationTask, answered, call_failed
+from bezoar_ray.generate.task import GenerationTask, fail_call, fill_answer
 from bezoar_ray.llm.chat import CallFailed, Chat
 from bezoar_ray.recipe import Mixture, Orca
 
 
 def plan(
-    name: str, part: Orca, recipe_seed: int, seeds: Sequence[Seed]
+    name: str, section: Orca, recipe_seed: int, seeds: Sequence[Seed]
 ) -> Iterator[GenerationTask]:
-    """One work for each drawn query, with its system message: the same for the same recipe seed and rows."""
-    places = _by_mixture_and_task(seeds)
-    drawn = [
-        _draw(name, source, mixture, recipe_seed, places[source])
-        for source, mixture in sorted(part.mixtures.items())
-    ]
-    in_turn = (
-        place for place in chain.from_iterable(zip_longest(*drawn)) if place is not None
-    )
-    return (
-        _asked(name, seeds[place], recipe_seed) for place in islice(in_turn, part.rows)
-    )
+    """Yield one task for each drawn query, with its system message.
+
+    The sub-mixtures take turns, until `rows` queries are drawn or none is left. The same
+    recipe seed and seed rows give the same tasks.
+    """
+    indices = _indices_by_mixture_and_task(seeds)
+    drawn_by_mixture = []
+    for mixture_name, mixture in sorted(section.mixtures.items()):
+        rng = random.Random(row_id(recipe_seed, name, mixture_name))
+        drawn_by_mixture.append(_draw_queries(mixture, indices[mixture_name], rng))
+    for index in islice(_in_turn(drawn_by_mixture), section.rows):
+        seed = seeds[index]
+        task_id = row_id(recipe_seed, name, seed.id)
+        system_message = random.Random(task_id).choice(allowed_system_messages(seed))
+        draw = {"system_message": system_message}
+        yield GenerationTask(task_id, name, recipe_seed, [seed], draw)
 
 
-async def run(work: GenerationTask, chat: Chat, part: Orca) -> AsyncIterator[Sample]:
-    """The one row of a query."""
-    (seed,), number = work.seeds, work.draw["system_message"]
-    sample = work.sample(
+async def run(task: GenerationTask, chat: Chat, section: Orca) -> AsyncIterator[Sample]:
+    """Yield the one row of a query."""
+    (seed,) = task.seeds
+    number = task.draw["system_message"]
+    sample = task.sample(
         f"system_{number}",
         system=ORCA_SYSTEM[number],
         instruction=seed.instruction,
         task_source=seed.task_source,
         task_name=seed.task_name,
     )
-    yield await _explained(sample, chat)
-
-
-async def _explained(sample: Sample, chat: Chat) -> Sample:
-    messages = explain(sample.system, sample.instruction)
+    messages = explanation_prompt(sample.system, sample.instruction)
     try:
-        return replace(
-            sample, **answered(messages, await chat(messages, step="answer"))
-        )
+        reply = await chat(messages, step="answer")
     except CallFailed as error:
-        return sample.ended(*call_failed(error))
+        yield fail_call(sample, error)
+        return
+    yield fill_answer(sample, messages, reply)
 
 
-def usable(seed: Seed) -> bool:
-    """Whether a query may be drawn at all: zero-shot, not Dialog, and no BIG-bench task from T0."""
-    named = seed.task_name.lower().replace("_", "").replace("-", "")
-    big_bench = seed.task_source == "T0" and "bigbench" in named
-    return (
-        seed.template_type.startswith("zs_")
-        and seed.task_source in ORCA_MESSAGES
-        and not big_bench
-    )
+def is_usable(seed: Seed) -> bool:
+    """Whether a query may be drawn: zero-shot, not from Dialog, no BIG-bench task of T0."""
+    if not seed.template_type.startswith("zs_"):
+        return False
+    if seed.task_source not in ORCA_MESSAGES:
+        return False
+    task_name = seed.task_name.lower().replace("_", "").replace("-", "")
+    return not (seed.task_source == "T0" and "bigbench" in task_name)
 
 
-def messages_for(seed: Seed) -> tuple[int, ...]:
-    """The system messages that a query's sub-mixture allows; some only where the query has choices."""
-    choices = seed.template_type == "zs_opt" or "OPTIONS:" in seed.instruction
-    return ORCA_MESSAGES[seed.task_source] + (
-        ORCA_MULTIPLE_CHOICE.get(seed.task_source, ()) if choices else ()
-    )
+def allowed_system_messages(seed: Seed) -> tuple[int, ...]:
+    """Return the numbers of the system messages that suit a query.
+
+    They depend on its sub-mixture. Some are allowed only where the query has choices.
+    """
+    messages = ORCA_MESSAGES[seed.task_source]
+    has_choices = seed.template_type == "zs_opt" or "OPTIONS:" in seed.instruction
+    if has_choices:
+        messages += ORCA_MULTIPLE_CHOICE.get(seed.task_source, ())
+    return messages
 
 
-def _by_mixture_and_task(seeds: Sequence[Seed]) -> dict[str, dict[str, list[int]]]:
-    """The places of the usable queries."""
-    places: dict[str, dict[str, list[int]]] = defaultdict(lambda: defaultdict(list))
-    for place, seed in enumerate(seeds):
-        if usable(seed):
-            places[seed.task_source][seed.task_name].append(place)
-    return places
+def _indices_by_mixture_and_task(
+    seeds: Sequence[Seed],
+) -> dict[str, dict[str, list[int]]]:
+    """Return the indices of the usable queries, by sub-mixture and FLAN task."""
+    indices: dict[str, dict[str, list[int]]] = defaultdict(lambda: defaultdict(list))
+    for index, seed in enumerate(seeds):
+        if is_usable(seed):
+            indices[seed.task_source][seed.task_name].append(index)
+    return indices
 
 
-def _draw(
-    scheme: str,
-    source: str,
-    mixture: Mixture,
-    recipe_seed: int,
-    tasks: dict[str, list[int]],
+def _draw_queries(
+    mixture: Mixture, tasks: dict[str, list[int]], rng: random.Random
 ) -> list[int]:
-    """The places of one sub-mixture's queries, in the order in which they are drawn."""
-    rng = random.Random(row_id(recipe_seed, scheme, source))
-    capped = [
-        rng.sample(rows, min(len(rows), mixture.per_task or len(rows)))
-        for _, rows in sorted(tasks.items())
-    ]
+    """Return the indices of one sub-mixture's queries in the order of drawing."""
+    capped = []
+    for _, indices in sorted(tasks.items()):
+        count = min(len(indices), mixture.per_task or len(indices))
+        capped.append(rng.sample(indices, count))
     pool = list(chain.from_iterable(capped))
+    # Also before a stratified draw: the shuffle advances `rng`, and what a recipe seed
+    # draws must stay the same.
     rng.shuffle(pool)
-    return list(
-        islice(_stratified(capped, rng) if mixture.stratified else pool, mixture.rows)
-    )
+    queries: Iterable[int] = pool
+    if mixture.stratified:
+        queries = _draw_stratified(capped, rng)
+    return list(islice(queries, mixture.rows))
 
 
-def _stratified(tasks: list[list[int]], rng: random.Random) -> Iterator[int]:
-    """Pick a task that has queries left, each as likely as the other; take one of them; and again."""
-    left = [list(rows) for rows in tasks if rows]
-    while left:
-        at = rng.randrange(len(left))
-        yield left[at].pop()
-        if not left[at]:
-            del left[at]
+def _draw_stratified(tasks: list[list[int]], rng: random.Random) -> Iterator[int]:
+    """Pick a task uniformly, take one of its queries, and repeat until none is left."""
+    remaining = [list(indices) for indices in tasks if indices]
+    while remaining:
+        picked = rng.randrange(len(remaining))
+        yield remaining[picked].pop()
+        if not remaining[picked]:
+            del remaining[picked]
 
 
-def _asked(scheme: str, seed: Seed, recipe_seed: int) -> GenerationTask:
-    rng = random.Random(row_id(recipe_seed, scheme, seed.id))
-    draw = {"system_message": rng.choice(messages_for(seed))}
-    return GenerationTask(
-        row_id(recipe_seed, scheme, seed.id), scheme, recipe_seed, [seed], draw
-    )
+def _in_turn(lists: list[list[int]]) -> Iterator[int]:
+    """Yield the first items of all lists, then the second ones, and so on."""
+    for items in zip_longest(*lists):
+        yield from (item for item in items if item is not None)

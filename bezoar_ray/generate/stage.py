@@ -19,7 +19,7 @@ from bezoar_ray.data.sample_io import ExternalSorter, SampleFiles
 from bezoar_ray.data.schema import Sample, Seed, normalize, row_id
 from bezoar_ray.data.spool import Spool, SpoolWriter
 from bezoar_ray.errors import RecipeError
-from bezoar_ray.generate.candidates import Remembering
+from bezoar_ray.generate.candidates import RecordingChat
 from bezoar_ray.generate.task import GenerationTask
 from bezoar_ray.llm.chat import Chat
 from bezoar_ray.pipeline.actor_pool import ModelStage, run_context
@@ -238,8 +238,8 @@ async def _generate(
     known = set()
     if not scheme.keeps_instruction:
         known = {normalize(seed.task) for seed in task.seeds}
-    remembering = Remembering(chat)
-    samples = _module(scheme).run(task, remembering, sections[task.scheme])
+    recorder = RecordingChat(chat)
+    samples = _module(scheme).run(task, recorder, sections[task.scheme])
     async for sample in samples:
         instruction = normalize(sample.task)
         if sample.status == "generated" and instruction in known:
@@ -253,5 +253,5 @@ async def _generate(
                 scheme=sample.scheme,
                 why=sample.reason,
             )
-        for row in [sample, *await remembering.others(sample, candidates)]:
+        for row in [sample, *await recorder.extra_candidates(sample, candidates)]:
             yield replace(row, teacher=teacher.model, teacher_license=teacher.license)

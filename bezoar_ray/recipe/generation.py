@@ -123,7 +123,7 @@ class CustomScheme(SchemeSection):
     """
 
     function: str
-    """`path.py:name` of `async def name(work, chat, settings)`, an async generator that
+    """`path.py:name` of `async def name(task, chat, settings)`, an async generator that
     yields samples."""
     seeds: Literal["dolly", "flan"] = "dolly"
     """Kind of seeds that the function starts from, one seed for each task."""

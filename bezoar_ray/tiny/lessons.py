@@ -134,7 +134,7 @@ def _new_instructions(rng: Random) -> Lesson:
     made = [_draw_taught(lambda: _about(rng, kinds)).text for _ in range(count)]
     answer = "\n".join(f"<example>{text}</example>" for text in made)
     examples = [_seen(rng).text for _ in range(3)]
-    return prompts.new_instructions(examples, topics, count), answer
+    return prompts.new_instructions_prompt(examples, topics, count), answer
 
 
 def _about(rng: Random, kinds: list[str]) -> Instruction:
@@ -149,7 +149,7 @@ def _concise(rng: Random) -> Lesson:
     """LaMini's second step: a concise answer."""
     instruction = _taught_instruction(rng)
     answer = reply(rng, instruction.request)
-    return prompts.concise_answer(instruction.text), answer
+    return prompts.concise_answer_prompt(instruction.text), answer
 
 
 def _evolution(rng: Random) -> tuple[str, Instruction, Instruction]:
@@ -171,22 +171,22 @@ def _evolution(rng: Random) -> tuple[str, Instruction, Instruction]:
 def _evolve(rng: Random) -> Lesson:
     """Evol-Instruct: the evolved instruction."""
     operation, parent, child = _evolution(rng)
-    return prompts.evolve(operation, parent.text), child.text
+    return prompts.evolution_prompt(operation, parent.text), child.text
 
 
 def _evolved(rng: Random) -> Lesson:
     """Evol-Instruct: the answer to an evolved instruction."""
     _, _, child = _evolution(rng)
     answer = reply(rng, child.request)
-    return prompts.evolved_answer(child.text), answer
+    return prompts.evolved_answer_prompt(child.text), answer
 
 
 def _adds_nothing(rng: Random) -> Lesson:
     """Evol-Instruct: whether an evolution asks for the same as its parent."""
     _, parent, child = _evolution(rng)
     if rng.random() < 0.15:
-        return prompts.adds_nothing(parent.text, parent.text), "Equal"
-    return prompts.adds_nothing(parent.text, child.text), "Not equal"
+        return prompts.comparison_prompt(parent.text, parent.text), "Equal"
+    return prompts.comparison_prompt(parent.text, child.text), "Not equal"
 
 
 def _explain(rng: Random) -> Lesson:
@@ -197,7 +197,7 @@ def _explain(rng: Random) -> Lesson:
     for_choices = prompts.ORCA_MULTIPLE_CHOICE.get(source, ())
     system = prompts.ORCA_SYSTEM[rng.choice(for_any + for_choices)]
     answer = reply(rng, instruction.request, explain=True)
-    return prompts.explain(system, instruction.text), answer
+    return prompts.explanation_prompt(system, instruction.text), answer
 
 
 _MAKERS = {

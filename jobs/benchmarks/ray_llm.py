@@ -13,8 +13,12 @@ from typing import Any
 
 from bezoar_ray import sources
 from bezoar_ray.generate import stage
-from bezoar_ray.generate.elimination import spoilt_instruction
-from bezoar_ray.generate.prompts import adds_nothing, evolve, evolved_answer
+from bezoar_ray.generate.elimination import instruction_fault
+from bezoar_ray.generate.prompts import (
+    comparison_prompt,
+    evolution_prompt,
+    evolved_answer_prompt,
+)
 from bezoar_ray.llm.chat import Messages
 from bezoar_ray.llm.engine import complete_engine_arguments
 from bezoar_ray.llm.model_identity import model_path
@@ -95,15 +99,15 @@ def _their_chain(defaults: dict[str, Any]) -> float:
         rows = _passed(
             rows,
             defaults,
-            lambda row: evolve(row["operation"], row["parent"]),
+            lambda row: evolution_prompt(row["operation"], row["parent"]),
             _kept("child"),
             sampling,
         )
-        compared = [row for row in rows if not spoilt_instruction(row["child"])]
+        compared = [row for row in rows if not instruction_fault(row["child"])]
         compared = _passed(
             compared,
             defaults,
-            lambda row: adds_nothing(row["parent"], row["child"]),
+            lambda row: comparison_prompt(row["parent"], row["child"]),
             _kept("equal"),
             {"temperature": 0.0, "max_tokens": 16},
         )
@@ -113,7 +117,7 @@ def _their_chain(defaults: dict[str, Any]) -> float:
         _passed(
             better,
             defaults,
-            lambda row: evolved_answer(row["child"]),
+            lambda row: evolved_answer_prompt(row["child"]),
             _kept("answer"),
             sampling,
         )

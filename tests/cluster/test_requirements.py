@@ -19,8 +19,8 @@ import bezoar_ray
 import cowsay
 
 
-async def places(work, chat, settings):
-    yield work.sample("places", instruction=cowsay.__file__, response=bezoar_ray.__file__)
+async def places(task, chat, settings):
+    yield task.sample("places", instruction=cowsay.__file__, response=bezoar_ray.__file__)
 """
 
 

@@ -6,7 +6,7 @@ from bezoar_ray.data.sample_io import read_samples
 from bezoar_ray.data.schema import Seed
 from bezoar_ray.errors import BezoarError, RecipeError
 from bezoar_ray.generate import custom_scheme, stage
-from bezoar_ray.generate.task import one_for_each
+from bezoar_ray.generate.task import one_task_per_seed
 from bezoar_ray.llm.chat import CallFailed, Reply
 from bezoar_ray.recipe import CustomCode, load_recipe
 from bezoar_ray.runtime.progress import Progress
@@ -15,9 +15,9 @@ from tests.endpoint import serving
 from tests.generate.test_stage import context
 
 SOURCE = """
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
-from bezoar_ray.generate.task import answered
+from bezoar_ray.generate.task import fill_answer
 
 
 @dataclass
@@ -25,19 +25,20 @@ class Style:
     words: str
 
 
-async def short(work, chat, settings):
+async def short(task, chat, settings):
     style = Style(settings["style"])
-    for slot, seed in enumerate(work.seeds):
+    for slot, seed in enumerate(task.seeds):
         messages = [{"role": "user", "content": f"{style.words} {seed.task}"}]
-        sample = work.sample("short", slot=slot, instruction=seed.task + " Be brief.")
-        yield replace(sample, **answered(messages, await chat(messages, step="answer")))
+        sample = task.sample("short", slot=slot, instruction=seed.task + " Be brief.")
+        reply = await chat(messages, step="answer")
+        yield fill_answer(sample, messages, reply)
 
 
-async def broken(work, chat, settings):
+async def broken(task, chat, settings):
     yield settings["no such setting"]
 
 
-async def careless(work, chat, settings):
+async def careless(task, chat, settings):
     await chat([], step="x")
     yield
 """
@@ -45,11 +46,11 @@ SEED = Seed(id="ab", source="own", license="CC0", instruction="Name a bird.")
 
 
 def rows(function, chat=None, settings=None):
-    (work,) = one_for_each("short", 0, [SEED], 100)
+    (task,) = one_task_per_seed("short", 0, [SEED], 100)
 
     async def collect():
         code = CustomCode(SOURCE, f"x.py:{function}", settings or {})
-        return [sample async for sample in custom_scheme.run(work, chat, code)]
+        return [sample async for sample in custom_scheme.run(task, chat, code)]
 
     return asyncio.run(collect())
 
@@ -81,7 +82,7 @@ def test_a_fault_in_it_names_scheme_and_function():
         match="generate.own.short: x.py:broken: KeyError: 'no such setting'",
     ):
         rows("broken")
-    with pytest.raises(RecipeError, match="'x.py' holds no 'absent'"):
+    with pytest.raises(RecipeError, match="'x.py' does not define 'absent'"):
         rows("absent")
 
 

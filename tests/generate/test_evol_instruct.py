@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from bezoar_ray.generate import evol_instruct
-from bezoar_ray.generate.elimination import spoilt_answer, spoilt_instruction
+from bezoar_ray.generate.elimination import answer_fault, instruction_fault
 from bezoar_ray.llm.chat import Reply
 from bezoar_ray.recipe import EvolInstruct
 
@@ -16,9 +16,9 @@ def plan(*args):
     return list(evol_instruct.plan("evol_instruct", *args))
 
 
-def rows(work, chat, part=PART):
+def rows(task, chat, part=PART):
     async def collect():
-        return [sample async for sample in evol_instruct.run(work, chat, part)]
+        return [sample async for sample in evol_instruct.run(task, chat, part)]
 
     return asyncio.run(collect())
 
@@ -40,9 +40,9 @@ def script(**said):
 
 
 def test_seeds_are_drawn_and_all_are_taken_where_there_are_fewer(seeds):
-    works = plan(PART, 0, seeds)
-    assert len({work.seeds[0].id for work in works}) == 5
-    assert works == plan(PART, 0, seeds)
+    tasks = plan(PART, 0, seeds)
+    assert len({task.seeds[0].id for task in tasks}) == 5
+    assert tasks == plan(PART, 0, seeds)
     assert len(plan(EvolInstruct(seeds=600), 0, seeds)) == 20
 
 
@@ -69,10 +69,10 @@ def test_operations_are_drawn_by_weight_and_alike_in_a_rerun(seeds, chat):
     part = EvolInstruct(
         seeds=20, epochs=30, operations={"deepen": 3, "breadth": 1, "reasoning": 0}
     )
-    works = plan(part, 0, seeds)
-    drawn = [[s.operation for s in rows(work, chat(script()), part)] for work in works]
+    tasks = plan(part, 0, seeds)
+    drawn = [[s.operation for s in rows(task, chat(script()), part)] for task in tasks]
     assert drawn == [
-        [s.operation for s in rows(work, chat(script()), part)] for work in works
+        [s.operation for s in rows(task, chat(script()), part)] for task in tasks
     ]
     counts = Counter(operation for operations in drawn for operation in operations)
     assert set(counts) == {"deepen", "breadth"}
@@ -117,28 +117,28 @@ def test_a_failed_call_fails_its_row_and_the_parent_goes_on(seeds, chat, step):
 
 
 def test_ids_do_not_depend_on_what_the_teacher_says(seeds, chat):
-    work = plan(PART, 0, seeds)[0]
-    good, bad = rows(work, chat(script())), rows(work, chat(script(answer="Sorry.")))
+    task = plan(PART, 0, seeds)[0]
+    good, bad = rows(task, chat(script())), rows(task, chat(script(answer="Sorry.")))
     assert [s.id for s in good] == [s.id for s in bad]
 
 
 def test_a_long_answer_may_say_sorry():
-    assert spoilt_answer("sorry " * 79) == "sorry"
-    assert spoilt_answer("sorry " * 80) is None
+    assert answer_fault("sorry " * 79) == "sorry"
+    assert answer_fault("sorry " * 80) is None
 
 
 def test_an_answer_needs_more_than_stop_words():
-    assert spoilt_answer("It is, and so on!") == "stop_words"
-    assert spoilt_answer("") == "stop_words"
-    assert spoilt_answer("It is 7.") is None
+    assert answer_fault("It is, and so on!") == "stop_words"
+    assert answer_fault("") == "stop_words"
+    assert answer_fault("It is 7.") is None
 
 
 @pytest.mark.parametrize(
     "text", ["The given prompt asks", "#Created Prompt#: x", "rewritten prompt"]
 )
 def test_words_of_our_own_prompt_spoil_an_instruction(text):
-    assert spoilt_instruction(text) == "scaffolding"
-    assert spoilt_instruction("Write a prompt reply") is None
+    assert instruction_fault(text) == "scaffolding"
+    assert instruction_fault("Write a prompt reply") is None
 
 
 @pytest.mark.parametrize(
@@ -152,7 +152,7 @@ def test_words_of_our_own_prompt_spoil_an_instruction(text):
     ],
 )
 def test_a_comparison_may_come_as_a_sentence(reply):
-    assert evol_instruct.finds_equal(reply)
+    assert evol_instruct.says_equal(reply)
 
 
 @pytest.mark.parametrize(
@@ -167,4 +167,4 @@ def test_a_comparison_may_come_as_a_sentence(reply):
     ],
 )
 def test_what_is_denied_is_not_equal(reply):
-    assert not evol_instruct.finds_equal(reply)
+    assert not evol_instruct.says_equal(reply)

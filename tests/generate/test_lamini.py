@@ -15,24 +15,24 @@ def plan(*args):
     return list(lamini.plan("lamini", *args))
 
 
-def rows(work, chat, part=PART):
+def rows(task, chat, part=PART):
     async def collect():
-        return [sample async for sample in lamini.run(work, chat, part)]
+        return [sample async for sample in lamini.run(task, chat, part)]
 
     return sorted(asyncio.run(collect()), key=lambda sample: sample.instruction)
 
 
 def test_calls_are_drawn_alike_for_the_same_seed_and_differ_for_another(seeds):
-    works = plan(PART, 0, seeds)
-    assert works == plan(PART, 0, seeds)
-    assert {work.id for work in works}.isdisjoint(
-        work.id for work in plan(PART, 1, seeds)
+    tasks = plan(PART, 0, seeds)
+    assert tasks == plan(PART, 0, seeds)
+    assert {task.id for task in tasks}.isdisjoint(
+        task.id for task in plan(PART, 1, seeds)
     )
-    assert len({work.id for work in works}) == 10
+    assert len({task.id for task in tasks}) == 10
 
 
 def test_the_share_of_topic_guided_calls_is_met(seeds):
-    draws = [work.draw for work in plan(PART, 0, seeds)]
+    draws = [task.draw for task in plan(PART, 0, seeds)]
     guided = [draw for draw in draws if draw["generator"] == "topic_guided"]
     assert len(guided) == 3
     assert all(len(set(draw["topics"])) == 3 for draw in guided)
@@ -41,9 +41,9 @@ def test_the_share_of_topic_guided_calls_is_met(seeds):
 
 def test_examples_are_three_seeds_that_stand_alone(seeds):
     leaning = [replace(seed, id=f"{seed.id}-input", input="a text") for seed in seeds]
-    for work in plan(PART, 0, [*seeds, *leaning]):
-        assert len({seed.id for seed in work.seeds}) == 3
-        assert not any(seed.input for seed in work.seeds)
+    for task in plan(PART, 0, [*seeds, *leaning]):
+        assert len({seed.id for seed in task.seeds}) == 3
+        assert not any(seed.input for seed in task.seeds)
 
 
 def test_each_instruction_gets_its_own_answer_and_an_empty_slot_is_a_failed_row(
@@ -53,9 +53,9 @@ def test_each_instruction_gets_its_own_answer_and_an_empty_slot_is_a_failed_row(
         made = "<example>Do A</example> chatter <example> Do B\nwell </example><example></example><example>cut"
         return made if step == "instructions" else f"done: {messages[-1]['content']}"
 
-    work = plan(PART, 0, seeds)[0]
+    task = plan(PART, 0, seeds)[0]
     talk = chat(answer)
-    found = rows(work, talk)
+    found = rows(task, talk)
     assert [(s.instruction, s.status, s.reason) for s in found] == [
         ("", "failed", "missing"),
         ("", "failed", "missing"),
@@ -69,7 +69,7 @@ def test_each_instruction_gets_its_own_answer_and_an_empty_slot_is_a_failed_row(
         5,
     )
     assert found[2].seed_licenses == ["CC0"] * 3
-    assert found[2].operation == work.draw["generator"]
+    assert found[2].operation == task.draw["generator"]
     assert (
         len(found[2].prompt_hash) == 16 and found[2].prompt_hash != found[3].prompt_hash
     )
@@ -77,7 +77,7 @@ def test_each_instruction_gets_its_own_answer_and_an_empty_slot_is_a_failed_row(
     assert all(
         f"<example>{seed.instruction}</example>"
         in talk.asked["instructions"][0]["content"]
-        for seed in work.seeds
+        for seed in task.seeds
     )
 
 
@@ -93,13 +93,13 @@ def test_more_instructions_than_asked_for_are_not_paid_for(seeds, chat):
 
 
 def test_ids_do_not_depend_on_what_the_teacher_says(seeds, chat):
-    work = plan(PART, 0, seeds)[0]
+    task = plan(PART, 0, seeds)[0]
     said = ["<example>A</example>" * 4, "<example>B</example>", None]
     ids = [
         {
             s.id
             for s in rows(
-                work,
+                task,
                 chat(lambda step, _, one=one: one if step == "instructions" else "x"),
             )
         }
@@ -110,12 +110,12 @@ def test_ids_do_not_depend_on_what_the_teacher_says(seeds, chat):
 
 
 def test_a_failed_call_fails_its_own_rows_only(seeds, chat):
-    work, made = (
+    task, made = (
         plan(PART, 0, seeds)[0],
         "<example>A</example><example>B</example><example>C</example><example>D</example>",
     )
     found = rows(
-        work,
+        task,
         chat(
             lambda step, _: (
                 made if step == "instructions" else None if step == "answer/1" else "x"
@@ -125,7 +125,7 @@ def test_a_failed_call_fails_its_own_rows_only(seeds, chat):
     assert [
         (s.instruction, s.status, s.reason) for s in found if s.status == "failed"
     ] == [("B", "failed", "call: refused")]
-    assert {s.reason for s in rows(work, chat(lambda *_: None))} == {"call: refused"}
+    assert {s.reason for s in rows(task, chat(lambda *_: None))} == {"call: refused"}
 
 
 def test_a_truncated_answer_keeps_its_finish_reason(seeds, chat):
@@ -171,20 +171,20 @@ def test_examples_are_dropped_where_they_leave_no_room_and_one_that_is_too_long_
 
         return answer
 
-    work = plan(PART, 0, seeds)[0]
-    assert [s.instruction for s in rows(work, chat(room_for(2)))] == [
+    task = plan(PART, 0, seeds)[0]
+    assert [s.instruction for s in rows(task, chat(room_for(2)))] == [
         "",
         "",
         "",
         "Do A",
     ]
-    assert [s.instruction for s in rows(work, chat(room_for(1)))] == [
+    assert [s.instruction for s in rows(task, chat(room_for(1)))] == [
         "",
         "",
         "",
         "Do A",
     ]
-    assert {s.reason for s in rows(work, chat(room_for(0)))} == {
+    assert {s.reason for s in rows(task, chat(room_for(0)))} == {
         "call: prompt of 3000 tokens in a context of 2048"
     }
 
@@ -234,8 +234,8 @@ def test_what_is_no_list_of_instructions_gives_none(reply, found):
 
 
 def test_a_reply_without_an_instruction_is_kept_with_its_missing_rows(seeds, chat):
-    work = plan(PART, 0, seeds)[0]
-    found = rows(work, chat(lambda step, messages: "Of course!"))
+    task = plan(PART, 0, seeds)[0]
+    found = rows(task, chat(lambda step, messages: "Of course!"))
     assert [(sample.reason, sample.response) for sample in found] == [
         ("missing", "Of course!")
     ] * 4

@@ -27,7 +27,7 @@ def only(**mixture) -> Orca:
 
 
 def drawn(part, seeds, recipe_seed=0):
-    return [work.seeds[0] for work in orca.plan("orca", part, recipe_seed, seeds)]
+    return [task.seeds[0] for task in orca.plan("orca", part, recipe_seed, seeds)]
 
 
 @pytest.mark.parametrize(
@@ -89,30 +89,34 @@ def test_the_total_is_drawn_from_all_sub_mixtures_in_turn():
 
 @pytest.mark.parametrize("source", sorted(ORCA_MESSAGES))
 def test_every_message_of_a_sub_mixture_is_drawn_and_no_other(source):
-    works = orca.plan("orca", Orca(), 0, [query(n, source=source) for n in range(300)])
-    assert {work.draw["system_message"] for work in works} == set(ORCA_MESSAGES[source])
+    tasks = orca.plan("orca", Orca(), 0, [query(n, source=source) for n in range(300)])
+    assert {task.draw["system_message"] for task in tasks} == set(ORCA_MESSAGES[source])
 
 
 def test_messages_for_choices_are_drawn_where_there_are_choices():
-    assert orca.messages_for(query(0, "Flan2021", template="zs_opt")) == (
+    assert orca.allowed_system_messages(query(0, "Flan2021", template="zs_opt")) == (
         3,
         4,
         7,
         8,
         10,
     )
-    assert orca.messages_for(query(0, "Flan2021")) == (3, 4, 7)
-    assert orca.messages_for(query(0, "CoT", template="zs_opt")) == (6, 11, 16)
+    assert orca.allowed_system_messages(query(0, "Flan2021")) == (3, 4, 7)
+    assert orca.allowed_system_messages(query(0, "CoT", template="zs_opt")) == (
+        6,
+        11,
+        16,
+    )
 
 
 def test_a_query_is_answered_under_its_message(chat):
-    async def collect(work, talk):
-        return [sample async for sample in orca.run(work, talk, Orca())]
+    async def collect(task, talk):
+        return [sample async for sample in orca.run(task, talk, Orca())]
 
-    (work,) = orca.plan("orca", Orca(), 0, [query(3)])
+    (task,) = orca.plan("orca", Orca(), 0, [query(3)])
     talk = chat(lambda *_: Reply("Because.", "length", 10, 5))
-    (sample,) = asyncio.run(collect(work, talk))
-    assert sample.system == ORCA_SYSTEM[work.draw["system_message"]]
+    (sample,) = asyncio.run(collect(task, talk))
+    assert sample.system == ORCA_SYSTEM[task.draw["system_message"]]
     assert [m["role"] for m in talk.asked["answer"]] == ["system", "user"]
     assert (sample.instruction, sample.response) == ("Query 3 of task?", "Because.")
     assert (sample.task_source, sample.task_name, sample.finish_reason) == (
@@ -120,7 +124,7 @@ def test_a_query_is_answered_under_its_message(chat):
         "task",
         "length",
     )
-    (failed,) = asyncio.run(collect(work, chat(lambda *_: None)))
+    (failed,) = asyncio.run(collect(task, chat(lambda *_: None)))
     assert (failed.id, failed.status, failed.reason) == (
         sample.id,
         "failed",
