@@ -68,14 +68,14 @@ def load(source: str, function: str) -> Callable[..., AsyncIterator[Sample]]:
     sys.modules[module.__name__] = module  # @dataclass looks up its class's module here
     try:
         exec(compile(source, path, "exec"), module.__dict__)
-        return getattr(module, name)
-    except AttributeError as error:
-        raise RecipeError(
-            f"generate.own: the file {path!r} does not define {name!r}. "
-            "Check the name after the colon in `function`"
-        ) from error
     except Exception as error:
         raise RecipeError(
             f"generate.own: the file {path!r} fails to run: "
             f"{type(error).__name__}: {error}"
         ) from error
+    if not hasattr(module, name):
+        raise RecipeError(
+            f"generate.own: the file {path!r} does not define {name!r}. "
+            "Check the name after the colon in `function`"
+        )
+    return getattr(module, name)

@@ -41,6 +41,10 @@ async def broken(task, chat, settings):
 async def careless(task, chat, settings):
     await chat([], step="x")
     yield
+
+
+async def shorthanded(task):
+    yield
 """
 SEED = Seed(id="ab", source="own", license="CC0", instruction="Name a bird.")
 
@@ -84,6 +88,18 @@ def test_a_fault_in_it_names_scheme_and_function():
         rows("broken")
     with pytest.raises(RecipeError, match="'x.py' does not define 'absent'"):
         rows("absent")
+    with pytest.raises(BezoarError, match="generate.own.short: .*TypeError.* 3 were"):
+        rows("shorthanded")
+
+
+def test_a_file_that_fails_to_run_is_named_with_its_error():
+    """An AttributeError in the file is not taken for a missing function."""
+    with pytest.raises(
+        RecipeError, match="'x.py' fails to run: AttributeError: .*'sepp'"
+    ):
+        custom_scheme.load("import os\nSEPARATOR = os.sepp", "x.py:f")
+    with pytest.raises(RecipeError, match="'x.py' fails to run: SyntaxError"):
+        custom_scheme.load("async def f(:", "x.py:f")
 
 
 def test_a_call_that_fails_and_that_it_does_not_catch_is_a_failed_row():
