@@ -1,7 +1,7 @@
 """The registry of generation schemes. A recipe's custom scheme becomes the same object.
 
-A new scheme is a module in `generate/` with the functions `plan` and `run`, a section in
-`recipe/generation.py`, and one entry in `SCHEMES`.
+A new scheme is a module in `generate/` with the functions `plan` and `run`, a section
+in `recipe/generation.py`, and one entry in `SCHEMES`.
 """
 
 from dataclasses import dataclass
@@ -33,9 +33,9 @@ class Scheme:
     module: str
     """The module in `generate/` with the scheme's two functions.
 
-    `plan(name, section, recipe_seed, seeds)` yields the tasks.
-    `run(task, chat, section)` is an async generator of the rows of one task. Its section
-    is the one that `for_actors()` returns.
+    `plan(name, section, recipe_seed, seeds)` yields the tasks. `run(task, chat,
+    section)` is an async generator of the rows of one task. Its section is the one that
+    `for_actors()` returns.
     """
     pilot_field: str
     """The field of its section that `--pilot N` sets."""
@@ -45,7 +45,7 @@ class Scheme:
     rows_field: str = ""
     """The field of its section with the number of rows per task; empty for one row."""
     keeps_instruction: bool = False
-    """Whether a row keeps its seed's instruction, so that it is no duplicate of the seed."""
+    """Whether rows keep their seed's instruction, and so are not its duplicates."""
 
 
 LAMINI = Scheme(
@@ -105,5 +105,5 @@ def custom_scheme(name: str, seeds: SeedKind) -> Scheme:
 
 
 def keeps_instruction(scheme: str) -> bool:
-    """Whether a scheme's rows keep the instructions of their seeds; custom ones do not."""
+    """Whether a scheme's rows keep their seeds' instructions; custom ones do not."""
     return scheme in SCHEMES and SCHEMES[scheme].keeps_instruction

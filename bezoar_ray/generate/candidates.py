@@ -14,7 +14,7 @@ from bezoar_ray.llm.chat import CallFailed, Chat, Messages, Reply
 
 
 class RecordingChat:
-    """A `Chat` that records the calls of one task, to repeat the one behind an answer."""
+    """A `Chat` that records the calls of one task, so that they can be repeated."""
 
     def __init__(self, chat: Chat):
         self._chat = chat
@@ -43,7 +43,11 @@ class RecordingChat:
         )
 
     async def _candidate(
-        self, sample: Sample, number: int, messages: Messages, options: dict[str, Any]
+        self,
+        sample: Sample,
+        number: int,
+        messages: Messages,
+        options: dict[str, Any],
     ) -> Sample:
         candidate = replace(sample, id=row_id(sample.id, "candidate", number))
         try:

@@ -16,21 +16,27 @@ from bezoar_ray.recipe import CustomCode, CustomScheme
 
 
 def plan(
-    name: str, section: CustomScheme, recipe_seed: int, seeds: Sequence[Seed]
+    name: str,
+    section: CustomScheme,
+    recipe_seed: int,
+    seeds: Sequence[Seed],
 ) -> Iterator[GenerationTask]:
     """Yield one task for each drawn seed."""
     return one_task_per_seed(name, recipe_seed, seeds, section.works)
 
 
 async def run(
-    task: GenerationTask, chat: Chat, code: CustomCode
+    task: GenerationTask,
+    chat: Chat,
+    code: CustomCode,
 ) -> AsyncIterator[Sample]:
     """Yield the rows that the user's function makes of a task.
 
     A failed call that the function does not catch ends the task with a failed row.
 
     Raises:
-        BezoarError: The function raises an error, or yields something other than samples.
+        BezoarError: The function raises an error, or yields something other than
+            samples.
     """
     function = load(code.source, code.function)
     try:
@@ -42,7 +48,7 @@ async def run(
     except CallFailed as error:
         yield fail_call(task.sample("own"), error)
     except (BezoarError, Deferred, ModelDied):
-        # These concern the whole actor or batch, not this function: the caller handles them.
+        # The caller handles these: they concern the whole actor or batch.
         raise
     except Exception as error:
         raise BezoarError(

@@ -15,7 +15,8 @@ def instruction_fault(instruction: str) -> str | None:
     """Apply rule 4: the scaffolding of our prompt must not leak into the instruction.
 
     Returns:
-        The fault, which is the rejection reason, or None. An empty text is a fault, too.
+        The fault, which is the rejection reason, or None. An empty text is a fault,
+        too.
     """
     if not instruction:
         return "empty"

@@ -30,14 +30,19 @@ _COMPARISON_SAMPLING = Sampling(temperature=0.0, max_tokens=16)
 
 
 def plan(
-    name: str, section: EvolInstruct, recipe_seed: int, seeds: Sequence[Seed]
+    name: str,
+    section: EvolInstruct,
+    recipe_seed: int,
+    seeds: Sequence[Seed],
 ) -> Iterator[GenerationTask]:
     """Yield one task for each drawn seed, or for all where the recipe asks for more."""
     return one_task_per_seed(name, recipe_seed, seeds, section.seeds)
 
 
 async def run(
-    task: GenerationTask, chat: Chat, section: EvolInstruct
+    task: GenerationTask,
+    chat: Chat,
+    section: EvolInstruct,
 ) -> AsyncIterator[Sample]:
     """Yield one row for each epoch.
 
@@ -47,16 +52,18 @@ async def run(
     operations, weights = zip(*sorted(section.operations.items()), strict=True)
     parent = task.seeds[0].task
     for epoch in range(1, section.epochs + 1):
+        # The paper draws one operation per epoch, uniformly by default.
         (operation,) = rng.choices(operations, weights)
         sample = task.sample(operation, round=epoch)
         sample = await _evolve(sample, parent, chat)
+        # After a failed evolution the parent goes unchanged into the next epoch.
         if sample.status == "generated":
             parent = sample.instruction
         yield sample
 
 
 async def _evolve(sample: Sample, parent: str, chat: Chat) -> Sample:
-    """Rewrite the parent, check the result and answer it; a fault ends the row early."""
+    """Rewrite the parent, check the result and answer it; a fault ends the row."""
     try:
         prompt = evolution_prompt(sample.operation, parent)
         reply = await chat(prompt, step=f"evolve/{sample.round}")
@@ -76,7 +83,10 @@ async def _evolve(sample: Sample, parent: str, chat: Chat) -> Sample:
 
 
 async def _evolution_fault(
-    sample: Sample, reply: Reply, parent: str, chat: Chat
+    sample: Sample,
+    reply: Reply,
+    parent: str,
+    chat: Chat,
 ) -> str | None:
     """Return why a rewritten instruction is rejected, or None."""
     if reply.is_cut_off:
@@ -84,7 +94,7 @@ async def _evolution_fault(
     fault = instruction_fault(sample.instruction)
     if fault:
         return fault
-    # The same text needs no comparison by the model.
+    # An unchanged text adds nothing: no call is paid to compare it.
     if sample.instruction == parent.strip():
         return "adds_nothing"
     if await _asks_the_same(parent, sample, chat):
@@ -103,8 +113,9 @@ async def _asks_the_same(parent: str, sample: Sample, chat: Chat) -> bool:
 
 
 def says_equal(reply: str) -> bool:
-    """Whether a comparison calls two instructions equal, in one word or in a sentence."""
+    """Whether a comparison calls two instructions equal, in a word or a sentence."""
     text = reply.lower()
+    # Models also write "They are not equal" or "The second isn't equal to the first".
     denials = r"\bnot|n['’]t|\bneither|\bnor|\bhardly|\bfar from|\bwould be"
     is_denied = re.search(rf"({denials})\s+(\w+\s+){{0,2}}equal|unequal", text)
     says_the_word = re.search(r"\bequal\b", text)

@@ -1,7 +1,7 @@
-"""LaMini (arXiv 2304.14402, section 3): one call writes new instructions, others answer.
+"""LaMini (arXiv 2304.14402, section 3): write new instructions, then answer each.
 
-An *example-guided* call shows the teacher three seed instructions. A *topic-guided* call
-also names three topics. Each new instruction is answered by a call of its own.
+An *example-guided* call shows the teacher three seed instructions. A *topic-guided*
+call also names three topics. Each new instruction is answered by a call of its own.
 """
 
 import random
@@ -17,6 +17,7 @@ from bezoar_ray.llm.aio import to_the_end
 from bezoar_ray.llm.chat import CallFailed, Chat, PromptTooLong, Reply
 from bezoar_ray.recipe import Lamini
 
+# The tags that the prompt asks for, and the other forms that small models write.
 _CLOSED_EXAMPLE = re.compile(
     r"<example\s*>(.*?)</example\s*>", re.DOTALL | re.IGNORECASE
 )
@@ -32,7 +33,10 @@ _SHOWN_CHARACTERS = 300  # of a reply without any instruction
 
 
 def plan(
-    name: str, section: Lamini, recipe_seed: int, seeds: Sequence[Seed]
+    name: str,
+    section: Lamini,
+    recipe_seed: int,
+    seeds: Sequence[Seed],
 ) -> Iterator[GenerationTask]:
     """Yield one task for each call for instructions, with its examples and topics.
 
@@ -47,8 +51,10 @@ def plan(
         return
     for number in range(section.calls):
         rng = random.Random(row_id(recipe_seed, name, number))
+        # The paper shows three random examples in each call (`examples`).
         drawn = rng.sample(indices, min(section.examples, len(indices)))
         examples = [seeds[index] for index in drawn]
+        # The paper draws three topics for a topic-guided call (`topics_per_call`).
         if _is_topic_guided(number, section.topic_guided):
             generator = "topic_guided"
             call_topics = rng.sample(topics, section.topics_per_call)
@@ -71,8 +77,9 @@ def read_topics(section: Lamini) -> list[str]:
     topics = list(dict.fromkeys(line for line in lines if line))
     if len(topics) < section.topics_per_call:
         raise RecipeError(
-            f"generate.lamini.topics: {section.topics!r} has {len(topics)} topics, fewer "
-            f"than topics_per_call ({section.topics_per_call}). Add topics, one per line."
+            f"generate.lamini.topics: {section.topics!r} has {len(topics)} topics, "
+            f"fewer than topics_per_call ({section.topics_per_call}). "
+            "Add topics, one per line."
         )
     return topics
 
@@ -88,12 +95,14 @@ def _example_indices(seeds: Sequence[Seed]) -> Sequence[int]:
 
 
 def _is_topic_guided(number: int, share: float) -> bool:
-    """Whether call `number` is topic-guided: the share is spread evenly over the calls."""
+    """Whether a call is topic-guided; the share is spread evenly over the calls."""
     return int((number + 1) * share) > int(number * share)
 
 
 async def run(
-    task: GenerationTask, chat: Chat, section: Lamini
+    task: GenerationTask,
+    chat: Chat,
+    section: Lamini,
 ) -> AsyncIterator[Sample]:
     """Yield `per_call` rows, one for each instruction that the call asks for.
 
@@ -125,7 +134,9 @@ async def run(
 
 
 async def _request_instructions(
-    task: GenerationTask, chat: Chat, per_call: int
+    task: GenerationTask,
+    chat: Chat,
+    per_call: int,
 ) -> Reply:
     """Ask for new instructions, with fewer examples where the prompt is too long."""
     examples = [seed.instruction for seed in task.seeds]

@@ -21,12 +21,15 @@ from bezoar_ray.recipe import Mixture, Orca
 
 
 def plan(
-    name: str, section: Orca, recipe_seed: int, seeds: Sequence[Seed]
+    name: str,
+    section: Orca,
+    recipe_seed: int,
+    seeds: Sequence[Seed],
 ) -> Iterator[GenerationTask]:
     """Yield one task for each drawn query, with its system message.
 
-    The sub-mixtures take turns, until `rows` queries are drawn or none is left. The same
-    recipe seed and seed rows give the same tasks.
+    The sub-mixtures take turns, until `rows` queries are drawn or none is left. The
+    same recipe seed and seed rows give the same tasks.
     """
     indices = _indices_by_mixture_and_task(seeds)
     drawn_by_mixture = []
@@ -62,7 +65,7 @@ async def run(task: GenerationTask, chat: Chat, section: Orca) -> AsyncIterator[
 
 
 def is_usable(seed: Seed) -> bool:
-    """Whether a query may be drawn: zero-shot, not from Dialog, no BIG-bench task of T0."""
+    """Whether a query may be drawn: zero-shot, and neither Dialog nor BIG-bench."""
     if not seed.template_type.startswith("zs_"):
         return False
     if seed.task_source not in ORCA_MESSAGES:
@@ -95,7 +98,9 @@ def _indices_by_mixture_and_task(
 
 
 def _draw_queries(
-    mixture: Mixture, tasks: dict[str, list[int]], rng: random.Random
+    mixture: Mixture,
+    tasks: dict[str, list[int]],
+    rng: random.Random,
 ) -> list[int]:
     """Return the indices of one sub-mixture's queries in the order of drawing."""
     capped = []

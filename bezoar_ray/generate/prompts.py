@@ -15,9 +15,11 @@ def _user(text: str) -> Messages:
 
 
 def new_instructions_prompt(
-    examples: list[str], topics: list[str], count: int
+    examples: list[str],
+    topics: list[str],
+    count: int,
 ) -> Messages:
-    """Ask for `count` instructions like the examples, or about `topics` if there are any."""
+    """Ask for `count` instructions like the examples, or about the topics."""
     shown = "\n".join(f"<example>{example}</example>" for example in examples)
     about = " that are similar to the examples"
     if topics:
@@ -44,27 +46,27 @@ IN_DEPTH = {
     "concretise": "Replace its general notions by more specific ones.",
     "reasoning": "If it can be solved in a few simple steps, change it so that it "
     "explicitly asks for several steps of reasoning.",
-    "complicate_input": "Add input data in a structured form, such as a table, a list or "
-    "code, that the task must work on.",
+    "complicate_input": "Add input data in a structured form, such as a table, a list "
+    "or code, that the task must work on.",
 }
 
 
 def evolution_prompt(operation: str, instruction: str) -> Messages:
-    """Ask for one evolution: `breadth` makes a new instruction, the others a harder one."""
+    """Ask for an evolution: `breadth` makes a new instruction, others a harder one."""
     if operation == "breadth":
         return _user(
             "Take the #Given Prompt# below as inspiration for a brand-new prompt. "
             "It must belong to the same domain, be rarer, have a similar length and "
-            "difficulty, be reasonable, and be something that people understand and can "
-            "answer.\n"
+            "difficulty, be reasonable, and be something that people understand and "
+            "can answer.\n"
             "Reply with the new prompt alone.\n\n"
             f"#Given Prompt#:\n{instruction}\n\n"
             "#Created Prompt#:"
         )
     return _user(
-        "Rewrite the #Given Prompt# below into a more complex version that people still "
-        "understand and can answer. Keep every table, piece of code and input in it as "
-        "it is.\n"
+        "Rewrite the #Given Prompt# below into a more complex version that people "
+        "still understand and can answer. Keep every table, piece of code and input in "
+        "it as it is.\n"
         f"{IN_DEPTH[operation]}\n"
         "Add only 10 to 20 words. Reply with the rewritten prompt alone.\n\n"
         f"#Given Prompt#:\n{instruction}\n\n"
@@ -95,17 +97,17 @@ def comparison_prompt(parent: str, child: str) -> Messages:
 
 ORCA_SYSTEM = {
     1: "",
-    2: "You are an assistant. Give an answer so detailed that the user does not have to "
-    "look anything up elsewhere.",
+    2: "You are an assistant. Give an answer so detailed that the user does not have "
+    "to look anything up elsewhere.",
     3: "You are an assistant. You are given a task. Write a long and detailed answer.",
     4: "You are a helpful assistant, and you always explain. Imagine that you answer a "
     "five-year-old.",
     5: "You are an assistant who follows instructions extremely well. Help as fully as "
     "you can.",
-    6: "You are an assistant who helps people find information. Give a detailed answer, "
-    "so that the user need not search on.",
-    7: "You are an assistant. Do the user's task as faithfully as you can. Think step by "
-    "step, and justify your steps.",
+    6: "You are an assistant who helps people find information. Give a detailed "
+    "answer, so that the user need not search on.",
+    7: "You are an assistant. Do the user's task as faithfully as you can. Think step "
+    "by step, and justify your steps.",
     8: "Describe the task first. If it has choices, give the right answer first, then "
     "say why each other one is wrong. Use words that a five-year-old understands.",
     9: "Explain how you used the definition that you were given to reach the answer.",
@@ -118,10 +120,10 @@ ORCA_SYSTEM = {
     13: "You are a teacher. In simple steps, explain what the task asks, which "
     "guidelines it gives, and how they lead to the answer.",
     14: "You are a teacher who knows every language. In simple steps, explain what the "
-    "task asks and which guidelines it gives, then solve it and show how the guidelines "
-    "lead to the answer.",
-    15: "You are given the definition of a task and an input. Break the definition into "
-    "parts and show each part on an example, in this form:\n"
+    "task asks and which guidelines it gives, then solve it and show how the "
+    "guidelines lead to the answer.",
+    15: "You are given the definition of a task and an input. Break the definition "
+    "into parts and show each part on an example, in this form:\n"
     "Part #: (a part of the definition)\n"
     "Usage: (an example of that part)",
     16: "You are an assistant who helps people find information.",

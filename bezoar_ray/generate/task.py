@@ -39,8 +39,8 @@ class GenerationTask(StageRow):
     ) -> Sample:
         """Make an empty row with its id and the provenance of its seeds.
 
-        The id depends on the seeds, the operation, `round`, `call` and `slot`, and not on
-        any text. Rows of one task must differ in at least one of them.
+        The id depends on the seeds, the operation, `round`, `call` and `slot`, and not
+        on any text. Rows of one task must differ in at least one of them.
         """
         seed_ids = [seed.id for seed in self.seeds]
         id = row_id(
@@ -65,9 +65,13 @@ class GenerationTask(StageRow):
 
 
 def one_task_per_seed(
-    scheme: str, recipe_seed: int, seeds: Sequence[Seed], count: int
+    scheme: str,
+    recipe_seed: int,
+    seeds: Sequence[Seed],
+    count: int,
 ) -> Iterator[GenerationTask]:
     """Draw `count` seeds, or all where there are fewer, and yield one task for each."""
+    # Seeded by the scheme: another scheme of the recipe changes nothing in its draws.
     rng = random.Random(row_id(recipe_seed, scheme))
     for index in rng.sample(range(len(seeds)), min(count, len(seeds))):
         seed = seeds[index]
