@@ -1,18 +1,22 @@
-"""Calls through a provider's batch interface (OpenAI's `/v1/batches`): half the price, answers within a day.
+"""Calls through a provider's batch interface (OpenAI's `/v1/batches`).
 
-A call that the ledger holds is answered at once; any other is put down for the next batch, and `Deferred` ends its
-row's chain until then. A batch is recorded in `ledger/<role>/batches/` before it is created, and carries that record's
-name as metadata: a process that comes after a crash finds it at the provider and takes its answers, instead of paying
-again.
+It costs half the price, and answers come within a day. A call that the ledger holds is
+answered at once. Any other call is queued for the next batch, and `Deferred` ends its
+row's chain until then.
+
+A batch is recorded in `ledger/<role>/batches/` before it is created, and has the
+record's name as metadata. After a crash, the next process finds the batch at the
+provider and takes its answers, instead of paying for them again.
 """
 
 import asyncio
 import uuid
 from collections.abc import Awaitable, Callable, Iterator
+from dataclasses import dataclass
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import orjson
 
@@ -29,7 +33,12 @@ from bezoar_ray.llm.chat import (
     TryAgain,
 )
 from bezoar_ray.llm.client import LedgerClient, cost_at_most, cost_of
-from bezoar_ray.llm.endpoint import fault, open_client, parameters, redacted
+from bezoar_ray.llm.endpoint import (
+    open_openai_client,
+    redact_key,
+    sampling_parameters,
+    status_exception,
+)
 from bezoar_ray.llm.ledger import Ledger
 from bezoar_ray.llm.model_identity import identity
 from bezoar_ray.llm.quota import Cost, QuotaClient
@@ -42,35 +51,54 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-_LINES, _BYTES = 50_000, 190 * 2**20  # OpenAI takes 50,000 requests and 200 MB
-_POLL = 30.0  # seconds
-_TRIES = 60  # of one request, about half an hour of an outage
-_AT_ONCE = 1_000  # answers that share an fsync
-_OVER = ("completed", "failed", "expired", "cancelled")
+# OpenAI accepts 50,000 requests and 200 MB per batch.
+_MAX_REQUESTS = 50_000
+_MAX_BYTES = 190 * 2**20
+_ENDPOINT: Final = "/v1/chat/completions"
+_POLL_SECONDS = 30.0
+_MAX_RETRIES = 60  # of one request: they span an outage of about half an hour
+_REPLIES_PER_FSYNC = 1_000
+_FINAL_STATUSES = ("completed", "failed", "expired", "cancelled")
 _METADATA = "bezoar_ray"
 
 
-class BatchClient(LedgerClient):
-    """One model's calls, put down and sent together. One process at a time talks to a run directory so."""
+@dataclass(frozen=True)
+class _Request:
+    """One call of a batch."""
 
-    def __init__(self, part: ModelSection, root: str, role: str, session: str):
-        super().__init__(identity(part), Ledger(root, role, session), part)
-        self._client = open_client(part)
-        self._store, self._folder = Store(root), f"{layout.ledger(role)}/batches"
-        self._who = f"{self._identity} at {part.base_url}"  # teachers, or judges, share a folder
-        self._asked: dict[str, tuple[bytes, Cost]] = {}
-        self._size = 0
-        self._on_their_way: list[asyncio.Task[None]] = []
+    line: bytes
+    """Its line in the input file."""
+    most: Cost
+    """The most that it can cost."""
+
+
+class BatchClient(LedgerClient):
+    """One model's calls, queued and sent together.
+
+    Only one process at a time may use it on a run directory.
+    """
+
+    def __init__(self, section: ModelSection, root: str, role: str, session: str):
+        super().__init__(identity(section), Ledger(root, role, session), section)
+        self._client = open_openai_client(section)
+        self._store = Store(root)
+        self._folder = f"{layout.ledger(role)}/batches"
+        # Several teachers, or several judges, share the folder.
+        self._owner = f"{self._identity} at {section.base_url}"
+        self._endpoint_name = f"{section.model} at {section.base_url}"
+        self._queue: dict[str, _Request] = {}
+        self._queued_bytes = 0
+        self._sending: list[asyncio.Task[None]] = []
         self._tries: dict[str, int] = {}
         self._failed: dict[str, str] = {}
         self._attempted: set[str] = set()
 
     def set_quota(self, permits: QuotaClient | None) -> None:
-        """From now on, calls wait for these."""
+        """Make the calls of later batches wait for this quota."""
         self._permits = permits
 
     async def close(self) -> None:
-        """End the ledger's segment, and close the connections."""
+        """Close the ledger's segment and the connections."""
         await self._client.close()
         await super().close()
 
@@ -80,261 +108,309 @@ class BatchClient(LedgerClient):
         body = {
             "model": self._part.model,
             "messages": messages,
-            **parameters(self._part.model, sampling),
+            **sampling_parameters(self._part.model, sampling),
         }
-        line = {
-            "custom_id": key,
-            "method": "POST",
-            "url": "/v1/chat/completions",
-            "body": body,
-        }
-        self._put_down(
-            key,
-            orjson.dumps(line) + b"\n",
-            cost_at_most(messages, sampling, self._part),
-        )
+        line = {"custom_id": key, "method": "POST", "url": _ENDPOINT, "body": body}
+        most = cost_at_most(messages, sampling, self._part)
+        self._enqueue(key, _Request(orjson.dumps(line) + b"\n", most))
         raise Deferred
 
     async def collect_unfinished(self) -> None:
-        """Take the answers of batches that an earlier process has left on their way; forget those never created."""
-        records = {
-            name: self._store.read_json(name)
-            for name in self._store.list(self._folder, ".json")
-        }
-        mine = {
-            Path(name).stem: r["calls"]
-            for name, r in records.items()
-            if r["who"] == self._who and not r["over"]
-        }
-        found = await self._patiently(self._found) if mine else {}
-        for name, calls in mine.items():
-            if name in found:
-                await self._collect(name, found[name], calls)
+        """Take the answers of batches that an earlier process left in flight.
+
+        The records of batches that were never created are closed.
+        """
+        unfinished: dict[str, dict[str, float]] = {}
+        for path in self._store.list(self._folder, ".json"):
+            record = self._store.read_json(path)
+            if record["who"] == self._owner and not record["over"]:
+                unfinished[Path(path).stem] = record["calls"]
+        if not unfinished:
+            return
+        batch_ids = await self._retry(self._batch_ids)
+        for name, calls in unfinished.items():
+            if name in batch_ids:
+                await self._collect(name, batch_ids[name], calls)
             else:
-                self._record(name, {}, over=True)
+                self._write_record(name, {}, over=True)
 
     async def send_and_wait(self) -> None:
-        """Send what is left to be sent, and wait for all answers.
+        """Send the queued calls, and wait for the answers of all batches.
 
         Raises:
-            BudgetReached: not all of it may go out; what could is answered by then.
+            BudgetReached: Not all calls fit the budget. Those that fit are answered.
         """
-        self._dispatch()
-        on_their_way, self._on_their_way = self._on_their_way, []
-        ended = await asyncio.gather(*on_their_way, return_exceptions=True)
-        faults = [error for error in ended if isinstance(error, BaseException)]
-        if faults:
-            raise min(faults, key=lambda error: isinstance(error, BudgetReached))
+        self._send_queue()
+        sending = self._sending
+        self._sending = []
+        results = await asyncio.gather(*sending, return_exceptions=True)
+        faults = [result for result in results if isinstance(result, BaseException)]
+        if not faults:
+            return
+        # Another fault says more than a budget that is reached.
+        for fault in faults:
+            if not isinstance(fault, BudgetReached):
+                raise fault
+        raise faults[0]
 
-    def _put_down(self, key: str, line: bytes, most: Cost) -> None:
-        if len(self._asked) == _LINES or self._size + len(line) > _BYTES:
-            self._dispatch()
-        self._asked[key] = line, most
-        self._size += len(line)
+    def _enqueue(self, key: str, request: _Request) -> None:
+        size = len(request.line)
+        is_full = len(self._queue) == _MAX_REQUESTS
+        if is_full or self._queued_bytes + size > _MAX_BYTES:
+            self._send_queue()
+        self._queue[key] = request
+        self._queued_bytes += size
 
-    def _dispatch(self) -> None:
-        """What was put down goes on its way."""
-        calls, self._asked, self._size = self._asked, {}, 0
-        if calls:
-            self._on_their_way.append(asyncio.create_task(self._carry_out(calls)))
+    def _send_queue(self) -> None:
+        """Start to send the queued calls as one batch."""
+        requests = self._queue
+        self._queue = {}
+        self._queued_bytes = 0
+        if requests:
+            self._sending.append(asyncio.create_task(self._run_batch(requests)))
 
-    async def _carry_out(self, calls: dict[str, tuple[bytes, Cost]]) -> None:
-        name, most, reached = uuid.uuid4().hex, dict[str, Cost](), None
+    async def _run_batch(self, requests: dict[str, _Request]) -> None:
+        """Reserve the calls' costs, send those that fit, and collect the answers.
+
+        Raises:
+            BudgetReached: Some calls were not sent.
+        """
+        reserved: dict[str, Cost] = {}
+        budget_reached = None
         try:
-            for key, (_, need_of_call) in calls.items():
+            for key, request in requests.items():
                 if self._permits:
-                    await self._permits.take(need_of_call, patient=False)
-                most[key] = need_of_call
+                    await self._permits.take(request.most, patient=False)
+                reserved[key] = request.most
         except BudgetReached as error:
-            reached = error
-        if most:
-            data = b"".join(calls[key][0] for key in most)
-            calls.clear()
-            used = await self._sent(
-                name, data, {key: bound.usd for key, bound in most.items()}
-            )
+            budget_reached = error
+        if reserved:
+            data = b"".join(requests[key].line for key in reserved)
+            requests.clear()  # up to 190 MB, which `data` holds once more
+            used = await self._send(data, reserved)
             if self._permits:
-                for key, bound in most.items():
-                    self._permits.record_usage(bound, used.get(key, Cost()))
-        if reached:
-            raise reached
+                for key, most in reserved.items():
+                    self._permits.record_usage(most, used.get(key, Cost()))
+        if budget_reached:
+            raise budget_reached
 
-    async def _sent(
-        self, name: str, data: bytes, bounds: dict[str, float]
-    ) -> dict[str, Cost]:
+    async def _send(self, data: bytes, reserved: dict[str, Cost]) -> dict[str, Cost]:
+        """Send one batch, and return the cost of each call that it answers."""
+        name = uuid.uuid4().hex
+        calls = {key: most.usd for key, most in reserved.items()}
         await self._ledger.check_held()
-        self._record(name, bounds, over=False)
-        upload = partial(
-            self._client.files.create, file=(f"{name}.jsonl", data), purpose="batch"
-        )
-        file = await self._patiently(upload)
-        return await self._collect(
-            name, await self._patiently(partial(self._created, name, file.id)), bounds
-        )
+        self._write_record(name, calls, over=False)
+        input_file = (f"{name}.jsonl", data)
+        upload = partial(self._client.files.create, file=input_file, purpose="batch")
+        file = await self._retry(upload)
+        batch_id = await self._retry(partial(self._create, name, file.id))
+        return await self._collect(name, batch_id, calls)
 
-    async def _created(self, name: str, file: str) -> str:
-        """The id of a batch: of the one that an attempt whose answer was lost has made, where there is one."""
+    async def _create(self, name: str, file_id: str) -> str:
+        """Create a batch and return its id.
+
+        If the answer to an earlier attempt was lost, it may have created the batch.
+        Then that one is used.
+        """
         await self._ledger.check_held()
-        if name in self._attempted and (id := (await self._found()).get(name)):
-            return id
+        if name in self._attempted:
+            batch_ids = await self._batch_ids()
+            if name in batch_ids:
+                return batch_ids[name]
         self._attempted.add(name)
         batch = await self._client.batches.create(
-            input_file_id=file,
-            endpoint="/v1/chat/completions",
+            input_file_id=file_id,
+            endpoint=_ENDPOINT,
             completion_window="24h",
             metadata={_METADATA: name},
         )
         return batch.id
 
-    async def _found(self) -> dict[str, str]:
-        """The provider's batches that carry a record's name."""
-        batches = [batch async for batch in self._client.batches.list(limit=100)]
-        return {
-            batch.metadata[_METADATA]: batch.id
-            for batch in batches
-            if batch.metadata and _METADATA in batch.metadata
-        }
+    async def _batch_ids(self) -> dict[str, str]:
+        """Return the ids of the provider's batches by the name of our record."""
+        batch_ids = {}
+        async for batch in self._client.batches.list(limit=100):
+            if batch.metadata and _METADATA in batch.metadata:
+                batch_ids[batch.metadata[_METADATA]] = batch.id
+        return batch_ids
 
-    async def _patiently(self, call: Callable[[], Awaitable[T]]) -> T:
-        """A call that changes nothing where it is made again, until it is answered: a batch outlives an outage."""
+    async def _retry(self, request: Callable[[], Awaitable[T]]) -> T:
+        """Make a request until it is answered, since a batch outlives an outage.
+
+        The request must be one that may be repeated.
+
+        Raises:
+            BezoarError: The fault is not transient, or the outage lasts too long.
+        """
         import openai
 
         tries = 0
         while True:
             try:
-                return await call()
+                return await request()
             except openai.APIStatusError as error:
-                passing = fault(error, self._part)
-                if not isinstance(passing, TryAgain) or tries == _TRIES:
-                    raise (
-                        BezoarError(str(passing))
-                        if isinstance(passing, CallFailed | TryAgain)
-                        else passing
-                    ) from error
+                fault = status_exception(error, self._part)
+                if not isinstance(fault, TryAgain) or tries == _MAX_RETRIES:
+                    if isinstance(fault, CallFailed | TryAgain):
+                        fault = BezoarError(str(fault))
+                    raise fault from error
             except (openai.APIError, ValueError) as error:
-                if tries == _TRIES:
-                    said = redacted(str(error), self._part)
+                if tries == _MAX_RETRIES:
+                    message = redact_key(str(error), self._part)
                     raise BezoarError(
-                        f"{self._part.base_url}: {said}. Run the same command again to go on"
+                        f"{self._part.base_url}: {message}. "
+                        "Run the same command again to resume"
                     ) from error
-            await asyncio.sleep(min(_POLL, 0.5 * 2**tries))
+            await asyncio.sleep(min(_POLL_SECONDS, 0.5 * 2**tries))
             tries += 1
 
     async def _collect(
-        self, name: str, id: str, calls: dict[str, float]
+        self,
+        name: str,
+        batch_id: str,
+        calls: dict[str, float],
     ) -> dict[str, Cost]:
-        """Wait for a batch; record its answers, and what each took."""
-        while (
-            batch := await self._patiently(partial(self._client.batches.retrieve, id))
-        ).status not in _OVER:
-            await asyncio.sleep(_POLL)
+        """Wait for a batch, and record its answers in the ledger.
+
+        Args:
+            name: The name of its record.
+            batch_id: Its id at the provider.
+            calls: The most dollars that each call can cost, by the call's key.
+
+        Returns:
+            What each answered call cost.
+
+        Raises:
+            BezoarError: The provider refused the batch, or all of its calls alike.
+        """
+        batch = await self._wait_for_batch(batch_id)
         used: dict[str, Cost] = {}
         faults: dict[str, Exception] = {}
-        for file in filter(None, (batch.output_file_id, batch.error_file_id)):
-            for lines in _in_parts(
-                await self._patiently(partial(self._lines_of, file))
-            ):
-                read = {line["custom_id"]: self._read(line) for line in lines}
-                answered = {
-                    key: reply
-                    for key, reply in read.items()
-                    if isinstance(reply, Reply)
-                }
-                faults |= {
-                    key: error
-                    for key, error in read.items()
-                    if isinstance(error, Exception)
-                }
-                settled = await asyncio.gather(
-                    *(self._settle(key, answered[key], calls) for key in answered)
-                )
-                used |= dict(zip(answered, settled, strict=True))
-        self._record(name, {}, over=True)
+        for file_id in (batch.output_file_id, batch.error_file_id):
+            if not file_id:
+                continue
+            lines = await self._retry(partial(self._read_file, file_id))
+            for chunk in _chunks(lines):
+                replies: dict[str, Reply] = {}
+                for line in chunk:
+                    result = self._read_line(line)
+                    if isinstance(result, Reply):
+                        replies[line["custom_id"]] = result
+                    else:
+                        faults[line["custom_id"]] = result
+                used |= await self._record_replies(replies, calls)
+        self._write_record(name, {}, over=True)
         if batch.status == "failed" and not used:
-            said = redacted(_errors(batch), self._part)
-            raise BezoarError(f"{self._part.model}: batch {id} was refused: {said}")
-        if not self._ledger.has_answers:
-            _check_some_taken(calls, faults)
-        for key in calls.keys() - used.keys():
-            self._fail(
-                key,
-                faults.get(key) or TryAgain(f"batch {batch.status} without an answer"),
+            errors = redact_key(_error_text(batch), self._part)
+            raise BezoarError(
+                f"{self._part.model}: batch {batch_id} was refused: {errors}"
             )
+        if not self._ledger.has_answers:
+            _check_not_all_refused(calls, faults)
+        no_answer = TryAgain(f"batch {batch.status} without an answer")
+        for key in calls.keys() - used.keys():
+            self._note_failure(key, faults.get(key, no_answer))
         return used
 
-    def _read(self, line: dict[str, Any]) -> Reply | Exception:
-        """What a line of an output or error file says of its call."""
-        where, key_name = (
-            f"{self._part.model} at {self._part.base_url}",
-            self._part.api_key_env,
-        )
+    async def _wait_for_batch(self, batch_id: str) -> "Batch":
+        while True:
+            retrieve = partial(self._client.batches.retrieve, batch_id)
+            batch = await self._retry(retrieve)
+            if batch.status in _FINAL_STATUSES:
+                return batch
+            await asyncio.sleep(_POLL_SECONDS)
+
+    async def _read_file(self, file_id: str) -> list[dict[str, Any]]:
+        response = await self._client.files.content(file_id)
+        text = redact_key(response.content.decode(errors="replace"), self._part)
+        # Not splitlines(), which also splits at characters that may be within an
+        # answer.
+        return [orjson.loads(line) for line in text.split("\n") if line.strip()]
+
+    def _read_line(self, line: dict[str, Any]) -> Reply | Exception:
+        """Read the reply, or the fault, of one call from an output or error file."""
+        key_name = self._part.api_key_env
         response = line.get("response") or {}
-        status, body = response.get("status_code") or 0, response.get("body") or {}
+        status = response.get("status_code") or 0
+        body = response.get("body") or {}
         if status != 200:
-            return to_exception(
-                read_fault(status, line if line.get("error") else body), where, key_name
-            )
+            fault = read_fault(status, line if line.get("error") else body)
+            return to_exception(fault, self._endpoint_name, key_name)
         try:
-            return read_reply(body, where, key_name)
+            return read_reply(body, self._endpoint_name, key_name)
         except Exception as error:
             return error
 
-    async def _settle(self, key: str, reply: Reply, calls: dict[str, float]) -> Cost:
-        used = cost_of(reply, Cost(usd=calls.get(key, 0.0)), self._part)
-        if (
-            key not in self._ledger
-        ):  # where a process died while it recorded a batch, some of it is there
-            await self._ledger.record_usage(key, self._part.model, reply, used.usd)
+    async def _record_replies(
+        self,
+        replies: dict[str, Reply],
+        calls: dict[str, float],
+    ) -> dict[str, Cost]:
+        """Write replies to the ledger together, so that they share an fsync."""
+        used = {}
+        writes = []
+        for key, reply in replies.items():
+            most = Cost(usd=calls.get(key, 0.0))
+            used[key] = cost_of(reply, most, self._part)
+            # A process that died while it recorded this batch has written some of them.
+            if key not in self._ledger:
+                write = self._ledger.record_usage(
+                    key, self._part.model, reply, used[key].usd
+                )
+                writes.append(write)
+        await asyncio.gather(*writes)
         return used
 
-    async def _lines_of(self, file: str) -> list[dict[str, Any]]:
-        content = (await self._client.files.content(file)).content
-        text = redacted(content.decode(errors="replace"), self._part)
-        return [orjson.loads(line) for line in text.split("\n") if line.strip()]
+    def _note_failure(self, key: str, fault: Exception) -> None:
+        """Note that a batch did not answer a call.
 
-    def _fail(self, key: str, error: Exception) -> None:
-        """A batch without an answer to this call: it goes out again as often as the recipe says, if that can help.
+        The call is sent again as often as the recipe says, if that can help.
 
         Raises:
-            BezoarError: no call would be answered.
+            BezoarError: No call would be answered.
         """
-        if isinstance(error, BezoarError):
-            raise error
+        if isinstance(fault, BezoarError):
+            raise fault
         self._tries[key] = self._tries.get(key, 0) + 1
-        if isinstance(error, CallFailed) or self._tries[key] > self._part.retries:
-            self._failed[key] = f"no answer in {self._tries[key]} batches: {error}"
+        if isinstance(fault, CallFailed) or self._tries[key] > self._part.retries:
+            self._failed[key] = f"no answer in {self._tries[key]} batches: {fault}"
 
-    def _record(self, name: str, calls: dict[str, float], over: bool) -> None:
-        record = {"who": self._who, "over": over, "calls": calls}
+    def _write_record(self, name: str, calls: dict[str, float], over: bool) -> None:
+        record = {"who": self._owner, "over": over, "calls": calls}
         self._store.replace_json(f"{self._folder}/{name}.json", record)
 
 
-def _check_some_taken(calls: dict[str, float], faults: dict[str, Exception]) -> None:
-    """Whether the lines of a batch were refused for what they have in common.
+def _check_not_all_refused(
+    calls: dict[str, float],
+    faults: dict[str, Exception],
+) -> None:
+    """Check that not all calls of a batch were refused for something they share.
 
     Raises:
-        BezoarError: all were refused in the same way.
+        BezoarError: All were refused in the same way.
     """
-    refused = [error for error in faults.values() if isinstance(error, Refused)]
-    if (
-        len(refused) == len(calls) >= REFUSED_FIRST
-        and len({error.alike for error in refused}) == 1
-    ):
+    refusals = [fault for fault in faults.values() if isinstance(fault, Refused)]
+    if len(refusals) != len(calls) or len(refusals) < REFUSED_FIRST:
+        return
+    if len({refusal.alike for refusal in refusals}) == 1:
         raise BezoarError(
-            f"all {len(refused)} calls were refused in the same way, so the recipe is at fault and not the rows: "
-            f"{refused[0]}. Correct it, and run the same command again"
+            f"all {len(refusals)} calls were refused in the same way, so the recipe is "
+            f"at fault and not the rows: {refusals[0]}. "
+            "Correct it, and run the same command again"
         )
 
 
-def _errors(batch: "Batch") -> str:
-    found = (batch.errors and batch.errors.data) or []
-    return (
-        "; ".join(f"{error.code}: {error.message}" for error in found)
-        or "no reason given"
-    )
+def _error_text(batch: "Batch") -> str:
+    errors = (batch.errors and batch.errors.data) or []
+    messages = [f"{error.code}: {error.message}" for error in errors]
+    return "; ".join(messages) or "no reason given"
 
 
-def _in_parts(lines: list[T]) -> Iterator[list[T]]:
+def _chunks(lines: list[T]) -> Iterator[list[T]]:
+    """Yield lists of up to `_REPLIES_PER_FSYNC` lines."""
     rest = iter(lines)
-    while part := list(islice(rest, _AT_ONCE)):
-        yield part
+    while True:
+        chunk = list(islice(rest, _REPLIES_PER_FSYNC))
+        if not chunk:
+            return
+        yield chunk

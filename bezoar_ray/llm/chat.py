@@ -1,4 +1,4 @@
-"""Talking to a model: the protocols that teacher, judge and candidate share."""
+"""The protocols for talking to a model, shared by teacher, judge and candidate."""
 
 from dataclasses import dataclass
 from typing import Protocol
@@ -8,27 +8,28 @@ Messages = list[dict[str, str]]
 
 @dataclass(frozen=True)
 class Reply:
-    """What a model said.
+    """One answer of a model.
 
-    Tokens are 0 where an endpoint does not say how many there were; such a call is paid for at its upper bound.
+    Token counts are 0 where an endpoint does not report them. Such a call is charged at
+    its upper bound.
     """
 
     text: str
     finish_reason: str
-    """Why it ended, in the provider's own word; `classify_finish_reason` says what that means."""
+    """Why the answer ended, as the provider says it; see `classify_finish_reason`."""
     tokens_in: int
     tokens_out: int
-    """All that are billed, hidden reasoning included."""
+    """All billed output tokens, hidden reasoning included."""
     tokens_reasoning: int = 0
-    """Those of `tokens_out` that the provider says were reasoning."""
+    """The part of `tokens_out` that the provider reports as reasoning."""
 
     @property
     def is_cut_off(self) -> bool:
-        """Whether the text is not whole: at its longest, or ended by a filter."""
+        """Whether the text is incomplete: at `max_tokens`, or ended by a filter."""
         return classify_finish_reason(self.finish_reason) != "stop"
 
 
-_WHOLE = {
+_COMPLETE = {
     "",
     "stop",
     "eos",
@@ -55,54 +56,70 @@ _FILTERED = {
 
 
 def classify_finish_reason(finish_reason: str) -> str:
-    """What a provider's finish reason means: `stop` (whole), `content_filter` or `length` (cut off, as by default).
+    """Map a provider's finish reason to `stop`, `content_filter` or `length`.
 
-    Seen: `length`, `stop`, `content_filter` (OpenAI), `max_tokens`, `end_turn`, `refusal` (Anthropic), `MAX_TOKENS`,
-    `STOP`, `SAFETY`, `RECITATION` (Gemini), `model_length` (Mistral), `eos`, `eos_token`, `stop_sequence` (Together,
-    text-generation-inference), `sensitive` (Zhipu), `abort` (vLLM), `insufficient_system_resource` (DeepSeek).
+    Seen: `length`, `stop`, `content_filter` (OpenAI), `max_tokens`, `end_turn`,
+        `refusal`
+    (Anthropic), `MAX_TOKENS`, `STOP`, `SAFETY`, `RECITATION` (Gemini), `model_length`
+    (Mistral), `eos`, `eos_token`, `stop_sequence` (Together,
+    text-generation-inference), `sensitive` (Zhipu), `abort` (vLLM),
+    `insufficient_system_resource` (DeepSeek).
+
+    Returns:
+        `stop` for a complete answer. An unknown reason counts as `length`, so that an
+        incomplete answer is never taken for a complete one.
     """
-    name = (
-        finish_reason.strip().lower().replace("-", "_").removeprefix("finish_reason_")
-    )
-    if name in _WHOLE:
+    name = finish_reason.strip().lower().replace("-", "_")
+    name = name.removeprefix("finish_reason_")
+    if name in _COMPLETE:
         return "stop"
-    return "content_filter" if name in _FILTERED else "length"
+    if name in _FILTERED:
+        return "content_filter"
+    return "length"
 
 
 @dataclass(frozen=True)
 class Sampling:
-    """Parameters that change what a model says; all of them are part of the ledger's key."""
+    """Sampling parameters. All of them are part of the ledger's key."""
 
     temperature: float = 1.0
     top_p: float = 1.0
     max_tokens: int = 512
-    schema: str = ""  # JSON schema that the answer has to follow
+    schema: str = ""
+    """JSON schema that the answer must follow; empty for free text."""
 
 
-def unread(reply: Reply) -> str:
-    """Why a reply holds no verdict, whatever it says: it is cut off. Empty where it is whole."""
+def cut_off_reason(reply: Reply) -> str:
+    """Explain why an incomplete reply is not read; empty for a complete one.
+
+    The text also goes to a judge that is asked again, so it is part of a prompt: other
+    words would change the ledger's key of that call.
+    """
     if not reply.is_cut_off:
         return ""
-    if classify_finish_reason(reply.finish_reason) == "content_filter":
-        return f"it was ended by a filter ({reply.finish_reason})"
-    lost = reply.tokens_reasoning or not reply.text.strip()
-    what = "the answer was lost to reasoning" if lost else "it was cut off"
-    return f"{what} ({reply.finish_reason} after {reply.tokens_out:,} tokens): raise max_tokens"
+    reason = reply.finish_reason
+    if classify_finish_reason(reason) == "content_filter":
+        return f"it was ended by a filter ({reason})"
+    problem = "it was cut off"
+    if reply.tokens_reasoning or not reply.text.strip():
+        problem = "the answer was lost to reasoning"
+    return f"{problem} ({reason} after {reply.tokens_out:,} tokens): raise max_tokens"
 
 
 class Model(Protocol):
-    """A model that answers: `VllmEngine` in this process, or `OpenAIEndpoint` over HTTP."""
+    """A model: `VllmEngine` in this process, or `OpenAIEndpoint` over HTTP."""
 
-    identity: str  # equal identities give exchangeable answers
+    identity: str
+    """Who answers, for the ledger's key. Equal identities: interchangeable answers."""
 
     async def complete(self, messages: Messages, sampling: Sampling) -> Reply:
-        """One attempt at one answer.
+        """Make one attempt at one answer.
 
         Raises:
-            TryAgain: a passing fault.
-            CallFailed: this call will never be answered.
-            BezoarError: no call will be answered (wrong key, unknown model).
-            ModelDied: none will be answered by this process.
+            TryAgain: A transient fault.
+            CallFailed: This call will never be answered.
+            BezoarError: No call will be answered, as with a wrong key or unknown model.
+            ModelDied: This process will not answer any call.
         """
         ...
 
@@ -112,10 +129,11 @@ class Model(Protocol):
 
 
 class Chat(Protocol):
-    """What a scheme or judge is given: a model with its ledger, bound to one row.
+    """A model with its ledger, bound to one row. Schemes and judges call it.
 
-    `step`, `sample` and `attempt` tell the calls of one row apart: "evolve/2", the second of three answers, asked
-    again because the first reply could not be read.
+    `step`, `sample` and `attempt` tell the calls of one row apart. For example: the
+    step "evolve/2", the second of three answers to it, or a second attempt because the
+    first reply could not be read.
     """
 
     async def __call__(
@@ -127,22 +145,30 @@ class Chat(Protocol):
         attempt: int = 0,
         sampling: Sampling | None = None,
     ) -> Reply:
-        """The reply, from the ledger where it holds one. Raises `CallFailed` for this call alone."""
+        """Return the reply, from the ledger if it has one.
+
+        Raises:
+            CallFailed: This call failed for good. Others may succeed.
+        """
         ...
 
 
 class CallFailed(Exception):
-    """This call failed for good (prompt refused or too long, no answer after retries); its row fails, others go on."""
+    """One call failed for good: prompt refused or too long, or no answer after retries.
+
+    Its row fails, and other rows continue.
+    """
 
 
 class PromptTooLong(CallFailed):
-    """The prompt leaves no room for an answer; a shorter one may."""
+    """The prompt leaves too little context for an answer; a shorter one may fit."""
 
 
 class Refused(CallFailed):
-    """The endpoint refuses this call, and does not say whether it would take any other.
+    """The endpoint refuses this call, and does not say whether it would accept others.
 
-    `alike` is equal for calls that are refused in the same way: where it refuses them all, the recipe is at fault.
+    `alike` is equal for calls that are refused in the same way. If all calls are, the
+    recipe is at fault.
     """
 
     def __init__(self, reason: str, alike: str):
@@ -151,18 +177,21 @@ class Refused(CallFailed):
 
 
 class Deferred(Exception):
-    """The answer comes with the next batch; the row's chain is taken up again after it."""
+    """The answer comes with the next batch; the row's chain is then run again."""
 
 
 class ModelDied(Exception):
-    """The model in this process is gone; another process has to start it anew and make the calls again."""
+    """The model of this process died; another process must repeat the calls."""
 
 
 class TryAgain(Exception):
-    """A passing fault; `after` is the seconds that the server asked to wait, if it did.
+    """A transient fault of one attempt.
 
-    `limited` says that the server lives and wants fewer requests (429). `billed` is the tokens of the prompt and of the
-    answer that have to be paid for: None where nobody knows, as an answer was perhaps made and lost.
+    Attributes:
+        after: Seconds that the server asked to wait, or None.
+        limited: Whether the server is up and wants fewer requests (429).
+        billed: Prompt and output tokens that must be paid for. None if they are
+            unknown, because an answer was perhaps made and lost.
     """
 
     def __init__(
@@ -173,5 +202,6 @@ class TryAgain(Exception):
         billed: tuple[int, int] | None = None,
     ):
         super().__init__(reason)
-        self.after, self.limited = after, limited
+        self.after = after
+        self.limited = limited
         self.billed = (0, 0) if limited else billed

@@ -1,9 +1,15 @@
-"""A conversation as token ids, in which nobody but the chat template writes control tokens.
+"""Turn a conversation into token ids, with control tokens from the chat template only.
 
-A tokenizer takes `<s>` or `<|im_end|>` for a control token wherever it stands: an answer about HTML would begin or end
-in its middle. So control tokens are spelt in two ways, as themselves and by a mark that no text holds. While the
-template renders, what a text says is spelt by marks. Then the spellings change places, and a twin of the tokenizer, to
-which the marks are the control tokens, encodes what was rendered.
+A tokenizer takes `<s>` or `<|im_end|>` for a control token wherever it occurs. A text
+about HTML would then begin or end a turn in its middle. So each control token gets a
+placeholder, which no text can contain:
+
+1. In the texts, control tokens are replaced by their placeholders.
+2. The template renders the texts, and writes its own control tokens.
+3. Control tokens and placeholders are swapped in the result: the template's tokens are
+   now placeholders, and what a text spells is ordinary text again.
+4. A copy of the tokenizer, which knows the placeholders as its control tokens, encodes
+   it.
 """
 
 import json
@@ -16,13 +22,15 @@ if TYPE_CHECKING:
     from tokenizers import Encoding, Tokenizer
     from transformers import PreTrainedTokenizerBase
 
-_FIRST, _FURTHER = 0xF0000, 0x100000  # Unicode's planes for private use
-_PLANE = 0xFFFE  # characters in one
-_RENDERED = ("tools", "documents")  # further options whose texts the template puts in
+# Characters of Unicode's planes 15 and 16, which are reserved for private use.
+_FIRST_CHARACTER = 0xF0000
+_OTHER_CHARACTERS = 0x100000
+_PLANE_SIZE = 0xFFFE
+_OPTIONS_WITH_TEXTS = ("tools", "documents")  # the template renders these, too
 
 
 class ControlTokens:
-    """The control tokens of one tokenizer, and their marks."""
+    """The control tokens of one tokenizer, with a placeholder for each."""
 
     def __init__(self, backend: "Tokenizer"):
         self._backend = backend
@@ -31,76 +39,90 @@ class ControlTokens:
             for token in backend.get_added_tokens_decoder().values()
             if token.special
         ]
-        self._marks = {
-            token: _mark(number, token) for number, token in enumerate(tokens)
+        self._placeholders = {
+            token: _placeholder(number, token) for number, token in enumerate(tokens)
         }
-        self._other = self._marks | {mark: token for token, mark in self._marks.items()}
-        longest_first = sorted(
-            self._other, key=len, reverse=True
-        )  # as `tokenizers` looks for them
-        self._pattern = re.compile("|".join(map(re.escape, longest_first)) or "(?!)")
+        originals = {text: token for token, text in self._placeholders.items()}
+        self._counterparts = self._placeholders | originals
+        # `tokenizers` also looks for the longest token first.
+        longest_first = sorted(self._counterparts, key=len, reverse=True)
+        matches_nothing = "(?!)"
+        self._pattern = re.compile(
+            "|".join(map(re.escape, longest_first)) or matches_nothing
+        )
 
     def swap(self, value: Any) -> Any:
-        """The text with control tokens in the other spelling; of lists and dicts, all texts in them."""
+        """Swap control tokens and placeholders in all texts of a value."""
         if isinstance(value, str):
-            return self._pattern.sub(lambda found: self._other[found[0]], value)
+            return self._pattern.sub(lambda match: self._counterparts[match[0]], value)
         if isinstance(value, dict):
             return {key: self.swap(item) for key, item in value.items()}
-        return (
-            [self.swap(item) for item in value]
-            if isinstance(value, list | tuple)
-            else value
-        )
+        if isinstance(value, list | tuple):
+            return [self.swap(item) for item in value]
+        return value
 
     @cached_property
     def placeholder_tokenizer(self) -> "Tokenizer":
-        """The `tokenizers.Tokenizer` with marks in place of its control tokens, and the same ids."""
+        """The tokenizer with placeholders as its control tokens, and the same ids."""
         from tokenizers import Tokenizer
 
-        tree = json.loads(self._backend.to_str()) | {
-            "truncation": None,
-            "padding": None,
-        }
+        tree = json.loads(self._backend.to_str())
+        tree["truncation"] = None
+        tree["padding"] = None
         for token in tree["added_tokens"]:
             if token["special"]:
-                token["content"] = self._marks[token["content"]]
-        tree["model"] = self._respelt(tree["model"])
+                token["content"] = self._placeholders[token["content"]]
+        tree["model"] = self._with_placeholders(tree["model"])
         return Tokenizer.from_str(json.dumps(tree))
 
-    def _respelt(self, model: dict[str, Any]) -> dict[str, Any]:
-        """No text can become a control token, also where the model's own vocabulary holds it, or merges lead to it."""
-        marks, vocabulary = self._marks, model["vocab"]
+    def _with_placeholders(self, model: dict[str, Any]) -> dict[str, Any]:
+        """Rename control tokens in a tokenizer's model, so that no text produces one.
+
+        The model's own vocabulary may contain them, and merges may lead to them.
+        """
+        placeholders = self._placeholders
+        renamed = dict(model)
+        vocabulary = model["vocab"]
         if isinstance(vocabulary, dict):
-            vocabulary = {
-                marks.get(piece, piece): number for piece, number in vocabulary.items()
+            renamed["vocab"] = {
+                placeholders.get(piece, piece): id for piece, id in vocabulary.items()
             }
-        else:  # of Unigram
-            vocabulary = [
-                [marks.get(piece, piece), score] for piece, score in vocabulary
+        else:  # a Unigram model lists its pieces with their scores
+            renamed["vocab"] = [
+                [placeholders.get(piece, piece), score] for piece, score in vocabulary
             ]
-        found = model | {"vocab": vocabulary}
         if "merges" in model:
-            found["merges"] = [
-                [a, b] for a, b in model["merges"] if not marks.keys() & {a, b, a + b}
+            renamed["merges"] = [
+                [left, right]
+                for left, right in model["merges"]
+                if not placeholders.keys() & {left, right, left + right}
             ]
-        if model.get("unk_token"):
-            found["unk_token"] = marks.get(model["unk_token"], model["unk_token"])
-        return found
+        unknown = model.get("unk_token")
+        if unknown:
+            renamed["unk_token"] = placeholders.get(unknown, unknown)
+        return renamed
 
 
-def _mark(number: int, token: str) -> str:
-    """As long as the token, so that places in a text stay; drawn at random, so that nobody can write it."""
-    return chr(_FIRST + number) + "".join(
-        chr(_FURTHER + secrets.randbelow(_PLANE)) for _ in token[1:]
-    )
+def _placeholder(number: int, token: str) -> str:
+    """Make the placeholder of a control token.
+
+    It is as long as the token, so that character offsets in a text stay valid. It is
+    drawn at random, so that nobody can write it into a text.
+    """
+    characters = [chr(_FIRST_CHARACTER + number)]
+    for _ in token[1:]:
+        characters.append(chr(_OTHER_CHARACTERS + secrets.randbelow(_PLANE_SIZE)))
+    return "".join(characters)
 
 
 def control_tokens_of(tokenizer: "PreTrainedTokenizerBase") -> ControlTokens:
-    """The spelling of a transformers tokenizer, which has to be a fast one."""
+    """Return the control tokens of a fast transformers tokenizer."""
     return _control_tokens(tokenizer.backend_tokenizer)
 
 
-_control_tokens = lru_cache(maxsize=8)(ControlTokens)
+@lru_cache(maxsize=8)
+def _control_tokens(backend: "Tokenizer") -> ControlTokens:
+    return ControlTokens(backend)
 
 
 def chat_tokens(
@@ -108,11 +130,17 @@ def chat_tokens(
     messages: list[dict[str, str]],
     **options: object,
 ) -> dict[str, list[int]]:
-    """As `tokenizer.apply_chat_template` with the same options, but for what texts say: `input_ids`, and
-    `assistant_masks` with `return_assistant_tokens_mask`."""
-    return _apart(tokenizer, messages, options) or tokenizer.apply_chat_template(
-        messages, return_dict=True, **options
-    )
+    """Encode a conversation as `tokenizer.apply_chat_template` does.
+
+    It takes the same options. Only control tokens in texts are treated differently.
+
+    Returns:
+        `input_ids`, and `assistant_masks` with `return_assistant_tokens_mask`.
+    """
+    encoded = _encode_with_placeholders(tokenizer, messages, options)
+    if encoded is None:
+        return tokenizer.apply_chat_template(messages, return_dict=True, **options)
+    return encoded
 
 
 def chat_ids(
@@ -120,49 +148,65 @@ def chat_ids(
     messages: list[dict[str, str]],
     **options: object,
 ) -> list[int]:
-    """As `chat_tokens`, for tokenizers that know nothing but ids, too, as those of mistral_common."""
-    if found := _apart(tokenizer, messages, options):
-        return found["input_ids"]
-    return tokenizer.apply_chat_template(
-        messages, tokenize=True, return_dict=False, **options
-    )
+    """Encode a conversation as `chat_tokens` does, and return the ids only.
+
+    This also works with tokenizers that return ids only, such as mistral_common's.
+    """
+    encoded = _encode_with_placeholders(tokenizer, messages, options)
+    if encoded is None:
+        return tokenizer.apply_chat_template(
+            messages, tokenize=True, return_dict=False, **options
+        )
+    return encoded["input_ids"]
 
 
-def _apart(
-    tokenizer: "PreTrainedTokenizerBase", messages: object, options: dict[str, object]
+def _encode_with_placeholders(
+    tokenizer: "PreTrainedTokenizerBase",
+    messages: object,
+    options: dict[str, object],
 ) -> dict[str, list[int]] | None:
-    """None where no text spells a control token, or the tokenizer is slow or renders in its own way."""
-    chosen = options.get("chat_template") or getattr(tokenizer, "chat_template", None)
-    if not (chosen and getattr(tokenizer, "backend_tokenizer", None)):
+    """Encode a conversation whose texts spell control tokens.
+
+    Returns:
+        As `chat_tokens`. None if no text spells a control token, or if the tokenizer is
+        slow or renders conversations in its own way.
+    """
+    has_template = options.get("chat_template") or getattr(
+        tokenizer, "chat_template", None
+    )
+    if not has_template or not getattr(tokenizer, "backend_tokenizer", None):
         return None
     from transformers.utils.chat_template_utils import render_jinja_template
 
-    texts = {"conversations": [messages]} | {
-        name: options[name] for name in _RENDERED if options.get(name)
-    }
+    texts: dict[str, object] = {"conversations": [messages]}
+    for name in _OPTIONS_WITH_TEXTS:
+        if options.get(name):
+            texts[name] = options[name]
     control_tokens = control_tokens_of(tokenizer)
-    hidden = control_tokens.swap(texts)
-    if hidden == texts:
+    swapped_texts = control_tokens.swap(texts)
+    if swapped_texts == texts:
         return None
     template = tokenizer.get_chat_template(
         options.get("chat_template"), options.get("tools")
     )
-    settings = (
-        tokenizer.special_tokens_map | options | hidden | {"chat_template": template}
-    )
-    (rendered,), spans = render_jinja_template(**settings)
-    coded = control_tokens.placeholder_tokenizer.encode(
+    settings = tokenizer.special_tokens_map | options | swapped_texts
+    settings["chat_template"] = template
+    (rendered,), assistant_spans = render_jinja_template(**settings)
+    encoding = control_tokens.placeholder_tokenizer.encode(
         control_tokens.swap(rendered), add_special_tokens=False
     )
-    masks = {"assistant_masks": _mask(coded, spans[0])} if spans else {}
-    return {"input_ids": coded.ids, **masks}
+    encoded = {"input_ids": encoding.ids}
+    if assistant_spans:
+        encoded["assistant_masks"] = _mask(encoding, assistant_spans[0])
+    return encoded
 
 
-def _mask(coded: "Encoding", spans: list[tuple[int, int]]) -> list[int]:
-    """1 for each token of the spans of characters, as transformers counts them."""
-    mask = [0] * len(coded.ids)
+def _mask(encoding: "Encoding", spans: list[tuple[int, int]]) -> list[int]:
+    """Return 1 for each token within the spans of characters, as transformers does."""
+    mask = [0] * len(encoding.ids)
     for begin, end in spans:
-        first, last = coded.char_to_token(begin), coded.char_to_token(end - 1)
+        first = encoding.char_to_token(begin)
+        last = encoding.char_to_token(end - 1)
         if first is None:
             break
         stop = last + 1 if last else len(mask)
@@ -171,14 +215,19 @@ def _mask(coded: "Encoding", spans: list[tuple[int, int]]) -> list[int]:
 
 
 def protect_chat_template(tokenizer: "PreTrainedTokenizerBase") -> None:
-    """Make `apply_chat_template` of the tokenizer that vLLM's server asks give token ids where a text spells a control
-    token; vLLM takes ids as well as a text, which it would encode as a whole."""
-    plain = tokenizer.apply_chat_template
+    """Patch `apply_chat_template` of the tokenizer that vLLM's server uses.
+
+    It then returns token ids wherever a text spells a control token. vLLM accepts ids
+    as well as a rendered text, which it would encode as a whole.
+    """
+    original = tokenizer.apply_chat_template
 
     def apply_chat_template(conversation: object, **options: object) -> object:
-        found = _apart(tokenizer, conversation, options)
-        if found is None:
-            return plain(conversation=conversation, **options)
-        return found if options.get("return_dict") else found["input_ids"]
+        encoded = _encode_with_placeholders(tokenizer, conversation, options)
+        if encoded is None:
+            return original(conversation=conversation, **options)
+        if options.get("return_dict"):
+            return encoded
+        return encoded["input_ids"]
 
     tokenizer.apply_chat_template = apply_chat_template

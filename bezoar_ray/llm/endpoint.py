@@ -1,4 +1,4 @@
-"""An OpenAI-compatible endpoint: GPT-4, Claude, vLLM's server, a served checkpoint, the tiny judge."""
+"""An OpenAI-compatible endpoint, such as a provider's API or vLLM's server."""
 
 import asyncio
 import contextlib
@@ -20,163 +20,200 @@ from bezoar_ray.recipe import ModelSection
 if TYPE_CHECKING:
     from openai import APIStatusError, AsyncOpenAI
 
-_REASONS = re.compile(r"(.*/)?(o\d|gpt-[5-9])")  # OpenAI's families since o1 and GPT-5
-_UNSENT = (
-    "ConnectError",
-    "ConnectTimeout",
-    "PoolTimeout",
-)  # no byte has gone out, and the next attempt may
-_UNSENDABLE = (
+# OpenAI's model families that reason: since o1, and since GPT-5.
+_REASONING_MODEL = re.compile(r"(.*/)?(o\d|gpt-[5-9])")
+# Errors before the first byte is sent: the call costs nothing, and may be repeated.
+_NOT_SENT = {"ConnectError", "ConnectTimeout", "PoolTimeout"}
+# Errors of a request that can never be sent.
+_CANNOT_BE_SENT = {
     "InvalidURL",
     "UnsupportedProtocol",
     "LocalProtocolError",
     "UnicodeEncodeError",
-)  # nor ever will
+}
+_SHOWN_CHARACTERS = 300  # of an error
 
 
 class OpenAIEndpoint:
-    """One model behind an endpoint. The client's own retries are off: every attempt is counted by the caller."""
+    """One model behind an endpoint.
 
-    def __init__(self, part: ModelSection):
+    The retries of OpenAI's client are switched off: the caller counts every attempt.
+    """
+
+    def __init__(self, section: ModelSection):
         import httpx2
 
-        self.identity = identity(part)
-        self._part = part
-        self._where = f"{part.model} at {part.base_url}"
-        self._client, self._response = open_client(part), httpx2.Response
+        self.identity = identity(section)
+        self._section = section
+        self._name = f"{section.model} at {section.base_url}"
+        self._client = open_openai_client(section)
+        self._response_type = httpx2.Response
 
     async def complete(self, messages: Messages, sampling: Sampling) -> Reply:
-        """One attempt; faults are sorted into what passes, what ends this call, and what ends the stage."""
+        """Make one attempt.
+
+        Raises:
+            TryAgain: The fault is transient.
+            CallFailed: The fault ends this call.
+            BezoarError: The fault ends the stage.
+        """
         import openai
 
-        body = {"model": self._part.model, "messages": messages} | parameters(
-            self._part.model, sampling
-        )
-        try:  # not chat.completions.create, which takes half of a call's CPU time to check types on both ways
-            async with asyncio.timeout(
-                self._part.timeout
-            ):  # the client's own is for each read of the answer
-                answer = await self._client.post(
-                    "/chat/completions", body=body, cast_to=self._response
+        section = self._section
+        body = {
+            "model": section.model,
+            "messages": messages,
+            **sampling_parameters(section.model, sampling),
+        }
+        try:
+            # The client's own timeout is for each read. This one is for the whole
+            # answer.
+            async with asyncio.timeout(section.timeout):
+                # Not chat.completions.create, which spends half of a call's CPU time on
+                # type checks of the request and the answer.
+                response = await self._client.post(
+                    "/chat/completions", body=body, cast_to=self._response_type
                 )
         except openai.APIStatusError as error:
-            raise fault(error, self._part) from error
+            raise status_exception(error, section) from error
         except TimeoutError as error:
             raise TryAgain(
-                f"{self._part.base_url}: no whole answer within {self._part.timeout:g} s"
+                f"{section.base_url}: no complete answer within {section.timeout:g} s"
             ) from error
         except (openai.APIError, ValueError) as error:
-            raise unanswered(error, self._part) from error
-        content = redacted(answer.content.decode(errors="replace"), self._part)
-        return read_answer(content.encode(), self._where, self._part.api_key_env)
+            raise connection_exception(error, section) from error
+        content = redact_key(response.content.decode(errors="replace"), section)
+        return read_answer(content.encode(), self._name, section.api_key_env)
 
     async def close(self) -> None:
         """Close the connections."""
         await self._client.close()
 
 
-def fault(error: "APIStatusError", part: ModelSection) -> Exception:
-    """An error status of the client's, sorted into what passes, what ends this call, and what ends the stage."""
-    content = redacted(error.response.content.decode(errors="replace"), part)
+def status_exception(error: "APIStatusError", section: ModelSection) -> Exception:
+    """Return the exception for an error status."""
+    content = redact_key(error.response.content.decode(errors="replace"), section)
     try:
         body = orjson.loads(content)
     except ValueError:
         body = content
-    found = read_fault(error.status_code, body)
+    fault = read_fault(error.status_code, body)
     after = retry_after_seconds(error.response.headers)
-    return to_exception(
-        found, f"{part.model} at {part.base_url}", part.api_key_env, after
-    )
+    name = f"{section.model} at {section.base_url}"
+    return to_exception(fault, name, section.api_key_env, after)
 
 
-def unanswered(error: Exception, part: ModelSection) -> Exception:
-    """A request without a whole answer: a lost connection, a broken body, or one that cannot be sent at all."""
-    causes = [
-        str(cause) for cause in _chain(error) if str(cause)
-    ]  # the client's own words are "Connection error."
-    told = f"{part.base_url}: {redacted(causes[-1] if causes else type(error).__name__, part)[:300]}"
-    kinds = {type(cause).__name__ for cause in _chain(error)}
-    if kinds & set(_UNSENDABLE):
+def connection_exception(error: Exception, section: ModelSection) -> Exception:
+    """Return the exception for a request without a complete answer.
+
+    The connection was lost, the body is broken, or the request cannot be sent at all.
+    """
+    causes = list(_causes(error))
+    # The innermost message says most: OpenAI's client says "Connection error." only.
+    messages = [str(cause) for cause in causes if str(cause)]
+    message = messages[-1] if messages else type(error).__name__
+    message = redact_key(message, section)[:_SHOWN_CHARACTERS]
+    kinds = {type(cause).__name__ for cause in causes}
+    if kinds & _CANNOT_BE_SENT:
+        key_name = section.api_key_env or "the key"
         return RecipeError(
-            f"{told}. The request cannot be sent: check base_url and {part.api_key_env or 'the key'}"
+            f"{section.base_url}: {message}. The request cannot be sent: "
+            f"check base_url and {key_name}"
         )
-    return TryAgain(told, billed=(0, 0) if kinds & set(_UNSENT) else None)
+    billed = (0, 0) if kinds & _NOT_SENT else None
+    return TryAgain(f"{section.base_url}: {message}", billed=billed)
 
 
-def _chain(error: BaseException | None) -> Iterator[BaseException]:
-    """An exception and its causes."""
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    """Yield an exception and its causes, the innermost last."""
     while error:
         yield error
         error = error.__cause__ or error.__context__
 
 
-def redacted(said: str, part: ModelSection) -> str:
-    """What an endpoint said, without the key."""
-    key = os.environ.get(part.api_key_env or "", "").strip()
-    return said.replace(key, "***") if key else said
+def redact_key(text: str, section: ModelSection) -> str:
+    """Replace the API key in a text from the endpoint, which may repeat it."""
+    key = os.environ.get(section.api_key_env or "", "").strip()
+    return text.replace(key, "***") if key else text
 
 
-def open_client(part: ModelSection) -> "AsyncOpenAI":
-    """OpenAI's client for an endpoint, without retries of its own, on aiohttp, which costs the least CPU a call."""
+def open_openai_client(section: ModelSection) -> "AsyncOpenAI":
+    """Open OpenAI's client for an endpoint, without retries of its own.
+
+    It uses aiohttp, which takes the least CPU time per call.
+    """
     from openai import AsyncOpenAI, DefaultAioHttpClient
 
     return AsyncOpenAI(
-        base_url=part.base_url,
-        api_key=api_key(part) or "none",
+        base_url=section.base_url,
+        api_key=api_key(section) or "none",
         max_retries=0,
-        timeout=part.timeout,
+        timeout=section.timeout,
         http_client=DefaultAioHttpClient(),
     )
 
 
-def parameters(model: str, sampling: Sampling) -> dict[str, object]:
-    """Sampling by the names that this family of models takes; those that reason refuse even a default temperature."""
-    limit = "max_completion_tokens" if _REASONS.match(model) else "max_tokens"
-    chosen = {"temperature": sampling.temperature, "top_p": sampling.top_p}
-    found: dict[str, object] = {
-        name: value for name, value in chosen.items() if value != 1.0
-    }
-    found[limit] = sampling.max_tokens
+def sampling_parameters(model: str, sampling: Sampling) -> dict[str, object]:
+    """Return the request parameters for a model.
+
+    OpenAI's reasoning models have another name for the token limit. They refuse
+    temperature and top_p, even at the default of 1, which is therefore left out.
+    """
+    parameters: dict[str, object] = {}
+    if sampling.temperature != 1.0:
+        parameters["temperature"] = sampling.temperature
+    if sampling.top_p != 1.0:
+        parameters["top_p"] = sampling.top_p
+    if _REASONING_MODEL.match(model):
+        parameters["max_completion_tokens"] = sampling.max_tokens
+    else:
+        parameters["max_tokens"] = sampling.max_tokens
     if sampling.schema:
-        answer = {
-            "name": "answer",
-            "strict": True,
-            "schema": orjson.loads(sampling.schema),
+        parameters["response_format"] = {
+            "type": "json_schema",
+            "json_schema": {
+                "name": "answer",
+                "strict": True,
+                "schema": orjson.loads(sampling.schema),
+            },
         }
-        found["response_format"] = {"type": "json_schema", "json_schema": answer}
-    return found
+    return parameters
 
 
-def api_key(part: ModelSection) -> str | None:
-    """The key of an endpoint, from the environment by the name that the recipe gives, without white space around it.
+def api_key(section: ModelSection) -> str | None:
+    """Return the API key from the environment variable that the recipe names.
+
+    White space around it is removed. None means that the endpoint needs no key.
 
     Raises:
-        RecipeError: there is no such variable, or no header takes what it holds.
+        RecipeError: The variable is not set, or its value cannot be an HTTP header.
     """
-    if not part.api_key_env:
+    if not section.api_key_env:
         return None
-    key = os.environ.get(part.api_key_env, "").strip()
+    key = os.environ.get(section.api_key_env, "").strip()
     if not key:
         raise RecipeError(
-            f"{part.model} needs a key: set the environment variable {part.api_key_env}"
+            f"{section.model} needs a key: set the environment variable "
+            f"{section.api_key_env}"
         )
-    if not (key.isascii() and key.isprintable()) or " " in key:
+    if not key.isascii() or not key.isprintable() or " " in key:
         raise RecipeError(
-            f"{part.api_key_env}: the key of {part.model} holds a character that no HTTP header takes (white space, a "
-            "line break, or one beyond ASCII). Copy it again"
+            f"{section.api_key_env}: the key of {section.model} contains a character "
+            "that an HTTP header cannot carry (white space, a line break, or one "
+            "beyond ASCII). Copy the key again"
         )
     return key
 
 
 def retry_after_seconds(headers: Mapping[str, str]) -> float | None:
-    """What the server asks for: by OpenAI's header of milliseconds, else by Retry-After's number or date."""
+    """Return how long the server asks to wait, or None.
+
+    OpenAI's header in milliseconds comes first, then Retry-After as a number or a date.
+    """
     for name, scale in (("retry-after-ms", 1000.0), ("retry-after", 1.0)):
         with contextlib.suppress(ValueError):
             return max(0.0, float(headers.get(name, "")) / scale)
     with contextlib.suppress(ValueError):
-        return max(
-            0.0,
-            parsedate_to_datetime(headers.get("retry-after", "")).timestamp()
-            - time.time(),
-        )
+        date = parsedate_to_datetime(headers.get("retry-after", ""))
+        return max(0.0, date.timestamp() - time.time())
     return None

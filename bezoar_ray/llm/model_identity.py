@@ -1,4 +1,4 @@
-"""Where a model's files are, and who it is."""
+"""Where a model's files are, and which identity its answers have in the ledger."""
 
 import hashlib
 from pathlib import Path
@@ -12,27 +12,33 @@ from bezoar_ray.store import digest
 
 
 def model_path(name: str) -> str:
-    """The folder of an embedded `tiny-*` model; any other name or path as it is."""
+    """Return the folder of an embedded `tiny-*` model, and any other name unchanged."""
     if name not in ("tiny-teacher", "tiny-base"):
         return name
     world = find_world()
     return str(world.teacher if name == "tiny-teacher" else world.base)
 
 
-def identity(part: ModelSection) -> str:
-    """Who answers, for the ledger's key: `name@revision` at an endpoint or on the hub, a fingerprint for local weights.
+def identity(section: ModelSection) -> str:
+    """Return who answers, for the ledger's key.
 
-    For a model that we run, the chat template, the type of the weights and some engine arguments decide the answer too.
+    This is `name@revision` at an endpoint or on the hub, and a fingerprint of local
+    weights. For a model that runs here, the chat template, the type of the weights and
+    the engine arguments that change an answer are added.
     """
-    if part.base_url:
-        return f"{part.model}@{part.revision or 'current'}"
-    path = model_path(part.model)
-    who = (
-        digest(Path(path))
-        if Path(path).is_dir()
-        else f"{part.model}@{part.revision or 'main'}"
+    if section.base_url:
+        return f"{section.model}@{section.revision or 'current'}"
+    weights = _weights_identity(section)
+    settings = orjson.dumps(
+        [section.template, decisive(section.engine)], option=orjson.OPT_SORT_KEYS
     )
-    how = orjson.dumps(
-        [part.template, decisive(part.engine)], option=orjson.OPT_SORT_KEYS
-    )
-    return f"{who}:{part.dtype}:{hashlib.sha256(how).hexdigest()[:8]}"
+    settings_hash = hashlib.sha256(settings).hexdigest()[:8]
+    return f"{weights}:{section.dtype}:{settings_hash}"
+
+
+def _weights_identity(section: ModelSection) -> str:
+    """Return the fingerprint of local weights, or `name@revision`."""
+    folder = Path(model_path(section.model))
+    if folder.is_dir():
+        return digest(folder)
+    return f"{section.model}@{section.revision or 'main'}"

@@ -1,29 +1,33 @@
-"""What a model thinks before it answers, as far as that stands in its text: the answer is what comes after it.
+"""Separate the answer of a model from the reasoning before it.
 
-Only what begins a text is reasoning: an answer may speak of the marks, or hold them as XML.
+Only reasoning at the beginning of a text is removed: an answer may mention the tags, or
+use them as XML.
 """
 
 import re
 
-_TEMPLATES_BEGIN = (  # begin and end; the template may have written the beginning
+# Pairs of tags around reasoning. A chat template may have written the opening one
+# already.
+_PAIRS_OF_TEMPLATES = (
     ("<think>", "</think>"),  # DeepSeek, Qwen, most others
     ("[THINK]", "[/THINK]"),  # Mistral
     ("◁think▷", "◁/think▷"),  # Kimi
 )
 _PAIRS = (
-    *_TEMPLATES_BEGIN,
+    *_PAIRS_OF_TEMPLATES,
     ("<thinking>", "</thinking>"),
     ("<reasoning>", "</reasoning>"),
     ("<seed:think>", "</seed:think>"),
     ("<|begin_of_thought|>", "<|end_of_thought|>"),
 )
+# One message of a channel (gpt-oss): its name, and its text up to the next control
+# token.
 _CHANNEL = re.compile(
-    r"<\|channel\|>\s*(\w+)(?:(?!<\|message\|>).)*<\|message\|>(.*?)(?=<\|(?:end|return|start|channel)\|>|\Z)",
+    r"<\|channel\|>\s*(\w+)(?:(?!<\|message\|>).)*<\|message\|>"
+    r"(.*?)(?=<\|(?:end|return|start|channel)\|>|\Z)",
     re.DOTALL,
 )
-
-
-MARKS = {mark for pair in _PAIRS for mark in pair} | {
+_CHANNEL_TAGS = {
     "<|channel|>",
     "<|message|>",
     "<|start|>",
@@ -31,32 +35,37 @@ MARKS = {mark for pair in _PAIRS for mark in pair} | {
     "<|return|>",
     "<|constrain|>",
 }
-"""All marks: some models have them as special tokens."""
+
+REASONING_TAGS = {tag for pair in _PAIRS for tag in pair} | _CHANNEL_TAGS
+"""All tags around reasoning. Some models have them as special tokens."""
 
 
 def without_reasoning(text: str) -> str:
-    """The answer in a text. It is empty where the text ends before the reasoning does.
+    """Return the answer in a text; empty if the text ends within the reasoning.
 
-    A template often begins the reasoning itself: then its end stands in the text, and its beginning does not. Of
-    several channels (gpt-oss), the final one is the answer.
+    Where the chat template has opened the reasoning, only the closing tag is in the
+    text. Where there are several channels (gpt-oss), the final one is the answer.
     """
-    if channels := _CHANNEL.findall(text):
-        return "".join(said for name, said in channels if name == "final").strip()
+    channels = _CHANNEL.findall(text)
+    if channels:
+        answers = [message for name, message in channels if name == "final"]
+        return "".join(answers).strip()
     rest = text.lstrip()
-    for begin, end in _PAIRS:
-        if rest.startswith(begin) and end in rest:
-            return _without_pairs(rest)
-    for begin, end in _TEMPLATES_BEGIN:
-        if rest.startswith(begin):
+    for opening, closing in _PAIRS:
+        if rest.startswith(opening) and closing in rest:
+            return _without_closed_pairs(rest)
+    for opening, closing in _PAIRS_OF_TEMPLATES:
+        if rest.startswith(opening):
             return ""
-        if end in text and begin not in text[: text.index(end)]:
-            return text.partition(end)[2].strip()
+        before, found_closing, after = text.partition(closing)
+        if found_closing and opening not in before:
+            return after.strip()
     return text
 
 
-def _without_pairs(text: str) -> str:
-    """What comes after all whole pairs that a text begins with."""
-    for begin, end in _PAIRS:
-        if text.startswith(begin) and end in text:
-            return _without_pairs(text.partition(end)[2].strip())
+def _without_closed_pairs(text: str) -> str:
+    """Remove all closed pairs of tags at the beginning of a text."""
+    for opening, closing in _PAIRS:
+        if text.startswith(opening) and closing in text:
+            return _without_closed_pairs(text.partition(closing)[2].strip())
     return text

@@ -1,11 +1,15 @@
-"""Asking a judge: what is judged stands in the question as data, and a reply that cannot be read is asked for again."""
+"""Ask a judge: a reply that cannot be read is asked for once more.
+
+The text that is judged goes into the question as data, between tags that it cannot
+close.
+"""
 
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
-from bezoar_ray.llm.chat import Chat, Messages, Sampling, unread
+from bezoar_ray.llm.chat import Chat, Messages, Sampling, cut_off_reason
 
 T = TypeVar("T")
 
@@ -14,11 +18,13 @@ _ATTEMPTS = 2
 
 @dataclass(frozen=True)
 class JudgeReply(Generic[T]):
-    """What a judge's last reply holds, the reply, and why it was not read, where that is not in its text."""
+    """A judge's last reply, and the value that was read from it."""
 
     value: T | None
+    """None where no value could be read."""
     text: str
     problem: str = ""
+    """Why the reply was not read, where its text does not show it."""
 
 
 async def request_verdict(
@@ -29,46 +35,49 @@ async def request_verdict(
     form: str,
     sampling: Sampling | None = None,
 ) -> JudgeReply[T]:
-    """Ask, and ask once more after a reply that holds nothing; the judge is told why.
+    """Ask a judge, and ask once more if its reply holds no value.
 
-    At temperature 0 the same question would be answered in the same way.
+    The second question says what was wrong with the first reply: at temperature 0 the
+    same question would get the same reply.
 
     Args:
-        chat: the judge.
-        messages: the question.
-        step: of the ledger's key.
-        read: what a reply holds, or None. A reply that is cut off is not read.
-        form: in words, what the reply has to hold.
-        sampling: in place of the recipe's.
+        chat: The judge.
+        messages: The question.
+        step: The step in the ledger's key.
+        read: Returns the value in a reply, or None. It does not get incomplete replies.
+        form: The value in words, such as "rating", for the second question.
+        sampling: Sampling parameters in place of the recipe's.
 
     Raises:
-        CallFailed: the judge gives no reply.
+        CallFailed: The judge gives no reply.
     """
-    asked = messages
+    question = messages
     for attempt in range(_ATTEMPTS):
-        reply = await chat(asked, step=step, attempt=attempt, sampling=sampling)
-        why = unread(reply)
-        value = None if why else read(reply.text)
+        reply = await chat(question, step=step, attempt=attempt, sampling=sampling)
+        problem = cut_off_reason(reply)
+        value = None if problem else read(reply.text)
         if value is not None:
             return JudgeReply(value, reply.text)
-        asked = _again(messages, why or f"it held no {form} that could be read", form)
-    return JudgeReply(None, reply.text, why)
+        unread = problem or f"it held no {form} that could be read"
+        question = _ask_again(messages, unread, form)
+    return JudgeReply(None, reply.text, problem)
 
 
 def as_data(text: str, tags: str) -> str:
-    """A text that cannot end the tags that it stands in, nor begin others.
+    """Escape tags in a text, so that it cannot close or open any.
 
     Args:
-        text: what is judged.
-        tags: a pattern of their names.
+        text: The text that is judged.
+        tags: A regular expression of the tags' names.
     """
     return re.sub(rf"<(/?)({tags})>", r"‹\1\2›", text, flags=re.IGNORECASE)
 
 
-def _again(messages: Messages, why: str, form: str) -> Messages:
+def _ask_again(messages: Messages, problem: str, form: str) -> Messages:
+    """Return the question with a note on the last reply, as part of the prompt."""
     *before, last = messages
     note = (
-        f"\n\nYour last reply could not be used: {why}. "
+        f"\n\nYour last reply could not be used: {problem}. "
         f"Be brief, and give the {form} in the form that was asked for."
     )
     return [*before, last | {"content": last["content"] + note}]

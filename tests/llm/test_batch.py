@@ -32,7 +32,7 @@ ANSWERED = [f"{row.id}!!" for row in ROWS]
 
 @pytest.fixture(autouse=True)
 def impatient(monkeypatch):
-    monkeypatch.setattr(batch, "_POLL", 0.01)
+    monkeypatch.setattr(batch, "_POLL_SECONDS", 0.01)
 
 
 async def judged(row, chat):
@@ -84,7 +84,7 @@ def test_each_step_of_all_chains_is_one_batch_at_half_the_price_and_a_rerun_send
 
 
 def test_a_batch_holds_no_more_than_the_provider_takes(tmp_path, monkeypatch):
-    monkeypatch.setattr(batch, "_LINES", 4)
+    monkeypatch.setattr(batch, "_MAX_REQUESTS", 4)
     with providing(mark) as (provider, url):
         assert len(go(tmp_path, url)) == 10
         sizes = [

@@ -288,7 +288,7 @@ def test_a_key_that_no_header_takes_is_refused_by_its_name_alone(
 ):
     monkeypatch.setitem(os.environ, "MY_KEY", key.replace("\x00", "\x01"))
     with pytest.raises(
-        RecipeError, match="MY_KEY: the key of judge-1 holds a character"
+        RecipeError, match="MY_KEY: the key of judge-1 contains a character"
     ) as caught:
         ask(server, tmp_path, api_key_env="MY_KEY")
     assert "sk" not in str(caught.value) and not server.requests

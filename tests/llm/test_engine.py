@@ -89,8 +89,8 @@ def test_what_an_answer_spells_stays_and_its_control_tokens_go(marks):
         "<s>old</s>", add_special_tokens=False, split_special_tokens=True
     ).input_ids
     engine = object.__new__(VllmEngine)
-    engine._read(tokenizer)
+    engine._set_tokenizer(tokenizer)
     reasoning = "".join((marks[0], "hm", marks[1])) if "think" in marks[0] else "hm"
     for finish, ids in (("length", said), ("stop", [*said, tokenizer.eos_token_id])):
         answer = SimpleNamespace(token_ids=ids, finish_reason=finish)
-        assert engine._text(answer) == f"{reasoning}a<s>old</s>"
+        assert engine._decode(answer) == f"{reasoning}a<s>old</s>"
