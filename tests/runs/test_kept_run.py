@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from bezoar_ray import cli, tiny
+from bezoar_ray import cli
 from bezoar_ray.recipe import load_recipe
+from bezoar_ray.runs import manifest
 from bezoar_ray.runs.manifest import exists, fingerprint, forget, load
 from bezoar_ray.serve.arguments import modes
 from bezoar_ray.stages import STAGES
@@ -23,7 +24,7 @@ WORLD = "948101d844d3"
 @pytest.fixture
 def kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The kept run directory, with the world that it was made with."""
-    monkeypatch.setattr(tiny, "fingerprint", lambda: WORLD)
+    monkeypatch.setattr(manifest, "world_fingerprint", lambda: WORLD)
     folder = tmp_path / "run"
     with tarfile.open(ARCHIVE) as archive:
         archive.extractall(folder, filter="data")
