@@ -1,4 +1,4 @@
-"""The environment of a run, for summary.json: versions, hardware, and the state of the code."""
+"""The environment of a run, for summary.json: versions, hardware, git revision."""
 
 import contextlib
 import os
@@ -23,37 +23,35 @@ _PACKAGES = (
 
 
 def versions() -> dict[str, str]:
-    """Versions of Python, of this package, and of those packages that decide a result and are installed."""
-    found = {"python": platform.python_version(), "bezoar-ray": __version__}
+    """Return the versions of Python, this package, and packages that affect results."""
+    versions = {"python": platform.python_version(), "bezoar-ray": __version__}
     for name in _PACKAGES:
         with contextlib.suppress(metadata.PackageNotFoundError):
-            found[name] = metadata.version(name)
-    return found
+            versions[name] = metadata.version(name)
+    return versions
 
 
 def hardware() -> dict[str, object]:
-    """The machine, its cores, its memory in GiB, and its GPUs."""
+    """Return the architecture, CPU cores, memory in GiB, and GPUs of this machine."""
     import psutil
 
-    from bezoar_ray.runs.doctor import graphics
+    from bezoar_ray.runs.doctor import installed_gpus
 
-    memory = round(psutil.virtual_memory().total / 2**30, 1)
+    memory_bytes = psutil.virtual_memory().total
     return {
         "machine": platform.machine(),
         "cores": os.cpu_count(),
-        "memory_gib": memory,
-        "gpu": graphics(),
+        "memory_gib": round(memory_bytes / 2**30, 1),
+        "gpu": installed_gpus(),
     }
 
 
 def git_revision() -> str:
-    """The commit that this package runs from; empty where it does not run from a clone."""
+    """Return the commit of the clone that this package is in; "" without a clone."""
     folder = os.path.dirname(os.path.abspath(__file__))
+    command = ["git", "-C", folder, "describe", "--always", "--dirty"]
     try:
-        return subprocess.run(
-            ["git", "-C", folder, "describe", "--always", "--dirty"],
-            capture_output=True,
-            text=True,
-        ).stdout.strip()
-    except OSError:
+        result = subprocess.run(command, capture_output=True, text=True)
+    except OSError:  # git is not installed
         return ""
+    return result.stdout.strip()

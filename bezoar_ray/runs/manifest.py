@@ -1,4 +1,8 @@
-"""Manifests: which files of a stage count, and what they were made from. Written last, whole."""
+"""Manifests: the files of a finished stage, and the fingerprint of its inputs.
+
+A file of a stage counts only if the stage's manifest lists it. The manifest is written
+last and as a whole, so a stage that was interrupted has none.
+"""
 
 import hashlib
 from dataclasses import asdict, dataclass, field
@@ -12,14 +16,14 @@ from bezoar_ray.runtime.embedded_world import world_fingerprint
 from bezoar_ray.stages import STAGES, manifest_of
 from bezoar_ray.store import Store
 
-_KEYED = (
-    layout.HARNESS
-)  # each result there stands under the key of what it was measured with
+# Each result in this folder is stored with the key of its inputs, so evaluate can
+# reuse the valid ones when it runs again.
+_KEPT = layout.HARNESS
 
 
 @dataclass(frozen=True)
 class StageManifest:
-    """What a stage left."""
+    """The results of a finished stage."""
 
     fingerprint: str
     seconds: float
@@ -28,25 +32,26 @@ class StageManifest:
 
 
 def fingerprint(recipe: Recipe, stage: str) -> str:
-    """16 hex digits over what a stage reads: its part of the recipe, and all that the stages before it read."""
-    what: list[Any] = []
-    for name, known in STAGES.items():
-        what.append([known.key, [_part(recipe, path) for path in known.reads]])
+    """Return 16 hex digits over all that a stage and the stages before it read."""
+    inputs: list[Any] = []
+    for name, entry in STAGES.items():
+        values = [_recipe_value(recipe, path) for path in entry.reads]
+        inputs.append([entry.key, values])
         if name == stage:
             break
-    text = orjson.dumps(what, option=orjson.OPT_SORT_KEYS | orjson.OPT_NON_STR_KEYS)
+    text = orjson.dumps(inputs, option=orjson.OPT_SORT_KEYS | orjson.OPT_NON_STR_KEYS)
     if b'"tiny' in text:  # the embedded world changes with the code that makes it
         text += world_fingerprint().encode()
     return hashlib.sha256(text).hexdigest()[:16]
 
 
 def exists(store: Store, stage: str) -> bool:
-    """Whether the stage has been done, with this recipe or another."""
+    """Whether the stage has finished, with this recipe or another."""
     return store.exists(manifest_of(stage, store))
 
 
 def is_done(store: Store, stage: str, fingerprint: str) -> bool:
-    """Whether the stage's files are there and were made from the same recipe."""
+    """Whether the stage has finished with this fingerprint, and its files exist."""
     if not exists(store, stage):
         return False
     manifest = load(store, stage)
@@ -56,34 +61,38 @@ def is_done(store: Store, stage: str, fingerprint: str) -> bool:
 
 
 def load(store: Store, stage: str) -> StageManifest:
-    """A stage's manifest."""
+    """Read the manifest of a stage."""
     return StageManifest(**store.read_json(manifest_of(stage, store)))
 
 
 def save(store: Store, stage: str, manifest: StageManifest) -> None:
-    """Record that a stage is done."""
+    """Write the manifest of a stage: from now on, the stage is done."""
     store.replace_json(layout.manifest(stage), asdict(manifest))
 
 
 def forget(store: Store, stage: str) -> None:
-    """Remove the files of a stage and of the stages after it, before it is done anew."""
-    later = list(STAGES)[list(STAGES).index(stage) :]
-    for name in later:
-        if exists(store, name):
-            files = load(store, name).files
-            store.remove(manifest_of(name, store))
-            for file in files:
-                if not file.startswith(_KEYED):
-                    store.remove(file)
+    """Remove the files of a stage and of all later stages, before it runs again."""
+    names = list(STAGES)
+    for name in names[names.index(stage) :]:
+        if not exists(store, name):
+            continue
+        files = load(store, name).files
+        # The manifest goes first: an interruption must not leave it without its files.
+        store.remove(manifest_of(name, store))
+        for file in files:
+            if not file.startswith(_KEPT):
+                store.remove(file)
 
 
-def _part(recipe: Recipe, path: str) -> object:
+def _recipe_value(recipe: Recipe, path: str) -> object:
+    """Return the value at a dotted path, with the fields that enter a fingerprint."""
     value: Any = recipe
     for key in path.split("."):
         value = getattr(value, key)
     if isinstance(value, tuple):
-        return [
-            item.fingerprint_fields() if isinstance(item, Section) else item
-            for item in value
-        ]
+        return [_fingerprint_fields(item) for item in value]
+    return _fingerprint_fields(value)
+
+
+def _fingerprint_fields(value: Any) -> object:
     return value.fingerprint_fields() if isinstance(value, Section) else value

@@ -1,4 +1,9 @@
-"""A run: which stages, in what order, what is already done; keeps summary.json whole at every moment."""
+"""The orchestrator: carry out the stages of a recipe in a run directory.
+
+`run` checks everything that can be checked without work, locks the run directory,
+and hands over to `Run`. A stage that is done with this recipe is skipped. The
+manifest of a stage is written last, and summary.json after every change of state.
+"""
 
 import contextlib
 import importlib
@@ -15,19 +20,17 @@ import yaml
 
 from bezoar_ray import layout, tiny
 from bezoar_ray.errors import BezoarError, BudgetReached, RecipeError
-from bezoar_ray.licenses import commercial_use
-from bezoar_ray.llm.ledger import SESSION, Counted, accounts
+from bezoar_ray.llm.ledger import SESSION
 from bezoar_ray.recipe import ModelSection, Recipe
-from bezoar_ray.runs import environment, manifest
 from bezoar_ray.runs.manifest import (
     StageManifest,
     fingerprint,
     forget,
     is_done,
-    load,
     save,
 )
 from bezoar_ray.runs.revisions import pinned
+from bezoar_ray.runs.summary import RunSummary, headline
 from bezoar_ray.runtime.capacity import check_stages
 from bezoar_ray.runtime.logs import event, keep_events, stderr_to
 from bezoar_ray.runtime.progress import Progress
@@ -45,226 +48,203 @@ from bezoar_ray.stages import (
     Truth,
     current_names,
 )
-from bezoar_ray.stats import as_percent
 from bezoar_ray.store import Store
 
 _LOG = "driver.log"
-_JUDGING = ("filter", "evaluate")
+_JUDGING_STAGES = ("filter", "evaluate")
 
 
 def run(
     recipe: Recipe, store: Store, stages: list[str], progress: Progress
 ) -> dict[str, Any]:
-    """Carry out stages of a recipe in a run directory; what is done already is skipped.
+    """Carry out stages of a recipe in a run directory; skip those that are done.
+
+    Args:
+        stages: Names of stages, in the order of `STAGES`.
 
     Returns:
-        What summary.json holds.
+        The contents of summary.json.
 
     Raises:
-        BezoarError: a stage failed; its report is written all the same.
+        BezoarError: A stage failed. The report is written nevertheless.
     """
-    _check_means(recipe, stages)
+    _check_requirements(recipe, stages)
     with store.lock():
         recipe = pinned(recipe, store, progress.say)
-        _check_order(recipe, store, stages)
-        _check_ahead(
-            recipe,
-            [stage for stage in stages if not _is_done(recipe, store, stage)],
-            progress,
-        )
-        return Run(recipe, store, progress).carry_out(stages)
+        _check_earlier_stages(recipe, store, stages)
+        unfinished = [stage for stage in stages if not _is_done(recipe, store, stage)]
+        _run_preflight(recipe, unfinished, progress)
+        return Run(recipe, store, progress).execute(stages)
 
 
 def report_again(recipe: Recipe, store: Store, progress: Progress) -> None:
-    """Write report and cards anew from what a run directory holds; what summary.json says of the run stays."""
+    """Write the report and the cards of a run again; leave summary.json as it is."""
     with store.lock():
         progress.start("report")
-        outcome = _call("report", StageContext(recipe, store, "", progress))
+        result = _run_stage("report", StageContext(recipe, store, "", progress))
         progress.finish("done")
-        save(
-            store,
-            "report",
-            StageManifest(
-                fingerprint(recipe, "report"), 0.0, outcome.files, outcome.summary
-            ),
+        report_manifest = StageManifest(
+            fingerprint(recipe, "report"), 0.0, result.files, result.summary
         )
+        save(store, "report", report_manifest)
 
 
 class Run:
-    """One command's work in a run directory."""
+    """The work of one command in a run directory."""
 
     def __init__(self, recipe: Recipe, store: Store, progress: Progress):
-        self._recipe, self._store, self._progress = recipe, store, progress
+        self._recipe = recipe
+        self._store = store
+        self._progress = progress
         self._session = f"{time.strftime('%Y%m%dT%H%M%S')}-{uuid.uuid4().hex[:6]}"
-        self._began = time.time()
-        self._stages = {
-            stage: _done_before(store, stage)
-            for stage in STAGES
-            if manifest.exists(store, stage)
-        }
-        self._error = ""
-        self._touched = False  # whether this command has begun to change what is there
-        self._counted: Counted = {}
-        self._left: dict[str, Any] = {}  # what a stage that failed could still say
+        self._summary = RunSummary(recipe, store, self._session)
+        self._has_changed_files = False
 
-    def carry_out(self, stages: list[str]) -> dict[str, Any]:
-        """The stages in order; the summary says at every moment how far they are."""
+    def execute(self, stages: list[str]) -> dict[str, Any]:
+        """Carry out the stages in order, and return the contents of summary.json."""
         self._store.replace(SESSION, self._session.encode())
-        with contextlib.ExitStack() as stack:
-            stack.enter_context(stderr_to(self._store.log(_LOG)))
+        with contextlib.ExitStack() as cleanup:
+            cleanup.enter_context(stderr_to(self._store.log(_LOG)))
             keep_events(self._store, session=self._session)
             stop_on_sigterm()
-            machinery = Machinery(self._recipe, self._store, stages, stack)
+            services = Services(self._recipe, self._store, stages, cleanup)
             try:
-                for names in self._not_done(stages):
-                    self._carry_out(names, machinery)
-                self._keep_recipe()
+                for group in self._unfinished_groups(stages):
+                    self._run_group(group, services)
+                self._save_recipe()
             except KeyboardInterrupt:
-                if self._tells():
-                    self._summarise("interrupted")
+                if self._may_write_summary():
+                    self._summary.write("interrupted")
                 raise
             except Exception as error:
-                ours = error if isinstance(error, BezoarError) else self._wrapped(error)
-                self._error = str(ours)
-                if self._tells():
-                    self._end(
-                        "budget" if isinstance(ours, BudgetReached) else "failed",
-                        machinery,
-                    )
-                raise ours from error
-        return self._summarise("done")
+                failure = self._as_bezoar_error(error)
+                if self._may_write_summary():
+                    self._report_failure(failure, services)
+                raise failure from error
+        return self._summary.write("done")
 
-    def _carry_out(self, names: list[str], machinery: "Machinery") -> None:
-        """One stage, or several that flow into one another. What is done is forgotten only once it can begin."""
-        recipe = [machinery.recipe_for(name) for name in names][-1]
-        self._keep_recipe()
+    def _unfinished_groups(self, stages: list[str]) -> Iterator[list[str]]:
+        """Yield the stages that are not done, grouped if they share a Ray Data graph.
+
+        Whether a stage is done is looked up when its turn comes: an earlier stage that
+        was redone has removed its results.
+        """
+        remaining = list(stages)
+        while remaining:
+            group = [remaining.pop(0)]
+            if _is_done(self._recipe, self._store, group[0]):
+                self._progress.start(group[0])
+                self._progress.finish("already done")
+                continue
+            while remaining and (group[-1], remaining[0]) in TOGETHER:
+                group.append(remaining.pop(0))
+            self._progress.start(group[0])
+            yield group
+
+    def _run_group(self, names: list[str], services: "Services") -> None:
+        """Carry out one stage, or several that share one Ray Data graph."""
+        # Services come first: if one does not start, all earlier results are kept.
+        recipes = [services.recipe_for(name) for name in names]
+        context = self._context(recipes[-1], services)
+        self._save_recipe()
         forget(self._store, names[0])
-        self._stages = {
-            name: entry
-            for name, entry in self._stages.items()
-            if manifest.exists(self._store, name)
-        }
-        for name in names:
-            mark = fingerprint(self._recipe, name)
-            self._stages[name] = {
-                "status": "running",
-                "seconds": 0.0,
-                "fingerprint": mark,
-                "skipped": False,
-            }
-        self._summarise("running")
+        # Taken once: a file that the recipe names may change while the stage runs.
+        fingerprints = {name: fingerprint(self._recipe, name) for name in names}
+        self._summary.start_stages(fingerprints)
+        self._summary.write("running")
         event("stage begins", stage="+".join(names))
-        began = time.monotonic()
+        started = time.monotonic()
         try:
-            for current, outcome in _outcomes(names, self._context(recipe, machinery)):
-                seconds, began = round(time.monotonic() - began, 1), time.monotonic()
-                entry = self._stages[current]
-                save(
-                    self._store,
-                    current,
-                    StageManifest(
-                        entry["fingerprint"], seconds, outcome.files, outcome.summary
-                    ),
-                )
-                entry |= {"status": "done", "seconds": seconds}
-                self._summarise("running")
-                event("stage done", stage=current, seconds=seconds)
-                self._progress.finish(_headline(outcome))
-                if current != names[-1]:
-                    self._progress.start(names[names.index(current) + 1])
+            for name, result in _stage_results(names, context):
+                seconds = round(time.monotonic() - started, 1)
+                started = time.monotonic()
+                self._finish_stage(name, fingerprints[name], seconds, result)
+                if name != names[-1]:
+                    self._progress.start(names[names.index(name) + 1])
         except BaseException as error:
-            self._left = getattr(error, "outcome", StageResult([])).summary
-            status = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
-            event(
-                f"stage {status}", logging.ERROR, stage="+".join(names), why=str(error)
-            )
-            for name in names:
-                if self._stages[name]["status"] == "running":
-                    self._stages[name] |= {
-                        "status": status,
-                        "seconds": round(time.monotonic() - began, 1),
-                    }
+            seconds = round(time.monotonic() - started, 1)
+            self._stop_stages(names, seconds, error)
             raise
 
-    def _tells(self) -> bool:
-        """Whether the summary is this command's to write: of a run that it has not begun to change, it stays."""
-        return self._touched or not self._store.exists(layout.SUMMARY)
+    def _finish_stage(
+        self, name: str, fingerprint: str, seconds: float, result: StageResult
+    ) -> None:
+        stage_manifest = StageManifest(
+            fingerprint, seconds, result.files, result.summary
+        )
+        save(self._store, name, stage_manifest)
+        self._summary.finish_stage(name, seconds)
+        self._summary.write("running")
+        event("stage done", stage=name, seconds=seconds)
+        self._progress.finish(headline(result))
 
-    def _keep_recipe(self) -> None:
-        self._touched = True
+    def _stop_stages(
+        self, names: list[str], seconds: float, error: BaseException
+    ) -> None:
+        """Record that a group of stages failed or was interrupted."""
+        status = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
+        event(f"stage {status}", logging.ERROR, stage="+".join(names), why=str(error))
+        # A stage may attach the results that it has to its error.
+        result = getattr(error, "outcome", StageResult([]))
+        self._summary.stop_stages(names, status, seconds, result.summary)
+
+    def _report_failure(self, failure: BezoarError, services: "Services") -> None:
+        """Write the summary and, if possible, the report of a run that failed."""
+        self._summary.set_error(str(failure))
+        self._summary.write(
+            "budget" if isinstance(failure, BudgetReached) else "failed"
+        )
+        self._progress.start("report")
+        try:
+            recipe = services.recipe_for("report")
+            _run_stage("report", self._context(recipe, services))
+        except Exception as error:
+            # Only logged: the user needs to see the first error.
+            self._log_traceback(error)
+
+    def _as_bezoar_error(self, error: Exception) -> BezoarError:
+        """Put an unexpected error on one line, and its traceback into the log."""
+        if isinstance(error, BezoarError):
+            return error
+        log_path = self._log_traceback(error)
+        last_line = "".join(str(error).strip().splitlines()[-1:])
+        return BezoarError(
+            f"{type(error).__name__}: {last_line}. The traceback is in {log_path}"
+        )
+
+    def _log_traceback(self, error: Exception) -> str:
+        log_path = str(self._store.log(_LOG))
+        with open(log_path, "a") as log:
+            traceback.print_exception(error, file=log)
+        return log_path
+
+    def _save_recipe(self) -> None:
+        self._has_changed_files = True
         tree = self._recipe.model_dump(mode="json")
         self._store.replace(layout.RECIPE, yaml.safe_dump(tree, sort_keys=False))
 
-    def _not_done(self, stages: list[str]) -> Iterator[list[str]]:
-        """What is left to do, one after the other; stages that flow into one another together."""
-        left = list(stages)
-        while left:
-            names = [left.pop(0)]
-            if is_done(self._store, names[0], fingerprint(self._recipe, names[0])):
-                self._progress.start(names[0])
-                self._progress.finish("already done")
-                continue
-            while left and (names[-1], left[0]) in TOGETHER:
-                names.append(left.pop(0))
-            self._progress.start(names[0])
-            yield names
+    def _may_write_summary(self) -> bool:
+        """Whether this command may write the summary after a failure.
 
-    def _context(self, recipe: Recipe, machinery: "Machinery") -> StageContext:
+        A command that changed nothing keeps the summary of the finished run before it.
+        """
+        return self._has_changed_files or not self._store.exists(layout.SUMMARY)
+
+    def _context(self, recipe: Recipe, services: "Services") -> StageContext:
         return StageContext(
             recipe,
             self._store,
             self._session,
             self._progress,
-            truth=machinery.truth,
+            truth=services.truth,
         )
 
-    def _wrapped(self, error: Exception) -> BezoarError:
-        """A fault that no stage foresaw, in one line; its traceback goes to the log."""
-        where, last = self._store.log(_LOG), str(error).strip().splitlines()[-1:]
-        with open(where, "a") as log:
-            traceback.print_exception(error, file=log)
-        return BezoarError(
-            f"{type(error).__name__}: {''.join(last)}. The traceback is in {where}"
-        )
 
-    def _end(self, status: str, machinery: "Machinery") -> None:
-        """A run that fails still says what came out: its summary and, if it can be written, its report."""
-        self._summarise(status)
-        self._progress.start("report")
-        try:
-            recipe = machinery.recipe_for("report")
-            _call("report", self._context(recipe, machinery))
-        except Exception as error:  # the first fault is the one to tell
-            self._wrapped(error)
+class Services:
+    """The Ray session and the embedded judge, each started when first needed.
 
-    def _summarise(self, status: str) -> dict[str, Any]:
-        summary: dict[str, Any] = {
-            "run": {
-                "recipe": self._recipe.name,
-                "status": status,
-                "error": self._error,
-                "seconds": round(time.time() - self._began, 1),
-                "versions": environment.versions(),
-                "hardware": environment.hardware(),
-                "git": environment.git_revision(),
-            },
-            "stages": self._stages,
-            "data": {},
-            "calls": accounts(self._store.root, self._session, self._counted),
-            "train": {},
-            "eval": {},
-            "commercial_use": commercial_use(self._recipe),
-        }
-        for stage in STAGES:
-            if manifest.exists(self._store, stage):
-                _merge(summary, load(self._store, stage).summary)
-        _merge(summary, self._left)
-        self._store.replace_json(layout.SUMMARY, summary)
-        return summary
-
-
-class Machinery:
-    """What stages run on, started when the first of them needs it: a run with nothing to do starts nothing."""
+    A run whose stages are all done starts neither.
+    """
 
     def __init__(
         self,
@@ -273,26 +253,24 @@ class Machinery:
         stages: list[str],
         stack: contextlib.ExitStack,
     ):
-        self._recipe, self._store, self._stages, self._stack = (
-            recipe,
-            store,
-            stages,
-            stack,
-        )
-        self._ray = self._judge = False
+        self._recipe = recipe
+        self._store = store
+        self._stages = stages
+        self._stack = stack
+        self._has_ray = False
+        self._has_judge = False
         self.truth: Truth | None = None
 
     def recipe_for(self, stage: str) -> Recipe:
-        """The recipe with the addresses of what runs for this stage."""
-        if stage != "report" and not self._ray:
-            self._ray = True
+        """Start what a stage needs; return the recipe with the addresses of it."""
+        if stage != "report" and not self._has_ray:
+            self._has_ray = True
             self._stack.enter_context(ray_session())
             check_shared(self._store)
-            check_stages(
-                self._recipe, self._stages[self._stages.index(stage) :]
-            )  # those before it are done
-        if stage in _JUDGING and not self._judge:
-            self._judge = True
+            # The stages before this one are done, and need no capacity.
+            check_stages(self._recipe, self._stages[self._stages.index(stage) :])
+        if stage in _JUDGING_STAGES and not self._has_judge:
+            self._has_judge = True
             resolving = tiny.resolve(self._recipe, own_address())
             resolved = self._stack.enter_context(resolving)
             self._recipe = resolved.recipe
@@ -300,15 +278,34 @@ class Machinery:
         return self._recipe
 
 
-def _check_means(recipe: Recipe, stages: list[str]) -> None:
-    """Name a missing key, file, endpoint or price before any work starts."""
+def _stage_results(
+    names: list[str], context: StageContext
+) -> Iterator[tuple[str, StageResult]]:
+    """Run a group of stages; yield each name and result as soon as it is complete."""
+    if len(names) == 1:
+        yield names[0], _run_stage(names[0], context)
+    else:
+        module = importlib.import_module(TOGETHER[names[0], names[1]])
+        yield from module.run(context)
+
+
+def _run_stage(stage: str, context: StageContext) -> StageResult:
+    module = importlib.import_module(STAGES[stage].module)
+    return module.run(replace(context, stage=stage))
+
+
+# Checks before any work.
+
+
+def _check_requirements(recipe: Recipe, stages: list[str]) -> None:
+    """Report a missing key, price, endpoint or file before any work starts."""
     from bezoar_ray.llm.endpoint import api_key
     from bezoar_ray.runs.doctor import missing_files, models
 
-    for stage, part in models(recipe):
+    for stage, model in models(recipe):
         if stage in stages:
-            api_key(part)
-            _check_price(recipe, stage, part)
+            api_key(model)
+            _check_price(recipe, stage, model)
     if "evaluate" in stages and recipe.evaluate.mt_bench:
         local = [
             judge
@@ -317,141 +314,87 @@ def _check_means(recipe: Recipe, stages: list[str]) -> None:
         ]
         if local:
             raise RecipeError(
-                f"evaluate.mt_bench.judge: {local[0].model!r} needs a `base_url`: this judge is asked at an endpoint "
-                "(`vllm serve` makes one of a local model)"
+                f"evaluate.mt_bench.judge: {local[0].model!r} needs a `base_url`, "
+                "because judges of MT-Bench are called through an endpoint. "
+                "For a local model, start one with `vllm serve`"
             )
-    if missing := [line for stage, line in missing_files(recipe) if stage in stages]:
-        raise RecipeError(missing[0])
+    for stage, message in missing_files(recipe):
+        if stage in stages:
+            raise RecipeError(message)
+
+
+def _check_price(recipe: Recipe, stage: str, model: ModelSection) -> None:
+    budgets = {
+        "budget_usd": recipe.budget_usd,
+        f"{stage}.budget_usd": getattr(recipe, stage).budget_usd,
+    }
+    limited = [field for field, dollars in budgets.items() if dollars is not None]
+    if limited and model.base_url and not model.prices:
+        raise RecipeError(
+            f"{limited[0]} is set, but {model.model!r} has no `prices`, so its cost "
+            "is unknown. Set the dollars per million tokens as "
+            "prices: {input: …, output: …}. Use zeros for an endpoint of your own"
+        )
+
+
+def _check_earlier_stages(recipe: Recipe, store: Store, stages: list[str]) -> None:
+    """Check that the stage before each requested one is requested, too, or done."""
+    for before, stage in itertools.pairwise(STAGES):
+        if stage not in stages or stage == "report" or before in stages:
+            continue
+        if not _is_done(recipe, store, before):
+            raise RecipeError(
+                f"--stages: {stage} reads the results of {before}, and {before} is "
+                f"not done with this recipe in {store.root}. "
+                f"Add it: --stages {before},{stage}"
+            )
+
+
+def _run_preflight(recipe: Recipe, stages: list[str], progress: Progress) -> None:
+    """Try the inputs of the stages before any call is paid for.
+
+    Raises:
+        RecipeError: A stage would fail.
+    """
+    from bezoar_ray.runs.preflight import check
+
+    findings = check(recipe, stages)
+    for note in findings.notes:
+        progress.say(f"note: {note}")
+    if findings.problems:
+        raise RecipeError("\n".join(findings.problems))
 
 
 def _is_done(recipe: Recipe, store: Store, stage: str) -> bool:
     return is_done(store, stage, fingerprint(recipe, stage))
 
 
-def _check_ahead(recipe: Recipe, stages: list[str], progress: Progress) -> None:
-    """Try what the stages will read, before one of them is paid for.
-
-    Raises:
-        RecipeError: one of them would fail.
-    """
-    from bezoar_ray.runs.preflight import check
-
-    found = check(recipe, stages)
-    for note in found.notes:
-        progress.say(f"note: {note}")
-    if found.problems:
-        raise RecipeError("\n".join(found.problems))
-
-
-def _check_price(recipe: Recipe, stage: str, part: ModelSection) -> None:
-    own = {
-        "budget_usd": recipe.budget_usd,
-        f"{stage}.budget_usd": getattr(recipe, stage).budget_usd,
-    }
-    field = next((name for name, usd in own.items() if usd is not None), None)
-    if field and part.base_url and not part.prices:
-        raise RecipeError(
-            f"{field} is set, but {part.model!r} has no `prices`, so nobody could say when it is reached. Give dollars "
-            "per million tokens, prices: {input: …, output: …}; zeros where the endpoint is your own"
-        )
-
-
-def _check_order(recipe: Recipe, store: Store, stages: list[str]) -> None:
-    """Whether each stage finds what it reads, before anything in the run directory changes."""
-    for before, stage in itertools.pairwise(STAGES):
-        if stage not in stages or stage == "report" or before in stages:
-            continue
-        if not is_done(store, before, fingerprint(recipe, before)):
-            raise RecipeError(
-                f"--stages: {stage} reads what {before} leaves, and {before} is not done with this recipe in "
-                f"{store.root}. Add it: --stages {before},{stage}"
-            )
-
-
-def _call(stage: str, context: StageContext) -> StageResult:
-    module = importlib.import_module(STAGES[stage].module)
-    return module.run(replace(context, stage=stage))
-
-
-def _outcomes(
-    names: list[str], context: StageContext
-) -> Iterator[tuple[str, StageResult]]:
-    """What each of the stages leaves, as soon as it is done."""
-    if len(names) == 1:
-        yield names[0], _call(names[0], context)
-    else:
-        yield from importlib.import_module(TOGETHER[names[0], names[1]]).run(context)
-
-
-def _done_before(store: Store, stage: str) -> dict[str, Any]:
-    done = load(store, stage)
-    return {
-        "status": "done",
-        "seconds": done.seconds,
-        "fingerprint": done.fingerprint,
-        "skipped": True,
-    }
+# Options of `bezoar run`.
 
 
 def parse_stages(text: str | None) -> list[str]:
-    """The stages of `--stages a,b`, in the order of the recipe; all of them where there is no such option."""
+    """Return the stages of `--stages a,b` in the order of `STAGES`; without it, all."""
     if not text:
         return list(STAGES)
-    asked = current_names(name.strip() for name in text.split(","))
-    unknown = [name for name in asked if name not in STAGES]
-    if unknown:
-        raise RecipeError(
-            f"--stages: no stage {unknown[0]!r}; the stages are {', '.join(STAGES)}"
-        )
-    return [name for name in STAGES if name in asked]
+    requested = current_names(name.strip() for name in text.split(","))
+    for name in requested:
+        if name not in STAGES:
+            raise RecipeError(
+                f"--stages: no stage {name!r}. Choose from {', '.join(STAGES)}"
+            )
+    return [name for name in STAGES if name in requested]
 
 
 def pilot(recipe: Recipe, seeds: int) -> Recipe:
-    """The recipe with so many seeds per scheme."""
+    """Return the recipe with `seeds` seeds for each scheme."""
     generate = recipe.generate
-    smaller: dict[str, Any] = {"own": {}}
+    sections: dict[str, Any] = {"own": {}}
     for name in recipe.schemes:
-        section = generate.section(name).model_copy(
-            update={recipe.scheme(name).pilot_field: seeds}
-        )
+        pilot_field = recipe.scheme(name).pilot_field
+        section = generate.section(name).model_copy(update={pilot_field: seeds})
         if name in generate.own:
-            smaller["own"][name] = section
+            sections["own"][name] = section
         else:
-            smaller[name] = section
-    return recipe.model_copy(update={"generate": generate.model_copy(update=smaller)})
-
-
-def _headline(outcome: StageResult) -> str:
-    """The numbers of a stage on one line."""
-    data = outcome.summary.get("data")
-    if data:
-        return ", ".join(
-            f"{scheme} "
-            + " ".join(
-                f"{n} {k}" for k, n in counts.items() if isinstance(n, int) and n
-            )
-            for scheme, counts in data.items()
-        )
-    numbers = outcome.summary.get("train", {})
-    return (
-        ", ".join(
-            text for name, part in numbers.items() for text in _scores(name, part)
-        )
-        or "done"
-    )
-
-
-def _scores(checkpoint: str, part: dict[str, Any]) -> Iterator[str]:
-    """What training says of a checkpoint; either is None where there was nothing to measure."""
-    if part.get("loss_last") is not None:
-        yield f"{checkpoint} loss_last {part['loss_last']:.3g}"
-    if part.get("heldout_accuracy") is not None:
-        yield f"{checkpoint} heldout_accuracy {as_percent(part['heldout_accuracy'], part.get('heldout_ci95'))}"
-
-
-def _merge(into: dict[str, Any], more: dict[str, Any]) -> None:
-    for key, value in more.items():
-        if isinstance(value, dict) and isinstance(into.get(key), dict):
-            _merge(into[key], value)
-        else:
-            into[key] = value
+            sections[name] = section
+    smaller = generate.model_copy(update=sections)
+    return recipe.model_copy(update={"generate": smaller})

@@ -1,7 +1,9 @@
-"""What a recipe would fail on after money is spent, tried beforehand: sources, templates, tasks, questions, the hub.
+"""Preflight: try the inputs of a run before any call is paid for.
 
-It reads the first rows of each source by the real reader, renders the real templates, and lets lm-eval look at its
-tasks. Nothing is written or paid for. What cannot be tried here (a gated model, data that come from the hub) is named.
+It reads the first rows of each source with the real reader, renders the real chat
+templates, and lets lm-eval look up its tasks. It writes nothing and pays for nothing.
+What cannot be tried on this machine, such as a gated model or data from the hub, is
+listed as not tried.
 """
 
 import json
@@ -30,12 +32,12 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 ROWS = 100
-"""Of each source."""
+"""Rows that are read from each source."""
 _SECONDS = 30.0  # that lm-eval may take
-_REACH_SECONDS = 5.0
+_HUB_SECONDS = 5.0  # that the hub may take to answer
 _HUB = "https://huggingface.co"
 _SYSTEM = {"role": "system", "content": "Be brief."}
-_TALK = [
+_CONVERSATION = [
     {"role": "user", "content": "One?"},
     {"role": "assistant", "content": "1."},
     {"role": "user", "content": "Two?"},
@@ -45,160 +47,173 @@ _TALK = [
 
 @dataclass
 class Findings:
-    """What was found, each in a sentence that names field, value and remedy."""
+    """The results of a check: sentences that name field, value and remedy."""
 
     problems: list[str] = field(default_factory=list)
-    """A stage would fail on it."""
+    """A stage would fail."""
     notes: list[str] = field(default_factory=list)
-    """A stage would run, and may not do what was meant."""
+    """A stage would run, and may not do what was intended."""
     unchecked: list[str] = field(default_factory=list)
-    """It could not be tried here."""
+    """It could not be tried on this machine."""
 
     def attempt(self, check: Callable[[], T]) -> T | None:
-        """What a check returns; its error is a problem."""
+        """Return the result of a check; enter its error as a problem."""
         try:
             return check()
         except BezoarError as error:
             self.problems.append(str(error))
-        except (
-            OSError,
-            ValueError,
-            ImportError,
-        ) as error:  # of files that are not whole
-            self.unchecked.append(
-                f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
-            )
+        except (OSError, ValueError, ImportError) as error:
+            # Libraries raise these for a file that is missing or incomplete here.
+            self.unchecked.append(_on_one_line(error))
         return None
 
 
 def check(recipe: Recipe, stages: Iterable[str], offline: bool = False) -> Findings:
-    """Try what the stages read.
+    """Try the inputs of the stages.
 
     Args:
-        recipe: whose parts are tried. The embedded world's are known to work, and are left out.
-        stages: those that are to be carried out.
-        offline: leave out what needs the hub, and name it.
+        recipe: The recipe. Parts of the embedded world are known to work, and skipped.
+        stages: The stages that would run.
+        offline: Skip what needs the hub, and list it as not tried.
     """
-    found, stages = Findings(), set(stages)
-    _check_sources(recipe, stages, found, offline)
+    findings = Findings()
+    stages = set(stages)
+    _check_sources(recipe, stages, findings, offline)
     if stages & {"generate", "filter"}:
-        _check_templates(recipe, stages, found)
+        _check_templates(recipe, stages, findings)
     if stages & set(training_stages()):
-        _check_base(recipe, stages, found)
+        _check_base(recipe, stages, findings)
     if "filter" in stages:
         for scheme in recipe.schemes:
-            found.attempt(partial(recipe.filter.rubric, scheme))
-    if "generate" in stages and (lamini := recipe.generate.lamini):
-        found.attempt(lambda: lamini.topics_text)
+            findings.attempt(partial(recipe.filter.rubric, scheme))
+    lamini = recipe.generate.lamini
+    if "generate" in stages and lamini:
+        findings.attempt(lambda: lamini.topics_text)
     if "evaluate" in stages:
-        _check_tasks(recipe, found)
-        _check_questions(recipe, found)
-    _check_caches(recipe, stages, found)
+        _check_tasks(recipe, findings)
+        _check_questions(recipe, findings)
+    _check_caches(recipe, stages, findings)
     if not offline:
-        _check_hub(recipe, stages, found)
-    return found
+        _check_hub(recipe, stages, findings)
+    return findings
+
+
+def _on_one_line(error: Exception) -> str:
+    text = " ".join(str(error).split())
+    return f"{type(error).__name__}: {text[:200]}"
 
 
 # Sources.
 
 
 Source = tuple[str, tuple[SourceSection, ...], Callable[[SourceSection], Any]]
-"""Field, parts and reader."""
+"""The field of the recipe, its sections, and the reader of one section."""
 
 
 def _read_seeds(
-    kind: Literal["dolly", "flan"], part: SourceSection
+    kind: Literal["dolly", "flan"], section: SourceSection
 ) -> sources.Loaded[Seed]:
-    return sources.read([part], kind)
+    return sources.read([section], kind)
+
+
+def _read_pairs(section: SourceSection) -> Any:
+    return sources.read_pairs([section])
 
 
 def _sources(recipe: Recipe, stages: set[str]) -> Iterator[Source]:
-    """All that the stages read."""
-    kinds = {"dolly": recipe.seeds.dolly, "flan": recipe.seeds.flan}
+    """Yield all sources that the stages read."""
+    seeds = {"dolly": recipe.seeds.dolly, "flan": recipe.seeds.flan}
     if "generate" in stages:
         for kind in recipe.seeds_in_use:
-            yield f"seeds.{kind}", kinds[kind], partial(_read_seeds, kind)
+            yield f"seeds.{kind}", seeds[kind], partial(_read_seeds, kind)
     if "sft" in stages:
-        for name, part in recipe.sft.data.items():
-            yield f"sft.data.{name}", (part,), partial(sources.read_own, name=name)
+        for name, section in recipe.sft.data.items():
+            yield f"sft.data.{name}", (section,), partial(sources.read_own, name=name)
     if stages & {"hh-sft", "align"}:
-        yield (
-            "seeds.hh_rlhf",
-            recipe.seeds.hh_rlhf,
-            lambda part: sources.read_pairs([part]),
-        )
+        yield "seeds.hh_rlhf", recipe.seeds.hh_rlhf, _read_pairs
 
 
 def _check_sources(
-    recipe: Recipe, stages: set[str], found: Findings, offline: bool
+    recipe: Recipe, stages: set[str], findings: Findings, offline: bool
 ) -> None:
-    for name, parts, read in _sources(recipe, stages):
-        for part in parts:
-            if part.source == "tiny":
+    for name, sections, read in _sources(recipe, stages):
+        for section in sections:
+            if section.source == "tiny":
                 continue
-            if part.source.startswith("hub:") and (offline or _is_offline()):
-                found.unchecked.append(
-                    f"{name}: {part.source}, which comes from the hub"
+            if section.source.startswith("hub:") and (offline or _is_offline()):
+                findings.unchecked.append(
+                    f"{name}: {section.source}, which comes from the hub"
                 )
                 continue
-            first = part.model_copy(update={"limit": min(ROWS, part.limit or ROWS)})
-            loaded = found.attempt(partial(read, first))
-            if not loaded:
-                continue
-            count = len(loaded.rows) + len(loaded.failed)
-            if not loaded.rows and count < ROWS:
-                why = (
-                    f"The first: {loaded.failed[0]}" if loaded.failed else "It is empty"
-                )
-                found.problems.append(
-                    f"{name}: none of the {count} rows of {part.source!r} can be read. {why}"
-                )
-            elif loaded.failed:  # of a long source, the rows that follow may be better
-                found.notes.append(
-                    f"{name}: {len(loaded.failed)} of the first {count} rows of {part.source!r} are left out. "
-                    f"The first: {loaded.failed[0]}"
-                )
+            limit = min(ROWS, section.limit or ROWS)
+            first_rows = section.model_copy(update={"limit": limit})
+            loaded = findings.attempt(partial(read, first_rows))
+            if loaded:
+                _check_rows(name, section.source, loaded, findings)
+
+
+def _check_rows(
+    field: str, source: str, loaded: sources.Loaded[Any], findings: Findings
+) -> None:
+    count = len(loaded.rows) + len(loaded.failed)
+    first_failure = f"The first: {loaded.failed[0]}" if loaded.failed else "It is empty"
+    if not loaded.rows and count < ROWS:
+        findings.problems.append(
+            f"{field}: none of the {count} rows of {source!r} can be read. "
+            f"{first_failure}"
+        )
+    elif loaded.failed:
+        # Only a note, even if all failed: a long source may have usable rows later on.
+        findings.notes.append(
+            f"{field}: {len(loaded.failed)} of the first {count} rows of {source!r} "
+            f"are left out. {first_failure}"
+        )
 
 
 # Templates and tokenizers.
 
 
-def _check_templates(recipe: Recipe, stages: set[str], found: Findings) -> None:
-    """Of models that we run. Judges are given a system message, and teachers by LaMini and Orca."""
-    generate = recipe.generate
-    with_system = bool(generate.lamini or generate.orca)
-    models: list[tuple[str, ModelSection, bool]] = [
-        ("teacher", part, with_system)
-        for part in recipe.teachers
-        if "generate" in stages
-    ]
-    models += [
-        ("judge", part, True)
-        for part in recipe.judges
-        if "filter" in stages and recipe.filter.judge
-    ]
-    for role, part, system in models:
-        if part.base_url or part.model.startswith("tiny-"):
-            continue
-        tokenizer = _tokenizer(part.model, part.revision, part.trust_remote_code)
-        if tokenizer is None:
-            found.unchecked.append(
-                f"{role} {part.model}: its chat template, which is not on this machine"
-            )
-            continue
-        messages = [*([_SYSTEM] if system else []), _TALK[0]]
-        if error := _template_error(tokenizer, part.template, messages):
-            asked = "a system message and a question" if system else "a question"
-            found.problems.append(
-                f"{role} {part.model}: its chat template does not take {asked}: {error}. "
-                f"Give another one in {role}.chat_template"
-            )
+def _check_templates(recipe: Recipe, stages: set[str], findings: Findings) -> None:
+    """Try the chat templates of teachers and judges that run on vLLM here.
+
+    A model behind an endpoint applies its own template. Judges get a system message.
+    Teachers get one from LaMini and Orca only.
+    """
+    has_system = bool(recipe.generate.lamini or recipe.generate.orca)
+    models: list[tuple[str, ModelSection, bool]] = []
+    if "generate" in stages:
+        models += [("teacher", teacher, has_system) for teacher in recipe.teachers]
+    if "filter" in stages and recipe.filter.judge:
+        models += [("judge", judge, True) for judge in recipe.judges]
+    for role, model, with_system in models:
+        if not (model.base_url or model.model.startswith("tiny-")):
+            _check_template(role, model, with_system, findings)
+
+
+def _check_template(
+    role: str, model: ModelSection, with_system: bool, findings: Findings
+) -> None:
+    tokenizer = _tokenizer(model.model, model.revision, model.trust_remote_code)
+    if tokenizer is None:
+        findings.unchecked.append(
+            f"{role} {model.model}: its chat template, which is not on this machine"
+        )
+        return
+    question = _CONVERSATION[0]
+    messages = [_SYSTEM, question] if with_system else [question]
+    error = _template_error(tokenizer, model.template, messages)
+    if error:
+        described = "a system message and a question" if with_system else "a question"
+        findings.problems.append(
+            f"{role} {model.model}: its chat template does not take {described}: "
+            f"{error}. Set another template in {role}.chat_template"
+        )
 
 
 def _tokenizer(
     model: str, revision: str | None, trust_remote_code: bool
 ) -> "PreTrainedTokenizerBase | None":
-    """A tokenizer from this machine; None where it is not, or not whole."""
+    """Load a tokenizer from this machine; None if it is not here, or incomplete."""
     from transformers import AutoTokenizer
 
     try:
@@ -208,7 +223,7 @@ def _tokenizer(
             trust_remote_code=trust_remote_code,
             local_files_only=True,
         )
-    except Exception:  # of a file that is missing transformers says so in many ways
+    except Exception:  # transformers raises many types for a missing file
         return None
 
 
@@ -217,203 +232,231 @@ def _template_error(
     template: str | None,
     messages: list[dict[str, str]],
 ) -> str:
+    """Return why a template cannot render the messages; "" if it can."""
     try:
-        said = tokenizer.apply_chat_template(
+        text = tokenizer.apply_chat_template(
             messages, chat_template=template, add_generation_prompt=True, tokenize=False
         )
     except Exception as error:  # a template can raise anything
-        return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
-    return (
-        ""
-        if messages[-1]["content"] in said
-        else "the question is not in what it renders"
-    )
+        return _on_one_line(error)
+    if messages[-1]["content"] not in text:
+        return "its output lacks the question"
+    return ""
 
 
-def _check_base(recipe: Recipe, stages: set[str], found: Findings) -> None:
+def _check_base(recipe: Recipe, stages: set[str], findings: Findings) -> None:
+    """Try the recipe's chat template with the tokenizer of the base model."""
     base = recipe.base
     if base.model == "tiny-base":
         return
-    from bezoar_ray.train.encoding import IGNORED, encode
     from bezoar_ray.train.tokenizer import load_tokenizer
 
     try:
         tokenizer = load_tokenizer(recipe, local_files_only=True)
     except BezoarError as error:
-        found.problems.append(str(error))
+        findings.problems.append(str(error))
         return
-    except Exception:  # of a file that is missing transformers says so in many ways
-        found.unchecked.append(
+    except Exception:  # transformers raises many types for a missing file
+        findings.unchecked.append(
             f"base {base.model}: its tokenizer, which is not on this machine"
         )
         return
-    messages = [
-        *([_SYSTEM] if "sft" in stages and recipe.generate.orca else []),
-        *_TALK,
-    ]
+    # Rows of Orca have a system message, and sft trains on them.
+    has_system = "sft" in stages and recipe.generate.orca
+    messages = [_SYSTEM, *_CONVERSATION] if has_system else _CONVERSATION
+    _check_labels(recipe, tokenizer, messages, findings)
+
+
+def _check_labels(
+    recipe: Recipe,
+    tokenizer: "PreTrainedTokenizerBase",
+    messages: list[dict[str, str]],
+    findings: Findings,
+) -> None:
+    """Check that exactly the answers, with their end, would be trained on."""
+    from bezoar_ray.train.encoding import IGNORED, encode
+
+    field_and_value = f"chat_template {recipe.chat_template!r}"
     try:
-        labels = [
-            label for label in encode(tokenizer, messages)["labels"] if label != IGNORED
-        ]
+        all_labels = encode(tokenizer, messages)["labels"]
     except Exception as error:  # a template can raise anything
-        found.problems.append(
-            f"chat_template {recipe.chat_template!r}: it does not take the messages that are trained on: "
-            f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+        findings.problems.append(
+            f"{field_and_value}: it does not take the messages of a training row: "
+            f"{_on_one_line(error)}"
         )
         return
-    answers = tokenizer.decode(labels)
-    if not all(
-        turn["content"] in answers for turn in _TALK if turn["role"] == "assistant"
-    ):
-        found.problems.append(
-            f"chat_template {recipe.chat_template!r}: its answers are not between {{% generation %}} and "
+    labels = [label for label in all_labels if label != IGNORED]
+    text = tokenizer.decode(labels)
+    answers = [turn["content"] for turn in messages if turn["role"] == "assistant"]
+    if any(answer not in text for answer in answers):
+        findings.problems.append(
+            f"{field_and_value}: its answers are not between {{% generation %}} and "
             "{% endgeneration %}, so nothing would be trained on"
         )
     elif tokenizer.eos_token_id not in labels:
-        found.notes.append(
-            f"chat_template {recipe.chat_template!r}: an answer does not end with {tokenizer.eos_token!r} between its "
-            "generation marks, so the model does not learn to end"
+        findings.notes.append(
+            f"{field_and_value}: an answer does not end with {tokenizer.eos_token!r} "
+            "between its generation marks, so the model does not learn to end"
         )
 
 
 # Evaluation.
 
 
-def _check_tasks(recipe: Recipe, found: Findings) -> None:
-    """By lm-eval, in a process of its own: it takes seconds to import, and may load anything."""
+def _check_tasks(recipe: Recipe, findings: Findings) -> None:
+    """Let lm-eval look up the tasks, in a process of its own.
+
+    Its import takes seconds, and a task can load any module.
+    """
     harness = recipe.evaluate.harness
     if not harness or not harness.all_tasks or harness.include_path == "tiny":
         return
-    asked = {
+    request = {
         "include_path": harness.include_path,
         "tasks": [task.model_dump() for task in harness.all_tasks],
         "context": recipe.serve.engine.get("max_model_len"),
     }
-    offline = {
-        "HF_HUB_OFFLINE": "1",
-        "HF_DATASETS_OFFLINE": "1",
-    }  # a task's data may be gigabytes
+    # The data of a task may be gigabytes, so nothing is downloaded.
+    offline = {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}
     try:
-        done = subprocess.run(
+        process = subprocess.run(
             [sys.executable, "-m", "bezoar_ray.evaluate.task_check"],
-            input=json.dumps(asked),
+            input=json.dumps(request),
             capture_output=True,
             text=True,
             timeout=_SECONDS,
             env=os.environ | offline,
         )
-        answer = json.loads(done.stdout.splitlines()[-1])
     except subprocess.TimeoutExpired:
-        found.unchecked.append(
-            f"evaluate.harness: lm-eval did not look at its tasks within {_SECONDS:g} s"
+        findings.unchecked.append(
+            f"evaluate.harness: lm-eval did not check its tasks within {_SECONDS:g} s"
         )
         return
+    try:
+        reply = json.loads(process.stdout.splitlines()[-1])
     except (IndexError, ValueError):
-        found.problems.append(
-            f"evaluate.harness: lm-eval does not start: {done.stderr.strip()[-300:]}"
-        )
+        error = process.stderr.strip()[-300:]
+        findings.problems.append(f"evaluate.harness: lm-eval does not start: {error}")
         return
-    found.problems += answer["problems"]
-    found.unchecked += answer["unchecked"]
+    findings.problems += reply["problems"]
+    findings.unchecked += reply["unchecked"]
 
 
-def _check_questions(recipe: Recipe, found: Findings) -> None:
+def _check_questions(recipe: Recipe, findings: Findings) -> None:
+    """Read the questions, reference answers and judge prompts of MT-Bench."""
     bench = recipe.evaluate.mt_bench
     if not bench:
         return
     from bezoar_ray.evaluate.mt_bench.bench import Bench
     from bezoar_ray.evaluate.mt_bench.fastchat_prompts import load_prompts
+
+    for name in (bench.questions, bench.references, bench.prompts):
+        if name and name != "tiny" and not Path(name).is_file():
+            return  # `doctor.missing_files` reports it
+    if bench.questions == "tiny":  # complete, and perhaps not built yet
+        if bench.prompts:
+            findings.attempt(partial(load_prompts, Path(bench.prompts)))
+        return
+    loaded = Bench(bench, ())
+    questions = findings.attempt(lambda: loaded.questions) or []
+    if questions:
+        findings.attempt(lambda: loaded.prompts)
+    _check_categories(questions, findings)
+
+
+def _check_categories(questions: Iterable[Any], findings: Findings) -> None:
+    """Note questions without a reference answer, and categories unknown to MT-Bench."""
     from bezoar_ray.sources.mt_bench_files import GUIDED, KNOWN
 
-    named = [
-        name
-        for name in (bench.questions, bench.references, bench.prompts)
-        if name and name != "tiny"
-    ]
-    if not all(Path(name).is_file() for name in named):
-        return  # named by those who look for files
-    if bench.questions == "tiny":  # known to be whole, and perhaps not built yet
-        if bench.prompts:
-            found.attempt(partial(load_prompts, Path(bench.prompts)))
-        return
-    asked = Bench(bench, ())
-    questions = found.attempt(lambda: asked.questions) or []
-    if questions:
-        found.attempt(lambda: asked.prompts)
-    if unguided := [
-        question.id
-        for question in questions
-        if question.category in GUIDED and not question.references
-    ]:
-        found.notes.append(
-            f"evaluate.mt_bench.references: {len(unguided)} questions about {', '.join(GUIDED)} have no whole "
-            f"reference answer ({', '.join(map(str, unguided[:5]))}), and are judged without one"
+    unguided = []
+    for question in questions:
+        if question.category in GUIDED and not question.references:
+            unguided.append(question.id)
+    if unguided:
+        first_ids = ", ".join(map(str, unguided[:5]))
+        findings.notes.append(
+            f"evaluate.mt_bench.references: {len(unguided)} questions about "
+            f"{', '.join(GUIDED)} have no whole reference answer ({first_ids}), and "
+            "are judged without one"
         )
-    if unknown := sorted({question.category for question in questions} - set(KNOWN)):
-        found.notes.append(
-            f"evaluate.mt_bench.questions: MT-Bench has no category {', '.join(unknown)}; their answers are drawn at "
-            "the temperature in evaluate.mt_bench.temperatures, or greedily"
+    unknown = sorted({question.category for question in questions} - set(KNOWN))
+    if unknown:
+        findings.notes.append(
+            f"evaluate.mt_bench.questions: MT-Bench has no category "
+            f"{', '.join(unknown)}. Their answers are sampled at the temperature in "
+            "evaluate.mt_bench.temperatures, or greedily if it has none"
         )
 
 
 # Caches and the hub.
 
 
-def _check_caches(recipe: Recipe, stages: set[str], found: Findings) -> None:
-    """Whether what is built, or comes from the hub, has a place; on a cluster, its nodes have caches of their own."""
+def _check_caches(recipe: Recipe, stages: set[str], findings: Findings) -> None:
+    """Check that the caches that the stages fill can be written."""
     if "RAY_ADDRESS" in os.environ:
-        return
-    asked = "evaluate" in stages or ("filter" in stages and recipe.filter.decontaminate)
-    hub = any(_from_hub(recipe, stages))
-    embedded = bool(stages & set(working_stages())) and is_world_missing(
-        recipe
-    )  # a report reads the run alone
-    found.problems += unwritable(
-        embedded, hub, datasets=asked and recipe.evaluate.harness is not None
+        return  # the nodes of a cluster have caches of their own
+    # The filter reads the tasks of lm-eval to keep their items out of the data.
+    reads_tasks = "evaluate" in stages or (
+        "filter" in stages and recipe.filter.decontaminate
+    )
+    # A report reads the run directory alone.
+    builds_world = bool(stages & set(working_stages())) and is_world_missing(recipe)
+    findings.problems += unwritable(
+        builds_world,
+        any(_from_hub(recipe, stages)),
+        datasets=reads_tasks and recipe.evaluate.harness is not None,
     )
 
 
-def _check_hub(recipe: Recipe, stages: set[str], found: Findings) -> None:
-    """Whether what is not here can come from the hub."""
-    wanted = list(dict.fromkeys(_from_hub(recipe, stages)))
-    if not wanted:
+def _check_hub(recipe: Recipe, stages: set[str], findings: Findings) -> None:
+    """Check that the hub can be reached if something has to come from it."""
+    needed = list(dict.fromkeys(_from_hub(recipe, stages)))
+    if not needed:
         return
-    listed = ", ".join(wanted)
+    listed = ", ".join(needed)
     if _is_offline():
-        found.problems.append(
+        findings.problems.append(
             f"HF_HUB_OFFLINE is set, and these are not on this machine: {listed}"
         )
-    elif error := _unreachable():
-        elsewhere = "RAY_ADDRESS" in os.environ  # other machines may reach it
-        lines = found.unchecked if elsewhere else found.problems
-        lines.append(
-            f"the Hugging Face hub does not answer ({error}), and these are not here: {listed}"
-        )
+        return
+    error = _hub_error()
+    if not error:
+        return
+    message = (
+        f"the Hugging Face hub does not answer ({error}), and these are not on this "
+        f"machine: {listed}"
+    )
+    if "RAY_ADDRESS" in os.environ:  # the nodes of the cluster may reach it
+        findings.unchecked.append(message)
+    else:
+        findings.problems.append(message)
 
 
 def _from_hub(recipe: Recipe, stages: set[str]) -> Iterator[str]:
-    """Models that are not on this machine, and data sets, which are streamed each time."""
-    models = [
-        part.model
-        for part in recipe.teachers
-        if "generate" in stages and not part.base_url
-    ]
-    models += [
-        part.model
-        for part in recipe.judges
-        if "filter" in stages and recipe.filter.judge and not part.base_url
-    ]
-    models += [recipe.base.model] if stages & {*training_stages(), "evaluate"} else []
-    here = (
-        model for model in models if not model.startswith(("tiny-", "/", ".", "~"))
-    )  # paths may be workers' own
-    yield from (model for model in here if not _is_here(model))
-    for _, parts, _ in _sources(recipe, stages):
-        yield from (part.source for part in parts if part.source.startswith("hub:"))
+    """Yield the models that are not on this machine, and all data sets of the hub.
+
+    Data sets are streamed each time, so a cache does not help.
+    """
+    models = []
+    if "generate" in stages:
+        models += [model.model for model in recipe.teachers if not model.base_url]
+    if "filter" in stages and recipe.filter.judge:
+        models += [model.model for model in recipe.judges if not model.base_url]
+    if stages & {*training_stages(), "evaluate"}:
+        models.append(recipe.base.model)
+    for model in models:
+        # A path may exist on the workers of a cluster only.
+        is_named_by_hub = not model.startswith(("tiny-", "/", ".", "~"))
+        if is_named_by_hub and not _is_on_this_machine(model):
+            yield model
+    for _, sections, _ in _sources(recipe, stages):
+        for section in sections:
+            if section.source.startswith("hub:"):
+                yield section.source
 
 
-def _is_here(model: str) -> bool:
-    """Whether a model's files are on this machine: a folder, or in the hub's cache."""
+def _is_on_this_machine(model: str) -> bool:
+    """Whether a model is a folder, or in the hub's cache."""
     cached = hub_cache() / f"models--{model.replace('/', '--')}/snapshots"
     return Path(model).expanduser().is_dir() or any(cached.glob("*/config.json"))
 
@@ -422,13 +465,12 @@ def _is_offline() -> bool:
     return os.environ.get("HF_HUB_OFFLINE", "0") not in ("0", "")
 
 
-def _unreachable() -> str:
-    """Why the hub does not answer; empty where it does, whatever it says."""
+def _hub_error() -> str:
+    """Return why the hub cannot be reached; "" if it gives any answer at all."""
     address = os.environ.get("HF_ENDPOINT") or _HUB
     try:
-        with urllib.request.urlopen(
-            urllib.request.Request(address, method="HEAD"), timeout=_REACH_SECONDS
-        ):
+        request = urllib.request.Request(address, method="HEAD")
+        with urllib.request.urlopen(request, timeout=_HUB_SECONDS):
             return ""
     except urllib.error.HTTPError:
         return ""

@@ -1,4 +1,7 @@
-"""A grid of recipes, a run directory for each: the stages that no parameter touches are done once, and shared."""
+"""`bezoar sweep`: train a grid of recipes, each in its own run directory.
+
+The stages that no parameter changes run once, and all trials share their files.
+"""
 
 import itertools
 import logging
@@ -26,22 +29,21 @@ from bezoar_ray.stages import STAGES, manifest_of, training_stages
 from bezoar_ray.store import Store
 from bezoar_ray.train import heldout
 
-_LOOK_SECONDS = 2.0
-_GRACE = 25.0  # per cent of a trial's steps, before which it is not stopped early
-_SHARED = (
-    layout.PAIRS,
-    layout.TOKENIZED,
-)  # what stages keep beside the files of their manifests
+_POLL_SECONDS = 2.0
+_GRACE_PERCENT = 25.0  # of a trial's steps, before which it is not stopped early
+# Files that stages reuse, and that are not in their manifests.
+_SHARED_FOLDERS = (layout.PAIRS, layout.TOKENIZED)
 
 
-def _last() -> str:
+def _last_stage() -> str:
     """The stage whose checkpoint a trial is judged by: the last one that trains."""
     return training_stages()[-1]
 
 
 def _stages() -> list[str]:
     """The stages of a trial."""
-    return list(STAGES)[: list(STAGES).index(_last()) + 1]
+    names = list(STAGES)
+    return names[: names.index(_last_stage()) + 1]
 
 
 @dataclass(frozen=True)
@@ -53,300 +55,348 @@ class Trial:
     store: Store
 
     def result(self) -> float | None:
-        """The held-out accuracy of its last checkpoint, once there is one."""
+        """Return the held-out accuracy of its last checkpoint, or None before that."""
         return self._scores().get("heldout_accuracy")
 
     def ci95(self) -> list[float] | None:
-        """The interval of that; trials of earlier versions have none."""
+        """Return the 95 % interval of the result, or None for an earlier version's."""
         return self._scores().get("heldout_ci95")
 
     def right(self) -> dict[str, bool] | None:
-        """Whether it gets each held-out pair right, by the pair's id; None for trials of earlier versions."""
-        margins = heldout.read(self.store, self.recipe.checkpoint(_last()))
+        """Return whether it gets each held-out pair right, by pair id.
+
+        Trials of earlier versions have no results by pair: None.
+        """
+        margins = heldout.read(self.store, self.recipe.checkpoint(_last_stage()))
         if margins is None:
             return None
         return {id: heldout.is_right(margin) for id, margin in margins.items()}
 
+    def is_done(self) -> bool:
+        """Whether all its stages are done."""
+        stage = _last_stage()
+        return is_done(self.store, stage, fingerprint(self.recipe, stage))
+
+    def training_progress(self) -> Any:
+        """Return step, total and accuracy of the last stage, or None before it."""
+        return self.store.read_json(layout.progress(STAGES[_last_stage()].key))
+
     def _scores(self) -> dict[str, Any]:
-        train = (self.store.read_json(layout.SUMMARY) or {}).get("train", {})
-        return train.get(self.recipe.checkpoint(_last()), {})
+        summary = self.store.read_json(layout.SUMMARY) or {}
+        checkpoint = self.recipe.checkpoint(_last_stage())
+        return summary.get("train", {}).get(checkpoint, {})
 
 
 def trials(
     recipe: str, overrides: list[str], parameters: list[str], store: Store
 ) -> list[Trial]:
-    """The points of the grid of `key.path=value,value` parameters over a recipe.
+    """Return the points of the grid that parameters span over a recipe.
+
+    Args:
+        overrides: `key.path=value`, for all trials.
+        parameters: `key.path=value,value`.
 
     Raises:
-        RecipeError: a parameter without values, or one that makes no recipe.
+        RecipeError: A parameter has no values, or a value does not fit the recipe.
     """
-    points = itertools.product(*map(_values, parameters))
-    return [
-        Trial(
-            name := ",".join(point),
-            load_recipe(recipe, [*overrides, *point]),
-            Store(f"{store.root}/sweep/{name}"),
-        )
-        for point in points
-    ]
+    grid = []
+    for point in itertools.product(*map(_settings, parameters)):
+        name = ",".join(point)
+        trial_recipe = load_recipe(recipe, [*overrides, *point])
+        grid.append(Trial(name, trial_recipe, Store(f"{store.root}/sweep/{name}")))
+    return grid
 
 
-def _values(parameter: str) -> list[str]:
+def _settings(parameter: str) -> list[str]:
+    """Split `key=a,b` into `key=a` and `key=b`."""
     key, _, values = parameter.partition("=")
-    found = [f"{key}={value.strip()}" for value in values.split(",") if value.strip()]
-    if not found:
-        raise RecipeError(f"--param {parameter!r}: expected key.path=value,value")
-    return found
+    settings = [
+        f"{key}={value.strip()}" for value in values.split(",") if value.strip()
+    ]
+    if not settings:
+        raise RecipeError(
+            f"--param {parameter!r}: expected key.path=value,value, as in "
+            "align.beta=0.1,0.5"
+        )
+    return settings
 
 
-def report(found: list[Trial], store: Store) -> str:
-    """The trials that have a result side by side, the best first, and how far the others came: as text, and in
-    sweep.html.
+# Report.
 
-    Half of the held-out pairs choose the best; what is said of it is by the other half.
+
+def report(trials: list[Trial], store: Store) -> str:
+    """Rank the trials that have a result, and write sweep.html.
+
+    Half of the held-out pairs choose the best trial, and the other half tell how good
+    it is.
+
+    Returns:
+        The same as text, with the progress of trials that have no result yet.
     """
-    ended = [trial for trial in found if trial.result() is not None]
-    without = [_how_far(trial) for trial in found if trial.result() is None]
-    if not ended:
-        return "\n".join(["no trial has a result yet", *without])
-    by_pair = {trial.name: right for trial in ended if (right := trial.right())}
-    choice = choose(by_pair)
-    ended = _best_first(ended, choice)
-    notes = [*_said(ended, by_pair, choice), *without]
-    table = _by_half(
-        compare([(trial.name, trial.recipe, trial.store) for trial in ended]), choice
-    )
+    finished = [trial for trial in trials if trial.result() is not None]
+    unfinished = [
+        _describe_progress(trial) for trial in trials if trial.result() is None
+    ]
+    if not finished:
+        return "\n".join(["no trial has a result yet", *unfinished])
+    right_by_trial = {}
+    for trial in finished:
+        right = trial.right()
+        if right:
+            right_by_trial[trial.name] = right
+    choice = choose(right_by_trial)
+    finished = _best_first(finished, choice)
+    notes = [*_verdict(finished, right_by_trial, choice), *unfinished]
+    table = compare([(trial.name, trial.recipe, trial.store) for trial in finished])
+    table = _with_halves(table, choice)
     chart = ranked(
         "Held-out pairs right",
-        {trial.name: trial.result() or 0.0 for trial in ended},
-        {trial.name: trial.ci95() for trial in ended},
+        {trial.name: trial.result() or 0.0 for trial in finished},
+        {trial.name: trial.ci95() for trial in finished},
     )
     store.replace("sweep.html", as_page(table, chart, notes))
     return "\n".join([as_text(table), "", *notes, "", f"{store.root}/sweep.html"])
 
 
 def _best_first(trials: list[Trial], choice: Choice | None) -> list[Trial]:
-    """By the pairs that select, and then, of trials without results by pair, by all of them."""
+    """Sort trials by the pairs that select.
+
+    Trials without results by pair come last, by their accuracy on all pairs.
+    """
     order = list(choice.selecting) if choice else []
 
     def rank(trial: Trial) -> tuple[int, float]:
-        return (order.index(trial.name) if trial.name in order else len(order)), -(
-            trial.result() or 0.0
-        )
+        index = order.index(trial.name) if trial.name in order else len(order)
+        return index, -(trial.result() or 0.0)
 
     return sorted(trials, key=rank)
 
 
-def _by_half(table: RunComparison, choice: Choice | None) -> RunComparison:
-    """The table, with how each trial does on the pairs that select and on the others."""
+def _with_halves(table: RunComparison, choice: Choice | None) -> RunComparison:
+    """Add the accuracy on the selecting and on the reporting half to the table."""
     if not choice:
         return table
-    halves = {"that select": choice.selecting, "the others": choice.reporting}
-    lines = [
-        (half, [str(shares.get(name, "–")) for name in table.names])
-        for half, shares in halves.items()
-    ]
-    return replace(
-        table, results={"held-out pairs by half, 95 %": lines, **table.results}
-    )
+    lines = []
+    for label, halves in (
+        ("that select", choice.selecting),
+        ("the others", choice.reporting),
+    ):
+        lines.append((label, [str(halves.get(name, "–")) for name in table.names]))
+    results = {"held-out pairs by half, 95 %": lines, **table.results}
+    return replace(table, results=results)
 
 
-def _said(
-    trials: list[Trial], by_pair: dict[str, dict[str, bool]], choice: Choice | None
+def _verdict(
+    trials: list[Trial],
+    right_by_trial: dict[str, dict[str, bool]],
+    choice: Choice | None,
 ) -> list[str]:
-    """What can be said of the best trial, and what is missing for more."""
-    missing = [
-        f"{trial.name}: no results by pair, as an earlier version trained it. It is not tested against the others; to "
-        f"have it trained again, remove {trial.store.root}"
-        for trial in trials
-        if trial.name not in by_pair
-    ]
+    """Describe the best trial, and name the trials that could not be tested."""
+    untested = []
+    for trial in trials:
+        if trial.name not in right_by_trial:
+            untested.append(
+                f"{trial.name}: no results by pair, because an earlier version trained "
+                "it. It is not tested against the others. To train it again, remove "
+                f"{trial.store.root}"
+            )
     if choice:
-        return verdict(choice) + missing
-    unchosen = "the order is by all of each trial's held-out pairs, and no test tells the best from the others"
-    if by_pair:
-        unchosen += ": too few pairs are held out of all trials"
-    return [unchosen, *missing]
-
-
-def _how_far(trial: Trial) -> str:
-    at = trial.store.read_json(layout.progress(STAGES[_last()].key))
-    if not at:
-        return f"{trial.name}: not trained yet"
-    right = (
-        "an unknown share"
-        if at["accuracy"] is None
-        else f"{100 * at['accuracy']:.0f} %"
+        return verdict(choice) + untested
+    no_choice = (
+        "the order is by all held-out pairs of each trial, and no test tells the best "
+        "from the others"
     )
-    return f"{trial.name}: without a result, came to step {at['step']} of {at['total']}, {right} of its pairs right"
+    if right_by_trial:
+        no_choice += ": the trials have too few held-out pairs in common"
+    return [no_choice, *untested]
 
 
-def sweep(found: list[Trial], store: Store, progress: Progress) -> None:
-    """Train all trials up to align, through Ray Tune: what they share first, then each from there on.
+def _describe_progress(trial: Trial) -> str:
+    progress = trial.training_progress()
+    if not progress:
+        return f"{trial.name}: not trained yet"
+    accuracy = progress["accuracy"]
+    right = "an unknown share" if accuracy is None else f"{100 * accuracy:.0f} %"
+    return (
+        f"{trial.name}: no result; stopped at step {progress['step']} of "
+        f"{progress['total']}, with {right} of its pairs right"
+    )
 
-    A trial that is behind the others in the share of pairs it gets right is stopped early, where all have one method:
-    with a reference, right is who has gained on it, without one, who is the likelier. The same command goes on with a
-    trial where it was stopped only once all others are done.
+
+# Training.
+
+
+def sweep(trials: list[Trial], store: Store, progress: Progress) -> None:
+    """Train all trials up to align with Ray Tune, after the stages that they share.
+
+    If all trials have the same method, a trial whose share of right pairs is behind
+    the others is stopped early. Methods cannot be compared on the way: with a reference
+    model, a pair is right if the model has gained on it; without one, if the chosen
+    answer is more likely. The same command resumes a stopped trial only after all
+    others are done.
 
     Raises:
-        BezoarError: a trial failed; the others are done all the same.
+        BezoarError: A trial failed. The others are done nevertheless.
     """
-    shared = [
-        stage
-        for stage in _stages()
-        if len({fingerprint(t.recipe, stage) for t in found}) == 1
-    ]
+    shared = [stage for stage in _stages() if _is_shared(trials, stage)]
     if shared == _stages():
         raise RecipeError(
-            f"--param: no stage up to {_last()} reads it; all trials would be one"
+            f"--param: no stage up to {_last_stage()} reads it, so all trials would be "
+            "the same. Name a field of the recipe that changes training or data"
         )
-    recipes = [trial.recipe for trial in found]
-    # Of all trials, as a run that has begun asks for no commit; and again, as the hub may have answered `run` first.
-    run(pinned_together(recipes, store, progress.say)[0], store, shared, progress)
+    recipes = [trial.recipe for trial in trials]
+    # Pinned for all trials at once: a run that has begun looks up no commit.
+    shared_recipe = pinned_together(recipes, store, progress.say)[0]
+    run(shared_recipe, store, shared, progress)
+    # Pinned again, because the hub may have answered only when `run` asked.
     recipes = pinned_together(recipes, store, progress.say)
-    found = [
+    pinned_trials = [
         replace(trial, recipe=recipe)
-        for trial, recipe in zip(found, recipes, strict=True)
+        for trial, recipe in zip(trials, recipes, strict=True)
     ]
     with ray_session():
-        failed = _tuned(found, store)
-    if failed:
+        errors = _train(pinned_trials, store)
+    if errors:
         raise BezoarError(
-            f"{len(failed)} of {len(found)} trials failed; the others are done. The first: {failed[0]}"
+            f"{len(errors)} of {len(trials)} trials failed; the others are done. "
+            f"The first: {errors[0]}"
         )
 
 
-def _tuned(found: list[Trial], store: Store) -> list[str]:
-    """Run the trials that are not done; returns what went wrong with those that failed."""
+def _is_shared(trials: list[Trial], stage: str) -> bool:
+    return len({fingerprint(trial.recipe, stage) for trial in trials}) == 1
+
+
+def _train(trials: list[Trial], store: Store) -> list[str]:
+    """Train the trials that are not done; return the errors of those that failed."""
     import ray
     from ray import tune
     from ray.tune.schedulers import MedianStoppingRule
 
-    logging.getLogger("ray.tune").setLevel(
-        logging.CRITICAL
-    )  # or a failed trial's traceback is shown, not its reason
-    left = {
-        t.name: t
-        for t in found
-        if not is_done(t.store, _last(), fingerprint(t.recipe, _last()))
-    }
-    if not left:
+    # Else Ray Tune prints the traceback of a failed trial instead of its reason.
+    logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
+    remaining = {trial.name: trial for trial in trials if not trial.is_done()}
+    if not remaining:
         return []
-    behind = MedianStoppingRule(
-        time_attr="percent", metric="accuracy", mode="max", grace_period=_GRACE
+    methods = {trial.recipe.align.method for trial in trials}
+    early_stopping = MedianStoppingRule(
+        time_attr="percent", metric="accuracy", mode="max", grace_period=_GRACE_PERCENT
     )
-    alike = len({trial.recipe.align.method for trial in found}) == 1
-    address = ray.get_runtime_context().gcs_address
+    trainable = tune.with_parameters(
+        _trainable(),
+        trials=remaining,
+        root=str(store.root),
+        address=ray.get_runtime_context().gcs_address,
+    )
     tuner = tune.Tuner(
-        tune.with_resources(
-            tune.with_parameters(
-                _trainable(), trials=left, root=str(store.root), address=address
-            ),
-            {"CPU": 0.01},
-        ),
-        param_space={"trial": tune.grid_search(list(left))},
+        # The process of a trial only waits; its workers ask for their own resources.
+        tune.with_resources(trainable, {"CPU": 0.01}),
+        param_space={"trial": tune.grid_search(list(remaining))},
         tune_config=tune.TuneConfig(
-            scheduler=behind if alike else None,
-            max_concurrent_trials=_room(list(left.values())),
+            scheduler=early_stopping if len(methods) == 1 else None,
+            max_concurrent_trials=_max_concurrent_trials(list(remaining.values())),
         ),
         run_config=tune.RunConfig(storage_path=f"{store.root}/sweep/tune", verbose=0),
     )
-    return [str(error).strip().splitlines()[-1] for error in tuner.fit().errors]
+    results = tuner.fit()
+    return [str(error).strip().splitlines()[-1] for error in results.errors]
 
 
-def _room(found: list[Trial]) -> int:
-    """How many trials the cluster can train at a time; logical CPUs of one machine are no more than its cores."""
+def _max_concurrent_trials(trials: list[Trial]) -> int:
+    """Return how many trials the cluster can train at a time; at least one."""
     import ray
 
-    there = ray.cluster_resources()
-    cores = (
-        there.get("CPU", 1) if os.environ.get("RAY_ADDRESS") else os.cpu_count() or 1
+    resources = ray.cluster_resources()
+    # Ray on one machine may have more logical CPUs than the machine has cores.
+    cores: float = os.cpu_count() or 1
+    if os.environ.get("RAY_ADDRESS"):
+        cores = resources.get("CPU", 1)
+    sections = [trial.recipe.align for trial in trials]
+    by_cpu = min(
+        cores // (section.workers * section.cpus_per_worker) for section in sections
     )
-    parts = [trial.recipe.align for trial in found]
-    by_cpu = min(cores // (part.workers * part.cpus_per_worker) for part in parts)
-    gpus = max(part.workers * part.gpus_per_worker for part in parts)
-    return max(1, int(min(by_cpu, there.get("GPU", 0) // gpus) if gpus else by_cpu))
+    gpus = max(section.workers * section.gpus_per_worker for section in sections)
+    if not gpus:
+        return max(1, int(by_cpu))
+    by_gpu = resources.get("GPU", 0) // gpus
+    return max(1, int(min(by_cpu, by_gpu)))
 
 
 def _trainable() -> type:
-    """The class that Ray Tune runs a trial with: `bezoar run` as a process of its own, watched."""
+    """Return the class that Ray Tune runs for a trial.
+
+    It runs `bezoar run` as a process of its own, and reports its progress.
+    """
     from ray import tune
 
     class TrialRun(tune.Trainable):
         """One trial."""
 
-        def setup(  # type: ignore[override]  # Ray Tune hands on what `with_parameters` was given
+        def setup(  # type: ignore[override]  # Ray passes the values of with_parameters
             self,
             config: dict[str, Any],
             trials: dict[str, Trial],
             root: str,
             address: str,
         ) -> None:
-            self._base, self._trial, self._seen = (
-                Store(root),
-                trials[config["trial"]],
-                -1,
-            )
+            self._base = Store(root)
+            self._trial = trials[config["trial"]]
+            self._reported_step = -1
             share(self._base, self._trial)
             store = self._trial.store
-            recipe, tree = (
-                store.here("sweep.yaml"),
-                self._trial.recipe.model_dump(mode="json"),
-            )
-            recipe.write_text(yaml.safe_dump(tree, sort_keys=False))
-            store.replace(
-                layout.RECIPE, recipe.read_bytes()
-            )  # so that it keeps the sweep's names and commits
-            command = [sys.executable, "-m", "bezoar_ray.cli", "run", str(recipe)]
+            recipe_path = store.here("sweep.yaml")
+            tree = self._trial.recipe.model_dump(mode="json")
+            recipe_path.write_text(yaml.safe_dump(tree, sort_keys=False))
+            # With a recipe, the run has begun: it keeps the commits of the sweep.
+            store.replace(layout.RECIPE, recipe_path.read_bytes())
+            command = [sys.executable, "-m", "bezoar_ray.cli", "run", str(recipe_path)]
             command += ["--run-dir", str(store.root), "--stages", ",".join(_stages())]
             with open(store.log("sweep.log"), "w") as log:
-                environment = os.environ | {"RAY_ADDRESS": address}
                 self._process = subprocess.Popen(
-                    command, stdout=log, stderr=subprocess.STDOUT, env=environment
+                    command,
+                    stdout=log,
+                    stderr=subprocess.STDOUT,
+                    env=os.environ | {"RAY_ADDRESS": address},
                 )
 
         def step(self) -> dict[str, object]:
-            """Wait for the next look that shows something new."""
+            """Wait until the trial has a new accuracy, or ends."""
             while True:
-                ended, at = (
-                    self._process.poll(),
-                    self._trial.store.read_json(layout.progress(STAGES[_last()].key)),
-                )
-                if ended:
-                    lines = (
-                        self._trial.store.log("sweep.log")
-                        .read_text()
-                        .strip()
-                        .splitlines()
-                    )
-                    raise BezoarError(
-                        f"{self._trial.name}: {lines[-1] if lines else f'exit code {ended}'}"
-                    )
-                if ended == 0:
-                    return {
-                        "percent": 100,
-                        "accuracy": self._trial.result(),
-                        "done": True,
-                    }
+                exit_code = self._process.poll()
+                progress = self._trial.training_progress()
+                if exit_code:
+                    raise BezoarError(f"{self._trial.name}: {self._reason(exit_code)}")
+                if exit_code == 0:
+                    accuracy = self._trial.result()
+                    return {"percent": 100, "accuracy": accuracy, "done": True}
+                # kto has no accuracy before its end.
                 if (
-                    at and at["step"] > self._seen and at["accuracy"] is not None
-                ):  # kto knows none on its way
-                    self._seen = at["step"]
+                    progress
+                    and progress["step"] > self._reported_step
+                    and progress["accuracy"] is not None
+                ):
+                    self._reported_step = progress["step"]
                     return {
-                        "percent": int(100 * at["step"] / at["total"]),
-                        "accuracy": at["accuracy"],
+                        "percent": int(100 * progress["step"] / progress["total"]),
+                        "accuracy": progress["accuracy"],
                     }
-                time.sleep(_LOOK_SECONDS)
+                time.sleep(_POLL_SECONDS)
+
+        def _reason(self, exit_code: int) -> str:
+            """Return the last line that the process printed."""
+            text = self._trial.store.log("sweep.log").read_text()
+            lines = text.strip().splitlines()
+            return lines[-1] if lines else f"exit code {exit_code}"
 
         def save_checkpoint(self, checkpoint_dir: str) -> dict[str, object]:
-            """Ray Tune keeps nothing of a trial: its run directory holds all."""
+            """Save nothing: all results are in the run directory of the trial."""
             return {}
 
         def load_checkpoint(self, checkpoint: object) -> None:
-            """As nothing is kept."""
+            """Load nothing: see `save_checkpoint`."""
 
         def cleanup(self) -> None:
-            """End the run, if it was stopped early, and keep what others can use."""
+            """End the process if it was stopped early, and keep its tokenized rows."""
             self._process.terminate()
             self._process.wait()
             for name in self._trial.store.list(layout.TOKENIZED):
@@ -357,14 +407,19 @@ def _trainable() -> type:
 
 
 def share(store: Store, trial: Trial) -> None:
-    """Let a trial have what is done of its recipe: the same files, under a second name where the disk has those."""
+    """Give a trial the files of the stages that are done with its recipe.
+
+    A file gets a second name if the disk has hard links.
+    """
     for stage in _stages():
-        if not is_done(store, stage, fingerprint(trial.recipe, stage)):
+        stage_fingerprint = fingerprint(trial.recipe, stage)
+        if not is_done(store, stage, stage_fingerprint):
             break
-        if is_done(trial.store, stage, fingerprint(trial.recipe, stage)):
+        if is_done(trial.store, stage, stage_fingerprint):
             continue
+        # The manifest comes last: only then the stage counts as done.
         for name in [*load(store, stage).files, manifest_of(stage, store)]:
             trial.store.adopt(store, name)
-    for folder in _SHARED:
+    for folder in _SHARED_FOLDERS:
         for name in store.list(folder):
             trial.store.adopt(store, name)

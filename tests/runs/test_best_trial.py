@@ -5,7 +5,7 @@ from statistics import mean
 
 import pytest
 
-from bezoar_ray.runs.best_trial import LEVEL, _selects, choose, verdict
+from bezoar_ray.runs.best_trial import LEVEL, _is_selecting, choose, verdict
 
 IDS = [f"pair{number}" for number in range(200)]
 
@@ -69,17 +69,17 @@ def test_a_trial_that_is_better_by_far_is_told_from_the_others():
     )
     assert (
         said[0].startswith("strong is best on the ")
-        and "held-out pairs that select; of the " in said[0]
+        and "held-out pairs that select; on the " in said[0]
     )
     assert "is not distinguishable from close (p = 0." in said[1]
     assert "strong is better than weak (p = " in said[2] and len(said) == 3
 
 
 def test_a_trial_that_is_worse_on_the_other_half_is_called_so():
-    lucky = {id: _selects(id) for id in IDS}
+    lucky = {id: _is_selecting(id) for id in IDS}
     said = verdict(choose({"lucky": lucky, "steady": coins(4, 0.9)}))
     assert (
-        "it has 0.0 % (0.0 to " in said[0]
+        "it gets 0.0 % (0.0 to " in said[0]
         and "lucky is worse than steady (p = " in said[1]
     )
 

@@ -26,7 +26,7 @@ def bare(monkeypatch, tmp_path):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("HF_HOME", str(tmp_path))
     monkeypatch.setenv("BEZOAR_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(doctor, "graphics", list)
+    monkeypatch.setattr(doctor, "installed_gpus", list)
     monkeypatch.chdir(tmp_path)
     return tmp_path
 

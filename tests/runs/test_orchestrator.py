@@ -6,7 +6,8 @@ import pytest
 from bezoar_ray.errors import BezoarError, BudgetReached, RecipeError
 from bezoar_ray.recipe import load_recipe
 from bezoar_ray.runs import orchestrator as run_module
-from bezoar_ray.runs.orchestrator import _headline, parse_stages, report_again, run
+from bezoar_ray.runs.orchestrator import parse_stages, report_again, run
+from bezoar_ray.runs.summary import headline
 from bezoar_ray.runtime.progress import Progress
 from bezoar_ray.stages import STAGES, StageResult
 from bezoar_ray.store import Store
@@ -159,7 +160,7 @@ def test_a_missing_key_is_named_before_any_work(tmp_path):
     ],
 )
 def test_a_trained_stage_ends_with_its_scores_where_there_are_any(part, said):
-    assert _headline(StageResult([], {"train": {"dpo": part}})) == said
+    assert headline(StageResult([], {"train": {"dpo": part}})) == said
 
 
 def test_stages_are_asked_for_by_name():

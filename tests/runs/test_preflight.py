@@ -296,7 +296,7 @@ def test_a_hub_that_answers_anything_is_in_reach(monkeypatch):
         raise urllib.error.HTTPError("u", 403, "no", {}, None)
 
     monkeypatch.setattr(preflight.urllib.request, "urlopen", refuse)
-    assert preflight._unreachable() == ""
+    assert preflight._hub_error() == ""
 
 
 def test_a_run_stops_on_it_before_anything_is_written(tmp_path):

@@ -172,8 +172,8 @@ def test_all_trials_of_a_sweep_have_the_commit_that_it_began_with(
     monkeypatch.setattr(sweep_module, "ray_session", contextlib.nullcontext)
     monkeypatch.setattr(
         sweep_module,
-        "_tuned",
-        lambda found, _: trained.extend(trial.recipe for trial in found),
+        "_train",
+        lambda trials, _: trained.extend(trial.recipe for trial in trials),
     )
     hub.set("models/org/base", "main", OLD)
     store = Store(tmp_path / "run")
@@ -205,8 +205,8 @@ def test_a_hub_that_answers_late_gives_all_trials_one_commit(
     monkeypatch.setattr(sweep_module, "ray_session", contextlib.nullcontext)
     monkeypatch.setattr(
         sweep_module,
-        "_tuned",
-        lambda found, _: trained.extend(trial.recipe for trial in found),
+        "_train",
+        lambda trials, _: trained.extend(trial.recipe for trial in trials),
     )
     found = sweep_module.trials(
         "tiny",

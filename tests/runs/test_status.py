@@ -10,8 +10,8 @@ from bezoar_ray.store import Store
 @pytest.mark.parametrize(
     ("text", "error", "says"),
     [
-        (None, RecipeError, "holds no summary.json"),
-        ("{}", RecipeError, "holds no summary.json"),
+        (None, RecipeError, "has no summary.json"),
+        ("{}", RecipeError, "has no summary.json"),
         ('{"run": ', BezoarError, "summary.json is not valid JSON"),
     ],
 )

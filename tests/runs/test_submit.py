@@ -69,7 +69,8 @@ def test_the_files_that_a_recipe_names_go_along_and_no_others(folder):
 def test_what_cannot_go_along_is_named_with_the_remedy(folder, setting):
     (folder.parent / "outside.jsonl").write_text("")
     with pytest.raises(
-        RecipeError, match="cannot go along with the job: put it where all nodes see it"
+        RecipeError,
+        match="cannot be uploaded with the job. Put it where all nodes see it",
     ):
         packed(load_recipe("tiny", [setting])).__enter__()
 
@@ -103,7 +104,7 @@ def test_a_connection_that_is_lost_while_a_job_is_followed_is_told_with_the_reme
     jobs._client = Lost()
     with pytest.raises(
         BezoarError,
-        match=r"lost the connection .* with job one: RuntimeError WebSocket closed.*--follow",
+        match=r"lost the connection .* job one may .*: RuntimeError WebSocket closed.*--follow",
     ):
         jobs.follow("one")
 

@@ -7,7 +7,7 @@ import pytest
 from bezoar_ray.cli import main
 from bezoar_ray.errors import RecipeError
 from bezoar_ray.runs.manifest import StageManifest, fingerprint, save
-from bezoar_ray.runs.sweep import _room, report, share, trials
+from bezoar_ray.runs.sweep import _max_concurrent_trials, report, share, trials
 from bezoar_ray.store import Store
 from bezoar_ray.train import heldout
 
@@ -74,7 +74,7 @@ def test_as_many_trials_at_a_time_as_the_cluster_has_room_for(
     found = trials(
         "tiny", [f"align.gpus_per_worker={gpus}"], ["align.beta=0.1,0.5"], store
     )
-    assert _room(found) == room
+    assert _max_concurrent_trials(found) == room
 
 
 def test_trials_without_a_result_are_told_with_how_far_they_came(store):
@@ -87,7 +87,7 @@ def test_trials_without_a_result_are_told_with_how_far_they_came(store):
     )
     told = report(found, store)
     assert "90.0 %" in told and "align.beta=1.0: not trained yet" in told
-    stopped = "align.beta=0.5: without a result, came to step 12 of 30, 50 % of its pairs right"
+    stopped = "align.beta=0.5: no result; stopped at step 12 of 30, with 50 % of its pairs right"
     assert stopped in told and stopped in store.path("sweep.html").read_text()
 
 
@@ -151,7 +151,7 @@ def test_trials_that_hold_out_other_pairs_are_ranked_untested(store):
     ended(found[1], {f"two{number}": 1.0 for number in range(10)})
     told = report(found, store)
     assert told.index("seed=2") < told.index("seed=1")
-    assert "too few pairs are held out of all trials" in told
+    assert "too few held-out pairs in common" in told
 
 
 def test_a_parameter_that_no_stage_reads_is_refused_before_anything_runs(
