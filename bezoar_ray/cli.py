@@ -1,8 +1,9 @@
-"""The command `bezoar`: parses, calls one function, prints."""
+"""The command `bezoar`: parse the arguments, call one function, print the result."""
 
 import argparse
 import os
 import sys
+import textwrap
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,22 +19,29 @@ if TYPE_CHECKING:
     from bezoar_ray.runs.submit import Jobs
     from bezoar_ray.store import Store
 
+    Commands = _SubParsersAction[argparse.ArgumentParser]
+
 _EPILOG = """\
 examples:
-  bezoar run tiny                                   the whole recipe on this laptop, into runs/tiny
-  bezoar plan openbezoar-3b                         what the paper's recipe would call, cost and take
-  bezoar run openbezoar-3b --pilot 20               20 seeds per scheme: look at them before the bill
+  bezoar run tiny                            the whole recipe on this laptop
+  bezoar plan openbezoar-3b                  calls, cost and time of the paper's recipe
+  bezoar run openbezoar-3b --pilot 20        20 seeds per scheme, to read the samples
   bezoar plan openbezoar-3b --from runs/openbezoar-3b-pilot
-  bezoar run mine.yaml --set align.beta=0.2 --stages align,evaluate,report
-  bezoar submit modern --address http://127.0.0.1:8265 --run-dir s3://bucket/runs/modern --follow
 
-exit codes: 0 done, 2 bad recipe or usage or a run directory in use, 3 a stage failed (what is done stays),
-4 budget reached, 130 interrupted. Run the same command again to go on.
+`bezoar COMMAND --help` shows the options and examples of a command.
+
+exit codes:
+  0    done
+  2    bad recipe or arguments, or the run directory is in use
+  3    a stage failed; the results of finished stages are kept
+  4    the budget is reached
+  130  interrupted
+Run the same command again to resume.
 """
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """The command's exit code."""
+    """Run the command `bezoar`, and return its exit code."""
     options = _parser().parse_args(arguments)
     try:
         options.call(options)
@@ -41,12 +49,12 @@ def main(arguments: list[str] | None = None) -> int:
     except BezoarError as error:
         print(f"bezoar: {error}", file=sys.stderr)
         return error.exit_code
-    except BrokenPipeError:  # who read the output, such as `head`, has seen enough
+    except BrokenPipeError:  # the reader of a pipe, such as `head`, has ended
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except KeyboardInterrupt:
         print(
-            "bezoar: interrupted; run the same command again to go on", file=sys.stderr
+            "bezoar: interrupted; run the same command again to resume", file=sys.stderr
         )
         return 130
     return 0
@@ -58,22 +66,20 @@ def _run(options: argparse.Namespace) -> None:
     from bezoar_ray.runtime.progress import Progress
     from bezoar_ray.store import Store
 
-    recipe, stages = _recipe(options), parse_stages(options.stages)
-    name = recipe.name
+    recipe = _recipe(options)
+    stages = parse_stages(options.stages)
+    folder = recipe.name
     if options.pilot:
-        recipe, stages, name = (
-            pilot(recipe, options.pilot),
-            ["generate", "filter", "report"],
-            f"{name}-pilot",
-        )
-    store = Store(options.run_dir or Path("runs") / name)
+        recipe = pilot(recipe, options.pilot)
+        stages = ["generate", "filter", "report"]
+        folder += "-pilot"
+    store = Store(options.run_dir or Path("runs") / folder)
     run(recipe, store, stages, Progress(run=store.name))
     if options.pilot:
         print(show(store, recipe.schemes))
-    print(
-        f"\n{store.root}/summary.json"
-        + (f"\n{store.root}/report.html" if "report" in stages else "")
-    )
+    print(f"\n{store.root}/summary.json")
+    if "report" in stages:
+        print(f"{store.root}/report.html")
 
 
 def _plan(options: argparse.Namespace) -> None:
@@ -100,31 +106,33 @@ def _plan(options: argparse.Namespace) -> None:
 def _check(recipe: "Recipe", offline: bool) -> None:
     from bezoar_ray.runs.preflight import check
 
-    found = check(recipe, working_stages(), offline)
+    findings = check(recipe, working_stages(), offline)
     print("\nTried: the first rows of each source, templates, tasks and questions.")
-    for kind, lines in (("note", found.notes), ("not tried", found.unchecked)):
-        for line in lines:
-            print(f"- {kind}: {line}")
-    if found.problems:
-        raise RecipeError("\n".join(found.problems))
+    for note in findings.notes:
+        print(f"- note: {note}")
+    for item in findings.unchecked:
+        print(f"- not tried: {item}")
+    if findings.problems:
+        raise RecipeError("\n".join(findings.problems))
 
 
 def _submit(options: argparse.Namespace) -> None:
     from bezoar_ray.runs.submit import Jobs
 
-    arguments = [
-        part
-        for name in ("stages", "pilot")
-        if (value := getattr(options, name))
-        for part in (f"--{name}", str(value))
-    ]
+    arguments = []
+    if options.stages:
+        arguments += ["--stages", options.stages]
+    if options.pilot:
+        arguments += ["--pilot", str(options.pilot)]
     jobs = Jobs(options.address)
     job = jobs.submit(
         _recipe(options), options.run_dir, arguments, options.requirements
     )
-    print(f"{job.id}: {'works on it already' if job.found else 'submitted'}")
+    state = "already runs for this directory" if job.found else "submitted"
+    print(f"{job.id}: {state}")
     print(
-        f"to attach: bezoar status {options.run_dir} --address {options.address} --follow"
+        f"to attach: bezoar status {options.run_dir} --address {options.address} "
+        "--follow"
     )
     if options.follow:
         _follow(jobs, job.id)
@@ -134,7 +142,7 @@ def _follow(jobs: "Jobs", id: str) -> None:
     try:
         jobs.follow(id)
     except KeyboardInterrupt:
-        print(f"\n{id} goes on; `ray job stop {id}` would end it")
+        print(f"\n{id} keeps running; `ray job stop {id}` stops it")
 
 
 def _status(options: argparse.Namespace) -> None:
@@ -143,7 +151,7 @@ def _status(options: argparse.Namespace) -> None:
 
     if options.follow and not options.address:
         raise RecipeError(
-            "--follow needs the --address of the cluster whose job is to be followed"
+            "--follow needs --address, the dashboard URL of the cluster that runs the job"
         )
     if not options.address:
         return print(render(Store(options.dir)))
@@ -151,17 +159,15 @@ def _status(options: argparse.Namespace) -> None:
 
     jobs = Jobs(options.address)
     job = jobs.last(options.dir)
-    print(
-        f"{job.id}: {job.status.lower()}"
-        if job
-        else f"no job has worked on {options.dir}"
-    )
+    if job:
+        print(f"{job.id}: {job.status.lower()}")
+    else:
+        print(f"no job has used {options.dir}")
     if "://" in options.dir or Path(options.dir).is_dir():
         try:
             print(render(Store(options.dir)))
-        except (
-            BezoarError
-        ) as error:  # it has not begun, or this machine has no key of the bucket
+        except BezoarError as error:
+            # The run has not begun, or this machine has no key of the bucket.
             print(error)
     if job and options.follow:
         _follow(jobs, job.id)
@@ -180,14 +186,14 @@ def _compare(options: argparse.Namespace) -> None:
     from bezoar_ray.report.compare import as_page, as_text, compare
     from bezoar_ray.store import Store
 
-    stores = {folder: _existing(folder) for folder in options.dir}
-    runs = [
-        (Path(folder).name, recipe, store) for folder, (store, recipe) in stores.items()
-    ]
-    found = compare(runs)
-    print(as_text(found))
+    runs = []
+    for folder in options.dir:
+        store, recipe = _existing(folder)
+        runs.append((Path(folder).name, recipe, store))
+    comparison = compare(runs)
+    print(as_text(comparison))
     page = Path(options.page)
-    Store(page.parent).replace(page.name, as_page(found))
+    Store(page.parent).replace(page.name, as_page(comparison))
     print(f"\n{page.absolute()}")
 
 
@@ -208,21 +214,22 @@ def _sweep(options: argparse.Namespace) -> None:
 
     name = load_recipe(options.recipe, options.set).name
     store = Store(options.run_dir or Path("runs") / f"{name}-sweep")
-    found = trials(options.recipe, options.set, options.param, store)
+    grid = trials(options.recipe, options.set, options.param, store)
     try:
-        sweep(found, store, Progress())
+        sweep(grid, store, Progress())
     finally:
-        print(report(found, store))
+        print(report(grid, store))
 
 
 def _push(options: argparse.Namespace) -> None:
     from bezoar_ray.report.hub import push, uploads
 
     store, recipe = _existing(options.dir)
-    found = uploads(recipe, store, options.owner, options.only)
-    print("\n".join(map(str, found)))
+    planned = uploads(recipe, store, options.owner, options.only)
+    for upload in planned:
+        print(upload)
     if not options.dry_run:
-        push(found, options.private)
+        push(planned, options.private)
 
 
 def _tiny(options: argparse.Namespace) -> None:
@@ -243,14 +250,14 @@ def _doctor(options: argparse.Namespace) -> None:
 def _positive(text: str) -> int:
     number = int(text)
     if number < 1:
-        raise argparse.ArgumentTypeError(f"{text}: expected 1 or more")
+        raise argparse.ArgumentTypeError(f"{text}: expected a number of at least 1")
     return number
 
 
-def _of_serve(text: str) -> str:
+def _serve_setting(text: str) -> str:
     if not text.startswith("serve."):
         raise argparse.ArgumentTypeError(
-            f"{text}: expected serve.KEY=VALUE; the rest is as the run has it"
+            f"{text}: expected serve.KEY=VALUE. All other fields are those of the run"
         )
     return text
 
@@ -264,12 +271,15 @@ def _recipe(options: argparse.Namespace) -> "Recipe":
 def _existing(
     folder: str, overrides: list[str] | tuple[str, ...] = ()
 ) -> "tuple[Store, Recipe]":
-    """The run directory and its recipe."""
+    """Open a run directory, and read its recipe."""
     from bezoar_ray.recipe import recipe_of
     from bezoar_ray.store import Store
 
     store = Store(folder)
     return store, recipe_of(store, overrides)
+
+
+# The parser. The order of `add_argument` calls is the order in --help.
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -281,125 +291,209 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    _add_run(commands)
+    _add_plan(commands)
+    _add_submit(commands)
+    _add_status(commands)
+    _add_report(commands)
+    _add_compare(commands)
+    _add_serve(commands)
+    _add_sweep(commands)
+    _add_push(commands)
+    _add_tiny(commands)
+    _add_doctor(commands)
+    return parser
 
+
+def _add_run(commands: "Commands") -> None:
     command = _command(
-        commands, "run", _run, "carry out a recipe; what is done already is skipped"
+        commands,
+        "run",
+        _run,
+        "carry out a recipe, and skip the stages that are done",
+        examples="""\
+  bezoar run tiny
+  bezoar run openbezoar-3b --pilot 20
+  bezoar run mine.yaml --set align.beta=0.2 --stages align,evaluate,report""",
     )
     _add_recipe(command)
     command.add_argument(
         "--run-dir",
         metavar="DIR",
-        help="where everything goes (default: runs/<recipe>[-pilot])",
+        help="where all results go: a folder, s3://… or gs://… "
+        "(default: runs/<recipe>, or runs/<recipe>-pilot)",
     )
     _add_stages(command)
 
+
+def _add_plan(commands: "Commands") -> None:
     command = _command(
         commands,
         "plan",
         _plan,
-        "calls, tokens, dollars and GPU hours of a recipe; runs nothing",
+        "estimate the calls, tokens, dollars and GPU hours of a recipe, and run nothing",
+        examples="""\
+  bezoar plan openbezoar-3b --check
+  bezoar plan openbezoar-3b --from runs/openbezoar-3b-pilot
+  bezoar plan modern --cluster A100=1.1""",
     )
     _add_recipe(command)
     command.add_argument(
         "--from",
         dest="measured",
         metavar="DIR",
-        help="estimate from what the run (a pilot) in DIR measured",
+        help="estimate from the measured tokens of the run in DIR, such as a pilot",
     )
-    cards = command.add_mutually_exclusive_group()
-    cards.add_argument(
+    gpus = command.add_mutually_exclusive_group()
+    gpus.add_argument(
         "--gpu",
         metavar="GPU",
-        help=f"the kind whose memory and hours are planned, in place of the recipe's: {', '.join(GPUS)}",
+        help="plan memory and hours for this kind of GPU instead of the recipe's: "
+        f"{', '.join(GPUS)}",
     )
-    cards.add_argument(
+    gpus.add_argument(
         "--cluster",
         metavar="GPU[=USD]",
-        help="hours and dollars on 1, 8 and 64 GPUs of a kind; A100=1.1 at your price an hour",
+        help="print hours and dollars on 1, 8 and 64 GPUs of a kind; "
+        "A100=1.1 sets your price per GPU hour",
     )
     command.add_argument(
         "--check",
         action="store_true",
-        help="try what a run would fail on: rows, templates, tasks, questions, the hub",
+        help="also try the inputs that can make a run fail: rows, templates, tasks, "
+        "questions, the hub",
     )
     command.add_argument(
         "--offline",
         action="store_true",
-        help="with --check: leave out, and name, what needs the hub",
+        help="with --check: skip what needs the hub, and list it as not tried",
     )
 
+
+def _add_submit(commands: "Commands") -> None:
     command = _command(
-        commands, "submit", _submit, "carry out a recipe as a job on a Ray cluster"
+        commands,
+        "submit",
+        _submit,
+        "carry out a recipe as a job on a Ray cluster, or attach to its running job",
+        examples="""\
+  bezoar submit modern --address http://127.0.0.1:8265 \\
+      --run-dir s3://bucket/runs/modern --follow""",
     )
     _add_recipe(command)
     command.add_argument(
         "--address",
         required=True,
         metavar="URL",
-        help="the cluster's dashboard: http://head:8265",
+        help="the URL of the cluster's dashboard, such as http://head:8265",
     )
     command.add_argument(
         "--run-dir",
         required=True,
         metavar="DIR",
-        help="s3://…, gs://…, or the whole path of a folder that all nodes see",
+        help="where all results go: s3://…, gs://…, or the absolute path of a folder "
+        "that all nodes see",
     )
     _add_stages(command)
     command.add_argument(
         "--requirements",
         metavar="FILE",
-        help="pinned packages for nodes whose image has no bezoar_ray",
+        help="install these pinned packages on the nodes; for images without bezoar_ray",
     )
     command.add_argument(
         "--follow",
         action="store_true",
-        help="print its lines until it ends; Ctrl-C lets it go on",
+        help="print the output of the job until it ends; Ctrl-C does not stop the job",
     )
-    command = _command(commands, "status", _status, "how far a run is")
+
+
+def _add_status(commands: "Commands") -> None:
+    command = _command(
+        commands,
+        "status",
+        _status,
+        "show the state of a run: stages, rows, calls and dollars",
+        examples="""\
+  bezoar status runs/tiny
+  bezoar status s3://bucket/runs/modern --address http://127.0.0.1:8265 --follow""",
+    )
     _add_dir(command)
     command.add_argument(
-        "--address", metavar="URL", help="of the cluster whose job works on it"
+        "--address",
+        metavar="URL",
+        help="also show the job of this run on the cluster with this dashboard URL",
     )
     command.add_argument(
-        "--follow", action="store_true", help="print that job's lines until it ends"
+        "--follow",
+        action="store_true",
+        help="print the output of the job until it ends; needs --address",
     )
-    command = _command(commands, "report", _report, "write a run's report again")
+
+
+def _add_report(commands: "Commands") -> None:
+    command = _command(
+        commands,
+        "report",
+        _report,
+        "write the report and the cards of a run again",
+        examples="  bezoar report runs/tiny",
+    )
     _add_dir(command)
+
+
+def _add_compare(commands: "Commands") -> None:
     command = _command(
         commands,
         "compare",
         _compare,
-        "runs side by side: what differs in their recipes, what came of it",
+        "show the recipes and the results of several runs side by side",
+        examples="  bezoar compare runs/tiny runs/modern --page compare.html",
     )
-    command.add_argument("dir", metavar="DIR", nargs="+", help="run directories")
+    command.add_argument(
+        "dir", metavar="DIR", nargs="+", help="run directories to compare"
+    )
     command.add_argument(
         "--page",
         default="compare.html",
         metavar="FILE",
-        help="where the page goes (default: %(default)s)",
+        help="where the page is written (default: %(default)s)",
     )
+
+
+def _add_serve(commands: "Commands") -> None:
     command = _command(
         commands,
         "serve",
         _serve,
-        "host a run's checkpoints behind one OpenAI-compatible endpoint, until Ctrl-C: "
-        "http://127.0.0.1:8000/v1, with a model for each checkpoint that the run has "
-        f"({', '.join(checkpoint_names())}). With BEZOAR_API_KEY set, clients must show that key.",
+        "serve the checkpoints of a run behind one OpenAI-compatible endpoint",
+        details="The endpoint is http://127.0.0.1:8000/v1 until Ctrl-C. It has a model "
+        f"for each checkpoint of the run ({', '.join(checkpoint_names())}). If "
+        "BEZOAR_API_KEY is set, clients must send that key.",
+        examples="""\
+  bezoar serve runs/tiny
+  bezoar serve runs/tiny --set serve.port=8001""",
     )
     _add_dir(command)
     command.add_argument(
         "--set",
         action="append",
         default=[],
-        type=_of_serve,
+        type=_serve_setting,
         metavar="serve.KEY=VALUE",
-        help="override how it is served: serve.port=8001, serve.num_gpus=0",
+        help="override a setting of serving, such as serve.num_gpus=0; can be repeated",
     )
+
+
+def _add_sweep(commands: "Commands") -> None:
     command = _command(
         commands,
         "sweep",
         _sweep,
-        "train a grid of recipes, up to align, that share all stages which no parameter touches",
+        "train a grid of recipes up to align, and rank them",
+        details="Stages that no parameter changes run once, for all recipes.",
+        examples="""\
+  bezoar sweep tiny --param align.beta=0.1,0.5
+  bezoar sweep tiny --param align.beta=0.1,0.5 --param align.learning_rate=1e-4,1e-5""",
     )
     _add_recipe(command)
     command.add_argument(
@@ -407,66 +501,95 @@ def _parser() -> argparse.ArgumentParser:
         action="append",
         required=True,
         metavar="KEY.PATH=A,B",
-        help="values to try; several make a grid",
+        help="a field and the values to try; repeat it for a grid",
     )
     command.add_argument(
         "--run-dir",
         metavar="DIR",
-        help="where everything goes (default: runs/<recipe>-sweep)",
+        help="where all results go (default: runs/<recipe>-sweep)",
     )
+
+
+def _add_push(commands: "Commands") -> None:
     command = _command(
         commands,
         "push",
         _push,
-        "upload a run's checkpoints, adapters and rows with their cards to a hub",
+        "upload checkpoints, adapters and rows of a run, with their cards, to a hub",
+        examples="""\
+  bezoar push runs/modern my-org --dry-run
+  bezoar push runs/modern my-org --only dpo dataset --private""",
     )
     _add_dir(command)
     command.add_argument(
         "owner",
         metavar="OWNER",
-        help="user or organisation; repositories are OWNER/<recipe>-<part>",
+        help="user or organization; the repositories are OWNER/<recipe>-<part>",
     )
     command.add_argument(
         "--only",
         nargs="+",
         metavar="PART",
-        help=f"of {', '.join(checkpoint_names()[1:])} and dataset (default: all)",
+        help="upload these parts only: "
+        f"{', '.join(checkpoint_names()[1:])}, dataset (default: all)",
     )
     command.add_argument(
-        "--private", action="store_true", help="create the repositories as private ones"
+        "--private", action="store_true", help="create the repositories as private"
     )
     command.add_argument(
-        "--dry-run", action="store_true", help="say what would be uploaded, and stop"
+        "--dry-run", action="store_true", help="list the uploads, and upload nothing"
     )
+
+
+def _add_tiny(commands: "Commands") -> None:
     command = _command(
-        commands, "tiny", _tiny, "build the embedded world that `run tiny` uses"
+        commands,
+        "tiny",
+        _tiny,
+        "build the embedded models and data that `bezoar run tiny` uses",
+        examples="  bezoar tiny build",
     )
     command.add_argument(
-        "action", choices=["build"], help="make it now, into the cache"
+        "action", choices=["build"], help="build them now, in the cache"
     )
+
+
+def _add_doctor(commands: "Commands") -> None:
     command = _command(
         commands,
         "doctor",
         _doctor,
         "check this machine, and list what each recipe is missing",
+        examples="""\
+  bezoar doctor
+  bezoar doctor modern mine.yaml""",
     )
     command.add_argument(
         "recipe",
         metavar="RECIPE",
         nargs="*",
-        help="names or YAML files (default: all packaged ones)",
+        help="names or YAML files of recipes, whose inputs are tried, too "
+        "(default: all packaged recipes, without a try)",
     )
-    return parser
 
 
 def _command(
-    commands: "_SubParsersAction[argparse.ArgumentParser]",
+    commands: "Commands",
     name: str,
     call: Callable[[argparse.Namespace], None],
-    text: str,
+    summary: str,
+    *,
+    examples: str,
+    details: str = "",
 ) -> argparse.ArgumentParser:
+    """Add a command; `--help` shows its summary, details and examples."""
+    sentence = f"{summary[0].upper()}{summary[1:]}."
     command = commands.add_parser(
-        name, help=text, description=text[0].upper() + text[1:] + "."
+        name,
+        help=summary,
+        description=textwrap.fill(f"{sentence} {details}".strip(), width=80),
+        epilog=f"examples:\n{examples}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     command.set_defaults(call=call)
     return command
@@ -479,15 +602,18 @@ def _add_dir(command: argparse.ArgumentParser) -> None:
 
 
 def _add_stages(command: argparse.ArgumentParser) -> None:
-    either = command.add_mutually_exclusive_group()
-    either.add_argument(
-        "--stages", metavar="A,B", help=f"only these of {','.join(STAGES)}"
+    selection = command.add_mutually_exclusive_group()
+    selection.add_argument(
+        "--stages",
+        metavar="A,B",
+        help=f"carry out these stages only, out of {','.join(STAGES)}",
     )
-    either.add_argument(
+    selection.add_argument(
         "--pilot",
         type=_positive,
         metavar="N",
-        help="N seeds per scheme (of LaMini, N calls), generate and filter only; shows the samples",
+        help="generate and filter with N seeds per scheme (with N calls for LaMini), "
+        "and print samples",
     )
 
 
@@ -495,14 +621,15 @@ def _add_recipe(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "recipe",
         metavar="RECIPE",
-        help="a packaged name (tiny, openbezoar-3b, modern) or the path of a YAML file",
+        help="the name of a packaged recipe, such as tiny, openbezoar-3b or modern, or "
+        "the path of a YAML file",
     )
     command.add_argument(
         "--set",
         action="append",
         default=[],
         metavar="KEY.PATH=VALUE",
-        help="override a recipe value (YAML); may be repeated",
+        help="override a field of the recipe with a YAML value; can be repeated",
     )
 
 

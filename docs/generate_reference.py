@@ -1,10 +1,11 @@
-"""Write the pages of docs/reference/ that follow from the code: `python docs/generate_reference.py`.
+"""Write the pages of docs/reference/ from the code: `python docs/generate_reference.py`.
 
-tests/test_docs_site.py fails where a page differs from what this script would write.
+tests/test_docs_site.py fails if a page differs from the output of this script.
 """
 
 import argparse
 import inspect
+import textwrap
 import types
 from collections.abc import Iterator
 from dataclasses import fields
@@ -26,7 +27,7 @@ from bezoar_ray.stages import STAGES
 
 FOLDER = Path(__file__).parent / "reference"
 _NOTE = "<!-- Written by docs/generate_reference.py from the code. Change the code, then run `make reference`. -->"
-_NAMES = {
+_TYPE_NAMES = {
     str: "text",
     int: "integer",
     float: "number",
@@ -42,18 +43,18 @@ _BOUNDS = {
 }
 
 COLUMNS = {
-    "id": "16 hex digits, made from the recipe's seed, the scheme, the seeds and the position of the call. The text of "
+    "id": "16 hex digits: a hash of the recipe's seed, the scheme, the seeds and the position of the call. The text of "
     "the row does not enter.",
     "scheme": "`lamini`, `evol_instruct`, `orca`, or the name of a custom scheme.",
     "operation": "How the row was made: LaMini's generator, Evol-Instruct's operation, Orca's system message, or the "
-    "name that a custom scheme gives.",
+    "name that a custom scheme sets.",
     "round": "Evol-Instruct's epoch, from 1. 0 for other schemes.",
     "system": "System message of the call that wrote the response.",
     "history": "Earlier turns of a conversation, in custom rows.",
     "instruction": "The instruction.",
     "input": "Text that the instruction is about.",
     "response": "The teacher's answer.",
-    "finish_reason": "Why the answer ended: `stop`, or `length` where it was cut off.",
+    "finish_reason": "Why the answer ended: `stop`, or `length` if it was cut off.",
     "tokens_in": "Prompt tokens of the call that wrote the response.",
     "tokens_out": "Completion tokens of that call.",
     "seed_ids": "Ids of the seeds that the row was made from.",
@@ -64,40 +65,40 @@ COLUMNS = {
     "prompt_hash": "Hash of the messages that asked for the response.",
     "status": "`generated`, `accepted`, `rejected` or `failed`.",
     "reason": "Why the row was rejected or failed: see [rejection reasons](rejection-reasons.md).",
-    "verdicts": "One verdict for each judge that was asked.",
-    "task_source": "FLAN sub-mixture, in rows of Orca.",
-    "task_name": "FLAN task, in rows of Orca.",
+    "verdicts": "One verdict for each judge that was called.",
+    "task_source": "FLAN sub-mixture, in Orca rows.",
+    "task_name": "FLAN task, in Orca rows.",
     "judge": "Model that rated the row.",
-    "rating": "Rating from 1 to 5. Empty where none could be read.",
-    "source": "Where the pair comes from.",
+    "rating": "Rating from 1 to 5. Empty if the reply has none.",
+    "source": "Source of the pair.",
     "license": "Licence of that source.",
     "prompt": "The conversation up to the last user turn.",
     "chosen": "The preferred answer.",
     "rejected": "The other answer.",
 }
-_OF_VERDICT = {
+_VERDICT_FIELDS = {
     "status": "`accepted`, `rejected` or `failed`.",
     "reason": "The judge's reason, or the error of the call.",
 }
-_OF_PAIR = {"id": "Hash of the pair's source and position."}
+_PAIR_COLUMNS = {"id": "Hash of the pair's source and position."}
 
 REASONS = {
     "missing": (
         "generate",
-        "LaMini: the teacher's reply holds fewer instructions than were asked for. The row fails.",
+        "LaMini: the teacher's reply has fewer instructions than requested. The row fails.",
     ),
     "call": (
         "generate",
-        "A model call failed for good. The text after the colon is the error. The row fails.",
+        "A model call was refused, or all retries failed. The text after the colon is the error. The row fails.",
     ),
     "adds_nothing": (
         "generate",
         "Evol-Instruct: the evolved instruction asks nothing new.",
     ),
-    "sorry": ("generate", "Evol-Instruct: the answer is short and says sorry."),
+    "sorry": ("generate", "Evol-Instruct: the answer is short and contains “sorry”."),
     "stop_words": (
         "generate",
-        "Evol-Instruct: the answer holds punctuation and stop words only.",
+        "Evol-Instruct: the answer has only punctuation and stop words.",
     ),
     "duplicate": (
         "generate, filter",
@@ -109,32 +110,32 @@ REASONS = {
     ),
     "unrated": (
         "filter",
-        "A deciding judge gave no rating, twice. After the colon stands the cause. The row fails.",
+        "A deciding judge gave no rating, twice. The text after the colon is the cause. The row fails.",
     ),
     "contaminated": (
         "filter",
         "The row shares text with a benchmark that the recipe evaluates on. The text after the colon names the "
-        "benchmark. `filter.decontaminate: false` switches the check off.",
+        "benchmark. `filter.decontaminate: false` turns the check off.",
     ),
     "near_duplicate": (
         "filter",
-        "The row says nearly the same as another row or a seed (MinHash of word triples, 0.85).",
+        "The row has nearly the same text as another row or a seed (MinHash of word triples, 0.85).",
     ),
     "same_meaning": (
         "filter",
-        "The instruction asks the same as another one in other words. Needs `filter.meaning`.",
+        "The instruction has the same meaning as another one in other words. Needs `filter.meaning`.",
     ),
     "not_best": (
         "filter",
-        "Another answer to the same instruction is rated higher. Needs `generate.candidates`.",
+        "Another answer to the same instruction has a higher rating. Needs `generate.candidates`.",
     ),
-    "capped": ("filter", "The scheme has as many rows as `filter.cap` allows."),
+    "capped": ("filter", "The scheme already has as many rows as `filter.cap` allows."),
 }
-"""Reasons that come from elsewhere than a gate: the stage that gives them, and their meaning."""
+"""Reasons that do not come from a gate: their stage and their meaning."""
 
 
 def pages() -> dict[str, str]:
-    """Each generated page by its file name."""
+    """Return each generated page by its file name."""
     return {
         "recipe.md": recipe_page(),
         "commands.md": commands_page(),
@@ -146,37 +147,33 @@ def pages() -> dict[str, str]:
 
 
 def recipe_page() -> str:
-    """Every section of a recipe, with a table of its fields."""
-    found: dict[type[BaseModel], list[str]] = {}
-    counted: set[type[BaseModel]] = (
-        set()
-    )  # sections of which a field can enter a fingerprint
+    """Return a page with a table of fields for every section of a recipe."""
+    paths_of: dict[type[BaseModel], list[str]] = {}
+    # Sections that have a field that can enter a fingerprint.
+    counted: set[type[BaseModel]] = set()
     for path, model, counts in sections(Recipe):
-        found.setdefault(model, []).append(path)
-        counted |= {model} if counts else set()
-    anchors = {model: anchor(_title(paths)) for model, paths in found.items()}
+        paths_of.setdefault(model, []).append(path)
+        if counts:
+            counted.add(model)
+    anchors = {model: anchor(_title(paths)) for model, paths in paths_of.items()}
+    stage_rows = []
+    for stage in STAGES.values():
+        reads = ", ".join(f"`{name}`" for name in stage.reads)
+        stage_rows.append([f"`{stage.name}`", reads])
     parts = [
         "# Recipe fields",
         "A recipe is a YAML file with the sections below. Unknown keys are refused.",
-        "The column *fingerprint* says whether a change of the field redoes stages. **yes**: the stages that read the "
-        "field run again, and those after them. **no**: the field is runtime-only, and the run resumes where it "
-        "stopped. **content**: as yes; where the value names files, their content counts in place of their names. "
+        "The column *fingerprint* tells whether a change of the field redoes stages. **yes**: the stages that read the "
+        "field run again, and all later stages. **no**: the field is runtime-only, and the run resumes where it "
+        "stopped. **content**: as yes; if the value names files, their content counts instead of their names. "
         "**by field**: see the section. "
         "[Fingerprints and resume](../explanation/fingerprints-and-resume.md) explains the idea.",
         "## Which stage reads which section",
-        table(
-            ["stage", "reads"],
-            [
-                [f"`{stage}`", ", ".join(f"`{name}`" for name in names)]
-                for stage, names in (
-                    (stage.name, stage.reads) for stage in STAGES.values()
-                )
-            ],
-        ),
+        table(["stage", "reads"], stage_rows),
         "The fingerprint of a stage also covers all that the stages before it read. `template` is the text of "
         "`chat_template`. `mt_bench_judges` are the judges of `evaluate.mt_bench`, or the first of `judges`.",
     ]
-    for model, paths in found.items():
+    for model, paths in paths_of.items():
         parts += [
             f"## {_title(paths)}",
             inspect.cleandoc(model.__doc__ or ""),
@@ -188,27 +185,28 @@ def recipe_page() -> str:
 def sections(
     model: type[BaseModel], path: str = "", counts: bool = True
 ) -> Iterator[tuple[str, type[BaseModel], bool]]:
-    """Each section with its path in a recipe, and whether it can enter a fingerprint.
+    """Yield each section with its path, and whether it can enter a fingerprint.
 
-    A path has `judges[]` for an entry of a list, and `own.NAME` for an entry of a mapping.
+    A path has `judges[]` for an entry of a list, and `own.NAME` for an entry of a
+    mapping.
     """
     yield path, model, counts
     for name, field in model.model_fields.items():
+        inner_counts = counts and RUNTIME_ONLY not in field.metadata
         for steps, inner in _models_in(field.annotation):
-            yield from sections(
-                inner,
-                f"{path}.{name}{steps}".lstrip("."),
-                counts and RUNTIME_ONLY not in field.metadata,
-            )
+            inner_path = f"{path}.{name}{steps}".lstrip(".")
+            yield from sections(inner, inner_path, inner_counts)
 
 
 def _models_in(annotation: Any) -> Iterator[tuple[str, type[BaseModel]]]:
+    """Yield the sections in a type, with the steps of the path that lead to them."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         yield "", annotation
         return
     step = {tuple: "[]", list: "[]", dict: ".NAME"}.get(get_origin(annotation), "")
     for inner in get_args(annotation):
-        yield from ((step + steps, model) for steps, model in _models_in(inner))
+        for steps, model in _models_in(inner):
+            yield step + steps, model
 
 
 def _title(paths: list[str]) -> str:
@@ -221,18 +219,15 @@ def _fields(
     rows = []
     for name, field in model.model_fields.items():
         inner = next((found for _, found in _models_in(field.annotation)), None)
-        text = describe(model, name) or inspect.cleandoc(inner.__doc__ or "")
-        rows.append(
-            [
-                f"`{name}`",
-                _section_link(field, anchors[inner])
-                if inner
-                else type_name(field.annotation, field.metadata),
-                default(field),
-                fingerprint(name, field.metadata, bool(inner)) if counts else "no",
-                " ".join(text.split()),
-            ]
-        )
+        text = describe(model, name)
+        if inner:
+            text = text or inspect.cleandoc(inner.__doc__ or "")
+            kind = _section_link(field, anchors[inner])
+        else:
+            kind = type_name(field.annotation, field.metadata)
+        enters = fingerprint(name, field.metadata, bool(inner)) if counts else "no"
+        one_line = " ".join(text.split())
+        rows.append([f"`{name}`", kind, default(field), enters, one_line])
     return table(["field", "type", "default", "fingerprint", "meaning"], rows)
 
 
@@ -244,19 +239,22 @@ def _section_link(field: Any, name: str) -> str:
 
 
 def describe(model: type[BaseModel], name: str) -> str:
-    """The docstring of a field; where a section gives an inherited field another default, that of its parent."""
-    models = [
-        base
-        for base in model.__mro__
-        if issubclass(base, BaseModel) and name in base.model_fields
-    ]
-    return next(
-        (text for base in models if (text := base.model_fields[name].description)), ""
-    )
+    """Return the docstring of a field.
+
+    A section that only changes the default of an inherited field has none, so the
+    docstring of its parent is used.
+    """
+    for base in model.__mro__:
+        if not issubclass(base, BaseModel) or name not in base.model_fields:
+            continue
+        text = base.model_fields[name].description
+        if text:
+            return text
+    return ""
 
 
 def fingerprint(name: str, metadata: list[Any], is_section: bool) -> str:
-    """Whether a field enters the fingerprint of the stages that read it."""
+    """Tell whether a field enters the fingerprint of the stages that read it."""
     if name == "engine":
         return "arguments that change the answers"
     if RUNTIME_ONLY in metadata:
@@ -267,98 +265,95 @@ def fingerprint(name: str, metadata: list[Any], is_section: bool) -> str:
 
 
 def default(field: Any) -> str:
-    """A field's default, as YAML on one line."""
-    if field.default is PydanticUndefined:
-        return "required"
-    if isinstance(field.default, BaseModel):
-        return "as below"
+    """Return the default of a field, as YAML on one line."""
     value = field.default
-    if isinstance(value, dict) and any(
-        isinstance(inner, BaseModel) for inner in value.values()
-    ):
-        value = {
-            name: inner.model_dump(exclude_defaults=True)
-            for name, inner in value.items()
-        }
-    plain = yaml.safe_dump(
+    if value is PydanticUndefined:
+        return "required"
+    if value is None:
+        return "empty"
+    if isinstance(value, BaseModel):
+        return "as below"
+    text = yaml.safe_dump(
         _plain(value), default_flow_style=True, width=10_000, sort_keys=False
     )
-    return (
-        f"`{plain.removesuffix('...' + chr(10)).strip()}`"
-        if value is not None
-        else "empty"
-    )
+    # YAML ends a lone scalar with a line of three dots.
+    return f"`{text.removesuffix('...' + chr(10)).strip()}`"
 
 
 def _plain(value: Any) -> Any:
+    """Convert a default to lists and dictionaries, which YAML can write."""
+    if isinstance(value, BaseModel):
+        return value.model_dump(exclude_defaults=True)
     if isinstance(value, list | tuple):
         return [_plain(item) for item in value]
-    return (
-        {key: _plain(item) for key, item in value.items()}
-        if isinstance(value, dict)
-        else value
-    )
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    return value
 
 
 def type_name(annotation: Any, metadata: Any = ()) -> str:
-    """A type in words, with its bounds."""
-    origin, inner = get_origin(annotation), get_args(annotation)
+    """Return a type in words, with its bounds."""
+    origin = get_origin(annotation)
+    arguments = get_args(annotation)
     if origin is Annotated:
-        return type_name(inner[0], [*inner[1:], *metadata])
+        return type_name(arguments[0], [*arguments[1:], *metadata])
     if origin is Literal:
-        return " or ".join(f"`{choice}`" for choice in inner)
+        return " or ".join(f"`{choice}`" for choice in arguments)
     if origin in (Union, types.UnionType):
-        return " or ".join(
-            type_name(one, metadata if one is not type(None) else ()) for one in inner
-        )
+        names = []
+        for argument in arguments:
+            bounds = () if argument is type(None) else metadata
+            names.append(type_name(argument, bounds))
+        return " or ".join(names)
     if origin is tuple:
-        return " and ".join(
-            dict.fromkeys(
-                f"list of {type_name(one)}" for one in inner if one is not ...
-            )
-        )
+        items = [type_name(argument) for argument in arguments if argument is not ...]
+        return " and ".join(dict.fromkeys(f"list of {item}" for item in items))
     if origin is dict:
-        return f"mapping of {type_name(inner[0])} to {type_name(inner[1])}"
-    return " ".join(
-        [_NAMES.get(annotation, str(annotation)), *_bounds(annotation, metadata)]
-    )
+        key, value = arguments
+        return f"mapping of {type_name(key)} to {type_name(value)}"
+    name = _TYPE_NAMES.get(annotation, str(annotation))
+    return " ".join([name, *_bounds(annotation, metadata)])
 
 
 def _bounds(annotation: Any, metadata: Any) -> Iterator[str]:
     if annotation not in (int, float):
         return
-    for mark in metadata:
-        for each in getattr(
-            mark, "metadata", [mark]
-        ):  # a pydantic Field holds its bounds
-            if type(each) in _BOUNDS:
-                name, text = _BOUNDS[type(each)]
-                yield f"{text} {getattr(each, name)}"
+    for entry in metadata:
+        # A pydantic Field holds its bounds in an attribute of the same name.
+        for bound in getattr(entry, "metadata", [entry]):
+            if type(bound) in _BOUNDS:
+                name, text = _BOUNDS[type(bound)]
+                yield f"{text} {getattr(bound, name)}"
 
 
 def commands_page() -> str:
-    """Every command with its arguments."""
+    """Return a page with every command, its examples and its arguments."""
     parser = cli._parser()
     parts = [
         "# Commands",
         "`bezoar COMMAND --help` prints the same. Exit codes: [exit codes](exit-codes.md).",
     ]
     for name, command in subcommands(parser).items():
-        parts += [f"## bezoar {name}", f"{command.description}", _arguments(command)]
+        description = " ".join((command.description or "").split())
+        parts += [f"## bezoar {name}", description, _examples(command)]
+        parts.append(_arguments(command))
         for group in command._mutually_exclusive_groups:
             names = [f"`{action.option_strings[0]}`" for action in group._group_actions]
             parts.append(f"Give at most one of {', '.join(names)}.")
     return page(parts)
 
 
+def _examples(command: argparse.ArgumentParser) -> str:
+    examples = (command.epilog or "").removeprefix("examples:\n")
+    return f"```sh\n{textwrap.dedent(examples)}\n```"
+
+
 def subcommands(parser: argparse.ArgumentParser) -> dict[str, argparse.ArgumentParser]:
-    """The parsers of the commands by name."""
-    (commands,) = (
-        action
-        for action in parser._actions
-        if isinstance(action, argparse._SubParsersAction)
-    )
-    return dict(commands.choices)
+    """Return the parsers of the commands by name."""
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            return dict(action.choices)
+    raise ValueError("the parser has no commands")
 
 
 def _arguments(command: argparse.ArgumentParser) -> str:
@@ -366,96 +361,90 @@ def _arguments(command: argparse.ArgumentParser) -> str:
     for action in command._actions:
         if isinstance(action, argparse._HelpAction):
             continue
-        value = action.metavar or (
-            " or ".join(action.choices) if action.choices else ""
-        )
-        text = (action.help or "") % {"default": action.default}
-        if not action.option_strings:
-            many = {"*": " (any number)", "+": " (one or more)"}.get(
-                str(action.nargs), ""
-            )
-            rows.append([f"`{value}`{many}", text])
+        value = action.metavar or " or ".join(action.choices or [])
+        if action.option_strings:
+            name = f"`{action.option_strings[0]} {value}".strip() + "`"
+            if action.required:
+                name += " (required)"
         else:
-            shown = f"{action.option_strings[0]} {value}".strip()
-            rows.append(
-                [f"`{shown}`" + (" (required)" if action.required else ""), text]
-            )
+            name = f"`{value}`"
+            if action.nargs == "*":
+                name += " (any number)"
+            elif action.nargs == "+":
+                name += " (one or more)"
+        text = (action.help or "") % {"default": action.default}
+        rows.append([name, text])
     return table(["argument", "meaning"], rows)
 
 
 def exit_codes_page() -> str:
-    """The meaning of the command's exit codes."""
-    kinds = {
-        kind.exit_code: kind
-        for kind in (errors.RecipeError, errors.BezoarError, errors.BudgetReached)
-    }
+    """Return a page with the meaning of the command's exit codes."""
+    kinds = (errors.RecipeError, errors.BezoarError, errors.BudgetReached)
     rows = [["0", "Done."]]
-    for code, kind in sorted(kinds.items()):
+    for kind in sorted(kinds, key=lambda kind: kind.exit_code):
         text = " ".join(inspect.getdoc(kind).split())
-        rows.append([str(code), text.partition(" Exit code")[0]])
+        meaning = text.partition(" Exit code")[0]
+        rows.append([str(kind.exit_code), meaning])
     rows.append(["130", "Interrupted by Ctrl-C or SIGTERM."])
-    return page(
-        [
-            "# Exit codes",
-            table(["code", "meaning"], rows),
-            "A run directory that another command uses also ends a command with 2. After 3, 4 and 130 the same command "
-            "resumes the run; after 4, raise the budget first.",
-        ]
-    )
-
-
-def rows_page() -> str:
-    """The columns of each kind of Parquet file."""
     parts = [
-        "# Rows",
-        "Rows lie in Parquet files. A file counts only if the manifest of its stage lists it.",
-        "## Samples",
-        "`data/<scheme>/<status>/*.parquet`",
-        _columns(Sample, sample_schema(), {}),
-        "Each of `verdicts` holds:",
-        table(
-            ["field", "meaning"],
-            [
-                [f"`{field.name}`", (COLUMNS | _OF_VERDICT)[field.name]]
-                for field in fields(Verdict)
-            ],
-        ),
-        "## Pairs",
-        "`data/hh_rlhf/{sft,pairs,heldout}/*.parquet`",
-        _columns(Pair, pair_schema(), _OF_PAIR),
+        "# Exit codes",
+        table(["code", "meaning"], rows),
+        "A command also ends with 2 if another command uses the run directory. After 3, 4 and 130, the same command "
+        "resumes the run. After 4, raise the budget first.",
     ]
     return page(parts)
 
 
-def _columns(kind: Any, schema: Any, own: dict[str, str]) -> str:
-    types_ = {column.name: str(column.type) for column in schema}
-    rows = [
-        [f"`{each.name}`", f"`{types_[each.name]}`", (COLUMNS | own)[each.name]]
-        for each in fields(kind)
+def rows_page() -> str:
+    """Return a page with the columns of each kind of Parquet file."""
+    verdict_fields = COLUMNS | _VERDICT_FIELDS
+    verdict_rows = [
+        [f"`{field.name}`", verdict_fields[field.name]] for field in fields(Verdict)
     ]
+    parts = [
+        "# Rows",
+        "Rows are in Parquet files. A file counts only if the manifest of its stage lists it.",
+        "## Samples",
+        "`data/<scheme>/<status>/*.parquet`",
+        _columns(Sample, sample_schema(), COLUMNS),
+        "Each of `verdicts` has these fields:",
+        table(["field", "meaning"], verdict_rows),
+        "## Pairs",
+        "`data/hh_rlhf/{sft,pairs,heldout}/*.parquet`",
+        _columns(Pair, pair_schema(), COLUMNS | _PAIR_COLUMNS),
+    ]
+    return page(parts)
+
+
+def _columns(row_type: Any, schema: Any, meanings: dict[str, str]) -> str:
+    arrow_types = {column.name: str(column.type) for column in schema}
+    rows = []
+    for field in fields(row_type):
+        name = field.name
+        rows.append([f"`{name}`", f"`{arrow_types[name]}`", meanings[name]])
     return table(["column", "Arrow type", "meaning"], rows)
 
 
 def reasons_page() -> str:
-    """Why a row is rejected or failed."""
+    """Return a page with the reasons why a row is rejected or failed."""
     gates = [[f"`{name}`", _first_line(gate)] for name, gate in GATES.items()]
-    asked = [[f"`{name}`", _first_line(gate)] for name, gate in EXTRA.items()]
+    extra = [[f"`{name}`", _first_line(gate)] for name, gate in EXTRA.items()]
     others = [[f"`{name}`", stage, text] for name, (stage, text) in REASONS.items()]
-    return page(
-        [
-            "# Why a row is rejected",
-            "The column `reason` of a rejected or failed row begins with one of these words. summary.json counts them "
-            "under `data.<scheme>.reasons`.",
-            "## Gates",
-            "Gates cost nothing and run before a judge is asked. The first gate that objects is the reason.",
-            table(["reason", "the gate objects where"], gates),
-            "These gates run where `filter.gates` names them:",
-            table(["reason", "the gate objects where"], asked),
-            "Evol-Instruct also gives `empty`, `truncated` and `scaffolding` for an evolved instruction.",
-            "## Other reasons",
-            table(["reason", "stage", "meaning"], others),
-        ]
-    )
+    gate_columns = ["reason", "the gate rejects a row if"]
+    parts = [
+        "# Why a row is rejected",
+        "The column `reason` of a rejected or failed row begins with one of these words. summary.json counts them "
+        "under `data.<scheme>.reasons`.",
+        "## Gates",
+        "Gates cost nothing, and run before the judges. The first gate that rejects a row is the reason.",
+        table(gate_columns, gates),
+        "These gates run if `filter.gates` names them:",
+        table(gate_columns, extra),
+        "Evol-Instruct also gives `empty`, `truncated` and `scaffolding` for an evolved instruction.",
+        "## Other reasons",
+        table(["reason", "stage", "meaning"], others),
+    ]
+    return page(parts)
 
 
 def _first_line(function: Any) -> str:
@@ -463,48 +452,43 @@ def _first_line(function: Any) -> str:
 
 
 def metrics_page() -> str:
-    """The metrics for Prometheus."""
-    rows = [
-        [
-            f"`ray_{name}{'_total' if kind == 'Counter' else ''}`",
-            kind.lower(),
-            text,
-            ", ".join(f"`{t}`" for t in tags),
-        ]
-        for name, (kind, text, tags) in METRICS.items()
+    """Return a page with the metrics for Prometheus."""
+    rows = []
+    for name, (kind, text, tags) in METRICS.items():
+        suffix = "_total" if kind == "Counter" else ""
+        labels = ", ".join(f"`{tag}`" for tag in tags)
+        rows.append([f"`ray_{name}{suffix}`", kind.lower(), text, labels])
+    parts = [
+        "# Metrics",
+        "Every node exports these metrics to Prometheus, beside those of Ray and vLLM. `cluster/grafana.json` is a "
+        "dashboard of them. Without Ray, no metrics are exported.",
+        table(["metric", "kind", "meaning", "labels"], rows),
     ]
-    return page(
-        [
-            "# Metrics",
-            "Every node exports these metrics to Prometheus, beside those of Ray and vLLM. `cluster/grafana.json` is a "
-            "dashboard of them. Without Ray no metrics are exported.",
-            table(["metric", "kind", "meaning", "labels"], rows),
-        ]
-    )
+    return page(parts)
 
 
 def table(head: list[str], rows: list[list[str]]) -> str:
-    """A Markdown table."""
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n".join(
-        "| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |"
-        for line in lines
-    )
+    """Return a Markdown table."""
+    lines = []
+    for row in [head, ["---"] * len(head), *rows]:
+        cells = [cell.replace("|", "\\|") for cell in row]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
 
 
 def page(parts: list[str]) -> str:
-    """A page of paragraphs."""
+    """Return a page of paragraphs."""
     return "\n\n".join([_NOTE, *parts]) + "\n"
 
 
 def anchor(title: str) -> str:
-    """The name under which a heading can be linked, as GitHub and MyST make it."""
+    """Return the anchor of a heading, as GitHub and MyST make it."""
     kept = "".join(char for char in title.lower() if char.isalnum() or char in " -_")
     return kept.replace(" ", "-")
 
 
 def main() -> None:
-    """Write the pages that differ."""
+    """Write the pages that have changed."""
     for name, text in pages().items():
         path = FOLDER / name
         if not path.exists() or path.read_text() != text:

@@ -103,7 +103,7 @@ def test_the_same_command_ends_a_run_whose_driver_and_then_whose_whole_cluster_w
             attached(nodes, run_dir),
             submitted(nodes, run_dir, *only, sets=LONG),
         )
-        second.read_until("works on it already")
+        second.read_until("already runs for this directory")
         kill_the_driver(nodes, run_dir)
         assert second.wait()[0] == 3
         assert command.wait()[0] == 3
