@@ -1,52 +1,57 @@
-"""The layout of a run directory: every path in it, once, relative to its root."""
+"""The layout of a run directory: every path in it, relative to its root."""
 
 from dataclasses import dataclass
 
 RECIPE = "recipe.yaml"
 """The resolved recipe."""
 REVISIONS = "revisions.json"
-"""The commits that branches and tags of the recipe stood for when the run began."""
+"""The commits that the recipe's branches and tags named when the run began."""
 SUMMARY = "summary.json"
 REPORT = "report.html"
 PAIRS = "data/hh_rlhf"
-"""HH-RLHF's pairs, in one folder for each use."""
+"""Pairs of HH-RLHF, in a folder for each use."""
 TOKENIZED = "train/data"
-"""Tokenised rows of the training stages."""
+"""Tokenized rows of the training stages."""
 HARNESS = "eval/harness"
+"""Results of lm-eval."""
 MT_BENCH = "eval/mt_bench"
+"""Answers and verdicts of MT-Bench."""
 CONVERSATIONS = f"{MT_BENCH}/index.html"
-"""The page for reading MT-Bench's answers and verdicts."""
+"""The page that shows the answers and verdicts of MT-Bench."""
 
 
 @dataclass(frozen=True)
 class CheckpointLayout:
-    """The files of one checkpoint. The base has `lineage` and `heldout`, a tokenizer and a chat template."""
+    """The paths of one checkpoint.
+
+    The base has `lineage`, `heldout`, a tokenizer and a chat template only.
+    """
 
     name: str
 
     @property
     def folder(self) -> str:
-        """All of it."""
+        """The folder of the checkpoint."""
         return f"checkpoints/{self.name}"
 
     @property
     def adapter(self) -> str:
-        """The LoRA as it was trained."""
+        """The LoRA adapter as it was trained."""
         return f"{self.folder}/adapter"
 
     @property
     def merged(self) -> str:
-        """A whole model."""
+        """The full model, with the adapter merged into its weights."""
         return f"{self.folder}/merged"
 
     @property
     def joined(self) -> str:
-        """One LoRA on the untouched base for the whole chain."""
+        """The combined adapter: one LoRA on the base for the whole chain."""
         return f"{self.folder}/joined"
 
     @property
     def lineage(self) -> str:
-        """Its fingerprint and its parents."""
+        """The fingerprint and the parents of the checkpoint."""
         return f"{self.folder}/lineage.json"
 
     @property
@@ -56,45 +61,45 @@ class CheckpointLayout:
 
 
 def checkpoint(name: str) -> CheckpointLayout:
-    """The files of a checkpoint."""
+    """Return the paths of a checkpoint."""
     return CheckpointLayout(name)
 
 
 def manifest(stage: str) -> str:
-    """The manifest of a stage: it is written last, and says which files count."""
+    """Return the manifest of a stage: the list of the files that count."""
     return f"manifests/{stage}.json"
 
 
 def samples(scheme: str, status: str) -> str:
-    """The folder with the Parquet files of a scheme's rows of one status."""
+    """Return the folder with the Parquet files of a scheme's rows of one status."""
     return f"data/{scheme}/{status}"
 
 
 def ledger(role: str) -> str:
-    """The folder with every call of a role."""
+    """Return the folder with all calls of a role, such as teacher or judge."""
     return f"ledger/{role}"
 
 
 def training(key: str) -> str:
-    """The folder with the state of a stage's training; `key` is the stage's key."""
+    """Return the folder with the training state of a stage, by its `Stage.key`."""
     return f"train/{key}"
 
 
 def progress(key: str) -> str:
-    """How far a stage's training is."""
+    """Return the file with the progress of a stage's training."""
     return f"{training(key)}/progress.json"
 
 
 def harness(checkpoint: str) -> str:
-    """A checkpoint's results of lm-eval."""
+    """Return the file with the lm-eval results of a checkpoint."""
     return f"{HARNESS}/{checkpoint}.json"
 
 
 def card(part: str) -> str:
-    """The card of a checkpoint or of the data set."""
+    """Return the card of a checkpoint or of the data set."""
     return f"cards/{part}.md"
 
 
 def log(name: str) -> str:
-    """A log file."""
+    """Return a log file."""
     return f"logs/{name}"

@@ -1,7 +1,8 @@
-"""The registry: every stage and every checkpoint, once.
+"""The registry of all stages and checkpoints.
 
-The orchestrator, fingerprints, plan, doctor, capacity check, sweep, serving, report, cards and `--help` read their
-lists from here. A new stage is a module with a function `run(context)` and one entry in `STAGES`.
+The orchestrator, fingerprints, plan, doctor, capacity check, sweep, serving, report,
+cards and `--help` read their lists from here. A new stage is a module with a function
+`run(context)` and one entry in `STAGES`.
 """
 
 from collections.abc import Callable, Iterable
@@ -19,26 +20,26 @@ Truth = Callable[[str, str], bool | None]
 """Whether a response to an instruction is right, or None if that is unknown."""
 
 BASE = "base"
-"""The checkpoint that training starts from: it holds the tokenizer and the chat template."""
+"""The checkpoint that training starts from, with the tokenizer and chat template."""
 
 
 @dataclass(frozen=True)
 class Checkpoint:
     """The checkpoint that a training stage makes.
 
-    It has the stage's name, or the name of the method that the recipe chooses.
+    It is named after the stage, or after the method that the recipe chooses.
     """
 
     parent: str
-    """The checkpoint that it continues."""
+    """The checkpoint that its training starts from."""
     below: tuple[str, ...]
-    """The checkpoints whose adapters add up to it on the base, together with its own."""
+    """The checkpoints whose adapters, with its own, add up to it on the base."""
     trained: str
-    """How it was trained, for its card."""
+    """A description of the training, for its card."""
     colour: str
-    """In charts."""
+    """The color in charts."""
     methods: tuple[str, ...] = ()
-    """The methods of the recipe's section, for a checkpoint that is named after one."""
+    """The methods that the recipe can choose, if the checkpoint is named after one."""
 
 
 @dataclass(frozen=True)
@@ -47,30 +48,36 @@ class Stage:
 
     name: str
     label: str
-    """Its work in a few words, for `bezoar plan`."""
+    """A few words on its work, for `bezoar plan`."""
     module: str
-    """The module whose `run(context)` carries it out."""
+    """The module whose function `run(context)` carries it out."""
     reads: tuple[str, ...] = ()
-    """Paths in the recipe that enter its fingerprint, beside all that the stages before it read."""
+    """Paths in the recipe that enter its fingerprint.
+
+    All that the stages before it read enters, too.
+    """
     section: str = ""
-    """The recipe's section of a training stage."""
+    """The section of the recipe with the settings of a training stage."""
     scheduled: tuple[str, ...] = ()
-    """The recipe's sections that say which Ray resources its actors or workers ask for."""
+    """The sections of the recipe with the Ray resources of its actors or workers."""
     checkpoint: Checkpoint | None = None
     """The checkpoint of a training stage."""
     first_name: str = ""
-    """An earlier name: `--stages` and old run directories use it, and fingerprints keep it."""
+    """The name in earlier versions.
+
+    `--stages` and old run directories may use it, and fingerprints keep it.
+    """
 
     @property
     def checkpoint_names(self) -> tuple[str, ...]:
-        """The names that the stage's checkpoint may have."""
+        """The names that the checkpoint of the stage can have."""
         if self.checkpoint is None:
             return ()
         return self.checkpoint.methods or (self.name,)
 
     @property
     def key(self) -> str:
-        """The stage's name in fingerprints and cache files; it never changes."""
+        """The name of the stage in fingerprints and cache files. It never changes."""
         return self.first_name or self.name
 
 
@@ -151,77 +158,90 @@ STAGES = _by_name(
         reads=("name",),
     ),
 )
-"""By name, in order: each stage reads what the one before it left."""
+"""All stages by name, in order: each reads the results of the one before it."""
 
 TOGETHER = {("generate", "filter"): "bezoar_ray.runs.generate_and_filter"}
-"""Stages that run as one where both are asked for, and the module that does it."""
+"""Pairs of stages that run as one if both are requested, and the module for it."""
 
 
 def checkpoint_names() -> tuple[str, ...]:
-    """All names that a checkpoint may have, in the order of training; the base comes first."""
+    """Return all names that a checkpoint can have, in training order after the base."""
     return (BASE, *_stage_of_checkpoint())
 
 
 def stage_of(checkpoint: str) -> Stage:
-    """The stage that makes a checkpoint.
+    """Return the stage that makes a checkpoint.
 
     Raises:
-        KeyError: no stage makes a checkpoint of that name.
+        KeyError: No stage makes a checkpoint of that name.
     """
     return _stage_of_checkpoint()[checkpoint]
 
 
 def checkpoint_of(name: str) -> Checkpoint:
-    """The entry of a trained checkpoint, by the checkpoint's name.
+    """Return the registry entry of a trained checkpoint, by the checkpoint's name.
 
     Raises:
-        KeyError: no stage makes a checkpoint of that name.
+        KeyError: No stage makes a checkpoint of that name.
     """
     checkpoint = stage_of(name).checkpoint
-    assert checkpoint  # stage_of knows no other stages
+    assert checkpoint  # stage_of returns training stages only
     return checkpoint
 
 
 def adapters_of(name: str) -> tuple[str, ...]:
-    """The checkpoints whose adapters add up to a checkpoint on the base."""
+    """Return the checkpoints whose adapters add up to a checkpoint on the base."""
     return (*checkpoint_of(name).below, name)
 
 
 def _stage_of_checkpoint() -> dict[str, Stage]:
-    return {name: stage for stage in STAGES.values() for name in stage.checkpoint_names}
+    stages = {}
+    for stage in STAGES.values():
+        for name in stage.checkpoint_names:
+            stages[name] = stage
+    return stages
 
 
 def training_stages() -> tuple[str, ...]:
-    """The stages that make a checkpoint."""
+    """Return the stages that make a checkpoint."""
     return tuple(name for name, stage in STAGES.items() if stage.checkpoint)
 
 
 def working_stages() -> tuple[str, ...]:
-    """All stages but the report, which reads the files of the others."""
+    """Return all stages but the report, which only reads files of the others."""
     return tuple(name for name in STAGES if name != "report")
 
 
 def current_names(names: Iterable[str]) -> list[str]:
-    """The names of stages, with an earlier name replaced by the present one."""
-    present = {stage.first_name: stage.name for stage in STAGES.values()}
-    return [present.get(name, name) for name in names]
+    """Replace the names that stages had in earlier versions by the current ones."""
+    current = {stage.first_name: stage.name for stage in STAGES.values()}
+    return [current.get(name, name) for name in names]
 
 
 def manifest_of(stage: str, store: "Store") -> str:
-    """The path of a stage's manifest; in an old run directory it has the stage's earlier name."""
+    """Return the path of a stage's manifest.
+
+    In an old run directory, the manifest has the name that the stage had then.
+    """
     path = layout.manifest(stage)
     earlier = layout.manifest(STAGES[stage].key)
-    return path if store.exists(path) or not store.exists(earlier) else earlier
+    if not store.exists(path) and store.exists(earlier):
+        return earlier
+    return path
 
 
 @dataclass(frozen=True)
 class StageContext:
-    """What every stage is given."""
+    """The arguments that every stage gets."""
 
     recipe: "Recipe"
     store: "Store"
     session: str
-    """Id of this command. It names the command's ledger segments, so that `last_run` can be told from the totals."""
+    """The id of this command.
+
+    It is in the names of the command's ledger segments, so that summary.json can count
+    the calls of the last run apart from all calls.
+    """
     progress: "Progress"
     stage: str = ""
     """The stage to carry out, for a module that carries out several."""
@@ -231,7 +251,7 @@ class StageContext:
 
 @dataclass(frozen=True)
 class StageResult:
-    """What a stage leaves: the files that count, and its part of summary.json."""
+    """The result of a stage: the files that count, and its part of summary.json."""
 
     files: list[str]
     summary: dict[str, Any] = field(default_factory=dict)

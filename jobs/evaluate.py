@@ -1,4 +1,7 @@
-"""The evaluation of trained checkpoints as a Ray job: `ray job submit -- python jobs/evaluate.py RECIPE ...`."""
+"""A Ray job that evaluates the trained checkpoints and writes the report.
+
+ray job submit --working-dir . -- python jobs/evaluate.py RECIPE --run-dir DIR
+"""
 
 import sys
 

@@ -1,4 +1,7 @@
-"""Generate and filter, as a Ray job: `ray job submit -- python jobs/generate.py RECIPE --run-dir DIR`."""
+"""A Ray job that generates rows and filters them.
+
+ray job submit --working-dir . -- python jobs/generate.py RECIPE --run-dir DIR
+"""
 
 import sys
 

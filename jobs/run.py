@@ -1,4 +1,7 @@
-"""The whole recipe as a Ray job: `ray job submit --working-dir . -- python jobs/run.py RECIPE --run-dir DIR`."""
+"""A Ray job that carries out a whole recipe.
+
+ray job submit --working-dir . -- python jobs/run.py RECIPE --run-dir DIR
+"""
 
 import sys
 

@@ -1,4 +1,7 @@
-"""The endpoint of a run's checkpoints, as a Ray job: `ray job submit -- python jobs/serve.py DIR`."""
+"""A Ray job that serves the checkpoints of a run.
+
+ray job submit --working-dir . -- python jobs/serve.py DIR
+"""
 
 import sys
 

@@ -1,4 +1,7 @@
-"""The training stages as a Ray job: `ray job submit -- python jobs/train.py RECIPE --run-dir DIR`."""
+"""A Ray job that trains the checkpoints, with rows that are already filtered.
+
+ray job submit --working-dir . -- python jobs/train.py RECIPE --run-dir DIR
+"""
 
 import sys
 
