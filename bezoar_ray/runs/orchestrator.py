@@ -207,7 +207,8 @@ class Run:
         if isinstance(error, BezoarError):
             return error
         log_path = self._log_traceback(error)
-        last_line = "".join(str(error).strip().splitlines()[-1:])
+        lines = str(error).strip().splitlines()
+        last_line = lines[-1] if lines else ""
         return BezoarError(
             f"{type(error).__name__}: {last_line}. The traceback is in {log_path}"
         )

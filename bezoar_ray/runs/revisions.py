@@ -158,4 +158,6 @@ def _branch(section: Section) -> Branch | None:
 
 def _is_on_hub(model: str) -> bool:
     """Whether a model's name is OWNER/NAME, and not a folder."""
-    return model.count("/") == 1 and model[0] not in "/.~" and not os.path.exists(model)
+    if model.count("/") != 1 or model.startswith(("/", ".", "~")):
+        return False
+    return not os.path.exists(model)

@@ -204,7 +204,8 @@ def _submitted(job: "JobDetails") -> SubmittedJob:
 
 def _job_failed(id: str, details: "JobDetails") -> JobFailed:
     status = details.status.value
-    last_line = "".join((details.message or "").strip().splitlines()[-1:])
+    lines = (details.message or "").strip().splitlines()
+    last_line = lines[-1] if lines else ""
     # The driver's exit code is None or that of a signal if it did not end by itself.
     code = details.driver_exit_code
     if status == "STOPPED":

@@ -181,7 +181,8 @@ def _with_halves(table: RunComparison, choice: Choice | None) -> RunComparison:
         ("that select", choice.selecting),
         ("the others", choice.reporting),
     ):
-        lines.append((label, [str(halves.get(name, "–")) for name in table.names]))
+        cells = [str(halves.get(name, "–")) for name in table.names]
+        lines.append((label, cells))
     results = {"held-out pairs by half, 95 %": lines, **table.results}
     return replace(table, results=results)
 
