@@ -4,7 +4,7 @@ This is rejection sampling, as in arXiv 2009.01325. A scheme does not know about
 call that wrote its answer is repeated here, as further samples of the same call.
 """
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from bezoar_ray.data.schema import Sample, row_id
@@ -13,15 +13,23 @@ from bezoar_ray.llm.aio import to_the_end
 from bezoar_ray.llm.chat import CallFailed, Chat, Messages, Reply
 
 
+@dataclass(frozen=True)
+class _Call:
+    """A call that a scheme made."""
+
+    messages: Messages
+    options: dict[str, Any]
+
+
 class RecordingChat:
     """A `Chat` that records the calls of one task, so that they can be repeated."""
 
     def __init__(self, chat: Chat):
         self._chat = chat
-        self._calls: dict[str, tuple[Messages, dict[str, Any]]] = {}
+        self._calls: dict[str, _Call] = {}
 
     async def __call__(self, messages: Messages, **options: Any) -> Reply:
-        self._calls[prompt_hash(messages)] = messages, options
+        self._calls[prompt_hash(messages)] = _Call(messages, options)
         return await self._chat(messages, **options)
 
     async def extra_candidates(self, sample: Sample, candidates: int) -> list[Sample]:
@@ -36,22 +44,17 @@ class RecordingChat:
         """
         if sample.status != "generated" or sample.prompt_hash not in self._calls:
             return []
-        messages, options = self._calls[sample.prompt_hash]
+        call = self._calls[sample.prompt_hash]
         numbers = range(1, candidates)
         return await to_the_end(
-            self._candidate(sample, number, messages, options) for number in numbers
+            self._make_candidate(sample, call, number) for number in numbers
         )
 
-    async def _candidate(
-        self,
-        sample: Sample,
-        number: int,
-        messages: Messages,
-        options: dict[str, Any],
-    ) -> Sample:
+    async def _make_candidate(self, sample: Sample, call: _Call, number: int) -> Sample:
         candidate = replace(sample, id=row_id(sample.id, "candidate", number))
+        options = call.options | {"sample": number}
         try:
-            reply = await self._chat(messages, **options | {"sample": number})
+            reply = await self._chat(call.messages, **options)
         except CallFailed as error:
             return fail_call(candidate, error)
-        return fill_answer(candidate, messages, reply)
+        return fill_answer(candidate, call.messages, reply)

@@ -19,6 +19,9 @@ from bezoar_ray.generate.task import GenerationTask, fail_call, fill_answer
 from bezoar_ray.llm.chat import CallFailed, Chat
 from bezoar_ray.recipe import Mixture, Orca
 
+QueriesByTask = dict[str, list[int]]
+"""The indices of queries by their FLAN task."""
+
 
 def plan(
     name: str,
@@ -31,11 +34,11 @@ def plan(
     The sub-mixtures take turns, until `rows` queries are drawn or none is left. The
     same recipe seed and seed rows give the same tasks.
     """
-    indices = _indices_by_mixture_and_task(seeds)
+    queries = _usable_queries(seeds)
     drawn_by_mixture = []
     for mixture_name, mixture in sorted(section.mixtures.items()):
         rng = random.Random(row_id(recipe_seed, name, mixture_name))
-        drawn_by_mixture.append(_draw_queries(mixture, indices[mixture_name], rng))
+        drawn_by_mixture.append(_draw_queries(mixture, queries[mixture_name], rng))
     for index in islice(_in_turn(drawn_by_mixture), section.rows):
         seed = seeds[index]
         task_id = row_id(recipe_seed, name, seed.id)
@@ -86,11 +89,9 @@ def allowed_system_messages(seed: Seed) -> tuple[int, ...]:
     return messages
 
 
-def _indices_by_mixture_and_task(
-    seeds: Sequence[Seed],
-) -> dict[str, dict[str, list[int]]]:
-    """Return the indices of the usable queries, by sub-mixture and FLAN task."""
-    indices: dict[str, dict[str, list[int]]] = defaultdict(lambda: defaultdict(list))
+def _usable_queries(seeds: Sequence[Seed]) -> dict[str, QueriesByTask]:
+    """Return the usable queries of each sub-mixture."""
+    indices: dict[str, QueriesByTask] = defaultdict(lambda: defaultdict(list))
     for index, seed in enumerate(seeds):
         if is_usable(seed):
             indices[seed.task_source][seed.task_name].append(index)
@@ -99,7 +100,7 @@ def _indices_by_mixture_and_task(
 
 def _draw_queries(
     mixture: Mixture,
-    tasks: dict[str, list[int]],
+    tasks: QueriesByTask,
     rng: random.Random,
 ) -> list[int]:
     """Return the indices of one sub-mixture's queries in the order of drawing."""

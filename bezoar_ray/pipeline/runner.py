@@ -92,7 +92,7 @@ def run_in_batches(
 
 async def _open_batches(stage: ModelStage[In, Out], context: RunContext) -> BatchClient:
     batches = BatchClient(stage.section, context.root, stage.role, context.session)
-    # Adopt before any limit applies: what adopted batches cost is spent already.
+    # Before any limit applies: what unfinished batches cost is spent already.
     await batches.collect_unfinished()
     quota = own_quota_client(context.root, stage.section, stage.role, context.limits)
     batches.set_quota(quota)
