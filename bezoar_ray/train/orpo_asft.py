@@ -30,8 +30,11 @@ def orpo(chosen: "Tensor", rejected: "Tensor", weight: float) -> "Tensor":
     """
     from torch.nn.functional import logsigmoid
 
+    # autograd sums the gradients of `chosen` in the order of these lines, so another
+    # order would round differently.
+    likelihood_loss = -chosen
     log_odds_ratio = _log_odds(chosen) - _log_odds(rejected)
-    return -chosen - weight * logsigmoid(log_odds_ratio)
+    return likelihood_loss - weight * logsigmoid(log_odds_ratio)
 
 
 def asft(chosen: "Tensor", rejected: "Tensor", weight: float) -> "Tensor":
