@@ -70,7 +70,7 @@ def identities(recipe: Recipe, store: Store) -> dict[str, str]:
 
 
 def _serving_digest(recipe: Recipe, mode: str) -> str:
-    """Digest what changes an answer beside the weights."""
+    """Digest the settings that change an answer, besides the weights."""
     settings = recipe.serve.fingerprint_fields() | {"mode": mode}
     data = orjson.dumps([settings, recipe.template])
     return hashlib.sha256(data).hexdigest()[:8]

@@ -108,7 +108,7 @@ def _build_first_item(
         )
     except Exception as error:
         # The usual cause is that the data are not on this machine. A fault in the
-        # task's own code may be a consequence of that, so it is no problem yet.
+        # task's own code may be a consequence of that, so it is not a problem yet.
         message = " ".join(str(error).split())[:120]
         unchecked.append(
             f"{_FIELD}: the data of {name} ({type(error).__name__}: {message})"

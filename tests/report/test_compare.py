@@ -156,4 +156,4 @@ def test_text_of_runs_is_escaped(runs):
 
 def test_a_folder_that_is_no_run_is_named(tmp_path, capsys):
     assert main(["compare", str(tmp_path)]) == 2
-    assert f"{tmp_path} is no run directory" in capsys.readouterr().err
+    assert f"{tmp_path} is not a run directory" in capsys.readouterr().err
