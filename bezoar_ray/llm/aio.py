@@ -1,4 +1,4 @@
-"""Several calls at once, none of which is left behind."""
+"""Run several calls at once and leave none of them behind."""
 
 import asyncio
 from collections.abc import Awaitable, Iterable
@@ -8,15 +8,15 @@ T = TypeVar("T")
 
 
 async def to_the_end(jobs: Iterable[Awaitable[T]]) -> list[T]:
-    """The results of all jobs; after a fault of one, the others end first, so that what they ask for is recorded.
+    """Return the results of all jobs, or raise the first fault once all have ended.
 
-    `asyncio.gather` by itself returns at the first fault: whoever then closes the model cuts off calls under way, which
-    are paid for.
+    `asyncio.gather` alone returns at the first fault. The caller would then close the
+    model and cut off calls in flight, which are paid for but not yet recorded.
     """
-    done = await asyncio.gather(*jobs, return_exceptions=True)
+    outcomes = await asyncio.gather(*jobs, return_exceptions=True)
     results = []
-    for result in done:
-        if isinstance(result, BaseException):
-            raise result
-        results.append(result)
+    for outcome in outcomes:
+        if isinstance(outcome, BaseException):
+            raise outcome
+        results.append(outcome)
     return results

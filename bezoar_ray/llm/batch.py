@@ -22,7 +22,7 @@ import orjson
 
 from bezoar_ray import layout
 from bezoar_ray.errors import BezoarError, BudgetReached
-from bezoar_ray.llm.breaker import REFUSED_FIRST
+from bezoar_ray.llm.breaker import REFUSALS_AT_START
 from bezoar_ray.llm.chat import (
     CallFailed,
     Deferred,
@@ -93,25 +93,25 @@ class BatchClient(LedgerClient):
         self._failed: dict[str, str] = {}
         self._attempted: set[str] = set()
 
-    def set_quota(self, permits: QuotaClient | None) -> None:
+    def set_quota(self, quota: QuotaClient | None) -> None:
         """Make the calls of later batches wait for this quota."""
-        self._permits = permits
+        self._quota = quota
 
     async def close(self) -> None:
         """Close the ledger's segment and the connections."""
         await self._client.close()
         await super().close()
 
-    async def _ask(self, key: str, messages: Messages, sampling: Sampling) -> Reply:
+    async def _request(self, key: str, messages: Messages, sampling: Sampling) -> Reply:
         if key in self._failed:
             raise CallFailed(self._failed[key])
         body = {
-            "model": self._part.model,
+            "model": self._section.model,
             "messages": messages,
-            **sampling_parameters(self._part.model, sampling),
+            **sampling_parameters(self._section.model, sampling),
         }
         line = {"custom_id": key, "method": "POST", "url": _ENDPOINT, "body": body}
-        most = cost_at_most(messages, sampling, self._part)
+        most = cost_at_most(messages, sampling, self._section)
         self._enqueue(key, _Request(orjson.dumps(line) + b"\n", most))
         raise Deferred
 
@@ -179,8 +179,8 @@ class BatchClient(LedgerClient):
         budget_reached = None
         try:
             for key, request in requests.items():
-                if self._permits:
-                    await self._permits.take(request.most, patient=False)
+                if self._quota:
+                    await self._quota.take(request.most, patient=False)
                 reserved[key] = request.most
         except BudgetReached as error:
             budget_reached = error
@@ -188,9 +188,9 @@ class BatchClient(LedgerClient):
             data = b"".join(requests[key].line for key in reserved)
             requests.clear()  # up to 190 MB, which `data` holds once more
             used = await self._send(data, reserved)
-            if self._permits:
+            if self._quota:
                 for key, most in reserved.items():
-                    self._permits.record_usage(most, used.get(key, Cost()))
+                    self._quota.record_usage(most, used.get(key, Cost()))
         if budget_reached:
             raise budget_reached
 
@@ -198,7 +198,7 @@ class BatchClient(LedgerClient):
         """Send one batch, and return the cost of each call that it answers."""
         name = uuid.uuid4().hex
         calls = {key: most.usd for key, most in reserved.items()}
-        await self._ledger.check_held()
+        await self._ledger.check_owner()
         self._write_record(name, calls, over=False)
         input_file = (f"{name}.jsonl", data)
         upload = partial(self._client.files.create, file=input_file, purpose="batch")
@@ -212,7 +212,7 @@ class BatchClient(LedgerClient):
         If the answer to an earlier attempt was lost, it may have created the batch.
         Then that one is used.
         """
-        await self._ledger.check_held()
+        await self._ledger.check_owner()
         if name in self._attempted:
             batch_ids = await self._batch_ids()
             if name in batch_ids:
@@ -249,16 +249,16 @@ class BatchClient(LedgerClient):
             try:
                 return await request()
             except openai.APIStatusError as error:
-                fault = status_exception(error, self._part)
+                fault = status_exception(error, self._section)
                 if not isinstance(fault, TryAgain) or tries == _MAX_RETRIES:
                     if isinstance(fault, CallFailed | TryAgain):
                         fault = BezoarError(str(fault))
                     raise fault from error
             except (openai.APIError, ValueError) as error:
                 if tries == _MAX_RETRIES:
-                    message = redact_key(str(error), self._part)
+                    message = redact_key(str(error), self._section)
                     raise BezoarError(
-                        f"{self._part.base_url}: {message}. "
+                        f"{self._section.base_url}: {message}. "
                         "Run the same command again to resume"
                     ) from error
             await asyncio.sleep(min(_POLL_SECONDS, 0.5 * 2**tries))
@@ -301,9 +301,9 @@ class BatchClient(LedgerClient):
                 used |= await self._record_replies(replies, calls)
         self._write_record(name, {}, over=True)
         if batch.status == "failed" and not used:
-            errors = redact_key(_error_text(batch), self._part)
+            errors = redact_key(_error_text(batch), self._section)
             raise BezoarError(
-                f"{self._part.model}: batch {batch_id} was refused: {errors}"
+                f"{self._section.model}: batch {batch_id} was refused: {errors}"
             )
         if not self._ledger.has_answers:
             _check_not_all_refused(calls, faults)
@@ -322,14 +322,14 @@ class BatchClient(LedgerClient):
 
     async def _read_file(self, file_id: str) -> list[dict[str, Any]]:
         response = await self._client.files.content(file_id)
-        text = redact_key(response.content.decode(errors="replace"), self._part)
+        text = redact_key(response.content.decode(errors="replace"), self._section)
         # Not splitlines(), which also splits at characters that may be within an
         # answer.
         return [orjson.loads(line) for line in text.split("\n") if line.strip()]
 
     def _read_line(self, line: dict[str, Any]) -> Reply | Exception:
         """Read the reply, or the fault, of one call from an output or error file."""
-        key_name = self._part.api_key_env
+        key_name = self._section.api_key_env
         response = line.get("response") or {}
         status = response.get("status_code") or 0
         body = response.get("body") or {}
@@ -351,11 +351,11 @@ class BatchClient(LedgerClient):
         writes = []
         for key, reply in replies.items():
             most = Cost(usd=calls.get(key, 0.0))
-            used[key] = cost_of(reply, most, self._part)
+            used[key] = cost_of(reply, most, self._section)
             # A process that died while it recorded this batch has written some of them.
             if key not in self._ledger:
                 write = self._ledger.record_usage(
-                    key, self._part.model, reply, used[key].usd
+                    key, self._section.model, reply, used[key].usd
                 )
                 writes.append(write)
         await asyncio.gather(*writes)
@@ -372,7 +372,7 @@ class BatchClient(LedgerClient):
         if isinstance(fault, BezoarError):
             raise fault
         self._tries[key] = self._tries.get(key, 0) + 1
-        if isinstance(fault, CallFailed) or self._tries[key] > self._part.retries:
+        if isinstance(fault, CallFailed) or self._tries[key] > self._section.retries:
             self._failed[key] = f"no answer in {self._tries[key]} batches: {fault}"
 
     def _write_record(self, name: str, calls: dict[str, float], over: bool) -> None:
@@ -390,7 +390,7 @@ def _check_not_all_refused(
         BezoarError: All were refused in the same way.
     """
     refusals = [fault for fault in faults.values() if isinstance(fault, Refused)]
-    if len(refusals) != len(calls) or len(refusals) < REFUSED_FIRST:
+    if len(refusals) != len(calls) or len(refusals) < REFUSALS_AT_START:
         return
     if len({refusal.alike for refusal in refusals}) == 1:
         raise BezoarError(

@@ -1,145 +1,182 @@
-"""A circuit breaker: while an endpoint answers nothing but faults, calls wait for it instead of failing one by one."""
+"""A circuit breaker: calls wait while an endpoint returns nothing but faults."""
 
 import asyncio
+import contextlib
 import time
 from collections import deque
-from collections.abc import Awaitable, Callable
-from typing import TypeVar
+from collections.abc import AsyncIterator
 
 from bezoar_ray.errors import BezoarError
 from bezoar_ray.llm.chat import CallFailed, Refused, TryAgain
 
-T = TypeVar("T")
+# Only first attempts count, so that one prompt that the endpoint cannot answer is
+# counted once and not once per retry.
+_HISTORY = 20  # first attempts
+_FAILED_SHARE = 0.5  # the circuit opens when more of the history failed
+_MAX_PROBE_WAIT = 60.0  # seconds between two probes of an open circuit
+REFUSALS_AT_START = 5
+"""Equal refusals before any answer that end the stage, if no more are in flight."""
+_REFUSALS_AFTER_ANSWERS = 50  # the same, in a row, once this process had an answer
 
-_ATTEMPTS = 20  # the last so many first attempts are looked at: a call that nothing answers says so only once
-_SHARE = 0.5  # more of them failed: the circuit opens
-_LONGEST = 60.0  # seconds between two probes of an open circuit
-REFUSED_FIRST = 5  # calls that are refused alike before any is answered, and at least as many as are under way
-_REFUSED_LATER = 50  # the same after answers of this process, without one between them
 
+class CircuitBreaker:
+    """The circuit of one endpoint in this process.
 
-class Breaker:
-    """One endpoint's circuit in this process.
-
-    A 429 opens nothing: it says that the endpoint is there, and when to come back. An endpoint that says nothing else
-    for longer than `patience` ends the stage, too. So does one that refuses all calls in the same way: then the recipe
-    is at fault, and not the rows.
+    A 429 does not open the circuit: the endpoint is alive and says when to come back.
+    Nevertheless, an endpoint that returns only 429 for longer than `patience` ends the
+    stage. So does an endpoint that refuses all calls in the same way, because then the
+    recipe is wrong and not the rows.
 
     Args:
-        name: of the endpoint, for errors.
-        patience: seconds that the circuit may stay open.
-        first: seconds until it is probed, doubling.
-        has_answered: whether other calls of the run were answered before this process began. What is left may be just
-            the rows that are refused, so only their rows fail.
+        name: The endpoint's name in error messages.
+        patience: Seconds that the circuit may stay open.
+        first_wait: Seconds until the first probe. The wait doubles with each probe.
+        has_earlier_answers: Whether the run had answers before this process began. The
+            remaining rows may then be just those that the endpoint refuses, so a
+            series of refusals fails these rows and does not end the stage.
     """
 
     def __init__(
         self,
         name: str,
         patience: float = 600.0,
-        first: float = 2.0,
-        has_answered: bool = False,
+        first_wait: float = 2.0,
+        has_earlier_answers: bool = False,
     ):
-        self._name, self._patience, self._first = name, patience, first
-        self._answered: deque[bool] = deque(maxlen=_ATTEMPTS)
+        self._name = name
+        self._patience = patience
+        self._first_wait = first_wait
+        self._has_earlier_answers = has_earlier_answers
+        self._has_answers = False
+        self._in_flight = 0
+
+        self._history: deque[bool] = deque(maxlen=_HISTORY)
         self._opened_at: float | None = None
-        self._limited_since: float | None = None
-        self._wait = first
+        self._probe_wait = first_wait
         self._probe = asyncio.Lock()
-        self._had_answered, self._has_answered = has_answered, False
-        self._alike, self._refusals, self._enough, self._under_way = "", 0, 0, 0
+
+        self._limited_since: float | None = None
+
+        self._refusal_kind = ""
+        self._refusals = 0
+        self._refusal_limit = 0
 
     @property
     def is_open(self) -> bool:
-        """Whether calls wait, but for one that probes."""
+        """Whether calls wait, apart from the one that probes the endpoint."""
         return self._opened_at is not None
 
-    async def run(self, attempt: Callable[[], Awaitable[T]], first: bool = True) -> T:
-        """The outcome of an attempt, made as soon as the circuit is closed or this attempt's turn to probe it has come.
+    @contextlib.asynccontextmanager
+    async def attempt(self, is_first: bool = True) -> AsyncIterator[None]:
+        """Wait for a closed circuit or a turn to probe, and record the outcome.
 
-        `first` says whether it is its call's first one.
+        Args:
+            is_first: Whether the block is the first attempt of its call.
 
         Raises:
-            BezoarError: the circuit has been open for too long, or all calls are refused alike.
+            BezoarError: The circuit was open for too long, or the endpoint refuses all
+                calls in the same way.
         """
-        while self.is_open:
-            async with self._probe:
-                if self.is_open:
-                    await asyncio.sleep(self._wait)
-                    self._wait = min(_LONGEST, 2 * self._wait)
-                    return await self._watched(attempt, first)
-        return await self._watched(attempt, first)
-
-    async def _watched(self, attempt: Callable[[], Awaitable[T]], first: bool) -> T:
-        self._under_way += 1
+        is_probe = await self._wait_while_open()
+        self._in_flight += 1
         try:
-            reply = await attempt()
+            yield
         except CallFailed as fault:
-            self._answer()
+            self._record_sign_of_life()
             if isinstance(fault, Refused):
-                self._refused(fault)
+                self._record_refusal(fault)
             raise
         except TryAgain as fault:
-            self._limited(fault) if fault.limited else self._fault(str(fault), first)
+            if fault.limited:
+                self._record_rate_limit(fault)
+            else:
+                self._record_fault(fault, is_first)
             raise
+        else:
+            self._record_sign_of_life()
+            self._has_answers = True
+            self._refusals = 0
         finally:
-            self._under_way -= 1
-        self._answer()
-        self._has_answered, self._refusals = True, 0
-        return reply
+            self._in_flight -= 1
+            if is_probe:
+                self._probe.release()
 
-    def _answer(self) -> None:
+    async def _wait_while_open(self) -> bool:
+        """Wait until an attempt may go out; True if it probes and owns the lock."""
+        while self.is_open:
+            await self._probe.acquire()
+            if not self.is_open:
+                self._probe.release()
+                continue
+            try:
+                await asyncio.sleep(self._probe_wait)
+            except BaseException:
+                self._probe.release()
+                raise
+            self._probe_wait = min(_MAX_PROBE_WAIT, 2 * self._probe_wait)
+            return True
+        return False
+
+    def _record_sign_of_life(self) -> None:
         self._limited_since = None
         self._close()
 
-    def _refused(self, fault: Refused) -> None:
-        if fault.alike != self._alike or not self._refusals:
-            least = _REFUSED_LATER if self._has_answered else REFUSED_FIRST
-            self._enough, self._refusals = least, 0
-        self._enough = max(
-            self._enough, self._under_way
-        )  # answers take longer than refusals: wait for them
-        self._alike = fault.alike
+    def _record_refusal(self, fault: Refused) -> None:
+        if self._refusals == 0 or fault.alike != self._refusal_kind:
+            self._refusals = 0
+            self._refusal_kind = fault.alike
+            if self._has_answers:
+                self._refusal_limit = _REFUSALS_AFTER_ANSWERS
+            else:
+                self._refusal_limit = REFUSALS_AT_START
+        # An answer takes longer than a refusal: wait for all calls that are in flight.
+        self._refusal_limit = max(self._refusal_limit, self._in_flight)
         self._refusals += 1
-        resumed = self._had_answered and not self._has_answered
-        if self._refusals >= self._enough and not resumed:
+
+        is_resumed = self._has_earlier_answers and not self._has_answers
+        if self._refusals >= self._refusal_limit and not is_resumed:
             raise BezoarError(
-                f"{self._refusals} calls were refused in the same way, and none was answered between them, so the "
-                f"recipe is at fault and not the rows: {fault}. What was answered is kept: correct it, and run the "
-                "same command again"
+                f"{self._refusals} calls were refused in the same way, with no answer "
+                f"between them, so the recipe is wrong and not the rows: {fault}. "
+                "Finished calls are saved. Correct the recipe and run the same command "
+                "again"
             )
 
-    def _limited(self, fault: TryAgain) -> None:
+    def _record_rate_limit(self, fault: TryAgain) -> None:
         now = time.monotonic()
-        self._limited_since = self._limited_since or now
-        if (
-            now - self._limited_since > self._patience
-            or (fault.after or 0.0) > self._patience
-        ):
+        if self._limited_since is None:
+            self._limited_since = now
+        requested_wait = fault.after or 0.0
+        limited_for = now - self._limited_since
+        if limited_for > self._patience or requested_wait > self._patience:
             raise BezoarError(
-                f"{self._name} takes no more calls for now: {fault}. It asks to wait {fault.after or 0:.0f} s. "
-                "What was answered is kept: run the same command again later to go on"
+                f"{self._name} takes no more calls for now: {fault}. It asks to wait "
+                f"{requested_wait:.0f} s. Finished calls are saved. Run the same "
+                "command again later to resume"
             )
         self._close()
 
-    def _close(self) -> None:
-        if self.is_open:
-            self._answered.clear()
-        self._answered.append(True)
-        self._opened_at, self._wait = None, self._first
-
-    def _fault(self, reason: str, first: bool) -> None:
+    def _record_fault(self, fault: TryAgain, is_first: bool) -> None:
         now = time.monotonic()
         if self._opened_at is None:
-            self._answered.extend([False] * first)
-            full = len(self._answered) == _ATTEMPTS
-            self._opened_at = (
-                now
-                if full and self._answered.count(False) > _SHARE * _ATTEMPTS
-                else None
-            )
-        elif now - self._opened_at > self._patience:
+            if is_first:
+                self._history.append(False)
+            is_full = len(self._history) == _HISTORY
+            failed = self._history.count(False)
+            if is_full and failed > _FAILED_SHARE * _HISTORY:
+                self._opened_at = now
+            return
+        open_for = now - self._opened_at
+        if open_for > self._patience:
             raise BezoarError(
-                f"{self._name} has answered nothing for {now - self._opened_at:.0f} s; its last fault: {reason}. "
-                "What was answered is kept: run the same command again to go on"
+                f"{self._name} has answered nothing for {open_for:.0f} s. Its last "
+                f"fault: {fault}. Finished calls are saved. Run the same command again "
+                "to resume"
             )
+
+    def _close(self) -> None:
+        if self.is_open:
+            self._history.clear()
+        self._history.append(True)
+        self._opened_at = None
+        self._probe_wait = self._first_wait

@@ -1,16 +1,21 @@
-"""A model with its ledger: what the stages open, and bind to a row for each chain of calls."""
+"""The client of a model: every call of a stage goes through here.
+
+A call is looked up in the ledger. If it is not there, it is admitted (by a slot, the
+circuit breaker, the quota and the rate control), recorded as an intent, sent, and
+recorded with its answer and usage.
+"""
 
 import asyncio
 import contextlib
 import logging
 import random
 from abc import ABC, abstractmethod
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from dataclasses import replace
 from functools import partial
 
 from bezoar_ray.errors import BezoarError
-from bezoar_ray.llm.breaker import Breaker
+from bezoar_ray.llm.breaker import CircuitBreaker
 from bezoar_ray.llm.chat import (
     CallFailed,
     Chat,
@@ -21,53 +26,62 @@ from bezoar_ray.llm.chat import (
     TryAgain,
 )
 from bezoar_ray.llm.ledger import Ledger, call_key
-from bezoar_ray.llm.ledger_index import Index
+from bezoar_ray.llm.ledger_index import LedgerIndex
 from bezoar_ray.llm.quota import Cost, QuotaClient
-from bezoar_ray.llm.rate_control import AdaptiveConcurrency
+from bezoar_ray.llm.rate_control import AdaptiveConcurrency, Turn
 from bezoar_ray.llm.reasoning import without_reasoning
 from bezoar_ray.recipe import ModelSection
 from bezoar_ray.runtime.logs import current_row, event
 from bezoar_ray.store import Store
 
-_LONGEST_WAIT = 60.0  # seconds between two attempts
-_DEADLY = 3  # engines that died with a call in flight: the call is not made again
-_HOPELESS = (
-    8  # times all actors died without a single answer: the model cannot work here
-)
-_BYTES_PER_TOKEN = (
-    4  # for limits of tokens a minute, which are no promise; money is reserved by bytes
-)
+_MAX_RETRY_WAIT = 60.0  # seconds
+_SUSPECT_DEATHS = 2
+"""Engines that died with a call in flight: from then on, it runs without company."""
+_DEADLY_DEATHS = 3
+"""Engines that died with a call in flight: it is not sent again."""
+_MAX_FRUITLESS_DEATHS = 8
+"""Deaths of all actors without a single answer, after which the model cannot work."""
+# An average, for the limit of tokens per minute. Dollars are reserved by bytes.
+_BYTES_PER_TOKEN = 4
+_MESSAGE_OVERHEAD = 16  # bytes that a chat template adds to a message, at most
 
 
 class LedgerClient(ABC):
-    """Calls to one model: what the ledger holds is answered from it, the rest is asked for."""
+    """Calls to one model: the ledger answers those that it holds.
+
+    Args:
+        identity: Of the model; equal identities give exchangeable answers.
+        ledger: Of the run directory and role.
+        section: The model's recipe section.
+        quota: The shared limits of the run; None if nothing is limited.
+    """
 
     def __init__(
         self,
         identity: str,
         ledger: Ledger,
-        part: ModelSection,
-        permits: QuotaClient | None = None,
+        section: ModelSection,
+        quota: QuotaClient | None = None,
     ):
-        self._identity, self._ledger, self._part, self._permits = (
-            identity,
-            ledger,
-            part,
-            permits,
+        self._identity = identity
+        self._ledger = ledger
+        self._section = section
+        self._quota = quota
+        self._sampling = Sampling(
+            section.temperature, section.top_p, section.max_tokens
         )
-        self._sampling = Sampling(part.temperature, part.top_p, part.max_tokens)
 
     def for_row(self, row: str) -> Chat:
-        """The `Chat` of one row."""
-        return partial(self._answer, row)
+        """Return the `Chat` of one row."""
+        return partial(self._call, row)
 
     async def close(self) -> None:
-        """End the ledger's segment."""
-        if self._permits:
-            await self._permits.close()
+        """Report the last usage and close the ledger's segment."""
+        if self._quota:
+            await self._quota.close()
         await self._ledger.close()
 
-    async def _answer(
+    async def _call(
         self,
         row: str,
         messages: Messages,
@@ -77,271 +91,260 @@ class LedgerClient(ABC):
         attempt: int = 0,
         sampling: Sampling | None = None,
     ) -> Reply:
+        """Answer one call, from the ledger or by the model; see `Chat`."""
         current_row.set(row)
         sampling = sampling or self._sampling
         key = call_key(self._identity, messages, sampling, row, step, sample, attempt)
-        reply = self._ledger.find(key) or await self._ask(key, messages, sampling)
-        return replace(
-            reply, text=without_reasoning(reply.text)
-        )  # the ledger keeps all of it
+        reply = self._ledger.find(key)
+        if reply is None:
+            reply = await self._request(key, messages, sampling)
+        # The ledger keeps the reasoning. Schemes and judges do not see it.
+        text = without_reasoning(reply.text)
+        return reply if text is reply.text else replace(reply, text=text)
 
     @abstractmethod
-    async def _ask(self, key: str, messages: Messages, sampling: Sampling) -> Reply:
-        """The reply to a call that the ledger does not hold."""
+    async def _request(self, key: str, messages: Messages, sampling: Sampling) -> Reply:
+        """Ask the model; the ledger does not hold this call."""
 
 
 class ModelClient(LedgerClient):
-    """A model, its ledger and its limits. Every attempt goes through here and is accounted for.
+    """A model with its ledger and limits; every attempt is limited and accounted for.
 
-    After a fault that no further call would survive (a wrong key, a budget that is reached, a dead engine), calls on
-    their way end and are recorded; every other one is refused with the same fault.
+    A fault that no other call would survive (a wrong key, a budget that is reached, a
+    dead engine) stops the client: calls in flight finish and are recorded, all others
+    are refused with the same fault.
     """
 
     def __init__(
         self,
         model: Model,
         ledger: Ledger,
-        part: ModelSection,
-        permits: QuotaClient | None = None,
+        section: ModelSection,
+        quota: QuotaClient | None = None,
     ):
-        super().__init__(model.identity, ledger, part, permits)
+        super().__init__(model.identity, ledger, section, quota)
         self._model = model
-        self._slots = asyncio.Semaphore(part.max_in_flight)
-        self._alone = asyncio.Lock()
-        self._pace = AdaptiveConcurrency()
-        self._breaker = Breaker(
-            f"{part.model} at {part.base_url}", has_answered=ledger.has_answers
+        self._slots = asyncio.Semaphore(section.max_in_flight)
+        self._suspects = asyncio.Lock()
+        self._rate = AdaptiveConcurrency()
+        self._breaker = CircuitBreaker(
+            f"{section.model} at {section.base_url}",
+            has_earlier_answers=ledger.has_answers,
         )
-        self._over: Exception | None = None
-        self._waiting = self._under_way = 0
-        ledger.figures.watch(
-            "bezoar_calls_waiting", lambda: self._waiting, model=part.model
+        self._stopped_by: Exception | None = None
+        self._waiting = 0
+        self._in_flight = 0
+        ledger.metrics.watch(
+            "bezoar_calls_waiting", lambda: self._waiting, model=section.model
         )
-        ledger.figures.watch(
-            "bezoar_calls_in_flight", lambda: self._under_way, model=part.model
+        ledger.metrics.watch(
+            "bezoar_calls_in_flight", lambda: self._in_flight, model=section.model
         )
 
     async def close(self) -> None:
-        """Free the model and end the ledger's segment."""
+        """Free the model and close the ledger's segment."""
         await self._model.close()
         await super().close()
 
-    async def _ask(self, key: str, messages: Messages, sampling: Sampling) -> Reply:
-        tries = 0
+    async def _request(self, key: str, messages: Messages, sampling: Sampling) -> Reply:
+        """Make attempts until one is answered or the retries are used up."""
+        failures = 0
         while True:
+            is_first = failures == 0
             try:
-                return await self._answered(key, messages, sampling, first=tries == 0)
+                return await self._attempt(key, messages, sampling, is_first)
             except TryAgain as fault:
-                if fault.limited:  # its pace waits
+                if fault.limited:  # the rate control makes the next attempt wait
                     continue
-                tries += (
-                    not self._breaker.is_open
-                )  # then it is the endpoint's fault, not this call's
-                wait = _wait(tries, fault.after)
-                event(
-                    "attempt failed",
-                    logging.WARNING,
-                    model=self._part.model,
-                    tries=tries,
-                    why=str(fault),
-                )
-                if tries > self._part.retries:
+                # While the circuit is open, the fault is the endpoint's, not the call's.
+                if not self._breaker.is_open:
+                    failures += 1
+                self._log("attempt failed", logging.WARNING, fault, tries=failures)
+                if failures > self._section.retries:
                     raise CallFailed(
-                        f"no answer after {tries} attempts: {fault}"
+                        f"no answer after {failures} attempts: {fault}"
                     ) from fault
+                wait = _retry_wait(failures, fault.after)
             except CallFailed as fault:
-                event(
-                    "call failed",
-                    logging.WARNING,
-                    model=self._part.model,
-                    why=str(fault),
-                )
-                raise
-            except Exception as fault:
-                self._stop(fault)
+                self._log("call failed", logging.WARNING, fault)
                 raise
             await asyncio.sleep(wait)
 
-    def _stop(self, fault: Exception) -> None:
-        """Refuse every further call with this fault."""
-        if not self._over:
-            event(
-                "no further call is made",
-                logging.ERROR,
-                model=self._part.model,
-                why=str(fault),
-            )
-            self._over = fault
-
-    async def _answered(
-        self, key: str, messages: Messages, sampling: Sampling, first: bool
+    async def _attempt(
+        self, key: str, messages: Messages, sampling: Sampling, is_first: bool
     ) -> Reply:
-        """The reply to one attempt, durable. Its slot is free as soon as the reply is there."""
-        most = cost_at_most(messages, sampling, self._part)
+        """Make one attempt: admit it, record the intent, send it, record the answer."""
+        reserved = cost_at_most(messages, sampling, self._section)
+        used: Cost | None = None  # until the quota grants the attempt
         try:
-            async with self._suspects(key), self._slot():
-                reply = await self._within_circuit(
-                    partial(self._attempt, key, messages, sampling, most), first
-                )
-        except (TryAgain, CallFailed, BezoarError):
+            # The slot is free as soon as the reply is there; recording needs none.
+            async with self._slot(key), self._breaker.attempt(is_first):
+                if self._stopped_by:
+                    raise self._stopped_by
+                if self._quota:
+                    await self._quota.take(reserved)
+                used = Cost()
+                request = await self._rate.turn()
+                await self._ledger.check_owner()
+                if reserved.usd or not self._section.base_url:
+                    await self._ledger.intend(key, reserved.usd)
+                used = reserved
+                try:
+                    reply = await self._model.complete(messages, sampling)
+                except (TryAgain, CallFailed, BezoarError) as fault:
+                    used = self._record_fault(key, request, fault, reserved)
+                    raise
+            used = cost_of(reply, reserved, self._section)
+            await self._ledger.record_usage(key, self._section.model, reply, used.usd)
+            return reply
+        except (TryAgain, CallFailed):
             await self._ledger.flushed()
             raise
-        used = cost_of(reply, most, self._part)
-        try:
-            await self._ledger.record_usage(key, self._part.model, reply, used.usd)
-        finally:
-            self._record_usage(most, used)
-        return reply
-
-    async def _within_circuit(
-        self, attempt: Callable[[], Awaitable[Reply]], first: bool
-    ) -> Reply:
-        """The reply to one attempt, through the circuit breaker."""
-        try:
-            return await self._breaker.run(attempt, first)
-        except (TryAgain, CallFailed):
-            raise
         except Exception as fault:
-            self._stop(
-                fault
-            )  # before the slot is free: while the ledger is flushed, other calls would go out
+            # Before the next await: while the ledger is flushed, calls would go out.
+            self._stop(fault)
+            await self._ledger.flushed()
             raise
+        finally:
+            if self._quota and used is not None:
+                self._quota.record_usage(reserved, used)
 
     @contextlib.asynccontextmanager
-    async def _slot(self) -> AsyncIterator[None]:
-        """One of the calls that may be under way at a time."""
-        self._waiting += 1
+    async def _slot(self, key: str) -> AsyncIterator[None]:
+        """Own one of the `max_in_flight` slots.
+
+        Calls that were in flight when two engines died run one at a time, to find out
+        which of them is deadly. One death does not count: it may be that of a node that
+        was taken away, with hundreds of calls in flight.
+
+        Raises:
+            CallFailed: Three engines died with this call in flight.
+        """
+        # An endpoint does not die of a call.
+        deaths = 0 if self._section.base_url else self._ledger.deaths(key)
+        if deaths >= _DEADLY_DEATHS:
+            raise CallFailed(f"{deaths} engines died while they answered this call")
+        is_suspect = deaths >= _SUSPECT_DEATHS
+        if is_suspect:
+            await self._suspects.acquire()
         try:
-            await self._slots.acquire()
+            self._waiting += 1
+            try:
+                await self._slots.acquire()
+            finally:
+                self._waiting -= 1
+            self._in_flight += 1
+            try:
+                yield
+            finally:
+                self._in_flight -= 1
+                self._slots.release()
         finally:
-            self._waiting -= 1
-        self._under_way += 1
-        try:
-            yield
-        finally:
-            self._under_way -= 1
-            self._slots.release()
+            if is_suspect:
+                self._suspects.release()
 
-    @contextlib.asynccontextmanager
-    async def _suspects(self, key: str) -> AsyncIterator[None]:
-        """Calls that were in flight when engines died go one at a time, so that the deadly one is found out; once may
-        have been a node that was taken away, with hundreds of them."""
-        deaths = 0 if self._part.base_url else self._ledger.deaths(key)
-        if deaths >= _DEADLY:
-            raise CallFailed(f"{deaths} engines died while they answered this")
-        async with self._alone if deaths > 1 else contextlib.nullcontext():
-            yield
+    def _record_fault(
+        self, key: str, request: Turn, fault: Exception, reserved: Cost
+    ) -> Cost:
+        """Record an attempt that ended without an answer, and return its cost."""
+        if isinstance(fault, TryAgain) and fault.limited:
+            self._rate.limited(request, fault.after)
+        used = cost_of_fault(fault, reserved, self._section)
+        self._ledger.fail(key, self._section.model, str(fault), used.usd)
+        return used
 
-    async def _attempt(
-        self, key: str, messages: Messages, sampling: Sampling, most: Cost
-    ) -> Reply:
-        """The reply to one attempt. What it may take stays reserved; after a fault, what it took is settled."""
-        if self._over:
-            raise self._over
-        if self._permits:
-            await self._permits.take(most)
-        try:
-            return await self._sent(key, messages, sampling, most)
-        except BaseException as fault:
-            self._record_usage(most, cost_of_fault(fault, most, self._part))
-            raise
+    def _stop(self, fault: Exception) -> None:
+        """Refuse all later calls with this fault."""
+        if not self._stopped_by:
+            self._log("no further call is made", logging.ERROR, fault)
+            self._stopped_by = fault
 
-    def _record_usage(self, most: Cost, used: Cost) -> None:
-        if self._permits:
-            self._permits.record_usage(most, used)
-
-    async def _sent(
-        self, key: str, messages: Messages, sampling: Sampling, most: Cost
-    ) -> Reply:
-        turn = await self._pace.turn()
-        await self._ledger.check_held()
-        if most.usd or not self._part.base_url:
-            await self._ledger.intend(key, most.usd)
-        try:
-            return await self._model.complete(messages, sampling)
-        except (TryAgain, CallFailed, BezoarError) as fault:
-            if isinstance(fault, TryAgain) and fault.limited:
-                self._pace.limited(turn, fault.after)
-            self._ledger.fail(
-                key,
-                self._part.model,
-                str(fault),
-                cost_of_fault(fault, most, self._part).usd,
-            )
-            raise
+    def _log(self, what: str, level: int, fault: Exception, **fields: object) -> None:
+        event(what, level, model=self._section.model, **fields, why=str(fault))
 
 
 def open_client(
-    part: ModelSection,
+    section: ModelSection,
     root: str,
     role: str,
     session: str,
     *,
     identity: str | None = None,
-    permits: QuotaClient | None = None,
-    index: Index | None = None,
+    quota: QuotaClient | None = None,
+    index: LedgerIndex | None = None,
 ) -> ModelClient:
-    """The model of a recipe entry, in this process, with the run directory's ledger of that role.
+    """Open the model of a recipe section in this process, with its role's ledger.
 
-    `identity` names the checkpoint behind an endpoint, so that a retrained one never gets old answers. `index` is that
-    of the role's ledger, if it has been read. Call it where an event loop runs: in an async actor.
+    Call it where an event loop runs: in an async actor.
+
+    Args:
+        section: The model's recipe section.
+        root: The run directory.
+        role: Of the ledger: who is called.
+        session: The command that owns the run directory.
+        identity: Of the checkpoint behind an endpoint, so that a retrained one never
+            gets old answers. By default, that of the section's model.
+        quota: The shared limits of the run.
+        index: Of the role's ledger, if it was read before.
 
     Raises:
-        BezoarError: the actors of this session keep dying before they answer anything.
+        BezoarError: The actors of this session die before they answer anything.
     """
     from bezoar_ray.llm.endpoint import OpenAIEndpoint
     from bezoar_ray.llm.engine import VllmEngine
 
-    endpoint = (
-        OpenAIEndpoint(part) if part.base_url else None
-    )  # first: without its key nothing is written
+    # Before the ledger: without the endpoint's key, nothing is written.
+    endpoint = OpenAIEndpoint(section) if section.base_url else None
     ledger = Ledger(root, role, session, index)
-    if ledger.fruitless > _HOPELESS * part.most_actors:
+    deaths = ledger.fruitless_deaths
+    if deaths > _MAX_FRUITLESS_DEATHS * section.most_actors:
         log = Store(root).log(f"{role}.log")
         raise BezoarError(
-            f"{part.model}: {ledger.fruitless} actors died before they answered anything; see {log}. "
-            "Give it more memory, or fewer calls at a time (max_in_flight), and run the same command again"
+            f"{section.model}: {deaths} actors died before they answered anything; "
+            f"see {log}. Give the model more memory or fewer calls at a time "
+            "(max_in_flight), and run the same command again"
         )
-    model = endpoint or VllmEngine(part)
+    model = endpoint or VllmEngine(section)
     if identity:
         model.identity = identity
-    return ModelClient(model, ledger, part, permits)
+    return ModelClient(model, ledger, section, quota)
 
 
-def cost_at_most(messages: Messages, sampling: Sampling, part: ModelSection) -> Cost:
-    """What one attempt takes at most: no tokenizer makes more tokens than bytes."""
-    size = sum(len(message["content"].encode()) for message in messages) + 16 * len(
-        messages
-    )
-    return Cost(
-        size / _BYTES_PER_TOKEN + sampling.max_tokens,
-        part.usd(size, sampling.max_tokens),
-    )
+def cost_at_most(messages: Messages, sampling: Sampling, section: ModelSection) -> Cost:
+    """Return an upper bound of an attempt's cost.
+
+    Dollars count a token for each byte, since no tokenizer makes more of them.
+    """
+    size = _MESSAGE_OVERHEAD * len(messages)
+    for message in messages:
+        size += len(message["content"].encode())
+    tokens = size / _BYTES_PER_TOKEN + sampling.max_tokens
+    return Cost(tokens, section.usd(size, sampling.max_tokens))
 
 
-def cost_of(reply: Reply, most: Cost, part: ModelSection) -> Cost:
-    """What an attempt took: by the tokens that the endpoint counted, or at most, where it counted none."""
+def cost_of(reply: Reply, reserved: Cost, section: ModelSection) -> Cost:
+    """Return the cost of an answer: the upper bound if the endpoint counts no tokens."""
     if not reply.tokens_in:
-        return most
-    return Cost(
-        reply.tokens_in + reply.tokens_out, part.usd(reply.tokens_in, reply.tokens_out)
-    )
+        return reserved
+    tokens = reply.tokens_in + reply.tokens_out
+    return Cost(tokens, section.usd(reply.tokens_in, reply.tokens_out))
 
 
-def cost_of_fault(fault: BaseException, most: Cost, part: ModelSection) -> Cost:
-    """What an attempt that ended so takes: nothing where the endpoint refused it, and at most where nobody knows."""
-    if isinstance(fault, CallFailed | BezoarError):
+def cost_of_fault(fault: Exception, reserved: Cost, section: ModelSection) -> Cost:
+    """Return the cost of an attempt without an answer.
+
+    It is zero if the endpoint refused the call, and the upper bound if the endpoint may
+    have answered and the answer was lost.
+    """
+    if not isinstance(fault, TryAgain):
         return Cost()
-    if not isinstance(fault, TryAgain) or fault.billed is None:
-        return most
-    return Cost(sum(fault.billed), part.usd(*fault.billed))
+    if fault.billed is None:
+        return reserved
+    return Cost(sum(fault.billed), section.usd(*fault.billed))
 
 
-def _wait(tries: int, asked: float | None) -> float:
-    """Seconds before the next attempt: what the server asked for, else doubling with jitter."""
-    return min(
-        _LONGEST_WAIT,
-        asked
-        if asked is not None
-        else 2 ** max(0, tries - 1) * random.uniform(0.5, 1.0),
-    )
+def _retry_wait(failures: int, requested: float | None) -> float:
+    """Seconds before the next attempt: the server's wish, or doubling with jitter."""
+    if requested is None:
+        requested = 2 ** max(0, failures - 1) * random.uniform(0.5, 1.0)
+    return min(_MAX_RETRY_WAIT, requested)

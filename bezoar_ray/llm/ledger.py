@@ -1,10 +1,18 @@
-"""The ledger: every model call of a run directory, durable before it is used, and the account of what was spent.
+"""The ledger: every model call of a run directory, and the account of its costs.
 
-`ledger/<role>/<session>-<writer>.jsonl` is one append-only segment per writer (segments.py). Lines are `intent` (before
-an attempt that is paid for or runs in an engine here), `reply` (an answer and what it cost), `failed` (an attempt that
-ended without one) and `hit` (an answer taken from the ledger). A torn last line is dropped. An intent that nothing
-settles counts as spent, and as in flight when its writer died. The file `session` names the command that holds the run
-directory: what an earlier one left running, on a node that lost its driver, writes nothing more and makes no call.
+An answer is durable before it is used. `ledger/<role>/<session>-<writer>.jsonl` is one
+append-only segment per writer (ledger_files.py). Its lines are:
+
+- `intent`: before an attempt that is paid for or runs in an engine of this process,
+- `reply`: an answer and its cost,
+- `failed`: an attempt that ended without an answer,
+- `hit`: an answer taken from the ledger.
+
+A torn last line is dropped. An intent without a `reply` or `failed` line counts as
+spent. If its writer died, its call was in flight.
+
+The file `session` names the command that owns the run directory. A process of an
+earlier command, on a node that lost its driver, writes nothing more and makes no call.
 """
 
 import asyncio
@@ -13,7 +21,7 @@ import os
 import time
 import uuid
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable
 from dataclasses import asdict
 from functools import cache
 from pathlib import Path
@@ -25,7 +33,7 @@ from bezoar_ray import layout
 from bezoar_ray.errors import BezoarError
 from bezoar_ray.llm import ledger_files
 from bezoar_ray.llm.chat import Messages, Reply, Sampling
-from bezoar_ray.llm.ledger_index import OFFSET_BITS, Index, before
+from bezoar_ray.llm.ledger_index import OFFSET_BITS, LedgerIndex, earlier_segments
 from bezoar_ray.runtime.metrics import MetricSet
 from bezoar_ray.store import Store
 
@@ -35,10 +43,11 @@ ROLES = {
     "candidate": "evaluate",
     "mt_bench_judge": "evaluate",
 }
-"""Who is called, and in which stage."""
-SESSION = "session"  # the file that names the command which holds the run directory
-_TOKENS = ("tokens_in", "tokens_out", "tokens_reasoning")
-_LOOK = 1.0  # seconds for which its content is believed
+"""The stage of each role: who is called, and where."""
+SESSION = "session"
+"""The file that names the command which owns the run directory."""
+_TOKEN_COUNTS = ("tokens_in", "tokens_out", "tokens_reasoning")
+_OWNER_CHECK_SECONDS = 1.0  # the file is read again after this time
 _OFFSET_MASK = (1 << OFFSET_BITS) - 1
 
 
@@ -51,307 +60,365 @@ def call_key(
     sample: int,
     attempt: int,
 ) -> str:
-    """What makes two calls the same call. Endpoint, key, prices and concurrency are left out: they change no answer."""
+    """Return the key of a call; equal keys are the same call.
+
+    Endpoint, API key, prices and concurrency are left out: they change no answer.
+    """
     call = [identity, messages, _parameters(sampling), row, step, sample, attempt]
-    return hashlib.sha256(orjson.dumps(call, option=orjson.OPT_SORT_KEYS)).hexdigest()[
-        :32
-    ]
+    canonical = orjson.dumps(call, option=orjson.OPT_SORT_KEYS)
+    return hashlib.sha256(canonical).hexdigest()[:32]
 
 
 @cache
 def _parameters(sampling: Sampling) -> dict[str, object]:
-    return {name: value for name, value in asdict(sampling).items() if value != ""}
+    parameters = {}
+    for name, value in asdict(sampling).items():
+        # Without a schema, keys are those from before there were schemas.
+        if value != "":
+            parameters[name] = value
+    return parameters
 
 
 class Ledger:
-    """The calls of one role: what earlier writers recorded, and a segment of our own.
+    """The calls of one role: earlier segments, and a segment of this process.
 
-    In memory are only the places of the answers: of this session some 150 bytes each, of earlier ones an index, which
-    is read here where none is given.
+    Memory holds the locations of the answers: some 150 bytes for each answer of this
+    session, and an index for earlier ones.
+
+    Args:
+        root: The run directory.
+        role: Who is called, a key of `ROLES`.
+        session: The command that owns the run directory.
+        index: Of the earlier sessions' answers; read here if it is not given.
+
+    Raises:
+        BezoarError: A segment that is in the index is missing.
     """
 
     def __init__(
-        self, root: str | Path, role: str, session: str, index: Index | None = None
+        self,
+        root: str | Path,
+        role: str,
+        session: str,
+        index: LedgerIndex | None = None,
     ):
-        self._store, folder = Store(root), layout.ledger(role)
-        self._session, self._looked = session, 0.0
-        self._places: dict[bytes, int] = {}
+        self._store = Store(root)
+        self._session = session
+        self._owner_checked_at = 0.0
+        self._locations: dict[bytes, int] = {}
         self._deaths: Counter[bytes] = Counter()
-        self._fruitless = 0
-        there = dict(ledger_files.earlier(self._store, folder))
-        self._earlier = Index.of(before(there, session)) if index is None else index
-        if unseen := set(self._earlier.writers) - there.keys():
+        self._fruitless_deaths = 0
+
+        folder = layout.ledger(role)
+        segments = dict(ledger_files.open_segments(self._store, folder))
+        if index is None:
+            index = LedgerIndex.of(earlier_segments(segments, session))
+        self._index = index
+        missing = set(index.writers) - segments.keys()
+        if missing:
             raise BezoarError(
-                f"{self._store.root}/{folder}: the segment {min(unseen)} is not there, or this node does not see it. "
-                "What it holds would be paid for again. Put it back, and run the same command again"
+                f"{self._store.root}/{folder}: the segment {min(missing)} is missing, "
+                "or this node does not see it. Its answers would be paid for again. "
+                "Put it back, and run the same command again"
             )
-        self._segments: list[BinaryIO] = [
-            there.pop(writer) for writer in self._earlier.writers
-        ]
-        for writer, segment in there.items():
-            self._add(
-                len(self._segments), segment, count_deaths=writer.startswith(session)
-            )
+        # A segment's position in this list is the number in its answers' locations.
+        self._segments = [segments.pop(writer) for writer in index.writers]
+        for writer, segment in segments.items():
+            self._read_segment(segment, is_of_session=writer.startswith(session))
             self._segments.append(segment)
-        self._own = ledger_files.own(
-            self._store, f"{folder}/{session}-{uuid.uuid4().hex[:8]}"
-        )
-        self._segments.append(self._own.reader)
-        self.figures = MetricSet(run=self._store.name, stage=ROLES[role], role=role)
-        self._waiting: list[tuple[bytes, asyncio.Future[int]]] = []
-        self._last: asyncio.Future[int] | None = None
-        self._committing: asyncio.Task[None] | None = None
+        writer = f"{session}-{uuid.uuid4().hex[:8]}"
+        self._segment = ledger_files.create_segment(self._store, f"{folder}/{writer}")
+        self._segments.append(self._segment.reader)
+        self._number = len(self._segments) - 1
+
+        self.metrics = MetricSet(run=self._store.name, stage=ROLES[role], role=role)
+        self._unwritten: list[tuple[bytes, asyncio.Future[int]]] = []
+        self._last_line: asyncio.Future[int] | None = None
+        self._writer: asyncio.Task[None] | None = None
 
     def __contains__(self, key: str) -> bool:
-        return self._place(key) is not None
+        return self._locate(key) is not None
 
     @property
     def has_answers(self) -> bool:
         """Whether any call was answered in this run directory."""
-        return bool(self._places or len(self._earlier))
+        return bool(self._locations) or len(self._index) > 0
 
     def find(self, key: str) -> Reply | None:
-        """An answer that was paid for before."""
-        place = self._place(key)
-        if place is None:
+        """Return an answer that was paid for before, if there is one."""
+        location = self._locate(key)
+        if location is None:
             return None
-        self._queue({"hit": key})
-        segment = self._segments[place >> OFFSET_BITS]
-        segment.seek(place & _OFFSET_MASK)
+        self._append({"hit": key})
+        segment = self._segments[location >> OFFSET_BITS]
+        segment.seek(location & _OFFSET_MASK)
         entry = orjson.loads(segment.readline())
-        self.figures.add("bezoar_calls", model=entry["model"], outcome="found")
+        self.metrics.add("bezoar_calls", model=entry["model"], outcome="found")
         return Reply(**entry["answer"])
 
     def deaths(self, key: str) -> int:
-        """How many writers of this session have died with this attempt in flight."""
+        """Count the writers of this session that died with this call in flight."""
         return self._deaths[bytes.fromhex(key)]
 
     @property
-    def fruitless(self) -> int:
-        """How many writers of this session had calls in flight when they died, or have now, and no answer to any."""
-        return self._fruitless
+    def fruitless_deaths(self) -> int:
+        """How many writers of this session left calls in flight and no answer.
 
-    async def check_held(self) -> None:
-        """See that the run directory is still this session's, or was a second ago.
+        Writers that are alive count, too, until their first answer.
+        """
+        return self._fruitless_deaths
+
+    async def check_owner(self) -> None:
+        """Check that this session owned the run directory at most a second ago.
 
         Raises:
-            BezoarError: another command has taken it over.
+            BezoarError: Another command has taken it over.
         """
-        if time.monotonic() - self._looked > _LOOK:
-            await asyncio.to_thread(self._look)
+        if time.monotonic() - self._owner_checked_at > _OWNER_CHECK_SECONDS:
+            await asyncio.to_thread(self._check_owner)
 
     async def intend(self, key: str, usd: float) -> None:
-        """Record, durably, that an attempt which may cost `usd` is about to go out."""
-        await self._queue({"intent": key, "usd": usd})
+        """Record, durably, that an attempt of at most `usd` dollars is about to go out."""
+        await self._append({"intent": key, "usd": usd})
 
     async def record_usage(
         self, key: str, model: str, reply: Reply, usd: float
     ) -> None:
-        """Record an answer, durably; only then may it be used."""
-        offset = await self._queue(
-            {"reply": key, "model": model, "answer": reply, "usd": usd}
-        )
-        self._places[bytes.fromhex(key)] = (
-            len(self._segments) - 1
-        ) << OFFSET_BITS | offset
-        self.figures.add("bezoar_calls", model=model, outcome="answered")
-        self.figures.add("bezoar_tokens", reply.tokens_in, model=model, direction="in")
-        self.figures.add(
-            "bezoar_tokens", reply.tokens_out, model=model, direction="out"
-        )
-        self.figures.add("bezoar_dollars", usd, model=model)
+        """Record an answer and its cost, durably. Only then may it be used."""
+        line = {"reply": key, "model": model, "answer": reply, "usd": usd}
+        offset = await self._append(line)
+        self._locations[bytes.fromhex(key)] = self._number << OFFSET_BITS | offset
+
+        add = self.metrics.add
+        add("bezoar_calls", model=model, outcome="answered")
+        add("bezoar_tokens", reply.tokens_in, model=model, direction="in")
+        add("bezoar_tokens", reply.tokens_out, model=model, direction="out")
+        add("bezoar_dollars", usd, model=model)
 
     def fail(self, key: str, model: str, error: str, usd: float) -> None:
-        """Record an attempt that ended without an answer, and what it may have cost. Durable after `flushed`."""
-        self.figures.add("bezoar_calls", model=model, outcome="failed")
-        self.figures.add("bezoar_dollars", usd, model=model)
-        self._queue({"failed": key, "model": model, "error": error, "usd": usd})
+        """Record an attempt without an answer and its cost; durable after `flushed`."""
+        self.metrics.add("bezoar_calls", model=model, outcome="failed")
+        self.metrics.add("bezoar_dollars", usd, model=model)
+        self._append({"failed": key, "model": model, "error": error, "usd": usd})
 
     async def flushed(self) -> None:
-        """Wait until all that was recorded so far is durable."""
-        if self._last:
-            await asyncio.wait([self._last])
+        """Wait until all lines so far are durable, or known not to be."""
+        if self._last_line:
+            await asyncio.wait([self._last_line])
 
     async def close(self) -> None:
-        """Wait for what is being written, and end the segment."""
-        self.figures.tell()
-        if self._committing:
-            await asyncio.wait([self._committing])
-        self._own.close()
+        """Write the last lines and end the segment."""
+        self.metrics.tell()
+        if self._writer:
+            await asyncio.wait([self._writer])
+        self._segment.close()
         for segment in self._segments:
             segment.close()
 
-    def _place(self, key: str) -> int | None:
-        digits = bytes.fromhex(key)
-        place = self._places.get(digits)
-        return self._earlier.find(digits) if place is None else place
+    def _locate(self, key: str) -> int | None:
+        key_bytes = bytes.fromhex(key)
+        location = self._locations.get(key_bytes)
+        if location is None:
+            return self._index.find(key_bytes)
+        return location
 
-    def _add(self, number: int, segment: BinaryIO, count_deaths: bool) -> None:
-        offset, answered, in_flight = 0, False, Counter[bytes]()
+    def _read_segment(self, segment: BinaryIO, is_of_session: bool) -> None:
+        """Read a segment that is not in the index, before it joins `_segments`."""
+        number = len(self._segments)
+        offset = 0
+        has_answers = False
+        in_flight = Counter[bytes]()
         for line, entry in ledger_files.entries(segment):
-            key = bytes.fromhex(
-                entry.get("reply") or entry.get("failed") or entry.get("intent") or ""
-            )
             if "reply" in entry:
-                self._places[key] = number << OFFSET_BITS | offset
-                answered = True
-            if count_deaths and "hit" not in entry:
-                in_flight[key] += 1 if "intent" in entry else -1
+                key = bytes.fromhex(entry["reply"])
+                self._locations[key] = number << OFFSET_BITS | offset
+                has_answers = True
+                in_flight[key] -= 1
+            elif "failed" in entry:
+                in_flight[bytes.fromhex(entry["failed"])] -= 1
+            elif "intent" in entry:
+                in_flight[bytes.fromhex(entry["intent"])] += 1
             offset += len(line)
-        died_with = +in_flight  # those above 0
+        if not is_of_session:
+            return
+        died_with = +in_flight  # unary plus keeps the counts above zero
         self._deaths.update(died_with)
-        self._fruitless += bool(died_with) and not answered
+        if died_with and not has_answers:
+            self._fruitless_deaths += 1
 
-    def _queue(self, line: dict[str, object]) -> asyncio.Future[int]:
-        """Group commit: all lines that gather while one is made share the next. The future is the line's offset."""
-        self._last = done = asyncio.get_running_loop().create_future()
-        self._waiting.append((orjson.dumps(line) + b"\n", done))
-        if self._committing is None or self._committing.done():
-            self._committing = asyncio.create_task(self._flush())
-        return done
+    def _append(self, entry: dict[str, object]) -> asyncio.Future[int]:
+        """Queue a line for the next commit; the future becomes its offset.
 
-    async def _flush(self) -> None:
-        while self._waiting:
-            batch, self._waiting = self._waiting, []
+        This is a group commit: all lines that are queued while one commit is written
+        share the next one and its fsync.
+        """
+        line = orjson.dumps(entry, option=orjson.OPT_APPEND_NEWLINE)
+        written = asyncio.get_running_loop().create_future()
+        self._unwritten.append((line, written))
+        self._last_line = written
+        if self._writer is None or self._writer.done():
+            self._writer = asyncio.create_task(self._write_lines())
+        return written
+
+    async def _write_lines(self) -> None:
+        """Commit queued lines until there are none."""
+        loop = asyncio.get_running_loop()
+        while self._unwritten:
+            batch = self._unwritten
+            self._unwritten = []
+            data = b"".join(line for line, _ in batch)
             try:
-                offset = await asyncio.to_thread(
-                    self._append, b"".join(line for line, _ in batch)
-                )
+                offset = await loop.run_in_executor(None, self._commit, data)
             except Exception as error:
                 for _, written in batch:
-                    if (
-                        not written.done()
-                    ):  # done: a cancelled call, which nobody waits for any more
+                    if not written.done():  # cancelled calls are done
                         written.set_exception(error)
                 continue
             for line, written in batch:
                 if not written.done():
                     written.set_result(offset)
                 offset += len(line)
-            await asyncio.sleep(self._own.pause)
+            await asyncio.sleep(self._segment.pause)
 
-    def _look(self) -> None:
+    def _commit(self, data: bytes) -> int:
+        """Write lines durably if this session still owns the run directory."""
+        self._check_owner()
+        return self._segment.append(data)
+
+    def _check_owner(self) -> None:
         try:
-            holder = self._store.read(SESSION).decode()
+            owner = self._store.read(SESSION).decode()
         except FileNotFoundError:
-            holder = self._session
-        if holder != self._session:
+            owner = self._session
+        if owner != self._session:
             raise BezoarError(
-                f"{self._store.root} is held by another command by now ({holder}); this one ends"
+                f"{self._store.root} is now owned by another command ({owner}), so "
+                "this one ends"
             )
-        self._looked = time.monotonic()
-
-    def _append(self, data: bytes) -> int:
-        self._look()
-        return self._own.append(data)
+        self._owner_checked_at = time.monotonic()
 
 
-Counted = dict[tuple[str, str], tuple[int, "_Account"]]
+KnownAccounts = dict[tuple[str, str], tuple[int, "_Account"]]
 """By folder and writer of a segment: its size when it was counted, and its account."""
 
 
 def accounts(
-    root: str | Path, session: str, counted: Counted | None = None
+    root: str | Path, session: str, known: KnownAccounts | None = None
 ) -> dict[str, dict[str, Any]]:
-    """`calls` of summary.json: totals of the directory by role, and of one session in `last_run`.
+    """Return `calls` of summary.json: totals by role, with `last_run` of one session.
 
-    `counted` is kept between calls, so that a segment is read again only after it has grown.
+    Args:
+        root: The run directory.
+        session: The command whose calls are `last_run`.
+        known: Keep it between calls, so that only segments that grew are read again.
     """
-    counted = {} if counted is None else counted
-    return {
-        role: _account(Store(root), layout.ledger(role), session, counted)
-        for role in ROLES
-    }
+    if known is None:
+        known = {}
+    store = Store(root)
+    by_role = {}
+    for role in ROLES:
+        by_role[role] = _account_of_role(store, role, session, known)
+    return by_role
 
 
-def _account(
-    store: Store, folder: str, session: str, counted: Counted
+def _account_of_role(
+    store: Store, role: str, session: str, known: KnownAccounts
 ) -> dict[str, Any]:
+    folder = layout.ledger(role)
     total = _Account()
-    last = _Account()
-    for writer, segment in ledger_files.earlier(store, folder):
+    last_run = _Account()
+    for writer, segment in ledger_files.open_segments(store, folder):
         with segment:
-            account = _counted(segment, counted, (folder, writer))
+            account = _account_of_segment(segment, known, (folder, writer))
         total.merge(account)
         if writer.startswith(session):
-            last.merge(account)
+            last_run.merge(account)
     for batch in store.list(f"{folder}/batches", ".json"):
         total.add_batch(store.read_json(batch)["calls"])
-    return total.summary() | {"by_model": total.by_model, "last_run": last.summary()}
+    summary: dict[str, Any] = total.summary()
+    summary["by_model"] = total.by_model
+    summary["last_run"] = last_run.summary()
+    return summary
 
 
-def _counted(segment: BinaryIO, counted: Counted, key: tuple[str, str]) -> "_Account":
-    """The account of one segment."""
+def _account_of_segment(
+    segment: BinaryIO, known: KnownAccounts, key: tuple[str, str]
+) -> "_Account":
     size = segment.seek(0, os.SEEK_END)
-    known_size, account = counted.get(key, (-1, _Account()))
-    if size == known_size:
-        return account
+    if key in known:
+        known_size, account = known[key]
+        if size == known_size:
+            return account
     segment.seek(0)
     account = _Account()
-    account.add(entry for _, entry in ledger_files.entries(segment))
-    counted[key] = (size, account)
+    account.add_segment(entry for _, entry in ledger_files.entries(segment))
+    known[key] = (size, account)
     return account
 
 
 class _Account:
+    """Attempts, tokens and dollars, in all and by model."""
+
     def __init__(self) -> None:
-        self.numbers: dict[str, float] = {
-            "attempts": 0,
-            "sent": 0,
-            "from_ledger": 0,
-            **dict.fromkeys(_TOKENS, 0),
-        }
+        self.counts: dict[str, float] = {"attempts": 0, "sent": 0, "from_ledger": 0}
+        for name in _TOKEN_COUNTS:
+            self.counts[name] = 0
         self.usd = 0.0
         self.by_model: dict[str, dict[str, float]] = {}
 
-    def add(self, lines: Iterator[dict[str, Any]]) -> None:
-        """Add one segment, in which unsettled intents count as spent."""
+    def add_segment(self, entries: Iterable[dict[str, Any]]) -> None:
+        """Add the entries of one segment; its open intents count as spent."""
         open_intents: dict[str, float] = {}
-        for line in lines:
-            if "intent" in line:
-                open_intents[line["intent"]] = line["usd"]
-            elif "hit" in line:
-                self.numbers["from_ledger"] += 1
+        for entry in entries:
+            if "intent" in entry:
+                open_intents[entry["intent"]] = entry["usd"]
+            elif "hit" in entry:
+                self.counts["from_ledger"] += 1
             else:
-                open_intents.pop(line.get("reply") or line["failed"], None)
-                self._settle(line)
+                key = entry.get("reply") or entry["failed"]
+                open_intents.pop(key, None)
+                self._add_attempt(entry)
         self.usd += sum(open_intents.values())
-        self.numbers["attempts"] += len(open_intents)
-
-    def merge(self, other: "_Account") -> None:
-        """Add another account's numbers."""
-        self.usd += other.usd
-        _add_numbers(self.numbers, other.numbers)
-        for model, numbers in other.by_model.items():
-            _add_numbers(
-                self.by_model.setdefault(model, dict.fromkeys(numbers, 0)), numbers
-            )
+        self.counts["attempts"] += len(open_intents)
 
     def add_batch(self, calls: dict[str, float]) -> None:
-        """Add a batch that is on its way: a call by its key, and what it may cost."""
+        """Add a batch in progress: for each call, its key and upper bound in dollars."""
         self.usd += sum(calls.values())
-        self.numbers["attempts"] += len(calls)
+        self.counts["attempts"] += len(calls)
 
-    def _settle(self, line: dict[str, Any]) -> None:
-        model = self.by_model.setdefault(
-            line["model"], {"sent": 0} | dict.fromkeys(_TOKENS, 0) | {"usd": 0.0}
-        )
-        answer = line.get("answer")
-        self.numbers["attempts"] += 1
-        self.usd += line["usd"]
-        model["usd"] += line["usd"]
-        if answer:
-            for counts in (self.numbers, model):
-                counts["sent"] += 1
-                for name in _TOKENS:
-                    counts[name] += answer.get(
-                        name, 0
-                    )  # older ledgers do not know reasoning
+    def merge(self, other: "_Account") -> None:
+        """Add another account."""
+        self.usd += other.usd
+        _add_counts(self.counts, other.counts)
+        for model, counts in other.by_model.items():
+            if model not in self.by_model:
+                self.by_model[model] = dict.fromkeys(counts, 0)
+            _add_counts(self.by_model[model], counts)
 
     def summary(self) -> dict[str, float]:
-        return self.numbers | {"usd": round(self.usd, 6)}
+        """Return the totals as they are in summary.json."""
+        return self.counts | {"usd": round(self.usd, 6)}
+
+    def _add_attempt(self, entry: dict[str, Any]) -> None:
+        """Add a `reply` or `failed` entry."""
+        name = entry["model"]
+        if name not in self.by_model:
+            tokens = dict.fromkeys(_TOKEN_COUNTS, 0)
+            self.by_model[name] = {"sent": 0, **tokens, "usd": 0.0}
+        of_model = self.by_model[name]
+        self.counts["attempts"] += 1
+        self.usd += entry["usd"]
+        of_model["usd"] += entry["usd"]
+        answer = entry.get("answer")
+        if not answer:
+            return
+        for counts in (self.counts, of_model):
+            counts["sent"] += 1
+            for name in _TOKEN_COUNTS:
+                # Ledgers from before reasoning was counted lack its tokens.
+                counts[name] += answer.get(name, 0)
 
 
-def _add_numbers(into: dict[str, float], more: dict[str, float]) -> None:
-    for name, number in more.items():
-        into[name] += number
+def _add_counts(total: dict[str, float], counts: dict[str, float]) -> None:
+    for name, count in counts.items():
+        total[name] += count

@@ -1,7 +1,8 @@
-"""The segments of a ledger: one series of lines per writer, durable as soon as `append` returns.
+"""The segments of a ledger: one series of lines per writer, durable after `append`.
 
-In a folder a segment is one file that grows. In a bucket it is a series of objects: each flush puts the last one anew,
-whole, until it is large enough; a copy on the writer's own disk is what is read again.
+In a folder, a segment is one file that grows. In a bucket, it is a series of objects:
+each append writes the last object again, whole, until it is large enough. A copy on the
+writer's own disk is used for reading.
 """
 
 import contextlib
@@ -17,10 +18,12 @@ import orjson
 from bezoar_ray.errors import BezoarError
 from bezoar_ray.store import Store
 
-_OBJECT = 2**20  # bytes from which on a further object is begun
-_GATHER = {"s3": 0.25, "gs": 1.1}
-"""Seconds between two PUTs of a writer: providers take some $5 for a million of them, and Google takes one of an object
-in a second (cloud.google.com/storage/quotas)."""
+_OBJECT_BYTES = 2**20  # an object of this size is full, and the next one begins
+_PAUSE_IN_BUCKET = {"s3": 0.25, "gs": 1.1}
+"""Seconds between two PUTs of a writer, by the scheme of the bucket's address.
+
+Providers charge some $5 for a million PUTs, and Google takes one PUT per second of the
+same object (cloud.google.com/storage/quotas)."""
 
 
 class Segment(Protocol):
@@ -31,10 +34,12 @@ class Segment(Protocol):
     """Seconds in which lines should gather between two appends."""
 
     def append(self, data: bytes) -> int:
-        """Write all of it, durably, or nothing: half a line would join with the next. The offset of what was written.
+        """Write all the data durably, or none of it, and return its offset.
+
+        Half a line would be joined with the next one.
 
         Raises:
-            BezoarError: it cannot be written; the message says why.
+            BezoarError: The data cannot be written; the message says why.
         """
         ...
 
@@ -43,29 +48,35 @@ class Segment(Protocol):
         ...
 
 
-def own(store: Store, name: str) -> Segment:
-    """A new segment; `name` has no suffix."""
-    return ObjectSegment(store, name) if store.remote else FileSegment(store, name)
+def create_segment(store: Store, name: str) -> Segment:
+    """Create a segment for this process; `name` is its path without a suffix."""
+    if store.remote:
+        return ObjectSegment(store, name)
+    return FileSegment(store, name)
 
 
-def earlier(store: Store, folder: str) -> Iterator[tuple[str, BinaryIO]]:
-    """The segments of a folder that are there, each with its writer's name, in the order of these."""
-    files = sorted(store.path(folder).glob("*.jsonl"))
-    for writer, series in groupby(files, key=lambda file: file.name.partition(".")[0]):
-        first, *rest = series
-        if not rest:
+def open_segments(store: Store, folder: str) -> Iterator[tuple[str, BinaryIO]]:
+    """Open the segments of a folder, with their writers' names, sorted by these."""
+    paths = sorted(store.path(folder).glob("*.jsonl"))
+    by_writer = groupby(paths, key=lambda path: path.name.partition(".")[0])
+    for writer, series in by_writer:
+        first, *others = series
+        if not others:
             yield writer, open(first, "rb")
             continue
-        whole = tempfile.TemporaryFile(prefix="bezoar_ray-")
-        for file in (first, *rest):
-            with open(file, "rb") as part:
-                shutil.copyfileobj(part, whole)
-        whole.seek(0)
-        yield writer, whole
+        joined = tempfile.TemporaryFile(prefix="bezoar_ray-")
+        for path in (first, *others):
+            with open(path, "rb") as file:
+                shutil.copyfileobj(file, joined)
+        joined.seek(0)
+        yield writer, joined
 
 
 def entries(file: BinaryIO) -> Iterator[tuple[bytes, dict[str, Any]]]:
-    """The lines of a segment and what they say. One without its end is what a crash tore."""
+    """Read the lines of a segment with their entries.
+
+    A line without its end was torn by a crash and is left out.
+    """
     for line in file:
         if line.endswith(b"\n"):
             yield line, orjson.loads(line)
@@ -83,21 +94,25 @@ class FileSegment(Segment):
         self.reader = open(path, "rb")
 
     def append(self, data: bytes) -> int:
-        file, left, size = self._file.fileno(), memoryview(data), None
+        descriptor = self._file.fileno()
+        unwritten = memoryview(data)
+        size = None
         try:
-            size = os.fstat(file).st_size
-            while left:
-                left = left[self._file.write(left) :]
-            os.fsync(file)
+            size = os.fstat(descriptor).st_size
+            while unwritten:
+                written = self._file.write(unwritten)
+                unwritten = unwritten[written:]
+            os.fsync(descriptor)
             return size
         except OSError as error:
             if size is not None:
-                with contextlib.suppress(
-                    OSError
-                ):  # the first fault is the one to tell; nobody may wait for ever
-                    os.ftruncate(file, size)
+                # If this fails, too, the first fault is the one to report. The calls
+                # that wait for this append must learn of it.
+                with contextlib.suppress(OSError):
+                    os.ftruncate(descriptor, size)
             raise BezoarError(
-                f"cannot write {self._file.name}: {error.strerror}. Free space; run the same command again to go on"
+                f"cannot write {self._file.name}: {error.strerror}. Free space, and "
+                "run the same command again to resume"
             ) from error
 
     def close(self) -> None:
@@ -106,20 +121,26 @@ class FileSegment(Segment):
 
 
 class ObjectSegment(Segment):
-    """Objects of about a megabyte, of which the last is put anew with each append."""
+    """Objects of about a megabyte; each append writes the last one again."""
 
     def __init__(self, store: Store, name: str):
-        self._store, self._name, self._number, self._last = store, name, 0, b""
-        self.pause = _GATHER[str(store.root).partition("://")[0]]
+        self._store = store
+        self._name = name
+        self._number = 0
+        self._last_object = b""
+        scheme = str(store.root).partition("://")[0]
+        self.pause = _PAUSE_IN_BUCKET[scheme]
         self._copy = tempfile.NamedTemporaryFile(prefix="bezoar_ray-", suffix=".jsonl")
         self.reader = open(self._copy.name, "rb")
 
     def append(self, data: bytes) -> int:
-        whole = self._last + data
-        self._store.replace(f"{self._name}.{self._number:06}.jsonl", whole)
-        self._last = whole
-        if len(whole) >= _OBJECT:
-            self._number, self._last = self._number + 1, b""
+        whole_object = self._last_object + data
+        path = f"{self._name}.{self._number:06}.jsonl"
+        self._store.replace(path, whole_object)
+        self._last_object = whole_object
+        if len(whole_object) >= _OBJECT_BYTES:
+            self._number += 1
+            self._last_object = b""
         offset = self._copy.tell()
         self._copy.write(data)
         self._copy.flush()

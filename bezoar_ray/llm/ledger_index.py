@@ -1,7 +1,7 @@
-"""Where a ledger's answers are that earlier commands have recorded: read once, and shared by the actors of a node.
+"""The locations of a ledger's earlier answers, read once and shared on a node.
 
-Nobody writes to the segments of an earlier command any more. Its answers are therefore found through arrays that the
-driver makes once, and that Ray's object store holds once on each node, some 24 bytes an answer.
+No process writes to the segments of an earlier command any more. The driver reads them
+once into arrays, which Ray's object store holds once per node. An answer takes 24 bytes.
 """
 
 from array import array
@@ -14,69 +14,76 @@ from bezoar_ray import layout
 from bezoar_ray.llm import ledger_files
 from bezoar_ray.store import Store
 
-OFFSET_BITS = 44  # a place is a segment's number and an offset in it, in one integer
-_LENGTH = 16  # bytes of a key
-_KEY = f"S{_LENGTH}"
+OFFSET_BITS = 44
+"""A location is a segment's number and an offset in it, in one integer."""
+_KEY_BYTES = 16
+_KEY_DTYPE = f"S{_KEY_BYTES}"
 
 
 @dataclass(frozen=True)
-class Index:
-    """The places of answers."""
+class LedgerIndex:
+    """The locations of the answers that earlier commands have recorded."""
 
     writers: tuple[str, ...]
-    """Whose segments have the numbers from 0 on."""
+    """Names of the segments' writers. A writer's position is its segment's number."""
     keys: Any
-    """Of all answers, sorted: an array of 16 bytes each."""
-    places: Any
-    """Of the answers, in the order of their keys: an array of int64."""
+    """Keys of all answers, sorted: an array of 16 bytes each."""
+    locations: Any
+    """Locations of the answers, in the order of their keys: an array of int64."""
 
     @classmethod
-    def of(cls, writers: Mapping[str, BinaryIO]) -> "Index":
-        """Read the segments of some writers. Of several answers to a call, the last one counts."""
+    def of(cls, segments: Mapping[str, BinaryIO]) -> "LedgerIndex":
+        """Read segments by their writers. The last of several answers counts."""
         import numpy as np
 
-        keys, places = bytearray(), array("q")
-        for number, segment in enumerate(writers.values()):
+        keys = bytearray()
+        locations = array("q")
+        for number, segment in enumerate(segments.values()):
             offset = 0
             for line, entry in ledger_files.entries(segment):
                 if "reply" in entry:
-                    keys += bytes.fromhex(entry["reply"]).ljust(_LENGTH, b"\0")
-                    places.append(number << OFFSET_BITS | offset)
+                    keys += bytes.fromhex(entry["reply"]).ljust(_KEY_BYTES, b"\0")
+                    locations.append(number << OFFSET_BITS | offset)
                 offset += len(line)
-        unsorted = np.frombuffer(keys, _KEY)
-        order = np.argsort(unsorted, kind="stable")
-        return cls(
-            tuple(writers), unsorted[order], np.frombuffer(places, np.int64)[order]
-        )
+        unsorted_keys = np.frombuffer(keys, _KEY_DTYPE)
+        unsorted_locations = np.frombuffer(locations, np.int64)
+        # Stable, so that of equal keys the last one recorded stays last.
+        order = np.argsort(unsorted_keys, kind="stable")
+        return cls(tuple(segments), unsorted_keys[order], unsorted_locations[order])
 
     def __len__(self) -> int:
-        return len(self.places)
+        return len(self.locations)
 
     def find(self, key: bytes) -> int | None:
-        """The place of an answer."""
+        """Return the location of the last answer to a call, if there is one."""
+        if not self.writers:  # a new run: most calls are looked up in vain
+            return None
         import numpy as np
 
-        after = int(self.keys.searchsorted(np.array(key, _KEY), side="right"))
-        is_there = after and self.keys[after - 1] == key.rstrip(
-            b"\0"
-        )  # which numpy leaves out
-        return int(self.places[after - 1]) if is_there else None
+        padded_key = np.array(key, _KEY_DTYPE)
+        end = int(self.keys.searchsorted(padded_key, side="right"))
+        # numpy strips the zero bytes at the end of a key.
+        if end == 0 or self.keys[end - 1] != key.rstrip(b"\0"):
+            return None
+        return int(self.locations[end - 1])
 
 
-def read_index(root: str | Path, role: str, session: str) -> Index:
-    """The answers of one role that commands before this session have recorded."""
-    found = dict(ledger_files.earlier(Store(root), layout.ledger(role)))
+def read_index(root: str | Path, role: str, session: str) -> LedgerIndex:
+    """Index the answers of one role that commands before this session recorded."""
+    segments = dict(ledger_files.open_segments(Store(root), layout.ledger(role)))
     try:
-        return Index.of(before(found, session))
+        return LedgerIndex.of(earlier_segments(segments, session))
     finally:
-        for segment in found.values():
+        for segment in segments.values():
             segment.close()
 
 
-def before(writers: Mapping[str, BinaryIO], session: str) -> dict[str, BinaryIO]:
-    """The writers of earlier sessions."""
-    return {
-        writer: segment
-        for writer, segment in writers.items()
-        if not writer.startswith(session)
-    }
+def earlier_segments(
+    segments: Mapping[str, BinaryIO], session: str
+) -> dict[str, BinaryIO]:
+    """Select the segments that other sessions wrote."""
+    selected = {}
+    for writer, segment in segments.items():
+        if not writer.startswith(session):
+            selected[writer] = segment
+    return selected

@@ -1,13 +1,13 @@
-"""The limits of a run, from its recipe and its ledger: what a meter is made of."""
+"""The limits of a run, from its recipe and ledger, as quotas of its models."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bezoar_ray.llm.ledger import ROLES, accounts
-from bezoar_ray.llm.quota import Budget, QuotaClient, QuotaLimits, QuotaServer
+from bezoar_ray.llm.quota import Budget, Limits, QuotaClient, QuotaServer
 from bezoar_ray.recipe import ModelSection, Recipe
 
 if TYPE_CHECKING:
@@ -15,102 +15,108 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Limit:
-    """Dollars for the calls of some roles; `field` is the recipe's."""
+class BudgetLimit:
+    """Dollars for the calls of some roles."""
 
     field: str
+    """The recipe field that sets the limit."""
     usd: float
     roles: tuple[str, ...]
 
 
-def limits(recipe: Recipe) -> tuple[Limit, ...]:
-    """The budgets that the recipe sets, of the run and of its stages."""
-    found = (
-        [Limit("budget_usd", recipe.budget_usd, tuple(ROLES))]
-        if recipe.budget_usd is not None
-        else []
-    )
+def budget_limits(recipe: Recipe) -> tuple[BudgetLimit, ...]:
+    """Return the budgets that the recipe sets, of the run and of its stages."""
+    limits = []
+    if recipe.budget_usd is not None:
+        limits.append(BudgetLimit("budget_usd", recipe.budget_usd, tuple(ROLES)))
     for stage in dict.fromkeys(ROLES.values()):
-        if (usd := getattr(recipe, stage).budget_usd) is not None:
-            found.append(
-                Limit(
-                    f"{stage}.budget_usd",
-                    usd,
-                    tuple(role for role, of in ROLES.items() if of == stage),
-                )
-            )
-    return tuple(found)
+        usd = getattr(recipe, stage).budget_usd
+        if usd is not None:
+            roles = tuple(role for role in ROLES if ROLES[role] == stage)
+            limits.append(BudgetLimit(f"{stage}.budget_usd", usd, roles))
+    return tuple(limits)
 
 
 def quota_limits(
-    part: ModelSection, role: str, all_limits: Iterable[Limit]
-) -> QuotaLimits:
-    """What limits the calls of a model in a role; what has no price draws on no budget."""
-    budgets = (
-        tuple(limit.field for limit in all_limits if role in limit.roles)
-        if part.prices
-        else ()
+    section: ModelSection, role: str, budgets: Sequence[BudgetLimit]
+) -> Limits:
+    """Return the limits of a model's calls in a role."""
+    fields: tuple[str, ...] = ()
+    if section.prices:  # a model without prices draws on no budget
+        fields = tuple(budget.field for budget in budgets if role in budget.roles)
+    if section.mode == "batch":  # rates are limits of live calls
+        return Limits(budgets=fields, timeout=section.timeout)
+    return Limits(
+        section.requests_per_minute,
+        section.tokens_per_minute,
+        fields,
+        section.timeout,
     )
-    rates = (
-        (part.requests_per_minute, part.tokens_per_minute)
-        if part.mode == "live"
-        else (None, None)
-    )
-    return QuotaLimits(*rates, budgets, part.timeout)
 
 
 class RunQuotaServer(QuotaServer):
-    """A meter that knows from the ledger what was spent before."""
+    """A quota server that reads from the ledger how much was spent before.
+
+    Args:
+        root: The run directory.
+        limits: The limits of each channel, by its name.
+        budgets: All budgets of the run.
+    """
 
     def __init__(
         self,
         root: str | Path,
-        lines: dict[str, QuotaLimits],
-        all_limits: Iterable[Limit],
+        limits: dict[str, Limits],
+        budgets: Sequence[BudgetLimit],
     ):
-        spent = {role: account["usd"] for role, account in accounts(root, "").items()}
-        super().__init__(
-            lines,
-            [
-                Budget(limit.field, limit.usd, sum(spent[r] for r in limit.roles))
-                for limit in all_limits
-            ],
-        )
+        by_role = accounts(root, "")
+        all_budgets = []
+        for budget in budgets:
+            spent = sum(by_role[role]["usd"] for role in budget.roles)
+            all_budgets.append(Budget(budget.field, budget.usd, spent))
+        super().__init__(limits, all_budgets)
 
 
 def quota_client(
-    meter: "QuotaServer | ActorHandle[RunQuotaServer]", line: str
+    server: "QuotaServer | ActorHandle[RunQuotaServer]", channel: str
 ) -> QuotaClient:
-    """A process's permits from a meter: the object itself, or the handle of a Ray actor."""
-    if isinstance(meter, QuotaServer):
+    """Return a process's client of a server: the object itself, or a Ray actor."""
+    if isinstance(server, QuotaServer):
         return QuotaClient(
-            partial(meter.lease, line), partial(meter.record_usage, line)
+            partial(server.grant, channel), partial(server.record_usage, channel)
         )
-    actor: Any = meter  # Ray types the methods of an actor only where each is decorated
+    actor: Any = server  # Ray types an actor's methods only if each is decorated
     return QuotaClient(
-        partial(actor.lease.remote, line), partial(actor.record_usage.remote, line)
+        partial(actor.grant.remote, channel),
+        partial(actor.record_usage.remote, channel),
     )
 
 
-def own_quota_client(
-    root: str | Path, part: ModelSection, role: str, all_limits: Iterable[Limit]
-) -> QuotaClient | None:
-    """Permits for a model that this process alone talks to; None where nothing limits it."""
-    return shared_quota_clients(root, [part], role, all_limits)[0]
-
-
-def shared_quota_clients(
+def local_quota_client(
     root: str | Path,
-    parts: Sequence[ModelSection],
+    section: ModelSection,
     role: str,
-    all_limits: Iterable[Limit],
+    budgets: Sequence[BudgetLimit],
+) -> QuotaClient | None:
+    """Return the quota of a model that only this process calls; None if unlimited."""
+    return local_quota_clients(root, [section], role, budgets)[0]
+
+
+def local_quota_clients(
+    root: str | Path,
+    sections: Sequence[ModelSection],
+    role: str,
+    budgets: Sequence[BudgetLimit],
 ) -> list[QuotaClient | None]:
-    """The same for several models in one role, which draw on the same budgets."""
-    lines = {
-        str(n): quota_limits(part, role, all_limits) for n, part in enumerate(parts)
-    }
-    meter = RunQuotaServer(root, lines, all_limits)
-    return [
-        quota_client(meter, line) if of_line else None
-        for line, of_line in lines.items()
-    ]
+    """Return the quotas of models that only this process calls, in one role.
+
+    The models draw on the same budgets.
+    """
+    limits = {}
+    for number, section in enumerate(sections):
+        limits[str(number)] = quota_limits(section, role, budgets)
+    server = RunQuotaServer(root, limits, budgets)
+    clients: list[QuotaClient | None] = []
+    for channel, of_channel in limits.items():
+        clients.append(quota_client(server, channel) if of_channel else None)
+    return clients

@@ -1,7 +1,8 @@
 """The quota that all actors of a run share: requests and tokens per minute, and dollars.
 
-One `QuotaServer` grants calls. Each process asks it through its `QuotaClient` for all of its calls that are waiting, so
-one request to the server serves many calls. Dollars are reserved by an upper bound; the real usage is recorded later.
+One `QuotaServer` grants calls. Each process asks it through its `QuotaClient` for all of
+its calls that are waiting, so one request to the server serves many calls. Dollars are
+reserved by an upper bound. The real usage is recorded later.
 """
 
 import asyncio
@@ -11,15 +12,16 @@ from dataclasses import dataclass, field
 
 from bezoar_ray.errors import BudgetReached
 
-_BURST = 1.0  # seconds of a limit that may be used at once
-_LATE = 5.0  # seconds by which a settlement may come after its call's time limit; later, its process has died
-_NOTHING = 1e-9  # dollars
-_FLUSH = 0.1  # seconds for which settlements gather
+_BURST_SECONDS = 1.0  # of a limit, which may be used at once
+_GRACE_SECONDS = 5.0
+"""Usage may be recorded this long after a call's timeout; later, its process has died."""
+_NO_DOLLARS = 1e-9  # sums of floats do not come back to zero exactly
+_REPORT_SECONDS = 0.1  # a client's usage gathers this long before it is reported
 
 
 @dataclass(frozen=True)
 class Cost:
-    """What one call takes at most."""
+    """The tokens and dollars of a call: an upper bound, or its usage."""
 
     tokens: float = 0.0
     usd: float = 0.0
@@ -27,22 +29,25 @@ class Cost:
 
 @dataclass(frozen=True)
 class Budget:
-    """Dollars that may be spent, and those spent before. `field` is the recipe's."""
+    """Dollars that may be spent."""
 
     field: str
+    """The recipe field that sets the budget."""
     limit: float
     spent: float
+    """Dollars that earlier commands have spent."""
 
 
 @dataclass(frozen=True)
-class QuotaLimits:
-    """The limits of one model: None where there is none. `budgets` are the fields of those that its calls draw on,
-    `timeout` is the seconds that one of them takes at most."""
+class Limits:
+    """The limits of one model; None is no limit."""
 
     requests_per_minute: float | None = None
     tokens_per_minute: float | None = None
     budgets: tuple[str, ...] = ()
+    """Recipe fields of the budgets that the model's calls draw on."""
     timeout: float = 120.0
+    """Seconds after which a call is given up."""
 
     def __bool__(self) -> bool:
         return bool(self.requests_per_minute or self.tokens_per_minute or self.budgets)
@@ -50,138 +55,165 @@ class QuotaLimits:
 
 @dataclass(frozen=True)
 class Grant:
-    """How many of the calls asked for may go out; none of them where a budget is reached, and then why."""
+    """The answer to a request for calls."""
 
     granted: int
-    why: str = ""
+    """How many of the requested calls may go out: the first ones."""
+    reason: str = ""
+    """Why none of them may ever go out: the budget that is reached."""
 
 
 class TokenBucket:
-    """A rate per minute as a bucket that fills evenly. An amount above its size waits until it is full."""
+    """A rate per minute as a bucket that fills evenly.
+
+    An amount that is larger than the bucket waits until the bucket is full.
+    """
 
     def __init__(self, per_minute: float | None):
-        self._rate = per_minute / 60 if per_minute else 0.0  # 0: no limit
-        self._size = max(1.0, self._rate * _BURST)
-        self._level, self._seen = self._size, time.monotonic()
+        self._per_second = per_minute / 60 if per_minute else 0.0  # 0 is no limit
+        self._size = max(1.0, self._per_second * _BURST_SECONDS)
+        self._level = self._size
+        self._filled_at = time.monotonic()
 
     def wait(self, amount: float) -> float:
-        """Seconds until it holds so much."""
-        if not self._rate:
+        """Return the seconds until the bucket holds an amount."""
+        if not self._per_second:
             return 0.0
         now = time.monotonic()
-        self._level = min(self._size, self._level + (now - self._seen) * self._rate)
-        self._seen = now
-        return max(0.0, min(amount, self._size) - self._level) / self._rate
+        inflow = (now - self._filled_at) * self._per_second
+        self._level = min(self._size, self._level + inflow)
+        self._filled_at = now
+        missing = min(amount, self._size) - self._level
+        return max(0.0, missing) / self._per_second
 
     def take(self, amount: float) -> None:
-        """Take it out, or, negative, put it back."""
+        """Take an amount out or, if it is negative, put it back."""
         self._level = min(self._size, self._level - amount)
 
 
 @dataclass
 class _Channel:
-    terms: QuotaLimits
+    """The calls of one model."""
+
+    limits: Limits
     requests: TokenBucket
     tokens: TokenBucket
     turn: asyncio.Lock = field(default_factory=asyncio.Lock)
 
 
 class QuotaServer:
-    """Grants calls. A plain object in one process, a Ray actor where there are several."""
+    """Grants calls: a plain object in one process, a Ray actor for several.
 
-    def __init__(self, terms: dict[str, QuotaLimits], budgets: Sequence[Budget]):
-        self._lines = {
-            name: _Channel(
-                of,
-                TokenBucket(of.requests_per_minute),
-                TokenBucket(of.tokens_per_minute),
+    Args:
+        limits: The limits of each channel, by its name. A channel is one model.
+        budgets: All budgets that channels draw on.
+    """
+
+    def __init__(self, limits: dict[str, Limits], budgets: Sequence[Budget]):
+        self._channels: dict[str, _Channel] = {}
+        for name, of_channel in limits.items():
+            self._channels[name] = _Channel(
+                of_channel,
+                TokenBucket(of_channel.requests_per_minute),
+                TokenBucket(of_channel.tokens_per_minute),
             )
-            for name, of in terms.items()
-        }
-        self._limits = {budget.field: budget.limit for budget in budgets}
+        self._budgets = {budget.field: budget.limit for budget in budgets}
         self._spent = {budget.field: budget.spent for budget in budgets}
-        self._reserved = dict.fromkeys(self._limits, 0.0)
-        self._settlements = 0
-        self._longest = max((of.timeout for of in terms.values()), default=0.0) + _LATE
-        self._changed = asyncio.Condition()
+        self._reserved = dict.fromkeys(self._budgets, 0.0)
 
-    async def lease(self, line: str, needs: list[Cost], patient: bool = True) -> Grant:
-        """Grant as many of the calls, the first ones first, as may go out at once; wait until that is at least one.
+        timeouts = [of_channel.timeout for of_channel in limits.values()]
+        self._longest_call = max(timeouts, default=0.0) + _GRACE_SECONDS
+        self._reports = 0
+        self._reported = asyncio.Condition()
 
-        Where a budget is short, a patient caller waits for what calls on their way may give back.
+    async def grant(
+        self, channel_name: str, costs: list[Cost], patient: bool = True
+    ) -> Grant:
+        """Grant as many of the first calls as may go out now, and wait for at least one.
+
+        Args:
+            channel_name: The model to call.
+            costs: Upper bounds of the calls, in the order of their requests.
+            patient: Whether to wait, when a budget is short, for the dollars that calls
+                in flight may give back.
         """
-        own = self._lines[line]
-        async with own.turn:
-            while True:  # what is left may change while the rate is waited for: other models draw on the same budget
-                if why := await self._refusal(own.terms, needs[0], patient):
-                    return Grant(0, why)
-                wait = max(own.requests.wait(1), own.tokens.wait(needs[0].tokens))
+        channel = self._channels[channel_name]
+        async with channel.turn:
+            # Check again after each wait: other channels draw on the same budgets.
+            while True:
+                reason = await self._refuse(channel.limits, costs[0], patient)
+                if reason:
+                    return Grant(0, reason)
+                wait = self._seconds_until(channel, costs[0])
                 if wait <= 0:
                     break
                 await asyncio.sleep(wait)
-            granted = 0
-            for need in needs:
-                if granted and (
-                    own.requests.wait(1)
-                    or own.tokens.wait(need.tokens)
-                    or self._short(own.terms, need)
-                ):
+            self._reserve(channel, costs[0])
+            granted = 1
+            for cost in costs[1:]:
+                if self._seconds_until(channel, cost) > 0:
                     break
-                self._take(own, need)
+                if self._find_short_budget(channel.limits, cost):
+                    break
+                self._reserve(channel, cost)
                 granted += 1
             return Grant(granted)
 
-    async def record_usage(self, line: str, reserved: Cost, used: Cost) -> None:
-        """Calls are over that reserved so much, and used that."""
-        own = self._lines[line]
-        own.tokens.take(used.tokens - reserved.tokens)
-        for name in own.terms.budgets:
+    async def record_usage(self, channel_name: str, reserved: Cost, used: Cost) -> None:
+        """Record that calls have ended which reserved and used these amounts."""
+        channel = self._channels[channel_name]
+        channel.tokens.take(used.tokens - reserved.tokens)
+        for name in channel.limits.budgets:
             self._reserved[name] = max(0.0, self._reserved[name] - reserved.usd)
             self._spent[name] += used.usd
-        self._settlements += 1
-        async with self._changed:
-            self._changed.notify_all()
+        self._reports += 1
+        async with self._reported:
+            self._reported.notify_all()
 
-    def _take(self, line: _Channel, need: Cost) -> None:
-        line.requests.take(1)
-        line.tokens.take(need.tokens)
-        for name in line.terms.budgets:
-            self._reserved[name] += need.usd
+    def _seconds_until(self, channel: _Channel, cost: Cost) -> float:
+        """Seconds until the rates allow a call."""
+        return max(channel.requests.wait(1), channel.tokens.wait(cost.tokens))
 
-    def _short(self, terms: QuotaLimits, need: Cost) -> str | None:
-        """The budget that such a call could exceed."""
-        left = {
-            name: self._limits[name] - self._spent[name] - self._reserved[name]
-            for name in terms.budgets
-        }
-        return next(
-            (name for name, dollars in left.items() if need.usd > dollars), None
-        )
+    def _reserve(self, channel: _Channel, cost: Cost) -> None:
+        channel.requests.take(1)
+        channel.tokens.take(cost.tokens)
+        for name in channel.limits.budgets:
+            self._reserved[name] += cost.usd
 
-    async def _refusal(
-        self, terms: QuotaLimits, need: Cost, patient: bool
-    ) -> str | None:
-        """Why such a call must not go out; a patient caller learns it once nothing is on its way any more."""
-        while name := self._short(terms, need):
-            if (
-                not patient
-                or self._reserved[name] <= _NOTHING
-                or not await self._settled_after(self._settlements)
-            ):
-                return (
-                    f"{name} of {self._limits[name]:g} dollars is reached: {self._spent[name]:.4f} are spent, "
-                    f"{self._reserved[name]:.4f} reserved, and the next call may cost {need.usd:.4f}. Nothing is lost: "
-                    f"raise it (--set {name}=…) and run the same command again"
-                )
+    def _find_short_budget(self, limits: Limits, cost: Cost) -> str | None:
+        """Return the first budget that a call could exceed."""
+        for name in limits.budgets:
+            left = self._budgets[name] - self._spent[name] - self._reserved[name]
+            if cost.usd > left:
+                return name
         return None
 
-    async def _settled_after(self, count: int) -> bool:
-        """Wait for a further settlement; False where none comes for longer than any call takes."""
-        async with self._changed:
+    async def _refuse(self, limits: Limits, cost: Cost, patient: bool) -> str:
+        """Return why a call must not go out, or an empty string.
+
+        A patient caller is refused only if no call in flight can give dollars back.
+        """
+        while name := self._find_short_budget(limits, cost):
+            can_free_up = patient and self._reserved[name] > _NO_DOLLARS
+            if can_free_up and await self._wait_for_report():
+                continue
+            return (
+                f"{name} of {self._budgets[name]:g} dollars is reached: "
+                f"{self._spent[name]:.4f} are spent, {self._reserved[name]:.4f} "
+                f"reserved, and the next call may cost {cost.usd:.4f}. Finished calls "
+                f"are saved. Raise the budget (--set {name}=…) and run the same "
+                "command again"
+            )
+        return ""
+
+    async def _wait_for_report(self) -> bool:
+        """Wait for a report of usage; False if none comes while any call could run."""
+        reports = self._reports
+        async with self._reported:
             try:
                 await asyncio.wait_for(
-                    self._changed.wait_for(lambda: self._settlements > count),
-                    self._longest,
+                    self._reported.wait_for(lambda: self._reports > reports),
+                    self._longest_call,
                 )
             except TimeoutError:
                 return False
@@ -189,75 +221,93 @@ class QuotaServer:
 
 
 class QuotaClient:
-    """One process's side: calls that wait are asked for together, settlements are told together."""
+    """One process's side: it requests waiting calls together, and reports usage together.
+
+    Args:
+        grant: `QuotaServer.grant` of one channel.
+        record_usage: `QuotaServer.record_usage` of that channel.
+    """
 
     def __init__(
         self,
-        lease: Callable[[list[Cost], bool], Awaitable[Grant]],
-        settle: Callable[[Cost, Cost], Awaitable[None]],
+        grant: Callable[[list[Cost], bool], Awaitable[Grant]],
+        record_usage: Callable[[Cost, Cost], Awaitable[None]],
     ):
-        self._lease, self._settle = lease, settle
+        self._grant = grant
+        self._record_usage = record_usage
         self._waiting: list[tuple[Cost, asyncio.Future[None]]] = []
-        self._asking: asyncio.Task[None] | None = None
-        self._over: list[tuple[Cost, Cost]] = []
-        self._telling: asyncio.Task[None] | None = None
+        self._request: asyncio.Task[None] | None = None
+        self._ended: list[tuple[Cost, Cost]] = []
+        self._report: asyncio.Task[None] | None = None
 
-    async def take(self, need: Cost, patient: bool = True) -> None:
-        """Wait until a call may go out; `patient` as in `QuotaServer.lease`.
+    async def take(self, cost: Cost, patient: bool = True) -> None:
+        """Wait until a call may go out; `patient` as in `QuotaServer.grant`.
 
         Raises:
-            BudgetReached: it might cost more than is left.
+            BudgetReached: The call might cost more than is left.
         """
         if not patient:
-            if why := (await self._lease([need], False)).why:
-                raise BudgetReached(why)
+            grant = await self._grant([cost], False)
+            if grant.reason:
+                raise BudgetReached(grant.reason)
             return
         granted = asyncio.get_running_loop().create_future()
-        self._waiting.append((need, granted))
-        if self._asking is None or self._asking.done():
-            self._asking = asyncio.create_task(self._ask())
+        self._waiting.append((cost, granted))
+        if self._request is None or self._request.done():
+            self._request = asyncio.create_task(self._request_calls())
         await granted
 
-    def record_usage(self, need: Cost, used: Cost) -> None:
-        """A granted call is over, and took `used`."""
-        self._over.append((need, used))
-        if self._telling is None or self._telling.done():
-            self._telling = asyncio.create_task(self._tell())
+    def record_usage(self, reserved: Cost, used: Cost) -> None:
+        """Record that a granted call has ended."""
+        self._ended.append((reserved, used))
+        if self._report is None or self._report.done():
+            self._report = asyncio.create_task(self._report_usage())
 
     async def close(self) -> None:
-        """Tell what is still to be told."""
-        if self._telling:
-            await self._telling
+        """Report the usage that is not reported yet."""
+        if self._report:
+            await self._report
 
-    async def _ask(self) -> None:
+    async def _request_calls(self) -> None:
+        """Request waiting calls, all at once, until none is waiting."""
         while self._waiting:
+            costs = [cost for cost, _ in self._waiting]
             try:
-                lease = await self._lease([need for need, _ in self._waiting], True)
+                grant = await self._grant(costs, True)
             except Exception as error:
-                for _, granted in self._waiting:
-                    if not granted.done():
-                        granted.set_exception(error)
-                self._waiting.clear()
+                self._fail_all(error)
                 return
-            count = len(self._waiting) if lease.why else lease.granted
-            ready, self._waiting = self._waiting[:count], self._waiting[count:]
-            for need, granted in ready:
-                if not granted.done():
-                    granted.set_exception(
-                        BudgetReached(lease.why)
-                    ) if lease.why else granted.set_result(None)
-                elif not lease.why:  # a call that was cancelled while it waited
-                    self.record_usage(need, Cost())
+            if grant.reason:
+                self._fail_all(BudgetReached(grant.reason))
+                continue
+            granted_calls = self._waiting[: grant.granted]
+            self._waiting = self._waiting[grant.granted :]
+            for cost, granted in granted_calls:
+                if granted.done():  # a call that was cancelled while it waited
+                    self.record_usage(cost, Cost())
+                else:
+                    granted.set_result(None)
 
-    async def _tell(self) -> None:
-        while self._over:
-            await asyncio.sleep(_FLUSH)
-            over, self._over = self._over, []
-            await self._settle(
-                _sum(need for need, _ in over), _sum(used for _, used in over)
-            )
+    def _fail_all(self, error: Exception) -> None:
+        for _, granted in self._waiting:
+            if not granted.done():
+                granted.set_exception(error)
+        self._waiting = []
+
+    async def _report_usage(self) -> None:
+        while self._ended:
+            await asyncio.sleep(_REPORT_SECONDS)
+            ended = self._ended
+            self._ended = []
+            reserved = _sum_costs(cost for cost, _ in ended)
+            used = _sum_costs(cost for _, cost in ended)
+            await self._record_usage(reserved, used)
 
 
-def _sum(needs: Iterable[Cost]) -> Cost:
-    total = list(needs)
-    return Cost(sum(need.tokens for need in total), sum(need.usd for need in total))
+def _sum_costs(costs: Iterable[Cost]) -> Cost:
+    tokens = 0.0
+    usd = 0.0
+    for cost in costs:
+        tokens += cost.tokens
+        usd += cost.usd
+    return Cost(tokens, usd)

@@ -27,9 +27,9 @@ from bezoar_ray.llm.client import open_client
 from bezoar_ray.llm.ledger import ROLES, SESSION
 from bezoar_ray.llm.ledger_index import read_index
 from bezoar_ray.llm.limits import (
-    Limit,
+    BudgetLimit,
     RunQuotaServer,
-    limits,
+    budget_limits,
     quota_client,
     quota_limits,
 )
@@ -47,7 +47,7 @@ if TYPE_CHECKING:
     from ray.actor import ActorHandle
 
     from bezoar_ray.llm.client import ModelClient
-    from bezoar_ray.llm.ledger_index import Index
+    from bezoar_ray.llm.ledger_index import LedgerIndex
 
     QuotaServerHandle = ActorHandle[RunQuotaServer]
 
@@ -83,7 +83,7 @@ class RunContext:
     root: str
     """The run directory, whose ledger records the calls."""
     session: str
-    limits: tuple[Limit, ...] = ()
+    limits: tuple[BudgetLimit, ...] = ()
     locked: bool = False
     """A command has locked the run directory. Its lock file is then visible on every
     node that sees the directory."""
@@ -98,7 +98,7 @@ def run_context(context: StageContext) -> RunContext:
     return RunContext(
         root=str(context.store.root),
         session=context.session,
-        limits=limits(context.recipe),
+        limits=budget_limits(context.recipe),
         locked=context.store.exists(SESSION),
     )
 
@@ -317,7 +317,7 @@ class _ActorConfig(Generic[In, Out]):
 
     stage: ModelStage[In, Out]
     context: RunContext
-    ledger_index: "ray.ObjectRef[Index]"
+    ledger_index: "ray.ObjectRef[LedgerIndex]"
     """The role's answers of earlier commands."""
     quota_server: "QuotaServerHandle | None"
     channel: str
@@ -399,7 +399,7 @@ class _ModelActor(Generic[In, Out]):
             context.root,
             stage.role,
             context.session,
-            permits=quota,
+            quota=quota,
             index=self._ledger_index,
         )
 

@@ -15,7 +15,7 @@ from bezoar_ray.data.row import decode_row, encode_row
 from bezoar_ray.data.spool import Spool, spool_rows
 from bezoar_ray.llm.batch import BatchClient
 from bezoar_ray.llm.chat import Deferred
-from bezoar_ray.llm.limits import own_quota_client
+from bezoar_ray.llm.limits import local_quota_client
 from bezoar_ray.pipeline.actor_pool import (
     In,
     ModelStage,
@@ -94,7 +94,7 @@ async def _open_batches(stage: ModelStage[In, Out], context: RunContext) -> Batc
     batches = BatchClient(stage.section, context.root, stage.role, context.session)
     # Before any limit applies: what unfinished batches cost is spent already.
     await batches.collect_unfinished()
-    quota = own_quota_client(context.root, stage.section, stage.role, context.limits)
+    quota = local_quota_client(context.root, stage.section, stage.role, context.limits)
     batches.set_quota(quota)
     return batches
 

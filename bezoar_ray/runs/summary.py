@@ -6,7 +6,7 @@ from typing import Any
 
 from bezoar_ray import layout
 from bezoar_ray.licenses import commercial_use
-from bezoar_ray.llm.ledger import Counted, accounts
+from bezoar_ray.llm.ledger import KnownAccounts, accounts
 from bezoar_ray.recipe import Recipe
 from bezoar_ray.runs import environment, manifest
 from bezoar_ray.stages import STAGES, StageResult
@@ -28,7 +28,7 @@ class RunSummary:
         self._error = ""
         self._failed_results: dict[str, Any] = {}
         # Kept between writes, so that `accounts` reads only segments that have grown.
-        self._counted_calls: Counted = {}
+        self._counted_calls: KnownAccounts = {}
         self._stages: dict[str, dict[str, Any]] = {}
         for stage in STAGES:
             if manifest.exists(store, stage):

@@ -14,14 +14,19 @@ from typing import Any
 from bezoar_ray.llm.chat import Messages, Reply, Sampling
 from bezoar_ray.llm.client import ModelClient
 from bezoar_ray.llm.ledger import Ledger
-from bezoar_ray.llm.limits import Limit, RunQuotaServer, quota_client, quota_limits
+from bezoar_ray.llm.limits import (
+    BudgetLimit,
+    RunQuotaServer,
+    quota_client,
+    quota_limits,
+)
 from bezoar_ray.llm.quota import Cost
 from bezoar_ray.recipe import ModelSection, Prices
 from bezoar_ray.runtime.session import beside_driver, ray_session
 
 ROWS, REPLICAS, PROCESSES, SECONDS = 1_000_000, 1_000, 4, 0.1
 THIRDS = 3
-LIMIT = Limit("budget_usd", 1e9, ("judge",))
+LIMIT = BudgetLimit("budget_usd", 1e9, ("judge",))
 PART = ModelSection(
     model="virtual",
     base_url="http://virtual/v1",

@@ -12,7 +12,7 @@ from bezoar_ray.llm import batch
 from bezoar_ray.llm.batch import BatchClient
 from bezoar_ray.llm.chat import CallFailed, Deferred
 from bezoar_ray.llm.ledger import accounts
-from bezoar_ray.llm.limits import Limit
+from bezoar_ray.llm.limits import BudgetLimit
 from bezoar_ray.pipeline.actor_pool import ModelStage, RunContext
 from bezoar_ray.pipeline.runner import run_in_batches
 from bezoar_ray.recipe import ModelSection, Prices
@@ -219,7 +219,7 @@ def test_a_budget_holds_in_batches_too_and_what_fits_is_answered(tmp_path):
     most = (
         0.5 * (17 * 10 + 512 * 100) / 1e6
     )  # dollars of one call: 1 byte and 16, and 512 tokens
-    limits = (Limit("filter.budget_usd", 5.5 * most, ("judge",)),)
+    limits = (BudgetLimit("filter.budget_usd", 5.5 * most, ("judge",)),)
     with providing(mark) as (provider, url):
         with pytest.raises(BudgetReached, match="filter.budget_usd"):
             go(tmp_path, url, limits=limits)

@@ -6,7 +6,7 @@ from functools import partial
 import pytest
 
 from bezoar_ray.errors import BezoarError
-from bezoar_ray.llm.breaker import Breaker
+from bezoar_ray.llm.breaker import CircuitBreaker
 from bezoar_ray.llm.chat import Refused, TryAgain
 
 
@@ -24,17 +24,23 @@ class Endpoint:
         return "yes"
 
 
+async def run(breaker, attempt):
+    """The outcome of an attempt through the circuit."""
+    async with breaker.attempt():
+        return await attempt()
+
+
 async def patient(breaker, endpoint):
     while True:
         try:
-            return await breaker.run(endpoint.ask)
+            return await run(breaker, endpoint.ask)
         except TryAgain:
             await asyncio.sleep(0.01)
 
 
 def test_while_an_endpoint_is_down_calls_wait_and_go_on_when_it_is_back():
     async def go():
-        endpoint, breaker = Endpoint(), Breaker("judge", first=0.05)
+        endpoint, breaker = Endpoint(), CircuitBreaker("judge", first_wait=0.05)
         endpoint.up = False
         calls = [asyncio.create_task(patient(breaker, endpoint)) for _ in range(100)]
         await asyncio.sleep(0.6)
@@ -52,11 +58,11 @@ def test_while_an_endpoint_is_down_calls_wait_and_go_on_when_it_is_back():
 
 def test_a_fault_now_and_then_opens_nothing():
     async def go():
-        endpoint, breaker = Endpoint(), Breaker("judge")
+        endpoint, breaker = Endpoint(), CircuitBreaker("judge")
         for number in range(60):
             endpoint.up = number % 3 != 0
             try:
-                await breaker.run(endpoint.ask)
+                await run(breaker, endpoint.ask)
             except TryAgain:
                 assert not breaker.is_open
 
@@ -67,14 +73,14 @@ def test_an_endpoint_that_stays_away_ends_the_stage_and_is_named():
     async def go():
         endpoint, breaker = (
             Endpoint(),
-            Breaker("judge-1 at http://x", patience=0.2, first=0.02),
+            CircuitBreaker("judge-1 at http://x", patience=0.2, first_wait=0.02),
         )
         endpoint.up = False
         await asyncio.gather(*(patient(breaker, endpoint) for _ in range(30)))
 
     with pytest.raises(
         BezoarError,
-        match="judge-1 at http://x has answered nothing for .*connection refused.*run the",
+        match="judge-1 at http://x has answered nothing for .*connection refused.*Run the",
     ):
         asyncio.run(go())
 
@@ -84,10 +90,10 @@ def test_a_429_is_a_sign_of_life():
         async def limited():
             raise TryAgain("429", limited=True)
 
-        breaker = Breaker("judge")
+        breaker = CircuitBreaker("judge")
         for _ in range(50):
             with pytest.raises(TryAgain):
-                await breaker.run(limited)
+                await run(breaker, limited)
         return breaker.is_open
 
     assert not asyncio.run(go())
@@ -101,10 +107,10 @@ def test_an_endpoint_that_only_says_to_wait_ends_the_stage(patience, after, time
         async def limited():
             raise TryAgain("429: the day's quota is used up", after, limited=True)
 
-        breaker = Breaker("judge", patience=patience)
+        breaker = CircuitBreaker("judge", patience=patience)
         for _ in range(times):
             with contextlib.suppress(TryAgain):
-                await breaker.run(limited)
+                await run(breaker, limited)
             await asyncio.sleep(0.01)
 
     with pytest.raises(
@@ -116,7 +122,7 @@ def test_an_endpoint_that_only_says_to_wait_ends_the_stage(patience, after, time
 
 def test_a_few_quick_refusals_do_not_end_a_stage_whose_answers_take_longer():
     """64 calls are under way; 6 are refused at once, the others are answered later."""
-    breaker = Breaker("x")
+    breaker = CircuitBreaker("x")
 
     async def attempt(number):
         await asyncio.sleep(0.001)
@@ -126,7 +132,7 @@ def test_a_few_quick_refusals_do_not_end_a_stage_whose_answers_take_longer():
         return number
 
     async def go():
-        attempts = (breaker.run(partial(attempt, number)) for number in range(64))
+        attempts = (run(breaker, partial(attempt, number)) for number in range(64))
         return await asyncio.gather(*attempts, return_exceptions=True)
 
     found = asyncio.run(go())
@@ -136,14 +142,14 @@ def test_a_few_quick_refusals_do_not_end_a_stage_whose_answers_take_longer():
 
 
 def test_as_many_refusals_as_calls_were_under_way_end_it():
-    breaker = Breaker("x")
+    breaker = CircuitBreaker("x")
 
     async def refused(number):
         await asyncio.sleep(0.01)
         raise Refused("bad", alike="bad")
 
     async def go():
-        attempts = (breaker.run(partial(refused, number)) for number in range(20))
+        attempts = (run(breaker, partial(refused, number)) for number in range(20))
         return await asyncio.gather(*attempts, return_exceptions=True)
 
     found = asyncio.run(go())

@@ -18,7 +18,7 @@ KEY = "sk-canary-0123456789"
 def ask_all(tmp_path, fate, rows, monkeypatch, **more):
     """By row: the answer's text and reason, or the fault."""
     monkeypatch.setenv("FAULTS_KEY", KEY)
-    monkeypatch.setattr("bezoar_ray.llm.client._LONGEST_WAIT", 0.02)
+    monkeypatch.setattr("bezoar_ray.llm.client._MAX_RETRY_WAIT", 0.02)
 
     faulty = Faulty(fate, lambda _: "four")
 

@@ -8,7 +8,7 @@ import pytest
 
 from bezoar_ray.errors import BezoarError, RecipeError
 from bezoar_ray.llm import ledger_files
-from bezoar_ray.llm.breaker import Breaker
+from bezoar_ray.llm.breaker import CircuitBreaker
 from bezoar_ray.llm.chat import CallFailed, ModelDied, Reply, Sampling, TryAgain
 from bezoar_ray.llm.client import ModelClient, open_client
 from bezoar_ray.llm.ledger import SESSION, Ledger, accounts, call_key
@@ -237,11 +237,9 @@ def test_what_an_earlier_command_left_running_makes_no_call_and_writes_nothing(
         written = {
             path: path.read_bytes() for path in (tmp_path / "ledger").rglob("*.jsonl")
         }
-        with pytest.raises(
-            BezoarError, match=r"held by another command by now \(two\)"
-        ):
+        with pytest.raises(BezoarError, match=r"now owned by another command \(two\)"):
             await old.for_row("r2")(QUESTION, step="judge")
-        with pytest.raises(BezoarError, match="held by another command"):
+        with pytest.raises(BezoarError, match="owned by another command"):
             await old.for_row("r3")(QUESTION, step="judge")
         assert {
             path: path.read_bytes() for path in (tmp_path / "ledger").rglob("*.jsonl")
@@ -281,7 +279,7 @@ def test_an_outage_that_opens_the_circuit_fails_no_call(tmp_path, scripted):
 
     async def go():
         one = talker(tmp_path, scripted(answer), PART.model_copy(update={"retries": 1}))
-        one._breaker = Breaker("m", first=0.01)
+        one._breaker = CircuitBreaker("m", first_wait=0.01)
         done = await asyncio.gather(
             *(one.for_row(f"r{n}")(QUESTION, step="judge") for n in range(25))
         )
@@ -376,8 +374,8 @@ def test_prompts_that_nothing_answers_fail_and_open_no_circuit(tmp_path, scripte
 
     async def go():
         one = talker(tmp_path, scripted(answer))
-        one._breaker = Breaker(
-            "m", first=60
+        one._breaker = CircuitBreaker(
+            "m", first_wait=60
         )  # a circuit that opens would hold the test up
         contents = ["fine", "bad", "fine"] * 15
         asks = [

@@ -106,7 +106,7 @@ def test_a_ledger_without_answers_has_none(tmp_path):
 def test_with_an_index_an_actor_holds_none_of_the_earlier_answers(tmp_path):
     record(tmp_path, "old-a", dict.fromkeys(KEYS, "x" * 100))
     index = read_index(tmp_path, "judge", "new")
-    assert index.keys.nbytes + index.places.nbytes == 24 * COUNT
+    assert index.keys.nbytes + index.locations.nbytes == 24 * COUNT
     assert ask(tmp_path, [KEYS[9]], index) == ["x" * 100]  # what it imports
     tracemalloc.start()
     ask(tmp_path, [KEYS[9]], index)
@@ -120,7 +120,7 @@ def test_actors_of_a_node_share_one_index(ray_session, tmp_path):
 
     record(tmp_path, "old-a", dict.fromkeys(KEYS, "x"))
     index = ray.get(ray.put(read_index(tmp_path, "judge", "new")))
-    for shared in (index.keys, index.places):
+    for shared in (index.keys, index.locations):
         assert (
             not shared.flags.owndata and not shared.flags.writeable
         )  # it lies in Ray's object store
@@ -134,6 +134,6 @@ def test_a_segment_that_has_gone_is_named_and_nothing_is_paid_for_again(tmp_path
     path.unlink()
     with pytest.raises(
         BezoarError,
-        match="ledger/judge: the segment old-a is not there.*paid for again",
+        match="ledger/judge: the segment old-a is missing.*paid for again",
     ):
         Ledger(tmp_path, "judge", "new", index)

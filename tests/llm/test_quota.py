@@ -5,13 +5,13 @@ import pytest
 
 from bezoar_ray.errors import BudgetReached
 from bezoar_ray.llm.limits import (
-    Limit,
+    BudgetLimit,
     RunQuotaServer,
-    limits,
+    budget_limits,
     quota_client,
     quota_limits,
 )
-from bezoar_ray.llm.quota import Budget, Cost, QuotaClient, QuotaLimits, QuotaServer
+from bezoar_ray.llm.quota import Budget, Cost, Limits, QuotaClient, QuotaServer
 from bezoar_ray.recipe import ModelSection, Prices, load_recipe
 
 PART = ModelSection(model="m", prices=Prices(input=1, output=1))
@@ -26,7 +26,7 @@ async def timed(*waits):
 def test_requests_of_all_processes_together_keep_to_the_limit():
     async def go():
         meter = QuotaServer(
-            {"judge": QuotaLimits(requests_per_minute=1200)}, []
+            {"judge": Limits(requests_per_minute=1200)}, []
         )  # 20 a second
         own = [quota_client(meter, "judge") for _ in range(3)]
         return await timed(*(one.take(Cost()) for one in own for _ in range(15)))
@@ -36,7 +36,7 @@ def test_requests_of_all_processes_together_keep_to_the_limit():
 
 def test_tokens_keep_to_the_limit_and_what_was_not_used_is_given_back():
     async def go(used):
-        meter = QuotaServer({"judge": QuotaLimits(tokens_per_minute=60_000)}, [])
+        meter = QuotaServer({"judge": Limits(tokens_per_minute=60_000)}, [])
         own = quota_client(meter, "judge")
 
         async def call():
@@ -52,7 +52,7 @@ def test_tokens_keep_to_the_limit_and_what_was_not_used_is_given_back():
 def test_models_do_not_wait_for_one_another():
     async def go():
         meter = QuotaServer(
-            {"slow": QuotaLimits(requests_per_minute=60), "fast": QuotaLimits()}, []
+            {"slow": Limits(requests_per_minute=60), "fast": Limits()}, []
         )
         slow, fast = quota_client(meter, "slow"), quota_client(meter, "fast")
         waiting = asyncio.gather(*(slow.take(Cost()) for _ in range(5)))
@@ -66,7 +66,7 @@ def test_models_do_not_wait_for_one_another():
 def test_a_call_that_might_exceed_a_budget_waits_for_what_others_give_back_and_is_then_refused():
     async def go():
         meter = QuotaServer(
-            {"judge": QuotaLimits(budgets=("filter.budget_usd",))},
+            {"judge": Limits(budgets=("filter.budget_usd",))},
             [Budget("filter.budget_usd", 1.0, 0.5)],
         )
         own, spent = quota_client(meter, "judge"), []
@@ -94,9 +94,9 @@ def test_what_a_dead_process_has_reserved_is_waited_for_no_longer_than_its_call_
     monkeypatch,
 ):
     async def go():
-        monkeypatch.setattr("bezoar_ray.llm.quota._LATE", 0.1)
+        monkeypatch.setattr("bezoar_ray.llm.quota._GRACE_SECONDS", 0.1)
         meter = QuotaServer(
-            {"judge": QuotaLimits(budgets=("budget_usd",), timeout=0.1)},
+            {"judge": Limits(budgets=("budget_usd",), timeout=0.1)},
             [Budget("budget_usd", 1.0, 0.0)],
         )
         await quota_client(meter, "judge").take(Cost(usd=0.8))  # never settled
@@ -108,7 +108,7 @@ def test_what_a_dead_process_has_reserved_is_waited_for_no_longer_than_its_call_
 
 def test_two_models_that_wait_for_their_rates_do_not_exceed_the_budget_they_share():
     async def go():
-        one = QuotaLimits(requests_per_minute=600, budgets=("budget_usd",))
+        one = Limits(requests_per_minute=600, budgets=("budget_usd",))
         meter = QuotaServer(
             {"teacher": one, "judge": one}, [Budget("budget_usd", 2.25, 0.0)]
         )
@@ -146,7 +146,7 @@ def test_a_meter_that_cannot_be_reached_ends_the_calls_that_wait_for_it():
 
 def test_a_run_knows_its_budgets_and_who_draws_on_them():
     recipe = load_recipe("tiny", ["budget_usd=9", "filter.budget_usd=2"])
-    found = limits(recipe)
+    found = budget_limits(recipe)
     assert [(limit.field, limit.usd) for limit in found] == [
         ("budget_usd", 9),
         ("filter.budget_usd", 2),
@@ -166,7 +166,7 @@ def test_a_meter_that_starts_again_knows_what_the_ledger_says_was_spent(tmp_path
         ledger = Ledger(tmp_path, "judge", "one")
         await ledger.intend("aa", 0.9)  # never settled: counts as spent
         await ledger.close()
-        limit = Limit("filter.budget_usd", 1.0, ("judge",))
+        limit = BudgetLimit("filter.budget_usd", 1.0, ("judge",))
         own = quota_client(
             RunQuotaServer(
                 tmp_path, {"0": quota_limits(PART, "judge", [limit])}, [limit]

@@ -16,7 +16,7 @@ from bezoar_ray.data.row import StageRow
 from bezoar_ray.data.spool import Spool, spool_rows
 from bezoar_ray.errors import BezoarError, BudgetReached, RecipeError
 from bezoar_ray.llm.ledger import accounts
-from bezoar_ray.llm.limits import Limit
+from bezoar_ray.llm.limits import BudgetLimit
 from bezoar_ray.pipeline.actor_pool import ModelStage, RunContext, stream_rows
 from bezoar_ray.recipe import ModelSection, Prices
 from tests.endpoint import serving
@@ -202,7 +202,7 @@ def test_a_budget_is_never_exceeded_and_what_was_paid_for_is_kept(
     prices = Prices(
         input=0.0, output=1000.0
     )  # two tokens an answer: 0.002 dollars, at most 0.01
-    limits = (Limit("generate.budget_usd", 0.05, ("teacher",)),)
+    limits = (BudgetLimit("generate.budget_usd", 0.05, ("teacher",)),)
     with serving(mark) as server:
         with pytest.raises(
             BudgetReached,
@@ -219,7 +219,7 @@ def test_a_budget_is_never_exceeded_and_what_was_paid_for_is_kept(
             )
         spent = accounts(tmp_path, "s1")["teacher"]
         assert 0.04 <= spent["usd"] <= 0.05 and spent["sent"] == len(server.requests)
-        more = (Limit("generate.budget_usd", 5.0, ("teacher",)),)
+        more = (BudgetLimit("generate.budget_usd", 5.0, ("teacher",)),)
         assert (
             len(
                 rows(

@@ -41,7 +41,7 @@ def test_calls_tokens_dollars_and_stages_are_exported(
 ):
     async def go() -> None:
         ledger = Ledger(tmp_path / "metered", "judge", "one")
-        ledger.figures.watch("bezoar_calls_waiting", lambda: 7, model="m")
+        ledger.metrics.watch("bezoar_calls_waiting", lambda: 7, model="m")
         await asyncio.gather(
             *(
                 ledger.record_usage(f"{n:02x}", "m", Reply("x", "stop", 10, 4), 0.5)

@@ -203,9 +203,9 @@ def test_another_command_that_takes_over_ends_the_first_ones_calls(store):
     async def go() -> None:
         ledger = Ledger(store.root, "judge", "one")
         store.replace(SESSION, "one")
-        await ledger.check_held()
+        await ledger.check_owner()
         store.replace(SESSION, "two")
-        with pytest.raises(Exception, match="held by another command"):
+        with pytest.raises(Exception, match="owned by another command"):
             await ledger.intend("aa", 0.0)
         await ledger.close()
 

@@ -27,7 +27,7 @@ from bezoar_ray.evaluate.served_endpoint import Endpoint
 from bezoar_ray.llm.aio import to_the_end
 from bezoar_ray.llm.client import ModelClient, open_client
 from bezoar_ray.llm.ledger_index import read_index
-from bezoar_ray.llm.limits import limits, shared_quota_clients
+from bezoar_ray.llm.limits import budget_limits, local_quota_clients
 from bezoar_ray.recipe import ModelSection, MtBench
 from bezoar_ray.sources.mt_bench_files import (
     Question,
@@ -199,14 +199,16 @@ def _open_judges(context: StageContext) -> dict[str, ModelClient]:
     """Open a client for each judge, by its name. They share the budgets."""
     root = str(context.store.root)
     sections = context.recipe.mt_bench_judges
-    quota_clients = shared_quota_clients(root, sections, _JUDGE, limits(context.recipe))
+    quota_clients = local_quota_clients(
+        root, sections, _JUDGE, budget_limits(context.recipe)
+    )
     index = read_index(root, _JUDGE, context.session)
     judges = {}
     for name, section, quota_client in zip(
         _judge_names(sections), sections, quota_clients, strict=True
     ):
         judges[name] = open_client(
-            section, root, _JUDGE, context.session, permits=quota_client, index=index
+            section, root, _JUDGE, context.session, quota=quota_client, index=index
         )
     return judges
 
