@@ -28,7 +28,7 @@ from bezoar_ray.llm.chat import (
 from bezoar_ray.llm.ledger import Ledger, call_key
 from bezoar_ray.llm.ledger_index import LedgerIndex
 from bezoar_ray.llm.quota import Cost, QuotaClient
-from bezoar_ray.llm.rate_control import AdaptiveConcurrency, Turn
+from bezoar_ray.llm.rate_control import AdaptiveConcurrency, SentRequest
 from bezoar_ray.llm.reasoning import without_reasoning
 from bezoar_ray.recipe import ModelSection
 from bezoar_ray.runtime.logs import current_row, event
@@ -184,7 +184,7 @@ class ModelClient(LedgerClient):
                 if self._quota:
                     await self._quota.take(reserved)
                 used = Cost()
-                request = await self._rate.turn()
+                request = await self._rate.admit()
                 await self._ledger.check_owner()
                 if reserved.usd or not self._section.base_url:
                     await self._ledger.intend(key, reserved.usd)
@@ -244,11 +244,11 @@ class ModelClient(LedgerClient):
                 self._suspects.release()
 
     def _record_fault(
-        self, key: str, request: Turn, fault: Exception, reserved: Cost
+        self, key: str, request: SentRequest, fault: Exception, reserved: Cost
     ) -> Cost:
         """Record an attempt that ended without an answer, and return its cost."""
         if isinstance(fault, TryAgain) and fault.limited:
-            self._rate.limited(request, fault.after)
+            self._rate.record_limit(request, fault.after)
         used = cost_of_fault(fault, reserved, self._section)
         self._ledger.fail(key, self._section.model, str(fault), used.usd)
         return used

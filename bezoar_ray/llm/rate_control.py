@@ -1,8 +1,8 @@
-"""How fast this process may send to one model: as fast as its slots allow until a 429 comes, then by what the server
-takes, probing upwards ever faster while no further 429 comes.
+"""How fast this process may send requests to one model, learned from its 429s.
 
-A cut goes to the rate that is being served, judged by the requests sent just before the one refused. Refusals of
-requests sent before a cut tell nothing new and cut no more.
+The control is AIMD, additive increase and multiplicative decrease. Nothing limits the
+rate until the first 429. A 429 cuts the rate to a little less than the rate that is
+being served. After a pause, the rate grows in equal steps per second until the next one.
 """
 
 import asyncio
@@ -10,74 +10,111 @@ import time
 from collections import deque
 from dataclasses import dataclass
 
-_WINDOW = 0.12  # seconds of requests that tell what the server takes
-_BACK = 0.95  # a cut goes a little below what was served
-_HOLD = 0.3  # seconds, and
-_HOLD_REQUESTS = (
-    12  # requests, whichever is longer, before a rate that was cut is probed again
-)
-_GROW = (
-    0.5  # seconds of probing until the rate has doubled; it then goes on quadratically
-)
-_LATE = 0.02  # seconds of sending that a late wake-up may make up for
-_REMEMBERED = 1.0  # seconds
-_LOWEST = 0.05  # requests a second
+
+@dataclass(frozen=True)
+class AimdSettings:
+    """How a rate follows a limit; measured by `jobs/benchmarks/limits.py`."""
+
+    decrease: float = 0.9
+    """Multiplicative decrease: a cut goes to this share of the rate that was served."""
+    increase: float = 4.0
+    """Additive increase: the rate of the last cut is added this many times a second."""
+    hold_seconds: float = 0.3
+    """A rate that was cut stays for at least this time,"""
+    hold_requests: int = 12
+    """and for at least this many requests, so that a slow rate is probed less often."""
+    window: float = 0.12
+    """Seconds of requests, before one that was refused, that tell the rate served."""
+    catch_up: float = 0.02
+    """Seconds of requests that may go out at once after a late wake-up."""
+    memory: float = 1.0
+    """Seconds for which a request is remembered: a 429 may come that late."""
+    lowest_rate: float = 0.05
+    """Requests per second below which no cut goes."""
 
 
-@dataclass
-class Turn:
-    """One request, sent at `at` by a monotonic clock."""
+@dataclass(slots=True)
+class SentRequest:
+    """One request, sent at `at` on the monotonic clock."""
 
     at: float
-    refused: bool = False
+    was_refused: bool = False
 
 
 class AdaptiveConcurrency:
-    """A rate that follows a server's limit."""
+    """A rate of requests that follows a server's limit."""
 
-    def __init__(self) -> None:
-        self._base: float | None = (
-            None  # requests a second at the last cut; none before the first 429
-        )
-        self._cut_at = self._held_until = self._next = 0.0
-        self._sent: deque[Turn] = deque()
+    def __init__(self, settings: AimdSettings | None = None) -> None:
+        self._settings = settings or AimdSettings()
+        # Requests per second at the last cut; None before the first 429.
+        self._cut_rate: float | None = None
+        self._cut_at = 0.0
+        # Times before which no request goes out: by the server's Retry-After, and by
+        # the rate.
+        self._paused_until = 0.0
+        self._next_at = 0.0
+        self._sent: deque[SentRequest] = deque()
 
-    async def turn(self) -> Turn:
+    async def admit(self) -> SentRequest:
         """Wait until one more request may go out."""
-        while (wait := max(self._next, self._held_until) - time.monotonic()) > 0:
+        now = time.monotonic()
+        # Another request may have taken the turn, or a 429 come, during the sleep.
+        while (wait := max(self._next_at, self._paused_until) - now) > 0:
             await asyncio.sleep(wait)
-        turn = Turn(time.monotonic())
-        if self._base is not None:
-            self._next = max(self._next, turn.at - _LATE) + 1 / self._rate(
-                self._base, turn.at
-            )
-        self._sent.append(turn)
-        while self._sent[0].at < turn.at - _REMEMBERED:
+            now = time.monotonic()
+
+        if self._cut_rate is not None:
+            due_at = max(self._next_at, now - self._settings.catch_up)
+            self._next_at = due_at + 1 / self._rate(self._cut_rate, now)
+
+        request = SentRequest(now)
+        self._sent.append(request)
+        while self._sent[0].at < now - self._settings.memory:
             self._sent.popleft()
-        return turn
+        return request
 
-    def limited(self, turn: Turn, after: float | None) -> None:
-        """A 429 came for a request; the server asked to wait for `after` seconds, if it did."""
-        turn.refused, now = True, time.monotonic()
-        self._held_until = max(self._held_until, now + (after or 0.0))
-        if turn.at <= self._cut_at:
+    def record_limit(self, request: SentRequest, retry_after: float | None) -> None:
+        """Slow down after a 429.
+
+        Args:
+            request: The request that was refused.
+            retry_after: Seconds that the server asked to wait, if it did.
+        """
+        now = time.monotonic()
+        request.was_refused = True
+        self._paused_until = max(self._paused_until, now + (retry_after or 0.0))
+        # A request from before the last cut says nothing about the rate since then.
+        if request.at <= self._cut_at:
             return
-        window = [
-            other for other in self._sent if turn.at - _WINDOW <= other.at <= turn.at
-        ] or [turn]
-        refused = sum(other.refused for other in window)
-        served = max(0.5, len(window) - refused)
-        before = (
-            len(window) / _WINDOW
-            if self._base is None
-            else self._rate(self._base, turn.at)
-        )
-        share = served / (
-            served + refused - 1
-        )  # one refusal is the probe's, which found the limit
-        self._base, self._cut_at = max(_LOWEST, before * min(1.0, share) * _BACK), now
+        rate, served_share = self._measure(request)
+        cut_rate = rate * served_share * self._settings.decrease
+        self._cut_rate = max(self._settings.lowest_rate, cut_rate)
+        self._cut_at = now
 
-    def _rate(self, base: float, at: float) -> float:
-        """Requests a second, once there was a 429."""
-        age = at - self._cut_at - max(_HOLD, _HOLD_REQUESTS / base)
-        return base * (1 + (max(0.0, age) / _GROW) ** 2)
+    def _measure(self, request: SentRequest) -> tuple[float, float]:
+        """The rate up to a refused request, and the share of it that was served."""
+        window_start = request.at - self._settings.window
+        sent = 0
+        refused = 0
+        for other in self._sent:
+            if window_start <= other.at <= request.at:
+                sent += 1
+                refused += other.was_refused
+        if sent == 0:  # the 429 came so late that its request is forgotten
+            sent = 1
+            refused = 1
+
+        rate = sent / self._settings.window
+        if self._cut_rate is not None:
+            rate = self._rate(self._cut_rate, request.at)
+        served = max(0.5, sent - refused)
+        # One refusal is that of the probe, which found the limit.
+        served_share = served / (served + refused - 1)
+        return rate, min(1.0, served_share)
+
+    def _rate(self, cut_rate: float, at: float) -> float:
+        """Requests per second at a time after the first 429."""
+        settings = self._settings
+        hold = max(settings.hold_seconds, settings.hold_requests / cut_rate)
+        seconds_of_growth = max(0.0, at - self._cut_at - hold)
+        return cut_rate + settings.increase * cut_rate * seconds_of_growth
