@@ -12,6 +12,7 @@ from bezoar_ray.llm.breaker import CircuitBreaker
 from bezoar_ray.llm.chat import CallFailed, ModelDied, Reply, Sampling, TryAgain
 from bezoar_ray.llm.client import ModelClient, open_client
 from bezoar_ray.llm.ledger import SESSION, Ledger, accounts, call_key
+from bezoar_ray.llm.quota import Cost, QuotaClient
 from bezoar_ray.recipe import ModelSection, Prices
 
 QUESTION = [{"role": "user", "content": "2 + 2?"}]
@@ -485,3 +486,35 @@ def test_in_a_busy_bucket_a_failed_call_does_not_wait_for_the_others(
         await ledger.close()
 
     asyncio.run(go())
+
+
+def test_a_call_that_is_cancelled_before_it_is_sent_gives_all_of_its_quota_back(
+    tmp_path, scripted
+):
+    granted = []
+    usage = []
+
+    class Quota(QuotaClient):
+        async def take(self, cost, patient=True):
+            granted.append(cost)
+
+        def record_usage(self, reserved, used):
+            usage.append((reserved, used))
+
+    async def go():
+        model = scripted(lambda m: "4")
+        ledger = Ledger(tmp_path, "judge", "one")
+        client = ModelClient(model, ledger, PAID, Quota(None, None))
+        request = await client._rate.admit()
+        client._rate.record_limit(request, 60.0)  # the next request waits a minute
+        call = asyncio.create_task(client.for_row("r1")(QUESTION, step="judge"))
+        while not granted:
+            await asyncio.sleep(0.01)
+        call.cancel()
+        await asyncio.gather(call, return_exceptions=True)
+        await client.close()
+        return model
+
+    model = asyncio.run(go())
+    assert model.asked == []
+    assert usage == [(granted[0], Cost())]
