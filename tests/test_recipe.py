@@ -4,7 +4,7 @@ import pytest
 import yaml
 
 from bezoar_ray.errors import RecipeError
-from bezoar_ray.recipe import Filter, load_recipe, parse_recipe
+from bezoar_ray.recipe import Filter, Sft, load_recipe, parse_recipe
 from bezoar_ray.runs.manifest import fingerprint
 from bezoar_ray.schemes import SCHEMES
 
@@ -284,10 +284,14 @@ def test_an_unknown_operation_is_refused():
     assert "deepn" in refusal(generate={"evol_instruct": {"operations": {"deepn": 1}}})
 
 
+def test_sft_trains_on_every_packaged_scheme_by_default():
+    assert set(Sft().order) == set(SCHEMES)
+
+
 def test_rubrics_are_packaged_and_replaceable(tmp_path):
     path = tmp_path / "rubric.txt"
     path.write_text("Mine.")
-    assert len({Filter().rubric(scheme) for scheme in SCHEMES}) == 3
+    assert len({Filter().rubric(scheme) for scheme in SCHEMES}) == len(SCHEMES)
     assert Filter(rubrics={"orca": str(path)}).rubric("orca") == "Mine."
     with pytest.raises(RecipeError, match=r"filter\.rubrics\.orca: cannot read"):
         Filter(rubrics={"orca": str(tmp_path / "none")}).rubric("orca")

@@ -216,6 +216,12 @@ def generated(recipe: Recipe, assumed: Assumed) -> dict[str, float]:
         limit = training_hours.limit_of(getattr(recipe.seeds, scheme.seeds))
         tasks = min(scheme.works, limit or scheme.works)
         rows[name] = float(tasks * scheme.rows_per_work)
+    uncounted = [name for name in recipe.schemes if name not in rows]
+    if uncounted:
+        # A scheme without a count would be missing from the plan and its price.
+        raise NotImplementedError(
+            f"plan.steps.generated does not count the rows of {uncounted[0]!r}"
+        )
     return rows
 
 

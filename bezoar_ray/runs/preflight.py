@@ -89,6 +89,8 @@ def check(recipe: Recipe, stages: Iterable[str], offline: bool = False) -> Findi
     lamini = recipe.generate.lamini
     if "generate" in stages and lamini:
         findings.attempt(lambda: lamini.topics_text)
+    if "generate" in stages:
+        _check_custom_schemes(recipe, findings)
     if "evaluate" in stages:
         _check_tasks(recipe, findings)
         _check_questions(recipe, findings)
@@ -96,6 +98,14 @@ def check(recipe: Recipe, stages: Iterable[str], offline: bool = False) -> Findi
     if not offline:
         _check_hub(recipe, stages, findings)
     return findings
+
+
+def _check_custom_schemes(recipe: Recipe, findings: Findings) -> None:
+    """Load the function of each custom scheme, as the actors will."""
+    from bezoar_ray.generate.custom_scheme import load
+
+    for section in recipe.generate.own.values():
+        findings.attempt(lambda section=section: load(section.source, section.function))
 
 
 def _on_one_line(error: Exception) -> str:

@@ -292,7 +292,7 @@ def _lm_eval(family: Store, base_url: str) -> float:
     from lm_eval.tasks import TaskManager
 
     settings = harness._settings(load_recipe("tiny").evaluate.harness, family)
-    arguments = harness._model_arguments(
+    arguments = harness._client_arguments(
         settings, "base", Endpoint.at(base_url, family)
     )
     model = LocalCompletionsAPI(**arguments, batch_size=harness._PROMPTS_PER_REQUEST)

@@ -12,7 +12,7 @@ from bezoar_ray import layout
 from bezoar_ray.schemes import SCHEMES
 from bezoar_ray.stages import STAGES
 from bezoar_ray.store import Store
-from bezoar_ray.train.reporting import STATE
+from bezoar_ray.train.reporting import STATE, TrainState
 from tests.cluster.jobs import WORK, answered, attached, host, rows, stopped, submitted
 from tests.cluster.nodes import cluster
 from tests.end_to_end import SMALL, Command, begun, in_stage
@@ -224,12 +224,11 @@ def _saved(store: Store, stage: str) -> int:
     """Up to which step of a stage Ray Train has a checkpoint."""
     names = [
         name
-        for name in store.list(f"train/{stage}")
+        for name in store.list(layout.training(STAGES[stage].key))
         if name.endswith(f"/{STATE}") and "/work-" not in name
     ]
-    return max(
-        (state["at"] for state in map(store.read_json, names) if state), default=0
-    )
+    steps = [TrainState.from_json(store.read(name)).global_step for name in names]
+    return max(steps, default=0)
 
 
 def _noted(store: Store, stage: str) -> int:

@@ -139,7 +139,8 @@ def test_a_parameter_that_the_model_does_not_take_stops_at_once_and_says_why(
         }
     ]
     with pytest.raises(
-        RecipeError, match="(?s)a parameter that every call has.*no temperature, please"
+        RecipeError,
+        match="(?s)a parameter that every call sends.*no temperature, please",
     ):
         ask(server, tmp_path)
     assert len(server.requests) == 1

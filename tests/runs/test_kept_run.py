@@ -1,6 +1,6 @@
 """A run directory of an earlier version, made when the stage `align` was called `dpo`, still works.
 
-kept_run.tar.gz is a small run of the recipe `tiny` at commit d59ecb9. Its weights are empty files.
+kept_run.tar.gz is a small run of the recipe `tiny` at commit d59ecb9. Its weights and tokenizers are empty files.
 """
 
 import tarfile

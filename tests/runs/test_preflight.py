@@ -144,7 +144,7 @@ BAD_TASKS = {
     "{task: truthfulqa, metric: mc2}": "is a tag and has no result of its own. List its tasks instead: truthfulqa_gen",
     "{task: pythia}": "the group 'pythia' has no common metric",
     "{task: winogrande, metric: f1}": "winogrande has no metric 'f1'. It has: acc",
-    "{task: ifeval, metric: prompt_level_strict_acc}": "answers of 1,280 tokens, and serve.engine.max_model_len",
+    "{task: ifeval, metric: prompt_level_strict_acc}": "answers of 1,280 tokens, but serve.engine.max_model_len",
 }
 
 
@@ -325,3 +325,14 @@ def test_the_bases_tokenizer_is_loaded_once(tmp_path, monkeypatch):
     assert (
         check(tiny(f"base.model={folder}"), ["sft"]).problems == [] and len(loaded) == 1
     )
+
+
+@pytest.mark.parametrize(
+    ("function", "said"),
+    [("scheme.py:nope", "does not define 'nope'"), ("gone.py:haiku", "gone.py")],
+)
+def test_the_function_of_a_custom_scheme_is_looked_up(tmp_path, function, said):
+    (tmp_path / "scheme.py").write_text("async def haiku(task, chat, settings): ...\n")
+    recipe = tiny(f"generate.own.haiku.function={tmp_path}/{function}")
+    (problem,) = check(recipe, ["generate"]).problems
+    assert problem.startswith("generate.own") and said in problem

@@ -147,8 +147,10 @@ def test_a_ledger_finds_its_answers_and_its_account_again(store):
 
 
 def test_long_segments_are_cut_into_objects_and_read_as_one(store, monkeypatch):
-    monkeypatch.setattr("bezoar_ray.llm.ledger_files._OBJECT", 2_000)
-    monkeypatch.setattr("bezoar_ray.llm.ledger_files._GATHER", {"s3": 0.0, "gs": 0.0})
+    monkeypatch.setattr("bezoar_ray.llm.ledger_files._OBJECT_BYTES", 2_000)
+    monkeypatch.setattr(
+        "bezoar_ray.llm.ledger_files._PAUSE_IN_BUCKET", {"s3": 0.0, "gs": 0.0}
+    )
 
     async def written() -> None:
         ledger = Ledger(store.root, "teacher", "one")

@@ -325,7 +325,7 @@ def test_a_stage_whose_passes_do_not_fit_trains_in_smaller_ones(
         "a pass of 4 rows of" in said and "does not fit" in said
         for said in found["passes"]["because"]
     )
-    whole = trained[1][stage]
+    whole = trained[1][recipe.checkpoint(stage)]
     assert found["loss_first"] == pytest.approx(whole["loss_first"], abs=1e-4)
     assert found["loss_last"] == pytest.approx(whole["loss_last"], abs=1e-2)
 

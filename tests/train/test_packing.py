@@ -220,7 +220,7 @@ def test_no_padding_mask_or_prompt_is_computed(monkeypatch: pytest.MonkeyPatch) 
 
         return watched
 
-    monkeypatch.setattr(packing, "_selecting", selecting)
+    monkeypatch.setattr(packing, "_selecting_forward", selecting)
     with packing.packed(model, FLAT):
         model(**given, fused_lm_head=True)
     scored = (given["labels"][:, 1:] != IGNORED).sum().item()
