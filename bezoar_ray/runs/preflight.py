@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 from bezoar_ray import sources
 from bezoar_ray.data.schema import Seed
 from bezoar_ray.errors import BezoarError
-from bezoar_ray.recipe import ModelSection, Recipe, SourceSection
+from bezoar_ray.recipe import CustomScheme, ModelSection, Recipe, SourceSection
 from bezoar_ray.runtime.caches import hub_cache, unwritable
 from bezoar_ray.runtime.embedded_world import is_world_missing
 from bezoar_ray.stages import training_stages, working_stages
@@ -104,8 +104,11 @@ def _check_custom_schemes(recipe: Recipe, findings: Findings) -> None:
     """Load the function of each custom scheme, as the actors will."""
     from bezoar_ray.generate.custom_scheme import load
 
+    def load_function(section: CustomScheme) -> object:
+        return load(section.source, section.function)
+
     for section in recipe.generate.own.values():
-        findings.attempt(lambda section=section: load(section.source, section.function))
+        findings.attempt(partial(load_function, section))
 
 
 def _on_one_line(error: Exception) -> str:
