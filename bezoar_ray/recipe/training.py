@@ -134,7 +134,8 @@ class Training(SchedulingSection):
     """Optimizer steps between checkpoints. A stage that was killed resumes from the
     last one. Lower it on spot instances."""
     max_failures: Annotated[int, RUNTIME_ONLY] = 3
-    """Worker failures after which the stage fails."""
+    """Failures of workers after which all workers of the stage start again. The next
+    one ends the stage. A node that Ray drains does not count. -1: no limit."""
     report_to: Annotated[tuple[str, ...], RUNTIME_ONLY] = ()
     """Experiment trackers, by the names that transformers gives them: `wandb`,
     `mlflow`, `tensorboard`."""

@@ -345,8 +345,8 @@ def _check_earlier_stages(recipe: Recipe, store: Store, stages: list[str]) -> No
             continue
         if not _is_done(recipe, store, before):
             raise RecipeError(
-                f"--stages: {stage} reads the results of {before}, and {before} is "
-                f"not done with this recipe in {store.root}. "
+                f"--stages: {stage} comes after {before}, and {before} is not done "
+                f"with this recipe in {store.root}. "
                 f"Add it: --stages {before},{stage}"
             )
 

@@ -86,6 +86,11 @@ def check(recipe: Recipe, stages: Iterable[str], offline: bool = False) -> Findi
     if "filter" in stages:
         for scheme in recipe.schemes:
             findings.attempt(partial(recipe.filter.rubric, scheme))
+            if scheme not in recipe.sft_order:
+                findings.notes.append(
+                    f"sft.order does not name {scheme!r}: its rows are generated and "
+                    "judged, but not trained on"
+                )
     lamini = recipe.generate.lamini
     if "generate" in stages and lamini:
         findings.attempt(lambda: lamini.topics_text)

@@ -1,6 +1,7 @@
-"""A run directory of an earlier version, made when the stage `align` was called `dpo`, still works.
+"""A run directory made when the stage `align` was called `dpo` still works.
 
-kept_run.tar.gz is a small run of the recipe `tiny` at commit d59ecb9. Its weights and tokenizers are empty files.
+kept_run.tar.gz is a small run of the recipe `tiny` at commit d59ecb9. Its weights,
+tokenizers, report and cards are empty files.
 """
 
 import tarfile
@@ -33,7 +34,9 @@ def kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_its_recipe_loads_and_every_fingerprint_is_the_same(kept: Path) -> None:
     recipe, store = load_recipe(str(kept / "recipe.yaml")), Store(kept)
-    for stage in STAGES:
+    done = [stage for stage in STAGES if exists(store, stage)]
+    assert len(done) == 7
+    for stage in done:
         assert load(store, stage).fingerprint == fingerprint(recipe, stage), stage
 
 

@@ -327,6 +327,11 @@ def test_the_bases_tokenizer_is_loaded_once(tmp_path, monkeypatch):
     )
 
 
+def test_a_scheme_that_is_not_trained_on_is_noted():
+    (note,) = check(tiny("sft.order=[lamini, orca]"), ["filter"]).notes
+    assert "'evol_instruct'" in note and "not trained on" in note
+
+
 @pytest.mark.parametrize(
     ("function", "said"),
     [("scheme.py:nope", "does not define 'nope'"), ("gone.py:haiku", "gone.py")],
