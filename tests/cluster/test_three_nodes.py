@@ -63,7 +63,7 @@ def test_somebody_with_another_token(nodes, tmp_path):
     assert (
         code == 2
         and "Invalid authentication token" in output
-        and "RAY_AUTH_TOKEN open a guarded" in output
+        and "RAY_AUTH_MODE=token and RAY_AUTH_TOKEN" in output
     )
 
 
