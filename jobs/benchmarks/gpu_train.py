@@ -272,7 +272,11 @@ def ours(
     store = Store(run)
     recipe = recipe_for(model, case)
     job = Job(
-        str(run), recipe, case.method, "benchmark", (prepared(store, case, rows),)
+        str(run),
+        recipe,
+        "sft" if case.method == "sft" else "align",
+        "benchmark",
+        (prepared(store, case, rows),),
     )
     tokenizer = load_tokenizer(recipe)
     if case.method == "sft":
