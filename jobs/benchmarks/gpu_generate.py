@@ -151,11 +151,11 @@ def watched(ask: Any, profile: str) -> Any:
 
 
 async def _watched(
-    ask: Any, profile: str, temperature: float, top_p: float, item: bytes, talker: Any
-) -> AsyncIterator[bytes]:
+    ask: Any, profile: str, row: Any, chat: Any, **sampling: float
+) -> AsyncIterator[Any]:
     _Profile.begin(profile)
-    async for row in ask(temperature, top_p, item, talker):
-        yield row
+    async for answer in ask(row, chat, **sampling):
+        yield answer
     _Profile.keep()
 
 
