@@ -198,30 +198,11 @@ def generated(recipe: Recipe, assumed: Assumed) -> dict[str, float]:
     All candidates for an instruction are one row here.
     """
     rows: dict[str, float] = {}
-    generate = recipe.generate
-    if generate.lamini:
-        rows["lamini"] = float(generate.lamini.calls * generate.lamini.per_call)
-    if generate.evol_instruct:
-        evol = generate.evol_instruct
-        limit = training_hours.limit_of(recipe.seeds.dolly)
-        seeds = min(evol.seeds, limit or evol.seeds)
-        rows["evol_instruct"] = float(seeds * evol.epochs)
-    if generate.orca:
-        drawn = 0
-        for mixture in generate.orca.mixtures.values():
-            drawn += mixture.rows or assumed.open_rows
-        drawn = min(drawn, training_hours.limit_of(recipe.seeds.flan) or drawn)
-        rows["orca"] = float(min(drawn, generate.orca.rows or drawn))
-    for name, scheme in generate.own.items():
-        limit = training_hours.limit_of(getattr(recipe.seeds, scheme.seeds))
-        tasks = min(scheme.works, limit or scheme.works)
-        rows[name] = float(tasks * scheme.rows_per_work)
-    uncounted = [name for name in recipe.schemes if name not in rows]
-    if uncounted:
-        # A scheme without a count would be missing from the plan and its price.
-        raise NotImplementedError(
-            f"plan.steps.generated does not count the rows of {uncounted[0]!r}"
-        )
+    for name in recipe.schemes:
+        sources = getattr(recipe.seeds, recipe.scheme(name).seeds)
+        limit = training_hours.limit_of(sources)
+        section = recipe.generate.section(name)
+        rows[name] = float(section.max_rows(limit, assumed.open_rows))
     return rows
 
 

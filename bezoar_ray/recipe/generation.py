@@ -1,5 +1,6 @@
 """The sections of generation and filtering."""
 
+from abc import abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
@@ -29,6 +30,18 @@ class SchemeSection(Section):
         """Return what `run` gets in an actor, which may not see this machine's files."""
         return self
 
+    @abstractmethod
+    def max_rows(self, seeds: int | None, open_rows: int) -> int:
+        """Return the number of rows that the scheme makes, at most.
+
+        All candidates for an instruction are one row here.
+
+        Args:
+            seeds: Rows that the sources of the seeds are limited to; None without a
+                limit.
+            open_rows: Assumed rows of a FLAN sub-mixture that has no limit.
+        """
+
 
 class Lamini(SchemeSection):
     """LaMini (arXiv 2304.14402): new instructions from examples and topics."""
@@ -53,6 +66,10 @@ class Lamini(SchemeSection):
         """The topics, one on each line."""
         return packaged_text("topics.txt", self.topics, "generate.lamini.topics")
 
+    def max_rows(self, seeds: int | None, open_rows: int) -> int:
+        """See `SchemeSection`."""
+        return self.calls * self.per_call
+
     def fingerprint_fields(self) -> dict[str, object]:
         """The fields, with the topics themselves instead of their file."""
         return super().fingerprint_fields() | {"topics": self.topics_text}
@@ -76,6 +93,10 @@ class EvolInstruct(SchemeSection):
     }
     """Relative frequency of each operation. The paper draws them uniformly. Leave an
     operation out to switch it off."""
+
+    def max_rows(self, seeds: int | None, open_rows: int) -> int:
+        """See `SchemeSection`."""
+        return min(self.seeds, seeds or self.seeds) * self.epochs
 
 
 class Mixture(Section):
@@ -104,6 +125,14 @@ class Orca(SchemeSection):
     }
     """How each sub-mixture is sampled. The defaults are those of the paper's table
     3."""
+
+    def max_rows(self, seeds: int | None, open_rows: int) -> int:
+        """See `SchemeSection`."""
+        drawn = 0
+        for mixture in self.mixtures.values():
+            drawn += mixture.rows or open_rows
+        drawn = min(drawn, seeds or drawn)
+        return min(drawn, self.rows or drawn)
 
 
 @dataclass(frozen=True)
@@ -148,6 +177,10 @@ class CustomScheme(SchemeSection):
     def for_actors(self) -> CustomCode:
         """Return the settings with the text of the file."""
         return CustomCode(self.source, self.function, self.settings)
+
+    def max_rows(self, seeds: int | None, open_rows: int) -> int:
+        """See `SchemeSection`."""
+        return min(self.works, seeds or self.works) * self.rows_per_work
 
     def files(self) -> Iterator[str]:
         """The file with the function."""
