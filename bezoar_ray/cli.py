@@ -10,7 +10,12 @@ from typing import TYPE_CHECKING
 
 from bezoar_ray.errors import BezoarError, RecipeError
 from bezoar_ray.runtime.gpus import GPUS, find_gpu
-from bezoar_ray.stages import STAGES, checkpoint_names, working_stages
+from bezoar_ray.stages import (
+    STAGES,
+    checkpoint_names,
+    trained_checkpoint_names,
+    working_stages,
+)
 
 if TYPE_CHECKING:
     from argparse import _SubParsersAction
@@ -531,7 +536,7 @@ def _add_push(commands: "Commands") -> None:
         nargs="+",
         metavar="PART",
         help="upload these parts only: "
-        f"{', '.join(checkpoint_names()[1:])}, dataset (default: all)",
+        f"{', '.join(trained_checkpoint_names())}, dataset (default: all)",
     )
     command.add_argument(
         "--private", action="store_true", help="create the repositories as private"

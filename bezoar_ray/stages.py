@@ -166,7 +166,12 @@ TOGETHER = {("generate", "filter"): "bezoar_ray.runs.generate_and_filter"}
 
 def checkpoint_names() -> tuple[str, ...]:
     """Return all names that a checkpoint can have, in training order after the base."""
-    return (BASE, *_stage_of_checkpoint())
+    return (BASE, *trained_checkpoint_names())
+
+
+def trained_checkpoint_names() -> tuple[str, ...]:
+    """Return the names that the checkpoints of training stages can have, in order."""
+    return tuple(_stage_of_checkpoint())
 
 
 def stage_of(checkpoint: str) -> Stage:

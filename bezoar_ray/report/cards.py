@@ -7,7 +7,7 @@ from bezoar_ray import layout
 from bezoar_ray.licenses import YES
 from bezoar_ray.report.content import Content
 from bezoar_ray.report.page import environment
-from bezoar_ray.stages import checkpoint_names, checkpoint_of, stage_of
+from bezoar_ray.stages import checkpoint_of, stage_of, trained_checkpoint_names
 from bezoar_ray.store import Store
 
 _METHODS = {
@@ -33,7 +33,7 @@ def write_cards(content: Content, store: Store) -> list[str]:
         The names of the files.
     """
     cards = {}
-    for name in checkpoint_names()[1:]:
+    for name in trained_checkpoint_names():
         if name in content.checkpoints:
             cards[name] = model_card(content, name)
     if content.schemes:

@@ -11,10 +11,10 @@ from bezoar_ray import layout
 from bezoar_ray.data.sample_io import sample_files
 from bezoar_ray.errors import BezoarError, RecipeError
 from bezoar_ray.recipe import Recipe
-from bezoar_ray.stages import checkpoint_names
+from bezoar_ray.stages import trained_checkpoint_names
 from bezoar_ray.store import Store
 
-PARTS = (*checkpoint_names()[1:], "dataset")
+PARTS = (*trained_checkpoint_names(), "dataset")
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from bezoar_ray.report.content import SchemeFunnel
 from bezoar_ray.report.harness_table import HarnessTable
-from bezoar_ray.stages import BASE, checkpoint_names, checkpoint_of
+from bezoar_ray.stages import BASE, checkpoint_of, trained_checkpoint_names
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 COLORS = {BASE: "#8a93a3"} | {
-    name: checkpoint_of(name).colour for name in checkpoint_names()[1:]
+    name: checkpoint_of(name).colour for name in trained_checkpoint_names()
 }
 """The color of each checkpoint."""
 _OTHER_MODEL = "#a855f7"

@@ -94,6 +94,11 @@ class Case:
     """Of the recipe's section; of plain TRL, none."""
 
     @property
+    def stage(self) -> str:
+        """The stage that trains so."""
+        return "sft" if self.method == "sft" else "align"
+
+    @property
     def plain(self) -> bool:
         """Whether TRL's own trainer does it."""
         return self.way.startswith("trl")
@@ -274,7 +279,7 @@ def ours(
     job = Job(
         str(run),
         recipe,
-        "sft" if case.method == "sft" else "align",
+        case.stage,
         "benchmark",
         (prepared(store, case, rows),),
     )
@@ -329,7 +334,7 @@ def recipe_for(model: Path, case: Case) -> Recipe:
         "workers": 1,
         "max_length": 2_048,
     } | case.settings
-    name = "sft" if case.method == "sft" else "align"
+    name = case.stage
     sets = {
         "name": "benchmark",
         "base.model": str(model),
