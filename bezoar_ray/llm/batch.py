@@ -249,7 +249,7 @@ class BatchClient(LedgerClient):
             try:
                 return await request()
             except openai.APIStatusError as error:
-                fault = status_exception(error, self._section)
+                fault = status_exception(error.response, self._section)
                 if not isinstance(fault, TryAgain) or tries == _MAX_RETRIES:
                     if isinstance(fault, CallFailed | TryAgain):
                         fault = BezoarError(str(fault))

@@ -20,6 +20,7 @@ from bezoar_ray.recipe import ModelSection
 from tests.endpoint import completion
 
 GOOD = orjson.loads(completion("four"))
+HANG_UP = 0  # a status: the server reads the request and closes the connection
 
 
 class Server(ThreadingHTTPServer):
@@ -27,6 +28,7 @@ class Server(ThreadingHTTPServer):
     statuses: list[int]
     bodies: list[dict]
     requests: list[dict]
+    organizations: list[str | None]
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -37,7 +39,11 @@ class Handler(BaseHTTPRequestHandler):
         self.server.requests.append(
             orjson.loads(self.rfile.read(size)) | {"key": self.headers["authorization"]}
         )
+        self.server.organizations.append(self.headers["openai-organization"])
         status = self.server.statuses.pop(0) if self.server.statuses else 200
+        if status == HANG_UP:
+            self.close_connection = True
+            return
         fault = {"error": {"message": f"injected {status}"}}
         body = orjson.dumps(
             self.server.bodies.pop(0)
@@ -61,6 +67,7 @@ class Handler(BaseHTTPRequestHandler):
 def server() -> Iterator[Server]:
     server = Server(("127.0.0.1", 0), Handler)
     server.statuses, server.bodies, server.requests = [], [], []
+    server.organizations = []
     threading.Thread(target=server.serve_forever, daemon=True).start()
     yield server
     server.shutdown()
@@ -264,6 +271,22 @@ def test_an_attempt_of_which_no_byte_went_out_costs_nothing(server, tmp_path):
     with pytest.raises(CallFailed, match="Connect call failed"):
         ask(server, tmp_path, retries=0, prices={"input": 1, "output": 1})
     assert accounts(tmp_path, "one")["judge"]["usd"] == 0
+
+
+def test_an_attempt_that_was_read_and_not_answered_is_counted_as_paid(server, tmp_path):
+    server.statuses = [HANG_UP]
+    prices = {"input": 0, "output": 1e6}  # a dollar a token
+    reply = ask(server, tmp_path, prices=prices, max_tokens=10)
+    calls = accounts(tmp_path, "one")["judge"]
+    assert (calls["attempts"], calls["usd"]) == (2, 10 + reply.tokens_out)
+
+
+def test_a_request_names_the_organization_of_the_environment(
+    server, tmp_path, monkeypatch
+):
+    monkeypatch.setenv("OPENAI_ORG_ID", "org-7")
+    ask(server, tmp_path)
+    assert server.organizations == ["org-7"]
 
 
 @pytest.mark.parametrize(
