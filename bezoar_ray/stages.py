@@ -40,6 +40,8 @@ class Checkpoint:
     """The color in charts."""
     methods: tuple[str, ...] = ()
     """The methods that the recipe can choose, if the checkpoint is named after one."""
+    is_reward_model: bool = False
+    """Whether it scores answers and writes none."""
 
 
 @dataclass(frozen=True)
@@ -62,6 +64,8 @@ class Stage:
     """The sections of the recipe with the Ray resources of its actors or workers."""
     checkpoint: Checkpoint | None = None
     """The checkpoint of a training stage."""
+    used_by: tuple[str, ...] = ()
+    """The later stages that use its results; by default all of them."""
     first_name: str = ""
     """The name in earlier versions.
 
@@ -129,6 +133,22 @@ STAGES = _by_name(
         ),
     ),
     Stage(
+        name="rm",
+        label="training on ratings",
+        module="bezoar_ray.train.training_stages",
+        reads=("rm", "seeds.helpsteer", "seeds.preferences"),
+        section="rm",
+        scheduled=("rm",),
+        checkpoint=Checkpoint(
+            parent="sft",
+            below=("sft",),
+            trained="regression on the ratings of answers, from `sft`",
+            colour="#ec4899",
+            is_reward_model=True,
+        ),
+        used_by=("evaluate", "report"),
+    ),
+    Stage(
         name="align",
         first_name="dpo",
         label="training on pairs",
@@ -165,13 +185,31 @@ TOGETHER = {("generate", "filter"): "bezoar_ray.runs.generate_and_filter"}
 
 
 def checkpoint_names() -> tuple[str, ...]:
-    """Return all names that a checkpoint can have, in training order after the base."""
-    return (BASE, *trained_checkpoint_names())
+    """Return all names that a checkpoint which writes answers can have.
+
+    The base comes first, the others in the order of training.
+    """
+    names = [BASE]
+    for name in trained_checkpoint_names():
+        if not checkpoint_of(name).is_reward_model:
+            names.append(name)
+    return tuple(names)
 
 
 def trained_checkpoint_names() -> tuple[str, ...]:
     """Return the names that the checkpoints of training stages can have, in order."""
     return tuple(_stage_of_checkpoint())
+
+
+def stages_before(stage: str) -> tuple[str, ...]:
+    """Return the earlier stages whose results a stage uses, in order."""
+    names = []
+    for name, entry in STAGES.items():
+        if name == stage:
+            break
+        if not entry.used_by or stage in entry.used_by:
+            names.append(name)
+    return tuple(names)
 
 
 def stage_of(checkpoint: str) -> Stage:

@@ -60,6 +60,9 @@ class Assumed:
     and a reply without a rating needs two."""
     hh_row: float = 250
     """Tokens of an HH-RLHF conversation."""
+    rated_row: float = 500
+    """Tokens of a rated answer with its prompt. HelpSteer2's answers have 1,493
+    characters in the mean (arXiv 2406.08673)."""
     open_rows: int = 1000
     """Rows of a source or sub-mixture that the recipe sets no limit to."""
     harness_items: int = 2500

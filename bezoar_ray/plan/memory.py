@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from bezoar_ray.recipe import ModelSection, Recipe, Serve, Training
+from bezoar_ray.recipe import ModelSection, Recipe, Rm, Serve, Training
 from bezoar_ray.recipe.section import parallel_gpus
 from bezoar_ray.runtime.gpus import ENGINE_SHARE, Gpu
 from bezoar_ray.runtime.model_shapes import (
@@ -244,7 +244,11 @@ def worker_memory(recipe: Recipe, stage: str, gpu: Gpu) -> float:
 
 def _longest_row(recipe: Recipe, stage: str) -> int:
     """Tokens of the longest row. A pair has two sides."""
-    sides = 2 if stage == "align" else 1
+    section = recipe.training(stage)
+    has_pairs = stage == "align"
+    if isinstance(section, Rm):
+        has_pairs = bool({"preferences", "hh_rlhf"}.intersection(section.order))
+    sides = 2 if has_pairs else 1
     return recipe.training(stage).max_length * sides
 
 
@@ -294,7 +298,7 @@ def _fixed_bytes(recipe: Recipe, stage: str, shape: Shape) -> float:
     """
     section = recipe.training(stage)
     # align continues hh-sft's adapter.
-    lora = recipe.sft.lora if stage == "sft" else recipe.hh_sft.lora
+    lora = getattr(section, "lora", recipe.hh_sft.lora)
     dtype_bytes = _DTYPE_BYTES[recipe.base.dtype]
     linear_bytes = _NF4_BYTES if section.load_in_4bit else dtype_bytes
     weight_bytes = (

@@ -13,7 +13,7 @@ from bezoar_ray.recipe import ModelSection, MtBench, Recipe, Serve
 from bezoar_ray.recipe.section import SchedulingSection, gpus_of, matches
 from bezoar_ray.runtime.gpus import GPUS, USUAL, Gpu, known_gpu
 from bezoar_ray.runtime.model_shapes import billions_in, model_shape
-from bezoar_ray.stages import STAGES
+from bezoar_ray.stages import STAGES, checkpoint_names
 
 _TINY_QUESTIONS = 16
 """MT-Bench questions of the embedded world."""
@@ -124,14 +124,10 @@ def gpu_of(recipe: Recipe, section: SchedulingSection, given: Gpu | None = None)
 
 def _named_gpus(recipe: Recipe) -> set[str]:
     """The kinds of GPU that a recipe's sections request."""
-    sections = (
-        recipe.sft,
-        recipe.hh_sft,
-        recipe.align,
-        recipe.serve,
-        *recipe.teachers,
-        *recipe.judges,
-    )
+    sections = [recipe.serve, *recipe.teachers, *recipe.judges]
+    for stage in recipe.stages:
+        if STAGES[stage].section:
+            sections.append(recipe.training(stage))
     kinds = {section.accelerator_type for section in sections}
     return {kind for kind in kinds if kind}
 
@@ -405,8 +401,9 @@ def _published_models(bench: MtBench) -> int:
 
 
 def _checkpoints(recipe: Recipe) -> int:
-    """Number of checkpoints that are evaluated, with the base."""
-    return 1 + len(recipe.trained)
+    """Number of checkpoints that are asked, with the base."""
+    trained = {recipe.checkpoint(stage) for stage in recipe.trained}
+    return 1 + len(trained.intersection(checkpoint_names()))
 
 
 def _served(

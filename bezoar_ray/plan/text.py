@@ -209,7 +209,8 @@ def _assumptions(plan: Plan) -> list[str]:
         f"- tokens of a call, in + out: {', '.join(calls)}",
         f"- accepted by the filter: {', '.join(shares)}",
         f"- judge calls per row and judge: {assumed.judged:.2f}",
-        f"- an HH-RLHF conversation has {assumed.hh_row:,.0f} tokens",
+        f"- an HH-RLHF conversation has {assumed.hh_row:,.0f} tokens, a rated answer "
+        f"with its prompt {assumed.rated_row:,.0f}",
         f"- a source or sub-mixture without a limit gives {assumed.open_rows:,} rows",
         f"- an lm-eval task has {assumed.harness_items:,} items of "
         f"{assumed.harness_choices} requests",

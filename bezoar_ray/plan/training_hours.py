@@ -12,7 +12,7 @@ from bezoar_ray.plan.memory import (
     worker_memory,
 )
 from bezoar_ray.plan.speeds import training_speed
-from bezoar_ray.recipe import Recipe, SourceSection, Training
+from bezoar_ray.recipe import Recipe, Rm, SourceSection, Training
 from bezoar_ray.runtime.gpus import Gpu
 from bezoar_ray.runtime.model_shapes import model_shape
 
@@ -51,20 +51,18 @@ def training_work(
         assumed: the assumptions.
     """
     yield _sft_work(recipe, rows, assumed)
-    if not recipe.seeds.hh_rlhf:
-        return
-    heldout = recipe.evaluate.heldout_pairs
-    all_pairs = limit_of(recipe.seeds.hh_rlhf) or assumed.open_rows + heldout
-    training_pairs = all_pairs - heldout
-    conversations = _limited(recipe.hh_sft, training_pairs)
-    yield TrainingWork(
-        "hh-sft",
-        f"{conversations:,} conversations",
-        conversations,
-        assumed.hh_row,
-    )
-    if recipe.align.is_trained:
-        pairs = _limited(recipe.align, training_pairs)
+    if recipe.seeds.hh_rlhf:
+        conversations = _limited(recipe.hh_sft, _training_pairs(recipe, assumed))
+        yield TrainingWork(
+            "hh-sft",
+            f"{conversations:,} conversations",
+            conversations,
+            assumed.hh_row,
+        )
+    if recipe.rm:
+        yield _rm_work(recipe, recipe.rm, assumed)
+    if recipe.seeds.hh_rlhf and recipe.align.is_trained:
+        pairs = _limited(recipe.align, _training_pairs(recipe, assumed))
         has_reference = recipe.align.method in ("dpo", "kto")
         # A forward pass alone, through the reference, is a third of the computation.
         passes = 4 / 3 if has_reference else 1.0
@@ -75,6 +73,13 @@ def training_work(
             2 * assumed.hh_row,
             passes,
         )
+
+
+def _training_pairs(recipe: Recipe, assumed: Assumed) -> int:
+    """The pairs of HH-RLHF that are not held out."""
+    heldout = recipe.evaluate.heldout_pairs
+    all_pairs = limit_of(recipe.seeds.hh_rlhf) or assumed.open_rows + heldout
+    return all_pairs - heldout
 
 
 def _sft_work(recipe: Recipe, rows: dict[str, float], assumed: Assumed) -> TrainingWork:
@@ -90,6 +95,29 @@ def _sft_work(recipe: Recipe, rows: dict[str, float], assumed: Assumed) -> Train
         accepted,
         tokens / accepted if accepted else 0.0,
     )
+
+
+def _rm_work(recipe: Recipe, rm: Rm, assumed: Assumed) -> TrainingWork:
+    """The rated answers and the pairs of a reward model."""
+    seeds = recipe.seeds
+    sources = {
+        "ratings": (seeds.helpsteer, "rated answers", assumed.rated_row),
+        "preferences": (seeds.preferences, "preferences", 2 * assumed.rated_row),
+        "hh_rlhf": (seeds.hh_rlhf, "pairs", 2 * assumed.hh_row),
+    }
+    descriptions = []
+    rows = 0.0
+    tokens = 0.0
+    for name in rm.order:
+        sections, noun, row_tokens = sources[name]
+        if not sections:
+            continue
+        count = _limited(rm, limit_of(sections) or assumed.open_rows)
+        descriptions.append(f"{count:,} {noun}")
+        rows += count
+        tokens += count * row_tokens
+    description = ", ".join(descriptions) or "no rows"
+    return TrainingWork("rm", description, rows, tokens / rows if rows else 0.0)
 
 
 def gpu_hours(recipe: Recipe, work: TrainingWork, gpu: Gpu) -> float:

@@ -33,7 +33,7 @@ from bezoar_ray.recipe.model_sections import (
     Weights,
 )
 from bezoar_ray.recipe.section import SchedulingSection, Section
-from bezoar_ray.recipe.training import Align, Base, HhSft, Lora, Sft, Training
+from bezoar_ray.recipe.training import Align, Base, HhSft, Lora, Rm, Sft, Training
 
 __all__ = [
     "Align",
@@ -58,6 +58,7 @@ __all__ = [
     "SchedulingSection",
     "Prices",
     "Recipe",
+    "Rm",
     "Seeds",
     "Serve",
     "Sft",

@@ -33,7 +33,7 @@ from bezoar_ray.recipe.section import (
     Section,
     read_text,
 )
-from bezoar_ray.recipe.training import Align, Base, HhSft, Sft, Training
+from bezoar_ray.recipe.training import Align, Base, HhSft, Rm, Sft, Training
 from bezoar_ray.schemes import SCHEMES, Scheme, SeedKind, custom_scheme
 from bezoar_ray.stages import STAGES, training_stages
 
@@ -91,6 +91,7 @@ class Recipe(Section):
     filter: Filter = Filter()
     sft: Sft = Sft()
     hh_sft: HhSft = HhSft()
+    rm: Rm | None = None
     align: Align = Align()
     serve: Serve = Serve()
     evaluate: Evaluate = Evaluate()
@@ -116,6 +117,15 @@ class Recipe(Section):
         if not field:
             return 1
         return getattr(self.generate.section(scheme), field)
+
+    @property
+    def stages(self) -> tuple[str, ...]:
+        """Names of the stages that the recipe has: those whose section is not null."""
+        names = []
+        for name, stage in STAGES.items():
+            if not stage.section or getattr(self, stage.section) is not None:
+                names.append(name)
+        return tuple(names)
 
     @property
     def sft_order(self) -> tuple[str, ...]:
@@ -164,7 +174,9 @@ class Recipe(Section):
         align leaves none where its method is `none`.
         """
         return tuple(
-            stage for stage in training_stages() if self.training(stage).is_trained
+            stage
+            for stage in training_stages()
+            if stage in self.stages and self.training(stage).is_trained
         )
 
     def scheduled(self, stage: str) -> tuple[SchedulingSection, ...]:

@@ -236,3 +236,7 @@ class Seeds(Section):
     """Queries in the format of the FLAN collection's dumps: seeds of Orca."""
     hh_rlhf: tuple[SourceSection, ...] = ()
     """Transcripts in the shape of Anthropic/hh-rlhf: hh-sft and align."""
+    helpsteer: tuple[SourceSection, ...] = ()
+    """Rated answers in the format of nvidia/HelpSteer2: rm."""
+    preferences: tuple[SourceSection, ...] = ()
+    """Preferences with a strength, in the format of HelpSteer2-Preference: rm."""

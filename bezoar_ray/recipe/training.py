@@ -226,6 +226,62 @@ class HhSft(Training):
     lora: Lora = Lora()
 
 
+Attribute = Literal[
+    "helpfulness", "correctness", "coherence", "complexity", "verbosity"
+]
+
+
+class Rm(Training):
+    """The reward model, which rates answers by five attributes (arXiv 2406.08673).
+
+    It trains a new adapter and a linear head on merged sft.
+    """
+
+    learning_rate: PositiveRate = 2e-4
+    lora: Lora = Lora()
+    order: Annotated[
+        tuple[Literal["ratings", "preferences", "hh_rlhf"], ...], Field(min_length=1)
+    ] = ("ratings", "preferences")
+    """Data sets in the order of training: `ratings` (seeds.helpsteer), `preferences`
+    (seeds.preferences) and `hh_rlhf` (seeds.hh_rlhf, each pair with strength 1). Those
+    without rows are left out."""
+    loss: Literal["regular", "margin", "scaled"] = "scaled"
+    """Loss of pairs, with the Bradley-Terry model on the score (arXiv 2410.01257).
+    `margin` asks for a difference as large as the strength of the preference. `scaled`
+    multiplies the loss by it."""
+    weights: dict[Attribute, float] = {
+        "helpfulness": 0.65,
+        "correctness": 0.8,
+        "coherence": 0.45,
+        "complexity": 0.55,
+        "verbosity": -0.4,
+    }
+    """Weights of the attributes in the score. An attribute that is not named has weight
+    0. The defaults are those that HelpSteer2's authors searched for on RewardBench with
+    a 70B model."""
+    heldout_answers: Positive = 1000
+    """Rated answers that are kept out of training, and measured. At most a fifth of all
+    is kept out. All answers to one prompt are on the same side."""
+
+    @model_validator(mode="after")
+    def _check_weights(self) -> "Rm":
+        if not any(self.weights.values()):
+            raise ValueError(
+                "weights: all are 0, so every answer has the same score. Give an "
+                "attribute a weight, such as helpfulness: 1"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _check_float32_head(self) -> "Rm":
+        if self.zero_stage == 3:
+            raise ValueError(
+                "zero_stage 3: the head of a reward model is in float32, and ZeRO-3 "
+                "needs weights of one type. Use zero_stage 2"
+            )
+        return self
+
+
 class Align(Training):
     """Preference alignment on the pairs of HH-RLHF.
 

@@ -61,14 +61,16 @@ def model_card(content: Content, name: str) -> str:
         if hub_datasets:
             front["datasets"] = hub_datasets
     method = _METHODS.get(recipe.align.method)
+    section = recipe.training(stage_of(name).name)
     return _render(
         "model_card.md",
         front | _license(content),
         content,
         name=name,
         trained=checkpoint_of(name).trained.format(method=method),
-        section=recipe.training(stage_of(name).name),
-        lora=recipe.sft.lora if name == "sft" else recipe.hh_sft.lora,
+        section=section,
+        # align continues hh-sft's adapter.
+        lora=getattr(section, "lora", recipe.hh_sft.lora),
     )
 
 

@@ -148,7 +148,7 @@ def gather(recipe: Recipe, store: Store) -> Content:
     return Content(
         recipe=recipe,
         run=summary.get("run", {}),
-        stages=_stages(summary, store),
+        stages=_stages(recipe, summary, store),
         schemes=schemes,
         provenance=sources,
         calls=_calls(summary),
@@ -214,9 +214,10 @@ def _checkpoints_first(scores: dict[str, T]) -> dict[str, T]:
     return {name: scores[name] for name in order if name in scores}
 
 
-def _stages(summary: dict[str, Any], store: Store) -> list[StageStatus]:
+def _stages(recipe: Recipe, summary: dict[str, Any], store: Store) -> list[StageStatus]:
     by_stage = summary.get("stages", {})
-    return [_stage(name, by_stage, store) for name in working_stages()]
+    names = [name for name in working_stages() if name in recipe.stages]
+    return [_stage(name, by_stage, store) for name in names]
 
 
 def _stage(name: str, by_stage: dict[str, Any], store: Store) -> StageStatus:

@@ -13,7 +13,7 @@ import orjson
 from bezoar_ray import layout
 from bezoar_ray.recipe import Recipe, Section
 from bezoar_ray.runtime.embedded_world import world_fingerprint
-from bezoar_ray.stages import STAGES, manifest_of
+from bezoar_ray.stages import STAGES, manifest_of, stages_before
 from bezoar_ray.store import Store
 
 # Each result in this folder is stored with the key of its inputs, so evaluate can
@@ -34,11 +34,13 @@ class StageManifest:
 def fingerprint(recipe: Recipe, stage: str) -> str:
     """Return 16 hex digits over all that a stage and the stages before it read."""
     inputs: list[Any] = []
-    for name, entry in STAGES.items():
+    for name in (*stages_before(stage), stage):
+        # A stage that the recipe lacks changes nothing for the others.
+        if name not in recipe.stages:
+            continue
+        entry = STAGES[name]
         values = [_recipe_value(recipe, path) for path in entry.reads]
         inputs.append([entry.key, values])
-        if name == stage:
-            break
     text = orjson.dumps(inputs, option=orjson.OPT_SORT_KEYS | orjson.OPT_NON_STR_KEYS)
     if b'"tiny' in text:  # the embedded world changes with the code that makes it
         text += world_fingerprint().encode()
@@ -71,10 +73,10 @@ def save(store: Store, stage: str, manifest: StageManifest) -> None:
 
 
 def forget(store: Store, stage: str) -> None:
-    """Remove the files of a stage and of all later stages, before it runs again."""
-    names = list(STAGES)
-    for name in names[names.index(stage) :]:
-        if not exists(store, name):
+    """Remove the files of a stage and of those that use them, before it runs again."""
+    for name in STAGES:
+        uses_it = name == stage or stage in stages_before(name)
+        if not uses_it or not exists(store, name):
             continue
         files = load(store, name).files
         # The manifest goes first: an interruption must not leave it without its files.

@@ -7,7 +7,6 @@ manifest of a stage is written last, and summary.json after every change of stat
 
 import contextlib
 import importlib
-import itertools
 import logging
 import time
 import traceback
@@ -47,6 +46,7 @@ from bezoar_ray.stages import (
     StageResult,
     Truth,
     current_names,
+    stages_before,
 )
 from bezoar_ray.store import Store
 
@@ -68,6 +68,7 @@ def run(
     Raises:
         BezoarError: A stage failed. The report is written nevertheless.
     """
+    stages = _existing_stages(recipe, stages)
     _check_requirements(recipe, stages)
     with store.lock():
         recipe = pinned(recipe, store, progress.say)
@@ -298,6 +299,24 @@ def _run_stage(stage: str, context: StageContext) -> StageResult:
 # Checks before any work.
 
 
+def _existing_stages(recipe: Recipe, stages: list[str]) -> list[str]:
+    """Return the requested stages that the recipe has.
+
+    Raises:
+        RecipeError: A stage was requested by name, and the recipe lacks its section.
+    """
+    if stages == list(STAGES):
+        return list(recipe.stages)
+    for stage in stages:
+        if stage not in recipe.stages:
+            section = STAGES[stage].section
+            raise RecipeError(
+                f"--stages: the recipe has no stage {stage!r}, because its section "
+                f"`{section}` is null. Add the section"
+            )
+    return stages
+
+
 def _check_requirements(recipe: Recipe, stages: list[str]) -> None:
     """Report a missing key, price, endpoint or file before any work starts."""
     from bezoar_ray.llm.endpoint import api_key
@@ -339,16 +358,19 @@ def _check_price(recipe: Recipe, stage: str, model: ModelSection) -> None:
 
 
 def _check_earlier_stages(recipe: Recipe, store: Store, stages: list[str]) -> None:
-    """Check that the stage before each requested one is requested, too, or done."""
-    for before, stage in itertools.pairwise(STAGES):
-        if stage not in stages or stage == "report" or before in stages:
+    """Check that the stages that each requested one uses are requested, too, or done."""
+    for stage in stages:
+        if stage == "report":
             continue
-        if not _is_done(recipe, store, before):
-            raise RecipeError(
-                f"--stages: {stage} comes after {before}, and {before} is not done "
-                f"with this recipe in {store.root}. "
-                f"Add it: --stages {before},{stage}"
-            )
+        for before in stages_before(stage):
+            if before not in recipe.stages or before in stages:
+                continue
+            if not _is_done(recipe, store, before):
+                raise RecipeError(
+                    f"--stages: {stage} comes after {before}, and {before} is not done "
+                    f"with this recipe in {store.root}. "
+                    f"Add it: --stages {before},{stage}"
+                )
 
 
 def _run_preflight(recipe: Recipe, stages: list[str], progress: Progress) -> None:

@@ -25,7 +25,7 @@ from bezoar_ray.runs.orchestrator import run
 from bezoar_ray.runs.revisions import pinned_together
 from bezoar_ray.runtime.progress import Progress
 from bezoar_ray.runtime.session import ray_session
-from bezoar_ray.stages import STAGES, manifest_of, training_stages
+from bezoar_ray.stages import STAGES, manifest_of, stages_before, training_stages
 from bezoar_ray.store import Store
 from bezoar_ray.train import heldout
 
@@ -42,8 +42,8 @@ def _last_stage() -> str:
 
 def _stages() -> list[str]:
     """The stages of a trial."""
-    names = list(STAGES)
-    return names[: names.index(_last_stage()) + 1]
+    last_stage = _last_stage()
+    return [*stages_before(last_stage), last_stage]
 
 
 @dataclass(frozen=True)

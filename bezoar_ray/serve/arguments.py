@@ -14,7 +14,7 @@ from bezoar_ray.llm.engine import (
 )
 from bezoar_ray.llm.model_identity import model_path
 from bezoar_ray.recipe import Recipe, Serve
-from bezoar_ray.stages import BASE, trained_checkpoint_names
+from bezoar_ray.stages import BASE, checkpoint_names
 from bezoar_ray.store import Store
 
 _GROUPED_LORA = "bezoar_ray.serve.cpu_lora.GroupedLora"
@@ -28,8 +28,10 @@ def modes(recipe: Recipe, store: Store) -> dict[str, str]:
     not be combined is `merged`, whatever the recipe's mode is.
     """
     mode_of = {BASE: "base"}
-    for name in trained_checkpoint_names():
+    for name in checkpoint_names():
         folders = layout.checkpoint(name)
+        if name == BASE:
+            continue
         if recipe.serve.mode == "joined" and store.exists(folders.joined):
             mode_of[name] = "joined"
         elif store.exists(folders.merged):
