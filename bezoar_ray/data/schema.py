@@ -1,14 +1,23 @@
-"""Seeds, samples, verdicts and pairs: the data of a run, with ids and Arrow schemas."""
+"""The data of a run, with ids and Arrow schemas.
+
+These are seeds, samples, verdicts, pairs, preferences and rated answers.
+"""
 
 import hashlib
 import re
 from dataclasses import asdict, dataclass, field, fields, replace
 from functools import cache
-from typing import Any
+from typing import Any, get_args
 
 import pyarrow as pa
 
 from bezoar_ray.data.row import StageRow
+from bezoar_ray.recipe.model_sections import Attribute
+
+ATTRIBUTES: tuple[Attribute, ...] = get_args(Attribute)
+"""The attributes of an answer, in the order of `Rating.ratings`."""
+HIGHEST_RATING = 4.0
+"""The highest rating of an attribute. The lowest is 0."""
 
 _END = re.compile(r"[\s.!?]+$")
 
@@ -166,6 +175,33 @@ class Pair:
         return [*self.prompt, {"role": "assistant", "content": self.chosen}]
 
 
+@dataclass(frozen=True)
+class Preference(Pair):
+    """A pair, and how much better the chosen answer is."""
+
+    strength: float = 1.0
+    """In HelpSteer2-Preference 1 (slightly better), 2 or 3 (much better). 0 where
+    neither answer is preferred. Never negative."""
+
+
+@dataclass(frozen=True)
+class Rating:
+    """An answer to a conversation, rated by the five attributes."""
+
+    id: str
+    source: str
+    license: str
+    prompt: list[dict[str, str]]
+    """The messages up to the last user turn."""
+    response: str
+    ratings: list[float | None]
+    """A rating from 0 to 4 for each of `ATTRIBUTES`; None where there is none."""
+
+    def conversation(self) -> list[dict[str, str]]:
+        """Return the messages with the rated answer."""
+        return [*self.prompt, {"role": "assistant", "content": self.response}]
+
+
 @cache
 def sample_schema() -> pa.Schema:
     """Return the Arrow schema of `data/<scheme>/<status>/*.parquet`."""
@@ -200,6 +236,20 @@ def pair_schema() -> pa.Schema:
     return pa.schema([(name, types.get(name, pa.string())) for name in names])
 
 
+@cache
+def preference_schema() -> pa.Schema:
+    """Return the Arrow schema of preferences: that of pairs, and the strength."""
+    return pair_schema().append(pa.field("strength", pa.float64()))
+
+
+@cache
+def rating_schema() -> pa.Schema:
+    """Return the Arrow schema of rated answers."""
+    types = {"prompt": _messages_type(), "ratings": pa.list_(pa.float64())}
+    names = [field.name for field in fields(Rating)]
+    return pa.schema([(name, types.get(name, pa.string())) for name in names])
+
+
 def _messages_type() -> pa.DataType:
     message = pa.struct([("role", pa.string()), ("content", pa.string())])
     return pa.list_(message)
@@ -215,3 +265,15 @@ def pair_table(pairs: list[Pair]) -> pa.Table:
     """Return pairs as an Arrow table in `pair_schema`."""
     rows = [asdict(pair) for pair in pairs]
     return pa.Table.from_pylist(rows, schema=pair_schema())
+
+
+def preference_table(preferences: list[Preference]) -> pa.Table:
+    """Return preferences as an Arrow table in `preference_schema`."""
+    rows = [asdict(preference) for preference in preferences]
+    return pa.Table.from_pylist(rows, schema=preference_schema())
+
+
+def rating_table(ratings: list[Rating]) -> pa.Table:
+    """Return rated answers as an Arrow table in `rating_schema`."""
+    rows = [asdict(rating) for rating in ratings]
+    return pa.Table.from_pylist(rows, schema=rating_schema())

@@ -27,6 +27,7 @@ from bezoar_ray.recipe.load import (
 from bezoar_ray.recipe.model_sections import (
     ModelSection,
     Prices,
+    RatingSource,
     Seeds,
     SourceSection,
     Teacher,
@@ -57,6 +58,7 @@ __all__ = [
     "Section",
     "SchedulingSection",
     "Prices",
+    "RatingSource",
     "Recipe",
     "Rm",
     "Seeds",

@@ -1,5 +1,6 @@
 """The sections that name models and data sources."""
 
+import math
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal, TypeVar
@@ -18,6 +19,13 @@ from bezoar_ray.recipe.section import (
     check_parallel,
     decisive,
 )
+
+Attribute = Literal[
+    "helpfulness", "correctness", "coherence", "complexity", "verbosity"
+]
+"""What an answer is rated for, as in HelpSteer2 (arXiv 2406.08673)."""
+RatedField = Literal["prompt", "response", Attribute]
+"""The fields of a rated answer."""
 
 COMMIT = re.compile("[0-9a-f]{7,64}")
 # Price of a batch call as a share of a live call's price, at OpenAI and at the
@@ -226,6 +234,55 @@ class SourceSection(Section):
     """Read only the first rows, up to this number. All rows where empty."""
 
 
+class RatingSource(SourceSection):
+    """Where rated answers come from, and how the source rates them.
+
+    UltraFeedback (openbmb/UltraFeedback) has four answers in each row, rated from 1 to
+    5. One source reads one of them:
+
+        source: hub:openbmb/UltraFeedback
+        scale: [1, 5]
+        fields:
+          prompt: instruction
+          response: completions.0.response
+          helpfulness: completions.0.annotations.helpfulness.Rating
+          correctness: completions.0.annotations.truthfulness.Rating
+
+    Write the source four times, with the indices 0 to 3, to read them all. In
+    argilla/ultrafeedback-binarized-preferences-cleaned, the answers are
+    `chosen.1.content` and `rejected.1.content`, and the mean of all ratings is
+    `chosen-rating` or `rejected-rating`.
+    """
+
+    fields: dict[RatedField, str] = {}
+    """Column of the source for `prompt`, `response` and each attribute. A column has
+    the field's own name where none is given. Dots lead into objects and lists, such as
+    `completions.0.response`. A path names one value: no path reads all answers of a
+    list."""
+    scale: tuple[float, float] = (0, 4)
+    """The lowest and the highest rating that the source gives. They are mapped to 0 and
+    4, those between them linearly."""
+
+    @model_validator(mode="after")
+    def _check_scale(self) -> "RatingSource":
+        lowest, highest = self.scale
+        if not (math.isfinite(lowest) and math.isfinite(highest) and lowest < highest):
+            raise ValueError(
+                f"scale {list(self.scale)}: expected the lowest and the highest "
+                "rating, such as [1, 5]"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _check_columns(self) -> "RatingSource":
+        for name, column in self.fields.items():
+            if not column:
+                raise ValueError(
+                    f"fields.{name}: it is empty. Name the column, or leave the field out"
+                )
+        return self
+
+
 class Seeds(Section):
     """The human-made data that the recipe starts from."""
 
@@ -236,7 +293,11 @@ class Seeds(Section):
     """Queries in the format of the FLAN collection's dumps: seeds of Orca."""
     hh_rlhf: tuple[SourceSection, ...] = ()
     """Transcripts in the shape of Anthropic/hh-rlhf: hh-sft and align."""
-    helpsteer: tuple[SourceSection, ...] = ()
-    """Rated answers in the format of nvidia/HelpSteer2: rm."""
+    helpsteer: tuple[RatingSource, ...] = ()
+    """Rated answers, in the format of nvidia/HelpSteer2 or with columns of their own:
+    rm."""
     preferences: tuple[SourceSection, ...] = ()
-    """Preferences with a strength, in the format of HelpSteer2-Preference: rm."""
+    """Preferences with a strength, in the format of HelpSteer2-Preference
+    (`preference/preference.jsonl.gz` of nvidia/HelpSteer2), or pairs in the shape of
+    seeds.hh_rlhf: rm. Of rows with a column `split`, only those of the source's `split`
+    are read."""

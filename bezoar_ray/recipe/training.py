@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from bezoar_ray.recipe.model_sections import SourceSection, Weights
+from bezoar_ray.recipe.model_sections import Attribute, SourceSection, Weights
 from bezoar_ray.recipe.section import (
     FILES,
     RUNTIME_ONLY,
@@ -224,11 +224,6 @@ class HhSft(Training):
 
     learning_rate: PositiveRate = 2e-4
     lora: Lora = Lora()
-
-
-Attribute = Literal[
-    "helpfulness", "correctness", "coherence", "complexity", "verbosity"
-]
 
 
 class Rm(Training):
