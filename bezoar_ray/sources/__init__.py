@@ -12,13 +12,27 @@ from typing import Generic, Literal, TypeVar
 
 import orjson
 
-from bezoar_ray.data.schema import Pair, Sample, Seed
-from bezoar_ray.recipe import SourceSection
+from bezoar_ray.data.schema import ATTRIBUTES, Pair, Preference, Rating, Sample, Seed
+from bezoar_ray.errors import RecipeError
+from bezoar_ray.recipe import RatingSource, SourceSection
 from bezoar_ray.runtime.embedded_world import find_world
-from bezoar_ray.sources import custom_rows, dolly, flan, hh_rlhf, hub_rows, row_files
+from bezoar_ray.sources import (
+    custom_rows,
+    dolly,
+    flan,
+    helpsteer,
+    hh_rlhf,
+    hub_rows,
+    preferences,
+    row_files,
+)
 from bezoar_ray.sources.record import Origin, Raw, Row
 
-T = TypeVar("T", Seed, Pair, Sample)
+T = TypeVar("T", Seed, Pair, Preference, Rating, Sample)
+
+Convert = Callable[[Row, Origin], T | None]
+"""Converts a row; gives None for one that was not asked for. Raises `ValueError` for a
+malformed one."""
 
 _SEEDS = {"dolly": dolly.seed, "flan": flan.seed}
 _TINY_LICENSE = "Apache-2.0 (embedded)"
@@ -54,6 +68,76 @@ def read_pairs(sources: Iterable[SourceSection]) -> Loaded[Pair]:
     return _load(sources, "seeds.hh_rlhf", hh_rlhf.pair)
 
 
+def read_ratings(sections: Iterable[RatingSource]) -> Loaded[Rating]:
+    """Read the rated answers of all sources, in their order.
+
+    Raises:
+        RecipeError: as `read` does; no row has a rating in a column that the source
+            names; or a source is HelpSteer2 and differs from what is published.
+    """
+    rows: list[Rating] = []
+    failed: list[str] = []
+    name_counts: dict[str, int] = {}
+    for section in sections:
+        convert = partial(helpsteer.rating, columns=section.fields, scale=section.scale)
+        failed_before = len(failed)
+        ratings = list(
+            _stream_section(
+                section, "seeds.helpsteer", convert, failed.append, name_counts
+            )
+        )
+        _check_columns(section, ratings)
+        _check_published(section, ratings, len(failed) - failed_before)
+        rows += ratings
+    return Loaded(rows, failed)
+
+
+def _check_columns(section: RatingSource, ratings: list[Rating]) -> None:
+    """Check that each column that a source names for an attribute has a rating.
+
+    A missing rating is no error in a row, so a misspelt column would go unnoticed.
+    """
+    for index, name in enumerate(ATTRIBUTES):
+        if name not in section.fields or not ratings:
+            continue
+        if all(row.ratings[index] is None for row in ratings):
+            raise RecipeError(
+                f"seeds.helpsteer: no row of {section.source!r} has a rating in "
+                f"{section.fields[name]!r} (fields.{name}). Check the column's name, "
+                "or leave the field out"
+            )
+
+
+def _check_published(section: RatingSource, ratings: list[Rating], failed: int) -> None:
+    split = helpsteer.published_split(section)
+    if split is None:
+        return
+    differences = helpsteer.check_helpsteer2(ratings, split, failed)
+    if differences:
+        raise RecipeError(
+            f"seeds.helpsteer: {section.source!r} is not HelpSteer2 as published: "
+            f"{'; '.join(differences)}. Download it again. To use a part of it, set "
+            "`limit`"
+        )
+
+
+def read_preferences(sections: Iterable[SourceSection]) -> Loaded[Preference]:
+    """Read the preferences of all sources, in their order.
+
+    Raises:
+        RecipeError: as `read` does.
+    """
+    rows: list[Preference] = []
+    failed: list[str] = []
+    name_counts: dict[str, int] = {}
+    for section in sections:
+        convert = partial(preferences.preference, split=section.split)
+        rows += _stream_section(
+            section, "seeds.preferences", convert, failed.append, name_counts
+        )
+    return Loaded(rows, failed)
+
+
 def read_own(source: SourceSection, name: str) -> Loaded[Sample]:
     """Read the custom rows of `sft.data.<name>`.
 
@@ -82,7 +166,7 @@ def stream(
 
 
 def _load(
-    sources: Iterable[SourceSection], field: str, convert: Callable[[Row, Origin], T]
+    sources: Iterable[SourceSection], field: str, convert: Convert[T]
 ) -> Loaded[T]:
     failed: list[str] = []
     rows = list(_stream(sources, field, convert, failed.append))
@@ -92,26 +176,48 @@ def _load(
 def _stream(
     sources: Iterable[SourceSection],
     field: str,
-    convert: Callable[[Row, Origin], T],
+    convert: Convert[T],
     failed: Callable[[str], None],
 ) -> Iterator[T]:
     name_counts: dict[str, int] = {}
-    for source in sources:
-        license_name = _license(source)
-        # Row ids are made of a file's name and a line number. A second file with the
-        # same name gets a number, so that ids stay apart.
-        unique_names: dict[str, str] = {}
-        for raw in islice(_raw_rows(source, field), source.limit):
-            file = raw.where.rpartition(":")[0]
-            if file not in unique_names:
-                count = name_counts.get(raw.name, 0) + 1
-                name_counts[raw.name] = count
-                unique_names[file] = raw.name if count == 1 else f"{raw.name}#{count}"
-            origin = Origin(unique_names[file], raw.number, license_name)
-            try:
-                yield convert(_fields(raw.value), origin)
-            except ValueError as error:
-                failed(f"{raw.where}: {error}")
+    for section in sources:
+        yield from _stream_section(section, field, convert, failed, name_counts)
+
+
+def _stream_section(
+    section: SourceSection,
+    field: str,
+    convert: Convert[T],
+    failed: Callable[[str], None],
+    name_counts: dict[str, int],
+) -> Iterator[T]:
+    """Read the rows of one source.
+
+    Args:
+        section: the source.
+        field: the recipe's field, for errors.
+        convert: makes a row of its fields.
+        failed: called with the message of each malformed row.
+        name_counts: how many files of each name were read before; it is updated.
+    """
+    license_name = _license(section)
+    # Row ids are made of a file's name and a line number. A second file with the same
+    # name gets a number, so that ids stay apart.
+    unique_names: dict[str, str] = {}
+    for raw in islice(_raw_rows(section, field), section.limit):
+        file = raw.where.rpartition(":")[0]
+        if file not in unique_names:
+            count = name_counts.get(raw.name, 0) + 1
+            name_counts[raw.name] = count
+            unique_names[file] = raw.name if count == 1 else f"{raw.name}#{count}"
+        origin = Origin(unique_names[file], raw.number, license_name)
+        try:
+            row = convert(_fields(raw.value), origin)
+        except ValueError as error:
+            failed(f"{raw.where}: {error}")
+            continue
+        if row is not None:
+            yield row
 
 
 def _raw_rows(source: SourceSection, field: str) -> Iterator[Raw]:

@@ -1,6 +1,7 @@
 """Conversations in the forms that data sets have.
 
-These are lists of messages, ShareGPT's turns, and transcripts of Human and Assistant.
+These are lists of messages, ShareGPT's turns, transcripts of Human and Assistant, and
+HelpSteer2's prompts, whose turns begin with NeMo's markers.
 """
 
 import re
@@ -10,6 +11,8 @@ from bezoar_ray.sources.record import as_text
 Messages = list[dict[str, str]]
 
 _SPEAKER = re.compile(r"(?:^|\n\n)(Human|Assistant):")
+_MARKER = re.compile(r"<extra_id_[01]>(System|User|Assistant)(?:\n|$)")
+"""NeMo's markers, as in HelpSteer2. The first turn of a prompt has none there."""
 _ROLES = {
     "user": "user",
     "human": "user",
@@ -45,6 +48,48 @@ def read(value: object, field: str) -> Messages:
     except ValueError as error:
         raise ValueError(f"`{field}`: {error}") from error
     return messages
+
+
+def read_prompt(value: object, field: str) -> Messages:
+    """Read a prompt: messages that end with the user's turn.
+
+    Args:
+        value: one message of a user as text, HelpSteer2's turns, or what `read` takes.
+        field: name of the field, for errors.
+
+    Raises:
+        ValueError: the value is empty or has another form, or no user has the last
+            turn.
+    """
+    if not isinstance(value, str):
+        messages = read(value, field)
+    else:
+        turns = _prompt_turns(value)
+        # An empty turn at the end only says who is to speak.
+        if len(turns) > 1 and turns[-1] == {"role": "assistant", "content": ""}:
+            turns = turns[:-1]
+        if turns == [{"role": "user", "content": ""}]:
+            raise ValueError(f"empty `{field}`")
+        messages = read(turns, field)
+    if messages[-1]["role"] != "user":
+        raise ValueError(
+            f"`{field}`: it ends with a turn of the {messages[-1]['role']}, not of the "
+            "user"
+        )
+    return messages
+
+
+def _prompt_turns(value: str) -> Messages:
+    text = as_text(value)
+    if is_transcript(text) and not _MARKER.search(text):
+        return transcript(text)
+    first_turn, *parts = _MARKER.split(text)
+    turns = []
+    if first_turn.strip() or not parts:
+        turns.append({"role": "user", "content": first_turn.strip()})
+    for speaker, content in zip(parts[::2], parts[1::2], strict=True):
+        turns.append({"role": _ROLES[speaker.lower()], "content": content.strip()})
+    return turns
 
 
 def is_transcript(value: object) -> bool:

@@ -67,6 +67,48 @@ def required(row: Row, field: str) -> str:
     return content
 
 
+_NO_NUMBER = ("", "n/a", "nan", "null", "none")
+"""How data sets write that there is no number, in lower case."""
+
+
+def number(value: object, field: str) -> float | None:
+    """The number that a field holds, as a number or as text.
+
+    None where it is null, NaN, empty or "N/A".
+
+    Raises:
+        ValueError: the field holds something else.
+    """
+    if value is None or (isinstance(value, float) and math.isnan(value)):
+        return None
+    if isinstance(value, str) and value.strip().lower() in _NO_NUMBER:
+        return None
+    if isinstance(value, bool) or not isinstance(value, int | float | str):
+        raise ValueError(f"`{field}` holds {type(value).__name__}, not a number")
+    try:
+        return float(value)
+    except (ValueError, OverflowError):
+        raise ValueError(f"`{field}` is {value!r:.40}, not a number") from None
+
+
+def value_at(row: Row, path: str) -> object:
+    """The value at a path into objects and lists, such as `completions.0.response`.
+
+    A column whose own name has dots comes first. None where there is no such value.
+    """
+    if path in row:
+        return row[path]
+    value: object = row
+    for key in path.split("."):
+        if isinstance(value, dict):
+            value = value.get(key)
+        elif isinstance(value, list) and key.isdecimal():
+            value = value[int(key)] if int(key) < len(value) else None
+        else:
+            return None
+    return value
+
+
 def as_text(value: str) -> str:
     """A text whose line breaks are all "\\n"."""
     return value.replace("\r\n", "\n").replace("\r", "\n")
