@@ -271,6 +271,19 @@ def _seeds_in_use(recipe: Recipe) -> list[tuple[str, tuple[SourceSection, ...]]]
         ("FLAN seeds", flan),
         ("HH-RLHF seeds", seeds.hh_rlhf),
         ("custom rows", tuple(recipe.sft.data.values())),
+        *_reward_model_data(recipe),
+    ]
+
+
+def _reward_model_data(
+    recipe: Recipe,
+) -> list[tuple[str, tuple[SourceSection, ...]]]:
+    """The sources that only a reward model learns from, with their kind in words."""
+    if recipe.rm is None:
+        return []
+    return [
+        ("rated answers", recipe.seeds.helpsteer),
+        ("preferences", recipe.seeds.preferences),
     ]
 
 

@@ -420,6 +420,8 @@ def _training_files(recipe: Recipe) -> Iterator[tuple[str, str]]:
             "seeds.hh_rlhf: hh-sft and align learn from its conversations. "
             "Name a source",
         )
+    if recipe.rm:
+        yield from _rating_files(recipe)
     adapter = recipe.sft.adapter
     if adapter and not Path(adapter).is_dir() and adapter.count("/") != 1:
         yield (
@@ -427,6 +429,17 @@ def _training_files(recipe: Recipe) -> Iterator[tuple[str, str]]:
             f"sft.adapter: no folder {adapter!r}, and not the OWNER/NAME of an "
             "adapter on the hub",
         )
+
+
+def _rating_files(recipe: Recipe) -> Iterator[tuple[str, str]]:
+    kinds = {
+        "seeds.helpsteer": recipe.seeds.helpsteer,
+        "seeds.preferences": recipe.seeds.preferences,
+    }
+    for field, sections in kinds.items():
+        for section in sections:
+            if _is_missing(section):
+                yield "rm", f"{field}: no file {section.source!r}"
 
 
 def _is_missing(section: SourceSection) -> bool:

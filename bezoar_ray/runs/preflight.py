@@ -19,9 +19,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from bezoar_ray import sources
-from bezoar_ray.data.schema import Seed
+from bezoar_ray.data.schema import Preference, Rating, Seed
 from bezoar_ray.errors import BezoarError
-from bezoar_ray.recipe import CustomScheme, ModelSection, Recipe, SourceSection
+from bezoar_ray.recipe import (
+    CustomScheme,
+    ModelSection,
+    RatingSource,
+    Recipe,
+    SourceSection,
+)
 from bezoar_ray.runtime.caches import hub_cache, unwritable
 from bezoar_ray.runtime.embedded_world import is_world_missing
 from bezoar_ray.stages import training_stages, working_stages
@@ -124,7 +130,7 @@ def _on_one_line(error: Exception) -> str:
 # Sources.
 
 
-Source = tuple[str, tuple[SourceSection, ...], Callable[[SourceSection], Any]]
+Source = tuple[str, tuple[SourceSection, ...], Callable[[Any], Any]]
 """The field of the recipe, its sections, and the reader of one section."""
 
 
@@ -138,6 +144,14 @@ def _read_pairs(section: SourceSection) -> Any:
     return sources.read_pairs([section])
 
 
+def _read_ratings(section: RatingSource) -> sources.Loaded[Rating]:
+    return sources.read_ratings([section])
+
+
+def _read_preferences(section: SourceSection) -> sources.Loaded[Preference]:
+    return sources.read_preferences([section])
+
+
 def _sources(recipe: Recipe, stages: set[str]) -> Iterator[Source]:
     """Yield all sources that the stages read."""
     seeds = {"dolly": recipe.seeds.dolly, "flan": recipe.seeds.flan}
@@ -149,6 +163,9 @@ def _sources(recipe: Recipe, stages: set[str]) -> Iterator[Source]:
             yield f"sft.data.{name}", (section,), partial(sources.read_own, name=name)
     if stages & {"hh-sft", "align"}:
         yield "seeds.hh_rlhf", recipe.seeds.hh_rlhf, _read_pairs
+    if "rm" in stages and recipe.rm:
+        yield "seeds.helpsteer", recipe.seeds.helpsteer, _read_ratings
+        yield "seeds.preferences", recipe.seeds.preferences, _read_preferences
 
 
 def _check_sources(
