@@ -10,6 +10,8 @@ SUMMARY = "summary.json"
 REPORT = "report.html"
 PAIRS = "data/hh_rlhf"
 """Pairs of HH-RLHF, in a folder for each use."""
+RATED = "data/rated"
+"""Rated answers and preferences, in a folder for each."""
 TOKENIZED = "train/data"
 """Tokenized rows of the training stages."""
 HARNESS = "eval/harness"
@@ -50,6 +52,11 @@ class CheckpointLayout:
         return f"{self.folder}/joined"
 
     @property
+    def scalar(self) -> str:
+        """A reward model with one output: the weighted score."""
+        return f"{self.folder}/scalar"
+
+    @property
     def lineage(self) -> str:
         """The fingerprint and the parents of the checkpoint."""
         return f"{self.folder}/lineage.json"
@@ -73,6 +80,16 @@ def manifest(stage: str) -> str:
 def samples(scheme: str, status: str) -> str:
     """Return the folder with the Parquet files of a scheme's rows of one status."""
     return f"data/{scheme}/{status}"
+
+
+def rated(kind: str, part: str) -> str:
+    """Return a file of rated rows.
+
+    Args:
+        kind: `ratings` or `preferences`.
+        part: `train` or `heldout`.
+    """
+    return f"{RATED}/{kind}/{part}/part-0.parquet"
 
 
 def ledger(role: str) -> str:

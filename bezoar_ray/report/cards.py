@@ -4,7 +4,9 @@ import yaml
 from markupsafe import Markup
 
 from bezoar_ray import layout
+from bezoar_ray.data.schema import ATTRIBUTES
 from bezoar_ray.licenses import YES
+from bezoar_ray.recipe import SourceSection
 from bezoar_ray.report.content import Content
 from bezoar_ray.report.page import environment
 from bezoar_ray.stages import checkpoint_of, stage_of, trained_checkpoint_names
@@ -34,7 +36,11 @@ def write_cards(content: Content, store: Store) -> list[str]:
     """
     cards = {}
     for name in trained_checkpoint_names():
-        if name in content.checkpoints:
+        if name not in content.checkpoints:
+            continue
+        if checkpoint_of(name).is_reward_model:
+            cards[name] = reward_model_card(content, name)
+        else:
             cards[name] = model_card(content, name)
     if content.schemes:
         cards["dataset"] = dataset_card(content)
@@ -54,10 +60,7 @@ def model_card(content: Content, name: str) -> str:
         "tags": ["bezoar-ray", name, "synthetic-data"],
     }
     if name != "sft":
-        hub_datasets = []
-        for source in recipe.seeds.hh_rlhf:
-            if source.source.startswith("hub:"):
-                hub_datasets.append(source.source.removeprefix("hub:"))
+        hub_datasets = _hub_datasets(*recipe.seeds.hh_rlhf)
         if hub_datasets:
             front["datasets"] = hub_datasets
     method = _METHODS.get(recipe.align.method)
@@ -72,6 +75,42 @@ def model_card(content: Content, name: str) -> str:
         # align continues hh-sft's adapter.
         lora=getattr(section, "lora", recipe.hh_sft.lora),
     )
+
+
+def reward_model_card(content: Content, name: str) -> str:
+    """Render the card of a reward model: use, training, results and license."""
+    recipe = content.recipe
+    section = recipe.rm
+    assert section  # the checkpoint exists
+    front: dict[str, object] = {
+        "language": "en",
+        "base_model": recipe.base.model,
+        "library_name": "transformers",
+        "pipeline_tag": "text-classification",
+        "tags": ["bezoar-ray", "reward-model"],
+    }
+    hub_datasets = _hub_datasets(*recipe.seeds.helpsteer, *recipe.seeds.preferences)
+    if hub_datasets:
+        front["datasets"] = hub_datasets
+    return _render(
+        "reward_model_card.md",
+        front | _license(content),
+        content,
+        name=name,
+        attributes=ATTRIBUTES,
+        trained=checkpoint_of(name).trained,
+        section=section,
+        lora=section.lora,
+    )
+
+
+def _hub_datasets(*sources: SourceSection) -> list[str]:
+    """Return the names of the data sets on the hub, without repetitions."""
+    names = []
+    for source in sources:
+        if source.source.startswith("hub:"):
+            names.append(source.source.removeprefix("hub:").partition(":")[0])
+    return list(dict.fromkeys(names))
 
 
 def dataset_card(content: Content) -> str:

@@ -20,7 +20,14 @@ from bezoar_ray.licenses import CommercialUse, causes, commercial_use
 from bezoar_ray.recipe import Recipe
 from bezoar_ray.report.harness_table import HarnessTable, below_base, harness
 from bezoar_ray.sources.mt_bench_files import IDS as MT_BENCH_IDS
-from bezoar_ray.stages import STAGES, checkpoint_names, manifest_of, working_stages
+from bezoar_ray.stages import (
+    BASE,
+    STAGES,
+    checkpoint_names,
+    manifest_of,
+    trained_checkpoint_names,
+    working_stages,
+)
 from bezoar_ray.store import Store
 
 SHOWN = 10
@@ -179,7 +186,7 @@ def _training(summary: dict[str, Any]) -> dict[str, Any]:
     """Return the results of training, in its order."""
     by_checkpoint = summary.get("train", {})
     training = {}
-    for name in checkpoint_names():
+    for name in (BASE, *trained_checkpoint_names()):
         if by_checkpoint.get(name):
             training[name] = by_checkpoint[name]
     return training
@@ -187,7 +194,7 @@ def _training(summary: dict[str, Any]) -> dict[str, Any]:
 
 def _existing_checkpoints(store: Store) -> list[str]:
     names = []
-    for name in checkpoint_names():
+    for name in (BASE, *trained_checkpoint_names()):
         if store.exists(layout.checkpoint(name).lineage):
             names.append(name)
     return names

@@ -37,6 +37,31 @@ def _no_mask(*_: object, **__: object) -> None:
     """Build no mask: the row boundaries take its place."""
 
 
+def flatten(
+    input_ids: "Tensor", is_token: "Tensor"
+) -> "dict[str, Tensor | int | None]":
+    """Return a model's arguments for the tokens of a padded batch as one sequence.
+
+    Both tensors have the shape (rows, longest); `input_ids` becomes (1, tokens).
+    """
+    import torch
+
+    lengths = is_token.sum(dim=1)
+    boundaries = torch.nn.functional.pad(lengths.cumsum(0), (1, 0)).int()
+    # Each new value may compile the layers anew, so round up to a power of two.
+    max_length = 1 << (is_token.shape[1] - 1).bit_length()
+    positions = is_token.cumsum(dim=1) - 1
+    return {
+        "input_ids": input_ids[is_token][None],
+        "attention_mask": None,
+        "position_ids": positions[is_token][None],
+        "cu_seq_lens_q": boundaries,
+        "cu_seq_lens_k": boundaries,
+        "max_length_q": max_length,
+        "max_length_k": max_length,
+    }
+
+
 def varlen_attention(
     module: "torch.nn.Module",
     query: "Tensor",

@@ -3,7 +3,7 @@
 from os.path import commonprefix
 from typing import TYPE_CHECKING, Any
 
-from bezoar_ray.data.schema import Pair, Sample
+from bezoar_ray.data.schema import Pair, Rating, Sample
 from bezoar_ray.llm.chat_tokens import chat_tokens
 
 if TYPE_CHECKING:
@@ -15,12 +15,15 @@ IGNORED = -100  # torch's label for "not in the loss"
 TOO_LONG = "longer than max_length"
 NO_ANSWER = "without an answer"
 EQUAL = "with equal sides"
+NO_PREFERENCE = "without a preference"
 
 # Token columns, with how often their tokens go through the model.
 CONVERSATION = {"input_ids": 1, "labels": 0}
 PAIR = {"prompt_ids": 2, "chosen_ids": 1, "rejected_ids": 1}
+ANSWER = {"input_ids": 1}
 
 Tokens = dict[str, list[int]]
+Values = dict[str, list[float]]
 
 
 def sample_tokens(
@@ -71,6 +74,66 @@ def pair_tokens(
         "chosen_ids": chosen_ids[begin:],
         "rejected_ids": rejected_ids[begin:],
     }
+
+
+def rating_tokens(
+    tokenizer: "PreTrainedTokenizerBase", row: dict[str, Any], longest: int
+) -> Values | str:
+    """Tokenize a rated answer for rm, or return why the row is left out.
+
+    Returns:
+        `input_ids`, which end with the answer, and `labels`: the ratings in the order
+        of `ATTRIBUTES`, with -100 for a missing one; or the reason.
+    """
+    rating = Rating(**row)
+    ids = answer_ids(tokenizer, rating.prompt, rating.response)
+    if len(ids) > longest:
+        return TOO_LONG
+    ratings = [float(IGNORED) if r is None else r for r in rating.ratings]
+    return {"input_ids": [*ids], "labels": ratings}
+
+
+def preference_tokens(
+    tokenizer: "PreTrainedTokenizerBase", row: dict[str, Any], longest: int
+) -> Values | str:
+    """Tokenize a preference for rm, or return why it is left out.
+
+    Returns:
+        As `pair_tokens`, where both sides end with the answer, and the `strength`.
+    """
+    strength = row.get("strength", 1.0)
+    if not strength:
+        return NO_PREFERENCE
+    chosen = answer_ids(tokenizer, row["prompt"], row["chosen"])
+    rejected = answer_ids(tokenizer, row["prompt"], row["rejected"])
+    if chosen == rejected:
+        return EQUAL
+    if max(len(chosen), len(rejected)) > longest:
+        return TOO_LONG
+    # Each side keeps a token, from which the head reads.
+    shared = len(commonprefix([chosen[:-1], rejected[:-1]]))
+    return {
+        "prompt_ids": [*chosen[:shared]],
+        "chosen_ids": [*chosen[shared:]],
+        "rejected_ids": [*rejected[shared:]],
+        "strength": [strength],
+    }
+
+
+def answer_ids(
+    tokenizer: "PreTrainedTokenizerBase", prompt: list[dict[str, str]], answer: str
+) -> list[int]:
+    """Return the tokens of a prompt and its answer, up to the answer's end.
+
+    A template may write more after an answer. A reward model reads the end itself.
+    """
+    encoded = last_answer(tokenizer, prompt, answer)
+    ids = encoded["input_ids"]
+    labels = encoded["labels"]
+    end = len(ids)
+    while end > 1 and labels[end - 1] == IGNORED:
+        end -= 1
+    return ids[:end]
 
 
 def conversation(sample: Sample) -> list[dict[str, str]]:

@@ -18,7 +18,7 @@ from bezoar_ray.recipe import Training
 from bezoar_ray.runtime.logs import event
 from bezoar_ray.train.encoding import IGNORED
 from bezoar_ray.train.launcher import Job
-from bezoar_ray.train.packing import Layout, first_line
+from bezoar_ray.train.packing import Layout, first_line, trial_loss
 from bezoar_ray.train.pass_size import (
     AUTO_TOKENS,
     SPARE,
@@ -173,7 +173,6 @@ class PassTrial:
 
         device = self._device
         ids = torch.zeros((sequences, length), dtype=torch.long, device=device)
-        mask = torch.ones_like(ids)
         labels = ids.clone()
         labels[:, 0] = IGNORED
         gpus = [torch.cuda.current_device()] if device.type == "cuda" else []
@@ -181,13 +180,7 @@ class PassTrial:
         # Dropout draws random numbers, and training must not depend on the trials.
         with torch.random.fork_rng(gpus):
             with self._autocast():
-                output = self.model(
-                    input_ids=ids,
-                    attention_mask=mask,
-                    labels=labels,
-                    fused_lm_head=True,
-                )
-                loss = output.log_probs.mean()
+                loss = trial_loss(self.model, ids, labels)
             torch.autograd.grad(loss, self._trained, allow_unused=True)
 
     @contextlib.contextmanager

@@ -137,7 +137,6 @@ def _flat_failure(job: Job, model: "PeftModel", row_layout: Layout) -> str:
 
     device = model_loading.device(job)
     ids = torch.zeros((2, 8), dtype=torch.long, device=device)
-    batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": ids}
     autocast = torch.autocast(
         device.type, torch.bfloat16, enabled=job.dtype == "bfloat16"
     )
@@ -149,7 +148,7 @@ def _flat_failure(job: Job, model: "PeftModel", row_layout: Layout) -> str:
             torch.random.fork_rng(),
             autocast,
         ):
-            loss = model(**batch, fused_lm_head=True).log_probs.sum()
+            loss = packing.trial_loss(model, ids, labels=ids)
         torch.autograd.grad(loss, trained, allow_unused=True)
     except Exception as error:  # for example a kernel that this GPU lacks
         return f"a flat pass fails: {packing.first_line(error)}"

@@ -6,10 +6,12 @@ A model gets a new adapter or a saved one.
 from typing import TYPE_CHECKING, Any
 
 from bezoar_ray import layout
+from bezoar_ray.data.schema import ATTRIBUTES
 from bezoar_ray.errors import RecipeError
 from bezoar_ray.llm.model_identity import model_path
 from bezoar_ray.recipe import Base, Lora
 from bezoar_ray.stages import checkpoint_of
+from bezoar_ray.train import reward_model
 from bezoar_ray.train.launcher import Job
 
 if TYPE_CHECKING:
@@ -56,16 +58,59 @@ def load(
     """
     from transformers import AutoModelForCausalLM
 
-    arguments: dict[str, object] = {"dtype": base.dtype}
+    return AutoModelForCausalLM.from_pretrained(
+        folder or model_path(base.model), **_load_arguments(base, folder, settings)
+    )
+
+
+def load_reward_model(
+    base: Base, folder: str, seed: int, **settings: object
+) -> "PreTrainedModel":
+    """Load the model in `folder` as a reward model with a new head.
+
+    Args:
+        base: the recipe's section, as for `load`.
+        folder: of a model that writes text, such as merged sft.
+        seed: the head's first weights are drawn from it.
+        settings: arguments of `from_pretrained`.
+
+    Raises:
+        RecipeError: transformers has no reward model of this architecture.
+    """
+    from transformers import AutoModelForSequenceClassification
+
+    labels = dict(enumerate(ATTRIBUTES))
+    try:
+        model = AutoModelForSequenceClassification.from_pretrained(
+            folder,
+            id2label=labels,
+            label2id={name: index for index, name in labels.items()},
+            # Without it, vLLM would apply a softmax to the outputs.
+            problem_type="regression",
+            **_load_arguments(base, folder, settings),
+        )
+    except ValueError as error:
+        raise RecipeError(
+            f"rm: transformers cannot load {base.model} for sequence classification: "
+            f"{str(error)[:_MESSAGE_CHARACTERS]}. Choose another base, or remove `rm`"
+        ) from error
+    reward_model.prepare(model, seed)
+    return model
+
+
+def _load_arguments(
+    base: Base, folder: str | None, settings: dict[str, object]
+) -> dict[str, Any]:
+    """Return the arguments of `from_pretrained`; `settings` take precedence."""
+    arguments: dict[str, object] = {
+        "dtype": base.dtype,
+        "trust_remote_code": base.trust_remote_code,
+        # True refuses pickled weights; None also accepts them.
+        "use_safetensors": None if base.pickled_weights else True,
+    }
     if folder is None:
         arguments["revision"] = base.revision
-    return AutoModelForCausalLM.from_pretrained(
-        folder or model_path(base.model),
-        trust_remote_code=base.trust_remote_code,
-        # True refuses pickled weights; None also accepts them.
-        use_safetensors=None if base.pickled_weights else True,
-        **(arguments | settings),
-    )
+    return arguments | settings
 
 
 def frozen_model_folder(job: Job) -> str | None:
@@ -96,7 +141,12 @@ def for_training(job: Job) -> "PreTrainedModel":
     if worker_device.type == "cpu":
         # torch's fused attention takes 3 times as long on a CPU: bfloat16, backward.
         settings["attn_implementation"] = "eager"
-    model = load(job.recipe.base, frozen_model_folder(job), **settings)
+    folder = frozen_model_folder(job)
+    if checkpoint_of(job.checkpoint).is_reward_model:
+        assert folder  # it starts from merged sft
+        model = load_reward_model(job.recipe.base, folder, job.recipe.seed, **settings)
+    else:
+        model = load(job.recipe.base, folder, **settings)
     _keep_backward(model)
     return model
 
@@ -149,7 +199,8 @@ def with_new_adapter(
         use_dora=lora.dora,
         target_modules=list(lora.targets),
         bias="none",
-        task_type="CAUSAL_LM",
+        # PEFT then trains and saves the head of a reward model, too.
+        task_type="SEQ_CLS" if reward_model.is_reward_model(model) else "CAUSAL_LM",
     )
     return get_peft_model(model, config, autocast_adapter_dtype=autocast_adapter_dtype)
 
@@ -161,7 +212,7 @@ def _check_targets(model: "PreTrainedModel", targets: tuple[str, ...]) -> None:
     for name, module in model.named_modules():
         if isinstance(module, Linear):
             linear_names.add(name.rsplit(".", 1)[-1])
-    known = sorted(linear_names - {"lm_head"})
+    known = sorted(linear_names - {"lm_head", "score"})
     unknown = [target for target in targets if target not in known]
     if unknown or not targets:
         raise RecipeError(

@@ -20,6 +20,12 @@ from typing import TYPE_CHECKING
 
 from bezoar_ray.train import attention
 from bezoar_ray.train.encoding import IGNORED
+from bezoar_ray.train.reward_model import (
+    base_of,
+    flat_forward,
+    hidden_head,
+    is_reward_model,
+)
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -66,7 +72,7 @@ def choose(model: "PreTrainedModel | PeftModel") -> Layout:
     import torch
 
     attention.register()
-    causal_model = _causal_model(model)
+    causal_model = base_of(model)
     architecture = causal_model.config.model_type
     tolerance = TOLERANCE
     try:
@@ -87,10 +93,16 @@ def choose(model: "PreTrainedModel | PeftModel") -> Layout:
 
 @contextlib.contextmanager
 def fused_head(model: "PreTrainedModel | PeftModel") -> Iterator[None]:
-    """Within the block, the model accepts `fused_lm_head=True`, as in TRL."""
+    """Within the block, the model accepts `fused_lm_head=True`, as in TRL.
+
+    A reward model has no such head and stays as it is.
+    """
     from trl.trainer.utils import add_fused_lm_head
 
-    causal_model = _causal_model(model)
+    causal_model = base_of(model)
+    if is_reward_model(causal_model):
+        yield
+        return
     with _restore_forward(causal_model):
         add_fused_lm_head(causal_model)
         yield
@@ -100,6 +112,8 @@ def fused_head(model: "PreTrainedModel | PeftModel") -> Iterator[None]:
 def packed(model: "PreTrainedModel | PeftModel", layout: Layout) -> Iterator[None]:
     """Within the block, calls for log-probabilities are computed in the given layout.
 
+    So are all calls of a reward model.
+
     A padded layout changes nothing. In a flat one, the model accepts no other calls
     within the block. The model may be wrapped by PEFT. For a bare model, the block must
     begin after `add_fused_lm_head`.
@@ -108,7 +122,15 @@ def packed(model: "PreTrainedModel | PeftModel", layout: Layout) -> Iterator[Non
         yield
         return
     attention.register()
-    causal_model = _causal_model(model)
+    causal_model = base_of(model)
+    if is_reward_model(causal_model):
+        with (
+            _use_attention(causal_model, attention.NAME),
+            _restore_forward(causal_model),
+        ):
+            causal_model.forward = flat_forward(causal_model)
+            yield
+        return
     backbone = causal_model.base_model
     with (
         _use_attention(causal_model, attention.NAME),
@@ -130,6 +152,27 @@ def _restore_forward(module: "Module") -> Iterator[None]:
         module.__dict__.pop("forward", None)
         if before is not None:
             module.forward = before
+
+
+def trial_loss(
+    model: "PreTrainedModel | PeftModel", ids: "Tensor", labels: "Tensor"
+) -> "Tensor":
+    """Compute a loss of rows without padding, as large in memory as that of training.
+
+    Args:
+        model: within `packed`, and within `fused_head` if it writes text.
+        ids: shape (rows, tokens).
+        labels: the tokens whose log-probability counts, same shape.
+    """
+    import torch
+
+    mask = torch.ones_like(ids)
+    if is_reward_model(base_of(model)):
+        return model(input_ids=ids, attention_mask=mask).logits.mean()
+    output = model(
+        input_ids=ids, attention_mask=mask, labels=labels, fused_lm_head=True
+    )
+    return output.log_probs.mean()
 
 
 def _flattening_forward(
@@ -162,7 +205,7 @@ def _flattening_forward(
         next_labels[:, -1] = IGNORED
         is_scored = is_token & (next_labels != IGNORED)
         output = inner(
-            **_flatten(input_ids, is_token),
+            **attention.flatten(input_ids, is_token),
             scored_positions=is_scored[is_token].nonzero()[:, 0],
             shift_labels=next_labels[is_scored][None],
             fused_lm_head=True,
@@ -178,31 +221,6 @@ def _flattening_forward(
         return output
 
     return forward
-
-
-def _flatten(
-    input_ids: "Tensor", is_token: "Tensor"
-) -> "dict[str, Tensor | int | None]":
-    """Return a model's arguments for the tokens of a padded batch as one sequence.
-
-    Both tensors have the shape (rows, longest); `input_ids` becomes (1, tokens).
-    """
-    import torch
-
-    lengths = is_token.sum(dim=1)
-    boundaries = torch.nn.functional.pad(lengths.cumsum(0), (1, 0)).int()
-    # Each new value may compile the layers anew, so round up to a power of two.
-    max_length = 1 << (is_token.shape[1] - 1).bit_length()
-    positions = is_token.cumsum(dim=1) - 1
-    return {
-        "input_ids": input_ids[is_token][None],
-        "attention_mask": None,
-        "position_ids": positions[is_token][None],
-        "cu_seq_lens_q": boundaries,
-        "cu_seq_lens_k": boundaries,
-        "max_length_q": max_length,
-        "max_length_k": max_length,
-    }
 
 
 def _selecting_forward(inner: MethodType) -> "Callable[..., ModelOutput]":
@@ -226,7 +244,7 @@ def _selecting_forward(inner: MethodType) -> "Callable[..., ModelOutput]":
     return forward
 
 
-def _logit_difference(causal_model: "PreTrainedModel") -> float:
+def _logit_difference(model: "PreTrainedModel") -> float:
     """Return how far the logits of rows in a flat pass are from those of each alone.
 
     It is the largest absolute difference, divided by the largest logit.
@@ -234,31 +252,37 @@ def _logit_difference(causal_model: "PreTrainedModel") -> float:
     import torch
     from torch.nn.utils.rnn import pad_sequence
 
-    vocabulary = causal_model.config.get_text_config().vocab_size
+    vocabulary = model.config.get_text_config().vocab_size
     generator = torch.Generator().manual_seed(0)
     rows = []
     for length in _CHECKED_LENGTHS:
         row = torch.randint(vocabulary, (1, length), generator=generator)
-        rows.append(row.to(causal_model.device))
+        rows.append(row.to(model.device))
     ids = pad_sequence([row[0] for row in rows], batch_first=True)
     ones = [torch.ones_like(row[0]) for row in rows]
     is_token = pad_sequence(ones, batch_first=True).bool()
-    was_training = causal_model.training
+    was_training = model.training
     # no_grad, since inference mode would leave weights that no backward pass accepts.
     with torch.no_grad():
-        causal_model.eval()
+        model.eval()
         try:
-            outputs = [causal_model(input_ids=row, use_cache=False) for row in rows]
-            alone = torch.cat([output.logits[0] for output in outputs])
-            with _use_attention(causal_model, attention.NAME):
-                output = causal_model(**_flatten(ids, is_token), use_cache=False)
-                flat = output.logits[0]
+            alone = torch.cat([_token_outputs(model, input_ids=row) for row in rows])
+            with _use_attention(model, attention.NAME):
+                flat = _token_outputs(model, **attention.flatten(ids, is_token))
                 # Some features, such as dropout, are requested only in training mode.
-                causal_model.train()
-                causal_model(**_flatten(ids, is_token), use_cache=False)
+                model.train()
+                _token_outputs(model, **attention.flatten(ids, is_token))
         finally:
-            causal_model.train(was_training)
+            model.train(was_training)
     return ((flat - alone).abs().max() / alone.abs().max()).item()
+
+
+def _token_outputs(model: "PreTrainedModel", **inputs: object) -> "Tensor":
+    """Return the outputs of the head at each token, shape (tokens, outputs)."""
+    if is_reward_model(model):
+        hidden = model.base_model(**inputs, use_cache=False).last_hidden_state
+        return hidden_head(model, hidden[0])
+    return model(**inputs, use_cache=False).logits[0]
 
 
 @contextlib.contextmanager
@@ -302,13 +326,6 @@ def _use_attention(causal_model: "PreTrainedModel", name: str) -> Iterator[None]
         yield
     finally:
         causal_model.set_attn_implementation(before)
-
-
-def _causal_model(model: "PreTrainedModel | PeftModel") -> "PreTrainedModel":
-    """Return the causal language model, without PEFT's wrapper."""
-    if hasattr(model, "get_base_model"):
-        return model.get_base_model()
-    return model
 
 
 def first_line(error: Exception) -> str:

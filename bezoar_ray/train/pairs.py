@@ -2,6 +2,7 @@
 
 import hashlib
 from itertools import groupby
+from typing import Protocol, TypeVar
 
 import orjson
 
@@ -76,22 +77,37 @@ def read(store: Store, part: str) -> list[Pair]:
     return [Pair(**row) for row in rows]
 
 
-def split(pairs: list[Pair], wanted: int, seed: int) -> tuple[list[Pair], list[Pair]]:
-    """Split pairs into training and held-out ones, both in the given order.
+class PromptedRow(Protocol):
+    """A row with a conversation up to the last user turn."""
+
+    @property
+    def id(self) -> str:
+        """The id of the row."""
+
+    @property
+    def prompt(self) -> list[dict[str, str]]:
+        """The messages."""
+
+
+Row = TypeVar("Row", bound=PromptedRow)
+
+
+def split(pairs: list[Row], wanted: int, seed: int) -> tuple[list[Row], list[Row]]:
+    """Split pairs or rated answers into training and held-out ones, in their order.
 
     HH-RLHF has several pairs of one dialogue, each one turn longer, so a held-out
     answer could be in a training prompt. Therefore all pairs with the same opening are
     on the same side, which depends on the hash of the opening.
 
     Args:
-        pairs: all pairs.
+        pairs: all rows.
         wanted: how many are held out; at most a fifth of all.
         seed: enters the hash.
     """
     most = min(wanted, int(_LARGEST_SHARE * len(pairs)))
     heldout_ids: set[str] = set()
 
-    def dialogue(pair: Pair) -> str:
+    def dialogue(pair: Row) -> str:
         return _hash_opening(pair, seed)
 
     by_dialogue = sorted(pairs, key=lambda pair: (dialogue(pair), pair.id))
@@ -109,7 +125,7 @@ def file(part: str) -> str:
     return f"{FOLDER}/{part}/part-0.parquet"
 
 
-def _hash_opening(pair: Pair, seed: int) -> str:
+def _hash_opening(pair: PromptedRow, seed: int) -> str:
     """Hash the first user message of a pair's dialogue."""
     opening = ""
     for message in pair.prompt:

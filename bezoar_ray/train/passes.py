@@ -133,7 +133,8 @@ def take(
     """Take some rows of a padded batch of `total` rows, cut to `longest` tokens.
 
     A tensor has one or two entries for each row. If it has two, all chosen sides come
-    before the rejected ones.
+    before the rejected ones. Integers of two dimensions are tokens. Other numbers, such
+    as ratings, are not cut.
     """
     taken = {}
     for name, tensor in batch.items():
@@ -141,7 +142,7 @@ def take(
         for block in range(tensor.shape[0] // total):
             entries += [block * total + index for index in indices]
         selected = tensor[entries]
-        if selected.dim() > 1:
+        if selected.dim() > 1 and not selected.is_floating_point():
             selected = selected[:, :longest]
         taken[name] = selected
     return taken

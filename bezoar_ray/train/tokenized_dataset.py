@@ -23,7 +23,7 @@ from bezoar_ray.recipe import Recipe
 from bezoar_ray.runtime.session import quieten
 from bezoar_ray.stages import STAGES, StageContext
 from bezoar_ray.store import Store, digest
-from bezoar_ray.train.encoding import Tokens
+from bezoar_ray.train.encoding import Tokens, Values
 from bezoar_ray.train.tokenizer import load_tokenizer
 
 if TYPE_CHECKING:
@@ -35,7 +35,9 @@ _VERSION = 4
 """Of the files' content. Raise it when the tokens of a row change."""
 _ROWS = 1_000  # tokenized at a time
 
-Encode = Callable[["PreTrainedTokenizerBase", dict[str, Any], int], Tokens | str]
+Encode = Callable[
+    ["PreTrainedTokenizerBase", dict[str, Any], int], Tokens | Values | str
+]
 """From (tokenizer, row, longest) to the row's token columns, or why it is left out."""
 
 
@@ -78,6 +80,7 @@ def prepare(
     files: list[str],
     encode: Encode,
     columns: dict[str, int],
+    values: tuple[str, ...] = (),
 ) -> TokenizedDataset:
     """Tokenize the rows of some files, in their order.
 
@@ -90,6 +93,7 @@ def prepare(
         files: its Parquet files, all in one folder of the run directory.
         encode: from a row to its tokens; it runs on Ray Data's workers.
         columns: the token columns, with how often their tokens go through the model.
+        values: columns of numbers that are not tokens, such as ratings.
     """
     section = context.recipe.training(stage)
     store = context.store
@@ -107,7 +111,9 @@ def prepare(
         if old_file.startswith(f"{prefix}-"):
             store.remove(old_file)
     context.progress.say(f"tokenizing {name}")
-    tokenizing = _TokenizeRows(context.recipe, encode, columns, section.max_length)
+    tokenizing = _TokenizeRows(
+        context.recipe, encode, columns, values, section.max_length
+    )
     tables = _tokenize(tokenizing, store, files, section.limit)
     with store.writing(file) as path:
         dataset = _write(tables, columns, path, name, file)
@@ -161,6 +167,7 @@ class _TokenizeRows:
     recipe: Recipe
     encode: Encode
     columns: dict[str, int]
+    values: tuple[str, ...]
     longest: int
 
     def __call__(self, table: pa.Table) -> pa.Table:
@@ -175,6 +182,7 @@ class _TokenizeRows:
                 rows.append({"id": row["id"], **tokens})
         fields = [("id", pa.string()), ("left_out", pa.string())]
         fields += [(column, pa.list_(pa.int32())) for column in self.columns]
+        fields += [(column, pa.list_(pa.float32())) for column in self.values]
         return pa.Table.from_pylist(rows, pa.schema(fields))
 
 

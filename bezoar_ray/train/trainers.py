@@ -8,14 +8,14 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bezoar_ray.recipe import Align, Training
+from bezoar_ray.recipe import Align, Rm, Training
 from bezoar_ray.train.passes import Row, in_passes
 
 if TYPE_CHECKING:
     from datasets import Dataset
     from peft import PeftModel
     from torch import Tensor
-    from transformers import PreTrainedTokenizerBase
+    from transformers import PreTrainedTokenizerBase, TrainingArguments
 
     from bezoar_ray.train.passes import PassesTrainer
 
@@ -58,6 +58,21 @@ def preference(tokenizer: "PreTrainedTokenizerBase", align: Align) -> BuildTrain
     if align.method == "kto":
         return _kto(tokenizer, align)
     return _reference_free(tokenizer, align)
+
+
+def reward(tokenizer: "PreTrainedTokenizerBase", rm: Rm) -> BuildTrainer:
+    """Build trainers of a reward model, on rated answers or on preferences."""
+    build_for_ratings = _regression(tokenizer, rm)
+    build_for_pairs = _bradley_terry(tokenizer, rm)
+
+    def build(
+        model: "PeftModel", rows: "Dataset", settings: dict[str, Any]
+    ) -> "PassesTrainer":
+        if "labels" in rows.column_names:
+            return build_for_ratings(model, rows, settings)
+        return build_for_pairs(model, rows, settings)
+
+    return build
 
 
 def conversation_row(examples: list[Example]) -> Row:
@@ -232,18 +247,16 @@ def _reference_free(tokenizer: "PreTrainedTokenizerBase", align: Align) -> Build
     def build(
         model: "PeftModel", rows: "Dataset", settings: dict[str, Any]
     ) -> "PassesTrainer":
-        from transformers import Trainer, TrainingArguments
+        from transformers import Trainer
         from trl.trainer.dpo_trainer import DataCollatorForPreference
         from trl.trainer.utils import add_fused_lm_head
 
         from bezoar_ray.train.orpo_asft import LOSSES, mean_log_probability
 
-        class OddsTrainer(Trainer):
-            """Computes the mean loss of the pairs of a pass."""
+        base: Any = _with_accuracy(Trainer)
 
-            def __init__(self, *args: object, **more: object) -> None:
-                super().__init__(*args, **more)
-                self.is_right: list[bool] = []  # of the pairs since the last log
+        class OddsTrainer(base):
+            """Computes the mean loss of the pairs of a pass."""
 
             def compute_loss(
                 self,
@@ -253,26 +266,16 @@ def _reference_free(tokenizer: "PreTrainedTokenizerBase", align: Align) -> Build
                 **_: object,
             ) -> "Tensor":
                 chosen, rejected = mean_log_probability(model, inputs).chunk(2)
-                self.is_right += self.accelerator.gather(chosen > rejected).tolist()
+                self.note(chosen > rejected)
                 pair_losses = LOSSES[align.method](chosen, rejected, align.beta)
                 return pair_losses.mean()
 
-            def log(self, logs: dict[str, float], *more: object) -> None:
-                if self.is_right:
-                    share = sum(self.is_right) / len(self.is_right)
-                    logs["rewards/accuracies"] = share
-                    self.is_right = []
-                super().log(logs, *more)
-
-        settings = dict(settings)
-        settings.pop("max_length", None)  # only TRL's configurations have it
-        config = TrainingArguments(remove_unused_columns=False, **settings)
         collator = DataCollatorForPreference(pad_token_id=tokenizer.pad_token_id)
         # Without it the logits of whole rows, prompts included, would be computed.
         add_fused_lm_head(model.get_base_model())
         trainer = in_passes(OddsTrainer)(
             model,
-            config,
+            _plain_arguments(settings),
             data_collator=collator,
             train_dataset=rows,
             processing_class=tokenizer,
@@ -282,3 +285,168 @@ def _reference_free(tokenizer: "PreTrainedTokenizerBase", align: Align) -> Build
         return trainer
 
     return build
+
+
+def _regression(tokenizer: "PreTrainedTokenizerBase", rm: Rm) -> BuildTrainer:
+    """Regression on the ratings that exist (arXiv 2406.08673, section 3.1)."""
+
+    def build(
+        model: "PeftModel", rows: "Dataset", settings: dict[str, Any]
+    ) -> "PassesTrainer":
+        from transformers import Trainer
+
+        from bezoar_ray.train.reward_losses import squared_error
+
+        class RatingTrainer(Trainer):
+            """Computes the squared error of a pass, over the ratings of its step."""
+
+            def compute_loss(
+                self,
+                model: "PeftModel",
+                inputs: "dict[str, Tensor]",
+                return_outputs: bool = False,
+                num_items_in_batch: "Tensor | int | None" = None,
+            ) -> "Tensor":
+                ratings = inputs["labels"]
+                outputs = _head_outputs(model, inputs)
+                # transformers counts the labels that are not -100, on all workers.
+                # Workers average their gradients, so their number cancels.
+                count = num_items_in_batch / self.accelerator.num_processes
+                return squared_error(outputs, ratings) / count
+
+        trainer = in_passes(RatingTrainer)(
+            model,
+            _plain_arguments(settings),
+            data_collator=partial(_collate_ratings, tokenizer.pad_token_id),
+            train_dataset=rows,
+            processing_class=tokenizer,
+        )
+        trainer.batch = rm.batch
+        trainer.measure = conversation_row
+        trainer.mean_over_rows = False
+        trainer.model_accepts_loss_kwargs = True
+        return trainer
+
+    return build
+
+
+def _bradley_terry(tokenizer: "PreTrainedTokenizerBase", rm: Rm) -> BuildTrainer:
+    """Bradley-Terry on the weighted score of both sides (arXiv 2410.01257)."""
+
+    def build(
+        model: "PeftModel", rows: "Dataset", settings: dict[str, Any]
+    ) -> "PassesTrainer":
+        from transformers import Trainer
+
+        from bezoar_ray.train.reward_losses import bradley_terry
+        from bezoar_ray.train.reward_model import scores
+
+        base: Any = _with_accuracy(Trainer)
+
+        class PreferenceTrainer(base):
+            """Computes the mean loss of the pairs of a pass."""
+
+            def compute_loss(
+                self,
+                model: "PeftModel",
+                inputs: "dict[str, Tensor]",
+                return_outputs: bool = False,
+                **_: object,
+            ) -> "Tensor":
+                outputs = _head_outputs(model, inputs)
+                chosen, rejected = scores(outputs, rm.weights).chunk(2)
+                self.note(chosen > rejected)
+                losses = bradley_terry(chosen - rejected, inputs["strength"], rm.loss)
+                return losses.mean()
+
+        trainer = in_passes(PreferenceTrainer)(
+            model,
+            _plain_arguments(settings),
+            data_collator=partial(_collate_preferences, tokenizer.pad_token_id),
+            train_dataset=rows,
+            processing_class=tokenizer,
+        )
+        trainer.batch = rm.batch
+        trainer.measure = pair_row
+        return trainer
+
+    return build
+
+
+def _with_accuracy(kind: type) -> Any:
+    """Derive a trainer that logs how often the chosen answer is ahead."""
+    base: Any = kind  # a class that is known at run time only
+
+    class WithAccuracy(base):
+        """The parent class with TRL's metric `rewards/accuracies`."""
+
+        def __init__(self, *args: object, **more: object) -> None:
+            super().__init__(*args, **more)
+            self._is_right: list[bool] = []  # of the pairs since the last log
+
+        def note(self, is_right: "Tensor") -> None:
+            """Note whether the chosen answer is ahead, for each pair of a pass."""
+            self._is_right += self.accelerator.gather(is_right).tolist()
+
+        def log(self, logs: dict[str, float], *more: object) -> None:
+            """Log the share of the pairs since the last log."""
+            if self._is_right:
+                share = sum(self._is_right) / len(self._is_right)
+                logs["rewards/accuracies"] = share
+                self._is_right = []
+            super().log(logs, *more)
+
+    return WithAccuracy
+
+
+def _plain_arguments(settings: dict[str, Any]) -> "TrainingArguments":
+    """Return the arguments of a trainer of transformers."""
+    from transformers import TrainingArguments
+
+    settings = dict(settings)
+    settings.pop("max_length", None)  # only TRL's configurations have it
+    return TrainingArguments(remove_unused_columns=False, **settings)
+
+
+def _head_outputs(model: "PeftModel", inputs: "dict[str, Tensor]") -> "Tensor":
+    """Return the outputs of a reward model, shape (rows, attributes), in float32."""
+    output = model(
+        input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"]
+    )
+    return output.logits
+
+
+def _collate_ratings(pad_id: int, examples: list[Example]) -> "dict[str, Tensor]":
+    """Pad rated answers on the right; `labels` are their ratings."""
+    import torch
+
+    batch = _pad([example["input_ids"] for example in examples], pad_id)
+    ratings = [example["labels"] for example in examples]
+    batch["labels"] = torch.tensor(ratings, dtype=torch.float32)
+    return batch
+
+
+def _collate_preferences(pad_id: int, examples: list[Example]) -> "dict[str, Tensor]":
+    """Pad both sides of pairs on the right, all chosen sides first."""
+    import torch
+
+    sides = []
+    for name in ("chosen_ids", "rejected_ids"):
+        for example in examples:
+            sides.append([*example["prompt_ids"], *example[name]])
+    batch = _pad(sides, pad_id)
+    strengths = [example["strength"][0] for example in examples]
+    batch["strength"] = torch.tensor(strengths, dtype=torch.float32)
+    return batch
+
+
+def _pad(rows: list[list[int]], pad_id: int) -> "dict[str, Tensor]":
+    import torch
+    from torch.nn.utils.rnn import pad_sequence
+
+    tensors = [torch.tensor(row) for row in rows]
+    ones = [torch.ones_like(row) for row in tensors]
+    return {
+        "input_ids": pad_sequence(tensors, batch_first=True, padding_value=pad_id),
+        "attention_mask": pad_sequence(ones, batch_first=True),
+    }

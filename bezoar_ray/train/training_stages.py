@@ -1,4 +1,4 @@
-"""The training stages `sft`, `hh-sft` and `align`, and the one path that runs them.
+"""The training stages `sft`, `hh-sft`, `rm` and `align`, and the one path that runs them.
 
 `run` is carried out on the driver and `train_checkpoint` on each of Ray Train's
 workers. A stage differs from the others only in the fields of its `TrainingStage`.
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from bezoar_ray import layout, sources
 from bezoar_ray.data.sample_io import SampleFiles, sample_files
 from bezoar_ray.errors import BezoarError
-from bezoar_ray.recipe import Align, HhSft, Lora, Recipe, Sft, Training
+from bezoar_ray.recipe import Align, HhSft, Lora, Recipe, Rm, Sft, Training
 from bezoar_ray.runtime.logs import event
 from bezoar_ray.stages import BASE, STAGES, StageContext, StageResult, checkpoint_of
 from bezoar_ray.train import (
@@ -23,6 +23,8 @@ from bezoar_ray.train import (
     loop,
     model_loading,
     pairs,
+    rated_rows,
+    reward_checkpoint,
     trainers,
 )
 from bezoar_ray.train.launcher import Job
@@ -50,6 +52,13 @@ class TrainingStage:
     """Puts that adapter on its frozen model; True stands for a float32 adapter."""
     build_trainer: Callable[["PreTrainedTokenizerBase", Any], trainers.BuildTrainer]
     """From (tokenizer, section of the recipe) to what builds a data set's trainer."""
+    finish: Callable[
+        [Job, "PreTrainedTokenizerBase", Lora, Layout], dict[str, dict[str, Any]]
+    ] = checkpoints.merge_and_score
+    """Makes the checkpoint of the trained adapter; returns metrics by checkpoint."""
+    ensure_rows: Callable[[StageContext], int] | None = None
+    """Writes the rows of its sources, unless they are there, and counts the malformed
+    ones. None for rows of an earlier stage."""
     trains_on_pairs: bool = False
     """Whether its rows come from HH-RLHF's pairs."""
     compares_answers: bool = False
@@ -69,7 +78,7 @@ def run(context: StageContext) -> StageResult:
         return StageResult([])
 
     # Load the pairs. Every checkpoint is scored on the held-out ones.
-    malformed_pairs = pairs.ensure(context)
+    pairs.ensure(context)
     if stage.trains_on_pairs and not pairs.read(store, "pairs"):
         raise BezoarError(
             f"{stage.name}: seeds.hh_rlhf gave no pairs to train on. Give a source "
@@ -90,8 +99,8 @@ def run(context: StageContext) -> StageResult:
     metrics = launcher.fit(
         context, stage.name, train_checkpoint, datasets, list(stage.inputs)
     )
-    if stage.trains_on_pairs:
-        metrics[checkpoint]["seeds_failed"] = malformed_pairs
+    if stage.ensure_rows:
+        metrics[checkpoint]["seeds_failed"] = stage.ensure_rows(context)
     return StageResult(checkpoints.files(store, *names), {"train": metrics})
 
 
@@ -119,9 +128,7 @@ def train_checkpoint(job: Job) -> dict[str, object]:
     if get_context().get_world_rank() != 0:
         return {}
     row_layout = Layout(train_state.passes.get("layout", "padded"))
-    scores = checkpoints.merge_and_score(
-        job, tokenizer, stage.lora(job.recipe), row_layout
-    )
+    scores = stage.finish(job, tokenizer, stage.lora(job.recipe), row_layout)
     metrics = loop.metrics(job, train_state)
     if stage.compares_answers:
         metrics["reward_accuracy"] = loop.reward_accuracy(train_state.history)
@@ -198,12 +205,48 @@ def _prepare_pairs(context: StageContext) -> list[TokenizedDataset]:
     return [dataset]
 
 
+def _prepare_ratings(context: StageContext) -> list[TokenizedDataset]:
+    """Tokenize rated answers and preferences, in the order of the recipe."""
+    rm = rated_rows.section(context.recipe)
+    rated_rows.ensure(context)
+    encodings = {
+        "ratings": (encoding.rating_tokens, encoding.ANSWER, ("labels",)),
+        "preferences": (encoding.preference_tokens, encoding.PAIR, ("strength",)),
+        "hh_rlhf": (encoding.preference_tokens, encoding.PAIR, ("strength",)),
+    }
+    files = {
+        "ratings": layout.rated("ratings", "train"),
+        "preferences": layout.rated("preferences", "train"),
+        "hh_rlhf": pairs.file("pairs"),
+    }
+    datasets = []
+    for name in rm.order:
+        if not _has_rows(context, name):
+            continue
+        encode, columns, values = encodings[name]
+        dataset = prepare(context, "rm", name, [files[name]], encode, columns, values)
+        datasets.append(dataset)
+    if not datasets:
+        raise BezoarError(
+            f"rm: no rows to train on. rm.order is {', '.join(rm.order)}. Give "
+            "seeds.helpsteer or seeds.preferences a source that has rows"
+        )
+    return datasets
+
+
+def _has_rows(context: StageContext, name: str) -> bool:
+    """Whether a data set of `rm.order` has rows to train on."""
+    if name == "hh_rlhf":
+        return bool(pairs.read(context.store, "pairs"))
+    return rated_rows.count(context.store, name) > 0
+
+
 def _add_adapter(
     job: Job, model: "PreTrainedModel", autocast_adapter_dtype: bool
 ) -> "PeftModel":
     """Add a new adapter, or the one that the recipe lets sft start from."""
     section = job.section
-    assert isinstance(section, Sft | HhSft)
+    assert isinstance(section, Sft | HhSft | Rm)
     if isinstance(section, Sft) and section.adapter:
         return model_loading.with_custom_adapter(
             model, section.adapter, section.lora, autocast_adapter_dtype
@@ -265,9 +308,22 @@ HH_SFT = TrainingStage(
     lora=lambda recipe: recipe.hh_sft.lora,
     add_adapter=_add_adapter,
     build_trainer=trainers.supervised,
+    ensure_rows=pairs.ensure,
     trains_on_pairs=True,
 )
 """A new adapter on merged sft, trained on the chosen side of HH-RLHF."""
+
+RM = TrainingStage(
+    name="rm",
+    prepare=_prepare_ratings,
+    inputs=(*rated_rows.HELDOUT, pairs.HELDOUT, layout.checkpoint("sft").lineage),
+    lora=lambda recipe: rated_rows.section(recipe).lora,
+    add_adapter=_add_adapter,
+    build_trainer=trainers.reward,
+    ensure_rows=rated_rows.ensure,
+    finish=reward_checkpoint.merge_and_measure,
+)
+"""A new adapter and a head on merged sft, trained on ratings and preferences."""
 
 ALIGN = TrainingStage(
     name="align",
@@ -276,9 +332,10 @@ ALIGN = TrainingStage(
     lora=lambda recipe: recipe.hh_sft.lora,  # it continues hh-sft's adapter
     add_adapter=_continue_hh_sft_adapter,
     build_trainer=trainers.preference,
+    ensure_rows=pairs.ensure,
     trains_on_pairs=True,
     compares_answers=True,
 )
 """hh-sft's adapter, trained on pairs, by default with DPO (arXiv 2305.18290)."""
 
-TRAINING_STAGES = {stage.name: stage for stage in (SFT, HH_SFT, ALIGN)}
+TRAINING_STAGES = {stage.name: stage for stage in (SFT, HH_SFT, RM, ALIGN)}

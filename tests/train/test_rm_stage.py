@@ -1,0 +1,185 @@
+"""The stage rm on small rows: what it trains on, what it leaves, and what does not change it."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from bezoar_ray import layout
+from bezoar_ray.errors import BezoarError
+from bezoar_ray.recipe import Recipe, parse_recipe
+from bezoar_ray.runtime.progress import Progress
+from bezoar_ray.stages import StageContext
+from bezoar_ray.store import Store
+from bezoar_ray.train import pairs, rated_rows
+from tests.train.conftest import FACTS, in_process, write_rows
+
+ATTRIBUTES = ("helpfulness", "correctness", "coherence", "complexity", "verbosity")
+FOLDER = layout.checkpoint("rm").folder
+
+
+@pytest.fixture(scope="module")
+def rated(
+    recipe: Recipe, tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, list[dict[str, Any]]]:
+    """A right and a wrong answer to each question, rated; and which of them is better."""
+    ratings = []
+    preferences = []
+    for number, (animal, colour) in enumerate(FACTS):
+        prompt = f"What colour is {animal}?"
+        right = f"The {animal} is {colour}."
+        wrong = f"The {animal} is red."
+        for answer, marks in ((right, (4, 4, 4, 1, 1)), (wrong, (1, 0, 4, 1, 1))):
+            row = dict(zip(ATTRIBUTES, marks, strict=True))
+            ratings.append({"prompt": prompt, "response": answer, **row})
+        preferences.append(
+            {
+                "prompt": prompt,
+                "response_1": right,
+                "response_2": wrong,
+                "preference_strength": -(number % 4),  # 0 for every fourth
+            }
+        )
+    del ratings[0]["verbosity"]
+    return {"ratings": ratings, "preferences": preferences}
+
+
+def with_rm(
+    recipe: Recipe, folder: Path, rows: dict[str, list[dict[str, Any]]], **rm: Any
+) -> Recipe:
+    """The recipe with these rows as sources, and a section rm."""
+    tree = recipe.model_dump(mode="json")
+    for name, seeds in (("ratings", "helpsteer"), ("preferences", "preferences")):
+        path = folder / f"{name}.jsonl"
+        path.write_text("\n".join(map(json.dumps, rows[name])))
+        tree["seeds"][seeds] = [{"source": str(path)}]
+    tree["rm"] = {
+        "learning_rate": 0.01,
+        "batch": 8,
+        "micro_batch": 4,
+        "max_length": 256,
+        "checkpoint_every": 3,
+        "heldout_answers": 12,
+        "lora": {"targets": ["q_proj", "v_proj", "up_proj"], "dropout": 0.0},
+    } | rm
+    return parse_recipe(tree, "tests")
+
+
+@pytest.fixture(scope="module")
+def after_sft(
+    ray_session: None, recipe: Recipe, tmp_path_factory: pytest.TempPathFactory
+) -> Store:
+    """A run directory with the checkpoint sft."""
+    store = Store(tmp_path_factory.mktemp("after-sft"))
+    write_rows(store, "lamini")
+    context = StageContext(recipe, store, "test", Progress())
+    pairs.ensure(context)
+    in_process(context, "sft")
+    return store
+
+
+def outputs(store: Store) -> torch.Tensor:
+    """The weights of the merged reward model, in one vector."""
+    from safetensors.torch import load_file
+
+    (file,) = store.path(f"{FOLDER}/merged").glob("*.safetensors")
+    tensors = load_file(file)
+    return torch.cat([tensors[name].flatten().double() for name in sorted(tensors)])
+
+
+def trained(
+    store: Store, recipe: Recipe, name: str = "test"
+) -> tuple[dict[str, Any], torch.Tensor]:
+    """The metrics of the stage, and the weights that it leaves."""
+    context = StageContext(recipe, store, "test", Progress())
+    result = in_process(context, "rm", name)["rm"]
+    return result, outputs(store)
+
+
+def test_it_learns_the_ratings_and_leaves_three_models(
+    after_sft: Store, recipe: Recipe, rated: dict[str, Any], tmp_path: Path
+) -> None:
+    sft_before = after_sft.digest(layout.checkpoint("sft").folder)
+    small = with_rm(recipe, tmp_path, rated, epochs=6)
+    found, _ = trained(after_sft, small, "learns")
+    assert found["loss_last"] < found["loss_first"]
+    assert found["pairs"]["ratings"] == 1.0
+    assert found["heldout"]["correctness"]["r"] > 0.9
+    assert found["left_out_because"] == {
+        "without a preference": pytest.approx(5, abs=1)
+    }
+    for folder in ("adapter", "merged", "scalar"):
+        assert after_sft.exists(f"{FOLDER}/{folder}")
+    lineage = after_sft.read_json(layout.checkpoint("rm").lineage)
+    assert lineage["parent"] == "../sft"
+    assert lineage["weights"] == small.rm.weights  # type: ignore[union-attr]
+    assert after_sft.digest(layout.checkpoint("sft").folder) == sft_before
+
+    import transformers
+
+    scalar = transformers.AutoModelForSequenceClassification.from_pretrained(
+        after_sft.path(f"{FOLDER}/scalar")
+    )
+    assert scalar.config.num_labels == 1
+
+
+def test_passes_layout_and_order_of_a_batch_change_nothing(
+    after_sft: Store, recipe: Recipe, rated: dict[str, Any], tmp_path: Path
+) -> None:
+    """One step over all rows gives the same weights, however it is computed."""
+    variants = [
+        {"micro_batch": 48, "packing": False},
+        {"micro_batch": 1, "packing": False},
+        {"micro_batch": 5, "packing": True},
+    ]
+    weights = []
+    for number, variant in enumerate(variants):
+        small = with_rm(recipe, tmp_path, rated, batch=64, epochs=2, **variant)
+        weights.append(trained(after_sft, small, f"variant{number}")[1])
+    for other in weights[1:]:
+        assert torch.allclose(other, weights[0], atol=2e-5)
+
+
+def test_no_heldout_prompt_is_trained_on_in_either_data_set(
+    after_sft: Store, recipe: Recipe, rated: dict[str, Any], tmp_path: Path
+) -> None:
+    small = with_rm(recipe, tmp_path, rated)
+    context = StageContext(small, Store(tmp_path / "run"), "test", Progress())
+    rated_rows.ensure(context)
+    heldout = rated_rows.read_heldout(context.store)
+    prompts = {row.prompt[0]["content"] for row in heldout.ratings}
+    assert prompts == {row.prompt[0]["content"] for row in heldout.preferences}
+    assert len(prompts) == 4
+    for kind in ("ratings", "preferences"):
+        path = context.store.path(layout.rated(kind, "train"))
+        import pyarrow.parquet as pq
+
+        rows = pq.read_table(path).to_pylist()
+        assert rows
+        assert not prompts & {row["prompt"][0]["content"] for row in rows}
+
+
+def test_a_row_that_fills_the_context_is_left_out_and_counted(
+    after_sft: Store, recipe: Recipe, rated: dict[str, Any], tmp_path: Path
+) -> None:
+    longer = [dict(row) for row in rated["ratings"]]
+    longer += [{**longer[-1], "prompt": f"{n} " * 400} for n in range(8)]
+    rows = {**rated, "ratings": longer}
+    found, _ = trained(after_sft, with_rm(recipe, tmp_path, rows), "long")
+    assert found["left_out_because"]["longer than max_length"] in range(1, 9)
+
+
+def test_without_rows_it_says_so(
+    after_sft: Store, recipe: Recipe, rated: dict[str, Any], tmp_path: Path
+) -> None:
+    from bezoar_ray.train import training_stages
+
+    small = with_rm(recipe, tmp_path, rated)
+    seeds = small.seeds.model_copy(update={"helpsteer": (), "preferences": ()})
+    empty = small.model_copy(update={"seeds": seeds})
+    context = StageContext(empty, after_sft, "test", Progress())
+    with pytest.raises(BezoarError, match=r"rm: .*seeds.helpsteer"):
+        training_stages.run(replace(context, stage="rm"))
