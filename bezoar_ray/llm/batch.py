@@ -53,6 +53,7 @@ T = TypeVar("T")
 
 # OpenAI accepts 50,000 requests and 200 MB per batch.
 _MAX_REQUESTS = 50_000
+# 190 MiB are 199.2 of the provider's decimal megabytes.
 _MAX_BYTES = 190 * 2**20
 _ENDPOINT: Final = "/v1/chat/completions"
 _POLL_SECONDS = 30.0
@@ -104,12 +105,14 @@ class BatchClient(LedgerClient):
 
     async def _request(self, key: str, messages: Messages, sampling: Sampling) -> Reply:
         if key in self._failed:
+            # A row's chain is run again after each batch, and asks for the same key.
             raise CallFailed(self._failed[key])
         body = {
             "model": self._section.model,
             "messages": messages,
             **sampling_parameters(self._section.model, sampling),
         }
+        # The key as `custom_id`, so that an answer finds its call even after a crash.
         line = {"custom_id": key, "method": "POST", "url": _ENDPOINT, "body": body}
         most = cost_at_most(messages, sampling, self._section)
         self._enqueue(key, _Request(orjson.dumps(line) + b"\n", most))
@@ -132,6 +135,8 @@ class BatchClient(LedgerClient):
             if name in batch_ids:
                 await self._collect(name, batch_ids[name], calls)
             else:
+                # The process died between record and creation: nothing was sent, so
+                # nothing is owed.
                 self._write_record(name, {}, over=True)
 
     async def send_and_wait(self) -> None:
@@ -143,6 +148,8 @@ class BatchClient(LedgerClient):
         self._send_queue()
         sending = self._sending
         self._sending = []
+        # All of them: a batch whose sibling failed is paid for, so
+        # its answers are taken.
         results = await asyncio.gather(*sending, return_exceptions=True)
         faults = [result for result in results if isinstance(result, BaseException)]
         if not faults:
@@ -180,6 +187,8 @@ class BatchClient(LedgerClient):
         try:
             for key, request in requests.items():
                 if self._quota:
+                    # Not patient: what would be waited for is the money that
+                    # this batch itself holds.
                     await self._quota.take(request.most, patient=False)
                 reserved[key] = request.most
         except BudgetReached as error:
@@ -190,6 +199,7 @@ class BatchClient(LedgerClient):
             used = await self._send(data, reserved)
             if self._quota:
                 for key, most in reserved.items():
+                    # Calls without an answer in either file are not billed.
                     self._quota.record_usage(most, used.get(key, Cost()))
         if budget_reached:
             raise budget_reached
@@ -198,11 +208,15 @@ class BatchClient(LedgerClient):
         """Send one batch, and return the cost of each call that it answers."""
         name = uuid.uuid4().hex
         calls = {key: most.usd for key, most in reserved.items()}
+        # A batch of a command that was replaced would be paid for and never read.
         await self._ledger.check_owner()
+        # Before the upload: from here on a crash leaves a trace that
+        # the next process follows.
         self._write_record(name, calls, over=False)
         input_file = (f"{name}.jsonl", data)
         upload = partial(self._client.files.create, file=input_file, purpose="batch")
         file = await self._retry(upload)
+        # An upload that is repeated costs nothing. A batch that is created twice does.
         batch_id = await self._retry(partial(self._create, name, file.id))
         return await self._collect(name, batch_id, calls)
 
@@ -249,8 +263,12 @@ class BatchClient(LedgerClient):
             try:
                 return await request()
             except openai.APIStatusError as error:
+                # The same table of faults as for live calls, as an empty
+                # account is one here, too.
                 fault = status_exception(error.response, self._section)
                 if not isinstance(fault, TryAgain) or tries == _MAX_RETRIES:
+                    # There is no row here that could fail: a refusal of
+                    # the batch ends the stage.
                     if isinstance(fault, CallFailed | TryAgain):
                         fault = BezoarError(str(fault))
                     raise fault from error
@@ -286,6 +304,7 @@ class BatchClient(LedgerClient):
         batch = await self._wait_for_batch(batch_id)
         used: dict[str, Cost] = {}
         faults: dict[str, Exception] = {}
+        # Expired or refused calls are in the second file, answered ones in the first.
         for file_id in (batch.output_file_id, batch.error_file_id):
             if not file_id:
                 continue
@@ -299,14 +318,21 @@ class BatchClient(LedgerClient):
                     else:
                         faults[line["custom_id"]] = result
                 used |= await self._record_replies(replies, calls)
+        # Only after the answers are durable: a crash before this line reads them again.
         self._write_record(name, {}, over=True)
+        # It failed as a whole, before any of its calls: the file
+        # or the model is refused.
         if batch.status == "failed" and not used:
             errors = redact_key(_error_text(batch), self._section)
             raise BezoarError(
                 f"{self._section.model}: batch {batch_id} was refused: {errors}"
             )
         if not self._ledger.has_answers:
+            # Once anything was answered, the recipe works, and
+            # refusals are the rows' own.
             _check_not_all_refused(calls, faults)
+        # A batch that expires after 24 h answers some of its calls;
+        # the rest go out again.
         no_answer = TryAgain(f"batch {batch.status} without an answer")
         for key in calls.keys() - used.keys():
             self._note_failure(key, faults.get(key, no_answer))

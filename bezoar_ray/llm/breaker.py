@@ -82,6 +82,7 @@ class CircuitBreaker:
         try:
             yield
         except CallFailed as fault:
+            # An endpoint that refuses a call is alive.
             self._record_sign_of_life()
             if isinstance(fault, Refused):
                 self._record_refusal(fault)
@@ -104,13 +105,18 @@ class CircuitBreaker:
     async def _wait_while_open(self) -> bool:
         """Wait until an attempt may go out; True if it probes and owns the lock."""
         while self.is_open:
+            # One call probes and all others wait for it, or the first sign of recovery
+            # would be met by all of them at once.
             await self._probe.acquire()
+            # The probe before this one may have closed the circuit meanwhile.
             if not self.is_open:
                 self._probe.release()
                 continue
             try:
                 await asyncio.sleep(self._probe_wait)
             except BaseException:
+                # Also if it is cancelled: a lock that nobody frees would
+                # hold all calls forever.
                 self._probe.release()
                 raise
             self._probe_wait = min(_MAX_PROBE_WAIT, 2 * self._probe_wait)
@@ -148,6 +154,7 @@ class CircuitBreaker:
             self._limited_since = now
         requested_wait = fault.after or 0.0
         limited_for = now - self._limited_since
+        # A wait that is longer than that is not even begun.
         if limited_for > self._patience or requested_wait > self._patience:
             raise BezoarError(
                 f"{self._name} takes no more calls for now: {fault}. It asks to wait "
@@ -161,6 +168,7 @@ class CircuitBreaker:
         if self._opened_at is None:
             if is_first:
                 self._history.append(False)
+            # One or two faults at the very start are no sign of an outage.
             is_full = len(self._history) == _HISTORY
             failed = self._history.count(False)
             if is_full and failed > _FAILED_SHARE * _HISTORY:
@@ -176,6 +184,8 @@ class CircuitBreaker:
 
     def _close(self) -> None:
         if self.is_open:
+            # The faults of an outage that is over would open it again
+            # at the next single one.
             self._history.clear()
         self._history.append(True)
         self._opened_at = None

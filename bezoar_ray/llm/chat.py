@@ -204,4 +204,5 @@ class TryAgain(Exception):
         super().__init__(reason)
         self.after = after
         self.limited = limited
+        # A 429 comes before any work, so it counts as free.
         self.billed = (0, 0) if limited else billed

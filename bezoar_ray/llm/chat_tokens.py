@@ -37,6 +37,8 @@ class ControlTokens:
         tokens = [
             token.content
             for token in backend.get_added_tokens_decoder().values()
+            # Added tokens that are not special, such as runs of
+            # spaces, are ordinary text.
             if token.special
         ]
         self._placeholders = {
@@ -67,6 +69,8 @@ class ControlTokens:
         from tokenizers import Tokenizer
 
         tree = json.loads(self._backend.to_str())
+        # tokenizer.json may hold the settings of its last use, which
+        # would cut or pad here.
         tree["truncation"] = None
         tree["padding"] = None
         for token in tree["added_tokens"]:
@@ -120,6 +124,7 @@ def control_tokens_of(tokenizer: "PreTrainedTokenizerBase") -> ControlTokens:
     return _control_tokens(tokenizer.backend_tokenizer)
 
 
+# The copy is made of the tokenizer's whole JSON, so it is made once.
 @lru_cache(maxsize=8)
 def _control_tokens(backend: "Tokenizer") -> ControlTokens:
     return ControlTokens(backend)
@@ -184,14 +189,17 @@ def _encode_with_placeholders(
             texts[name] = options[name]
     control_tokens = control_tokens_of(tokenizer)
     swapped_texts = control_tokens.swap(texts)
+    # Nearly all conversations: they take transformers' own way, without any change.
     if swapped_texts == texts:
         return None
     template = tokenizer.get_chat_template(
         options.get("chat_template"), options.get("tools")
     )
+    # In the order in which transformers merges them.
     settings = tokenizer.special_tokens_map | options | swapped_texts
     settings["chat_template"] = template
     (rendered,), assistant_spans = render_jinja_template(**settings)
+    # The template has written `<s>` itself; the tokenizer would add a second one.
     encoding = control_tokens.placeholder_tokenizer.encode(
         control_tokens.swap(rendered), add_special_tokens=False
     )

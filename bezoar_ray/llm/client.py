@@ -34,6 +34,7 @@ from bezoar_ray.recipe import ModelSection
 from bezoar_ray.runtime.logs import current_row, event
 from bezoar_ray.store import Store
 
+# Other waits than those of a 429, whose Retry-After the rate control obeys in full.
 _MAX_RETRY_WAIT = 60.0  # seconds
 _SUSPECT_DEATHS = 2
 """Engines that died with a call in flight: from then on, it runs without company."""
@@ -92,6 +93,7 @@ class LedgerClient(ABC):
         sampling: Sampling | None = None,
     ) -> Reply:
         """Answer one call, from the ledger or by the model; see `Chat`."""
+        # A context variable, since log lines of nested calls do not know their row.
         current_row.set(row)
         sampling = sampling or self._sampling
         key = call_key(self._identity, messages, sampling, row, step, sample, attempt)
@@ -124,6 +126,7 @@ class ModelClient(LedgerClient):
     ):
         super().__init__(model.identity, ledger, section, quota)
         self._model = model
+        # Per process: limits of the whole cluster are the quota's.
         self._slots = asyncio.Semaphore(section.max_in_flight)
         self._suspects = asyncio.Lock()
         self._rate = AdaptiveConcurrency()
@@ -155,6 +158,8 @@ class ModelClient(LedgerClient):
                 return await self._attempt(key, messages, sampling, is_first)
             except TryAgain as fault:
                 if fault.limited:  # the rate control makes the next attempt wait
+                    # A 429 uses no retry up: a busy hour of the
+                    # provider must not fail rows.
                     continue
                 # While the circuit is open, the fault is the endpoint's, not the call's.
                 if not self._breaker.is_open:
@@ -183,11 +188,19 @@ class ModelClient(LedgerClient):
                     raise self._stopped_by
                 if self._quota:
                     await self._quota.take(reserved)
+                # Granted but not sent: if it is cancelled from here on, all
+                # goes back to the quota.
                 used = Cost()
                 request = await self._rate.admit()
+                # The waits above may have taken minutes, in which another
+                # command may own the run.
                 await self._ledger.check_owner()
+                # Free calls of an endpoint need no intent: there is no money in it, and
+                # no engine that could die of it. It saves an fsync per call.
                 if reserved.usd or not self._section.base_url:
                     await self._ledger.intend(key, reserved.usd)
+                # From here on the provider may charge for it, even if
+                # this task is cancelled.
                 used = reserved
                 try:
                     reply = await self._model.complete(messages, sampling)
@@ -195,9 +208,11 @@ class ModelClient(LedgerClient):
                     used = self._record_fault(key, request, fault, reserved)
                     raise
             used = cost_of(reply, reserved, self._section)
+            # Outside of the slot: the next call goes out during the fsync.
             await self._ledger.record_usage(key, self._section.model, reply, used.usd)
             return reply
         except (TryAgain, CallFailed):
+            # The row's failure is acted on only after its cost is durable.
             await self._ledger.flushed()
             raise
         except Exception as fault:
@@ -206,6 +221,8 @@ class ModelClient(LedgerClient):
             await self._ledger.flushed()
             raise
         finally:
+            # Whatever happened: dollars that stay reserved would be
+            # lost to all other calls.
             if self._quota and used is not None:
                 self._quota.record_usage(reserved, used)
 
@@ -223,6 +240,7 @@ class ModelClient(LedgerClient):
         # An endpoint does not die of a call.
         deaths = 0 if self._section.base_url else self._ledger.deaths(key)
         if deaths >= _DEADLY_DEATHS:
+            # Fails the row and not the run: one prompt must not take a stage with it.
             raise CallFailed(f"{deaths} engines died while they answered this call")
         is_suspect = deaths >= _SUSPECT_DEATHS
         if is_suspect:
@@ -297,6 +315,7 @@ def open_client(
     endpoint = OpenAIEndpoint(section) if section.base_url else None
     ledger = Ledger(root, role, session, index)
     deaths = ledger.fruitless_deaths
+    # Times the actors: those that live count as well, until their first answer.
     if deaths > _MAX_FRUITLESS_DEATHS * section.most_actors:
         log = Store(root).log(f"{role}.log")
         raise BezoarError(
@@ -304,6 +323,8 @@ def open_client(
             f"see {log}. Give the model more memory or fewer calls at a time "
             "(max_in_flight), and run the same command again"
         )
+    # Last: an engine takes up to a minute to start, which a
+    # refusal should not wait for.
     model = endpoint or VllmEngine(section)
     if identity:
         model.identity = identity
@@ -324,6 +345,7 @@ def cost_at_most(messages: Messages, sampling: Sampling, section: ModelSection) 
 
 def cost_of(reply: Reply, reserved: Cost, section: ModelSection) -> Cost:
     """Return the cost of an answer: the upper bound if the endpoint counts no tokens."""
+    # Some servers leave `usage` out. A budget must hold against them, too.
     if not reply.tokens_in:
         return reserved
     tokens = reply.tokens_in + reply.tokens_out
@@ -346,5 +368,6 @@ def cost_of_fault(fault: Exception, reserved: Cost, section: ModelSection) -> Co
 def _retry_wait(failures: int, requested: float | None) -> float:
     """Seconds before the next attempt: the server's wish, or doubling with jitter."""
     if requested is None:
+        # Jitter, since calls that failed together would else come back together.
         requested = 2 ** max(0, failures - 1) * random.uniform(0.5, 1.0)
     return min(_MAX_RETRY_WAIT, requested)

@@ -88,6 +88,8 @@ class OpenAIEndpoint:
             raise connection_exception(error, section) from error
         if not response.is_success:
             raise status_exception(response, section)
+        # Before it is parsed: answers go into the ledger, and parts
+        # of them into messages.
         content = redact_key(response.content.decode(errors="replace"), section)
         return read_answer(content.encode(), self._name, section.api_key_env)
 
@@ -102,6 +104,7 @@ def status_exception(response: "Response", section: ModelSection) -> Exception:
     try:
         body = orjson.loads(content)
     except ValueError:
+        # A proxy in between answers with HTML or plain text.
         body = content
     fault = read_fault(response.status_code, body)
     after = retry_after_seconds(response.headers)
@@ -126,6 +129,7 @@ def connection_exception(error: Exception, section: ModelSection) -> Exception:
             f"{section.base_url}: {message}. The request cannot be sent: "
             f"check base_url and {key_name}"
         )
+    # Once the request is out, an answer may have been made, charged for and lost.
     billed = (0, 0) if kinds & _NOT_SENT else None
     return TryAgain(f"{section.base_url}: {message}", billed=billed)
 
@@ -154,6 +158,7 @@ def open_openai_client(
 
     return AsyncOpenAI(
         base_url=section.base_url,
+        # The client does not open without a key, while local servers ask for none.
         api_key=api_key(section) or "none",
         max_retries=0,
         timeout=section.timeout,
@@ -237,6 +242,7 @@ def retry_after_seconds(headers: Mapping[str, str]) -> float | None:
     OpenAI's header in milliseconds comes first, then Retry-After as a number or a date.
     """
     for name, scale in (("retry-after-ms", 1000.0), ("retry-after", 1.0)):
+        # A header that is missing is an empty text here, which is no number either.
         with contextlib.suppress(ValueError):
             return max(0.0, float(headers.get(name, "")) / scale)
     with contextlib.suppress(ValueError):

@@ -111,6 +111,7 @@ class VllmEngine:
         from vllm.usage.usage_lib import UsageContext
         from vllm.v1.engine.async_llm import AsyncLLM
 
+        # Before the engine: it concerns the children that start from now on.
         bind_children()
         self.identity = identity(section)
         self._template = section.template
@@ -163,6 +164,8 @@ class VllmEngine:
         loop = asyncio.get_running_loop()
         ids = await loop.run_in_executor(self._tokenizer_thread, self._encode, messages)
         remaining = self._context_length - len(ids)
+        # A call that asks for fewer tokens than that, as a
+        # comparison does, needs no more.
         if remaining < min(sampling.max_tokens, _LEAST_ANSWER):
             raise PromptTooLong(
                 f"prompt of {len(ids)} tokens in a context of {self._context_length}"
@@ -217,6 +220,7 @@ def _sampling_params(sampling: Sampling, max_tokens: int) -> "SamplingParams":
         temperature=sampling.temperature,
         top_p=sampling.top_p,
         max_tokens=max_tokens,
+        # One output for each call, not one for each token that wakes the event loop.
         output_kind=RequestOutputKind.FINAL_ONLY,
         # Decoded once at the end: vLLM would decode after every token.
         detokenize=False,

@@ -64,6 +64,8 @@ def call_key(
 
     Endpoint, API key, prices and concurrency are left out: they change no answer.
     """
+    # `row` and `attempt` are part of it: equal prompts of two rows, or a repeated
+    # question after an unreadable verdict, need answers of their own.
     call = [identity, messages, _parameters(sampling), row, step, sample, attempt]
     canonical = orjson.dumps(call, option=orjson.OPT_SORT_KEYS)
     return hashlib.sha256(canonical).hexdigest()[:32]
@@ -114,6 +116,7 @@ class Ledger:
         if index is None:
             index = LedgerIndex.of(earlier_segments(segments, session))
         self._index = index
+        # New segments are expected, since other actors have begun. A lost one is not.
         missing = set(index.writers) - segments.keys()
         if missing:
             raise BezoarError(
@@ -124,8 +127,12 @@ class Ledger:
         # A segment's position in this list is the number in its answers' locations.
         self._segments = [segments.pop(writer) for writer in index.writers]
         for writer, segment in segments.items():
+            # Not in the index: written since the driver made it, by
+            # actors of this command.
             self._read_segment(segment, is_of_session=writer.startswith(session))
             self._segments.append(segment)
+        # A name of its own for each writer: no file has two, so
+        # that appends need no lock.
         writer = f"{session}-{uuid.uuid4().hex[:8]}"
         self._segment = ledger_files.create_segment(self._store, f"{folder}/{writer}")
         self._segments.append(self._segment.reader)
@@ -149,6 +156,7 @@ class Ledger:
         location = self._locate(key)
         if location is None:
             return None
+        # Not awaited: a lost `hit` costs a count in the summary, and no money.
         self._append({"hit": key})
         segment = self._segments[location >> OFFSET_BITS]
         segment.seek(location & _OFFSET_MASK)
@@ -187,6 +195,7 @@ class Ledger:
         """Record an answer and its cost, durably. Only then may it be used."""
         line = {"reply": key, "model": model, "answer": reply, "usd": usd}
         offset = await self._append(line)
+        # After the fsync: a location that `find` sees is that of a durable answer.
         self._locations[bytes.fromhex(key)] = self._number << OFFSET_BITS | offset
 
         add = self.metrics.add
@@ -199,17 +208,22 @@ class Ledger:
         """Record an attempt without an answer and its cost; durable after `flushed`."""
         self.metrics.add("bezoar_calls", model=model, outcome="failed")
         self.metrics.add("bezoar_dollars", usd, model=model)
+        # Not awaited, since it is called in `except`: the client awaits `flushed`
+        # later. If the line is lost, the open intent counts as spent.
         self._append({"failed": key, "model": model, "error": error, "usd": usd})
 
     async def flushed(self) -> None:
         """Wait until all lines so far are durable, or known not to be."""
         if self._last_line:
+            # `wait` does not raise: calls whose lines are lost learn of it by their own
+            # futures. Lines are written in order, so the last one stands for all.
             await asyncio.wait([self._last_line])
 
     async def close(self) -> None:
         """Write the last lines and end the segment."""
         self.metrics.tell()
         if self._writer:
+            # What is queued was paid for, so it is written before the segment ends.
             await asyncio.wait([self._writer])
         self._segment.close()
         for segment in self._segments:
@@ -243,6 +257,8 @@ class Ledger:
             return
         died_with = +in_flight  # unary plus keeps the counts above zero
         self._deaths.update(died_with)
+        # A writer that answered something can work: its death
+        # says nothing of the model.
         if died_with and not has_answers:
             self._fruitless_deaths += 1
 
@@ -256,6 +272,8 @@ class Ledger:
         written = asyncio.get_running_loop().create_future()
         self._unwritten.append((line, written))
         self._last_line = written
+        # No task waits while there is nothing to write, so none
+        # is left over at the end.
         if self._writer is None or self._writer.done():
             self._writer = asyncio.create_task(self._write_lines())
         return written
@@ -264,10 +282,14 @@ class Ledger:
         """Commit queued lines until there are none."""
         loop = asyncio.get_running_loop()
         while self._unwritten:
+            # Taken before the first await: lines that come during the
+            # fsync form the next batch.
             batch = self._unwritten
             self._unwritten = []
             data = b"".join(line for line, _ in batch)
             try:
+                # In a thread: an fsync takes milliseconds, a PUT tenths of a second,
+                # and the event loop serves all other calls meanwhile.
                 offset = await loop.run_in_executor(None, self._commit, data)
             except Exception as error:
                 for _, written in batch:
@@ -278,10 +300,13 @@ class Ledger:
                 if not written.done():
                     written.set_result(offset)
                 offset += len(line)
+            # After the futures: callers go on at once, and only the next PUT waits.
             await asyncio.sleep(self._segment.pause)
 
     def _commit(self, data: bytes) -> int:
         """Write lines durably if this session still owns the run directory."""
+        # Also after the last check a second ago: an actor that a lost driver left
+        # behind would write into the ledger of the command that took over.
         self._check_owner()
         return self._segment.append(data)
 
@@ -289,6 +314,8 @@ class Ledger:
         try:
             owner = self._store.read(SESSION).decode()
         except FileNotFoundError:
+            # The orchestrator writes the file; a ledger that is
+            # opened by itself has none.
             owner = self._session
         if owner != self._session:
             raise BezoarError(
@@ -333,6 +360,7 @@ def _account_of_role(
         total.merge(account)
         if writer.startswith(session):
             last_run.merge(account)
+    # A batch in progress has no lines in a segment yet, but its money is reserved.
     for batch in store.list(f"{folder}/batches", ".json"):
         total.add_batch(store.read_json(batch)["calls"])
     summary: dict[str, Any] = total.summary()
@@ -347,6 +375,7 @@ def _account_of_segment(
     size = segment.seek(0, os.SEEK_END)
     if key in known:
         known_size, account = known[key]
+        # Segments only grow, so an equal size means equal content.
         if size == known_size:
             return account
     segment.seek(0)
@@ -376,8 +405,10 @@ class _Account:
                 self.counts["from_ledger"] += 1
             else:
                 key = entry.get("reply") or entry["failed"]
+                # Calls without a price have written no intent.
                 open_intents.pop(key, None)
                 self._add_attempt(entry)
+        # The provider may have charged for calls whose answers were lost in a crash.
         self.usd += sum(open_intents.values())
         self.counts["attempts"] += len(open_intents)
 
@@ -397,6 +428,7 @@ class _Account:
 
     def summary(self) -> dict[str, float]:
         """Return the totals as they are in summary.json."""
+        # Dollars to the millionth: a sum of floats would end in noise.
         return self.counts | {"usd": round(self.usd, 6)}
 
     def _add_attempt(self, entry: dict[str, Any]) -> None:

@@ -57,6 +57,7 @@ def create_segment(store: Store, name: str) -> Segment:
 
 def open_segments(store: Store, folder: str) -> Iterator[tuple[str, BinaryIO]]:
     """Open the segments of a folder, with their writers' names, sorted by these."""
+    # Zero-padded numbers: the order of names is the order of a bucket's objects.
     paths = sorted(store.path(folder).glob("*.jsonl"))
     by_writer = groupby(paths, key=lambda path: path.name.partition(".")[0])
     for writer, series in by_writer:
@@ -64,6 +65,8 @@ def open_segments(store: Store, folder: str) -> Iterator[tuple[str, BinaryIO]]:
         if not others:
             yield writer, open(first, "rb")
             continue
+        # One offset in the whole segment then finds an answer, as in a file. An unnamed
+        # file vanishes with the process.
         joined = tempfile.TemporaryFile(prefix="bezoar_ray-")
         for path in (first, *others):
             with open(path, "rb") as file:
@@ -90,6 +93,7 @@ class FileSegment(Segment):
     def __init__(self, store: Store, name: str):
         path = store.path(f"{name}.jsonl")
         path.parent.mkdir(parents=True, exist_ok=True)
+        # Unbuffered: fsync does not see what Python still holds.
         self._file = open(path, "ab", buffering=0)
         self.reader = open(path, "rb")
 
@@ -98,8 +102,10 @@ class FileSegment(Segment):
         unwritten = memoryview(data)
         size = None
         try:
+            # A writer's own file: nothing else appends, so its size is the offset.
             size = os.fstat(descriptor).st_size
             while unwritten:
+                # A raw write may take a part only, as on a disk that is almost full.
                 written = self._file.write(unwritten)
                 unwritten = unwritten[written:]
             os.fsync(descriptor)
@@ -129,15 +135,19 @@ class ObjectSegment(Segment):
         self._number = 0
         self._last_object = b""
         scheme = str(store.root).partition("://")[0]
+        # Each PUT is billed, and an object is written whole: gather lines in between.
         self.pause = _PAUSE_IN_BUCKET[scheme]
+        # Answers of this session are read back from here, not by a GET for each.
         self._copy = tempfile.NamedTemporaryFile(prefix="bezoar_ray-", suffix=".jsonl")
         self.reader = open(self._copy.name, "rb")
 
     def append(self, data: bytes) -> int:
         whole_object = self._last_object + data
         path = f"{self._name}.{self._number:06}.jsonl"
+        # The copy comes after the PUT: an answer that `find` can read must be durable.
         self._store.replace(path, whole_object)
         self._last_object = whole_object
+        # A full object is never written again, which bounds the bytes of each PUT.
         if len(whole_object) >= _OBJECT_BYTES:
             self._number += 1
             self._last_object = b""

@@ -14,6 +14,7 @@ from bezoar_ray import layout
 from bezoar_ray.llm import ledger_files
 from bezoar_ray.store import Store
 
+# A signed integer of 64 bits leaves 19 for the segment, and 16 TiB for each of them.
 OFFSET_BITS = 44
 """A location is a segment's number and an offset in it, in one integer."""
 _KEY_BYTES = 16

@@ -69,6 +69,7 @@ class RunQuotaServer(QuotaServer):
         limits: dict[str, Limits],
         budgets: Sequence[BudgetLimit],
     ):
+        # A budget is one of the run directory: what all earlier commands spent counts.
         by_role = accounts(root, "")
         all_budgets = []
         for budget in budgets:

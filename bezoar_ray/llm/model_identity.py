@@ -27,6 +27,8 @@ def identity(section: ModelSection) -> str:
     the engine arguments that change an answer are added.
     """
     if section.base_url:
+        # An endpoint does not show its weights; only the recipe's
+        # revision tells two apart.
         return f"{section.model}@{section.revision or 'current'}"
     weights = _weights_identity(section)
     settings = orjson.dumps(

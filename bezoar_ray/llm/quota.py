@@ -88,6 +88,8 @@ class TokenBucket:
 
     def take(self, amount: float) -> None:
         """Take an amount out or, if it is negative, put it back."""
+        # It may fall below zero, by a call larger than the bucket or by more tokens
+        # than were reserved. Later calls then wait for it.
         self._level = min(self._size, self._level - amount)
 
 
@@ -138,6 +140,8 @@ class QuotaServer:
                 in flight may give back.
         """
         channel = self._channels[channel_name]
+        # asyncio's lock is first come, first served: a process with hundreds of calls
+        # cannot overtake one with a few.
         async with channel.turn:
             # Check again after each wait: other channels draw on the same budgets.
             while True:
@@ -148,6 +152,8 @@ class QuotaServer:
                 if wait <= 0:
                     break
                 await asyncio.sleep(wait)
+            # The first call has waited. The others go along only as far
+            # as they need not wait.
             self._reserve(channel, costs[0])
             granted = 1
             for cost in costs[1:]:
@@ -183,6 +189,8 @@ class QuotaServer:
     def _find_short_budget(self, limits: Limits, cost: Cost) -> str | None:
         """Return the first budget that a call could exceed."""
         for name in limits.budgets:
+            # Reserved dollars count as spent, as calls in flight may
+            # cost their upper bounds.
             left = self._budgets[name] - self._spent[name] - self._reserved[name]
             if cost.usd > left:
                 return name
@@ -208,6 +216,7 @@ class QuotaServer:
 
     async def _wait_for_report(self) -> bool:
         """Wait for a report of usage; False if none comes while any call could run."""
+        # A number and no flag: a report may come while the condition is being acquired.
         reports = self._reports
         async with self._reported:
             try:
@@ -253,6 +262,7 @@ class QuotaClient:
             return
         granted = asyncio.get_running_loop().create_future()
         self._waiting.append((cost, granted))
+        # One request at a time: calls that come meanwhile go along with the next one.
         if self._request is None or self._request.done():
             self._request = asyncio.create_task(self._request_calls())
         await granted

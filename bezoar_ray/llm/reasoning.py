@@ -48,16 +48,19 @@ def without_reasoning(text: str) -> str:
     """
     channels = _CHANNEL.findall(text)
     if channels:
+        # Without a final channel, the model was cut off while it reasoned.
         answers = [message for name, message in channels if name == "final"]
         return "".join(answers).strip()
     rest = text.lstrip()
     for opening, closing in _PAIRS:
         if rest.startswith(opening) and closing in rest:
             return _without_closed_pairs(rest)
+    # Only these tags are a template's. The others, left open, may be XML of an answer.
     for opening, closing in _PAIRS_OF_TEMPLATES:
         if rest.startswith(opening):
             return ""
         before, found_closing, after = text.partition(closing)
+        # With the opening tag before it, the pair is part of the answer.
         if found_closing and opening not in before:
             return after.strip()
     return text

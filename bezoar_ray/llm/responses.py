@@ -298,6 +298,7 @@ def read_reply(body: object, endpoint: str, key_name: str | None = None) -> Repl
     """
     fields = body if isinstance(body, dict) else {}
     choices = fields.get("choices")
+    # `n` is never asked for: several samples are calls of their own in the ledger.
     choice = choices[0] if isinstance(choices, list) and choices else {}
     if not isinstance(choice, dict):
         choice = {}
@@ -306,13 +307,16 @@ def read_reply(body: object, endpoint: str, key_name: str | None = None) -> Repl
     if error:
         # OpenRouter puts the status of the host behind it into the body.
         code = error.get("code") if isinstance(error, dict) else None
+        # Without a code it counts as a 500, which may pass.
         status = code if isinstance(code, int) and code >= 400 else 500
         fault = read_fault(status, {"error": error})
         raise _with_bill(to_exception(fault, endpoint, key_name), tokens)
     message = choice.get("message")
     if not isinstance(message, dict):
         raise TryAgain(f"{endpoint} answers without a choice: {_one_line(body)}")
+    # A server that gives no reason has ended by itself, as far as anyone knows.
     finish_reason = str(choice.get("finish_reason") or "stop")
+    # What was written until then would look like a whole answer.
     if finish_reason.lower() in ("error", "network_error"):
         raise TryAgain(f"{endpoint} ends its answer with an error", billed=tokens[:2])
     return Reply(_message_text(message), finish_reason, *tokens)
@@ -330,6 +334,7 @@ def _message_text(message: dict[str, object]) -> str:
 
     Parts that are reasoning, or not text, are left out.
     """
+    # A refusal is an answer: the gates reject it, and it was paid for.
     content = message.get("content") or message.get("refusal") or ""
     if isinstance(content, list):  # Mistral and others send parts
         content = "".join(_part_text(part) for part in content)
@@ -361,6 +366,7 @@ def _token_counts(usage: object) -> tuple[int, int, int]:
     tokens_in = _count(usage.get("prompt_tokens"))
     tokens_out = _count(usage.get("completion_tokens"))
     total = _count(usage.get("total_tokens"))
+    # Not below the reported figure: a total may be missing, and is 0 then.
     tokens_out = max(tokens_out, total - tokens_in)
     details = usage.get("completion_tokens_details")
     reasoning = 0

@@ -55,6 +55,7 @@ async def request_verdict(
     for attempt in range(_ATTEMPTS):
         reply = await chat(question, step=step, attempt=attempt, sampling=sampling)
         problem = cut_off_reason(reply)
+        # A reply that is cut off may hold a draft's verdict within its reasoning.
         value = None if problem else read(reply.text)
         if value is not None:
             return JudgeReply(value, reply.text)
@@ -70,6 +71,7 @@ def as_data(text: str, tags: str) -> str:
         text: The text that is judged.
         tags: A regular expression of the tags' names.
     """
+    # Look-alikes, so that the judge still sees what the text says.
     return re.sub(rf"<(/?)({tags})>", r"‹\1\2›", text, flags=re.IGNORECASE)
 
 
