@@ -33,5 +33,6 @@ def _is_accepted(verdicts: list[Verdict], section: Filter) -> bool:
         return mean(ratings) >= section.accept_rating
     votes = [verdict.status == "accepted" for verdict in verdicts]
     if section.combine == "majority":
+        # A tie is no majority.
         return 2 * sum(votes) > len(votes)
     return all(votes)

@@ -76,6 +76,7 @@ def start_reading(recipe: Recipe) -> "Benchmarks | ray.ObjectRef[Benchmarks] | N
         return read(recipe)
     import ray
 
+    # No CPU of its own: the model actors may hold all of them until their work is done.
     return ray.remote(num_cpus=0)(read).remote(recipe)
 
 

@@ -78,6 +78,7 @@ class Duplicates:
         self, task: str, response: str, rating: float, compared_with_seeds: bool
     ) -> None:
         digest = hashlib.sha256(normalize(task).encode()).digest()
+        # With 64 bits, a million rows have a chance of 3e-8 of a false duplicate.
         self._instruction_hashes.frombytes(digest[:8])
         self._signatures.frombytes(_signature(task, response))
         self._ratings.append(rating)
@@ -160,6 +161,7 @@ def _groups(keys: "NDArray[np.uint64]") -> "Iterator[NDArray[np.intp]]":
     """Yield the rows of each key that several rows have, in the order of the rows."""
     import numpy as np
 
+    # Stable, so that rows of a group stay in the order of their ids.
     order = np.argsort(keys, kind="stable")
     # Where the key changes in sorted order: the bounds of the groups.
     changes = np.flatnonzero(np.diff(keys[order])) + 1
@@ -178,6 +180,8 @@ def _keys(band: "NDArray[np.uint32]") -> "NDArray[np.uint64]":
 
     rng = np.random.default_rng(0)
     factors = rng.integers(1, 2**63, band.shape[1], dtype=np.uint64)
+    # An odd factor keeps all bits of a value. Bands that collide nevertheless only cost
+    # a comparison of signatures.
     odd_factors = factors | np.uint64(1)
     return (band.astype(np.uint64) * odd_factors).sum(axis=1, dtype=np.uint64)
 
@@ -194,4 +198,5 @@ def _signature(task: str, response: str) -> bytes:
     }
     sketch = MinHash(num_perm=_PERMUTATIONS)
     sketch.update_batch(list(triples))
+    # datasketch keeps hashes of 32 bits in 64-bit numbers.
     return sketch.hashvalues.astype(np.uint32).tobytes()

@@ -110,6 +110,7 @@ class FilterMetrics:
             judge_index,
             first.status,
             later.status,
+            # A rating may be a fraction, and kappa compares classes.
             round(first.rating),
             round(later.rating),
         )

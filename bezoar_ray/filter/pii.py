@@ -26,6 +26,7 @@ def holds_secrets(sample: Sample) -> bool:
     from detect_secrets.core.scan import scan_line
     from detect_secrets.settings import transient_settings
 
+    # detect-secrets keeps its settings in a global of the process.
     with transient_settings({"plugins_used": _detectors()}):
         for line in _text(sample).splitlines():
             if next(scan_line(line), None):

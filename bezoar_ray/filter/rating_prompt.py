@@ -124,6 +124,7 @@ def _as_verdict(value: object) -> tuple[float, str] | None:
 
 def _as_number(rating: object) -> float | None:
     """Return a rating given as a number or as text: `4`, `"4"`, `"4/5"`, `"4 of 5"`."""
+    # In Python, True is an int, and would be a rating of 1.
     if isinstance(rating, bool):
         return None
     if isinstance(rating, str):

@@ -31,6 +31,7 @@ def choose_rows(
 
     vectorizer = HashingVectorizer(n_features=_FEATURES, alternate_sign=False)
     vectors = vectorizer.transform(instructions)
+    # A fixed state, so that a rerun keeps the same rows.
     kmeans = MiniBatchKMeans(min(cap, _MAX_CLUSTERS), random_state=0, n_init=1)
     clusters = kmeans.fit_predict(vectors)
 

@@ -30,8 +30,10 @@ def _find_repeats(instructions: list[str], section: Meaning) -> list[bool]:
         model_path(section.model),
         revision=section.revision,
         device="cpu",
+        # Pickled weights can run code.
         model_kwargs={"use_safetensors": True},
     )
+    # Embedding models made of decoders may have no padding token.
     if model.tokenizer.pad_token is None:
         model.tokenizer.pad_token = model.tokenizer.eos_token
     vectors = model.encode(

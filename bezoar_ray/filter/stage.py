@@ -94,6 +94,7 @@ def write_filtered(
         NothingAccepted: No row is accepted; the files are written.
     """
     section = context.recipe.filter
+    # Malformed seeds are passed over: generate has counted and reported them.
     duplicates = Duplicates(
         sources.stream(context.recipe.seeds.dolly, "dolly", lambda _: None)
     )
@@ -101,6 +102,7 @@ def write_filtered(
     # and several passes over the rows follow.
     outcomes: list[tuple[str, str]] = []
     for sample in _decide(chain.from_iterable(sorter), section, benchmarks):
+        # Few reasons for many rows: interned, each text is in memory once.
         outcomes.append((sample.status, sys.intern(sample.reason)))
         if sample.status == "accepted":
             duplicates.add(sample)
@@ -113,6 +115,8 @@ def write_filtered(
 
     # Why each accepted row is rejected after all; empty where it stays.
     reasons = duplicates.find()
+    # After the duplicates by wording, which need no model. The cap comes last: it
+    # counts only rows that stay.
     if section.meaning:
         _mark_same_meaning(section.meaning, iter_accepted, reasons)
     for scheme, cap in section.cap.items():
@@ -120,6 +124,7 @@ def write_filtered(
 
     metrics = FilterMetrics(context.recipe.schemes, context.truth)
     files = SampleFiles(context.store, context.recipe.schemes, _STATUSES)
+    # In the order of ids, in which the sorter yields rows in every pass.
     remaining_outcomes = iter(outcomes)
     remaining_reasons = iter(reasons)
     for samples in sorter:
@@ -191,11 +196,13 @@ def _decide(
         if sample.status != "generated":
             yield sample
             continue
+        # The judges' actors found it, too, but pass rows on unmarked.
         rejecting_gate = find_gate(sample, section.gates)
         if rejecting_gate:
             yield sample.ended("rejected", rejecting_gate)
             continue
         sample = combine_verdicts(sample, section)
+        # Looking up all n-grams of a row is slow, and a rejected row needs none.
         if sample.status == "accepted" and benchmarks:
             benchmark = benchmarks.find(sample)
             if benchmark:

@@ -29,6 +29,8 @@ class RecordingChat:
         self._calls: dict[str, _Call] = {}
 
     async def __call__(self, messages: Messages, **options: Any) -> Reply:
+        # By the hash that a finished row carries: no scheme has to
+        # say which call wrote it.
         self._calls[prompt_hash(messages)] = _Call(messages, options)
         return await self._chat(messages, **options)
 
@@ -42,6 +44,7 @@ class RecordingChat:
         Returns:
             Up to `candidates - 1` rows, each with its own id.
         """
+        # A custom scheme may fill in a response by itself, without any call.
         if sample.status != "generated" or sample.prompt_hash not in self._calls:
             return []
         call = self._calls[sample.prompt_hash]
@@ -52,6 +55,8 @@ class RecordingChat:
 
     async def _make_candidate(self, sample: Sample, call: _Call, number: int) -> Sample:
         candidate = replace(sample, id=row_id(sample.id, "candidate", number))
+        # The number is part of the ledger's key; without it, the first
+        # answer is found again.
         options = call.options | {"sample": number}
         try:
             reply = await self._chat(call.messages, **options)

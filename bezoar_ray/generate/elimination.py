@@ -34,6 +34,7 @@ def answer_fault(answer: str) -> str | None:
     words = re.findall(r"\w+", answer.lower())
     if "sorry" in words and len(words) < _SHORT_ANSWER_WORDS:
         return "sorry"
+    # all() of no words is true: that is an answer of punctuation only.
     if all(word in stop_words() for word in words):
         return "stop_words"
     return None

@@ -49,6 +49,7 @@ async def run(
     The operations are drawn from the task's id, so a rerun draws the same ones.
     """
     rng = random.Random(task.id)
+    # Sorted, so that the order of the recipe's lines does not change what is drawn.
     operations, weights = zip(*sorted(section.operations.items()), strict=True)
     parent = task.seeds[0].task
     for epoch in range(1, section.epochs + 1):

@@ -50,6 +50,8 @@ def plan(
     if not indices:
         return
     for number in range(section.calls):
+        # Seeded by the call's number: with more calls, the earlier
+        # ones stay as they are.
         rng = random.Random(row_id(recipe_seed, name, number))
         # The paper shows three random examples in each call (`examples`).
         drawn = rng.sample(indices, min(section.examples, len(indices)))
@@ -118,6 +120,7 @@ async def run(
         for sample in slots:
             yield fail_call(sample, error)
         return
+    # Teachers write more than they were asked for; ids exist for `per_call` slots only.
     instructions = read_instructions(reply.text, reply.is_cut_off)[: section.per_call]
     # A reply without any instruction is kept in part, so that the report can show it.
     excerpt = "" if instructions else reply.text[:_SHOWN_CHARACTERS]
@@ -194,6 +197,7 @@ def _list_items(reply: str) -> list[str]:
         return []
     marked_lines = sum(1 for line in lines if marker.match(line))
     text_lines = sum(1 for line in lines if line.strip())
+    # One number or bullet alone is more likely part of a text.
     if marked_lines < 2:
         return []
     if marker is _BULLET and marked_lines < _BULLET_SHARE * text_lines:
@@ -250,6 +254,7 @@ def _without_numbers(texts: list[str]) -> list[str]:
         if match is None:
             return texts
         matches.append(match)
+    # A single number may be the instruction's own.
     if len(matches) < 2:
         return texts
     numbers = [int(match.group(1)) for match in matches]

@@ -37,11 +37,14 @@ def plan(
     queries = _usable_queries(seeds)
     drawn_by_mixture = []
     for mixture_name, mixture in sorted(section.mixtures.items()):
+        # Each sub-mixture draws for itself, so another one's
+        # settings do not matter to it.
         rng = random.Random(row_id(recipe_seed, name, mixture_name))
         drawn_by_mixture.append(_draw_queries(mixture, queries[mixture_name], rng))
     for index in islice(_in_turn(drawn_by_mixture), section.rows):
         seed = seeds[index]
         task_id = row_id(recipe_seed, name, seed.id)
+        # Seeded by the query alone: a recipe with more rows changes no message.
         system_message = random.Random(task_id).choice(allowed_system_messages(seed))
         draw = {"system_message": system_message}
         yield GenerationTask(task_id, name, recipe_seed, [seed], draw)
@@ -83,6 +86,7 @@ def allowed_system_messages(seed: Seed) -> tuple[int, ...]:
     They depend on its sub-mixture. Some are allowed only where the query has choices.
     """
     messages = ORCA_MESSAGES[seed.task_source]
+    # FLAN's templates write the choices of a query under OPTIONS.
     has_choices = seed.template_type == "zs_opt" or "OPTIONS:" in seed.instruction
     if has_choices:
         messages += ORCA_MULTIPLE_CHOICE.get(seed.task_source, ())
@@ -106,6 +110,7 @@ def _draw_queries(
     """Return the indices of one sub-mixture's queries in the order of drawing."""
     capped = []
     for _, indices in sorted(tasks.items()):
+        # The paper takes at most 300 queries per task of NIV2, a million of Flan 2021.
         count = min(len(indices), mixture.per_task or len(indices))
         capped.append(rng.sample(indices, count))
     pool = list(chain.from_iterable(capped))
@@ -123,6 +128,7 @@ def _draw_stratified(tasks: list[list[int]], rng: random.Random) -> Iterator[int
     remaining = [list(indices) for indices in tasks if indices]
     while remaining:
         picked = rng.randrange(len(remaining))
+        # `rng.sample` has put each task's queries in random order, so any end will do.
         yield remaining[picked].pop()
         if not remaining[picked]:
             del remaining[picked]

@@ -46,6 +46,7 @@ IN_DEPTH = {
     "concretise": "Replace its general notions by more specific ones.",
     "reasoning": "If it can be solved in a few simple steps, change it so that it "
     "explicitly asks for several steps of reasoning.",
+    # In the paper only: the authors' public script lacks it.
     "complicate_input": "Add input data in a structured form, such as a table, a list "
     "or code, that the task must work on.",
 }
@@ -63,6 +64,7 @@ def evolution_prompt(operation: str, instruction: str) -> Messages:
             f"#Given Prompt#:\n{instruction}\n\n"
             "#Created Prompt#:"
         )
+    # The 10 to 20 words, and tables and code left as they are, are the paper's.
     return _user(
         "Rewrite the #Given Prompt# below into a more complex version that people "
         "still understand and can answer. Keep every table, piece of code and input in "

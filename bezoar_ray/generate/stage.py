@@ -114,6 +114,7 @@ def plan_tasks(context: StageContext, scratch: str) -> PlannedTasks:
     # Ids as integers, which take less memory than text.
     seeds_used: dict[str, set[int]] = {scheme: set() for scheme in recipe.schemes}
     failed_seeds = _FailedSeeds(context)
+    # Seeds stay on the driver's disk; tasks are in `scratch`, which all nodes see.
     with tempfile.TemporaryDirectory(prefix="bezoar_ray-") as folder:
         seeds: dict[str, Sequence[Seed]] = {}
         for kind in recipe.seeds_in_use:
@@ -181,6 +182,7 @@ class _FailedSeeds:
         self.counts: Counter[str] = Counter()
         self._first_message = ""
         self._log = context.store.log(_FAILED_SEEDS)
+        # An earlier attempt has listed the same rows.
         self._log.unlink(missing_ok=True)
 
     def add(self, kind: str, message: str) -> None:

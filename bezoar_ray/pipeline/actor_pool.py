@@ -130,6 +130,7 @@ def stream_rows(
     if not branches:
         return
     stages = _all_stages(branches, downstream)
+    # Ray Data would wait forever for actors that no node can hold.
     _check_capacity(stages)
     graph = _build_graph(branches, downstream, context)
     output_type = stages[-1].output_type
@@ -138,6 +139,7 @@ def stream_rows(
     for encoded in encoded_blocks:
         block = decode_block(encoded, output_type)
         if block.error:
+            # The smallest blocks, of which an actor has the most under way.
             block_size = min(branch.block_size for branch in branches)
             _drain(encoded_blocks, _max_under_way(stages, block_size))
             raise block.error
@@ -207,10 +209,12 @@ def _build_graph(
         for stage_index, stage in enumerate(stages)
     ]
     outputs = []
+    # `configs` begins with the input stages, in the same order.
     for branch, config in zip(branches, configs, strict=False):
         numbers = [
             {"start": block.start, "stop": block.stop} for block in branch.blocks
         ]
+        # A Ray block for each of ours, so that an actor's task is one block.
         blocks = ray.data.from_items(numbers, override_num_blocks=len(numbers))
         config = replace(config, spool=branch.spool)
         outputs.append(_map_blocks(blocks, config, branch.block_size))
@@ -231,6 +235,7 @@ def _map_blocks(
 
     section = config.stage.section
     tasks = _tasks_per_actor(section, block_size)
+    # Ray Data overlaps the tasks of an actor only if its `__call__` is async.
     return blocks.map_batches(
         _ModelActor,
         fn_constructor_args=(config,),
@@ -267,6 +272,8 @@ def _max_under_way(stages: Sequence[ModelStage[Any, Any]], block_size: int) -> i
 
 def _iter_blocks(graph: "ray.data.Dataset") -> Iterator[dict[str, Any]]:
     """Run the graph and yield its encoded output blocks."""
+    # None gives blocks as they come. To fill batches, Ray would
+    # hold finished rows back.
     tables: Any = graph.iter_batches(batch_size=None, batch_format="pyarrow")
     for table in tables:
         yield from table.to_pylist()
@@ -277,6 +284,7 @@ def _drain(encoded_blocks: Iterator[object], under_way: int) -> None:
 
     They are paid for, whether or not anybody waits for the answer.
     """
+    # In a thread, since Ray's iterator takes no time limit.
     finish = threading.Thread(
         target=lambda: deque(islice(encoded_blocks, under_way), maxlen=0), daemon=True
     )
@@ -299,6 +307,8 @@ def _start_quota_server(
     # Ray does not restart it: a second server would not know which grants of the first
     # one are in use and not yet recorded.
     server = (
+        # A request may wait for minutes and every actor has one, so that many must fit
+        # in. It stays beside the driver: without it, no call can go out.
         ray.remote(RunQuotaServer)
         .options(num_cpus=0, max_concurrency=1000, scheduling_strategy=beside_driver())
         .remote(context.root, limits_of_channels, context.limits)

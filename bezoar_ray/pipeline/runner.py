@@ -67,6 +67,7 @@ def run_in_batches(
     """
     with (
         tempfile.TemporaryDirectory(prefix="bezoar_ray-") as folder,
+        # One event loop for all rounds, to which the client's connections belong.
         asyncio.Runner() as runner,
     ):
         waiting = Path(folder, "waiting.jsonl")
@@ -79,6 +80,8 @@ def run_in_batches(
                 with open(waiting, "rb") as file, open(deferred, "wb") as rest:
                     for line in file:
                         row = decode_row(line, stage.input_type)
+                        # One by one: a row only adds calls to a queue, so there is
+                        # nothing to overlap.
                         outputs = runner.run(_process(row, stage, client))
                         if outputs is None:
                             rest.write(line)
