@@ -50,6 +50,7 @@ def merge(model: "PeftModel") -> "PreTrainedModel":
     The product is computed in float32 and rounded once. Merging into 4-bit weights
     would lose precision and leave 4-bit layers.
     """
+    # safe_merge checks each sum for NaN before it replaces the weight.
     return model.merge_and_unload(safe_merge=True)
 
 

@@ -66,6 +66,7 @@ def merge_and_score(
     with store.writing(files.joined) as folder:
         joined = _join(chain, folder, job.recipe.base.model)
 
+    # Last, since a checkpoint counts as complete once it has its lineage.
     adapters.record(
         store,
         job.recipe,

@@ -178,6 +178,7 @@ def last_answer(
     encoded = encode(tokenizer, [*prompt, {"role": "assistant", "content": answer}])
     labels = encoded["labels"]
     end = len(labels)
+    # Tokens of the template may follow the answer, such as a line break.
     while end > 0 and labels[end - 1] == IGNORED:
         end -= 1
     begin = end

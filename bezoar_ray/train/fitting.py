@@ -163,8 +163,10 @@ class PassTrial:
             if not is_out_of_memory(error):
                 raise
             fitted = False
+        # The next trial must not find free memory in pieces of this one's sizes.
         if self._device.type == "cuda":
             torch.cuda.empty_cache()
+        # Passes are the same on all workers, so the tightest memory decides.
         return on_every_worker(fitted, self._device)
 
     def run(self, sequences: int, length: int) -> None:
@@ -176,11 +178,14 @@ class PassTrial:
         labels = ids.clone()
         labels[:, 0] = IGNORED
         gpus = [torch.cuda.current_device()] if device.type == "cuda" else []
+        # Dropout keeps its masks for the backward pass; evaluation
+        # would need less memory.
         self.model.train()
         # Dropout draws random numbers, and training must not depend on the trials.
         with torch.random.fork_rng(gpus):
             with self._autocast():
                 loss = trial_loss(self.model, ids, labels)
+            # Not backward(), which would leave gradients for the first step.
             torch.autograd.grad(loss, self._trained, allow_unused=True)
 
     @contextlib.contextmanager
@@ -230,6 +235,7 @@ def _compile(trial: PassTrial, section: Training, passes: Passes, steps: int) ->
         trial.run(1, _SHORT + 32)  # a second length compiles for any length
     except Exception as error:  # a compiler fails in many ways
         for layer in layers:
+            # This undoes Module.compile, for which torch has no function.
             layer._compiled_call_impl = None
         cause = first_line(error)[:_MESSAGE_CHARACTERS]
         passes.say(f"layers are not compiled: {type(error).__name__}: {cause}")
@@ -401,6 +407,7 @@ def _limit_tensors(limit: float) -> contextlib.AbstractContextManager[object]:
             result = function(*args, **(kwargs or {}))
             for storage in storages(result):
                 key = id(storage)
+                # Views and operations in place take no new memory.
                 if key in inputs or key in self._counted:
                     continue
                 self._count(key, storage.nbytes())

@@ -110,6 +110,7 @@ def fit(
         BezoarError: the training raised it, or it failed more often than
             `max_failures`; names the log.
     """
+    # Ray Train would wait forever for workers that no node can hold.
     check_capacity([of_workers(context.recipe.training(stage), stage)])
     fields = _run_fields(context, stage, data, inputs)
     name = row_id(orjson.dumps(fields, option=orjson.OPT_SORT_KEYS).decode())
@@ -123,6 +124,8 @@ def fit(
     thread.start()
     _watch(context, job, ended)
     result = context.store.read_json(f"{job.folder}/{RESULT}")
+    # Errors that no retry can help come as results: for one that a worker raises, Ray
+    # Train would start all workers again.
     if "error" in result:
         kind = RecipeError if result["recipe"] else BezoarError
         raise kind(result["error"])
@@ -150,6 +153,7 @@ def _run_fields(
     for name, value in recipe.base.fingerprint_fields().items():
         fields[f"base.{name}"] = value
     fields["seed"] = recipe.seed
+    # Each file's name has the fingerprint of its rows.
     fields["rows"] = [dataset.file for dataset in data]
     fields[_INPUTS] = context.store.digest(*inputs)
     return fields
@@ -162,6 +166,7 @@ def _begin_run(context: StageContext, job: Job, fields: dict[str, object]) -> No
     """
     runs = _runs(job)
     records = {f"{run}.json" for run in runs}
+    # The last attempt's `stop` among them, at which the workers would stop at once.
     _remove(job, _names(job) - runs - records)
     if job.name in runs:
         return

@@ -77,6 +77,8 @@ def train(
     total_steps = sum(_steps(data, section) for data in datasets)
     with packing.packed(model, row_layout):
         for data in datasets[train_state.dataset_index :]:
+            # It ended between two data sets: of the last one, only
+            # the adapter is needed.
             if resume_from and train_state.finished:
                 _load_adapter(model, resume_from)
             else:
@@ -86,6 +88,8 @@ def train(
                     model, partial(build_trainer, model, rows, settings)
                 )
                 trainer.layout = row_layout
+                # In this order: passes are chosen before anything is reported, and a
+                # step that is not finite ends training before it could be saved.
                 trainer.add_callback(fitting(trainer, job, data, passes, total_steps))
                 trainer.add_callback(
                     stop_if_not_finite(trainer, job, data, train_state.offset)
@@ -98,11 +102,15 @@ def train(
                     # the reference alone.
                     _load_adapter(model, resume_from)
                 trainer.train(resume_from_checkpoint=resume_from)
+                # Not raised in the callback, which ends before the last
+                # checkpoint is written.
                 if train_state.stopped:
                     raise BezoarError(
                         "stopped, with a last checkpoint. Run the same command "
                         "to resume"
                     )
+            # The next data set starts with the adapter, and with
+            # an optimizer of its own.
             resume_from = None
             train_state.offset += _steps(data, section)
             train_state.dataset_index += 1
@@ -123,6 +131,7 @@ def _choose_layout(job: Job, model: "PeftModel") -> Layout:
         failure = _flat_failure(job, model, row_layout)
         if failure:
             row_layout = Layout("padded", failure)
+    # Workers exchange metrics in each pass, so all of them must make the same ones.
     if on_every_worker(row_layout.flat, model_loading.device(job)):
         return row_layout
     return Layout("padded", row_layout.because or "another worker pads its rows")
@@ -149,6 +158,7 @@ def _flat_failure(job: Job, model: "PeftModel", row_layout: Layout) -> str:
             autocast,
         ):
             loss = packing.trial_loss(model, ids, labels=ids)
+        # Not backward(), which would leave gradients for the first step.
         torch.autograd.grad(loss, trained, allow_unused=True)
     except Exception as error:  # for example a kernel that this GPU lacks
         return f"a flat pass fails: {packing.first_line(error)}"
@@ -168,9 +178,11 @@ def _last_checkpoint() -> tuple[TrainState, str | None]:
     checkpoint = get_checkpoint()
     if checkpoint is None:
         return TrainState(), None
+    # A folder that this node sees is read in place; `to_directory` would copy it.
     is_remote = checkpoint.filesystem.type_name != "local"
     folder = checkpoint.to_directory() if is_remote else checkpoint.path
     train_state = TrainState.from_json((Path(folder) / STATE).read_bytes())
+    # The state was saved in order to stop, and would stop this attempt as well.
     return replace(train_state, stopped=False), str(folder)
 
 
@@ -205,6 +217,7 @@ def trainer_arguments(job: Job, data: TokenizedDataset) -> dict[str, object]:
     steps = _steps(data, section)
     on_gpu = section.gpus_per_worker > 0
     return {
+        # With a bucket, on the node's own disk: Ray Train uploads what is saved there.
         "output_dir": str(job.store.here(f"{job.folder}/work-{data.name}")),
         "num_train_epochs": section.epochs,
         # A worker's rows of a whole step; passes.py splits them.
@@ -325,6 +338,7 @@ def _share_of_peak(job: Job, train_state: TrainState) -> float | None:
     shape = shape_of(model_path(job.recipe.base.model))
     if not shape.known:
         return None
+    # Of the two embeddings only the head multiplies; the other one is a look-up.
     weights = shape.linear_weights + shape.vocabulary * shape.hidden
     operations_per_s = 6 * weights * train_state.tokens_per_s
     peak = gpus * GPUS[kind].tflops * 1e12

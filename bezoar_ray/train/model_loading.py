@@ -132,6 +132,7 @@ def for_training(job: Job) -> "PreTrainedModel":
     worker_device = device(job)
     settings: dict[str, Any] = {
         "dtype": job.dtype,
+        # Straight onto the worker's device, without a copy in the machine's memory.
         "device_map": {"": worker_device},
     }
     if job.section.load_in_4bit:
@@ -190,6 +191,7 @@ def with_new_adapter(
     from transformers import set_seed
 
     _check_targets(model, lora.targets)
+    # LoRA draws its A at random: the same on all workers, and in a rerun.
     set_seed(seed)
     config = LoraConfig(
         r=lora.r,
@@ -198,6 +200,7 @@ def with_new_adapter(
         use_rslora=lora.rank_stabilised,
         use_dora=lora.dora,
         target_modules=list(lora.targets),
+        # As in the adapter configurations that the authors published.
         bias="none",
         # PEFT then trains and saves the head of a reward model, too.
         task_type="SEQ_CLS" if reward_model.is_reward_model(model) else "CAUSAL_LM",
@@ -210,6 +213,7 @@ def _check_targets(model: "PreTrainedModel", targets: tuple[str, ...]) -> None:
 
     linear_names = set()
     for name, module in model.named_modules():
+        # The 4-bit layers of bitsandbytes are subclasses of it.
         if isinstance(module, Linear):
             linear_names.add(name.rsplit(".", 1)[-1])
     known = sorted(linear_names - {"lm_head", "score"})

@@ -145,6 +145,7 @@ def packed(model: "PreTrainedModel | PeftModel", layout: Layout) -> Iterator[Non
 @contextlib.contextmanager
 def _restore_forward(module: "Module") -> Iterator[None]:
     """Restore the module's forward function after the block."""
+    # Only an instance has one: TRL's fused head, for example, is put there.
     before = module.__dict__.get("forward")
     try:
         yield
@@ -202,6 +203,7 @@ def _flattening_forward(
         assert labels is not None
         is_token = attention_mask.bool()
         next_labels = labels.roll(-1, dims=1)
+        # `roll` has put the row's first label there.
         next_labels[:, -1] = IGNORED
         is_scored = is_token & (next_labels != IGNORED)
         output = inner(
@@ -211,11 +213,13 @@ def _flattening_forward(
             fused_lm_head=True,
             **more,
         )
+        # TRL's outputs have no entry for the last position, which predicts nothing.
         label_mask = is_scored[:, :-1]
         for name in _OUTPUT_FIELDS:
             values = getattr(output, name)
             if values is not None:
                 padded = values.new_zeros(label_mask.shape)
+                # It fills row by row, which is the order of the flat sequence.
                 output[name] = padded.masked_scatter(label_mask, values)
         output.label_mask = label_mask
         return output
@@ -299,6 +303,7 @@ def in_float32(model: "PreTrainedModel") -> Iterator[None]:
     layers = [layer for layer in model.modules() if hasattr(layer, "compute_dtype")]
     compute_dtypes = [layer.compute_dtype for layer in layers]
     try:
+        # One by one, so that never more than one weight is there in both types.
         for weight in weights:
             weight.data = weight.data.float()
         for layer in layers:
@@ -306,6 +311,7 @@ def in_float32(model: "PreTrainedModel") -> Iterator[None]:
         yield
     finally:
         for weight in weights:
+            # Exact, as the values came from bfloat16.
             weight.data = weight.data.to(torch.bfloat16)
         for layer, dtype in zip(layers, compute_dtypes, strict=True):
             layer.compute_dtype = dtype

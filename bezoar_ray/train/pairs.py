@@ -31,6 +31,7 @@ def ensure(context: StageContext) -> int:
     recipe = context.recipe
     store = context.store
     record_file = f"{FOLDER}/split.json"
+    # As JSON gives them back, or a tuple would never equal the record's list.
     settings = orjson.loads(orjson.dumps(_settings(recipe)))
     record = store.read_json(record_file) or {}
     is_complete = all(store.exists(file(part)) for part in PARTS)
@@ -41,6 +42,7 @@ def ensure(context: StageContext) -> int:
     name_malformed(context, loaded.failed, "pairs")
     training, heldout = split(loaded.rows, recipe.evaluate.heldout_pairs, recipe.seed)
     parts = {
+        # The paper takes the first 100,000 rows in the order of the file, not a sample.
         "sft": training[: recipe.hh_sft.limit],
         "pairs": training[: recipe.align.limit],
         "heldout": heldout,
@@ -110,9 +112,11 @@ def split(pairs: list[Row], wanted: int, seed: int) -> tuple[list[Row], list[Row
     def dialogue(pair: Row) -> str:
         return _hash_opening(pair, seed)
 
+    # By hash, so that the order of the file does not decide which are held out.
     by_dialogue = sorted(pairs, key=lambda pair: (dialogue(pair), pair.id))
     for _, group in groupby(by_dialogue, key=dialogue):
         ids = {pair.id for pair in group}
+        # A dialogue that would exceed the number stays in training, whole.
         if len(heldout_ids) + len(ids) <= most:
             heldout_ids |= ids
     training = [pair for pair in pairs if pair.id not in heldout_ids]

@@ -218,6 +218,7 @@ def in_passes(kind: "type[Trainer]") -> Callable[..., PassesTrainer]:
                 batch_sampler=sampler,
                 collate_fn=StepCollator(self.data_collator, self.measure),
                 num_workers=workers,
+                # torch refuses a number where the loader has no workers.
                 prefetch_factor=_PREFETCHED if workers else None,
                 pin_memory=args.dataloader_pin_memory,
             )
@@ -286,12 +287,16 @@ def in_passes(kind: "type[Trainer]") -> Callable[..., PassesTrainer]:
             """Return a pass's weight in its step's loss, which workers average."""
             if not self.mean_over_rows:
                 return 1.0
+            # DDP divides the sum of the workers' gradients by their
+            # number; this undoes it.
             return len(ids) / step_rows * self.args.world_size
 
         @contextlib.contextmanager
         def _sync_gradients(self, model: "PeftModel", last: bool) -> Iterator[None]:
             """Exchange gradients within the block only in a step's last pass."""
+            # accelerate clips and steps only where it takes gradients for synchronized.
             self.accelerator.gradient_state._set_sync_gradients(last)
+            # DeepSpeed refuses `no_sync` where it shards gradients.
             if last or self.is_deepspeed_enabled:
                 yield
                 return

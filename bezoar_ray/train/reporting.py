@@ -216,8 +216,10 @@ def reporter(
             stop, preempted = self._check_stop(now)
             if stop:
                 train_state.stopped = True
+                # transformers saves after this step, and only then leaves its loop.
                 control.should_training_stop = True
                 control.should_save = True
+            # Once: the half minute is too short to save after every step.
             elif preempted and not self._preempted:
                 self._preempted = True
                 control.should_save = True

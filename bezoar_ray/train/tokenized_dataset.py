@@ -107,6 +107,7 @@ def prepare(
     record = store.read_json(record_file)
     if record:
         return TokenizedDataset(**record)
+    # Files of other settings, or of an attempt that died before its record.
     for old_file in store.list(layout.TOKENIZED):
         if old_file.startswith(f"{prefix}-"):
             store.remove(old_file)
@@ -172,6 +173,7 @@ class _TokenizeRows:
 
     def __call__(self, table: pa.Table) -> pa.Table:
         """Return the rows' ids with their tokens, or with why they are `left_out`."""
+        # As JSON, since lru_cache needs an argument that can be hashed.
         tokenizer = _cached_tokenizer(self.recipe.model_dump_json())
         rows = []
         for row in table.to_pylist():
@@ -251,6 +253,7 @@ def _write(
     longest_sequence = 0
     sequences = max(columns.values())
     left_out: Counter[str] = Counter()
+    # The schema is known with the first table, so the writer opens in the loop.
     with contextlib.ExitStack() as stack:
         writer: Any = None
         for table in tables:

@@ -68,6 +68,8 @@ def load_tokenizer(
         "revision": base.revision,
         "local_files_only": local_files_only,
     }
+    # OpenLLaMA's README asks for `use_fast=False`, which transformers 5 ignores. So the
+    # ids are compared below.
     tokenizer = AutoTokenizer.from_pretrained(
         path, trust_remote_code=base.trust_remote_code, **hub
     )
@@ -84,9 +86,11 @@ def load_tokenizer(
             f"base.model {base.model!r}: its tokenizer has no eos_token, so no answer "
             "could end. Choose another base"
         )
+    # eos comes last: as padding, it differs from the end of an answer by masks alone.
     tokenizer.pad_token = (
         tokenizer.pad_token or tokenizer.unk_token or tokenizer.eos_token
     )
+    # `passes.take` cuts the padding of a pass off at the right.
     tokenizer.padding_side = "right"
     tokenizer.chat_template = recipe.template
     return tokenizer

@@ -173,6 +173,7 @@ def _kto(tokenizer: "PreTrainedTokenizerBase", align: Align) -> BuildTrainer:
     ) -> "PassesTrainer":
         from trl import KTOConfig, KTOTrainer
 
+        # TRL counts sides, of which a pair has two.
         sides_per_step = 2 * settings["per_device_train_batch_size"]
         config = KTOConfig(
             beta=align.beta,
@@ -209,6 +210,7 @@ def _sides_of_pairs(pairs: "Dataset", seed: int) -> "Dataset":
         with_indices=True,
         batched=True,
         remove_columns=pairs.column_names,
+        # Given, so that workers and later runs with this order find the same file.
         new_fingerprint=fingerprint,
         cache_file_name=str(sides_file),
     )
@@ -265,6 +267,7 @@ def _reference_free(tokenizer: "PreTrainedTokenizerBase", align: Align) -> Build
                 return_outputs: bool = False,
                 **_: object,
             ) -> "Tensor":
+                # TRL's collator puts all chosen sides first.
                 chosen, rejected = mean_log_probability(model, inputs).chunk(2)
                 self.note(chosen > rejected)
                 pair_losses = LOSSES[align.method](chosen, rejected, align.beta)
@@ -386,12 +389,14 @@ def _with_accuracy(kind: type) -> Any:
 
         def note(self, is_right: "Tensor") -> None:
             """Note whether the chosen answer is ahead, for each pair of a pass."""
+            # Of all workers: what is logged must not depend on their number.
             self._is_right += self.accelerator.gather(is_right).tolist()
 
         def log(self, logs: dict[str, float], *more: object) -> None:
             """Log the share of the pairs since the last log."""
             if self._is_right:
                 share = sum(self._is_right) / len(self._is_right)
+                # By TRL's name for it, which the reporter looks for.
                 logs["rewards/accuracies"] = share
                 self._is_right = []
             super().log(logs, *more)
@@ -405,6 +410,7 @@ def _plain_arguments(settings: dict[str, Any]) -> "TrainingArguments":
 
     settings = dict(settings)
     settings.pop("max_length", None)  # only TRL's configurations have it
+    # transformers would drop the columns that the model's forward does not name.
     return TrainingArguments(remove_unused_columns=False, **settings)
 
 

@@ -74,6 +74,7 @@ def run(context: StageContext) -> StageResult:
     stage = TRAINING_STAGES[context.stage]
     store = context.store
     if not context.recipe.training(stage.name).is_trained:
+        # One of an earlier recipe would still be served and measured.
         checkpoints.remove(store, *STAGES[stage.name].checkpoint_names)
         return StageResult([])
 
@@ -95,6 +96,8 @@ def run(context: StageContext) -> StageResult:
     names = [checkpoint]
     if checkpoint_of(checkpoint).parent == BASE:
         names.insert(0, BASE)
+    # Before training begins: a running endpoint takes a checkpoint without a lineage
+    # for one that is in training.
     checkpoints.remove(store, *{*names, *STAGES[stage.name].checkpoint_names})
     metrics = launcher.fit(
         context, stage.name, train_checkpoint, datasets, list(stage.inputs)
@@ -294,6 +297,7 @@ def _runtime_section(job: Job) -> Training:
 SFT = TrainingStage(
     name="sft",
     prepare=_prepare_samples,
+    # They teach nothing, but every checkpoint records its score on them.
     inputs=(pairs.HELDOUT,),
     lora=lambda recipe: recipe.sft.lora,
     add_adapter=_add_adapter,
@@ -304,6 +308,7 @@ SFT = TrainingStage(
 HH_SFT = TrainingStage(
     name="hh-sft",
     prepare=_prepare_chosen,
+    # The lineage holds the fingerprint of sft's weights, and is small.
     inputs=(pairs.HELDOUT, layout.checkpoint("sft").lineage),
     lora=lambda recipe: recipe.hh_sft.lora,
     add_adapter=_add_adapter,
