@@ -38,6 +38,8 @@ def run(context: StageContext) -> StageResult:
         bench = Bench(section.mt_bench, tuple(fingerprints))
     step = _progress_counter(context, len(fingerprints), bench)
     if section.harness:
+        # Before the endpoint: importing lm-eval takes seconds, in
+        # which an engine starts.
         harness.warm_up(section.harness, context.store)
     with running(context.recipe, context.store) as base_url:
         endpoint = Endpoint.at(base_url, context.store)

@@ -82,6 +82,7 @@ async def score_all(
             async with free_slots:
                 with errors_as_raised():
                     result = await remote_score.remote(settings, name, task, endpoint)
+            # At once, so that a killed run repeats only the tasks that were under way.
             cache.put(name, task, result)
         step()
         return compact(result, task)
@@ -140,6 +141,8 @@ class ResultCache:
     def get(self, name: str, task: HarnessTask) -> Result | None:
         """Return lm-eval's full result, or None if no result has the same key."""
         key = self._key(name, task)
+        # By key and not by title: an older result counts again if
+        # the recipe returns to it.
         for entry in self._load(name).values():
             if entry["key"] == key:
                 result: Result = entry["result"]
@@ -177,6 +180,7 @@ class ResultCache:
             task.limit,
             self._section.apply_chat_template,
             self._custom_tasks_digest,
+            # Another version may word prompts or compute metrics otherwise.
             metadata.version("lm-eval"),
         ]
         data = json.dumps(fields).encode()
@@ -198,6 +202,7 @@ def compact(result: Result, task: HarnessTask) -> Scores:
         RecipeError: the task does not have this metric; the message lists its metrics.
     """
     keys = []
+    # Keys without a comma, such as `alias`, are no metrics.
     for key in result["results"][task.task]:
         if "," in key and "_stderr," not in key:
             keys.append(key)
@@ -299,6 +304,7 @@ def _task_manager(
     Ray reuses a worker process for one task after another.
     """
     redirect(log)
+    # Before the import of lm-eval: huggingface_hub reads these variables only once.
     if offline:
         os.environ |= {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}
     from lm_eval.tasks import TaskManager
@@ -330,6 +336,8 @@ def _client_arguments(
         "header": {"Authorization": "Bearer none"},
         "tokenizer": endpoint.tokenizer,
         "tokenizer_backend": "huggingface",
+        # As ids, since the server would put a second
+        # beginning-of-sequence token before text.
         "tokenized_requests": True,
         "add_bos_token": add_bos,
         "max_length": endpoint.context,

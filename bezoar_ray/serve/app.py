@@ -85,6 +85,8 @@ def serve_forever(recipe: Recipe, store: Store) -> None:
                 try:
                     served.replace_retrained()
                 except BezoarError as error:
+                    # What is served stays served while a bucket or a new
+                    # checkpoint is at fault.
                     print(error, flush=True)
         except KeyboardInterrupt:
             print(
@@ -154,6 +156,7 @@ class ServedCheckpoints:
         engines = [name for name in wanted if name != _ROUTER]
         check_capacity([of_engines(self._recipe, len(engines))])
         log = self._store.log(LOG)
+        # The lines below must not be those of an earlier failure.
         log.write_text("")
         changed = []
         for name, contents in wanted.items():
@@ -182,6 +185,7 @@ class ServedCheckpoints:
         """
         fingerprints = self._fingerprints()
         names = set(modes(self._recipe, self._store))
+        # Those that are served, too: one in training has no folder that tells its mode.
         for served in self._deployed.values():
             names.update(served)
         if not all(fingerprints[name] for name in names):
@@ -200,6 +204,7 @@ class ServedCheckpoints:
             self._refused = wanted
             return
         print("a checkpoint was retrained; replacing it", flush=True)
+        # The recipe's present base: the new checkpoint was trained on it.
         base = recipe_of(self._store).base
         self._recipe = self._recipe.model_copy(update={"base": base})
         try:
@@ -279,10 +284,12 @@ def _serving(store: Store, host: str, port: int) -> Iterator[str]:
     from ray import serve
 
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
+    # First, since only the lock tells leftovers from what a living command serves.
     with _lock_on_cluster(store):
         _remove_leftovers(store)
         _check_port_is_free(host, port)
         serve.start(
+            # By default, a proxy would also listen on every other node with a replica.
             proxy_location="HeadOnly",
             http_options={"host": host, "port": port},
             logging_config=_QUIET,
@@ -321,6 +328,7 @@ def _lock_on_cluster(store: Store) -> Iterator[None]:
     strategy = beside_driver()
     actor_class: Any = ray.remote(_ClusterLock)
     try:
+        # Ray refuses a second actor of this name, and ends the first with its driver.
         lock = actor_class.options(scheduling_strategy=strategy, **options).remote()
     except ValueError as error:
         raise RecipeError(
@@ -345,6 +353,7 @@ def _check_port_is_free(host: str, port: int) -> None:
         return
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     with socket.socket(family) as probe:
+        # A port with closed connections in TIME_WAIT is free as well.
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind((host, port))
@@ -379,11 +388,7 @@ def _remove_leftovers(store: Store) -> None:
 
 
 def _stop_serve() -> None:
-    """Stop the applications after their requests in flight, then Serve itself.
-
-    `serve.shutdown` would do the same, but Ray reports one of its calls to the user as
-    failed. And a blocking `serve.delete` waits one minute, less than the replicas have.
-    """
+    """Stop the applications after their requests in flight, then Serve itself."""
     import ray
     from ray import serve
     from ray.serve.context import _get_global_client, _set_global_client
@@ -391,6 +396,8 @@ def _stop_serve() -> None:
     client = _get_global_client()
     if client is None:
         return
+    # Not `serve.shutdown`: Ray reports one of its calls to the user as failed. A
+    # blocking `delete` waits a minute only, less than the replicas have.
     for name in serve.status().applications:
         serve.delete(name, _blocking=False)
     # Serve kills a replica that exceeds its graceful_shutdown_timeout_s.

@@ -89,12 +89,14 @@ def engine_arguments(recipe: Recipe, store: Store) -> dict[str, list[str]]:
 def _shared_arguments(recipe: Recipe, store: Store, template: Path) -> list[str]:
     """Return the arguments that all engines have."""
     arguments = [
+        # The tokenizer that training used: the repository's may give other ids.
         "--tokenizer",
         str(store.path(_BASE_FOLDER)),
         "--dtype",
         recipe.serve.dtype,
         "--chat-template",
         str(template),
+        # Otherwise vLLM guesses from the template whether contents are texts or lists.
         "--chat-template-content-format",
         "string",
         # Otherwise the base's own sampling defaults apply to every answer.
@@ -129,6 +131,7 @@ def _lora_arguments(paths: dict[str, Path]) -> list[str]:
         "--enable-lora",
         "--max-lora-rank",
         str(max_rank),
+        # All of them at once, so that none is swapped out between two requests.
         "--max-loras",
         str(len(paths)),
         *_target_arguments(configs),

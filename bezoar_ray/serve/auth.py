@@ -33,6 +33,7 @@ class RequestGuard:
         self._max_bytes = max_bytes
 
     async def __call__(self, scope: "Scope", receive: "Receive", send: "Send") -> None:
+        # `lifespan` is not a request: it starts and stops the engine.
         if scope["type"] not in ("http", "websocket"):
             await self._app(scope, receive, send)
             return
@@ -64,6 +65,7 @@ class RequestGuard:
         if not self._key:
             return True
         expected = f"Bearer {self._key}".encode()
+        # In a time that does not tell how much of a key was right.
         return secrets.compare_digest(authorization, expected)
 
 

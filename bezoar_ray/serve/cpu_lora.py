@@ -32,6 +32,7 @@ def _update_prefill_metadata(
         token_lora_tensor: the adapter's slot for each token [tokens]; -1 is none.
     """
     _original_update(self, token_lora_tensor)
+    # Once for a batch: all layers of the model use the same groups.
     slots = [int(slot) for slot in token_lora_tensor.unique() if slot >= 0]
     self.groups = [(slot, _rows_of(slot, token_lora_tensor)) for slot in slots]
 

@@ -61,6 +61,7 @@ def engine_application(
         graceful_shutdown_timeout_s=DRAIN_SECONDS,
         **scaling(section),
     )
+    # A function, so that the app and its engine are made in the replica.
     @serve.ingress(lambda: _engine_app(name, recipe, root, key))
     class Engine:
         async def check_health(self) -> None:
@@ -221,6 +222,8 @@ def _prepare_process(log: Path) -> None:
     from bezoar_ray.runtime.engine_parent import bind_children
 
     set_cpu_kv_cache_size()
+    # By default vLLM reports statistics of its use to its developers.
     os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
+    # Before the engine starts: its core process inherits this output.
     redirect(log)
     bind_children()

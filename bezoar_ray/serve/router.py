@@ -99,6 +99,7 @@ def routing_app(
     first_engine = next(iter(engines.values()))
 
     async def route(scope: "Scope", receive: "Receive", send: "Send") -> None:
+        # Read before it is forwarded, as the model's name is in it.
         body = await requests.Request(scope, receive).body()
         request = HttpRequest(
             method=scope["method"],
@@ -111,6 +112,7 @@ def routing_app(
             response = responses.JSONResponse(await list_models(request))
             await response(scope, receive, send)
             return
+        # The first engine refuses an unknown model with vLLM's own error.
         engine = engines.get(request.model or "", first_engine)
         async for message in engine(request):
             await send(message)

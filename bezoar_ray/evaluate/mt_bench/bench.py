@@ -177,6 +177,7 @@ async def mt_bench(
     other_comparisons = bench.published_comparisons
     _ = bench.prompts
 
+    # Judges first: without their key, no candidate is asked either.
     judges = _open_judges(context)
     candidates = _open_candidates(context, endpoint, fingerprints)
     try:
@@ -338,6 +339,7 @@ class BenchRunner:
 
 def _row(question: Question) -> str:
     """Return the row id of a question's calls in the ledger."""
+    # The same for all models: identity or step of a call say which one it is about.
     return f"mt_bench/{question.id}"
 
 

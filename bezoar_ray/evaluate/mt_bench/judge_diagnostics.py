@@ -113,6 +113,7 @@ def _winners(comparisons: Sequence[Comparison]) -> dict[Match, str]:
     winners = {}
     for comparison in comparisons:
         if comparison.winner is not None:
+            # Published files may name the same two models in the other order.
             models = frozenset(comparison.models)
             match = (comparison.question_id, comparison.turn, models)
             winners[match] = comparison.winner

@@ -69,6 +69,7 @@ async def compare_turn(
     """Compare two models' answers to one turn, from 1, in both orders."""
     question = first.question
     models = (first.model, second.model)
+    # The candidate's call failed, for example as its context was full.
     if min(len(first.turns), len(second.turns)) < turn:
         not_judged = Game(None, "no answer to judge")
         return Comparison(

@@ -132,9 +132,11 @@ def _interval(values: Sequence[QuestionValue]) -> list[float] | None:
     questions = list(by_question.values())
     sums = np.array([sum(turns) for turns in questions])
     counts = np.array([len(turns) for turns in questions])
+    # A fixed seed, so that the same grades have the same interval in every report.
     rng = np.random.default_rng(0)
     size = (_RESAMPLES, len(questions))
     drawn = rng.integers(0, len(questions), size)
+    # Questions count by their scored turns, as a turn may have no score.
     drawn_sums = sums[drawn].sum(axis=1)
     drawn_counts = counts[drawn].sum(axis=1)
     means = drawn_sums / drawn_counts
