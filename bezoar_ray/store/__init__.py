@@ -94,6 +94,7 @@ class Store:
 
     def list(self, prefix: str, suffix: str = "") -> list[str]:
         """The names of all files below a folder, at any depth, sorted."""
+        # A file system lists in any order, and fingerprints must not depend on it.
         return sorted(
             name for name in self._files.list(prefix) if name.endswith(suffix)
         )
@@ -126,6 +127,7 @@ class Store:
 
         Where the file system allows, it is linked instead of copied.
         """
+        # A file has nothing below it to list.
         for file in other.list(name) or [name]:
             self._files.adopt(other._files, file)
 
@@ -139,6 +141,7 @@ class Store:
 
         It is removed after the block.
         """
+        # A killed command may have left one.
         self.remove("scratch")
         try:
             yield f"{self.root}/scratch"
@@ -162,6 +165,7 @@ class Store:
 
     def replace_json(self, name: str, value: object) -> None:
         """Write a value as a whole JSON file."""
+        # Some keys are numbers, such as the turns of MT-Bench.
         options = orjson.OPT_INDENT_2 | orjson.OPT_NON_STR_KEYS
         self.replace(name, orjson.dumps(value, option=options))
 

@@ -154,6 +154,7 @@ class Bucket(Backend):
     def open(self, name: str) -> pa.NativeFile:
         """Open an object. Only the ranges that are read are downloaded."""
         ranges = _RangeReader(self, self._check_name(name))
+        # pyarrow reads in small pieces, of which each would be a request.
         return pa.PythonFile(io.BufferedReader(ranges, _READ_AHEAD), mode="r")
 
     def read_range(self, name: str, start: int, length: int) -> bytes:
@@ -184,6 +185,7 @@ class Bucket(Backend):
         try:
             yield
         finally:
+            # The thread ends first: it could write the lock again after its removal.
             stop.set()
             renewal.join()
             if lock.is_owned():  # Otherwise another process has taken it over.
@@ -413,6 +415,8 @@ class _Lock:
                     flush=True,
                 )
                 os._exit(3)
+            # The PUT of an attempt whose response was lost: it is
+            # ours, with a new version.
             self._version = self._current_version()
 
     def _current_version(self) -> "UpdateVersion":

@@ -66,6 +66,7 @@ class Copies:
             name: file or folder of the run directory that the objects belong to.
             entries: the objects as they are now.
         """
+        # A changed object has another tag, and so leads to another copy.
         versions = [f"{entry['path']} {entry['e_tag']}" for entry in entries]
         copy = self.folder / "copies" / fingerprint(*versions)
         is_new = False
@@ -84,6 +85,7 @@ class Copies:
         """
         objects = self.folder / "objects"
         objects.mkdir(parents=True, exist_ok=True)
+        # Shared by all that make copies; a deletion takes it alone.
         with _locked(objects, fcntl.LOCK_SH):
             partial = copy.with_name(f".{copy.name}.{uuid.uuid4().hex[:8]}")
             for entry in entries:
@@ -103,6 +105,8 @@ class Copies:
         with open(file.with_name(f".{file.name}.lock"), "w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             if not file.exists():
+                # Under the lock one name suffices, and what a killed
+                # download left is overwritten.
                 partial = file.with_name(f".{file.name}")
                 self._download(entry["path"], partial)
                 partial.rename(file)
@@ -119,6 +123,7 @@ def user_folder() -> Path:
     """
     folder = Path(tempfile.gettempdir()) / f"bezoar_ray-{os.getuid()}"
     folder.mkdir(mode=0o700, exist_ok=True)
+    # In /tmp, any user could have made a folder or a link of this name.
     if folder.is_symlink() or folder.stat().st_uid != os.getuid():
         raise RecipeError(
             f"{folder} belongs to another user. Remove it, or set TMPDIR to a folder "
@@ -164,6 +169,7 @@ def _lock_copy(key: tuple[Path, str], copy: Path) -> bool:
     if not _is_open_at(handle, copy):  # It was deleted before it was locked.
         os.close(handle)
         return False
+    # The time of use, by which copies are chosen for deletion.
     os.utime(handle)
     with _locked_copies_guard:
         earlier_handle = _locked_copies.get(key)
@@ -185,6 +191,7 @@ def _evict(limit: float) -> None:
             used_at[copy] = time_of_use
     for copy in sorted(used_at, key=lambda copy: (used_at[copy], copy)):
         is_recent = used_at[copy] > time.time() - _GRACE
+        # All later ones were used more recently still.
         if is_recent or _total_size() <= limit:
             return
         _delete(copy)
@@ -203,9 +210,11 @@ def _delete(copy: Path) -> None:
         _locked(objects, exclusive),
         _locked(copy, exclusive),
     ):
+        # Renamed first: a process that opens the path from now on makes a new copy.
         copy.rename(deleted)
         shutil.rmtree(deleted)
         for file in objects.iterdir():
+            # Each copy has a hard link, so with one link no copy is left.
             if file.stat().st_nlink == 1:
                 file.unlink()
 

@@ -54,9 +54,11 @@ class Folder(Backend):
         checkpoints.
         """
         root = self.path("")
+        # A folder of the run directory may be a link to another disk.
         walk = os.walk(self.path(prefix), onerror=_raise_unless_gone, followlinks=True)
         for folder, _, names in walk:
             for name in names:
+                # Unfinished files of `replace` begin with a dot.
                 if not name.startswith("."):
                     yield str(Path(folder, name).relative_to(root))
 
@@ -80,6 +82,8 @@ class Folder(Backend):
             with open(partial, "wb") as file:
                 file.write(data)
                 file.flush()
+                # Before the rename, which could be durable first
+                # and leave an empty file.
                 os.fsync(file.fileno())
             os.replace(partial, path)
             _sync_folder(path.parent)
@@ -99,6 +103,7 @@ class Folder(Backend):
         """
         path = self.path(prefix)
         try:
+            # A link is removed itself, and not what it leads to.
             if path.is_dir() and not path.is_symlink():
                 shutil.rmtree(path)
             else:
@@ -141,6 +146,8 @@ class Folder(Backend):
         The operating system frees the lock when the process ends, however it ends.
         """
         path = self.path("lock")
+        # Not "w", which would erase the owner's name before the
+        # lock is known to be free.
         with open(path, "a+") as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
