@@ -309,6 +309,7 @@ def _fixed_bytes(recipe: Recipe, stage: str, shape: Shape) -> float:
         if name in shape.linear:
             widths += sum(shape.linear[name])
     adapter_weights = shape.layers * lora.r * widths
+    # A frozen copy in float32, without a gradient or moments.
     reference_bytes = 4 * adapter_weights if stage == "align" else 0
     shards = section.workers if section.zero_stage == 3 else 1
     trained_bytes = adapter_weights * _TRAINED_BYTES

@@ -224,6 +224,7 @@ def _calling_stage(
         calling = max(endpoint_hours, engine_hours / gpus + start_hours)
         return calling + chain_seconds / 3600
 
+    # A stage that calls endpoints only uses no GPU, however many there are.
     most = math.inf if engine_hours else 0
     return PlannedStage(stage, hours, most, ", ".join(bounds))
 
@@ -255,6 +256,8 @@ def _train(
 
     def hours(gpus: int) -> float:
         workers = _workers(section.batch, gpus)
+        # With more workers each has fewer rows of a step, so passes
+        # get smaller and slower.
         on_workers = _with_workers(recipe, work.stage, workers)
         gpu_hours = training_hours.gpu_hours(on_workers, work, gpu)
         return gpu_hours / workers + fixed_hours

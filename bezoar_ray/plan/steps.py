@@ -297,6 +297,7 @@ def billions(model: str, assumed: Assumed, *, active: bool = False) -> float:
         match = re.search(r"-a(\d+(?:\.\d+)?)b\b", model.lower())
         if match:
             return float(match.group(1))
+    # Without the owner, whose name may hold a number with a letter as well.
     named = billions_in(model.rpartition("/")[2])
     if named:
         return named
@@ -338,6 +339,7 @@ def _evaluation(recipe: Recipe, assumed: Assumed, gpu: Gpu | None) -> Iterator[S
         questions = assumed.mt_bench_questions
         if bench.questions == "tiny":
             questions = _TINY_QUESTIONS
+        # MT-Bench's questions have two turns.
         turns = 2 * min(bench.limit or questions, questions)
         yield _served(recipe, "mt_bench answer", turns * checkpoints, assumed, gpu)
         yield from verdicts(recipe, turns, assumed, gpu)

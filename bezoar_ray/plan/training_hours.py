@@ -77,6 +77,8 @@ def training_work(
 
 def _training_pairs(recipe: Recipe, assumed: Assumed) -> int:
     """The pairs of HH-RLHF that are not held out."""
+    # Without a limit, as many pairs are left to train on as other sources
+    # are assumed to have rows.
     heldout = recipe.evaluate.heldout_pairs
     all_pairs = limit_of(recipe.seeds.hh_rlhf) or assumed.open_rows + heldout
     return all_pairs - heldout

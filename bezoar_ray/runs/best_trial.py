@@ -78,6 +78,8 @@ def choose(trials: dict[str, dict[str, bool]]) -> Choice | None:
         return None
     selecting = _half_by_trial(trials, selecting_ids)
     reporting = _half_by_trial(trials, reporting_ids)
+    # Stable: of trials with equal shares, the first in the order
+    # of --param is the best.
     order = sorted(trials, key=lambda name: -selecting[name].share)
     return Choice(
         {name: selecting[name] for name in order},

@@ -220,6 +220,7 @@ def plans(recipe: Recipe, gpus: list[str]) -> list[Plan]:
     mebibytes = {}
     for line in gpus:
         name, _, memory = line.rpartition(", ")
+        # nvidia-smi writes [N/A] for some cards.
         if re.fullmatch(r"\d+ MiB", memory):
             mebibytes[name] = int(memory.removesuffix(" MiB"))
     largest_first = sorted(mebibytes, key=mebibytes.__getitem__, reverse=True)
@@ -236,6 +237,7 @@ def _gpu(name: str, memory: float) -> Gpu:
     """
     kind = kind_of(name)
     if kind:
+        # nvidia-smi also counts memory that torch does not get.
         return replace(GPUS[kind], memory=min(memory, GPUS[kind].memory))
     return replace(GPUS[USUAL], kind=name, memory=memory)
 

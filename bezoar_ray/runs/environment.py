@@ -49,6 +49,7 @@ def hardware() -> dict[str, object]:
 def git_revision() -> str:
     """Return the commit of the clone that this package is in; "" without a clone."""
     folder = os.path.dirname(os.path.abspath(__file__))
+    # Also whether files were changed, as the commit is then not the code that ran.
     command = ["git", "-C", folder, "describe", "--always", "--dirty"]
     try:
         result = subprocess.run(command, capture_output=True, text=True)

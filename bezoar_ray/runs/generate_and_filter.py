@@ -26,5 +26,7 @@ def run(context: StageContext) -> Iterator[tuple[str, StageResult]]:
         )
         with ExternalSorter(planned.rows) as sorter:
             sorter.fill(samples, context.progress)
+            # The caller writes generate's manifest here: a filter that
+            # fails redoes nothing of it.
             yield "generate", write_generated(sorter, planned, context)
             yield "filter", write_filtered(sorter, context, finish_reading(reading))

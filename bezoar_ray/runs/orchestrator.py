@@ -71,6 +71,7 @@ def run(
     stages = _existing_stages(recipe, stages)
     _check_requirements(recipe, stages)
     with store.lock():
+        # Under the lock, since it writes the commits that later commands use.
         recipe = pinned(recipe, store, progress.say)
         _check_earlier_stages(recipe, store, stages)
         unfinished = [stage for stage in stages if not _is_done(recipe, store, stage)]
@@ -97,12 +98,15 @@ class Run:
         self._recipe = recipe
         self._store = store
         self._progress = progress
+        # Time first: the ledger's segments sort by it, and of equal
+        # calls the last counts.
         self._session = f"{time.strftime('%Y%m%dT%H%M%S')}-{uuid.uuid4().hex[:6]}"
         self._summary = RunSummary(recipe, store, self._session)
         self._has_changed_files = False
 
     def execute(self, stages: list[str]) -> dict[str, Any]:
         """Carry out the stages in order, and return the contents of summary.json."""
+        # From now on, processes that an earlier command left behind write nothing more.
         self._store.replace(SESSION, self._session.encode())
         with contextlib.ExitStack() as cleanup:
             cleanup.enter_context(stderr_to(self._store.log(_LOG)))
@@ -112,6 +116,8 @@ class Run:
             try:
                 for group in self._unfinished_groups(stages):
                     self._run_group(group, services)
+                # Also where all stages are done: fields that change no
+                # result may have changed.
                 self._save_recipe()
             except KeyboardInterrupt:
                 if self._may_write_summary():
@@ -163,6 +169,7 @@ class Run:
                 if name != names[-1]:
                     self._progress.start(names[names.index(name) + 1])
         except BaseException as error:
+            # Ctrl-C is no Exception, and the summary has to show it as well.
             seconds = round(time.monotonic() - started, 1)
             self._stop_stages(names, seconds, error)
             raise
@@ -192,6 +199,7 @@ class Run:
     def _report_failure(self, failure: BezoarError, services: "Services") -> None:
         """Write the summary and, if possible, the report of a run that failed."""
         self._summary.set_error(str(failure))
+        # Before the report, which shows status and error from it.
         self._summary.write(
             "budget" if isinstance(failure, BudgetReached) else "failed"
         )
@@ -275,6 +283,8 @@ class Services:
             self._has_judge = True
             resolving = tiny.resolve(self._recipe, own_address())
             resolved = self._stack.enter_context(resolving)
+            # Only here: the recipe that is saved keeps the world's names, not an
+            # address that ends with this command.
             self._recipe = resolved.recipe
             self.truth = resolved.truth
         return self._recipe
@@ -360,6 +370,7 @@ def _check_price(recipe: Recipe, stage: str, model: ModelSection) -> None:
 def _check_earlier_stages(recipe: Recipe, store: Store, stages: list[str]) -> None:
     """Check that the stages that each requested one uses are requested, too, or done."""
     for stage in stages:
+        # A report is made of whatever there is.
         if stage == "report":
             continue
         for before in stages_before(stage):

@@ -274,6 +274,7 @@ def _template_error(
         )
     except Exception as error:  # a template can raise anything
         return _on_one_line(error)
+    # A template may leave out what it does not expect, without an error.
     if messages[-1]["content"] not in text:
         return "its output lacks the question"
     return ""

@@ -86,6 +86,7 @@ def _resolve(
     """Look up the commits of branches; warn of those that cannot be found."""
     commits = {}
     unresolved = []
+    # Each one once: a hub out of reach costs its time limit forevery question.
     for branch in dict.fromkeys(branches):
         name = str(branch)
         commit = known.get(name) or branch.commit()

@@ -111,6 +111,7 @@ class Jobs:
                 "path. Give s3://…, gs://…, or the absolute path of a folder that all "
                 "nodes see"
             )
+        # The same folder with a slash at its end has to find the same job.
         run_dir = run_dir.rstrip("/")
         running = self.working_on(run_dir)
         if running:
@@ -121,6 +122,8 @@ class Jobs:
             try:
                 id = self._client.submit_job(
                     entrypoint=shlex.join(command),
+                    # Not Ray's random id: of two commands that submit
+                    # at once, one is refused.
                     submission_id=self._next_id(recipe.name, run_dir),
                     runtime_env=runtime_env(folder),
                     metadata={_RUN_DIR: run_dir},
@@ -224,6 +227,7 @@ def runtime_env(folder: Path) -> dict[str, object]:
     """
     environment: dict[str, Any] = {
         "working_dir": str(folder),
+        # The cluster's processes do not have the environment of this machine.
         "env_vars": SETTINGS | _STOP_SETTINGS,
         "config": _SETUP_CONFIG,
     }
@@ -234,6 +238,7 @@ def runtime_env(folder: Path) -> dict[str, object]:
         # list of all pins is longer than a variable may be.
         environment["uv"] = {
             "packages": [f"-r ${{RAY_RUNTIME_ENV_CREATE_WORKING_DIR}}/{_PINS}"],
+            # The pins are complete, and resolving would bring back what they leave out.
             "uv_pip_install_options": ["--no-deps", "--require-hashes"],
             "uv_version": _UV_VERSION,
         }

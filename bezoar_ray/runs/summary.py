@@ -104,6 +104,7 @@ class RunSummary:
         for stage in STAGES:
             if manifest.exists(self._store, stage):
                 _merge_into(summary, manifest.load(self._store, stage).summary)
+        # A stage that failed has no manifest, and may have results all the same.
         _merge_into(summary, self._failed_results)
         self._store.replace_json(layout.SUMMARY, summary)
         return summary

@@ -300,6 +300,7 @@ def _train(trials: list[Trial], store: Store) -> list[str]:
         run_config=tune.RunConfig(storage_path=f"{store.root}/sweep/tune", verbose=0),
     )
     results = tuner.fit()
+    # The reason is the last line; Ray's frame comes before it.
     return [str(error).strip().splitlines()[-1] for error in results.errors]
 
 
@@ -353,6 +354,8 @@ def _trainable() -> type:
             command = [sys.executable, "-m", "bezoar_ray.cli", "run", str(recipe_path)]
             command += ["--run-dir", str(store.root), "--stages", ",".join(_stages())]
             with open(store.log("sweep.log"), "w") as log:
+                # It joins this Ray; one of its own would not know
+                # which resources are in use.
                 self._process = subprocess.Popen(
                     command,
                     stdout=log,
@@ -398,6 +401,7 @@ def _trainable() -> type:
 
         def cleanup(self) -> None:
             """End the process if it was stopped early, and keep its tokenized rows."""
+            # A run treats SIGTERM like Ctrl-C: its training writes a last checkpoint.
             self._process.terminate()
             self._process.wait()
             for name in self._trial.store.list(layout.TOKENIZED):
@@ -415,6 +419,8 @@ def share(store: Store, trial: Trial) -> None:
     for stage in _stages():
         stage_fingerprint = fingerprint(trial.recipe, stage)
         if not is_done(store, stage, stage_fingerprint):
+            # No later stage can be done, since each one's fingerprint
+            # holds those before it.
             break
         if is_done(trial.store, stage, stage_fingerprint):
             continue

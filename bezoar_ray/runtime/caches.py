@@ -62,6 +62,7 @@ def _problem(folder: Path, variables: tuple[str, ...]) -> Iterator[str]:
         variables: The environment variables that may name it, the strongest first.
     """
     candidates = (folder, *folder.parents)
+    # lexists, as nothing can be made below a broken link.
     existing = next(path for path in candidates if os.path.lexists(path))
     try:
         with tempfile.TemporaryFile(dir=existing) as file:

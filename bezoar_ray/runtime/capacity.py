@@ -119,6 +119,7 @@ def check_stages(recipe: Recipe, stages: Iterable[str]) -> None:
 def grows() -> bool:
     """Tell whether an autoscaler may start more nodes, as far as it says."""
     try:
+        # The head is one of them, and does not grow.
         return len([*_autoscaled()]) > 1
     except OSError:
         return False
@@ -150,6 +151,7 @@ def _check_on(nodes: list[Node], requests: list[ResourceRequest]) -> None:
                 f"{largest}. {_REMEDY}"
             )
     # Each group of requests has to find enough on the nodes that suit one of them.
+    # There are 2^n groups, of the few models that a stage calls at a time.
     sizes = range(1, len(requests) + 1)
     groups = chain.from_iterable(combinations(requests, size) for size in sizes)
     for group in groups:
@@ -167,6 +169,8 @@ def _check_on(nodes: list[Node], requests: list[ResourceRequest]) -> None:
                     f"{who}: together {wanted:g} {name}, and such nodes have "
                     f"{offered:g} at most. {_REMEDY}"
                 )
+    # Sums can be enough where the pieces do not fit: three actors of 3 CPUs need 9, but
+    # two nodes of 5 CPUs hold two of them.
     for request in requests:
         capacity = sum(node.holds(request) for node in nodes)
         if capacity < request.count:

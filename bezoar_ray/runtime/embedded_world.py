@@ -87,6 +87,7 @@ def world_folder() -> Path:
 
 def is_world_missing(recipe: Recipe) -> bool:
     """Tell whether the recipe needs a part of the world, and it is not built yet."""
+    # The packaged recipe itself has the name `tiny`.
     names = recipe.model_dump_json(exclude={"name"})
     return bool(_BUILT_NAMES.search(names)) and not world_folder().exists()
 
@@ -104,11 +105,13 @@ def world_fingerprint() -> str:
         if path.name.endswith(".py") and path.name not in _NOT_BUILT
     ]
     modules.sort(key=lambda path: path.name)
+    # The teacher is trained on the schemes' real prompts.
     modules.append(package.joinpath("generate/prompts.py"))
     digest = hashlib.sha256(str(_PROCESSES).encode())
     for path in modules:
         tree = ast.parse(path.read_text(encoding="utf-8"))
         digest.update(path.name.encode() + ast.dump(tree).encode())
+    # The tokenizer is trained on the template, too.
     digest.update(package.joinpath("recipes/alpaca.jinja").read_bytes())
     return digest.hexdigest()[:12]
 
@@ -128,6 +131,7 @@ def _lock(path: Path, say: Callable[[str], None]) -> Iterator[None]:
 def _build(folder: Path, say: Callable[[str], None]) -> None:
     """Build beside the folder and rename at the end: a folder that exists is whole."""
     partial = folder.with_name(f"{folder.name}.partial")
+    # A build that was killed may have left one.
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     say("building the embedded world (once; 5 to 15 minutes)")
@@ -139,6 +143,8 @@ def _build(folder: Path, say: Callable[[str], None]) -> None:
         f"--nproc-per-node={_PROCESSES}",
     ]
     command = [*torchrun, "-m", _BUILD, str(partial), str(folder)]
+    # On two cores, two processes of one thread are 1.8 times as fast as one; a second
+    # thread of one process hardly helps.
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
     lines = []
     with subprocess.Popen(

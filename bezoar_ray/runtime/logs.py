@@ -28,8 +28,10 @@ def redirect(path: str | Path, streams: tuple[int, ...] = (1, 2)) -> None:
     It holds for this process and for the children that it starts later.
     """
     Path(path).parent.mkdir(parents=True, exist_ok=True)
+    # O_APPEND, since several processes write to one log and would else overwrite lines.
     file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
     for stream in streams:
+        # Below Python's sys.stdout, so that C++ libraries and child processes follow.
         os.dup2(file, stream)
     os.close(file)
 
@@ -53,9 +55,11 @@ def keep_events(store: Store, **fields: str) -> None:
         store: The run directory.
         fields: Stand in every event, beside the name of the run.
     """
+    # Opened at the first event, since most processes have none.
     handler = logging.FileHandler(store.log("events.jsonl"), delay=True)
     handler.setFormatter(_JsonFormatter({"run": store.name} | fields))
     logger = logging.getLogger(EVENTS)
+    # Replaced and not added: Ray uses a process again for a later task.
     logger.handlers = [handler]
     logger.propagate = False
     logger.setLevel(logging.INFO)

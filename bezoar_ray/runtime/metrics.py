@@ -83,6 +83,7 @@ class MetricSet:
         try:
             loop = asyncio.get_running_loop()
         except RuntimeError:
+            # A thread without an event loop, as the driver's, has no timer either.
             if time.monotonic() - self._sent_at > _SEND_EVERY:
                 self.tell()
         else:
@@ -93,6 +94,7 @@ class MetricSet:
         """Send the counts and the current values of the gauges to Ray."""
         self._sent_at = time.monotonic()
         self._is_scheduled = False
+        # Also without Ray, or counts that nobody takes would grow with the run.
         counts = self._counts
         self._counts = defaultdict(float)
         if not _ray_runs():
@@ -124,6 +126,7 @@ def hold_gpus(run: str, stage: str) -> None:
 
 
 def _ray_runs() -> bool:
+    # Not imported for this, as commands without Ray start in about a second.
     return "ray" in sys.modules and sys.modules["ray"].is_initialized()
 
 

@@ -327,6 +327,7 @@ def _bits(quantization: object) -> int | None:
 
     It may be of GPTQ, AWQ, bitsandbytes, FP8 or compressed-tensors.
     """
+    # Each format nests its fields in its own way, so the text is searched.
     text = json.dumps(quantization or {}).lower()
     number = re.search(r'"(?:bits|num_bits|w_bit)": (\d+)', text)
     if number:

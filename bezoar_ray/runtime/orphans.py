@@ -39,9 +39,11 @@ def _guard(driver: int) -> None:
     own = psutil.Process()
     since = own.create_time()
     started: set[psutil.Process] = set()
+    # A process whose parent has died gets another one.
     while os.getppid() == driver:
         with contextlib.suppress(psutil.Error):
             for child in psutil.Process(driver).children(recursive=True):
+                # What the driver had started before does not belong to the block.
                 if child.create_time() >= since:
                     started.add(child)
         time.sleep(_POLL_SECONDS)

@@ -53,6 +53,7 @@ def ray_session() -> Iterator[None]:
     """
     import ray
 
+    # launcher.py and reporting.py use what only V2 has: label selectors, upload modes.
     os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
     # A recipe's relative paths are then valid in training workers, too.
     os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")
@@ -95,12 +96,14 @@ def check_shared(store: Store) -> None:
         return
     nodes = [node for node in ray.nodes() if node["Alive"]]
     if len(nodes) == 1:
+        # A disk of its own, on the other hand, may be mounted on the nodes to come.
         if grows() and os.stat(store.root).st_dev == os.stat("/").st_dev:
             raise RecipeError(
                 f"--run-dir {store.root}: on the head's own disk, where nodes to come "
                 f"do not see it. {_SHARED}"
             )
         return
+    # A token, since a node may have a folder of this name on its own disk.
     token = uuid.uuid4().hex
     store.replace(_SEEN_FILE, token)
     answers = [_look_from(node, store, token) for node in nodes]
@@ -180,6 +183,8 @@ def _start_local() -> None:
     for attempts_left in reversed(range(_START_ATTEMPTS)):
         try:
             ray.init(
+                # Otherwise Ray would join a cluster that it finds
+                # running on this machine.
                 address="local",
                 num_cpus=max(_LOCAL_CPUS, os.cpu_count() or 1),
                 include_dashboard=False,
@@ -194,6 +199,7 @@ def _start_local() -> None:
                 raise BezoarError(
                     f"Ray does not start on this machine: {error}"
                 ) from error
+            # The part of it that has started is in the way of the next attempt.
             ray.shutdown()
 
 
