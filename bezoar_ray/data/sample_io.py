@@ -83,6 +83,8 @@ class SampleFiles:
         statuses = list(statuses)
         for scheme in schemes:
             for status in statuses:
+                # Files of an attempt that failed would count, as
+                # it has left no manifest.
                 store.remove(layout.samples(scheme, status))
 
     def write(self, samples: Iterable[Sample], status: str | None = None) -> None:

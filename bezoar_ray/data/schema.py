@@ -28,6 +28,7 @@ def row_id(*lineage: object) -> str:
     An interrupted run therefore has the same ids as an undisturbed one, although
     sampled replies differ from run to run.
     """
+    # ASCII's unit separator, so that ("ab", "c") and ("a", "bc") stay apart.
     key = "\x1f".join(str(part) for part in lineage)
     return hashlib.sha256(key.encode()).hexdigest()[:16]
 

@@ -173,6 +173,7 @@ class MtBench(Section):
     """Judges of the answers. The first judge's grades are the score. Those of the
     others show how far judges agree. A single judge may be given as `judge`. The
     recipe's first judge where empty."""
+    # By default, each checkpoint against the one that it was trained from.
     pairwise: tuple[tuple[str, str], ...] = (
         ("sft", "base"),
         ("hh-sft", "sft"),

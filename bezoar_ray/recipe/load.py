@@ -250,6 +250,7 @@ def load_recipe(name: str, overrides: list[str] | tuple[str, ...] = ()) -> Recip
             f"{', '.join(recipe_names())}"
         )
     try:
+        # safe_load, since other loaders make any Python object that a tag names.
         tree = yaml.safe_load(text)
     except yaml.YAMLError as error:
         raise RecipeError(f"{name}: not valid YAML: {error}") from error

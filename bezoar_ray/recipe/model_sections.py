@@ -27,6 +27,7 @@ Attribute = Literal[
 RatedField = Literal["prompt", "response", Attribute]
 """The fields of a rated answer."""
 
+# From git's short form up to a SHA-256 hash.
 COMMIT = re.compile("[0-9a-f]{7,64}")
 # Price of a batch call as a share of a live call's price, at OpenAI and at the
 # providers that copy its batch interface.

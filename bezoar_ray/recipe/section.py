@@ -164,6 +164,7 @@ def _check_engine_argument(given_name: str, value: object) -> None:
 
 
 def _is_number(value: object, kind: type | UnionType) -> bool:
+    # In Python, True is an int.
     return isinstance(value, kind) and not isinstance(value, bool)
 
 
@@ -372,6 +373,7 @@ def _fingerprint_value(value: object, names_files: bool) -> object:
     if isinstance(value, list | tuple):
         return [_fingerprint_value(item, names_files) for item in value]
     if names_files and _can_be_file_name(value):
+        # A model's name on the hub names no file here, and counts as it is written.
         return _content_digest(value) or value
     return value
 

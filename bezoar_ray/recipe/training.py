@@ -64,6 +64,7 @@ class Base(Weights):
 class Lora(Section):
     """The LoRA adapter of one training stage."""
 
+    # The defaults are those of the authors' published adapters.
     r: Positive = 16
     """Rank. A higher rank trains more weights and takes more memory."""
     alpha: float = 16
@@ -85,6 +86,8 @@ class Training(SchedulingSection):
 
     learning_rate: PositiveRate
     """Peak learning rate."""
+    # The paper gives none of these. Schedule, warm-up, batch, norm and sft's learning
+    # rate are those of the QLoRA repository.
     schedule: Schedule = "constant_with_warmup"
     """Learning rate schedule, by the name that transformers gives it."""
     warmup_ratio: Share = 0.03
@@ -283,6 +286,7 @@ class Align(Training):
     It trains hh-sft's adapter further. A frozen copy of that adapter is the reference.
     """
 
+    # Not published: our choice, at the upper end of 5e-7 to 5e-6 for a LoRA.
     learning_rate: PositiveRate = 5e-6
     method: Literal["dpo", "kto", "orpo", "asft", "none"] = "dpo"
     """How the policy learns from pairs. `dpo` and `kto` keep it near the reference.

@@ -42,6 +42,7 @@ def read(value: object, field: str) -> Messages:
     """
     try:
         messages = _messages(value)
+        # Data sets give rows without a system message an empty one.
         if messages[0] == {"role": "system", "content": ""}:
             messages = messages[1:]
         _check(messages)

@@ -173,6 +173,8 @@ def read_rows(path: Path, field: str) -> Iterator[tuple[str, Any]]:
         RecipeError: the file cannot be read, or a line is not JSON.
     """
     try:
+        # As bytes: a text would also be split at characters that
+        # JSON may hold, as U+2028.
         lines = path.read_bytes().splitlines()
     except OSError as error:
         raise RecipeError(
@@ -226,6 +228,8 @@ def _question(
         if not turns:
             raise TypeError("turns is empty")
         question_id = row["question_id"]
+        # As text, since one file may write an id as a number and
+        # another one as a string.
         answers = references.get(str(question_id), own_references)
         if category in WITHOUT_REFERENCE or not _covers(answers, turns):
             return Question(question_id, category, turns)

@@ -48,6 +48,7 @@ def text(row: Row, field: str) -> str:
     value = row.get(field)
     if isinstance(value, float) and math.isnan(value):
         return ""
+    # A bool is no text, although Python takes it for a number.
     if isinstance(value, int | float) and not isinstance(value, bool):
         value = str(value)
     return _text(value, field)

@@ -96,6 +96,7 @@ def _utf8_lines(file: BinaryIO | gzip.GzipFile) -> Iterable[bytes]:
 
 
 def _decode_lines(file: BinaryIO | gzip.GzipFile, encoding: str) -> Iterator[bytes]:
+    # A line feed alone ends a row, as in a file in UTF-8.
     for line in io.TextIOWrapper(file, encoding, newline="\n"):
         yield line.lstrip("\ufeff").encode()
 
