@@ -50,11 +50,13 @@ def main(arguments: list[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     try:
         options.call(options)
+        # Here, where a broken pipe is still caught.
         sys.stdout.flush()
     except BezoarError as error:
         print(f"bezoar: {error}", file=sys.stderr)
         return error.exit_code
     except BrokenPipeError:  # the reader of a pipe, such as `head`, has ended
+        # Python flushes once more when it ends, and would fail again.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except KeyboardInterrupt:
@@ -66,6 +68,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _run(options: argparse.Namespace) -> None:
+    # As in all commands, imported when it is called: --help answers in about a second.
     from bezoar_ray.report.preview import show
     from bezoar_ray.runs.orchestrator import parse_stages, pilot, run
     from bezoar_ray.runtime.progress import Progress
@@ -77,6 +80,7 @@ def _run(options: argparse.Namespace) -> None:
     if options.pilot:
         recipe = pilot(recipe, options.pilot)
         stages = ["generate", "filter", "report"]
+        # Its own folder, since fewer seeds would redo the run's generation.
         folder += "-pilot"
     store = Store(options.run_dir or Path("runs") / folder)
     run(recipe, store, stages, Progress(run=store.name))
@@ -223,6 +227,7 @@ def _sweep(options: argparse.Namespace) -> None:
     try:
         sweep(grid, store, Progress())
     finally:
+        # Also after a trial has failed, as the others have results.
         print(report(grid, store))
 
 

@@ -152,6 +152,7 @@ def _parse_terms(name: str, adjust: Adjust) -> Terms:
 
     expression = _spdx_expression(name)
     try:
+        # Without a list of known names: SPDX's lacks those of most models.
         tree = Licensing().parse(expression)
     except (ExpressionError, ValueError):
         return _UNKNOWN
@@ -253,6 +254,7 @@ def commercial_use(
     worst_first = sorted(
         causes(recipe, rows), key=lambda cause: _badness(cause.terms), reverse=True
     )
+    # Never empty, as every recipe has a base.
     verdict = worst_first[0].terms.verdict
     because = []
     for cause in worst_first:

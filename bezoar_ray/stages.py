@@ -108,6 +108,8 @@ STAGES = _by_name(
         name="sft",
         label="training on accepted rows",
         module="bezoar_ray.train.training_stages",
+        # The held-out pairs score every checkpoint, and are left out
+        # of the pairs that train.
         reads=("base", "template", "seeds.hh_rlhf", "evaluate.heldout_pairs", "sft"),
         section="sft",
         scheduled=("sft",),
@@ -168,6 +170,7 @@ STAGES = _by_name(
         name="evaluate",
         label="tasks and questions",
         module="bezoar_ray.evaluate.evaluate_stage",
+        # Without judges of its own, evaluate asks the recipe's first judge.
         reads=("serve", "evaluate", "mt_bench_judges"),
         scheduled=("serve",),
     ),

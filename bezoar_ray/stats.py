@@ -127,6 +127,7 @@ def _kappa(
     from sklearn.metrics import cohen_kappa_score
 
     labels = {*first, *second}
+    # Of a single label, sklearn's kappa is NaN.
     if len(labels) < 2:
         return None
     value = cohen_kappa_score(first, second, sample_weight=counts, **options)

@@ -140,6 +140,7 @@ def _license(content: Content) -> dict[str, object]:
 def _render(
     template: str, front: dict[str, object], content: Content, **values: object
 ) -> str:
+    # The front matter is YAML, which the templates' HTML escapes would break.
     head = Markup(yaml.safe_dump(front, sort_keys=False, allow_unicode=True))
     return (
         environment()

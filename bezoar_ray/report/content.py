@@ -293,6 +293,7 @@ class _RowSummary:
         self.count += 1
         self.reasons[sample.gate] += 1
         sources = zip(sample.seed_sources, sample.seed_licenses, strict=False)
+        # A set: a row with three seeds of one source is one row of it.
         self.provenance.update(set(sources))
         return sample
 

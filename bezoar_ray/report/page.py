@@ -48,6 +48,7 @@ def environment() -> Environment:
     templates = Environment(
         loader=PackageLoader("bezoar_ray.report"),
         autoescape=True,
+        # A misspelled field is an error, and not a gap in the page.
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,

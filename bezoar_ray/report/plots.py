@@ -37,9 +37,11 @@ _SERIES = (
 # A color that occurs nowhere else. In the finished SVG, `currentColor` replaces it.
 _INK = "#010203"
 _STYLE = {
+    # Text stays text, which can be searched and has the font of the page.
     "svg.fonttype": "none",
     "font.family": "sans-serif",
     "font.size": 10,
+    # A `$` in the name of a task begins no formula.
     "text.parse_math": False,
     "text.color": _INK,
     "axes.labelcolor": _INK,
@@ -71,6 +73,8 @@ def _render(
     from matplotlib.figure import Figure
 
     # The type of rc_context's argument lists every key of matplotlib's.
+    # Without a salt, matplotlib draws the ids of an SVG's parts at random. The title
+    # keeps those of two charts on a page apart.
     style: Any = _STYLE | {"svg.hashsalt": title}
     with rc_context(style):
         figure = Figure(figsize=size, layout="constrained")
@@ -80,6 +84,7 @@ def _render(
         metadata = {"Date": None, "Creator": None}
         figure.savefig(file, format="svg", metadata=metadata)
     text = file.getvalue()
+    # Inside of HTML, an SVG has no XML declaration.
     svg = text[text.index("<svg") :].replace(_INK, "currentColor")
     return f'<svg role="img" aria-label="{title}"{svg.removeprefix("<svg")}'
 
@@ -108,6 +113,7 @@ def funnel(schemes: list[SchemeFunnel]) -> str | None:
             )
             for row, share in enumerate(shares):
                 left[row] += share
+        # `barh` draws from the bottom up.
         axes.invert_yaxis()
         axes.grid(visible=False)
         _show_percent(axes)
@@ -228,6 +234,7 @@ def radar(mt_bench: dict[str, Any]) -> str | None:
         axes.set_theta_direction(-1)
         for name, scores in mt_bench.items():
             grades = scores["by_category"]
+            # NaN leaves a gap where a model has no grade.
             values = [grades.get(category, float("nan")) for category in categories]
             color = COLORS.get(name, _OTHER_MODEL)
             axes.plot(

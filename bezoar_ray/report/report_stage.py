@@ -17,6 +17,7 @@ def run(context: StageContext) -> StageResult:
     A failed run gets a report, too. It lists the stages that are missing, and the
     reasons why rows were rejected.
     """
+    # First, as the report links to this page if it exists.
     conversations = write_conversations(context.store)
     content = gather(context.recipe, context.store)
     context.store.replace(layout.REPORT, render(content))
