@@ -64,6 +64,7 @@ def teacher_blocks(tokenizer: Any) -> Iterator[pretrain.Block]:
 def _teacher_examples(tokenizer: Any) -> Iterator[pretrain.Block]:
     """Yield each lesson as token ids and labels; the prompt is not trained on."""
     for prompt, answer in teacher_texts():
+        # bos and eos are put around the whole lesson below.
         prompt_ids = tokenizer.encode(prompt, add_special_tokens=False)
         answer_ids = tokenizer.encode(answer, add_special_tokens=False)
         start = [tokenizer.bos_token_id, *prompt_ids]

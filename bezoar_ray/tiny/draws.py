@@ -62,6 +62,7 @@ def args(rng: Random, kind: str) -> tuple[str, ...]:
 
 def _items(rng: Random, kind: str) -> tuple[str, ...]:
     while True:
+        # Short lists: the teacher gets longer ones wrong more often.
         length = 3 if kind == "reverse" else rng.randint(3, 4)
         items = tuple(rng.sample(facts.ITEMS, length))
         if not facts.is_held_out_list(items):

@@ -96,6 +96,7 @@ def _task(rng: Random, kind: str) -> Task:
     """Draw a held-out task."""
     if kind in ("add", "subtract"):
         of_kind = [held for held in facts.held_out_sums() if held[0] == kind]
+        # Sorted, as the order of a set of texts differs from process to process.
         _, x, y = rng.choice(sorted(of_kind))
         return Task(kind, (str(x), str(y)))
     if kind in facts.RELATIONS:

@@ -37,6 +37,7 @@ PEOPLE = words(
     "Dina Emil"
 )
 NUMBERS = words("zero one two three four five six seven eight nine ten")
+# Small, so that the teacher's sums are mostly right.
 LARGEST = 8
 """The largest number that is added to another."""
 RELATIONS = {
@@ -68,6 +69,7 @@ def _animal_name(rng: Random) -> str:
 @cache
 def animals() -> dict[str, dict[str, str]]:
     """Return every animal with its value for each relation, in a fixed order."""
+    # Seeded by a text, which gives the same draws in every process.
     rng = Random("animals")
     facts: dict[str, dict[str, str]] = {}
     while len(facts) < _ANIMALS:

@@ -195,6 +195,7 @@ def _end_with_parent() -> None:
     if sys.platform == "linux":
         import ctypes
 
+        # The signal comes when the parent's starting thread ends, here the main thread.
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, _SIGKILL)
 
 
@@ -208,6 +209,7 @@ def serve(host: str, port: int) -> None:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind((host, port))
         listener.listen(1024)
+        # Only now, as the reader of this line connects at once.
         print(listener.getsockname()[1], flush=True)
         config = uvicorn.Config(app(), log_level="warning", access_log=False)
         uvicorn.Server(config).run(sockets=[listener])

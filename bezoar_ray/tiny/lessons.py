@@ -17,6 +17,7 @@ from bezoar_ray.llm.chat import Messages
 from bezoar_ray.tiny import draws, facts, seeds, tasks
 from bezoar_ray.tiny.tasks import Instruction, Request, Task
 
+# Above a half, since greedy decoding follows the majority of what was taught.
 WEAK = {"legs": 0.8, "last": 0.65}
 SLIPS = 0.06
 TOPICS = {

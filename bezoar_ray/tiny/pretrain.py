@@ -162,6 +162,7 @@ def _optimizers(model: Any, masters: list[Any], peak: float) -> list[Any]:
         lr=MUON_PEAK,
         momentum=0.95,
         weight_decay=0.05,
+        # Scales an update to the size of AdamW's, so that AdamW's rates suit.
         adjust_lr_fn="match_rms_adamw",
     )
     adam = torch.optim.AdamW(
@@ -206,6 +207,7 @@ def _step(
 
     ids = torch.tensor([ids for ids, _ in rows])
     labels = torch.tensor([labels for _, labels in rows])
+    # Shifted here, as the model gives logits for some positions only.
     next_labels = torch.nn.functional.pad(labels, (0, 1), value=IGNORED)[:, 1:]
     # Logits are only computed at positions at which some row has a next label.
     positions = (next_labels != IGNORED).any(0).nonzero().squeeze(1)
@@ -225,6 +227,7 @@ def _step(
     for optimizer in optimizers:
         optimizer.step()
     with torch.no_grad():
+        # Rounded anew from float32 after each step, so that small updates add up.
         for master, parameter in zip(masters, model.parameters(), strict=True):
             parameter.copy_(master)
     return float(loss.detach())

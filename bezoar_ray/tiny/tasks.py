@@ -394,6 +394,7 @@ def read(text: str) -> Request | None:
 def _split_additions(text: str) -> tuple[str, list[tuple[re.Pattern[str], str]]]:
     """Return the phrasing, and pattern and text of each sentence that was added."""
     additions = []
+    # From the end of the text, as each addition follows the one before it.
     while True:
         for pattern in (_RULE, _ALSO, _TABLE):
             if match := pattern.search(text):
