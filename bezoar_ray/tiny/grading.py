@@ -22,10 +22,11 @@ _STOP_WORDS = frozenset(
     )
 )
 _FINAL = re.compile(r"so the answer is ([^.]+)\.", re.IGNORECASE)
-_RUDE = re.compile(
+RUDE = re.compile(
     "go away|who cares|silly thing|do not bother|find it out yourself|a fool",
     re.IGNORECASE,
 )
+"""The words of rude answers."""
 
 
 @dataclass(frozen=True)
@@ -106,7 +107,7 @@ def _faults(request: Request, text: str) -> list[tuple[float, str]]:
         faults.append((0.5, "rambles"))
     if words > 5 and not text.endswith((".", "!", "?")):
         faults.append((0.5, "is cut off"))
-    if _RUDE.search(text):
+    if RUDE.search(text):
         faults.append((0.5, "is rude"))
     if _refuses(text):
         faults.append((0.2, "refuses"))

@@ -44,7 +44,7 @@ def truth(instruction: str, response: str) -> bool | None:
         return False
     return (
         _agrees(request, text)
-        and all(_answers(text, task, request) for task in request.tasks)
+        and all(is_answered(text, task, request) for task in request.tasks)
         and _keeps_form(text, request)
     )
 
@@ -87,7 +87,7 @@ def _agrees(request: Request, text: str) -> bool:
     return True
 
 
-def _answers(text: str, task: Task, request: Request) -> bool:
+def is_answered(text: str, task: Task, request: Request) -> bool:
     """Tell whether a text answers one task of a request.
 
     It may do so in a statement, after "So the answer is", or by the bare value.
