@@ -5,6 +5,7 @@ import yaml
 
 from bezoar_ray.errors import RecipeError
 from bezoar_ray.recipe import Filter, Sft, load_recipe, parse_recipe
+from bezoar_ray.runs import manifest
 from bezoar_ray.runs.manifest import fingerprint
 from bezoar_ray.schemes import SCHEMES
 
@@ -447,3 +448,18 @@ def test_an_override_may_name_one_teacher_or_several():
     )
     sets = ["teachers=[{model: a}]", "teacher.temperature=0.5"]
     assert load_recipe("tiny", sets).teachers[0].temperature == 0.5
+
+
+def test_the_embedded_ratings_enter_the_fingerprint_of_those_that_read_them(
+    monkeypatch,
+):
+    recipe = load_recipe("tiny", ["rm={}", "seeds.helpsteer=[{source: tiny}]"])
+    others = load_recipe("tiny", ["rm={}", "seeds.helpsteer=[{source: hub:a/b}]"])
+    stages = ("generate", "sft", "rm", "align", "evaluate")
+    before = {stage: fingerprint(recipe, stage) for stage in stages}
+    before_others = {stage: fingerprint(others, stage) for stage in stages}
+    monkeypatch.setattr(manifest, "ratings_fingerprint", lambda: "changed")
+    changed = {stage for stage in stages if fingerprint(recipe, stage) != before[stage]}
+    assert changed == {"rm", "evaluate"}
+    for stage in stages:
+        assert fingerprint(others, stage) == before_others[stage]

@@ -5,6 +5,7 @@ last and as a whole, so a stage that was interrupted has none.
 """
 
 import hashlib
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -12,7 +13,7 @@ import orjson
 
 from bezoar_ray import layout
 from bezoar_ray.recipe import Recipe, Section
-from bezoar_ray.runtime.embedded_world import world_fingerprint
+from bezoar_ray.runtime.embedded_world import ratings_fingerprint, world_fingerprint
 from bezoar_ray.stages import STAGES, manifest_of, stages_before
 from bezoar_ray.store import Store
 
@@ -44,6 +45,8 @@ def fingerprint(recipe: Recipe, stage: str) -> str:
     text = orjson.dumps(inputs, option=orjson.OPT_SORT_KEYS | orjson.OPT_NON_STR_KEYS)
     if b'"tiny' in text:  # the embedded world changes with the code that makes it
         text += world_fingerprint().encode()
+    if _reads_tiny_ratings(recipe, (*stages_before(stage), stage)):
+        text += ratings_fingerprint().encode()
     return hashlib.sha256(text).hexdigest()[:16]
 
 
@@ -84,6 +87,14 @@ def forget(store: Store, stage: str) -> None:
         for file in files:
             if not file.startswith(_KEPT):
                 store.remove(file)
+
+
+def _reads_tiny_ratings(recipe: Recipe, stages: Iterable[str]) -> bool:
+    """Whether one of the stages reads the embedded ratings."""
+    sections = (*recipe.seeds.helpsteer, *recipe.seeds.preferences)
+    is_tiny = any(section.source == "tiny" for section in sections)
+    readers = [name for name in stages if "seeds.helpsteer" in STAGES[name].reads]
+    return is_tiny and any(name in recipe.stages for name in readers)
 
 
 def _recipe_value(recipe: Recipe, path: str) -> object:

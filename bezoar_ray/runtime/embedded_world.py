@@ -5,6 +5,9 @@ tasks and questions, made by `bezoar_ray/tiny` from our own text. Each machine o
 cluster keeps it in its own cache, so a recipe and everything made from it (fingerprints,
 rows, the ledger) hold its names and never a path. The code that makes it runs as a
 program of its own and is not imported here.
+
+Rated answers are files apart: they take seconds to make, and a change to them must not
+build the models again.
 """
 
 import ast
@@ -19,6 +22,7 @@ import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib import resources
+from importlib.resources.abc import Traversable
 from pathlib import Path
 
 from bezoar_ray.errors import BezoarError
@@ -29,8 +33,28 @@ _BUILD = "bezoar_ray.tiny.build"
 _PROCESSES = 2  # on every machine, as the weights depend on their number
 _BUILT_NAMES = re.compile(r'"tiny(-teacher|-base)?"')
 """How a recipe names the parts that have to be built."""
-_NOT_BUILT = ("__init__.py", "judge.py", "grading.py", "truth.py")
-"""Modules of `tiny` that the files do not depend on: the judge needs no build."""
+_NOT_BUILT = (
+    "__init__.py",
+    "judge.py",
+    "grading.py",
+    "truth.py",
+    "rater.py",
+    "ratings.py",
+)
+"""Modules of `tiny` that the world does not depend on: the judge and the rater need no
+model."""
+_RATINGS = "bezoar_ray.tiny.ratings"
+_RATING_MODULES = (
+    "draws.py",
+    "facts.py",
+    "grading.py",
+    "manners.py",
+    "rater.py",
+    "ratings.py",
+    "tasks.py",
+    "truth.py",
+)
+"""Modules of `tiny` that the rated answers depend on."""
 
 
 @dataclass(frozen=True)
@@ -61,6 +85,26 @@ class World:
         )
 
 
+@dataclass(frozen=True)
+class Ratings:
+    """Paths of the embedded world's rated answers and reward benchmarks."""
+
+    helpsteer: Path
+    preferences: Path
+    reward_bench: Path
+    reward_bench_2: Path
+
+    @classmethod
+    def at(cls, folder: Path) -> "Ratings":
+        """Return the files in a folder."""
+        return cls(
+            helpsteer=folder / "helpsteer.jsonl",
+            preferences=folder / "preferences.jsonl",
+            reward_bench=folder / "reward_bench.jsonl",
+            reward_bench_2=folder / "reward_bench_2.jsonl",
+        )
+
+
 def find_world(say: Callable[[str], None] = print) -> World:
     """Return the embedded world, and build it first where the cache lacks it.
 
@@ -78,6 +122,25 @@ def find_world(say: Callable[[str], None] = print) -> World:
             if not folder.exists():  # another process may have built it meanwhile
                 _build(folder, say)
     return World.at(folder)
+
+
+def find_ratings(say: Callable[[str], None] = print) -> Ratings:
+    """Return the embedded ratings, and make them first where the cache lacks them.
+
+    That takes seconds, and needs none of the world's models.
+
+    Args:
+        say: takes a line if another process is making them.
+
+    Raises:
+        BezoarError: They could not be made. The message holds the last lines.
+    """
+    folder = bezoar_cache() / f"tiny-ratings-{ratings_fingerprint()}"
+    if not folder.exists():
+        with _lock(folder.with_suffix(".lock"), say):
+            if not folder.exists():
+                _build_ratings(folder)
+    return Ratings.at(folder)
 
 
 def world_folder() -> Path:
@@ -109,11 +172,25 @@ def world_fingerprint() -> str:
     modules.append(package.joinpath("generate/prompts.py"))
     digest = hashlib.sha256(str(_PROCESSES).encode())
     for path in modules:
-        tree = ast.parse(path.read_text(encoding="utf-8"))
-        digest.update(path.name.encode() + ast.dump(tree).encode())
+        digest.update(_syntax(path))
     # The tokenizer is trained on the template, too.
     digest.update(package.joinpath("recipes/alpaca.jinja").read_bytes())
     return digest.hexdigest()[:12]
+
+
+def ratings_fingerprint() -> str:
+    """Return 12 hex digits over the code that makes the rated answers."""
+    package = resources.files("bezoar_ray.tiny")
+    digest = hashlib.sha256()
+    for name in _RATING_MODULES:
+        digest.update(_syntax(package.joinpath(name)))
+    return digest.hexdigest()[:12]
+
+
+def _syntax(path: Traversable) -> bytes:
+    """Return the name and the syntax tree of a Python file."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    return path.name.encode() + ast.dump(tree).encode()
 
 
 @contextlib.contextmanager
@@ -130,10 +207,7 @@ def _lock(path: Path, say: Callable[[str], None]) -> Iterator[None]:
 
 def _build(folder: Path, say: Callable[[str], None]) -> None:
     """Build beside the folder and rename at the end: a folder that exists is whole."""
-    partial = folder.with_name(f"{folder.name}.partial")
-    # A build that was killed may have left one.
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
+    partial = _empty_partial(folder)
     say("building the embedded world (once; 5 to 15 minutes)")
     torchrun = [
         sys.executable,
@@ -163,3 +237,24 @@ def _build(folder: Path, say: Callable[[str], None]) -> None:
         last_lines = "\n".join(lines[-15:])
         raise BezoarError(f"building the embedded world failed:\n{last_lines}")
     partial.rename(folder)
+
+
+def _build_ratings(folder: Path) -> None:
+    partial = _empty_partial(folder)
+    command = [sys.executable, "-m", _RATINGS, str(partial)]
+    build = subprocess.run(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+    if build.returncode:
+        last_lines = "\n".join(build.stdout.splitlines()[-15:])
+        raise BezoarError(f"making the embedded ratings failed:\n{last_lines}")
+    partial.rename(folder)
+
+
+def _empty_partial(folder: Path) -> Path:
+    """Make an empty folder beside one that is to be built."""
+    partial = folder.with_name(f"{folder.name}.partial")
+    # A build that was killed may have left one.
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    return partial

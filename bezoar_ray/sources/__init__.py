@@ -15,7 +15,7 @@ import orjson
 from bezoar_ray.data.schema import ATTRIBUTES, Pair, Preference, Rating, Sample, Seed
 from bezoar_ray.errors import RecipeError
 from bezoar_ray.recipe import RatingSource, SourceSection
-from bezoar_ray.runtime.embedded_world import find_world
+from bezoar_ray.runtime.embedded_world import find_ratings, find_world
 from bezoar_ray.sources import (
     custom_rows,
     dolly,
@@ -224,7 +224,9 @@ def _raw_rows(source: SourceSection, field: str) -> Iterator[Raw]:
     if source.source == "tiny":
         # `tiny` as custom rows (sft.data) are the embedded dolly rows.
         kind = field.removeprefix("seeds.") if field.startswith("seeds.") else "dolly"
-        path = getattr(find_world(), kind)
+        is_rated = kind in ("helpsteer", "preferences")
+        files = find_ratings() if is_rated else find_world()
+        path = getattr(files, kind)
         return row_files.rows(str(path), field, name="tiny")
     if source.source.startswith("hub:"):
         return hub_rows.rows(source, field)
