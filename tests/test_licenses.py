@@ -1,5 +1,7 @@
 """What the commercial-use verdict says, and why."""
 
+import json
+
 import pytest
 
 from bezoar_ray.licenses import commercial_use, terms
@@ -170,3 +172,19 @@ def test_rows_of_a_source_with_a_space_in_its_path_are_the_sources():
 
 def test_the_embedded_world_may_be_sold():
     assert commercial_use(load_recipe("tiny"))["verdict"] == "yes"
+
+
+def test_the_reward_models_data_counts_only_with_a_reward_model():
+    helpsteer = {"source": "train.jsonl.gz", "license": "CC-BY-4.0"}
+    sets = [
+        f"seeds.helpsteer=[{json.dumps(helpsteer)}]",
+        "seeds.preferences=[{source: p.jsonl, license: CC-BY-NC-4.0}]",
+    ]
+    assert commercial_use(load_recipe("tiny", sets))["verdict"] == "yes"
+    found = commercial_use(load_recipe("tiny", [*sets, "rm={}"]))
+    assert found["verdict"] == "no"
+    assert found["because"] == [
+        "preferences p.jsonl (CC-BY-NC-4.0): for non-commercial use only",
+        "rated answers train.jsonl.gz (CC-BY-4.0): name the authors, the license and "
+        "your changes",
+    ]

@@ -223,3 +223,14 @@ def test_a_platform_without_wheels_is_sent_to_the_container(bare, monkeypatch):
     text = doctor.report()
     assert "no wheels for Darwin arm64" in text
     assert "cluster/Dockerfile" in text
+
+
+def test_a_reward_models_files_are_missed_only_with_a_reward_model(bare):
+    sets = [
+        "seeds.helpsteer=[{source: no.jsonl}]",
+        "seeds.preferences=[{source: tiny}]",
+    ]
+    assert doctor.misses(load_recipe("tiny", sets), []) == []
+    missed = doctor.misses(load_recipe("tiny", ["rm={}", *sets]), [])
+    assert any("seeds.helpsteer: no file 'no.jsonl'" in line for line in missed)
+    assert not any("seeds.preferences" in line for line in missed)

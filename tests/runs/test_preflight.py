@@ -341,3 +341,17 @@ def test_the_function_of_a_custom_scheme_is_looked_up(tmp_path, function, said):
     recipe = tiny(f"generate.own.haiku.function={tmp_path}/{function}")
     (problem,) = check(recipe, ["generate"]).problems
     assert problem.startswith("generate.own") and said in problem
+
+
+def test_the_reward_models_sources_are_read_only_with_a_reward_model(tmp_path):
+    ratings = written(tmp_path / "a.jsonl", [{"prompt": "Q", "response": "A"}] * 2)
+    pairs = written(tmp_path / "b.jsonl", [{"prompt": "Q"}])
+    sets = [
+        f"seeds.helpsteer=[{{source: {ratings}}}]",
+        f"seeds.preferences=[{{source: {pairs}}}]",
+    ]
+    assert check(tiny(*sets), working_stages()).problems == []
+    first, second = check(tiny("rm={}", *sets), working_stages()).problems
+    assert "seeds.helpsteer: none of the 2 rows of" in first
+    assert "no rating (looked for helpfulness" in first
+    assert "seeds.preferences: none of the 1 rows of" in second
