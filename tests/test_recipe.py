@@ -156,6 +156,14 @@ def test_set_overrides_values_in_sections_and_lists():
             "evaluate.mt_bench.pairwise=[[dpo,dpo2]]",
             "'dpo2' is none of base, sft, hh-sft, dpo, kto, orpo, asft",
         ),
+        (
+            "evaluate.reward_bench={limit: 3}",
+            "evaluate.reward_bench: neither `one` nor `two` is given. Name a file",
+        ),
+        (
+            "evaluate.reward_bench.one={source: a.parquet, limit: 9}",
+            "one.limit 9: the first rows .* Use reward_bench.limit",
+        ),
     ],
 )
 def test_a_wrong_set_is_explained(override, says):
@@ -220,6 +228,32 @@ def test_a_run_that_an_earlier_version_has_measured_is_not_measured_again():
         "answers",
         "judgments",
     }
+
+
+def test_an_evaluation_without_reward_bench_keeps_its_fingerprint(tmp_path):
+    fields = load_recipe("tiny").evaluate.fingerprint_fields()
+    assert set(fields) == {"harness", "mt_bench", "heldout_pairs"}
+    bench = tmp_path / "filtered.jsonl"
+    bench.write_text("one")
+    assert changed(f"evaluate.reward_bench.one={bench}") == ["evaluate"]
+    before = marks(f"evaluate.reward_bench.one={bench}")
+    bench.write_text("two")
+    assert before != marks(f"evaluate.reward_bench.one={bench}")
+
+
+def test_a_source_of_reward_bench_may_be_its_name_alone():
+    recipe = load_recipe(
+        "tiny",
+        [
+            "evaluate.reward_bench.one=a.parquet",
+            "evaluate.reward_bench.two={source: 'hub:allenai/reward-bench-2', revision: main}",
+        ],
+    )
+    bench = recipe.evaluate.reward_bench
+    assert (bench.one.source, bench.one.split) == ("a.parquet", "filtered")
+    assert (bench.two.revision, bench.two.split) == ("main", "test")
+    again = parse_recipe(recipe.model_dump(mode="json"), "recipe.yaml")
+    assert again.evaluate.reward_bench == bench
 
 
 def test_skipped_references_and_prompts_redo_the_evaluation(tmp_path):

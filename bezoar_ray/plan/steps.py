@@ -148,8 +148,7 @@ def _needs(
         if section.gpus_per_worker:
             yield training_hours.need(recipe, work, gpu_of(recipe, section, gpu))
     serve = recipe.serve
-    is_evaluated = recipe.evaluate.harness or recipe.evaluate.mt_bench
-    if _has_gpus(serve) and is_evaluated:
+    if _has_gpus(serve) and recipe.scheduled("evaluate"):
         kind = gpu_of(recipe, serve, gpu)
         yield engine_need("evaluate", recipe.base.model, serve, kind)
 

@@ -5,7 +5,14 @@ a change to one of them, the run resumes. All other fields do. A changed rubric,
 instance, redoes the filter and the stages after it, and nothing else.
 """
 
-from bezoar_ray.recipe.evaluation import Evaluate, Harness, HarnessTask, MtBench, Serve
+from bezoar_ray.recipe.evaluation import (
+    Evaluate,
+    Harness,
+    HarnessTask,
+    MtBench,
+    RewardBench,
+    Serve,
+)
 from bezoar_ray.recipe.generation import (
     CustomCode,
     CustomScheme,
@@ -60,6 +67,7 @@ __all__ = [
     "Prices",
     "RatingSource",
     "Recipe",
+    "RewardBench",
     "Rm",
     "Seeds",
     "Serve",

@@ -4,9 +4,15 @@ from functools import cached_property
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import AliasChoices, Field, field_validator, model_validator
+from pydantic import (
+    AliasChoices,
+    BeforeValidator,
+    Field,
+    field_validator,
+    model_validator,
+)
 
-from bezoar_ray.recipe.model_sections import Judge, check_distinct
+from bezoar_ray.recipe.model_sections import Judge, SourceSection, check_distinct
 from bezoar_ray.recipe.section import (
     FILES,
     RUNTIME_ONLY,
@@ -146,8 +152,20 @@ class Harness(Section):
         }
 
 
-# Fields of MtBench that came later than the first run directories.
-_LATER_FIELDS = {"references_skip", "prompts"}
+# Fields of MtBench and Evaluate that came later than the first run directories.
+_LATER_FIELDS = {"references_skip", "prompts", "reward_bench"}
+
+
+def _without_empty_later_fields(fields: dict[str, Any]) -> dict[str, Any]:
+    """Leave out later fields that are empty.
+
+    A run directory made before these fields existed keeps its fingerprint.
+    """
+    return {
+        name: value
+        for name, value in fields.items()
+        if value or name not in _LATER_FIELDS
+    }
 
 
 class MtBench(Section):
@@ -202,16 +220,8 @@ class MtBench(Section):
     of other judges on these answers, to compare the judges with."""
 
     def fingerprint_fields(self) -> dict[str, Any]:
-        """The fields, without later fields that are empty.
-
-        A run directory made before these fields existed keeps its fingerprint.
-        """
-        fields = super().fingerprint_fields()
-        return {
-            name: value
-            for name, value in fields.items()
-            if value or name not in _LATER_FIELDS
-        }
+        """The fields, without later fields that are empty."""
+        return _without_empty_later_fields(super().fingerprint_fields())
 
     @field_validator("judges")
     @classmethod
@@ -243,14 +253,68 @@ class MtBench(Section):
             )
 
 
+def _source_with_split(split: str) -> BeforeValidator:
+    """Accept a source as text alone, and set the split that the data set has."""
+
+    def complete(value: object) -> object:
+        if isinstance(value, str):
+            return {"source": value, "split": split}
+        if isinstance(value, dict):
+            return {"split": split, **value}
+        return value
+
+    return BeforeValidator(complete)
+
+
+class RewardBench(Section):
+    """RewardBench 1 (arXiv 2403.13787) and 2 (arXiv 2506.01937).
+
+    The reward model chooses among the answers to each prompt. So does each trained
+    checkpoint by its implicit reward: how much likelier it makes an answer than the
+    checkpoint that its training started from.
+    """
+
+    one: Annotated[SourceSection | None, _source_with_split("filtered")] = None
+    """RewardBench 1: a file, `hub:allenai/reward-bench` with a `revision`, or `tiny`.
+    The name of a source may stand in place of the section."""
+    two: Annotated[SourceSection | None, _source_with_split("test")] = None
+    """RewardBench 2: a file, `hub:allenai/reward-bench-2` with a `revision`, or `tiny`.
+    The name of a source may stand in place of the section."""
+    limit: Positive | None = None
+    """Use only the first items of each subset, up to this number. In the subset Ties,
+    prompts are counted. All items where empty."""
+
+    @model_validator(mode="after")
+    def _check_sources(self) -> "RewardBench":
+        sources = {"one": self.one, "two": self.two}
+        if not any(sources.values()):
+            raise ValueError(
+                "neither `one` nor `two` is given. Name a file of RewardBench 1 or 2, "
+                "or set reward_bench to null"
+            )
+        for name, source in sources.items():
+            if source and source.limit:
+                raise ValueError(
+                    f"{name}.limit {source.limit}: the first rows of the file are of "
+                    "one subset only. Use reward_bench.limit, which counts the items "
+                    "of each subset"
+                )
+        return self
+
+
 class Evaluate(Section):
     """How the checkpoints are measured. Set a benchmark to null to leave it out."""
 
     harness: Harness | None = Harness()
     mt_bench: MtBench | None = None
+    reward_bench: RewardBench | None = None
     budget_usd: Annotated[Money | None, RUNTIME_ONLY] = None
     """Maximum dollars that the calls of MT-Bench's judges may cost. The run stops
     before it would exceed them."""
     heldout_pairs: Positive = 200
     """HH-RLHF pairs that are kept out of training. Every checkpoint is scored on
     them."""
+
+    def fingerprint_fields(self) -> dict[str, Any]:
+        """The fields, without later fields that are empty."""
+        return _without_empty_later_fields(super().fingerprint_fields())

@@ -184,7 +184,8 @@ class Recipe(Section):
         evaluate = self.evaluate
         if stage == "filter" and not self.filter.judge:
             return ()
-        if stage == "evaluate" and not (evaluate.harness or evaluate.mt_bench):
+        benchmarks = (evaluate.harness, evaluate.mt_bench, evaluate.reward_bench)
+        if stage == "evaluate" and not any(benchmarks):
             return ()
         if STAGES[stage].checkpoint and stage not in self.trained:
             return ()

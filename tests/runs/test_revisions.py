@@ -232,6 +232,7 @@ EVERYWHERE = [
     "seeds.hh_rlhf=[{source: hh.jsonl, revision: main}, {source: 'hub:org/none'}]",
     "sft.data={own: {source: 'hub:org/own', revision: refs/convert/parquet}}",
     "evaluate.mt_bench.judges=[{model: org/model}]",
+    "evaluate.reward_bench.two={source: 'hub:org/rows', revision: main}",
 ]
 
 
@@ -257,6 +258,7 @@ def test_models_and_data_are_found_wherever_a_recipe_names_them(hub, tmp_path):
     ]
     assert [part.revision for part in recipe.seeds.hh_rlhf] == ["main", None]
     assert recipe.sft.data["own"].revision == "e" * 40
+    assert recipe.evaluate.reward_bench.two.revision == "d" * 40
     assert len(hub.asked) == len(set(hub.asked)) == 4
     assert Recipe.model_validate_json(recipe.model_dump_json()) == recipe
 
