@@ -165,6 +165,23 @@ def stream(
     return _stream(sources, f"seeds.{kind}", _SEEDS[kind], failed)
 
 
+def read_fields(source: SourceSection, field: str) -> Iterator[tuple[str, Row]]:
+    """Read the rows of a source as they are, whatever their columns.
+
+    Yields:
+        "file:line", and the fields of the row.
+
+    Raises:
+        RecipeError: as `read` does, or a row is malformed.
+    """
+    for raw in islice(_raw_rows(source, field), source.limit):
+        try:
+            fields = _fields(raw.value)
+        except ValueError as error:
+            raise RecipeError(f"{field}: {raw.where}: {error}") from error
+        yield raw.where, fields
+
+
 def _load(
     sources: Iterable[SourceSection], field: str, convert: Convert[T]
 ) -> Loaded[T]:
