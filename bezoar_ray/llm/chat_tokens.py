@@ -148,6 +148,30 @@ def chat_tokens(
     return encoded
 
 
+def answer_tokens(
+    tokenizer: "PreTrainedTokenizerBase", prompt: list[dict[str, str]], answer: str
+) -> tuple[list[int], slice]:
+    """Encode a prompt and its answer.
+
+    The template marks all turns of the assistant. The prompt may have some, and the
+    last one is the answer.
+
+    Returns:
+        The ids of the whole conversation, and which of them are the answer's. The slice
+        is empty if the template has no generation marks.
+    """
+    messages = [*prompt, {"role": "assistant", "content": answer}]
+    encoded = chat_tokens(tokenizer, messages, return_assistant_tokens_mask=True)
+    mask = encoded["assistant_masks"]
+    end = len(mask)
+    while end > 0 and not mask[end - 1]:
+        end -= 1
+    begin = end
+    while begin > 0 and mask[begin - 1]:
+        begin -= 1
+    return encoded["input_ids"], slice(begin, end)
+
+
 def chat_ids(
     tokenizer: "PreTrainedTokenizerBase",
     messages: list[dict[str, str]],

@@ -4,7 +4,7 @@ from os.path import commonprefix
 from typing import TYPE_CHECKING, Any
 
 from bezoar_ray.data.schema import Pair, Rating, Sample
-from bezoar_ray.llm.chat_tokens import chat_tokens
+from bezoar_ray.llm.chat_tokens import answer_tokens, chat_tokens
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -127,13 +127,8 @@ def answer_ids(
 
     A template may write more after an answer. A reward model reads the end itself.
     """
-    encoded = last_answer(tokenizer, prompt, answer)
-    ids = encoded["input_ids"]
-    labels = encoded["labels"]
-    end = len(ids)
-    while end > 1 and labels[end - 1] == IGNORED:
-        end -= 1
-    return ids[:end]
+    ids, answer_slice = answer_tokens(tokenizer, prompt, answer)
+    return ids[: max(1, answer_slice.stop)]
 
 
 def conversation(sample: Sample) -> list[dict[str, str]]:
@@ -175,16 +170,10 @@ def last_answer(
 
     The prompt may hold earlier answers, which `encode` would label, too.
     """
-    encoded = encode(tokenizer, [*prompt, {"role": "assistant", "content": answer}])
-    labels = encoded["labels"]
-    end = len(labels)
-    # Tokens of the template may follow the answer, such as a line break.
-    while end > 0 and labels[end - 1] == IGNORED:
-        end -= 1
-    begin = end
-    while begin > 0 and labels[begin - 1] != IGNORED:
-        begin -= 1
-    return {**encoded, "labels": [IGNORED] * begin + labels[begin:]}
+    ids, answer_slice = answer_tokens(tokenizer, prompt, answer)
+    labels = [IGNORED] * len(ids)
+    labels[answer_slice] = ids[answer_slice]
+    return {"input_ids": ids, "labels": labels}
 
 
 def _conversation_tokens(
