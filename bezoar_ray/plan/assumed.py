@@ -33,6 +33,8 @@ def _assumed_calls() -> dict[str, Tokens]:
     calls["mt_bench judge"] = Tokens(900, 150)
     calls["mt_bench comparison"] = Tokens(1500, 200)
     calls["harness request"] = Tokens(120, 1)
+    # A prompt with one of its answers.
+    calls["reward_bench answer"] = Tokens(450, 1)
     return calls
 
 
@@ -71,6 +73,11 @@ class Assumed:
     """Requests for each item: one for each choice."""
     mt_bench_questions: int = 80
     """Questions in FastChat's file. The embedded world has 16."""
+    reward_bench_items: int = 2985
+    """Items of RewardBench 1, of two answers each (arXiv 2403.13787)."""
+    reward_bench_2_items: int = 1865
+    """Items of RewardBench 2, of four answers each (arXiv 2506.01937). Those of Ties
+    have more."""
     write_speed: float = 30_000
     """Tokens that vLLM writes in a second on one GPU, times the billions of active
     weights."""

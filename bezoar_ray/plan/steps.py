@@ -9,7 +9,7 @@ from bezoar_ray.plan import training_hours
 from bezoar_ray.plan.assumed import Assumed
 from bezoar_ray.plan.memory import MemoryNeed, engine_need
 from bezoar_ray.plan.training_hours import TrainingWork
-from bezoar_ray.recipe import ModelSection, MtBench, Recipe, Serve
+from bezoar_ray.recipe import ModelSection, MtBench, Recipe, RewardBench, Serve
 from bezoar_ray.recipe.section import SchedulingSection, gpus_of, matches
 from bezoar_ray.runtime.gpus import GPUS, USUAL, Gpu, known_gpu
 from bezoar_ray.runtime.model_shapes import billions_in, model_shape
@@ -17,6 +17,12 @@ from bezoar_ray.stages import STAGES, checkpoint_names
 
 _TINY_QUESTIONS = 16
 """MT-Bench questions of the embedded world."""
+_TINY_PAIRS = 160
+_TINY_BEST_OF_4 = 120
+"""RewardBench items of the embedded world, of both versions."""
+_SUBSETS = 23
+_SUBSETS_2 = 6
+"""Subsets of both versions of RewardBench."""
 
 
 @dataclass(frozen=True)
@@ -342,6 +348,33 @@ def _evaluation(recipe: Recipe, assumed: Assumed, gpu: Gpu | None) -> Iterator[S
         turns = 2 * min(bench.limit or questions, questions)
         yield _served(recipe, "mt_bench answer", turns * checkpoints, assumed, gpu)
         yield from verdicts(recipe, turns, assumed, gpu)
+    reward_bench = recipe.evaluate.reward_bench
+    if reward_bench:
+        # All checkpoints read all answers, and so does the reward model.
+        passes = checkpoints + (1 if recipe.rm else 0)
+        answers = _answers_to_rank(reward_bench, assumed)
+        yield _served(recipe, "reward_bench answer", answers * passes, assumed, gpu)
+
+
+def _answers_to_rank(section: RewardBench, assumed: Assumed) -> int:
+    """Answers in RewardBench, of both versions."""
+    answers = 0
+    if section.one:
+        pairs = assumed.reward_bench_items
+        if section.one.source == "tiny":
+            pairs = _TINY_PAIRS
+        answers += 2 * _first_items(pairs, _SUBSETS, section.limit)
+    if section.two:
+        prompts = assumed.reward_bench_2_items
+        if section.two.source == "tiny":
+            prompts = _TINY_BEST_OF_4
+        answers += 4 * _first_items(prompts, _SUBSETS_2, section.limit)
+    return answers
+
+
+def _first_items(items: int, subsets: int, limit: int | None) -> int:
+    """Items that a limit of each subset leaves."""
+    return items if limit is None else min(items, limit * subsets)
 
 
 def verdicts(

@@ -215,6 +215,8 @@ def _assumptions(plan: Plan) -> list[str]:
         f"- an lm-eval task has {assumed.harness_items:,} items of "
         f"{assumed.harness_choices} requests",
         f"- MT-Bench has {assumed.mt_bench_questions} questions, the embedded one 16",
+        f"- RewardBench 1 has {assumed.reward_bench_items:,} items of 2 answers, "
+        f"RewardBench 2 {assumed.reward_bench_2_items:,} of 4",
         f"- on one {USUAL}, for each billion of active weights, vLLM writes "
         f"{assumed.write_speed:,.0f} and reads {assumed.read_speed:,.0f} tokens/s; "
         "other kinds write by their bandwidth and read by their operations; start-up is not "

@@ -284,16 +284,25 @@ class RewardBench(Section):
     """Use only the first items of each subset, up to this number. In the subset Ties,
     prompts are counted. All items where empty."""
 
+    @property
+    def sources(self) -> dict[Literal["one", "two"], SourceSection]:
+        """The sources of the versions that are given, by version."""
+        sources: dict[Literal["one", "two"], SourceSection] = {}
+        if self.one:
+            sources["one"] = self.one
+        if self.two:
+            sources["two"] = self.two
+        return sources
+
     @model_validator(mode="after")
     def _check_sources(self) -> "RewardBench":
-        sources = {"one": self.one, "two": self.two}
-        if not any(sources.values()):
+        if not self.sources:
             raise ValueError(
                 "neither `one` nor `two` is given. Name a file of RewardBench 1 or 2, "
                 "or set reward_bench to null"
             )
-        for name, source in sources.items():
-            if source and source.limit:
+        for name, source in self.sources.items():
+            if source.limit:
                 raise ValueError(
                     f"{name}.limit {source.limit}: the first rows of the file are of "
                     "one subset only. Use reward_bench.limit, which counts the items "

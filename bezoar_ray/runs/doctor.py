@@ -349,7 +349,13 @@ def _caches(recipe: Recipe) -> Iterator[str]:
 
 
 def _sources(recipe: Recipe) -> tuple[SourceSection, ...]:
-    return (*recipe.seeds.dolly, *recipe.seeds.flan, *recipe.seeds.hh_rlhf)
+    bench = recipe.evaluate.reward_bench
+    return (
+        *recipe.seeds.dolly,
+        *recipe.seeds.flan,
+        *recipe.seeds.hh_rlhf,
+        *(bench.sources.values() if bench else ()),
+    )
 
 
 def _dataset(section: SourceSection) -> str:

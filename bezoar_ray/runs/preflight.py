@@ -152,6 +152,16 @@ def _read_preferences(section: SourceSection) -> sources.Loaded[Preference]:
     return sources.read_preferences([section])
 
 
+def _read_bench_items(
+    version: Literal["one", "two"], section: SourceSection
+) -> sources.Loaded[Any]:
+    """Read items of RewardBench. A malformed one is an error, as it is in the stage."""
+    from bezoar_ray.evaluate.reward_bench.items import load_items
+
+    items: list[Any] = load_items(section, version)
+    return sources.Loaded(items, [])
+
+
 def _sources(recipe: Recipe, stages: set[str]) -> Iterator[Source]:
     """Yield all sources that the stages read."""
     seeds = {"dolly": recipe.seeds.dolly, "flan": recipe.seeds.flan}
@@ -166,6 +176,11 @@ def _sources(recipe: Recipe, stages: set[str]) -> Iterator[Source]:
     if "rm" in stages and recipe.rm:
         yield "seeds.helpsteer", recipe.seeds.helpsteer, _read_ratings
         yield "seeds.preferences", recipe.seeds.preferences, _read_preferences
+    bench = recipe.evaluate.reward_bench
+    if "evaluate" in stages and bench:
+        for version, section in bench.sources.items():
+            field = f"evaluate.reward_bench.{version}"
+            yield field, (section,), partial(_read_bench_items, version)
 
 
 def _check_sources(

@@ -46,6 +46,23 @@ def test_calls_follow_from_the_recipe():
     assert calls(found, "harness request") == [100 * 3.5 * 4]
 
 
+@pytest.mark.parametrize(
+    ("section", "rm", "answers"),
+    [
+        ({"one": "filtered.parquet"}, None, 2 * 2985 * 4),  # four checkpoints
+        ({"one": "filtered.parquet"}, {}, 2 * 2985 * 5),
+        ({"two": "test.parquet"}, {}, 4 * 1865 * 5),
+        ({"one": "a.jsonl", "two": "b.jsonl", "limit": 10}, {}, (460 + 240) * 5),
+        ({"one": "tiny", "two": "tiny"}, {}, (2 * 160 + 4 * 120) * 5),
+    ],
+)
+def test_answers_of_reward_bench_are_counted_for_each_model(section, rm, answers):
+    evaluate = TREE["evaluate"] | {"reward_bench": section}
+    found = plan(parse_recipe(TREE | {"evaluate": evaluate, "rm": rm}, "test"))
+    assert calls(found, "reward_bench answer") == [answers]
+    assert calls(plan(RECIPE), "reward_bench answer") == []
+
+
 @pytest.mark.parametrize(("method", "pairs"), [("dpo", 3), ("kto", 3), ("none", 2)])
 def test_comparisons_with_the_aligned_checkpoint_are_counted_if_it_is_made(
     method, pairs

@@ -264,6 +264,31 @@ def test_judge_prompts_of_another_form_and_skipped_questions_that_are_not_there_
     assert "references_skip" in problem and "has no question 104" in problem
 
 
+def test_a_file_of_reward_bench_that_cannot_be_scored_is_found(tmp_path):
+    row = {
+        "id": 1,
+        "prompt": "Q",
+        "chosen": "A",
+        "rejected": " ",
+        "subset": "donotanswer",
+    }
+    source = written(tmp_path / "rows.jsonl", [row])
+    recipe = tiny(f"evaluate.reward_bench.one={source}")
+    (problem,) = check(recipe, ["evaluate"]).problems
+    assert problem.startswith("evaluate.reward_bench.one: ")
+    assert problem.endswith("rows.jsonl:1: empty `rejected`")
+    assert check(recipe, ["sft"]).problems == []
+    absent = tiny("evaluate.reward_bench.two=absent.parquet")
+    (problem,) = check(absent, ["evaluate"]).problems
+    assert "evaluate.reward_bench.two: no file 'absent.parquet'" in problem
+    hub = "{source: 'hub:allenai/reward-bench-2', revision: main}"
+    from_hub = check(tiny(f"evaluate.reward_bench.two={hub}"), ["evaluate"])
+    assert "hub:allenai/reward-bench-2" in from_hub.problems[0]
+    assert from_hub.unchecked == [
+        "evaluate.reward_bench.two: hub:allenai/reward-bench-2, which comes from the hub"
+    ]
+
+
 def test_what_has_to_come_from_a_hub_that_is_out_of_reach_is_found(
     monkeypatch, tmp_path
 ):

@@ -18,7 +18,6 @@ from bezoar_ray.sources.record import Row, as_text, required
 
 Version = Literal["one", "two"]
 """The field of `evaluate.reward_bench` that names the file of a version."""
-VERSIONS: tuple[Version, ...] = ("one", "two")
 TIES = "Ties"
 """The subset of version 2 whose prompts have several right answers."""
 _COLUMNS = {
