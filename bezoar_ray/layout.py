@@ -18,6 +18,8 @@ HARNESS = "eval/harness"
 """Results of lm-eval."""
 MT_BENCH = "eval/mt_bench"
 """Answers and verdicts of MT-Bench."""
+REWARD_BENCH = "eval/reward_bench"
+"""What the reward model and the checkpoints say of RewardBench's answers."""
 CONVERSATIONS = f"{MT_BENCH}/index.html"
 """The page that shows the answers and verdicts of MT-Bench."""
 
@@ -110,6 +112,11 @@ def progress(key: str) -> str:
 def harness(checkpoint: str) -> str:
     """Return the file with the lm-eval results of a checkpoint."""
     return f"{HARNESS}/{checkpoint}.json"
+
+
+def reward_bench(model: str) -> str:
+    """Return the file with what a model says of RewardBench's answers."""
+    return f"{REWARD_BENCH}/{model}.json"
 
 
 def card(part: str) -> str:

@@ -22,6 +22,9 @@ Truth = Callable[[str, str], bool | None]
 BASE = "base"
 """The checkpoint that training starts from, with the tokenizer and chat template."""
 
+REWARD_MODEL = "rm"
+"""The checkpoint that rates answers."""
+
 
 @dataclass(frozen=True)
 class Checkpoint:

@@ -17,9 +17,9 @@ from bezoar_ray.runtime.embedded_world import ratings_fingerprint, world_fingerp
 from bezoar_ray.stages import STAGES, manifest_of, stages_before
 from bezoar_ray.store import Store
 
-# Each result in this folder is stored with the key of its inputs, so evaluate can
+# Each result in these folders is stored with the key of its inputs, so evaluate can
 # reuse the valid ones when it runs again.
-_KEPT = layout.HARNESS
+_KEPT = (layout.HARNESS, layout.REWARD_BENCH)
 
 
 @dataclass(frozen=True)

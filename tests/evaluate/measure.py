@@ -7,8 +7,14 @@ import asyncio
 import sys
 import uuid
 
-from bezoar_ray.evaluate.evaluate_stage import _evaluate, _progress_counter, identities
+from bezoar_ray.evaluate.evaluate_stage import (
+    _evaluate,
+    _progress_counter,
+    identities,
+    reward_model_identity,
+)
 from bezoar_ray.evaluate.mt_bench.bench import Bench
+from bezoar_ray.evaluate.reward_bench.benchmark import RewardBenchmark
 from bezoar_ray.evaluate.served_endpoint import Endpoint
 from bezoar_ray.recipe import Recipe, load_recipe
 from bezoar_ray.runtime.progress import Progress
@@ -24,9 +30,16 @@ def measure(recipe: Recipe, store: Store, base_url: str, session: str) -> StageR
     bench = recipe.evaluate.mt_bench and Bench(
         recipe.evaluate.mt_bench, tuple(fingerprints)
     )
-    step = _progress_counter(context, len(fingerprints), bench)
+    reward_benchmark = recipe.evaluate.reward_bench and RewardBenchmark(
+        recipe.evaluate.reward_bench,
+        store,
+        fingerprints,
+        reward_model_identity(recipe, store),
+    )
+    step = _progress_counter(context, len(fingerprints), bench, reward_benchmark)
+    endpoint = Endpoint.at(base_url, store)
     return asyncio.run(
-        _evaluate(context, fingerprints, Endpoint.at(base_url, store), bench, step)
+        _evaluate(context, fingerprints, endpoint, bench, step, reward_benchmark)
     )
 
 
