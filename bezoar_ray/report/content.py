@@ -19,6 +19,10 @@ from bezoar_ray.evaluate.mt_bench.fastchat_files import QUESTIONS
 from bezoar_ray.licenses import CommercialUse, causes, commercial_use
 from bezoar_ray.recipe import Recipe
 from bezoar_ray.report.harness_table import HarnessTable, below_base, harness
+from bezoar_ray.report.reward_bench_table import (
+    RewardBenchTable,
+    reward_bench_table,
+)
 from bezoar_ray.sources.mt_bench_files import IDS as MT_BENCH_IDS
 from bezoar_ray.stages import (
     BASE,
@@ -87,6 +91,7 @@ class Content:
     train: dict[str, Any]
     harness: HarnessTable
     mt_bench: dict[str, Any]
+    reward_bench: RewardBenchTable
     bench_name: str
     """A name for the questions. Only MT-Bench's own questions are called MT-Bench."""
     served: dict[str, str]
@@ -163,6 +168,7 @@ def gather(recipe: Recipe, store: Store) -> Content:
         benchmarks=summary.get("decontaminated", []),
         train=_training(summary),
         harness=harness(recipe, evaluation.get("harness", {})),
+        reward_bench=reward_bench_table(evaluation.get("reward_bench", {})),
         mt_bench=_checkpoints_first(evaluation.get("mt_bench", {})),
         bench_name=_bench_name(recipe, store),
         served=evaluation.get("served", {}),

@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from bezoar_ray.data.schema import Sample, Verdict, row_id
-from bezoar_ray.recipe import Recipe, load_recipe
+from bezoar_ray.recipe import Recipe, Rm, load_recipe
 from bezoar_ray.report.cards import write_cards
 from bezoar_ray.report.content import choose, gather
 from bezoar_ray.report.page import render
@@ -281,6 +281,66 @@ def test_the_share_of_held_out_pairs_stands_with_its_interval_where_there_is_one
         "is the likelier one in 50.0 % of"
         in context.store.read("cards/sft.md").decode()
     )
+
+
+def reward_bench(place: int) -> dict:
+    """One model's results of RewardBench 1, as summary.json has them."""
+    score = 0.5 + place / 10
+    part = {"score": score, "ci95": [score - 0.05, score + 0.05], "items": 358}
+    sections = dict.fromkeys(("Chat", "Chat Hard", "Safety", "Reasoning"), part)
+    return {"overall": score, "sections": sections, "subsets": {}, "left_out": place}
+
+
+def with_reward_bench(context) -> dict:
+    found = summary()
+    found["eval"]["reward_bench"] = {
+        "weights": {"helpfulness": 0.5, "verbosity": -0.25},
+        "one": reward_bench(4),
+        "implicit": {
+            "sft": {"one": reward_bench(0)},
+            "dpo": {"one": reward_bench(1)},
+        },
+    }
+    context.store.replace_json("summary.json", found)
+    return found
+
+
+def test_the_reward_model_stands_beside_the_checkpoints_implicit_rewards(context):
+    with_reward_bench(context)
+    text = text_of(page_of(context))
+    assert "Reward model Share of prompts" in text
+    assert "benchmark section items rm sft dpo" in text
+    row = "90.0 85.0 to 95.0 50.0 45.0 to 55.0 60.0 55.0 to 65.0"
+    assert f"RewardBench 1 Chat 358 {row}" in text
+    assert "RewardBench 1 overall 90.0 50.0 60.0" in text
+    assert "rm left out 4 items of RewardBench 1" in text
+    assert "sft left out" not in text
+    card = context.store.read("cards/dpo.md").decode()
+    assert "| RewardBench 1 | Chat | 358 | 90.0 (85.0 to 95.0) | 50.0 (45.0 to" in card
+    assert "| RewardBench 1 | overall |  | 90.0 | 50.0 | 60.0 |" in card
+    # hh-sft has no result here, and its card has no table.
+    assert "RewardBench" not in context.store.read("cards/hh-sft.md").decode()
+
+
+def test_the_report_says_how_the_weights_of_the_attributes_were_chosen(context):
+    found = with_reward_bench(context)
+    text = text_of(page_of(context))
+    assert "score: helpfulness 0.5, verbosity -0.25. They are the recipe's own" in text
+    found["eval"]["reward_bench"]["weights"] = dict(Rm().weights)
+    context.store.replace_json("summary.json", found)
+    text = text_of(page_of(context))
+    assert "complexity 0.55, verbosity -0.4. HelpSteer2's authors searched" in text
+    assert "on RewardBench 1 itself" in text
+
+
+def test_without_a_reward_model_implicit_rewards_stand_alone(context):
+    found = with_reward_bench(context)
+    del found["eval"]["reward_bench"]["weights"], found["eval"]["reward_bench"]["one"]
+    context.store.replace_json("summary.json", found)
+    text = text_of(page_of(context))
+    assert "Implicit rewards Share of prompts" in text
+    assert "benchmark section items sft dpo" in text
+    assert "Weights of the attributes" not in text
 
 
 def test_every_score_stands_beside_its_bias_and_how_it_was_served(context):
