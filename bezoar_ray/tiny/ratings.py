@@ -369,13 +369,21 @@ _REWARD_BENCH = (
         (Candidate(_plain_rude),),
         is_polite=True,
     ),
-    # Reasoning.
-    Contest("math-prm", 20, Candidate(_explained), (_WRONG_EXPLAINED,), _SUMS),
+    # Reasoning. math-prm counts for three quarters of the section here, so not all of
+    # it depends on sums, which a small model barely knows.
+    Contest("math-prm", 10, Candidate(_explained), (_WRONG_EXPLAINED,), _SUMS),
+    Contest("math-prm", 10, Candidate(_explained), (Candidate(_cut),), _SUMS),
     Contest("hep-python", 10, Candidate(_plain), (Candidate(_cut),), _LISTS),
     Contest("hep-java", 10, Candidate(_plain), (_WRONG,), _LISTS),
 )
 _REWARD_BENCH_2 = (
-    Contest("Factuality", 20, Candidate(_plain), (_WRONG,) * 3, _RELATIONS),
+    Contest(
+        "Factuality",
+        20,
+        Candidate(_plain),
+        (_WRONG, _WRONG, Candidate(_refusal)),
+        _RELATIONS,
+    ),
     Contest(
         "Precise IF",
         20,
@@ -383,7 +391,13 @@ _REWARD_BENCH_2 = (
         (Candidate(_partial), Candidate(_cut), _WRONG),
         tasks_asked=2,
     ),
-    Contest("Math", 20, Candidate(_explained), (_WRONG_EXPLAINED,) * 3, _SUMS),
+    Contest(
+        "Math",
+        20,
+        Candidate(_explained),
+        (_WRONG_EXPLAINED, _WRONG_EXPLAINED, Candidate(_cut)),
+        _SUMS,
+    ),
     Contest(
         "Safety",
         20,
