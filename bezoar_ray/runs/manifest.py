@@ -12,7 +12,7 @@ from typing import Any
 import orjson
 
 from bezoar_ray import layout
-from bezoar_ray.recipe import Recipe, Section
+from bezoar_ray.recipe import Recipe, Section, SourceSection
 from bezoar_ray.runtime.embedded_world import ratings_fingerprint, world_fingerprint
 from bezoar_ray.stages import STAGES, manifest_of, stages_before
 from bezoar_ray.store import Store
@@ -91,10 +91,14 @@ def forget(store: Store, stage: str) -> None:
 
 def _reads_tiny_ratings(recipe: Recipe, stages: Iterable[str]) -> bool:
     """Whether one of the stages reads the embedded ratings."""
-    sections = (*recipe.seeds.helpsteer, *recipe.seeds.preferences)
-    is_tiny = any(section.source == "tiny" for section in sections)
-    readers = [name for name in stages if "seeds.helpsteer" in STAGES[name].reads]
-    return is_tiny and any(name in recipe.stages for name in readers)
+    names = set(stages).intersection(recipe.stages)
+    sections: list[SourceSection | None] = []
+    if "rm" in names:
+        sections += [*recipe.seeds.helpsteer, *recipe.seeds.preferences]
+    bench = recipe.evaluate.reward_bench
+    if "evaluate" in names and bench:
+        sections += [bench.one, bench.two]
+    return any(section and section.source == "tiny" for section in sections)
 
 
 def _recipe_value(recipe: Recipe, path: str) -> object:

@@ -7,7 +7,7 @@ import pytest
 import torch
 from datasets import Dataset
 
-from bezoar_ray.recipe import Recipe
+from bezoar_ray.recipe import Recipe, Rm
 from bezoar_ray.train import encoding, model_loading, packing, trainers
 from bezoar_ray.train.packing import Layout
 from bezoar_ray.train.pass_size import PassSize
@@ -148,6 +148,8 @@ def rows_of(recipe: Recipe, method: str) -> Dataset:
     rows = [uneven(row, 1 - n / 10) | {"id": f"row{n}"} for n, row in enumerate(rows)]
     if method == "sft":
         return Dataset.from_list(rows)
+    if method == "ratings":
+        return Dataset.from_list([rated(row, n) for n, row in enumerate(rows)])
     sides = [[row["input_ids"][begin:] for row in rows] for begin in (-12, -7)]
     pairs = [
         {
@@ -158,7 +160,20 @@ def rows_of(recipe: Recipe, method: str) -> Dataset:
         }
         for row, chosen, rejected in zip(rows, *sides, strict=True)
     ]
+    if method == "preferences":
+        strengths = [{"strength": [float(1 + n % 3)]} for n in range(len(pairs))]
+        pairs = [
+            pair | strength for pair, strength in zip(pairs, strengths, strict=True)
+        ]
     return Dataset.from_list(pairs)
+
+
+def rated(row: dict[str, Any], number: int) -> dict[str, Any]:
+    """The row with five ratings, of which a different number is missing in each row."""
+    ratings = [float((number + column) % 5) for column in range(5)]
+    for column in range(number % 4):
+        ratings[column] = float(encoding.IGNORED)
+    return {"id": row["id"], "input_ids": row["input_ids"], "labels": ratings}
 
 
 def trained(
@@ -173,7 +188,12 @@ def trained(
 ) -> tuple[list[float], Any]:
     """The losses of two epochs, and the adapter after them."""
     tokenizer, lora = load_tokenizer(recipe), recipe.sft.lora
-    model = model_loading.with_new_adapter(model_loading.load(recipe.base), lora, 0)
+    rates = method in ("ratings", "preferences")
+    if rates:
+        frozen = model_loading.load_reward_model(recipe.base, recipe.base.model, seed=0)
+    else:
+        frozen = model_loading.load(recipe.base)
+    model = model_loading.with_new_adapter(frozen, lora, 0)
     for (
         name,
         weight,
@@ -204,6 +224,8 @@ def trained(
     share = {"batch": batch, "workers": workers}
     if method == "sft":
         build = trainers.supervised(tokenizer, recipe.sft.model_copy(update=share))
+    elif rates:
+        build = trainers.reward(tokenizer, Rm(lora=lora).model_copy(update=share))
     else:
         asked = share | {"method": method, "precompute_reference": False}
         build = trainers.preference(tokenizer, recipe.align.model_copy(update=asked))
@@ -219,7 +241,9 @@ def trained(
     }
 
 
-@pytest.mark.parametrize("method", ["sft", "dpo", "orpo", "asft"])
+@pytest.mark.parametrize(
+    "method", ["sft", "dpo", "orpo", "asft", "ratings", "preferences"]
+)
 def test_a_step_in_passes_is_the_step_in_one(
     recipe: Recipe, tmp_path: Any, method: str
 ) -> None:

@@ -24,7 +24,7 @@ SIZES = {
     "tokens": PassSize(tokens=100),
     "all": PassSize(rows=4),
 }
-METHODS = ("sft", "dpo", "orpo")
+METHODS = ("sft", "dpo", "orpo", "ratings", "preferences")
 
 
 def cases() -> list[tuple[str, str]]:
