@@ -164,6 +164,7 @@ def answer_tokens(
     encoded = chat_tokens(tokenizer, messages, return_assistant_tokens_mask=True)
     mask = encoded["assistant_masks"]
     end = len(mask)
+    # Tokens of the template may follow the answer, such as a line break.
     while end > 0 and not mask[end - 1]:
         end -= 1
     begin = end

@@ -10,19 +10,17 @@ other weights of the attributes need no model.
 
 import asyncio
 import hashlib
+import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
+from itertools import islice
 from typing import Any
 
 import orjson
 
 from bezoar_ray import layout
-from bezoar_ray.evaluate.reward_bench.items import (
-    BenchItem,
-    Version,
-    load_items,
-)
+from bezoar_ray.evaluate.reward_bench.items import BenchItem, Version, load_items
 from bezoar_ray.evaluate.reward_bench.likelihood import answer_log_probabilities
 from bezoar_ray.evaluate.reward_bench.protocol import ScoredItem, Summary, summarize
 from bezoar_ray.evaluate.reward_bench.scorer import rate, weighted_scores
@@ -161,19 +159,19 @@ def rate_answers(
         return
     unknown = list(benchmark.unknown(REWARD_MODEL))
     conversations = []
+    counts = []
     for version in unknown:
-        for answers in benchmark.tokens[version]:
-            conversations += [answer.ids for answer in answers]
+        answers = [answer for item in benchmark.tokens[version] for answer in item]
+        conversations += [answer.ids for answer in answers]
+        counts.append(len(answers))
     if conversations:
+        # One engine rates both versions: its start takes longer than a small file.
         ratings = iter(rate(recipe, benchmark.store, conversations).tolist())
-        for version in unknown:
-            flat_ratings: list[list[float] | None] = []
-            for item in benchmark.items[version]:
-                for _ in item.answers:
-                    rating = next(ratings)
-                    # NaN stands for a conversation that is too long.
-                    is_rated = rating[0] == rating[0]
-                    flat_ratings.append(rating if is_rated else None)
+        for version, count in zip(unknown, counts, strict=True):
+            flat_ratings = [
+                None if math.isnan(rating[0]) else rating
+                for rating in islice(ratings, count)
+            ]
             benchmark.save(REWARD_MODEL, version, flat_ratings)
     for _ in benchmark.items:
         step()
@@ -196,7 +194,6 @@ async def reward_bench(
     Returns:
         `eval.reward_bench` of summary.json, and the files written.
     """
-
     if benchmark.is_endpoint_needed:
         # Off the event loop, which serves the other benchmarks.
         await asyncio.to_thread(lambda: benchmark.tokens)

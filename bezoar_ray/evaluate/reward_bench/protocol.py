@@ -226,6 +226,8 @@ def _weighted_section(
 
     If the subsets have as many items as their weights say, the score is a plain share.
     """
+    import numpy as np
+
     all_credits = [
         credit for credits in credits_of_subset.values() for credit in credits
     ]
@@ -242,14 +244,13 @@ def _weighted_section(
     }
 
     def draw(rng: "np.random.Generator") -> "NDArray[np.float64]":
-        drawn_means = {
-            subset: _resample(credits, rng).mean(axis=1)
-            for subset, credits in credits_of_subset.items()
-        }
-        total = sum(weights[subset] for subset in drawn_means)
-        return sum(
-            means * (weights[subset] / total) for subset, means in drawn_means.items()
-        )
+        total = sum(weights[subset] for subset in credits_of_subset)
+        scores = np.zeros(_RESAMPLES)
+        # The number of items of each subset is fixed, so each is drawn by itself.
+        for subset, credits in credits_of_subset.items():
+            subset_means = _resample(credits, rng).mean(axis=1)
+            scores += subset_means * (weights[subset] / total)
+        return scores
 
     return {
         "score": section_score(means, weights),
