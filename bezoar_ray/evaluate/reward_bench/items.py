@@ -13,6 +13,7 @@ from typing import Literal
 from bezoar_ray.errors import RecipeError
 from bezoar_ray.llm.chat import Messages
 from bezoar_ray.recipe import SourceSection
+from bezoar_ray.runtime.embedded_world import find_ratings
 from bezoar_ray.sources import conversations, read_fields
 from bezoar_ray.sources.record import Row, as_text, required
 
@@ -69,7 +70,7 @@ def load_items(
     field = f"evaluate.reward_bench.{version}"
     convert = _CONVERT[version]
     items = []
-    for where, row in read_fields(source, field):
+    for where, row in read_fields(_with_path(source, version), field):
         try:
             items.append(convert(row))
         except ValueError as error:
@@ -81,6 +82,15 @@ def load_items(
         )
     _check_ties(items, field, source.source)
     return _first_of_each_subset(items, limit)
+
+
+def _with_path(source: SourceSection, version: Version) -> SourceSection:
+    """The source, with the path of the embedded file in place of `tiny`."""
+    if source.source != "tiny":
+        return source
+    files = find_ratings()
+    path = files.reward_bench if version == "one" else files.reward_bench_2
+    return source.model_copy(update={"source": str(path)})
 
 
 def _item_of_version_1(row: Row) -> BenchItem:

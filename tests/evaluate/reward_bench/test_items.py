@@ -9,6 +9,7 @@ import pytest
 
 from bezoar_ray.errors import RecipeError
 from bezoar_ray.evaluate.reward_bench.items import Version, load_items
+from bezoar_ray.evaluate.reward_bench.protocol import ScoredItem, summarize
 from bezoar_ray.recipe import SourceSection
 
 PAIR = {
@@ -158,3 +159,20 @@ def test_an_empty_file_and_a_broken_line_are_errors(tmp_path):
     path.write_text(json.dumps(PAIR) + "\n{")
     with pytest.raises(RecipeError, match="broken.jsonl:2: not valid JSON"):
         load_items(SourceSection(source=str(path)), "one")
+
+
+def test_the_embedded_files_have_every_section():
+    versions: dict[Version, int] = {"one": 160, "two": 120}
+    for version, count in versions.items():
+        items = load_items(SourceSection(source="tiny"), version)
+        assert len(items) == count
+        scored = [ScoredItem(item, range(len(item.answers), 0, -1)) for item in items]
+        # The right answers are first, so descending scores are right everywhere.
+        summary = summarize(version, scored, left_out=0)
+        assert "other" not in summary["sections"]
+        assert all(
+            section["score"] == 1.0
+            for name, section in summary["sections"].items()
+            if name != "Ties"
+        )
+        assert summary["overall"] > 0.9
