@@ -56,6 +56,9 @@ class Serve(SchedulingSection):
     max_replicas: Annotated[Positive | None, RUNTIME_ONLY] = None
     """Maximum number of replicas of each engine. Their number follows the load. Equal
     to `replicas` where empty."""
+    reward_model: Annotated[bool, RUNTIME_ONLY] = True
+    """`bezoar serve` also serves the reward model `rm`, if there is one, by an engine
+    of its own with the resources of this section."""
     max_request_bytes: Annotated[Positive, RUNTIME_ONLY] = 4 * 2**20
     """Maximum size of a request body in bytes. A larger request is refused."""
 

@@ -242,7 +242,8 @@ class Rm(Training):
     ] = ("ratings", "preferences")
     """Data sets in the order of training: `ratings` (seeds.helpsteer), `preferences`
     (seeds.preferences) and `hh_rlhf` (seeds.hh_rlhf, each pair with strength 1). Those
-    without rows are left out."""
+    without rows are left out. Pairs fix only differences of scores, so put `ratings`
+    last where the outputs are to be read as ratings."""
     loss: Literal["regular", "margin", "scaled"] = "scaled"
     """Loss of pairs, with the Bradley-Terry model on the score (arXiv 2410.01257).
     `margin` asks for a difference as large as the strength of the preference. `scaled`
@@ -258,8 +259,8 @@ class Rm(Training):
     0. The defaults are those that HelpSteer2's authors searched for on RewardBench with
     a 70B model."""
     heldout_answers: Positive = 1000
-    """Rated answers that are kept out of training, and measured. At most a fifth of all
-    is kept out. All answers to one prompt are on the same side."""
+    """Rated answers and preferences that are kept out of training, and measured. At
+    most a fifth of all is kept out. All rows of one prompt are on the same side."""
 
     @model_validator(mode="after")
     def _check_weights(self) -> "Rm":

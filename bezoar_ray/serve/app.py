@@ -21,7 +21,11 @@ from bezoar_ray.recipe import Recipe, recipe_of
 from bezoar_ray.runtime.capacity import check_capacity, of_engines
 from bezoar_ray.runtime.logs import event
 from bezoar_ray.runtime.session import beside_driver
-from bezoar_ray.serve.arguments import engine_of_each, modes
+from bezoar_ray.serve.arguments import (
+    engine_of_each,
+    modes,
+    modes_with_reward_model,
+)
 from bezoar_ray.serve.auth import required_key
 from bezoar_ray.serve.replica import (
     DRAIN_SECONDS,
@@ -29,7 +33,7 @@ from bezoar_ray.serve.replica import (
     engine_application,
     router_application,
 )
-from bezoar_ray.stages import BASE, checkpoint_names
+from bezoar_ray.stages import BASE, trained_checkpoint_names
 from bezoar_ray.store import Store
 
 if TYPE_CHECKING:
@@ -74,11 +78,13 @@ def serve_forever(recipe: Recipe, store: Store) -> None:
         BezoarError: as `running`.
     """
     key = required_key(recipe.serve.host, os.environ.get("BEZOAR_API_KEY"))
-    served = ServedCheckpoints(recipe, store, key)
+    served = ServedCheckpoints(recipe, store, key, modes_with_reward_model)
     with _serving(store, recipe.serve.host, recipe.serve.port) as base_url:
         served.deploy()
-        names = list(modes(recipe, store))
-        print(_greeting(base_url, names, with_key=key is not None), flush=True)
+        names = list(modes_with_reward_model(recipe, store))
+        writers = list(modes(recipe, store))
+        greeting = _greeting(base_url, names, writers[-1], with_key=key is not None)
+        print(greeting, flush=True)
         try:
             while True:
                 time.sleep(_POLL_SECONDS)
@@ -119,11 +125,12 @@ def build_app(args: dict[str, str]) -> "Application":
     return engine_application(BASE, recipe, str(store.root), key)
 
 
-def _greeting(base_url: str, names: list[str], with_key: bool) -> str:
+def _greeting(base_url: str, names: list[str], example: str, with_key: bool) -> str:
+    """Return what is served where, with a request to one of the checkpoints."""
     import ray
 
     header = ' -H "Authorization: Bearer $BEZOAR_API_KEY"' if with_key else ""
-    body = f'{{"model": "{names[-1]}", "messages": [{{"role": "user", "content": "Hello"}}]}}'
+    body = f'{{"model": "{example}", "messages": [{{"role": "user", "content": "Hello"}}]}}'
     node = next(node for node in ray.nodes() if node["Alive"])
     return (
         f"ready: {', '.join(names)} at {base_url}\n"
@@ -135,7 +142,14 @@ def _greeting(base_url: str, names: list[str], with_key: bool) -> str:
 class ServedCheckpoints:
     """The applications on Ray Serve: one for each engine, and a router if there are several."""
 
-    def __init__(self, recipe: Recipe, store: Store, key: str | None):
+    def __init__(
+        self,
+        recipe: Recipe,
+        store: Store,
+        key: str | None,
+        find_modes: Callable[[Recipe, Store], dict[str, str]] = modes,
+    ):
+        self._find_modes = find_modes
         self._recipe = recipe
         self._store = store
         self._key = key
@@ -184,7 +198,7 @@ class ServedCheckpoints:
                 replica has already stopped.
         """
         fingerprints = self._fingerprints()
-        names = set(modes(self._recipe, self._store))
+        names = set(self._find_modes(self._recipe, self._store))
         # Those that are served, too: one in training has no folder that tells its mode.
         for served in self._deployed.values():
             names.update(served)
@@ -226,7 +240,7 @@ class ServedCheckpoints:
     def _fingerprints(self) -> dict[str, str | None]:
         """Return the fingerprint of each checkpoint's weights; None without them."""
         fingerprints = {}
-        for name in checkpoint_names():
+        for name in (BASE, *trained_checkpoint_names()):
             lineage = self._store.read_json(layout.checkpoint(name).lineage)
             fingerprints[name] = lineage["fingerprint"] if lineage else None
         return fingerprints
@@ -242,7 +256,7 @@ class ServedCheckpoints:
             raise BezoarError(
                 f"{self._store.root} has no checkpoints. Run the sft stage first"
             )
-        engine_of = engine_of_each(modes(self._recipe, self._store))
+        engine_of = engine_of_each(self._find_modes(self._recipe, self._store))
         applications: dict[str, dict[str, str | None]] = {}
         for name, engine in engine_of.items():
             applications.setdefault(engine, {})[name] = fingerprints[name]
@@ -376,7 +390,7 @@ def _remove_leftovers(store: Store) -> None:
 
     if _get_global_client(raise_if_no_controller_running=False) is None:
         return
-    names = (*checkpoint_names(), _ROUTER)
+    names = (BASE, *trained_checkpoint_names(), _ROUTER)
     leftovers = {_serve_name(store, name) for name in names}
     others = serve.status().applications.keys() - leftovers
     if others:

@@ -14,7 +14,7 @@ from bezoar_ray.llm.engine import (
 )
 from bezoar_ray.llm.model_identity import model_path
 from bezoar_ray.recipe import Recipe, Serve
-from bezoar_ray.stages import BASE, checkpoint_names
+from bezoar_ray.stages import BASE, REWARD_MODEL, checkpoint_names
 from bezoar_ray.store import Store
 
 _GROUPED_LORA = "bezoar_ray.serve.cpu_lora.GroupedLora"
@@ -36,6 +36,18 @@ def modes(recipe: Recipe, store: Store) -> dict[str, str]:
             mode_of[name] = "joined"
         elif store.exists(folders.merged):
             mode_of[name] = "merged"
+    return mode_of
+
+
+def modes_with_reward_model(recipe: Recipe, store: Store) -> dict[str, str]:
+    """Return how each checkpoint is served by `bezoar serve`, as `modes` does.
+
+    The reward model is always `merged`, since its engine runs no other model.
+    """
+    mode_of = modes(recipe, store)
+    is_there = store.exists(layout.checkpoint(REWARD_MODEL).merged)
+    if is_there and recipe.serve.reward_model:
+        mode_of[REWARD_MODEL] = "merged"
     return mode_of
 
 
@@ -66,7 +78,7 @@ def engine_arguments(recipe: Recipe, store: Store) -> dict[str, list[str]]:
         )
     joined = {}
     merged = {}
-    for name, mode in modes(recipe, store).items():
+    for name, mode in modes_with_reward_model(recipe, store).items():
         folders = layout.checkpoint(name)
         if mode == "joined":
             joined[name] = store.path(folders.joined)
@@ -82,6 +94,9 @@ def engine_arguments(recipe: Recipe, store: Store) -> dict[str, list[str]]:
     engines = {BASE: [*base, *shared]}
     for name, path in merged.items():
         own = ["--model", str(path), "--served-model-name", name]
+        if name == REWARD_MODEL:
+            # It scores answers, at vLLM's route /pooling.
+            own += ["--runner", "pooling"]
         engines[name] = [*own, *shared]
     return engines
 

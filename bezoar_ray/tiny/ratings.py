@@ -201,6 +201,7 @@ _STYLES: dict[Style, int] = {
     _repeated: 1,
     _partial: 1,
     _refusal: 1,
+    _off_topic: 3,
 }
 """The styles of rated answers, with their weights."""
 
@@ -448,12 +449,15 @@ def reward_bench_2(questions: Questions) -> Iterator[Row]:
 
 
 def _ties_row(rng: Random, questions: Questions, name: str, chosen: int) -> Row:
-    """Make an item whose chosen answers are equally good: kind words in any wording."""
+    """Make an item whose chosen answers are equally good: kind words in any wording.
+
+    The others lack manners, which a small model can tell. Facts it barely knows.
+    """
     contest = Contest(
         "Ties",
         1,
         Candidate(_kind),
-        (Candidate(_kind, is_right=False),) * 3,
+        (Candidate(_plain), Candidate(_plain_rude), Candidate(_refusal)),
         is_polite=True,
     )
     question, first, rejected = _item(rng, questions, contest)
