@@ -13,7 +13,7 @@ from bezoar_ray.recipe import load_recipe, recipe_names
 from bezoar_ray.runtime.gpus import GPUS
 from bezoar_ray.schemes import SCHEMES
 
-BIG = ("openbezoar-3b", "modern", "one-gpu", "api-teacher")
+BIG = ("openbezoar-3b", "modern", "helpsteer2", "one-gpu", "api-teacher")
 
 
 def asked(name: str) -> str:
@@ -29,11 +29,13 @@ def asked(name: str) -> str:
 def test_they_are_packaged():
     assert recipe_names() == [
         "api-teacher",
+        "helpsteer2",
         "modern",
         "one-gpu",
         "openbezoar-3b",
         "smol",
         "tiny",
+        "tiny-rm",
     ]
 
 

@@ -12,7 +12,7 @@ from bezoar_ray.plan.memory import (
     worker_memory,
 )
 from bezoar_ray.plan.speeds import training_speed
-from bezoar_ray.recipe import Recipe, Rm, SourceSection, Training
+from bezoar_ray.recipe import RatingSource, Recipe, Rm, SourceSection, Training
 from bezoar_ray.runtime.gpus import Gpu
 from bezoar_ray.runtime.model_shapes import model_shape
 
@@ -114,12 +114,27 @@ def _rm_work(recipe: Recipe, rm: Rm, assumed: Assumed) -> TrainingWork:
         sections, noun, row_tokens = sources[name]
         if not sections:
             continue
-        count = _limited(rm, limit_of(sections) or assumed.open_rows)
+        count = _limited(rm, _rows_of(sections) or assumed.open_rows)
         descriptions.append(f"{count:,} {noun}")
         rows += count
         tokens += count * row_tokens
     description = ", ".join(descriptions) or "no rows"
     return TrainingWork("rm", description, rows, tokens / rows if rows else 0.0)
+
+
+def _rows_of(sections: tuple[SourceSection, ...]) -> int | None:
+    """The rows that sources give together; None if that of one of them is unknown."""
+    from bezoar_ray.sources.helpsteer import published_rows
+
+    rows = 0
+    for section in sections:
+        known = section.limit
+        if known is None and isinstance(section, RatingSource):
+            known = published_rows(section)
+        if known is None:
+            return None
+        rows += known
+    return rows
 
 
 def gpu_hours(recipe: Recipe, work: TrainingWork, gpu: Gpu) -> float:

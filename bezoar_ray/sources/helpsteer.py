@@ -122,6 +122,12 @@ def published_split(section: RatingSource) -> str | None:
     return split if is_in_its_folder or has_its_size else None
 
 
+def published_rows(section: RatingSource) -> int | None:
+    """Return how many rows a whole split of HelpSteer2 has; None for other sources."""
+    split = published_split(section)
+    return _SPLITS[split].rows if split else None
+
+
 def check_helpsteer2(
     ratings: Sequence[Rating], split: str, failed: int = 0
 ) -> list[str]:

@@ -214,11 +214,14 @@ def right_values(request: Request) -> Values:
 def wrong_values(rng: Random, request: Request) -> Values:
     """Draw values of which at least one is wrong."""
     surely_wrong = rng.randrange(len(request.tasks))
-    values = []
+    value_of: dict[Task, str] = {}  # a task that is asked twice has one answer
     for index, task in enumerate(request.tasks):
-        is_wrong = index == surely_wrong or rng.random() < 0.5
-        values.append(_wrong_value(rng, task) if is_wrong else task.value)
-    return tuple(values)
+        if index == surely_wrong:
+            value_of[task] = _wrong_value(rng, task)
+        elif task not in value_of:
+            is_wrong = rng.random() < 0.5
+            value_of[task] = _wrong_value(rng, task) if is_wrong else task.value
+    return tuple(value_of[task] for task in request.tasks)
 
 
 def _wrong_value(rng: Random, task: Task) -> str:
@@ -237,7 +240,8 @@ def _draw_value(rng: Random, task: Task) -> str:
         return rng.choice(facts.NUMBERS[2:8])
     if task.kind == "reverse":
         return ", ".join(rng.sample(task.args, len(task.args)))
-    if task.kind in ("first", "last", "larger"):
+    # The larger of two equal numbers has no wrong value among them.
+    if task.kind in ("first", "last", "larger") and len(set(task.args)) > 1:
         return rng.choice(task.args)
     return str(rng.randint(0, 2 * facts.LARGEST))
 
@@ -457,7 +461,7 @@ def _ties_row(rng: Random, questions: Questions, name: str, chosen: int) -> Row:
         "Ties",
         1,
         Candidate(_kind),
-        (Candidate(_plain), Candidate(_plain_rude), Candidate(_refusal)),
+        (Candidate(_rude), Candidate(_plain_rude), Candidate(_refusal)),
         is_polite=True,
     )
     question, first, rejected = _item(rng, questions, contest)

@@ -42,6 +42,29 @@ def test_stages_run_in_order_and_their_summaries_are_merged(tmp_path):
     assert summary == Store(tmp_path).read_json("summary.json")
 
 
+def test_a_stage_that_the_recipe_lacks_is_neither_run_nor_asked_for(tmp_path):
+    go(tmp_path, asked=list(STAGES))
+    assert stages.calls == [name for name in STAGES if name != "rm"]
+    with pytest.raises(RecipeError, match="no stage 'rm', because its section `rm`"):
+        go(tmp_path, asked=["rm"])
+
+
+def test_a_reward_model_that_is_added_redoes_no_other_training(tmp_path):
+    go(tmp_path, asked=list(STAGES))
+    before = Store(tmp_path).read_json("summary.json")["stages"]
+    stages.calls.clear()
+    summary = go(tmp_path, "rm={}", asked=list(STAGES))
+    assert stages.calls == ["rm", "evaluate", "report"]
+    for name in ("generate", "filter", "sft", "hh-sft", "align"):
+        fingerprint = summary["stages"][name]["fingerprint"]
+        assert fingerprint == before[name]["fingerprint"]
+    stages.calls.clear()
+    go(tmp_path, "rm={epochs: 3}", asked=["rm"])
+    assert stages.calls == ["rm"]
+    assert Store(tmp_path).exists("align.txt")
+    assert not Store(tmp_path).exists("evaluate.txt")
+
+
 def test_stages_that_flow_into_one_another_are_carried_out_as_one_with_a_manifest_each(
     tmp_path, monkeypatch
 ):

@@ -8,7 +8,11 @@ import pytest
 from bezoar_ray.errors import BezoarError
 from bezoar_ray.llm import engine
 from bezoar_ray.recipe import Recipe, parse_recipe
-from bezoar_ray.serve.arguments import engine_arguments, modes
+from bezoar_ray.serve.arguments import (
+    engine_arguments,
+    modes,
+    modes_with_reward_model,
+)
 from bezoar_ray.store import Store
 
 
@@ -52,6 +56,19 @@ def test_every_checkpoint_that_exists_is_served_in_the_order_of_training(tmp_pat
     assert list(map(json.loads, modules)) == [
         {"name": name, "path": path} for name, path in paths.items()
     ]
+
+
+def test_a_reward_model_has_an_engine_of_its_own_and_is_not_asked_for_answers(tmp_path):
+    store = run_directory(tmp_path, sft=16)
+    (tmp_path / "checkpoints/rm/merged").mkdir(parents=True)
+    (tmp_path / "checkpoints/rm/merged/config.json").write_text("{}")
+    assert "rm" not in modes(recipe(), store)
+    assert modes_with_reward_model(recipe(), store)["rm"] == "merged"
+    engines = engine_arguments(recipe(), store)
+    assert value(engines["rm"], "--runner") == "pooling"
+    assert value(engines["rm"], "--model") == f"{tmp_path}/checkpoints/rm/merged"
+    assert "--runner" not in engines["base"]
+    assert "rm" not in engine_arguments(recipe(reward_model=False), store)
 
 
 def test_vllm_finds_the_loras_of_a_trial_whose_folder_names_its_values(tmp_path):
