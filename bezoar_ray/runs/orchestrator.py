@@ -373,15 +373,18 @@ def _check_earlier_stages(recipe: Recipe, store: Store, stages: list[str]) -> No
         # A report is made of whatever there is.
         if stage == "report":
             continue
+        missing = []
         for before in stages_before(stage):
             if before not in recipe.stages or before in stages:
                 continue
             if not _is_done(recipe, store, before):
-                raise RecipeError(
-                    f"--stages: {stage} comes after {before}, and {before} is not done "
-                    f"with this recipe in {store.root}. "
-                    f"Add it: --stages {before},{stage}"
-                )
+                missing.append(before)
+        if missing:
+            raise RecipeError(
+                f"--stages: {stage} needs the results of {', '.join(missing)}, and "
+                f"{store.root} has none made with this recipe. "
+                f"Add what is missing: --stages {','.join([*missing, stage])}"
+            )
 
 
 def _run_preflight(recipe: Recipe, stages: list[str], progress: Progress) -> None:

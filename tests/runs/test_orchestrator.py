@@ -193,7 +193,7 @@ def test_stages_are_asked_for_by_name():
 
 
 def test_a_stage_without_what_it_reads_is_refused_with_the_remedy(tmp_path):
-    with pytest.raises(RecipeError, match="Add it: --stages filter,sft"):
+    with pytest.raises(RecipeError, match="missing: --stages generate,filter,sft"):
         go(tmp_path, asked=["sft"])
 
 
@@ -202,7 +202,7 @@ def test_a_refused_command_leaves_a_finished_run_as_it_was(tmp_path):
     before = {
         name: (tmp_path / name).read_bytes() for name in ("recipe.yaml", "summary.json")
     }
-    with pytest.raises(RecipeError, match="Add it"):
+    with pytest.raises(RecipeError, match="Add what is missing: --stages filter,sft"):
         go(tmp_path, "filter.accept_rating=5", asked=["sft"])
     assert {name: (tmp_path / name).read_bytes() for name in before} == before
 
