@@ -38,7 +38,8 @@ def uploads(
 ) -> list[Upload]:
     """List the repositories to push.
 
-    For a checkpoint these are the merged model and its adapter.
+    For a checkpoint these are the merged model and its adapter. A reward model has no
+    joined adapter, and a second model with the score as its only output.
 
     Args:
         recipe: the run's recipe.
@@ -119,7 +120,8 @@ def _dataset_upload(recipe: Recipe, store: Store, repository: str) -> Iterator[U
 def _model_uploads(store: Store, repository: str, checkpoint: str) -> Iterator[Upload]:
     # The folder `adapter` stays here: it needs the weights of other checkpoints of this
     # run directory. The joined LoRA needs only the base.
-    for folder_name, suffix in (("merged", ""), ("joined", "-adapter")):
+    folders = (("merged", ""), ("joined", "-adapter"), ("scalar", "-scalar"))
+    for folder_name, suffix in folders:
         folder = f"{layout.checkpoint(checkpoint).folder}/{folder_name}"
         files = {}
         for name in store.list(folder):

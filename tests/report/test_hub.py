@@ -36,6 +36,19 @@ def test_a_dry_run_names_every_repository_and_touches_none(run, capsys):
     assert "3 files" in lines[0] and "2 files" in lines[1]
 
 
+def test_a_reward_model_goes_with_its_scalar_form(run):
+    from bezoar_ray.report.hub import uploads
+
+    for kind in ("merged", "adapter", "scalar"):
+        run.replace(f"checkpoints/rm/{kind}/model.safetensors", kind)
+    run.replace("cards/rm.md", "# rm")
+    model, scalar = uploads(load_recipe("tiny-rm"), run, "me", ["rm"])
+    assert model.repository == "me/tiny-rm-rm"
+    assert scalar.repository == "me/tiny-rm-rm-scalar"
+    assert scalar.files["model.safetensors"].read_text() == "scalar"
+    assert scalar.files["README.md"].read_text() == "# rm"
+
+
 def test_the_card_is_the_readme(run):
     from bezoar_ray.report.hub import uploads
 
