@@ -160,7 +160,7 @@ def trained(recipe: Recipe, folder: Path) -> list[dict[str, Any]]:
 
     RecordedTrainer.seen.clear()
     ray.train.torch.TorchTrainer = RecordedTrainer
-    for stage in ("sft", "hh-sft", "align"):
+    for stage in recipe.trained:
         job = launcher.Job(str(folder), recipe, stage, "recorded", ())
         launcher.build_trainer(job, lambda job: {})
     return list(RecordedTrainer.seen)

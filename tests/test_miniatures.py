@@ -43,11 +43,20 @@ SMALL = [
     "evaluate.mt_bench={questions: tiny, limit: 2, max_tokens: 64}",
     "evaluate.heldout_pairs=10",
 ]
+RATED = [
+    "seeds.helpsteer=[{source: tiny, limit: 60}]",
+    "seeds.preferences=[{source: tiny, limit: 30}]",
+    *(f"rm.{field}" for field in ("workers=1", "gpus_per_worker=0", "batch=8")),
+    "rm.epochs=1",
+    "evaluate.reward_bench={one: tiny, two: tiny, limit: 1}",
+]
+"""Further settings of the recipe with a reward model."""
 MODELS = {  # of the teacher, where the recipe runs it, and of the base
     "openbezoar-3b": (miniatures.falcon, miniatures.llama),
     "modern": (miniatures.qwen3, miniatures.qwen3),
     "one-gpu": (miniatures.qwen3, miniatures.qwen3),
     "api-teacher": (None, miniatures.qwen3),
+    "helpsteer2": (miniatures.qwen3, miniatures.qwen3),
 }
 
 
@@ -62,6 +71,8 @@ def started(recipe: str, folder: Path, endpoint: str) -> tuple[Path, Command]:
     """A recipe's run."""
     teacher, base = MODELS[recipe]
     sets = [*SMALL, f"base.model={base(folder / 'base')}"]
+    if recipe == "helpsteer2":
+        sets += RATED
     if teacher:
         sets.append(f"teacher.model={teacher(folder / 'teacher')}")
     else:
@@ -99,6 +110,9 @@ def test_a_big_recipe_goes_through_every_stage(recipe, running):
     assert {stage["status"] for stage in found["stages"].values()} == {"done"}
     assert found["data"]["orca"]["accepted"] > 0
     assert all(found["train"][name]["steps"] > 0 for name in TRAINED)
+    if recipe == "helpsteer2":
+        assert found["train"]["rm"]["steps"] > 0
+        assert found["eval"]["reward_bench"]["two"]["overall"] is not None
     assert (
         found["eval"]["mt_bench"].keys()
         == found["eval"]["harness"].keys()
