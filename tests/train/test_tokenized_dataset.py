@@ -104,7 +104,8 @@ def test_nothing_left_is_an_error_that_says_why(
 
 def prepare_all(context: StageContext) -> list[TokenizedDataset]:
     datasets = []
-    for stage in TRAINING_STAGES.values():
+    for name in context.recipe.trained:
+        stage = TRAINING_STAGES[name]
         datasets += stage.prepare(context)
     return datasets
 
