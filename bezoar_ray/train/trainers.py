@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from datasets import Dataset
     from peft import PeftModel
     from torch import Tensor
-    from transformers import PreTrainedTokenizerBase, TrainingArguments
+    from transformers import PreTrainedTokenizerBase
 
     from bezoar_ray.train.passes import PassesTrainer
 
@@ -276,12 +276,8 @@ def _reference_free(tokenizer: "PreTrainedTokenizerBase", align: Align) -> Build
         collator = DataCollatorForPreference(pad_token_id=tokenizer.pad_token_id)
         # Without it the logits of whole rows, prompts included, would be computed.
         add_fused_lm_head(model.get_base_model())
-        trainer = in_passes(OddsTrainer)(
-            model,
-            _plain_arguments(settings),
-            data_collator=collator,
-            train_dataset=rows,
-            processing_class=tokenizer,
+        trainer = _plain_trainer(
+            OddsTrainer, model, rows, settings, tokenizer, collator
         )
         trainer.batch = align.batch
         trainer.measure = pair_row
@@ -317,12 +313,13 @@ def _regression(tokenizer: "PreTrainedTokenizerBase", rm: Rm) -> BuildTrainer:
                 count = num_items_in_batch / self.accelerator.num_processes
                 return squared_error(outputs, ratings) / count
 
-        trainer = in_passes(RatingTrainer)(
+        trainer = _plain_trainer(
+            RatingTrainer,
             model,
-            _plain_arguments(settings),
-            data_collator=partial(_collate_ratings, tokenizer.pad_token_id),
-            train_dataset=rows,
-            processing_class=tokenizer,
+            rows,
+            settings,
+            tokenizer,
+            partial(_collate_ratings, tokenizer.pad_token_id),
         )
         trainer.batch = rm.batch
         trainer.measure = conversation_row
@@ -362,12 +359,13 @@ def _bradley_terry(tokenizer: "PreTrainedTokenizerBase", rm: Rm) -> BuildTrainer
                 losses = bradley_terry(chosen - rejected, inputs["strength"], rm.loss)
                 return losses.mean()
 
-        trainer = in_passes(PreferenceTrainer)(
+        trainer = _plain_trainer(
+            PreferenceTrainer,
             model,
-            _plain_arguments(settings),
-            data_collator=partial(_collate_preferences, tokenizer.pad_token_id),
-            train_dataset=rows,
-            processing_class=tokenizer,
+            rows,
+            settings,
+            tokenizer,
+            partial(_collate_preferences, tokenizer.pad_token_id),
         )
         trainer.batch = rm.batch
         trainer.measure = pair_row
@@ -404,14 +402,28 @@ def _with_accuracy(kind: type) -> Any:
     return WithAccuracy
 
 
-def _plain_arguments(settings: dict[str, Any]) -> "TrainingArguments":
-    """Return the arguments of a trainer of transformers."""
+def _plain_trainer(
+    kind: type,
+    model: "PeftModel",
+    rows: "Dataset",
+    settings: dict[str, Any],
+    tokenizer: "PreTrainedTokenizerBase",
+    collator: "Callable[[list[Example]], dict[str, Tensor]]",
+) -> "PassesTrainer":
+    """Build a trainer in passes from a trainer class of transformers."""
     from transformers import TrainingArguments
 
     settings = dict(settings)
     settings.pop("max_length", None)  # only TRL's configurations have it
     # transformers would drop the columns that the model's forward does not name.
-    return TrainingArguments(remove_unused_columns=False, **settings)
+    config = TrainingArguments(remove_unused_columns=False, **settings)
+    return in_passes(kind)(
+        model,
+        config,
+        data_collator=collator,
+        train_dataset=rows,
+        processing_class=tokenizer,
+    )
 
 
 def _head_outputs(model: "PeftModel", inputs: "dict[str, Tensor]") -> "Tensor":
