@@ -24,6 +24,11 @@ from bezoar_ray.train import pairs
 
 HELDOUT = (layout.rated("ratings", "heldout"), layout.rated("preferences", "heldout"))
 """Files of the rows that are kept out of training."""
+_FILES = (
+    *HELDOUT,
+    layout.rated("ratings", "train"),
+    layout.rated("preferences", "train"),
+)
 _RECORD = f"{layout.RATED}/split.json"
 
 Row = TypeVar("Row", Rating, Preference)
@@ -50,7 +55,8 @@ def ensure(context: StageContext) -> int:
     store = context.store
     settings = orjson.loads(orjson.dumps(_settings(recipe)))
     record = store.read_json(_RECORD) or {}
-    if record.get("settings") == settings:
+    is_complete = all(store.exists(file) for file in _FILES)
+    if is_complete and record.get("settings") == settings:
         return record["seeds_failed"]
     store.remove(layout.RATED)
     ratings = read_ratings(recipe.seeds.helpsteer)
