@@ -4,7 +4,6 @@ A checkpoint has the adapter, merged and joined weights, its lineage and its hel
 score.
 """
 
-import contextlib
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,7 +14,7 @@ from bezoar_ray.stages import BASE, adapters_of, checkpoint_of
 from bezoar_ray.store import Store, digest
 from bezoar_ray.train import adapters, heldout, model_loading, pairs
 from bezoar_ray.train.launcher import Job
-from bezoar_ray.train.packing import Layout, in_float32
+from bezoar_ray.train.packing import Layout, computing_in
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -117,10 +116,7 @@ def _score(
         The share of pairs that are right and its interval.
     """
     heldout_pairs = pairs.read(job.store, "heldout")
-    precision: contextlib.AbstractContextManager[None] = contextlib.nullcontext()
-    if job.dtype == "float32":  # bfloat16 weights that this machine computes in float32
-        precision = in_float32(model)
-    with precision:
+    with computing_in(job.dtype, model):
         margin_by_pair = heldout.margins(
             model,
             tokenizer,

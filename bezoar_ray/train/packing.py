@@ -289,6 +289,15 @@ def _token_outputs(model: "PreTrainedModel", **inputs: object) -> "Tensor":
     return model(**inputs, use_cache=False).logits[0]
 
 
+def computing_in(
+    dtype: str, model: "PreTrainedModel"
+) -> contextlib.AbstractContextManager[None]:
+    """Build a context in which a bfloat16 model computes in `bfloat16` or `float32`."""
+    if dtype == "float32":
+        return in_float32(model)
+    return contextlib.nullcontext()
+
+
 @contextlib.contextmanager
 def in_float32(model: "PreTrainedModel") -> Iterator[None]:
     """Within the block, bfloat16 weights are float32 and 4-bit layers compute in it.

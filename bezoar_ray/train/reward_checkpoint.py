@@ -4,7 +4,6 @@ The checkpoint has the adapter with its head, `merged` with an output for each
 attribute, and `scalar` with the weighted score as its only output.
 """
 
-import contextlib
 import statistics
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
@@ -18,7 +17,7 @@ from bezoar_ray.stats import wilson
 from bezoar_ray.train import adapters, model_loading, pairs, rated_rows, reward_model
 from bezoar_ray.train.encoding import answer_ids
 from bezoar_ray.train.launcher import Job
-from bezoar_ray.train.packing import Layout, in_float32, packed
+from bezoar_ray.train.packing import Layout, computing_in, packed
 from bezoar_ray.train.pass_size import PassSize
 from bezoar_ray.train.passes import Row, split
 
@@ -122,10 +121,7 @@ def _measure(
     """Measure a reward model on the held-out ratings, preferences and HH-RLHF pairs."""
     heldout = rated_rows.read_heldout(job.store)
     measuring = _Measuring(job, model, tokenizer, row_layout)
-    precision: contextlib.AbstractContextManager[None] = contextlib.nullcontext()
-    if job.dtype == "float32":  # bfloat16 weights that this machine computes in float32
-        precision = in_float32(model)
-    with precision:
+    with computing_in(job.dtype, model):
         metrics = measuring.on_ratings(heldout.ratings)
         shares = {
             "ratings": metrics.pop("pairs_of_ratings"),
