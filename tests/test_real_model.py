@@ -20,7 +20,7 @@ from bezoar_ray.schemes import SCHEMES
 from bezoar_ray.serve.app import running
 from bezoar_ray.store import Store
 from bezoar_ray.train import model_loading
-from bezoar_ray.train.encoding import conversation, encode
+from bezoar_ray.train.encoding import encode
 from bezoar_ray.train.heldout import mean_log_probabilities
 from bezoar_ray.train.packing import Layout
 from bezoar_ray.train.tokenizer import load_tokenizer
@@ -88,7 +88,7 @@ def test_every_scheme_has_accepted_rows_and_every_stage_ends(run_dir):
 def test_an_endpoint_reads_the_tokens_that_training_read(endpoint, recipe, accepted):
     tokenizer = load_tokenizer(recipe)
     for row in accepted[:20]:
-        *prompt, answer = conversation(row)
+        *prompt, answer = row.conversation()
         trained = encode(tokenizer, [*prompt, answer])
         begin = next(
             place for place, label in enumerate(trained["labels"]) if label >= 0
@@ -115,7 +115,7 @@ def test_sft_lowers_the_perplexity_of_answers_that_it_was_not_trained_on(
         for id in Dataset.from_file(str(file))["id"]
     }
     scored = [
-        encode(tokenizer, conversation(row))
+        encode(tokenizer, row.conversation())
         for row in accepted
         if row.id not in trained
     ]
@@ -138,7 +138,7 @@ def test_the_joined_adapters_are_the_merged_chain_within_bfloat16s_rounding(
     run_dir, recipe, accepted
 ):
     tokenizer, store = load_tokenizer(recipe), Store(run_dir)
-    scored = [encode(tokenizer, conversation(row)) for row in accepted]
+    scored = [encode(tokenizer, row.conversation()) for row in accepted]
     for name in ("sft", "hh-sft", "dpo"):
         merged = model_loading.load(
             recipe.base, str(store.path(f"checkpoints/{name}/merged"))

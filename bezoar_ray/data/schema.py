@@ -135,6 +135,20 @@ class Sample(StageRow):
         """The gate that took the row: `reason` without the details after a colon."""
         return self.reason.partition(":")[0]
 
+    def conversation(self) -> list[dict[str, str]]:
+        """Return the messages with the response, on which sft trains.
+
+        Without a system message, the template inserts its own.
+        """
+        system = []
+        if self.system:
+            system.append({"role": "system", "content": self.system})
+        last_turn = [
+            {"role": "user", "content": self.task},
+            {"role": "assistant", "content": self.response},
+        ]
+        return [*system, *self.history, *last_turn]
+
     def ended(self, status: str, reason: str) -> "Sample":
         """Return a copy of the sample with its final status."""
         return replace(self, status=status, reason=reason)

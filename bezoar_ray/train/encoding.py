@@ -33,7 +33,7 @@ def sample_tokens(
     sample = Sample.from_row(row)
     if not sample.response.strip():
         return NO_ANSWER
-    return _conversation_tokens(tokenizer, conversation(sample), longest)
+    return _conversation_tokens(tokenizer, sample.conversation(), longest)
 
 
 def chosen_tokens(
@@ -129,21 +129,6 @@ def answer_ids(
     """
     ids, answer_slice = answer_tokens(tokenizer, prompt, answer)
     return ids[: max(1, answer_slice.stop)]
-
-
-def conversation(sample: Sample) -> list[dict[str, str]]:
-    """Return the messages that a sample trains on.
-
-    Without a system message, the template inserts its own.
-    """
-    system = []
-    if sample.system:
-        system.append({"role": "system", "content": sample.system})
-    last_turn = [
-        {"role": "user", "content": sample.task},
-        {"role": "assistant", "content": sample.response},
-    ]
-    return [*system, *sample.history, *last_turn]
 
 
 def encode(

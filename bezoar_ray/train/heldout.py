@@ -14,13 +14,10 @@ from bezoar_ray.stats import wilson
 from bezoar_ray.store import Store
 from bezoar_ray.train.encoding import IGNORED, last_answer
 from bezoar_ray.train.packing import Layout, fused_head, packed
-from bezoar_ray.train.pass_size import PassSize
-from bezoar_ray.train.passes import Row, split
+from bezoar_ray.train.passes import split_for_scoring
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
-
-_PASS_SIZE = PassSize(tokens=8_192)  # without gradients a pass takes little memory
 
 
 def margins(
@@ -101,14 +98,11 @@ def mean_log_probabilities(
     """Return the mean log-probability of the labelled tokens of each row."""
     import torch
 
-    sizes = []
-    for row in rows:
-        length = len(row["input_ids"])
-        sizes.append(Row(tokens=length, sequences=1, longest=length))
+    lengths = [len(row["input_ids"]) for row in rows]
     scores = [0.0] * len(rows)
     model.eval()
     with torch.inference_mode(), fused_head(model), packed(model, layout):
-        for indices in split(sizes, _PASS_SIZE, layout):
+        for indices in split_for_scoring(lengths, layout):
             pass_scores = _score_pass(model, [rows[index] for index in indices])
             for index, score in zip(indices, pass_scores, strict=True):
                 scores[index] = score

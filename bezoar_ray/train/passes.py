@@ -9,7 +9,7 @@ number), and a loss that is a mean over rows is weighted by the rows of the pass
 import contextlib
 import itertools
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from torch.utils.data import DataLoader
     from transformers import Trainer, TrainerCallback
 
+_SCORING_PASS = PassSize(tokens=8_192)  # without gradients a pass takes little memory
 _PREFETCHED = 2  # steps that a GPU's data loader prepares ahead
 
 
@@ -49,6 +50,16 @@ def split(rows: list[Row], size: PassSize, layout: Layout) -> list[list[int]]:
         if all(_fits(rows, indices, size, layout) for indices in passes):
             return passes
     return deal(rows, len(rows), layout)
+
+
+def split_for_scoring(lengths: Iterable[int], layout: Layout) -> list[list[int]]:
+    """Split sequences of these tokens into passes without gradients.
+
+    Returns:
+        The indices of the sequences of each pass.
+    """
+    rows = [Row(tokens=tokens, sequences=1, longest=tokens) for tokens in lengths]
+    return split(rows, _SCORING_PASS, layout)
 
 
 def deal(rows: list[Row], count: int, layout: Layout) -> list[list[int]]:

@@ -53,6 +53,17 @@ def set_head(model: "PreTrainedModel", weights: "Tensor") -> None:
     setattr(model, _HEAD, head.to(model.device))
 
 
+def make_scalar(model: "PreTrainedModel", weights: Mapping[Attribute, float]) -> None:
+    """Replace the head by one with a single output: the weighted score.
+
+    The head is linear, so the weighted sum of its rows gives exactly that score.
+    """
+    head = getattr(model, _HEAD).weight
+    set_head(model, (weight_vector(weights).to(head) @ head)[None])
+    model.config.id2label = {0: "score"}
+    model.config.label2id = {"score": 0}
+
+
 def is_reward_model(model: "Module") -> bool:
     """Whether a model, without PEFT's wrapper, has a head of outputs for each row."""
     return hasattr(model, _HEAD)

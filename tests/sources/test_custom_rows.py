@@ -126,7 +126,6 @@ TURNS = [
 )
 def test_conversations_of_several_turns_are_read_and_trained_on(row, tmp_path):
     from bezoar_ray.data.schema import Sample, sample_table
-    from bezoar_ray.train.encoding import conversation
 
     (tmp_path / "mine.jsonl").write_text(json.dumps(row))
     (sample,) = read_own(
@@ -135,7 +134,7 @@ def test_conversations_of_several_turns_are_read_and_trained_on(row, tmp_path):
     (again,) = map(
         Sample.from_row, sample_table([sample]).to_pylist()
     )  # as it lies on disk
-    assert conversation(again) == [
+    assert again.conversation() == [
         {"role": role, "content": said} for role, said in TURNS
     ]
     assert (sample.instruction, sample.response) == ("Two?", "2.")

@@ -50,7 +50,7 @@ def test_an_orca_row_brings_its_own_system_message(recipe: Recipe) -> None:
         response="5",
     )
     text = tokenizer.decode(
-        encoding.encode(tokenizer, encoding.conversation(sample))["input_ids"]
+        encoding.encode(tokenizer, sample.conversation())["input_ids"]
     )
     assert (
         "### System:\nBe brief.\n\n### Instruction:\nAdd.\n\nInput:\n2 and 3\n\n### Response:\n5</s>"

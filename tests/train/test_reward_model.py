@@ -10,7 +10,7 @@ from bezoar_ray.data.schema import ATTRIBUTES
 from bezoar_ray.recipe import Base, Lora
 from bezoar_ray.train import adapters, model_loading, packing, reward_model
 from bezoar_ray.train.packing import Layout
-from bezoar_ray.train.reward_checkpoint import head_outputs, make_scalar
+from bezoar_ray.train.reward_checkpoint import head_outputs
 from tests import architectures
 
 WEIGHTS = {"helpfulness": 0.65, "correctness": 0.8, "verbosity": -0.4}
@@ -106,7 +106,7 @@ def test_the_scalar_model_gives_the_weighted_sum(llama: Path) -> None:
         WEIGHTS.get(name, 0.0) * outputs[:, column]
         for column, name in enumerate(ATTRIBUTES)
     )
-    make_scalar(model, WEIGHTS)
+    reward_model.make_scalar(model, WEIGHTS)
     found = head_outputs(model, ROWS, Layout("padded"))
     assert found.shape == (len(ROWS), 1)
     assert torch.allclose(found[:, 0], expected, atol=1e-6)
