@@ -497,3 +497,33 @@ def test_the_embedded_ratings_enter_the_fingerprint_of_those_that_read_them(
     assert changed == {"rm", "evaluate"}
     for stage in stages:
         assert fingerprint(others, stage) == before_others[stage]
+
+
+def test_a_reward_model_is_a_judge_by_its_folder_and_changes_no_other_fingerprint():
+    plain = parse_recipe(SMALL, "test")
+    judges = [*SMALL["judges"], {"reward": "runs/one/checkpoints/rm"}]
+    recipe = parse_recipe(SMALL | {"judges": judges}, "test")
+    assert recipe.judges[1].model == "runs/one/checkpoints/rm/merged"
+    assert "reward" not in plain.judges[0].fingerprint_fields()
+    again = parse_recipe(recipe.model_dump(mode="json"), "test")
+    assert again == recipe
+
+
+@pytest.mark.parametrize(
+    ("judge", "says"),
+    [
+        ({"reward": "r", "model": "gpt"}, "model 'gpt' and reward 'r'"),
+        ({"reward": "r", "base_url": "http://x"}, "base_url of reward 'r'"),
+        ({"reward": "r", "structured": True}, "structured of reward 'r'"),
+        ({"reward": "r", "chat_template": "t.jinja"}, "chat_template of reward 'r'"),
+        ({"reward": "r", "mode": "batch"}, "mode batch"),
+        ({}, "judges.0.model: missing"),
+    ],
+)
+def test_a_judge_that_is_two_things_or_none_is_refused(judge, says):
+    assert says in refusal(judges=[judge])
+
+
+def test_a_reward_model_does_not_grade_mt_bench():
+    said = refusal(judges=[{"reward": "r"}], evaluate={"mt_bench": {"questions": "q"}})
+    assert "evaluate.mt_bench.judges: missing" in said

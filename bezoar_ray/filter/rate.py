@@ -4,19 +4,22 @@ from bezoar_ray.data.schema import Sample, Verdict
 from bezoar_ray.filter.rating_prompt import VERDICT, rating_messages, read_rating
 from bezoar_ray.llm.chat import CallFailed, Chat, Sampling
 from bezoar_ray.llm.verdicts import request_verdict
-from bezoar_ray.recipe import ModelSection
+from bezoar_ray.recipe import RowJudge
 
 
 async def judge_sample(
-    sample: Sample, chat: Chat, rubric: str, judge: ModelSection, accept_rating: float
+    sample: Sample, chat: Chat, rubric: str, judge: RowJudge, accept_rating: float
 ) -> Verdict:
     """Return one judge's verdict on a sample: accepted from `accept_rating` upward.
 
-    After a reply without a rating, the judge is asked once more, and told why.
+    After a reply without a rating, the judge is asked once more, and told why. A reward
+    model gets the row itself, and no rubric.
     """
     schema = VERDICT if judge.structured else ""
     sampling = Sampling(judge.temperature, judge.top_p, judge.max_tokens, schema)
     messages = rating_messages(sample, rubric)
+    if judge.reward:
+        messages = sample.conversation()
     try:
         heard = await request_verdict(
             chat, messages, "judge", read_rating, "rating", sampling

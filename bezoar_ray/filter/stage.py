@@ -34,7 +34,7 @@ from bezoar_ray.filter.semantic_dedup import same_meaning
 from bezoar_ray.llm.chat import Chat
 from bezoar_ray.pipeline.actor_pool import ModelStage, run_context
 from bezoar_ray.pipeline.runner import run_pipeline
-from bezoar_ray.recipe import Filter, Meaning, ModelSection
+from bezoar_ray.recipe import Filter, Meaning, RowJudge
 from bezoar_ray.stages import StageContext, StageResult
 
 _STATUSES = ("accepted", "rejected", "failed")
@@ -172,7 +172,7 @@ async def _judge(
     sample: Sample,
     chat: Chat,
     *,
-    judge: ModelSection,
+    judge: RowJudge,
     rubrics: dict[str, str],
     section: Filter,
 ) -> AsyncIterator[Sample]:

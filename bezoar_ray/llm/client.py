@@ -30,7 +30,7 @@ from bezoar_ray.llm.ledger_index import LedgerIndex
 from bezoar_ray.llm.quota import Cost, QuotaClient
 from bezoar_ray.llm.rate_control import AdaptiveConcurrency, SentRequest
 from bezoar_ray.llm.reasoning import without_reasoning
-from bezoar_ray.recipe import ModelSection
+from bezoar_ray.recipe import ModelSection, RowJudge
 from bezoar_ray.runtime.logs import current_row, event
 from bezoar_ray.store import Store
 
@@ -309,7 +309,6 @@ def open_client(
         BezoarError: The actors of this session die before they answer anything.
     """
     from bezoar_ray.llm.endpoint import OpenAIEndpoint
-    from bezoar_ray.llm.engine import VllmEngine
 
     # Before the ledger: without the endpoint's key, nothing is written.
     endpoint = OpenAIEndpoint(section) if section.base_url else None
@@ -325,10 +324,20 @@ def open_client(
         )
     # Last: an engine takes up to a minute to start, which a
     # refusal should not wait for.
-    model = endpoint or VllmEngine(section)
+    model = endpoint or _start_model(section)
     if identity:
         model.identity = identity
     return ModelClient(model, ledger, section, quota)
+
+
+def _start_model(section: ModelSection) -> Model:
+    """Start a model that runs in this process."""
+    from bezoar_ray.llm.engine import VllmEngine
+    from bezoar_ray.llm.reward_engine import RewardEngine
+
+    if isinstance(section, RowJudge) and section.reward:
+        return RewardEngine(section)
+    return VllmEngine(section)
 
 
 def cost_at_most(messages: Messages, sampling: Sampling, section: ModelSection) -> Cost:

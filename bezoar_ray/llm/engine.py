@@ -18,6 +18,7 @@ from bezoar_ray.runtime.gpus import ENGINE_SHARE
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
     from vllm import CompletionOutput, SamplingParams
+    from vllm.v1.engine.async_llm import AsyncLLM
 
 _LEAST_ANSWER = 64  # tokens; an answer with less context would be cut off
 
@@ -100,6 +101,39 @@ def set_cpu_kv_cache_size() -> None:
     os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
 
 
+def start_engine(section: ModelSection, **arguments: object) -> "AsyncLLM":
+    """Start vLLM in this process, with the model of a recipe section.
+
+    Call it inside a running event loop.
+
+    Args:
+        section: The model's section.
+        arguments: Engine arguments beside those of the section.
+    """
+    from vllm.engine.arg_utils import AsyncEngineArgs
+    from vllm.usage.usage_lib import UsageContext
+    from vllm.v1.engine.async_llm import AsyncLLM
+
+    # Before the engine: it concerns the children that start from now on.
+    bind_children()
+    engine_arguments = load_format_arguments(section) | section.engine
+    all_arguments = AsyncEngineArgs(
+        model=model_path(section.model),
+        revision=section.revision,
+        dtype=section.dtype,
+        trust_remote_code=section.trust_remote_code,
+        enable_log_requests=False,
+        disable_log_stats=True,
+        **arguments,
+        **complete_engine_arguments(engine_arguments, section.num_gpus),
+    )
+    # LLM_CLASS for batches as large as those of vLLM's offline class. The default of
+    # other contexts is 128 sequences, even on an H100.
+    return AsyncLLM.from_engine_args(
+        all_arguments, usage_context=UsageContext.LLM_CLASS
+    )
+
+
 class VllmEngine:
     """A model that vLLM runs in this process.
 
@@ -107,29 +141,9 @@ class VllmEngine:
     """
 
     def __init__(self, section: ModelSection):
-        from vllm.engine.arg_utils import AsyncEngineArgs
-        from vllm.usage.usage_lib import UsageContext
-        from vllm.v1.engine.async_llm import AsyncLLM
-
-        # Before the engine: it concerns the children that start from now on.
-        bind_children()
         self.identity = identity(section)
         self._template = section.template
-        engine_arguments = load_format_arguments(section) | section.engine
-        arguments = AsyncEngineArgs(
-            model=model_path(section.model),
-            revision=section.revision,
-            dtype=section.dtype,
-            trust_remote_code=section.trust_remote_code,
-            enable_log_requests=False,
-            disable_log_stats=True,
-            **complete_engine_arguments(engine_arguments, section.num_gpus),
-        )
-        # LLM_CLASS for batches as large as those of vLLM's offline class. The default
-        # of other contexts is 128 sequences, even on an H100.
-        self._engine = AsyncLLM.from_engine_args(
-            arguments, usage_context=UsageContext.LLM_CLASS
-        )
+        self._engine = start_engine(section)
         self._set_tokenizer(self._engine.get_tokenizer())
         # Tokenizing stays off the event loop, which has hundreds of calls in flight.
         # One thread suffices, since a tokenizer serves one caller at a time.

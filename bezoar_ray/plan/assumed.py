@@ -28,6 +28,8 @@ def _assumed_calls() -> dict[str, Tokens]:
             calls[kind] = Tokens(call.tokens_in, call.tokens_out)
     # The prompt has the rubric and the row, the answer a rating with its reason.
     calls["judge"] = Tokens(800, 80)
+    # A reward model reads a row, and writes nothing.
+    calls["reward judge"] = Tokens(350, 0)
     # The second turn's prompt holds the first turn.
     calls["mt_bench answer"] = Tokens(250, 350)
     calls["mt_bench judge"] = Tokens(900, 150)

@@ -245,7 +245,8 @@ def _judging(
     count = sum(rows.values()) * recipe.generate.candidates * assumed.judged
     for judge in recipe.judges:
         judge_gpu = gpu_of(recipe, judge, gpu)
-        yield _calls("filter", "judge", judge, count, assumed, judge_gpu)
+        kind = "reward judge" if judge.reward else "judge"
+        yield _calls("filter", kind, judge, count, assumed, judge_gpu)
 
 
 def _calls(

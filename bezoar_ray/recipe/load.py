@@ -23,7 +23,13 @@ from bezoar_ray import layout
 from bezoar_ray.errors import RecipeError
 from bezoar_ray.recipe.evaluation import Evaluate, Serve
 from bezoar_ray.recipe.generation import Filter, Generate
-from bezoar_ray.recipe.model_sections import Judge, Seeds, Teacher, check_distinct
+from bezoar_ray.recipe.model_sections import (
+    Judge,
+    RowJudge,
+    Seeds,
+    Teacher,
+    check_distinct,
+)
 from bezoar_ray.recipe.section import (
     FILES,
     RUNTIME_ONLY,
@@ -78,7 +84,7 @@ class Recipe(Section):
     ]
     """Models that write the synthetic rows, each a share by its weight. A single one
     may be given as `teacher`."""
-    judges: Annotated[tuple[Judge, ...], Field(min_length=1)]
+    judges: Annotated[tuple[RowJudge, ...], Field(min_length=1)]
     """Models that rate the rows. `filter.combine` says how their ratings become a
     decision."""
     base: Base
@@ -156,8 +162,21 @@ class Recipe(Section):
 
     @field_validator("judges")
     @classmethod
-    def _check_distinct_judges(cls, judges: tuple[Judge, ...]) -> tuple[Judge, ...]:
+    def _check_distinct_judges(
+        cls, judges: tuple[RowJudge, ...]
+    ) -> tuple[RowJudge, ...]:
         return check_distinct(judges)
+
+    @model_validator(mode="after")
+    def _check_mt_bench_judge(self) -> "Recipe":
+        bench = self.evaluate.mt_bench
+        if bench and not bench.judges and self.judges[0].reward:
+            raise ValueError(
+                "evaluate.mt_bench.judges: missing. The recipe's first judge is a "
+                "reward model, which cannot grade MT-Bench. Name a judge there, or set "
+                "evaluate.mt_bench: null"
+            )
+        return self
 
     def training(self, stage: str) -> Training:
         """The section of a training stage."""
@@ -206,7 +225,7 @@ class Recipe(Section):
         each answer is judged as soon as it is there.
         """
         bench = self.evaluate.mt_bench
-        judges = self.judges[:1]
+        judges: tuple[Judge, ...] = self.judges[:1]
         if bench and bench.judges:
             judges = bench.judges
         return tuple(judge.model_copy(update={"mode": "live"}) for judge in judges)

@@ -2,8 +2,8 @@
 
 import math
 import re
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal, TypeVar
+from pathlib import Path, PurePath
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
 from pydantic import Field, model_validator
 
@@ -208,6 +208,44 @@ class Judge(ModelSection):
     max_tokens: Positive = 2048
     """Maximum length of one answer in tokens. A reasoning model's hidden tokens count,
     too."""
+
+
+class RowJudge(Judge):
+    """A judge of rows: a model that writes a verdict, or a reward model."""
+
+    reward: Annotated[str | None, RUNTIME_ONLY] = None
+    """Folder of a reward model, `checkpoints/rm` of another run directory. It rates the
+    rows in place of `model`, in Ray actors, and reads no rubric."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _name_reward_model(cls, fields: Any) -> Any:
+        """Set `model` to the weights of the reward model.
+
+        So a reward model has the name, identity and fingerprint of any local model.
+        """
+        if not isinstance(fields, dict) or not fields.get("reward"):
+            return fields
+        model = str(PurePath(fields["reward"], "merged"))
+        if fields.get("model", model) != model:
+            raise ValueError(
+                f"model {fields['model']!r} and reward {fields['reward']!r}: a judge "
+                "is one of the two. Leave the other out"
+            )
+        return fields | {"model": model}
+
+    @model_validator(mode="after")
+    def _check_reward_settings(self) -> "RowJudge":
+        if not self.reward:
+            return self
+        for name in ("base_url", "chat_template", "structured"):
+            if getattr(self, name):
+                raise ValueError(
+                    f"{name} of reward {self.reward!r}: a reward model runs in Ray "
+                    "actors, with its own chat template, and writes no text. "
+                    "Leave it out"
+                )
+        return self
 
 
 class Teacher(ModelSection):

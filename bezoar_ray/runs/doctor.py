@@ -10,8 +10,9 @@ from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
-from bezoar_ray.errors import RecipeError
+from bezoar_ray.errors import BezoarError, RecipeError
 from bezoar_ray.llm.engine import installed_vllm, is_cpu_build
+from bezoar_ray.llm.reward_engine import score_weights
 from bezoar_ray.plan import Plan, plan
 from bezoar_ray.recipe import (
     ModelSection,
@@ -383,6 +384,12 @@ def _generation_files(recipe: Recipe) -> Iterator[tuple[str, str]]:
         if not Path(section.path).is_file():
             message = f"generate.own.{scheme}.function: no file {section.path!r}"
             yield "generate", message
+    for index, judge in enumerate(recipe.judges):
+        if judge.reward:
+            try:
+                score_weights(judge.model)
+            except BezoarError as error:
+                yield "filter", f"judges.{index}.reward: {error}"
     for scheme, path in recipe.filter.rubrics.items():
         if not Path(path).is_file():
             yield "filter", f"filter.rubrics.{scheme}: no file {path!r}"

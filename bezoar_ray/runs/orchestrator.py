@@ -13,6 +13,7 @@ import traceback
 import uuid
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import yaml
@@ -69,7 +70,7 @@ def run(
         BezoarError: A stage failed. The report is written nevertheless.
     """
     stages = _existing_stages(recipe, stages)
-    _check_requirements(recipe, stages)
+    _check_requirements(recipe, store, stages)
     with store.lock():
         # Under the lock, since it writes the commits that later commands use.
         recipe = pinned(recipe, store, progress.say)
@@ -327,7 +328,7 @@ def _existing_stages(recipe: Recipe, stages: list[str]) -> list[str]:
     return stages
 
 
-def _check_requirements(recipe: Recipe, stages: list[str]) -> None:
+def _check_requirements(recipe: Recipe, store: Store, stages: list[str]) -> None:
     """Report a missing key, price, endpoint or file before any work starts."""
     from bezoar_ray.llm.endpoint import api_key
     from bezoar_ray.runs.doctor import missing_files, models
@@ -351,6 +352,23 @@ def _check_requirements(recipe: Recipe, stages: list[str]) -> None:
     for stage, message in missing_files(recipe):
         if stage in stages:
             raise RecipeError(message)
+    _check_reward_judges(recipe, store)
+
+
+def _check_reward_judges(recipe: Recipe, store: Store) -> None:
+    """Check that no judge is trained on the rows that it rates.
+
+    With such a judge, the filter would be redone after each training, and the training
+    after each filter.
+    """
+    run_directory = Path(store.root).resolve()
+    for index, judge in enumerate(recipe.judges):
+        if judge.reward and run_directory in Path(judge.reward).resolve().parents:
+            raise RecipeError(
+                f"judges.{index}.reward: {judge.reward!r} is in this run directory, "
+                "and is trained on the rows that it would rate. Copy the run "
+                "directory, and run the copy with --run-dir"
+            )
 
 
 def _check_price(recipe: Recipe, stage: str, model: ModelSection) -> None:

@@ -5,27 +5,22 @@ attribute, and `scalar` with the weighted score as its only output.
 """
 
 import statistics
-from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from bezoar_ray import layout
 from bezoar_ray.data.schema import ATTRIBUTES, Pair, Rating
 from bezoar_ray.recipe import Lora
-from bezoar_ray.recipe.model_sections import Attribute
 from bezoar_ray.stages import checkpoint_of
 from bezoar_ray.stats import wilson
 from bezoar_ray.train import adapters, model_loading, pairs, rated_rows, reward_model
 from bezoar_ray.train.encoding import answer_ids
 from bezoar_ray.train.launcher import Job
 from bezoar_ray.train.packing import Layout, computing_in, packed
-from bezoar_ray.train.pass_size import PassSize
-from bezoar_ray.train.passes import Row, split
+from bezoar_ray.train.passes import split_for_scoring
 
 if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
-
-_PASS_SIZE = PassSize(tokens=8_192)  # without gradients a pass takes little memory
 
 
 def merge_and_measure(
@@ -61,9 +56,11 @@ def merge_and_measure(
     merged_model = adapters.merge(adapted_model)
     merged_model.config.pad_token_id = _pad_id(tokenizer)
     metrics = _measure(job, merged_model, tokenizer, row_layout)
+    # Whoever rates rows with it needs them, and may not have the lineage.
+    merged_model.config.score_weights = rm.weights
     with store.writing(files.merged) as folder:
         adapters.save(merged_model, tokenizer, folder)
-    make_scalar(merged_model, rm.weights)
+    reward_model.make_scalar(merged_model, rm.weights)
     with store.writing(files.scalar) as folder:
         adapters.save(merged_model, tokenizer, folder)
     adapters.record(
@@ -78,18 +75,6 @@ def merge_and_measure(
     return {name: metrics}
 
 
-def make_scalar(model: "PreTrainedModel", weights: Mapping[Attribute, float]) -> None:
-    """Replace the head by one with a single output: the weighted score.
-
-    The head is linear, so the weighted sum of its rows gives exactly that score.
-    """
-    head = model.score.weight
-    vector = reward_model.weight_vector(weights).to(head)
-    reward_model.set_head(model, (vector @ head)[None])
-    model.config.id2label = {0: "score"}
-    model.config.label2id = {"score": 0}
-
-
 def head_outputs(
     model: "PreTrainedModel", rows: list[list[int]], row_layout: Layout
 ) -> "Tensor":
@@ -97,11 +82,10 @@ def head_outputs(
     import torch
     from torch.nn.utils.rnn import pad_sequence
 
-    sizes = [Row(tokens=len(row), sequences=1, longest=len(row)) for row in rows]
     outputs = torch.zeros(len(rows), model.config.num_labels)
     model.eval()
     with torch.inference_mode(), packed(model, row_layout):
-        for indices in split(sizes, _PASS_SIZE, row_layout):
+        for indices in split_for_scoring(map(len, rows), row_layout):
             tokens = [torch.tensor(rows[index]) for index in indices]
             ones = [torch.ones_like(row) for row in tokens]
             output = model(
@@ -122,9 +106,9 @@ def _measure(
     heldout = rated_rows.read_heldout(job.store)
     measuring = _Measuring(job, model, tokenizer, row_layout)
     with computing_in(job.dtype, model):
-        metrics = measuring.on_ratings(heldout.ratings)
+        metrics, is_ordered = measuring.on_ratings(heldout.ratings)
         shares = {
-            "ratings": metrics.pop("pairs_of_ratings"),
+            "ratings": is_ordered,
             "preferences": measuring.on_pairs(
                 [row for row in heldout.preferences if row.strength]
             ),
@@ -157,11 +141,13 @@ class _Measuring:
         self._layout = row_layout
         self._rm = rated_rows.section(job.recipe)
 
-    def on_ratings(self, ratings: list[Rating]) -> dict[str, Any]:
-        """Return r, mean squared error and variance by attribute, and the score's spread.
+    def on_ratings(self, ratings: list[Rating]) -> tuple[dict[str, Any], list[bool]]:
+        """Measure the model on rated answers.
 
-        `pairs_of_ratings` says of each two answers to one prompt that differ in
-        helpfulness whether the more helpful one gets the higher helpfulness.
+        Returns:
+            r, mean squared error and variance by attribute, and the score's spread;
+            then, for each two answers to one prompt that differ in helpfulness, whether
+            the more helpful one gets the higher helpfulness.
         """
         tokens = [self._ids(row.prompt, row.response) for row in ratings]
         kept = [index for index, row in enumerate(tokens) if row]
@@ -180,13 +166,13 @@ class _Measuring:
                     predicted.append(output)
                     given.append(rating)
             by_attribute[name] = _regression_metrics(predicted, given)
-        return {
+        metrics = {
             "heldout": by_attribute,
             "heldout_rows": len(rated),
             "score_mean": round(float(scores.mean()), 4) if rated else None,
             "score_sd": round(float(scores.std()), 4) if len(rated) > 1 else None,
-            "pairs_of_ratings": _order(rated, outputs[:, 0].tolist()),
         }
+        return metrics, _order(rated, outputs[:, 0].tolist())
 
     def on_pairs(self, rows: "list[Pair]") -> list[bool]:
         """Return whether each pair's chosen answer has the higher score."""

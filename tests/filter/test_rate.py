@@ -7,7 +7,7 @@ from bezoar_ray.data.schema import Sample, Verdict
 from bezoar_ray.filter.rate import judge_sample
 from bezoar_ray.llm.chat import CallFailed, Reply
 from bezoar_ray.llm.reasoning import without_reasoning
-from bezoar_ray.recipe import ModelSection
+from bezoar_ray.recipe import RowJudge
 
 SAMPLE = Sample(
     id="1",
@@ -19,7 +19,10 @@ SAMPLE = Sample(
 )
 
 
-def verdict(*replies, accept_rating=4.0):
+JUDGE = RowJudge(model="some-judge")
+
+
+def verdict(*replies, accept_rating=4.0, judge=JUDGE):
     """The verdict where the judge gives these replies, and the calls it took."""
     calls = []
 
@@ -34,9 +37,8 @@ def verdict(*replies, accept_rating=4.0):
             else Reply(without_reasoning(found), "stop", 10, 5)
         )
 
-    part = ModelSection(model="some-judge")
     return asyncio.run(
-        judge_sample(SAMPLE, chat, "Fruit only.", part, accept_rating)
+        judge_sample(SAMPLE, chat, "Fruit only.", judge, accept_rating)
     ), calls
 
 
@@ -47,6 +49,17 @@ def test_the_judge_sees_rubric_system_message_and_row():
         text in messages[1]["content"]
         for text in ("Fruit only.", "Be kind.", "Name a fruit.", "Fig.")
     )
+
+
+def test_a_reward_model_sees_the_row_alone():
+    _, ((_, _, messages),) = verdict(
+        '{"reason": "helpfulness 4.00", "rating": 5}', judge=RowJudge(reward="rm")
+    )
+    assert messages == [
+        {"role": "system", "content": "Be kind."},
+        {"role": "user", "content": "Name a fruit."},
+        {"role": "assistant", "content": "Fig."},
+    ]
 
 
 @pytest.mark.parametrize(
@@ -191,9 +204,7 @@ def test_a_verdict_is_asked_for_by_schema_where_the_recipe_says_so(structured):
         asked.append(sampling)
         return Reply('{"reason": "good", "rating": 4}', "stop", 10, 5)
 
-    part = ModelSection(
-        model="j", temperature=0.5, max_tokens=99, structured=structured
-    )
+    part = RowJudge(model="j", temperature=0.5, max_tokens=99, structured=structured)
     asyncio.run(judge_sample(SAMPLE, chat, "Fruit only.", part, 4.0))
     (sampling,) = asked
     assert (sampling.temperature, sampling.max_tokens) == (0.5, 99)

@@ -282,3 +282,18 @@ def test_library_noise_goes_to_the_log(tmp_path, capfd, monkeypatch):
     go(tmp_path)
     assert "a library's warning" not in capfd.readouterr().err
     assert "a library's warning" in (tmp_path / "logs/driver.log").read_text()
+
+
+def test_a_reward_judge_is_checked_before_any_work(tmp_path):
+    judges = "judges=[{model: tiny-judge}, {reward: %s}]"
+    with pytest.raises(RecipeError, match=r"judges\.1\.reward: .*config\.json"):
+        go(tmp_path / "run", judges % (tmp_path / "missing"))
+    own = tmp_path / "run/checkpoints/rm"
+    (own / "merged").mkdir(parents=True)
+    weights = {"score_weights": {"helpfulness": 1.0}}
+    Store(own).replace_json("merged/config.json", weights)
+    with pytest.raises(RecipeError, match="is in this run directory.*--run-dir"):
+        go(tmp_path / "run", judges % own)
+    assert stages.calls == []
+    go(tmp_path / "another", judges % own)
+    assert stages.calls == SOME

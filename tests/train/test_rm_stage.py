@@ -17,7 +17,7 @@ from bezoar_ray.errors import BezoarError
 from bezoar_ray.recipe import Recipe, parse_recipe
 from bezoar_ray.runtime.progress import Progress
 from bezoar_ray.stages import StageContext
-from bezoar_ray.store import Store
+from bezoar_ray.store import Store, digest
 from bezoar_ray.train import pairs, rated_rows
 from tests.end_to_end import begun
 from tests.train.conftest import FACTS, in_process, write_rows
@@ -111,6 +111,8 @@ def trained(store: Store, recipe: Recipe, name: str) -> dict[str, Any]:
 def test_it_learns_the_ratings_and_leaves_three_models(
     after_sft: Store, recipe: Recipe, rated: dict[str, Any], tmp_path: Path
 ) -> None:
+    base = Path(recipe.base.model)
+    base_before = digest(base)
     sft_before = after_sft.digest(layout.checkpoint("sft").folder)
     small = with_rm(recipe, tmp_path, rated, epochs=6)
     found = trained(after_sft, small, "learns")
@@ -126,6 +128,7 @@ def test_it_learns_the_ratings_and_leaves_three_models(
     assert lineage["parent"] == "../sft"
     assert lineage["weights"] == small.rm.weights  # type: ignore[union-attr]
     assert after_sft.digest(layout.checkpoint("sft").folder) == sft_before
+    assert digest(base) == base_before
 
     import transformers
 
