@@ -183,8 +183,8 @@ def _partial(rng: Random, request: Request, values: Values) -> str:
 
 
 def _off_topic(rng: Random, request: Request, values: Values) -> str:
-    """Answer another question of the same kind."""
-    kind = request.tasks[0].kind
+    """Answer another question, of any kind."""
+    kind = rng.choice(_KINDS)
     return Task(kind, draws.args(rng, kind)).statement()
 
 
@@ -381,26 +381,28 @@ _REWARD_BENCH = (
     Contest("hep-python", 10, Candidate(_plain), (Candidate(_cut),), _LISTS),
     Contest("hep-java", 10, Candidate(_plain), (_WRONG,), _LISTS),
 )
+# At most one rejected answer of an item takes facts or sums to tell, of which a small
+# model knows few. The others differ in form.
 _REWARD_BENCH_2 = (
     Contest(
         "Factuality",
         20,
         Candidate(_plain),
-        (_WRONG, _WRONG, Candidate(_refusal)),
+        (_WRONG, Candidate(_cut), Candidate(_refusal)),
         _RELATIONS,
     ),
     Contest(
         "Precise IF",
         20,
         Candidate(_explained),
-        (Candidate(_partial), Candidate(_cut), _WRONG),
+        (Candidate(_partial), Candidate(_cut), Candidate(_plain_rude)),
         tasks_asked=2,
     ),
     Contest(
         "Math",
         20,
         Candidate(_explained),
-        (_WRONG_EXPLAINED, _WRONG_EXPLAINED, Candidate(_cut)),
+        (_WRONG_EXPLAINED, Candidate(_cut), Candidate(_refusal)),
         _SUMS,
     ),
     Contest(
