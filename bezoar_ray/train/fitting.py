@@ -111,7 +111,7 @@ def fitting(
                     args.device,
                 )
                 _compile(trial, section, passes, steps)
-                trainer.pass_size = _fit(trial, job, data, trainer.layout, passes)
+                trainer.pass_size = fit_pass(trial, job, data, trainer.layout, passes)
             passes.layout = trainer.layout.name
             passes.size = str(trainer.pass_size)
 
@@ -251,7 +251,7 @@ def _decoder_layers(model: "PeftModel") -> "list[torch.nn.Module]":
     return list(max(lists, key=len, default=[]))
 
 
-def _fit(
+def fit_pass(
     trial: PassTrial, job: Job, data: TokenizedDataset, layout: Layout, passes: Passes
 ) -> PassSize:
     """Return the largest pass that fits, of those that the recipe allows.

@@ -62,14 +62,14 @@ def train(
     model = add_adapter(
         model_loading.for_training(job), autocast_adapter_dtype=section.zero_stage != 3
     )
-    train_state, resume_from = _last_checkpoint()
+    train_state, resume_from = last_checkpoint()
     event(
         "training resumes" if resume_from else "training begins",
         after_step=train_state.global_step,
     )
     if section.zero_stage != 3:
         without_input_gradients(model)
-    row_layout = _choose_layout(job, model)
+    row_layout = choose_layout(job, model)
     passes = Passes()
     if row_layout.because:
         passes.say(f"rows are padded: {row_layout.because}")
@@ -115,11 +115,11 @@ def train(
             train_state.offset += _steps(data, section)
             train_state.dataset_index += 1
             train_state.finished = False
-    _save_adapter(job, model)
+    save_adapter(job, model)
     return train_state
 
 
-def _choose_layout(job: Job, model: "PeftModel") -> Layout:
+def choose_layout(job: Job, model: "PeftModel") -> Layout:
     """Choose how the rows of a pass are laid out, the same on all workers."""
     if not job.section.packing:
         return Layout("padded", "packing is false")
@@ -171,7 +171,7 @@ def _steps(data: TokenizedDataset, section: Training) -> int:
     return max(1, math.ceil(steps_per_epoch * section.epochs))
 
 
-def _last_checkpoint() -> tuple[TrainState, str | None]:
+def last_checkpoint() -> tuple[TrainState, str | None]:
     """Return the state of the last checkpoint, and its folder or None."""
     from ray.train import get_checkpoint
 
@@ -284,7 +284,7 @@ def deepspeed_config(zero_stage: int) -> dict[str, object]:
     }
 
 
-def _save_adapter(job: Job, model: "PeftModel") -> None:
+def save_adapter(job: Job, model: "PeftModel") -> None:
     """Write the adapter as a plain PEFT folder, without align's frozen reference."""
     from ray.train import get_context
 

@@ -86,20 +86,38 @@ def stop_if_not_finite(
             **kwargs: object,
         ) -> None:
             broken = trainer.finiteness.broken_rows()
-            if not _on_any_worker(bool(broken), args.device):
-                return
-            rows = [id for id in _gather_rows(broken) if id]  # repeats have no id
-            names = ", ".join(rows[:_SHOWN])
-            if len(rows) > _SHOWN:
-                names += f" and {len(rows) - _SHOWN} more"
             step = steps_before + state.global_step + 1
-            raise BezoarError(
-                f"{job.stage}: loss or gradient is NaN or inf at step {step}, in rows "
-                f"{names} of {data.name}. The last checkpoint is kept. Check these "
-                f"rows, or lower learning_rate (now {job.section.learning_rate:g})"
-            )
+            raise_if_not_finite(job, data.name, step, broken, args.device)
 
     return StopIfNotFinite()
+
+
+def raise_if_not_finite(
+    job: Job, dataset: str, step: int, broken: list[str], device: "torch.device"
+) -> None:
+    """End the training of all workers if one of them has rows that are not finite.
+
+    Args:
+        job: names the stage.
+        dataset: name of the data set.
+        step: number of the step.
+        broken: ids of this worker's rows whose loss or gradient is NaN or infinite.
+        device: of this worker.
+
+    Raises:
+        BezoarError: names the step and the rows.
+    """
+    if not _on_any_worker(bool(broken), device):
+        return
+    rows = [id for id in _gather_rows(broken) if id]  # repeats have no id
+    names = ", ".join(rows[:_SHOWN])
+    if len(rows) > _SHOWN:
+        names += f" and {len(rows) - _SHOWN} more"
+    raise BezoarError(
+        f"{job.stage}: loss or gradient is NaN or inf at step {step}, in rows "
+        f"{names} of {dataset}. The last checkpoint is kept. Check these "
+        f"rows, or lower learning_rate (now {job.section.learning_rate:g})"
+    )
 
 
 def _on_any_worker(here: bool, device: "torch.device") -> bool:

@@ -120,6 +120,77 @@ class DriverLink:
                 self.stop = self.stop or store.exists(f"{self._job.folder}/{STOP}")
 
 
+class PhaseClock:
+    """Adds up the seconds of each phase of a training in its state."""
+
+    def __init__(self, train_state: TrainState):
+        self._state = train_state
+        self._begin = time.monotonic()
+
+    def restart(self) -> None:
+        """Begin the first phase now."""
+        self._begin = time.monotonic()
+
+    def end(self, phase: str) -> None:
+        """End a phase; the next one begins."""
+        now = time.monotonic()
+        before = self._state.phases.get(phase, 0.0)
+        self._state.phases[phase] = before + now - self._begin
+        self._begin = now
+
+
+class StopCheck:
+    """Whether the driver asks to stop, or a node is preempted.
+
+    On SIGTERM, Ray drains a worker's node for half a minute. Rank 0 checks at
+    intervals, and all ranks learn the result at the same step.
+    """
+
+    def __init__(self, job: Job, driver: DriverLink):
+        self._job = job
+        self._driver = driver
+        self._last_check = 0.0
+        self.stop = False
+        """Whether the driver asks to stop."""
+        self.preempted = False
+        """Whether a node was preempted at any time."""
+
+    @property
+    def is_urgent(self) -> bool:
+        """Whether the process is about to end."""
+        return self.stop or self.preempted
+
+    def check(self) -> bool:
+        """Check at the end of a step; all ranks call it.
+
+        Returns:
+            Whether a checkpoint has to be saved now. Of a preempted node, this is true
+            once, as the half minute is too short to save after every step.
+        """
+        import torch
+        import torch.distributed as dist
+        from ray.train import get_context, get_preemption_info
+
+        now = time.monotonic()
+        is_due = now - self._last_check > _STOP_CHECK_SECONDS
+        checks = get_context().get_world_rank() == 0 and is_due
+        if checks:
+            self._last_check = now
+            self.stop = self._driver.stop
+        if dist.is_initialized():
+            flags = torch.tensor(
+                [checks, self.stop], dtype=torch.int, device=device(self._job)
+            )
+            dist.broadcast(flags, 0)
+            checks, self.stop = map(bool, flags.tolist())
+        preempted = checks and get_preemption_info() is not None
+        is_new = preempted and not self.preempted
+        if self.stop:
+            return True
+        self.preempted = self.preempted or is_new
+        return is_new
+
+
 def reporter(
     job: Job,
     train_state: TrainState,
@@ -139,7 +210,6 @@ def reporter(
         total: optimizer steps of the whole stage.
         passes: how the passes are made.
     """
-    from ray.train import get_context, get_preemption_info
     from transformers import TrainerCallback
 
     class Reporter(TrainerCallback):
@@ -147,11 +217,9 @@ def reporter(
 
         def __init__(self) -> None:
             self._step_end = 0.0
-            self._phase_begin = 0.0
-            self._last_check = 0.0
-            self._stop = False
-            self._preempted = False
+            self._clock = PhaseClock(train_state)
             self._driver = DriverLink(job)
+            self._stop_check = StopCheck(job, self._driver)
 
         def on_train_begin(
             self,
@@ -161,9 +229,8 @@ def reporter(
             **kwargs: object,
         ) -> None:
             train_state.passes = asdict(passes)
-            now = time.monotonic()
-            self._step_end = now
-            self._phase_begin = now
+            self._step_end = time.monotonic()
+            self._clock.restart()
             if state.is_world_process_zero:
                 self._driver.open()
 
@@ -176,12 +243,6 @@ def reporter(
         ) -> None:
             self._driver.close()
 
-        def _end_phase(self, name: str) -> None:
-            now = time.monotonic()
-            before = train_state.phases.get(name, 0.0)
-            train_state.phases[name] = before + now - self._phase_begin
-            self._phase_begin = now
-
         def on_step_begin(
             self,
             args: "TrainingArguments",
@@ -189,7 +250,7 @@ def reporter(
             control: "TrainerControl",
             **kwargs: object,
         ) -> None:
-            self._end_phase("data")
+            self._clock.end("data")
 
         def on_pre_optimizer_step(
             self,
@@ -199,7 +260,7 @@ def reporter(
             **kwargs: object,
         ) -> None:
             # The GPU has finished its passes: the norm of the gradient was read.
-            self._end_phase("passes")
+            self._clock.end("passes")
 
         def on_step_end(
             self,
@@ -208,21 +269,17 @@ def reporter(
             control: "TrainerControl",
             **kwargs: object,
         ) -> None:
-            self._end_phase("optimiser")  # a key of summary.json
+            self._clock.end("optimiser")  # a key of summary.json
             now = time.monotonic()
             train_state.seconds += now - self._step_end
             self._step_end = now
             train_state.tokens += data.tokens * args.num_train_epochs / state.max_steps
-            stop, preempted = self._check_stop(now)
-            if stop:
+            if self._stop_check.check():
+                control.should_save = True
+            if self._stop_check.stop:
                 train_state.stopped = True
                 # transformers saves after this step, and only then leaves its loop.
                 control.should_training_stop = True
-                control.should_save = True
-            # Once: the half minute is too short to save after every step.
-            elif preempted and not self._preempted:
-                self._preempted = True
-                control.should_save = True
             self._driver.progress = self._progress(state.global_step)
 
         def _progress(self, step: int) -> dict[str, Any]:
@@ -236,29 +293,6 @@ def reporter(
                 "accuracy": last_point.get("reward_accuracy"),
                 "say": train_state.passes["because"],
             }
-
-        def _check_stop(self, now: float) -> tuple[bool, bool]:
-            """Return whether the driver asks to stop, and whether a node is preempted.
-
-            On SIGTERM, Ray drains a worker's node for half a minute. Rank 0 checks at
-            intervals, and all ranks learn the result at the same step.
-            """
-            import torch
-            import torch.distributed as dist
-
-            is_due = now - self._last_check > _STOP_CHECK_SECONDS
-            checks = get_context().get_world_rank() == 0 and is_due
-            if checks:
-                self._last_check = now
-                self._stop = self._driver.stop
-            if dist.is_initialized():
-                flags = torch.tensor(
-                    [checks, self._stop], dtype=torch.int, device=device(job)
-                )
-                dist.broadcast(flags, 0)
-                checks, self._stop = map(bool, flags.tolist())
-            preempted = checks and get_preemption_info() is not None
-            return self._stop, preempted
 
         def on_log(
             self,
@@ -288,19 +322,19 @@ def reporter(
         ) -> None:
             train_state.global_step = train_state.offset + state.global_step
             train_state.finished = state.global_step >= state.max_steps
-            _report_checkpoint(
+            report_checkpoint(
                 job,
                 Path(args.output_dir) / f"checkpoint-{state.global_step}",
                 train_state,
                 is_main=state.is_world_process_zero,
-                urgent=self._stop or self._preempted,
+                urgent=self._stop_check.is_urgent,
             )
-            self._end_phase("checkpoints")
+            self._clock.end("checkpoints")
 
     return Reporter()
 
 
-def _report_checkpoint(
+def report_checkpoint(
     job: Job, folder: Path, train_state: TrainState, is_main: bool, urgent: bool
 ) -> None:
     """Give a saved folder to Ray Train once all ranks have written their shares of it.

@@ -144,7 +144,7 @@ def fitted(
         ),
         Passes(),
     )
-    return fitting._fit(trial(model, data), job, data, FLAT, passes), passes
+    return fitting.fit_pass(trial(model, data), job, data, FLAT, passes), passes
 
 
 def test_left_to_choose_passes_are_as_large_as_a_step_but_no_larger_than_is_of_use(
