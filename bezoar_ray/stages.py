@@ -69,6 +69,8 @@ class Stage:
     """The checkpoint of a training stage."""
     used_by: tuple[str, ...] = ()
     """The later stages that use its results; by default all of them."""
+    used_by_methods: tuple[str, ...] = ()
+    """Methods of other later stages that use its results, too."""
     first_name: str = ""
     """The name in earlier versions.
 
@@ -152,6 +154,7 @@ STAGES = _by_name(
             is_reward_model=True,
         ),
         used_by=("evaluate", "report"),
+        used_by_methods=("ppo",),
     ),
     Stage(
         name="align",
@@ -166,7 +169,7 @@ STAGES = _by_name(
             below=("sft",),  # it continues hh-sft's own adapter
             trained="{method} on the same pairs, from `hh-sft`",
             colour="#10b981",
-            methods=("dpo", "kto", "orpo", "asft"),
+            methods=("dpo", "kto", "orpo", "asft", "ppo"),
         ),
     ),
     Stage(
@@ -207,13 +210,19 @@ def trained_checkpoint_names() -> tuple[str, ...]:
     return tuple(_stage_of_checkpoint())
 
 
-def stages_before(stage: str) -> tuple[str, ...]:
-    """Return the earlier stages whose results a stage uses, in order."""
+def stages_before(stage: str, method: str = "") -> tuple[str, ...]:
+    """Return the earlier stages whose results a stage uses, in order.
+
+    Args:
+        stage: name of the stage.
+        method: the one that the recipe chooses for it, on which this may depend.
+    """
     names = []
     for name, entry in STAGES.items():
         if name == stage:
             break
-        if not entry.used_by or stage in entry.used_by:
+        by_stage = not entry.used_by or stage in entry.used_by
+        if by_stage or method in entry.used_by_methods:
             names.append(name)
     return tuple(names)
 

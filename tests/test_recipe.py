@@ -5,9 +5,10 @@ import yaml
 
 from bezoar_ray.errors import RecipeError
 from bezoar_ray.recipe import Filter, Sft, load_recipe, parse_recipe
-from bezoar_ray.runs import manifest
+from bezoar_ray.runs import manifest, sweep
 from bezoar_ray.runs.manifest import fingerprint
 from bezoar_ray.schemes import SCHEMES
+from bezoar_ray.store import Store
 
 SMALL = {
     "name": "x",
@@ -527,3 +528,67 @@ def test_a_judge_that_is_two_things_or_none_is_refused(judge, says):
 def test_a_reward_model_does_not_grade_mt_bench():
     said = refusal(judges=[{"reward": "r"}], evaluate={"mt_bench": {"questions": "q"}})
     assert "evaluate.mt_bench.judges: missing" in said
+
+
+PPO = ["rm={}", "seeds.helpsteer=[{source: tiny}]", "align.method=ppo"]
+
+
+def test_ppo_without_a_reward_model_is_refused():
+    with pytest.raises(RecipeError, match=r"ppo .*Add a section `rm`"):
+        load_recipe("tiny", ["align.method=ppo"])
+    assert load_recipe("tiny", PPO).checkpoint("align") == "ppo"
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ("align.zero_stage=2", r"align: zero_stage 2 with method ppo.*zero_stage 0"),
+        ("align.ppo.advantage=rloo", r"align.ppo: group 1 with advantage rloo"),
+        ("align.ppo.advantage=grpo", r"align.ppo: group 1 with advantage grpo"),
+        ("align.ppo.group=3", r"batch 16 .* 2 workers in groups of 3.*multiple of 6"),
+        ("align.ppo.top_p=0.9", r"align.ppo.top_p: unknown key"),
+        ("align.ppo.reset=1.5", r"align.ppo.reset: .*1"),
+        ("align.ppo.clip=1", r"align.ppo.clip: .*1"),
+    ],
+)
+def test_settings_of_ppo_that_cannot_work_are_refused(setting, message):
+    with pytest.raises(RecipeError, match=message):
+        load_recipe("tiny", [*PPO, setting])
+
+
+def test_align_uses_the_reward_model_for_ppo_only():
+    dpo, ppo = load_recipe("tiny", PPO[:2]), load_recipe("tiny", PPO)
+    assert "rm" not in dpo.stages_before("align")
+    assert dpo.stages_before("align") == load_recipe("tiny").stages_before("align")
+    assert ppo.stages_before("align")[-2:] == ("hh-sft", "rm")
+    assert "rm" in dpo.stages_before("evaluate") and "rm" in sweep._stages(dpo, ppo)
+    assert "rm" not in sweep._stages(dpo)
+
+    slower = [*PPO, "rm.learning_rate=1e-5"]
+    for recipe, settings in ((dpo, slower[:2] + slower[3:]), (ppo, slower)):
+        changed_recipe = load_recipe("tiny", settings)
+        same = fingerprint(changed_recipe, "align") == fingerprint(recipe, "align")
+        assert same == (recipe is dpo)
+        assert fingerprint(changed_recipe, "hh-sft") == fingerprint(recipe, "hh-sft")
+
+
+def test_settings_of_ppo_change_nothing_for_another_method():
+    reset = "align.ppo.reset=0"
+    found = {
+        tuple(s): fingerprint(load_recipe("tiny", s), "align") for s in ([], [reset])
+    }
+    assert len(set(found.values())) == 1
+    ppo = [fingerprint(load_recipe("tiny", [*PPO, *s]), "align") for s in ([], [reset])]
+    assert len({*ppo, *found.values()}) == 3
+
+
+def test_a_new_reward_model_redoes_align_if_that_learned_from_it(tmp_path):
+    for method, redone in (("dpo", False), ("ppo", True)):
+        store = Store(tmp_path / method)
+        for stage, checkpoint in (("rm", "rm"), ("align", method)):
+            file = f"checkpoints/{checkpoint}/lineage.json"
+            store.replace(file, b"{}")
+            manifest.save(store, stage, manifest.StageManifest("x", 0.0, [file]))
+        manifest.forget(store, "rm")
+        assert manifest.exists(store, "align") != redone
+        assert store.exists(f"checkpoints/{method}/lineage.json") != redone

@@ -93,6 +93,7 @@ def test_its_checkpoint_is_served_shown_and_described(registered, tmp_path):
         "kto",
         "orpo",
         "asft",
+        "ppo",
     )
     store.replace_json(f"checkpoints/{NAME}/lineage.json", {"fingerprint": "0" * 16})
     store.replace(f"checkpoints/{NAME}/joined/adapter_config.json", b"{}")
@@ -115,7 +116,7 @@ def test_its_fields_enter_the_fingerprints_from_there_on(registered):
 
 
 def test_a_sweep_carries_it_out(registered):
-    assert NAME in sweep._stages()
+    assert NAME in sweep._stages(load_recipe("tiny"))
 
 
 def test_a_run_carries_it_out(registered, ray_session, tmp_path, monkeypatch):

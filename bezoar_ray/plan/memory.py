@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from bezoar_ray.recipe import ModelSection, Recipe, Rm, Serve, Training
+from bezoar_ray.recipe import Align, ModelSection, Recipe, Rm, Serve, Training
 from bezoar_ray.recipe.section import parallel_gpus
 from bezoar_ray.runtime.gpus import ENGINE_SHARE, Gpu
 from bezoar_ray.runtime.model_shapes import (
@@ -245,7 +245,7 @@ def worker_memory(recipe: Recipe, stage: str, gpu: Gpu) -> float:
 def _longest_row(recipe: Recipe, stage: str) -> int:
     """Tokens of the longest row. A pair has two sides."""
     section = recipe.training(stage)
-    has_pairs = stage == "align"
+    has_pairs = isinstance(section, Align) and section.method != "ppo"
     if isinstance(section, Rm):
         has_pairs = bool({"preferences", "hh_rlhf"}.intersection(section.order))
     sides = 2 if has_pairs else 1
@@ -294,7 +294,8 @@ def _kept_bytes(shape: Shape) -> float:
 def _fixed_bytes(recipe: Recipe, stage: str, shape: Shape) -> float:
     """Bytes of the model, the adapter and its optimizer.
 
-    In a preference stage, the reference's adapter comes on top.
+    In a preference stage, the reference's adapter comes on top. ppo also has the reward
+    model's, and trains a critic.
     """
     section = recipe.training(stage)
     # align continues hh-sft's adapter.
@@ -309,11 +310,17 @@ def _fixed_bytes(recipe: Recipe, stage: str, shape: Shape) -> float:
         if name in shape.linear:
             widths += sum(shape.linear[name])
     adapter_weights = shape.layers * lora.r * widths
-    # A frozen copy in float32, without a gradient or moments.
-    reference_bytes = 4 * adapter_weights if stage == "align" else 0
+    # Frozen copies are in float32, without a gradient or moments.
+    frozen_adapters = 0
+    trained_adapters = 1
+    if isinstance(section, Align):
+        is_ppo = section.method == "ppo"
+        frozen_adapters = 2 if is_ppo else 1
+        trained_adapters = 2 if is_ppo and section.ppo.advantage == "gae" else 1
+    frozen_bytes = 4 * adapter_weights * frozen_adapters
     shards = section.workers if section.zero_stage == 3 else 1
-    trained_bytes = adapter_weights * _TRAINED_BYTES
-    return (weight_bytes + trained_bytes) / shards + reference_bytes
+    trained_bytes = adapter_weights * trained_adapters * _TRAINED_BYTES
+    return (weight_bytes + trained_bytes) / shards + frozen_bytes
 
 
 def _linear_weight_bytes(

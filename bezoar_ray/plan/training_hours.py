@@ -12,7 +12,7 @@ from bezoar_ray.plan.memory import (
     worker_memory,
 )
 from bezoar_ray.plan.speeds import training_speed
-from bezoar_ray.recipe import RatingSource, Recipe, Rm, SourceSection, Training
+from bezoar_ray.recipe import Align, RatingSource, Recipe, Rm, SourceSection, Training
 from bezoar_ray.runtime.gpus import Gpu
 from bezoar_ray.runtime.model_shapes import model_shape
 
@@ -63,6 +63,9 @@ def training_work(
         yield _rm_work(recipe, recipe.rm, assumed)
     if recipe.seeds.hh_rlhf and recipe.align.is_trained:
         pairs = _limited(recipe.align, _training_pairs(recipe, assumed))
+        if recipe.align.method == "ppo":
+            yield _ppo_work(recipe.align, pairs, assumed)
+            return
         has_reference = recipe.align.method in ("dpo", "kto")
         # A forward pass alone, through the reference, is a third of the computation.
         passes = 4 / 3 if has_reference else 1.0
@@ -73,6 +76,22 @@ def training_work(
             2 * assumed.hh_row,
             passes,
         )
+
+
+def _ppo_work(align: Align, prompts: int, assumed: Assumed) -> TrainingWork:
+    """The episodes of ppo, without their sampling, of which no speed is known."""
+    ppo = align.ppo
+    trained_adapters = 2 if ppo.advantage == "gae" else 1
+    # Policy, reference and reward model first score each episode, and so does a critic.
+    # A forward pass alone is a third of the computation of training.
+    scoring_passes = (2 + trained_adapters) / 3
+    return TrainingWork(
+        "align",
+        f"{prompts:,} prompts with {ppo.group} answers each, without their sampling",
+        prompts,
+        ppo.group * assumed.hh_row,
+        scoring_passes + ppo.passes * trained_adapters,
+    )
 
 
 def _training_pairs(recipe: Recipe, assumed: Assumed) -> int:

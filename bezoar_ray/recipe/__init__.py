@@ -42,7 +42,16 @@ from bezoar_ray.recipe.model_sections import (
     Weights,
 )
 from bezoar_ray.recipe.section import SchedulingSection, Section
-from bezoar_ray.recipe.training import Align, Base, HhSft, Lora, Rm, Sft, Training
+from bezoar_ray.recipe.training import (
+    Align,
+    Base,
+    HhSft,
+    Lora,
+    Ppo,
+    Rm,
+    Sft,
+    Training,
+)
 
 __all__ = [
     "Align",
@@ -65,6 +74,7 @@ __all__ = [
     "CustomScheme",
     "Section",
     "SchedulingSection",
+    "Ppo",
     "Prices",
     "RatingSource",
     "Recipe",

@@ -41,7 +41,7 @@ from bezoar_ray.recipe.section import (
 )
 from bezoar_ray.recipe.training import Align, Base, HhSft, Rm, Sft, Training
 from bezoar_ray.schemes import SCHEMES, Scheme, SeedKind, custom_scheme
-from bezoar_ray.stages import STAGES, training_stages
+from bezoar_ray.stages import STAGES, stages_before, training_stages
 
 if TYPE_CHECKING:
     from pydantic_core import ErrorDetails
@@ -133,6 +133,15 @@ class Recipe(Section):
                 names.append(name)
         return tuple(names)
 
+    def stages_before(self, stage: str) -> tuple[str, ...]:
+        """Names of the earlier stages whose results a stage uses, in order.
+
+        align uses the reward model for the method `ppo` only.
+        """
+        is_training = stage in training_stages() and stage in self.stages
+        method = self.checkpoint(stage) if is_training else ""
+        return stages_before(stage, method)
+
     @property
     def sft_order(self) -> tuple[str, ...]:
         """Names of the data sets of sft, in the order of training.
@@ -158,6 +167,16 @@ class Recipe(Section):
         _check_known("sft.order", self.sft.order, [*schemes, *self.sft.data])
         _check_known("filter.rubrics", self.filter.rubrics, schemes)
         _check_known("filter.cap", self.filter.cap, schemes)
+        return self
+
+    @model_validator(mode="after")
+    def _check_reward_model(self) -> "Recipe":
+        if self.align.method == "ppo" and self.rm is None:
+            raise ValueError(
+                "align.method ppo learns from the score of a reward model, and the "
+                "recipe has none. Add a section `rm`, with seeds.helpsteer or "
+                "seeds.preferences, or choose another method"
+            )
         return self
 
     @field_validator("judges")

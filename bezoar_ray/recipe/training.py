@@ -281,6 +281,66 @@ class Rm(Training):
         return self
 
 
+class StopAt(Section):
+    """Limits at which `ppo` ends before its last iteration."""
+
+    kl: PositiveRate | None = None
+    """Mean KL divergence from the reference, in nats, summed over an episode's own
+    tokens."""
+    score: float | None = None
+    """Mean score of an iteration's episodes, in standard deviations from the mean score
+    of the reward model's held-out answers."""
+
+
+class Ppo(Section):
+    """Learning from the reward model: PPO, DR-PO, RLOO and GRPO.
+
+    The defaults are those of DR-PO's paper and code (arXiv 2404.08495, table 5).
+    `align.beta` is the weight of the KL penalty, which is 0.05 there. `align.batch` is
+    the number of episodes of an iteration, 512 there.
+    """
+
+    reset: Share = 1.0
+    """Share of episodes that begin with a prefix of the chosen answer. 1 is DR-PO, 0 is
+    PPO. The prefix is of random length and never holds the whole answer."""
+    advantage: Literal["gae", "rloo", "grpo"] = "gae"
+    """How an answer is compared. `gae` learns a critic (arXiv 1506.02438). `rloo`
+    (arXiv 2402.14740) and `grpo` (arXiv 2402.03300) compare it with the others of its
+    group, which begin with the same prefix."""
+    group: Positive = 1
+    """Answers to each prompt of an iteration. `rloo` and `grpo` need at least two."""
+    passes: Positive = 4
+    """Optimizer steps on the episodes of an iteration, each over all of them."""
+    temperature: PositiveRate = 0.7
+    """Of the sampling. Log-probabilities are of the same temperature."""
+    max_tokens: Positive = 53
+    """Most tokens that the policy writes in an episode, after the prefix. An answer
+    also ends where it reaches `max_length`, with its prompt."""
+    unfinished_score: float = -1.0
+    """Score of an answer that has no end, in place of the reward model's, in standard
+    deviations."""
+    clip: Annotated[float, Field(gt=0, lt=1)] = 0.2
+    """How far the ratio of new and old policy, and the critic's value, may move before
+    the loss stops rewarding it (arXiv 1707.06347, eq. 7)."""
+    value_weight: PositiveRate = 0.1
+    """gae: weight of the critic's loss."""
+    mask_forced: Literal["policy", "all"] = "policy"
+    """Where tokens of the prefix do not count. `policy`: not in the policy's loss, as
+    in DR-PO's code. `all`: nor in the critic's loss, the KL penalty and the whitening,
+    as its text says."""
+    stop_at: StopAt = StopAt()
+
+    @model_validator(mode="after")
+    def _check_group(self) -> "Ppo":
+        if self.advantage != "gae" and self.group < 2:
+            raise ValueError(
+                f"group {self.group} with advantage {self.advantage}: an answer is "
+                "compared with the others to its prompt. Set group to 2 or more, or "
+                "advantage to gae"
+            )
+        return self
+
+
 class Align(Training):
     """Preference alignment on the pairs of HH-RLHF.
 
@@ -289,13 +349,16 @@ class Align(Training):
 
     # Not published: our choice, at the upper end of 5e-7 to 5e-6 for a LoRA.
     learning_rate: PositiveRate = 5e-6
-    method: Literal["dpo", "kto", "orpo", "asft", "none"] = "dpo"
-    """How the policy learns from pairs. `dpo` and `kto` keep it near the reference.
-    `orpo` and `asft` use no reference. `none` ends the training at hh-sft."""
+    method: Literal["dpo", "kto", "orpo", "asft", "ppo", "none"] = "dpo"
+    """How the policy learns. `dpo` and `kto` keep it near the reference, `orpo` and
+    `asft` use none; these four learn from pairs. `ppo` learns from the score that the
+    reward model `rm` gives to the policy's own answers. `none` ends the training at
+    hh-sft."""
     beta: Annotated[float, Field(gt=0)] = 0.1
     """dpo, kto: how strongly the policy is kept near the reference (arXiv 2305.18290,
     eq. 7); a higher value keeps it nearer. orpo, asft: weight of the preference loss
-    beside the likelihood of the chosen answer (lambda in their papers)."""
+    beside the likelihood of the chosen answer (lambda in their papers). ppo: weight of
+    the KL penalty in the reward, for a score of standard deviation 1."""
     loss_type: Annotated[tuple[LossType, ...], Field(min_length=1)] = ("sigmoid",)
     """dpo: the loss, by the name that TRL gives it. Several losses are summed."""
     label_smoothing: Annotated[float, Field(ge=0, lt=0.5)] = 0.0
@@ -304,11 +367,42 @@ class Align(Training):
     precompute_reference: Annotated[bool, RUNTIME_ONLY] = True
     """dpo, kto: compute the reference's log-probabilities once, before training. Runs
     with another beta use them again. With `false` they are computed in every step."""
+    ppo: Ppo = Ppo()
 
     @property
     def is_trained(self) -> bool:
         """Whether the stage leaves a checkpoint."""
         return self.method != "none"
+
+    def compiles(self, steps: float) -> bool:
+        """Whether layers are compiled. ppo would compile each for every adapter."""
+        return self.method != "ppo" and super().compiles(steps)
+
+    def fingerprint_fields(self) -> dict[str, object]:
+        """The fields that decide the result; those of ppo only for that method."""
+        fields = super().fingerprint_fields()
+        if self.method != "ppo":
+            # Also, run directories of earlier versions keep their fingerprints.
+            del fields["ppo"]
+        return fields
+
+    @model_validator(mode="after")
+    def _check_ppo(self) -> "Align":
+        if self.method != "ppo":
+            return self
+        if self.zero_stage:
+            raise ValueError(
+                f"zero_stage {self.zero_stage} with method ppo: it trains two adapters "
+                "in turn on one model, and DeepSpeed shards one. Use zero_stage 0: both "
+                "adapters are small, and load_in_4bit makes the model small"
+            )
+        if self.batch % (self.workers * self.ppo.group):
+            raise ValueError(
+                f"batch {self.batch} cannot be shared by {self.workers} workers in "
+                f"groups of {self.ppo.group}: choose a multiple of "
+                f"{self.workers * self.ppo.group}"
+            )
+        return self
 
     @model_validator(mode="after")
     def _check_label_smoothing(self) -> "Align":

@@ -6,7 +6,7 @@ from markupsafe import Markup
 from bezoar_ray import layout
 from bezoar_ray.data.schema import ATTRIBUTES
 from bezoar_ray.licenses import YES
-from bezoar_ray.recipe import SourceSection
+from bezoar_ray.recipe import Align, SourceSection
 from bezoar_ray.report.content import Content
 from bezoar_ray.report.page import environment
 from bezoar_ray.stages import checkpoint_of, stage_of, trained_checkpoint_names
@@ -17,6 +17,11 @@ _METHODS = {
     "kto": "KTO (arXiv 2402.01306)",
     "orpo": "ORPO (arXiv 2403.07691)",
     "asft": "Aligned SFT (ASFT, arXiv 2409.10571)",
+}
+_POLICY_GRADIENTS = {
+    "gae": "PPO (arXiv 1707.06347)",
+    "rloo": "RLOO (arXiv 2402.14740)",
+    "grpo": "GRPO (arXiv 2402.03300)",
 }
 # The hub's categories of data set size: each with its limit in rows, left out of it.
 _SIZES = (
@@ -63,7 +68,7 @@ def model_card(content: Content, name: str) -> str:
         hub_datasets = _hub_datasets(*recipe.seeds.hh_rlhf)
         if hub_datasets:
             front["datasets"] = hub_datasets
-    method = _METHODS.get(recipe.align.method)
+    method = _describe_method(recipe.align)
     section = recipe.training(stage_of(name).name)
     return _render(
         "model_card.md",
@@ -75,6 +80,17 @@ def model_card(content: Content, name: str) -> str:
         # align continues hh-sft's adapter.
         lora=getattr(section, "lora", recipe.hh_sft.lora),
     )
+
+
+def _describe_method(align: Align) -> str | None:
+    """Name the method of align, with its paper; None where it has none."""
+    if align.method != "ppo":
+        return _METHODS.get(align.method)
+    name = _POLICY_GRADIENTS[align.ppo.advantage]
+    if align.ppo.reset:
+        resets = "with the resets of DR-PO (arXiv 2404.08495)"
+        return f"{name} {resets} by the score of `rm`,"
+    return f"{name} by the score of `rm`,"
 
 
 def reward_model_card(content: Content, name: str) -> str:

@@ -35,7 +35,8 @@ class StageManifest:
 def fingerprint(recipe: Recipe, stage: str) -> str:
     """Return 16 hex digits over all that a stage and the stages before it read."""
     inputs: list[Any] = []
-    for name in (*stages_before(stage), stage):
+    stages = (*recipe.stages_before(stage), stage)
+    for name in stages:
         # A stage that the recipe lacks changes nothing for the others.
         if name not in recipe.stages:
             continue
@@ -45,7 +46,7 @@ def fingerprint(recipe: Recipe, stage: str) -> str:
     text = orjson.dumps(inputs, option=orjson.OPT_SORT_KEYS | orjson.OPT_NON_STR_KEYS)
     if b'"tiny' in text:  # the embedded world changes with the code that makes it
         text += world_fingerprint().encode()
-    if _reads_tiny_ratings(recipe, (*stages_before(stage), stage)):
+    if _reads_tiny_ratings(recipe, stages):
         text += ratings_fingerprint().encode()
     return hashlib.sha256(text).hexdigest()[:16]
 
@@ -78,15 +79,26 @@ def save(store: Store, stage: str, manifest: StageManifest) -> None:
 def forget(store: Store, stage: str) -> None:
     """Remove the files of a stage and of those that use them, before it runs again."""
     for name in STAGES:
-        uses_it = name == stage or stage in stages_before(name)
-        if not uses_it or not exists(store, name):
+        if not exists(store, name):
             continue
         files = load(store, name).files
+        if name != stage and not _uses(name, files, stage):
+            continue
         # The manifest goes first: an interruption must not leave it without its files.
         store.remove(manifest_of(name, store))
         for file in files:
             if not file.startswith(_KEPT):
                 store.remove(file)
+
+
+def _uses(stage: str, files: list[str], earlier: str) -> bool:
+    """Whether a stage that left these files used the results of an earlier one."""
+    folders = {file.rsplit("/", 1)[0] for file in files}
+    methods = [""]
+    for name in STAGES[stage].checkpoint_names:
+        if layout.checkpoint(name).folder in folders:
+            methods.append(name)
+    return any(earlier in stages_before(stage, method) for method in methods)
 
 
 def _reads_tiny_ratings(recipe: Recipe, stages: Iterable[str]) -> bool:

@@ -47,7 +47,6 @@ from bezoar_ray.stages import (
     StageResult,
     Truth,
     current_names,
-    stages_before,
 )
 from bezoar_ray.store import Store
 
@@ -392,7 +391,7 @@ def _check_earlier_stages(recipe: Recipe, store: Store, stages: list[str]) -> No
         if stage == "report":
             continue
         missing = []
-        for before in stages_before(stage):
+        for before in recipe.stages_before(stage):
             if before not in recipe.stages or before in stages:
                 continue
             if not _is_done(recipe, store, before):

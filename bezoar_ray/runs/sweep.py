@@ -25,7 +25,7 @@ from bezoar_ray.runs.orchestrator import run
 from bezoar_ray.runs.revisions import pinned_together
 from bezoar_ray.runtime.progress import Progress
 from bezoar_ray.runtime.session import ray_session
-from bezoar_ray.stages import STAGES, manifest_of, stages_before, training_stages
+from bezoar_ray.stages import STAGES, manifest_of, training_stages
 from bezoar_ray.store import Store
 from bezoar_ray.train import heldout
 
@@ -40,10 +40,13 @@ def _last_stage() -> str:
     return training_stages()[-1]
 
 
-def _stages() -> list[str]:
-    """The stages of a trial."""
+def _stages(*recipes: Recipe) -> list[str]:
+    """The stages of the trials with these recipes, in order."""
     last_stage = _last_stage()
-    return [*stages_before(last_stage), last_stage]
+    used = {last_stage}
+    for recipe in recipes:
+        used.update(recipe.stages_before(last_stage))
+    return [name for name in STAGES if name in used]
 
 
 @dataclass(frozen=True)
@@ -239,8 +242,9 @@ def sweep(trials: list[Trial], store: Store, progress: Progress) -> None:
     Raises:
         BezoarError: A trial failed. The others are done nevertheless.
     """
-    shared = [stage for stage in _stages() if _is_shared(trials, stage)]
-    if shared == _stages():
+    stages = _stages(*[trial.recipe for trial in trials])
+    shared = [stage for stage in stages if _is_shared(trials, stage)]
+    if shared == stages:
         raise RecipeError(
             f"--param: no stage up to {_last_stage()} reads it, so all trials would be "
             "the same. Name a field of the recipe that changes training or data"
@@ -352,7 +356,8 @@ def _trainable() -> type:
             # With a recipe, the run has begun: it keeps the commits of the sweep.
             store.replace(layout.RECIPE, recipe_path.read_bytes())
             command = [sys.executable, "-m", "bezoar_ray.cli", "run", str(recipe_path)]
-            command += ["--run-dir", str(store.root), "--stages", ",".join(_stages())]
+            stages = ",".join(_stages(self._trial.recipe))
+            command += ["--run-dir", str(store.root), "--stages", stages]
             with open(store.log("sweep.log"), "w") as log:
                 # It joins this Ray; one of its own would not know
                 # which resources are in use.
@@ -416,7 +421,7 @@ def share(store: Store, trial: Trial) -> None:
 
     A file gets a second name if the disk has hard links.
     """
-    for stage in _stages():
+    for stage in _stages(trial.recipe):
         stage_fingerprint = fingerprint(trial.recipe, stage)
         if not is_done(store, stage, stage_fingerprint):
             # No later stage can be done, since each one's fingerprint

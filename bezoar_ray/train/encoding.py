@@ -21,6 +21,7 @@ NO_PREFERENCE = "without a preference"
 CONVERSATION = {"input_ids": 1, "labels": 0}
 PAIR = {"prompt_ids": 2, "chosen_ids": 1, "rejected_ids": 1}
 ANSWER = {"input_ids": 1}
+PROMPT = {"prompt_ids": 1, "chosen_ids": 1}
 
 Tokens = dict[str, list[int]]
 Values = dict[str, list[float]]
@@ -74,6 +75,24 @@ def pair_tokens(
         "chosen_ids": chosen_ids[begin:],
         "rejected_ids": rejected_ids[begin:],
     }
+
+
+def prompt_tokens(
+    tokenizer: "PreTrainedTokenizerBase", row: dict[str, Any], longest: int
+) -> Tokens | str:
+    """Tokenize a pair's prompt for ppo, or return why the row is left out.
+
+    Returns:
+        `prompt_ids`, and `chosen_ids`: the chosen answer, with the token that ends it,
+        of which an episode may begin with a prefix; or the reason.
+    """
+    pair = Pair(**row)
+    ids, answer = answer_tokens(tokenizer, pair.prompt, pair.chosen)
+    if answer.start == answer.stop:
+        return NO_ANSWER
+    if answer.stop > longest:
+        return TOO_LONG
+    return {"prompt_ids": ids[: answer.start], "chosen_ids": ids[answer]}
 
 
 def rating_tokens(

@@ -92,10 +92,19 @@ def choose(model: "PreTrainedModel | PeftModel") -> Layout:
 
 
 @contextlib.contextmanager
-def fused_head(model: "PreTrainedModel | PeftModel") -> Iterator[None]:
+def fused_head(
+    model: "PreTrainedModel | PeftModel",
+    temperature: float = 1.0,
+    outputs: tuple[str, ...] = ("log_probs",),
+) -> Iterator[None]:
     """Within the block, the model accepts `fused_lm_head=True`, as in TRL.
 
     A reward model has no such head and stays as it is.
+
+    Args:
+        model: may be wrapped by PEFT.
+        temperature: by which logits are divided.
+        outputs: fields of TRL's FusedCausalLMOutput to compute.
     """
     from trl.trainer.utils import add_fused_lm_head
 
@@ -104,7 +113,7 @@ def fused_head(model: "PreTrainedModel | PeftModel") -> Iterator[None]:
         yield
         return
     with _restore_forward(causal_model):
-        add_fused_lm_head(causal_model)
+        add_fused_lm_head(causal_model, temperature=temperature, outputs=outputs)
         yield
 
 

@@ -71,6 +71,9 @@ def merge_and_measure(
         adapters.weights_fingerprint(store, name),
         adapter=lora.model_dump(),
         weights=rm.weights,
+        # What learns from the score needs its scale.
+        score_mean=metrics["score_mean"],
+        score_sd=metrics["score_sd"],
     )
     return {name: metrics}
 

@@ -6,7 +6,7 @@ workers. A stage differs from the others only in the fields of its `TrainingStag
 
 import gc
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +22,7 @@ from bezoar_ray.train import (
     launcher,
     loop,
     model_loading,
+    online,
     pairs,
     rated_rows,
     reward_checkpoint,
@@ -29,6 +30,7 @@ from bezoar_ray.train import (
 )
 from bezoar_ray.train.launcher import Job
 from bezoar_ray.train.packing import Layout
+from bezoar_ray.train.reporting import TrainState
 from bezoar_ray.train.tokenized_dataset import TokenizedDataset, check_rows, prepare
 from bezoar_ray.train.tokenizer import load_tokenizer
 
@@ -52,6 +54,8 @@ class TrainingStage:
     """Puts that adapter on its frozen model; True stands for a float32 adapter."""
     build_trainer: Callable[["PreTrainedTokenizerBase", Any], trainers.BuildTrainer]
     """From (tokenizer, section of the recipe) to what builds a data set's trainer."""
+    train: Callable[[Job, "PreTrainedTokenizerBase"], TrainState] | None = None
+    """Trains and saves the adapter by a loop of its own, without these trainers."""
     finish: Callable[
         [Job, "PreTrainedTokenizerBase", Lora, Layout], dict[str, dict[str, Any]]
     ] = checkpoints.merge_and_score
@@ -71,7 +75,7 @@ def run(context: StageContext) -> StageResult:
     Raises:
         BezoarError: there are no rows to train on, or training failed.
     """
-    stage = TRAINING_STAGES[context.stage]
+    stage = training_stage(context.recipe, context.stage)
     store = context.store
     if not context.recipe.training(stage.name).is_trained:
         # One of an earlier recipe would still be served and measured.
@@ -116,13 +120,16 @@ def train_checkpoint(job: Job) -> dict[str, object]:
     from ray.train import get_context
     from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
-    stage = TRAINING_STAGES[job.stage]
+    stage = training_stage(job.recipe, job.stage)
     tokenizer = load_tokenizer(job.recipe)
-    train_state = loop.train(
-        job,
-        partial(stage.add_adapter, job),
-        stage.build_trainer(tokenizer, _runtime_section(job)),
-    )
+    if stage.train:
+        train_state = stage.train(job, tokenizer)
+    else:
+        train_state = loop.train(
+            job,
+            partial(stage.add_adapter, job),
+            stage.build_trainer(tokenizer, _runtime_section(job)),
+        )
 
     # Free the trained model, so that the checkpoint can be made in its memory.
     gc.collect()
@@ -204,6 +211,19 @@ def _prepare_pairs(context: StageContext) -> list[TokenizedDataset]:
         [pairs.file("pairs")],
         encoding.pair_tokens,
         encoding.PAIR,
+    )
+    return [dataset]
+
+
+def _prepare_prompts(context: StageContext) -> list[TokenizedDataset]:
+    """Tokenize the prompts of HH-RLHF's pairs, with their chosen answers."""
+    dataset = prepare(
+        context,
+        "align",
+        "prompts",
+        [pairs.file("pairs")],
+        encoding.prompt_tokens,
+        encoding.PROMPT,
     )
     return [dataset]
 
@@ -343,4 +363,20 @@ ALIGN = TrainingStage(
 )
 """hh-sft's adapter, trained on pairs, by default with DPO (arXiv 2305.18290)."""
 
+PPO = replace(
+    ALIGN,
+    prepare=_prepare_prompts,
+    inputs=(*ALIGN.inputs, layout.checkpoint("rm").lineage),
+    train=online.train,
+    compares_answers=False,
+)
+"""hh-sft's adapter, trained by the reward model's score of its own answers."""
+
 TRAINING_STAGES = {stage.name: stage for stage in (SFT, HH_SFT, RM, ALIGN)}
+
+
+def training_stage(recipe: Recipe, name: str) -> TrainingStage:
+    """Return a training stage, in the form of the method that the recipe chooses."""
+    if recipe.checkpoint(name) == "ppo":
+        return PPO
+    return TRAINING_STAGES[name]

@@ -14,8 +14,8 @@ from bezoar_ray.stages import StageContext, StageResult
 from bezoar_ray.store import Store
 from bezoar_ray.train import pairs, training_stages
 from bezoar_ray.train.launcher import Job
-from bezoar_ray.train.training_stages import TRAINING_STAGES
 
+ATTRIBUTES = ("helpfulness", "correctness", "coherence", "complexity", "verbosity")
 FACTS = [(f"animal{i}", "green" if i % 2 else "blue") for i in range(24)]
 
 
@@ -101,6 +101,51 @@ def recipe(base_folder: Path, pairs_file: Path) -> Recipe:
     )
 
 
+@pytest.fixture(scope="session")
+def rated() -> dict[str, list[dict[str, Any]]]:
+    """A right and a wrong answer to each question, rated; and which of them is better."""
+    ratings = []
+    preferences = []
+    for number, (animal, colour) in enumerate(FACTS):
+        prompt = f"What colour is {animal}?"
+        right = f"The {animal} is {colour}."
+        wrong = f"The {animal} is red."
+        for answer, marks in ((right, (4, 4, 4, 1, 1)), (wrong, (1, 0, 4, 1, 1))):
+            row = dict(zip(ATTRIBUTES, marks, strict=True))
+            ratings.append({"prompt": prompt, "response": answer, **row})
+        preferences.append(
+            {
+                "prompt": prompt,
+                "response_1": right,
+                "response_2": wrong,
+                "preference_strength": -(number % 4),  # 0 for every fourth
+            }
+        )
+    del ratings[0]["verbosity"]
+    return {"ratings": ratings, "preferences": preferences}
+
+
+def with_rm(
+    recipe: Recipe, folder: Path, rows: dict[str, list[dict[str, Any]]], **rm: Any
+) -> Recipe:
+    """The recipe with these rows as sources, and a section rm."""
+    tree = recipe.model_dump(mode="json")
+    for name, seeds in (("ratings", "helpsteer"), ("preferences", "preferences")):
+        path = folder / f"{name}.jsonl"
+        path.write_text("\n".join(map(json.dumps, rows[name])))
+        tree["seeds"][seeds] = [{"source": str(path)}]
+    tree["rm"] = {
+        "learning_rate": 0.01,
+        "batch": 8,
+        "micro_batch": 4,
+        "max_length": 256,
+        "checkpoint_every": 3,
+        "heldout_answers": 12,
+        "lora": {"targets": ["q_proj", "v_proj", "up_proj"], "dropout": 0.0},
+    } | rm
+    return parse_recipe(tree, "tests")
+
+
 def samples(scheme: str) -> list[Sample]:
     """Eight accepted rows, one of them with a system message."""
     asked = [(f"What colour is {a}?", f"The {a} is {c}.") for a, c in FACTS[:8]]
@@ -139,7 +184,8 @@ def in_process(context: StageContext, stage: str, name: str = "test") -> dict[st
     from ray.train import RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
 
-    data = tuple(TRAINING_STAGES[stage].prepare(context))
+    prepare = training_stages.training_stage(context.recipe, stage).prepare
+    data = tuple(prepare(context))
     job = Job(str(context.store.root), context.recipe, stage, name, data)
     result: dict[str, Any] = {}
     config = RunConfig(name=job.name, storage_path=str(job.store.path(job.folder)))

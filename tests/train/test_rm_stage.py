@@ -1,6 +1,5 @@
 """The stage rm on small rows: what it trains on, what it leaves, and what does not change it."""
 
-import json
 import shutil
 import subprocess
 import sys
@@ -14,13 +13,13 @@ from safetensors.torch import load_file
 
 from bezoar_ray import layout
 from bezoar_ray.errors import BezoarError
-from bezoar_ray.recipe import Recipe, parse_recipe
+from bezoar_ray.recipe import Recipe
 from bezoar_ray.runtime.progress import Progress
 from bezoar_ray.stages import StageContext
 from bezoar_ray.store import Store, digest
 from bezoar_ray.train import pairs, rated_rows
 from tests.end_to_end import begun
-from tests.train.conftest import FACTS, in_process, write_rows
+from tests.train.conftest import in_process, with_rm, write_rows
 from tests.train.test_launcher import kill, until
 
 RUN_RM = """
@@ -38,55 +37,7 @@ with ray_session():
     training_stages.run(context)
 """
 
-ATTRIBUTES = ("helpfulness", "correctness", "coherence", "complexity", "verbosity")
 FOLDER = layout.checkpoint("rm").folder
-
-
-@pytest.fixture(scope="module")
-def rated(
-    recipe: Recipe, tmp_path_factory: pytest.TempPathFactory
-) -> dict[str, list[dict[str, Any]]]:
-    """A right and a wrong answer to each question, rated; and which of them is better."""
-    ratings = []
-    preferences = []
-    for number, (animal, colour) in enumerate(FACTS):
-        prompt = f"What colour is {animal}?"
-        right = f"The {animal} is {colour}."
-        wrong = f"The {animal} is red."
-        for answer, marks in ((right, (4, 4, 4, 1, 1)), (wrong, (1, 0, 4, 1, 1))):
-            row = dict(zip(ATTRIBUTES, marks, strict=True))
-            ratings.append({"prompt": prompt, "response": answer, **row})
-        preferences.append(
-            {
-                "prompt": prompt,
-                "response_1": right,
-                "response_2": wrong,
-                "preference_strength": -(number % 4),  # 0 for every fourth
-            }
-        )
-    del ratings[0]["verbosity"]
-    return {"ratings": ratings, "preferences": preferences}
-
-
-def with_rm(
-    recipe: Recipe, folder: Path, rows: dict[str, list[dict[str, Any]]], **rm: Any
-) -> Recipe:
-    """The recipe with these rows as sources, and a section rm."""
-    tree = recipe.model_dump(mode="json")
-    for name, seeds in (("ratings", "helpsteer"), ("preferences", "preferences")):
-        path = folder / f"{name}.jsonl"
-        path.write_text("\n".join(map(json.dumps, rows[name])))
-        tree["seeds"][seeds] = [{"source": str(path)}]
-    tree["rm"] = {
-        "learning_rate": 0.01,
-        "batch": 8,
-        "micro_batch": 4,
-        "max_length": 256,
-        "checkpoint_every": 3,
-        "heldout_answers": 12,
-        "lora": {"targets": ["q_proj", "v_proj", "up_proj"], "dropout": 0.0},
-    } | rm
-    return parse_recipe(tree, "tests")
 
 
 @pytest.fixture(scope="module")
