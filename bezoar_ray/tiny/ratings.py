@@ -25,7 +25,7 @@ FILES = (
     "reward_bench.jsonl",
     "reward_bench_2.jsonl",
 )
-_RATED_PROMPTS = 1700  # with two answers each
+_RATED_PROMPTS = 2600  # with two answers each
 _PREFERENCES = 600
 _HELD_OUT_PREFERENCES = 30
 _WRONG_SHARE = 0.35

@@ -188,7 +188,7 @@ def test_the_same_files_are_written_every_time(folder, tmp_path):
 
 def test_every_rating_is_the_raters(folder):
     rated = rows(folder, "helpsteer.jsonl")
-    assert len(rated) == 3400
+    assert len(rated) == 5200
     for row in rated:
         assert list(row) == ["prompt", "response", *ATTRIBUTES]
         given = {name: row[name] for name in ATTRIBUTES}
@@ -307,7 +307,7 @@ def test_tied_answers_are_equally_good_and_have_a_reference(folder):
 def test_sources_named_tiny_read_them_without_a_model(tmp_path, monkeypatch):
     monkeypatch.setenv("BEZOAR_CACHE", str(tmp_path))
     rated = sources.read_ratings([RatingSource(source="tiny")])
-    assert (len(rated.rows), rated.failed) == (3400, [])
+    assert (len(rated.rows), rated.failed) == (5200, [])
     assert rated.rows[0].license == "Apache-2.0 (embedded)"
     assert {row.prompt[-1]["role"] for row in rated.rows} == {"user"}
     assert {len(row.prompt) for row in rated.rows} == {1, 3}
