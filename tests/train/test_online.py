@@ -1,6 +1,7 @@
 """Learning from the reward model's score: what moves, what does not, and what changes nothing."""
 
 import shutil
+import subprocess
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
@@ -25,7 +26,10 @@ from bezoar_ray.train.packing import Layout
 from bezoar_ray.train.pass_size import PassSize
 from bezoar_ray.train.rollouts import Episode, PromptSchedule, Sampler, prompts_of
 from bezoar_ray.train.training_stages import training_stage
+from tests.end_to_end import begun
 from tests.train.conftest import in_process, with_rm, write_rows
+from tests.train.stage_process import command
+from tests.train.test_launcher import kill, until
 
 FLAT = Layout("flat")
 ENDS = (1, *range(250, 400))
@@ -438,3 +442,76 @@ def test_a_reward_model_of_another_base_is_refused(job: Job, tmp_path: Path) -> 
     model, _ = online_model.load(job)
     with pytest.raises(BezoarError, match="does not fit merged sft.*stage rm again"):
         online_model.add_reward_adapter(model, str(folder), "other")
+
+
+def trained_in_process(store: Store, recipe: Recipe) -> dict[str, torch.Tensor]:
+    """The adapter that Ray's workers train."""
+    run = command(store, recipe, "align")
+    subprocess.run(run, stdout=subprocess.DEVNULL, check=True)
+    return load_file(store.path(WEIGHTS))
+
+
+@pytest.fixture(scope="module")
+def long_recipe(base_recipe: Recipe) -> Recipe:
+    """Sixty iterations, of which every tenth leaves a checkpoint."""
+    return with_ppo(base_recipe, {"epochs": 24.0, "checkpoint_every": 10}, reset=0.5)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(
+    after_rm: Store, long_recipe: Recipe, tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, torch.Tensor]:
+    """Their adapter if nothing happens to the training."""
+    folder = tmp_path_factory.mktemp("undisturbed") / "run"
+    shutil.copytree(after_rm.root, folder)
+    return trained_in_process(Store(folder), long_recipe)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize("how", ["killed", "stopped"])
+def test_killed_or_stopped_and_resumed_it_ends_with_the_same_adapter(
+    run: Store, long_recipe: Recipe, undisturbed: dict[str, torch.Tensor], how: str
+) -> None:
+    """To the bit; at most `checkpoint_every` iterations are repeated."""
+    run.remove("train/dpo")
+    first = subprocess.Popen(
+        command(run, long_recipe, "align"), stdout=subprocess.DEVNULL
+    )
+
+    def step() -> int:
+        return (run.read_json("train/dpo/progress.json") or {"step": 0})["step"]
+
+    until(lambda: step() >= 25 or first.poll() is not None)
+    assert first.poll() is None
+    if how == "killed":
+        kill(first)
+    else:
+        first.terminate()
+        assert first.wait(timeout=100) != 0
+    found = trained_in_process(run, long_recipe)
+    ((begins, resumes),) = begun(run.root, "align").values()
+    assert begins == ("training begins", 0) and resumes[0] == "training resumes"
+    assert resumes[1] >= 20
+    by_step = run.read_json("train/dpo/result.json")["ppo"]["by_step"]
+    assert [point["step"] for point in by_step] == list(range(1, 61))
+    assert same(found, undisturbed)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("advantage", ["gae", "rloo"])
+def test_two_workers_train_what_one_does(
+    after_rm: Store, base_recipe: Recipe, tmp_path: Path, advantage: str
+) -> None:
+    adapters = []
+    for workers in (1, 2):
+        folder = tmp_path / str(workers)
+        shutil.copytree(after_rm.root, folder)
+        align = {"epochs": 1.0, "workers": workers}
+        group = 1 if advantage == "gae" else 2
+        recipe = with_ppo(base_recipe, align, advantage=advantage, group=group)
+        adapters.append(trained_in_process(Store(folder), recipe))
+    one, two = adapters
+    for name, weight in one.items():
+        assert torch.allclose(weight, two[name], atol=1e-5), name

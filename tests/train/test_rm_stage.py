@@ -2,7 +2,6 @@
 
 import shutil
 import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,22 +19,8 @@ from bezoar_ray.store import Store, digest
 from bezoar_ray.train import pairs, rated_rows
 from tests.end_to_end import begun
 from tests.train.conftest import in_process, with_rm, write_rows
+from tests.train.stage_process import command
 from tests.train.test_launcher import kill, until
-
-RUN_RM = """
-import sys
-from bezoar_ray.runtime.session import ray_session
-from bezoar_ray.runtime.progress import Progress
-from bezoar_ray.recipe import Recipe
-from bezoar_ray.stages import StageContext
-from bezoar_ray.store import Store
-from bezoar_ray.train import training_stages
-
-with ray_session():
-    recipe = Recipe.model_validate_json(open(sys.argv[1]).read())
-    context = StageContext(recipe, Store(sys.argv[2]), "test", Progress(), stage="rm")
-    training_stages.run(context)
-"""
 
 FOLDER = layout.checkpoint("rm").folder
 
@@ -131,13 +116,6 @@ def test_without_rows_it_says_so(
         training_stages.run(replace(context, stage="rm"))
 
 
-def command(store: Store, recipe: Recipe) -> list[str]:
-    """The stage rm, in a process with a Ray of its own."""
-    recipe_file = store.path("recipe.json")
-    recipe_file.write_text(recipe.model_dump_json())
-    return [sys.executable, "-c", RUN_RM, str(recipe_file), str(store.root)]
-
-
 def copy_of(store: Store, folder: Path) -> Store:
     shutil.copytree(store.root, folder)
     copied = Store(folder)
@@ -157,14 +135,14 @@ def test_killed_and_resumed_it_ends_with_the_same_adapter(
     """To the bit, adapter and head alike; killed in its second data set."""
     small = with_rm(recipe, tmp_path, rated, epochs=30, checkpoint_every=10)
     undisturbed = copy_of(after_sft, tmp_path / "undisturbed")
-    run = command(undisturbed, small)
+    run = command(undisturbed, small, "rm")
     subprocess.run(run, stdout=subprocess.DEVNULL, check=True)
     by_step = undisturbed.read_json("train/rm/result.json")["rm"]["by_step"]
     preferences = [point for point in by_step if point["dataset"] == "preferences"]
     wanted = preferences[0]["step"] + 20
 
     disturbed = copy_of(after_sft, tmp_path / "disturbed")
-    run = command(disturbed, small)
+    run = command(disturbed, small, "rm")
     first = subprocess.Popen(run, stdout=subprocess.DEVNULL)
 
     def step() -> int:
