@@ -14,7 +14,7 @@ import torch
 
 from bezoar_ray.recipe import Align
 from bezoar_ray.recipe.training import Ppo
-from bezoar_ray.train.online import Learner
+from bezoar_ray.train.learner import Learner
 from bezoar_ray.train.online_model import (
     CRITIC,
     POLICY,
@@ -140,7 +140,9 @@ class Chain:
 
 
 def test_at_the_start_success_is_as_likely_as_chance() -> None:
-    assert Chain(reset=0.0, seed=0).success() == pytest.approx(TOKENS**-LENGTH, rel=1e-3)
+    assert Chain(reset=0.0, seed=0).success() == pytest.approx(
+        TOKENS**-LENGTH, rel=1e-3
+    )
 
 
 @pytest.mark.slow

@@ -20,7 +20,7 @@ from bezoar_ray.stages import StageContext
 from bezoar_ray.store import Store
 from bezoar_ray.train import online, online_model, pairs, rollouts
 from bezoar_ray.train.launcher import Job
-from bezoar_ray.train.online import Experience, Learner, NotFinite
+from bezoar_ray.train.learner import Experience, Learner, NotFinite
 from bezoar_ray.train.online_model import CRITIC, POLICY, REFERENCE, REWARD
 from bezoar_ray.train.packing import Layout
 from bezoar_ray.train.pass_size import PassSize
