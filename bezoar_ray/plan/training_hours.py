@@ -87,7 +87,7 @@ def _ppo_work(align: Align, prompts: int, assumed: Assumed) -> TrainingWork:
     scoring_passes = (2 + trained_adapters) / 3
     return TrainingWork(
         "align",
-        f"{prompts:,} prompts with {ppo.group} answers each, without their sampling",
+        f"{prompts * ppo.group:,} episodes, without their sampling",
         prompts,
         ppo.group * assumed.hh_row,
         scoring_passes + ppo.passes * trained_adapters,

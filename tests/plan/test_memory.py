@@ -251,3 +251,16 @@ def test_the_largest_pass_is_the_one_that_training_would_choose(
         training_pass(load_recipe("modern", sets), "sft", memory=2, compiled=False)
         is None
     )
+
+
+def test_ppo_has_no_pairs_but_two_more_adapters():
+    def pass_in(memory, method):
+        recipe = load_recipe("helpsteer2", [f"align.method={method}"])
+        return training_pass(recipe, "align", memory, compiled=False)
+
+    # The longest row has 1,024 tokens, and a pair two of them.
+    assert pass_in(2.5, "ppo").tokens == 1024
+    assert pass_in(2.5, "dpo").tokens == 2048
+    alike = [pass_in(3.0, method) for method in ("dpo", "ppo")]
+    assert {found.tokens for found in alike} == {2048}
+    assert alike[1].gib > alike[0].gib + 0.3

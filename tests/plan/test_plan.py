@@ -376,3 +376,20 @@ def test_who_reads_a_plan_may_stop_reading():
     ) as process:
         process.stdout.close()
         assert process.stderr.read() == b"" and process.wait() == 0
+
+
+def test_ppo_computes_each_episode_in_every_pass_and_a_critic_as_well():
+    sets = ["align.method=ppo", "align.gpus_per_worker=1"]
+
+    def work(*more: str) -> tuple[str, float]:
+        steps = plan(load_recipe("helpsteer2", [*sets, *more]), gpu=GPUS["H100"]).steps
+        (step,) = [step for step in steps if step.stage == "align"]
+        return step.description, step.gpu_hours
+
+    description, hours = work()
+    assert description == "60,000 episodes, without their sampling"
+    assert work("align.ppo.passes=8")[1] == pytest.approx(hours * 52 / 28, rel=0.01)
+    grouped = ["align.ppo.advantage=rloo", "align.ppo.group=2", "align.batch=32"]
+    description, hours_in_groups = work(*grouped)
+    assert description == "120,000 episodes, without their sampling"
+    assert hours_in_groups == pytest.approx(2 * hours * 15 / 28, rel=0.05)
