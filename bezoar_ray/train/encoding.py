@@ -3,6 +3,7 @@
 from os.path import commonprefix
 from typing import TYPE_CHECKING, Any
 
+from bezoar_ray.data.attribute_line import add_goal, rated_goal
 from bezoar_ray.data.schema import Pair, Rating, Sample
 from bezoar_ray.llm.chat_tokens import answer_tokens, chat_tokens
 
@@ -16,6 +17,7 @@ TOO_LONG = "longer than max_length"
 NO_ANSWER = "without an answer"
 EQUAL = "with equal sides"
 NO_PREFERENCE = "without a preference"
+NO_RATING = "without a rating"
 
 # Token columns, with how often their tokens go through the model.
 CONVERSATION = {"input_ids": 1, "labels": 0}
@@ -110,6 +112,29 @@ def rating_tokens(
         return TOO_LONG
     ratings = [float(IGNORED) if r is None else r for r in rating.ratings]
     return {"input_ids": [*ids], "labels": ratings}
+
+
+def steered_tokens(
+    tokenizer: "PreTrainedTokenizerBase", row: dict[str, Any], longest: int
+) -> Tokens | str:
+    """Tokenize a rated answer for SteerLM 1, or return why the row is left out.
+
+    The system message states the ratings. Only the rated answer is in the loss: earlier
+    answers of the prompt may have other ratings.
+
+    Returns:
+        `input_ids` and `labels` of the conversation, or the reason.
+    """
+    rating = Rating(**row)
+    goal = rated_goal(rating)
+    if not goal:
+        return NO_RATING
+    if not rating.response.strip():
+        return NO_ANSWER
+    tokens = last_answer(tokenizer, add_goal(rating.prompt, goal), rating.response)
+    if len(tokens["input_ids"]) > longest:
+        return TOO_LONG
+    return tokens
 
 
 def preference_tokens(

@@ -115,3 +115,42 @@ def test_a_pair_that_is_too_long_or_no_choice_is_left_out(recipe: Recipe) -> Non
     assert (
         encoding.pair_tokens(tokenizer, pair("Blue.", "Blue."), 1000) == encoding.EQUAL
     )
+
+
+def rating(*ratings: float | None) -> dict[str, Any]:
+    return {
+        "id": "1",
+        "source": "s",
+        "license": "MIT",
+        "prompt": TALK[:3],
+        "response": "Blue.",
+        "ratings": list(ratings),
+    }
+
+
+def test_a_rated_answer_is_trained_under_its_ratings(recipe: Recipe) -> None:
+    tokenizer = load_tokenizer(recipe)
+    found = encoding.steered_tokens(tokenizer, rating(4, 3, None, 0, 2), 1000)
+    assert isinstance(found, dict)
+    text = tokenizer.decode(found["input_ids"])
+    line = "helpfulness:4,correctness:3,complexity:0,verbosity:2"
+    assert text.startswith(f"<s>### System:\n{line}\n\n### Instruction:\nWhat")
+    # The first answer of the conversation may have other ratings.
+    assert trained(tokenizer, found) == "Blue.</s>"
+
+
+def test_a_rated_answer_that_is_too_long_or_teaches_nothing_is_left_out(
+    recipe: Recipe,
+) -> None:
+    tokenizer = load_tokenizer(recipe)
+    rated = rating(4, 3, 4, 0, 2)
+    found = encoding.steered_tokens(tokenizer, rated, 1000)
+    assert isinstance(found, dict)
+    length = len(found["input_ids"])
+    assert encoding.steered_tokens(tokenizer, rated, length) == found
+    too_long = encoding.steered_tokens(tokenizer, rated, length - 1)
+    assert too_long == encoding.TOO_LONG
+    unrated = rating(None, None, None, None, None)
+    assert encoding.steered_tokens(tokenizer, unrated, 1000) == encoding.NO_RATING
+    empty = rated | {"response": " \n"}
+    assert encoding.steered_tokens(tokenizer, empty, 1000) == encoding.NO_ANSWER
