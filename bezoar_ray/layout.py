@@ -99,9 +99,30 @@ def ledger(role: str) -> str:
     return f"ledger/{role}"
 
 
-def training(key: str) -> str:
-    """Return the folder with the training state of a stage, by its `Stage.key`."""
-    return f"train/{key}"
+def training(key: str, part: str = "") -> str:
+    """Return the folder with the training state of a stage, by its `Stage.key`.
+
+    Args:
+        key: of the stage.
+        part: one of several trainings of the stage.
+    """
+    # Beside the stage's folder and not in it, where a run removes what is not its own.
+    return f"train/{key}-{part}" if part else f"train/{key}"
+
+
+def part(name: str) -> str:
+    """Return the folder with what one of several trainings of a stage leaves."""
+    return f"train/{name}"
+
+
+def part_adapter(name: str) -> str:
+    """Return the folder with the adapter of one of several trainings of a stage."""
+    return f"{part(name)}/adapter"
+
+
+def part_merged(name: str) -> str:
+    """Return the folder with the full model of one of several trainings of a stage."""
+    return f"{part(name)}/merged"
 
 
 def progress(key: str) -> str:

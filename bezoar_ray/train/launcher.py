@@ -37,6 +37,8 @@ RESULT = "result.json"
 POLL_SECONDS = 0.5
 _ENDED = "ended"
 """Further field of a run's record: whether the run has ended."""
+_KEPT_RESULT = "result"
+"""Further field of an ended part's record: its metrics."""
 _INPUTS = "what it starts from"
 """Field of a run's record: a digest of files."""
 _STOP_SECONDS = 28.0  # for a last checkpoint: a preempted node is given 30
@@ -52,6 +54,8 @@ class Job:
     name: str
     """Of the Ray Train run, whose checkpoints are in a folder of this name."""
     data: tuple[TokenizedDataset, ...]
+    part: str = ""
+    """Of a stage that consists of several trainings: which of them this is."""
 
     @property
     def store(self) -> Store:
@@ -77,7 +81,14 @@ class Job:
     @property
     def folder(self) -> str:
         """The folder with the stage's state: Ray Train's checkpoints and progress."""
-        return layout.training(STAGES[self.stage].key)
+        return layout.training(STAGES[self.stage].key, self.part)
+
+    @property
+    def adapter(self) -> str:
+        """The folder in which the trained adapter is saved."""
+        if self.part:
+            return layout.part_adapter(self.part)
+        return layout.checkpoint(self.checkpoint).adapter
 
 
 TrainOnWorker = Callable[[Job], dict[str, object]]
@@ -90,6 +101,8 @@ def fit(
     train_on_worker: TrainOnWorker,
     data: list[TokenizedDataset],
     inputs: list[str],
+    part: str = "",
+    outputs: tuple[str, ...] = (),
 ) -> dict[str, Any]:
     """Run a training on the workers that the recipe requests, and return its metrics.
 
@@ -104,17 +117,26 @@ def fit(
         train_on_worker: runs on every worker.
         data: the tokenized rows.
         inputs: files or folders of the run directory on which the training depends.
+        part: name of one of several trainings of the stage.
+        outputs: files or folders that a part leaves. If it has ended and they are
+            there, it is not run again.
 
     Raises:
         RecipeError: the cluster has no capacity for the workers.
         BezoarError: the training raised it, or it failed more often than
             `max_failures`; names the log.
     """
-    # Ray Train would wait forever for workers that no node can hold.
-    check_capacity([of_workers(context.recipe.training(stage), stage)])
     fields = _run_fields(context, stage, data, inputs)
     name = row_id(orjson.dumps(fields, option=orjson.OPT_SORT_KEYS).decode())
-    job = Job(str(context.store.root), context.recipe, stage, name, tuple(data))
+    job = Job(str(context.store.root), context.recipe, stage, name, tuple(data), part)
+    kept_result = _kept_result(job, outputs)
+    if kept_result is not None:
+        return kept_result
+    # Ray Train would wait forever for workers that no node can hold.
+    check_capacity([of_workers(context.recipe.training(stage), stage)])
+    # Those of another run must not pass for this one's.
+    for output in outputs:
+        context.store.remove(output)
     _begin_run(context, job, fields)
     ended: Future[None] = Future()
     # In the main thread, Ray Train would take over Ctrl-C for the rest of the process.
@@ -132,8 +154,19 @@ def fit(
     for other in _runs(job) - {job.name}:
         _remove(job, {other, f"{other}.json"})
     record = {**fields, _ENDED: True}
+    if outputs:
+        record[_KEPT_RESULT] = result
     context.store.replace_json(f"{job.folder}/{job.name}.json", record)
     return result
+
+
+def _kept_result(job: Job, outputs: tuple[str, ...]) -> dict[str, Any] | None:
+    """Return the metrics of a part that has ended and whose outputs are there."""
+    store = job.store
+    if not outputs or not all(store.exists(output) for output in outputs):
+        return None
+    record = store.read_json(f"{job.folder}/{job.name}.json") or {}
+    return record.get(_KEPT_RESULT)
 
 
 def _run_fields(

@@ -11,7 +11,6 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from bezoar_ray import layout
 from bezoar_ray.errors import BezoarError
 from bezoar_ray.llm.model_identity import model_path
 from bezoar_ray.recipe import Training
@@ -296,7 +295,7 @@ def save_adapter(job: Job, model: "PeftModel") -> None:
         whole_weights = deepspeed.zero.GatheredParameters(trained)
     with whole_weights:
         if get_context().get_world_rank() == 0:
-            with job.store.writing(layout.checkpoint(job.checkpoint).adapter) as folder:
+            with job.store.writing(job.adapter) as folder:
                 model.save_pretrained(str(folder), selected_adapters=["default"])
 
 
