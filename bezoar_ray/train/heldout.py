@@ -4,6 +4,7 @@ Only the checkpoint's own likelihood counts, without a reference.
 """
 
 import math
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import orjson
@@ -17,6 +18,8 @@ from bezoar_ray.train.packing import Layout, fused_head, packed
 from bezoar_ray.train.passes import split_for_scoring
 
 if TYPE_CHECKING:
+    from peft import PeftModel
+    from torch import Tensor
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
@@ -96,22 +99,46 @@ def mean_log_probabilities(
     model: "PreTrainedModel", rows: list[dict[str, list[int]]], layout: Layout
 ) -> list[float]:
     """Return the mean log-probability of the labelled tokens of each row."""
-    import torch
-
-    lengths = [len(row["input_ids"]) for row in rows]
     scores = [0.0] * len(rows)
-    model.eval()
-    with torch.inference_mode(), fused_head(model), packed(model, layout):
-        for indices in split_for_scoring(lengths, layout):
-            pass_scores = _score_pass(model, [rows[index] for index in indices])
-            for index, score in zip(indices, pass_scores, strict=True):
-                scores[index] = score
+    for indices, sums, tokens in _score_passes(model, rows, layout):
+        # A row without labelled tokens scores 0 and not NaN.
+        means = sums / tokens.clamp(min=1)
+        for index, score in zip(indices, means.tolist(), strict=True):
+            scores[index] = score
     return scores
 
 
-def _score_pass(
-    model: "PreTrainedModel", rows: list[dict[str, list[int]]]
+def sum_log_probabilities(
+    model: "PreTrainedModel | PeftModel",
+    rows: list[dict[str, list[int]]],
+    layout: Layout,
 ) -> list[float]:
+    """Return the summed log-probability of the labelled tokens of each row."""
+    scores = [0.0] * len(rows)
+    for indices, sums, _ in _score_passes(model, rows, layout):
+        for index, score in zip(indices, sums.tolist(), strict=True):
+            scores[index] = score
+    return scores
+
+
+def _score_passes(
+    model: "PreTrainedModel | PeftModel",
+    rows: list[dict[str, list[int]]],
+    layout: Layout,
+) -> "Iterator[tuple[list[int], Tensor, Tensor]]":
+    """Yield the rows of each pass, with sum and number of their labelled tokens."""
+    import torch
+
+    lengths = [len(row["input_ids"]) for row in rows]
+    model.eval()
+    with torch.inference_mode(), fused_head(model), packed(model, layout):
+        for indices in split_for_scoring(lengths, layout):
+            yield indices, *_score_pass(model, [rows[index] for index in indices])
+
+
+def _score_pass(
+    model: "PreTrainedModel | PeftModel", rows: list[dict[str, list[int]]]
+) -> "tuple[Tensor, Tensor]":
     import torch
     from torch.nn.utils.rnn import pad_sequence
 
@@ -127,6 +154,4 @@ def _score_pass(
         labels=labels.to(model.device),
         fused_lm_head=True,
     )
-    # A row without labelled tokens scores 0 and not NaN.
-    labelled_tokens = output.label_mask.sum(dim=1).clamp(min=1)
-    return (output.log_probs.sum(dim=1) / labelled_tokens).tolist()
+    return output.log_probs.sum(dim=1), output.label_mask.sum(dim=1)

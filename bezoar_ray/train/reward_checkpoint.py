@@ -44,16 +44,7 @@ def merge_and_measure(
     name = job.checkpoint
     files = layout.checkpoint(name)
     rm = rated_rows.section(job.recipe)
-    parent_folder = model_loading.frozen_model_folder(job)
-    assert parent_folder  # it starts from merged sft
-    model = model_loading.load_reward_model(
-        job.recipe.base,
-        parent_folder,
-        job.recipe.seed,
-        device_map={"": model_loading.device(job)},
-    )
-    adapted_model = model_loading.with_adapter(model, str(store.path(files.adapter)))
-    merged_model = adapters.merge(adapted_model)
+    merged_model = load_merged(job)
     merged_model.config.pad_token_id = _pad_id(tokenizer)
     metrics = _measure(job, merged_model, tokenizer, row_layout)
     # Whoever rates rows with it needs them, and may not have the lineage.
@@ -76,6 +67,20 @@ def merge_and_measure(
         score_sd=metrics["score_sd"],
     )
     return {name: metrics}
+
+
+def load_merged(job: Job) -> "PreTrainedModel":
+    """Load the reward model, with its adapter merged, for this job's worker."""
+    # It starts from merged sft, as align does.
+    parent_folder = str(job.store.path(layout.checkpoint("sft").merged))
+    model = model_loading.load_reward_model(
+        job.recipe.base,
+        parent_folder,
+        job.recipe.seed,
+        device_map={"": model_loading.device(job)},
+    )
+    adapter_folder = job.store.path(layout.checkpoint("rm").adapter)
+    return adapters.merge(model_loading.with_adapter(model, str(adapter_folder)))
 
 
 def head_outputs(
