@@ -42,6 +42,21 @@ def conversation(chat, max_tokens=64, room=1000, question=QUESTION) -> Answer:
     return asyncio.run(converse(question, "sft", chat, part, lambda messages: room))
 
 
+def test_a_steered_model_is_asked_under_its_goal_in_each_turn():
+    chat = Script("a", "b")
+    part = MtBench(questions="tiny", max_tokens=64)
+    counted = []
+
+    def room(messages):
+        counted.append(messages[0])
+        return 1000
+
+    asyncio.run(converse(QUESTION, "steer", chat, part, room, "verbosity:2"))
+    goal = {"role": "system", "content": "verbosity:2"}
+    assert [call["messages"][0] for call in chat.calls] == [goal, goal]
+    assert counted == [goal, goal]  # the goal takes from the remaining context
+
+
 @pytest.mark.parametrize(
     ("category", "expected"),
     [

@@ -28,12 +28,23 @@ async def converse(
     chat: Chat,
     section: MtBench,
     remaining_context: RemainingContext,
+    system: str = "",
 ) -> Answer:
     """Answer all turns of a question. A turn that fails ends the conversation.
 
     Each category has a sampling temperature of its own, as in FastChat.
+
+    Args:
+        question: what is asked.
+        model: name of the candidate.
+        chat: of the candidate.
+        section: the recipe's section.
+        remaining_context: counts the tokens that are left for an answer.
+        system: system message of the conversation. None where empty.
     """
     messages: Messages = []
+    if system:
+        messages.append({"role": "system", "content": system})
     answers: list[str] = []
     temperature = section.temperatures.get(question.category, 0.0)
     for number, turn in enumerate(question.turns, 1):

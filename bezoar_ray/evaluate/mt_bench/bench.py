@@ -4,8 +4,8 @@ A judge does not wait for the other answers: it grades each one as soon as it is
 """
 
 import asyncio
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import chain
 from pathlib import Path
@@ -55,6 +55,8 @@ class Bench:
 
     section: MtBench
     checkpoints: tuple[str, ...]
+    systems: Mapping[str, str] = field(default_factory=dict)
+    """System messages with which checkpoints are asked, by name."""
 
     @cached_property
     def questions(self) -> list[Question]:
@@ -302,7 +304,12 @@ class BenchRunner:
             return Answer(question, name, turns)
         chat = self._candidates[name].for_row(_row(question))
         return await converse(
-            question, name, chat, self._bench.section, self._remaining_context
+            question,
+            name,
+            chat,
+            self._bench.section,
+            self._remaining_context,
+            self._bench.systems.get(name, ""),
         )
 
     async def _grade(self, answer_task: "asyncio.Task[Answer]") -> list[Judgment]:
@@ -367,6 +374,8 @@ def _scores(
         summary = summarize(grades, None if name == "base" else base_grades)
         summary["judge"] = first_judge
         summary["prompts"] = bench.prompts.whose
+        if name in bench.systems:
+            summary["system"] = bench.systems[name]
         summary["pairwise"] = pairwise_records(name, games)
         summary["bias"] = judge_bias(
             grades, _of_model(name, by_others), games, other_games
