@@ -14,6 +14,10 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from torch import Tensor
 
+ABSENT = 1e4
+"""Minus ln w' of an answer that a group lacks, and its ln Q'. Both weights are then 0,
+and no infinity enters a difference."""
+
 
 def target_log_weights(goal: "Tensor", plain: "Tensor", sampler: "Tensor") -> "Tensor":
     """Return ln w', the share of each answer in its group under the target.
@@ -60,10 +64,13 @@ def group_loss(
         target: ln w'.
         policy: ln b'. It may be from a pass without gradients.
         log_probabilities: ln Q(y | a, x).
-        tokens: number of tokens of each answer.
+        tokens: number of tokens of each answer; 0 for one that is absent. Its weights
+            are 0, and the mean is over the others.
     """
     pull = (policy.exp() - target.exp()).detach()
-    return (pull * log_probabilities).sum(dim=-1) / tokens.float().mean(dim=-1)
+    answers = (tokens > 0).sum(dim=-1).clamp(min=1)
+    mean_tokens = (tokens.sum(dim=-1) / answers).clamp(min=1)
+    return (pull * log_probabilities).sum(dim=-1) / mean_tokens
 
 
 def effective_samples(target: "Tensor") -> "Tensor":

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from bezoar_ray.train.steer_weights import (
+    ABSENT,
     distance,
     effective_samples,
     group_loss,
@@ -232,3 +233,31 @@ def test_training_on_each_answer_once_ends_at_the_target() -> None:
     toy_loss(logits, [0, 1, 2]).backward()
     assert logits.grad is not None
     assert logits.grad.abs().max().item() < 1e-6
+
+
+def test_an_absent_answer_changes_nothing() -> None:
+    """Its log-probability is 0, its ln w' far below and its ln Q' far above all others."""
+
+    def with_absent(values: Tensor, value: float) -> Tensor:
+        return torch.cat([values, torch.full((1, 1), value)], dim=1)
+
+    target = target_log_weights(GOAL, PLAIN, SAMPLER)
+    moved = SAMPLER + torch.tensor([[0.3, -0.2, 0.1, 0.0]])
+    policy = policy_log_weights(moved, SAMPLER)
+    wider_target = with_absent(target, -ABSENT)
+    wider_policy = policy_log_weights(
+        with_absent(moved, 0.0), with_absent(SAMPLER, ABSENT)
+    )
+    assert wider_policy[0, :4].tolist() == pytest.approx(policy[0].tolist())
+    assert distance(wider_target, wider_policy).item() == pytest.approx(
+        distance(target, policy).item()
+    )
+    assert effective_samples(wider_target).item() == pytest.approx(
+        effective_samples(target).item()
+    )
+    loss = group_loss(target, policy, moved, TOKENS)
+    wider_tokens = torch.cat([TOKENS, torch.zeros((1, 1), dtype=torch.long)], dim=1)
+    wider_loss = group_loss(
+        wider_target, wider_policy, with_absent(moved, 0.0), wider_tokens
+    )
+    assert wider_loss.item() == pytest.approx(loss.item())
