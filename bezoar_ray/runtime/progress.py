@@ -50,6 +50,9 @@ class Progress:
             note: Printed after the counts.
         """
         now = time.monotonic()
+        if self._last and done < self._last[0]:
+            # A stage may count several things in turn.
+            self._first = None
         self._last = (done, total or 0)
         if now - self._metrics_at > _METRICS_EVERY:
             self._metrics_at = now
