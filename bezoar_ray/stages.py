@@ -154,7 +154,7 @@ STAGES = _by_name(
             is_reward_model=True,
         ),
         used_by=("evaluate", "report"),
-        used_by_methods=("ppo",),
+        used_by_methods=("ppo", "steer"),
     ),
     Stage(
         name="align",
@@ -167,9 +167,9 @@ STAGES = _by_name(
         checkpoint=Checkpoint(
             parent="hh-sft",
             below=("sft",),  # it continues hh-sft's own adapter
-            trained="{method} on the same pairs, from `hh-sft`",
+            trained="{method}, from `hh-sft`",
             colour="#10b981",
-            methods=("dpo", "kto", "orpo", "asft", "ppo"),
+            methods=("dpo", "kto", "orpo", "asft", "ppo", "steer"),
         ),
     ),
     Stage(

@@ -592,3 +592,52 @@ def test_a_new_reward_model_redoes_align_if_that_learned_from_it(tmp_path):
         manifest.forget(store, "rm")
         assert manifest.exists(store, "align") != redone
         assert store.exists(f"checkpoints/{method}/lineage.json") != redone
+
+
+STEER = [
+    "rm={}",
+    "seeds.helpsteer=[{source: tiny}]",
+    "align.method=steer",
+    "align.steer={goals: [{verbosity: 2}, {verbosity: 4}]}",
+]
+
+
+def test_steer_needs_its_goals_a_reward_model_and_rated_answers():
+    assert load_recipe("tiny", STEER).checkpoint("align") == "steer"
+    faults = {
+        3: r"align: method steer needs the section `steer` with its goals",
+        1: r"begins with rated answers, and seeds.helpsteer is empty",
+        0: r"align.method steer learns .*Add a section `rm`",
+    }
+    for left_out, message in faults.items():
+        settings = [s for number, s in enumerate(STEER) if number != left_out]
+        with pytest.raises(RecipeError, match=message):
+            load_recipe("tiny", settings)
+
+
+def test_a_batch_of_prompts_is_shared_by_all_workers():
+    with pytest.raises(RecipeError, match=r"steer.batch 3 .* 2 workers"):
+        load_recipe("tiny", [*STEER, "align.steer.batch=3"])
+
+
+def test_steer_uses_the_reward_model_and_changes_no_other_method():
+    found = load_recipe("tiny", STEER)
+    assert found.stages_before("align")[-2:] == ("hh-sft", "rm")
+    with_section = [*STEER[:2], STEER[3]]
+    for settings in (STEER[:2], with_section):
+        other = load_recipe("tiny", settings)
+        assert fingerprint(other, "align") == fingerprint(load_recipe("tiny"), "align")
+        assert other.align.goal is None
+    longer = load_recipe("tiny", [*STEER, "align.steer.max_tokens=64"])
+    faster = load_recipe("tiny", [*STEER, "align.steer.sampler.num_cpus=2"])
+    assert fingerprint(longer, "align") != fingerprint(found, "align")
+    assert fingerprint(faster, "align") == fingerprint(found, "align")
+    assert found.align.goal == {"verbosity": 2}
+
+
+def test_the_sampler_is_counted_among_the_engines_of_align():
+    found = load_recipe("tiny", [*STEER, "align.steer.sampler.num_gpus=1"])
+    (_, sampler) = found.scheduled("align")
+    assert (sampler.temperature, sampler.top_p, sampler.num_gpus) == (0.7, 0.9, 1)
+    alone = load_recipe("tiny", [*STEER, "align.steer.iterations=0"])
+    assert len(alone.scheduled("align")) == 1

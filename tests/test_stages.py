@@ -94,6 +94,7 @@ def test_its_checkpoint_is_served_shown_and_described(registered, tmp_path):
         "orpo",
         "asft",
         "ppo",
+        "steer",
     )
     store.replace_json(f"checkpoints/{NAME}/lineage.json", {"fingerprint": "0" * 16})
     store.replace(f"checkpoints/{NAME}/joined/adapter_config.json", b"{}")

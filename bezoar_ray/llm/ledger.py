@@ -40,6 +40,7 @@ from bezoar_ray.store import Store
 ROLES = {
     "teacher": "generate",
     "judge": "filter",
+    "steerer": "align",
     "candidate": "evaluate",
     "mt_bench_judge": "evaluate",
 }

@@ -30,7 +30,8 @@ def budget_limits(recipe: Recipe) -> tuple[BudgetLimit, ...]:
     if recipe.budget_usd is not None:
         limits.append(BudgetLimit("budget_usd", recipe.budget_usd, tuple(ROLES)))
     for stage in dict.fromkeys(ROLES.values()):
-        usd = getattr(recipe, stage).budget_usd
+        # align has none: it calls its own model, which costs nothing.
+        usd = getattr(getattr(recipe, stage), "budget_usd", None)
         if usd is not None:
             roles = tuple(role for role in ROLES if ROLES[role] == stage)
             limits.append(BudgetLimit(f"{stage}.budget_usd", usd, roles))

@@ -8,11 +8,17 @@ import orjson
 from bezoar_ray.recipe import ModelSection
 from bezoar_ray.recipe.section import decisive
 from bezoar_ray.runtime.embedded_world import find_world
-from bezoar_ray.store import digest
+from bezoar_ray.store import at, digest
 
 
 def model_path(name: str) -> str:
-    """Return the folder of an embedded `tiny-*` model, and any other name unchanged."""
+    """Return the folder of an embedded `tiny-*` model, and any other name unchanged.
+
+    Of a model in a run directory in a bucket, it is this node's copy.
+    """
+    if "://" in name:
+        store, folder = at(name)
+        return str(store.path(folder))
     if name not in ("tiny-teacher", "tiny-base"):
         return name
     world = find_world()

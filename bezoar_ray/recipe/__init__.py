@@ -42,6 +42,7 @@ from bezoar_ray.recipe.model_sections import (
     Weights,
 )
 from bezoar_ray.recipe.section import SchedulingSection, Section
+from bezoar_ray.recipe.steering import Steer
 from bezoar_ray.recipe.training import (
     Align,
     Base,
@@ -75,6 +76,7 @@ __all__ = [
     "Section",
     "SchedulingSection",
     "Ppo",
+    "Steer",
     "Prices",
     "RatingSource",
     "Recipe",

@@ -136,7 +136,7 @@ class Recipe(Section):
     def stages_before(self, stage: str) -> tuple[str, ...]:
         """Names of the earlier stages whose results a stage uses, in order.
 
-        align uses the reward model for the method `ppo` only.
+        align uses the reward model for the methods `ppo` and `steer` only.
         """
         is_training = stage in training_stages() and stage in self.stages
         method = self.checkpoint(stage) if is_training else ""
@@ -171,11 +171,29 @@ class Recipe(Section):
 
     @model_validator(mode="after")
     def _check_reward_model(self) -> "Recipe":
-        if self.align.method == "ppo" and self.rm is None:
+        if self.rm is not None:
+            return self
+        if self.align.method == "ppo":
             raise ValueError(
                 "align.method ppo learns from the score of a reward model, and the "
                 "recipe has none. Add a section `rm`, with seeds.helpsteer or "
                 "seeds.preferences, or choose another method"
+            )
+        if self.align.method == "steer":
+            raise ValueError(
+                "align.method steer learns from rated answers and the ratings of a "
+                "reward model, and the recipe has none. Add a section `rm`, with "
+                "seeds.helpsteer, or choose another method"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _check_rated_answers(self) -> "Recipe":
+        if self.align.method == "steer" and not self.seeds.helpsteer:
+            raise ValueError(
+                "align.method steer begins with rated answers, and seeds.helpsteer is "
+                "empty. Give it a source, such as [{source: tiny}], or choose another "
+                "method"
             )
         return self
 
@@ -234,6 +252,8 @@ class Recipe(Section):
                 sections.extend(section)
             else:
                 sections.append(section)
+        if stage == "align":
+            sections.extend(self.align.samplers)
         return tuple(sections)
 
     @property

@@ -4,7 +4,12 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from bezoar_ray.recipe.model_sections import Attribute, SourceSection, Weights
+from bezoar_ray.recipe.model_sections import (
+    Attribute,
+    ModelSection,
+    SourceSection,
+    Weights,
+)
 from bezoar_ray.recipe.section import (
     FILES,
     RUNTIME_ONLY,
@@ -15,6 +20,7 @@ from bezoar_ray.recipe.section import (
     Share,
     check_gpus,
 )
+from bezoar_ray.recipe.steering import Goal, Steer
 
 LossType = Literal[
     "sigmoid",
@@ -349,11 +355,12 @@ class Align(Training):
 
     # Not published: our choice, at the upper end of 5e-7 to 5e-6 for a LoRA.
     learning_rate: PositiveRate = 5e-6
-    method: Literal["dpo", "kto", "orpo", "asft", "ppo", "none"] = "dpo"
+    method: Literal["dpo", "kto", "orpo", "asft", "ppo", "steer", "none"] = "dpo"
     """How the policy learns. `dpo` and `kto` keep it near the reference, `orpo` and
     `asft` use none; these four learn from pairs. `ppo` learns from the score that the
-    reward model `rm` gives to the policy's own answers. `none` ends the training at
-    hh-sft."""
+    reward model `rm` gives to the policy's own answers. `steer` is SteerLM: it learns
+    to give answers the ratings that the system message names. `none` ends the training
+    at hh-sft."""
     beta: Annotated[float, Field(gt=0)] = 0.1
     """dpo, kto: how strongly the policy is kept near the reference (arXiv 2305.18290,
     eq. 7); a higher value keeps it nearer. orpo, asft: weight of the preference loss
@@ -368,6 +375,21 @@ class Align(Training):
     """dpo, kto: compute the reference's log-probabilities once, before training. Runs
     with another beta use them again. With `false` they are computed in every step."""
     ppo: Ppo = Ppo()
+    steer: Steer | None = None
+
+    @property
+    def goal(self) -> Goal | None:
+        """The ratings that evaluations ask for. None where no goal steers the model."""
+        if self.method != "steer" or self.steer is None:
+            return None
+        return self.steer.goals[0]
+
+    @property
+    def samplers(self) -> tuple[ModelSection, ...]:
+        """The sections of the engines that sample beside the training."""
+        if self.method != "steer" or not self.steer or not self.steer.iterations:
+            return ()
+        return (self.steer.sampling("align.steer.sampler"),)
 
     @property
     def is_trained(self) -> bool:
@@ -379,11 +401,12 @@ class Align(Training):
         return self.method != "ppo" and super().compiles(steps)
 
     def fingerprint_fields(self) -> dict[str, object]:
-        """The fields that decide the result; those of ppo only for that method."""
+        """The fields that decide the result; those of a method only for that one."""
         fields = super().fingerprint_fields()
-        if self.method != "ppo":
-            # Also, run directories of earlier versions keep their fingerprints.
-            del fields["ppo"]
+        for method in ("ppo", "steer"):
+            if self.method != method:
+                # Also, run directories of earlier versions keep their fingerprints.
+                del fields[method]
         return fields
 
     @model_validator(mode="after")
@@ -401,6 +424,23 @@ class Align(Training):
                 f"batch {self.batch} cannot be shared by {self.workers} workers in "
                 f"groups of {self.ppo.group}: choose a multiple of "
                 f"{self.workers * self.ppo.group}"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _check_steer(self) -> "Align":
+        if self.method != "steer":
+            return self
+        if self.steer is None:
+            raise ValueError(
+                "method steer needs the section `steer` with its goals, such as "
+                "steer: {goals: [{helpfulness: 4, verbosity: 2}]}"
+            )
+        batch = self.steer.batch or self.batch
+        if batch % self.workers:
+            raise ValueError(
+                f"steer.batch {batch} cannot be shared by {self.workers} workers: "
+                "choose a multiple of `workers`"
             )
         return self
 

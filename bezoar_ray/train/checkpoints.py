@@ -4,7 +4,9 @@ A checkpoint has the adapter, merged and joined weights, its lineage and its hel
 score.
 """
 
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from bezoar_ray import layout
@@ -25,6 +27,7 @@ def merge_and_score(
     tokenizer: "PreTrainedTokenizerBase",
     lora: Lora,
     row_layout: Layout,
+    lineage: Mapping[str, object] = MappingProxyType({}),
 ) -> dict[str, dict[str, object]]:
     """Merge the adapter in the checkpoint's folder, score the result and record it.
 
@@ -35,6 +38,7 @@ def merge_and_score(
         tokenizer: saved with the merged weights.
         lora: settings of the adapter, for the lineage.
         row_layout: how the rows of a pass are laid out.
+        lineage: further fields of the lineage.
 
     Returns:
         `heldout_accuracy` and its interval, by checkpoint.
@@ -75,6 +79,7 @@ def merge_and_score(
         adapter=lora.model_dump(),
         sum_of=[f"../{part}/adapter" for part in adapters_of(name)],
         **joined,
+        **lineage,
     )
     return scores
 

@@ -25,6 +25,12 @@ if TYPE_CHECKING:
 
 STATE = "bezoar.json"
 """The file with the `TrainState` in a checkpoint's folder."""
+_LOGGED = {
+    "rewards/accuracies": "reward_accuracy",
+    "distance": "distance",
+    "effective_samples": "effective_samples",
+}
+"""Metrics of trainers that are kept, with their names in the history."""
 _STOP_CHECK_SECONDS = 1.0
 _EXCHANGE_SECONDS = 0.5
 _EXCHANGE_SECONDS_REMOTE = 2.0  # with a bucket
@@ -51,7 +57,7 @@ class TrainState:
     passes: dict[str, Any] = field(default_factory=dict)
     """How passes are made: the fields of `fitting.Passes`."""
     history: list[dict[str, Any]] = field(default_factory=list)
-    """A point for each logged step: its loss, and the reward accuracy of pairs."""
+    """A point for each logged step: its loss, and what else its trainer logs."""
 
     @classmethod
     def from_json(cls, text: bytes) -> "TrainState":
@@ -309,8 +315,9 @@ def reporter(
                 "loss": logs["loss"],
                 "dataset": data.name,
             }
-            if "rewards/accuracies" in logs:
-                point["reward_accuracy"] = logs["rewards/accuracies"]
+            for name, key in _LOGGED.items():
+                if name in logs:
+                    point[key] = logs[name]
             train_state.history.append(point)
 
         def on_save(

@@ -3,12 +3,15 @@
 Their rows are already tokenized, and their steps are computed in passes.
 """
 
+import itertools
+from collections import defaultdict
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bezoar_ray.recipe import Align, Rm, Training
+from bezoar_ray.train.encoding import IGNORED
 from bezoar_ray.train.passes import Row, in_passes
 
 if TYPE_CHECKING:
@@ -75,6 +78,80 @@ def reward(tokenizer: "PreTrainedTokenizerBase", rm: Rm) -> BuildTrainer:
     return build
 
 
+def steered(tokenizer: "PreTrainedTokenizerBase", align: Align) -> BuildTrainer:
+    """Build trainers of a round of SteerLM 2.0 (arXiv 2406.08673).
+
+    A row is a group: all answers to one prompt, which share a pass. The weights b' are
+    then those of the same forward pass, without their gradient.
+    """
+
+    def build(
+        model: "PeftModel", rows: "Dataset", settings: dict[str, Any]
+    ) -> "PassesTrainer":
+        from transformers import Trainer
+        from trl.trainer.utils import add_fused_lm_head
+
+        from bezoar_ray.train import steer_weights
+
+        base: Any = _with_means(Trainer)
+
+        class SteerTrainer(base):
+            """Computes the mean loss of the groups of a pass."""
+
+            def compute_loss(
+                self,
+                model: "PeftModel",
+                inputs: "dict[str, Tensor]",
+                return_outputs: bool = False,
+                **_: object,
+            ) -> "Tensor":
+                output = model(
+                    input_ids=inputs["input_ids"],
+                    attention_mask=inputs["attention_mask"],
+                    labels=inputs["labels"],
+                    fused_lm_head=True,
+                )
+                log_probabilities = in_groups(output.log_probs.float().sum(dim=1))
+                tokens = in_groups(output.label_mask.sum(dim=1))
+                target = in_groups(inputs["target"])
+                sampler = in_groups(inputs["sampler"])
+                policy = steer_weights.policy_log_weights(
+                    log_probabilities.detach(), sampler
+                )
+                self.note(
+                    tokens.sum(dim=1) > 0,  # not a worker's repeated row
+                    distance=steer_weights.distance(target, policy),
+                    effective_samples=steer_weights.effective_samples(target),
+                )
+                losses = steer_weights.group_loss(
+                    target, policy, log_probabilities, tokens
+                )
+                return losses.mean()
+
+        def in_groups(values: "Tensor") -> "Tensor":
+            """Return values as (groups, answers); all first answers come first."""
+            return values.view(width, -1).T
+
+        assert align.steer  # this method has it
+        width = align.steer.samples
+        # Without it the logits of whole rows, prompts included, would be computed.
+        add_fused_lm_head(model.get_base_model())
+        trainer = _plain_trainer(
+            SteerTrainer,
+            model,
+            rows,
+            settings,
+            tokenizer,
+            partial(_collate_answers, tokenizer.pad_token_id),
+        )
+        trainer.batch = align.batch
+        trainer.measure = group_row
+        trainer.width = width
+        return trainer
+
+    return build
+
+
 def conversation_row(examples: list[Example]) -> Row:
     """Measure a conversation."""
     length = len(examples[0]["input_ids"])
@@ -91,6 +168,12 @@ def pair_row(examples: list[Example]) -> Row:
         sequences=2,
         longest=prompt + max(chosen, rejected),
     )
+
+
+def group_row(examples: list[Example]) -> Row:
+    """Measure the answers to one prompt."""
+    lengths = [len(example["input_ids"]) for example in examples]
+    return Row(tokens=sum(lengths), sequences=len(lengths), longest=max(lengths))
 
 
 def kto_row(examples: list[Example]) -> Row:
@@ -402,6 +485,36 @@ def _with_accuracy(kind: type) -> Any:
     return WithAccuracy
 
 
+def _with_means(kind: type) -> Any:
+    """Derive a trainer that logs the means of some numbers of its rows."""
+    base: Any = kind  # a class that is known at run time only
+
+    class WithMeans(base):
+        """The parent class with further metrics."""
+
+        def __init__(self, *args: object, **more: object) -> None:
+            super().__init__(*args, **more)
+            # Of the rows since the last log.
+            self._noted: dict[str, list[float]] = defaultdict(list)
+
+        def note(self, counts: "Tensor", **numbers: "Tensor") -> None:
+            """Note numbers of the rows of a pass, as far as a row counts."""
+            # Of all workers: what is logged must not depend on their number.
+            counted = self.accelerator.gather(counts).tolist()
+            for name, values in numbers.items():
+                gathered = self.accelerator.gather(values).tolist()
+                self._noted[name] += itertools.compress(gathered, counted)
+
+        def log(self, logs: dict[str, float], *more: object) -> None:
+            """Log the means over the rows since the last log."""
+            for name, values in self._noted.items():
+                logs[name] = sum(values) / len(values)
+            self._noted.clear()
+            super().log(logs, *more)
+
+    return WithMeans
+
+
 def _plain_trainer(
     kind: type,
     model: "PeftModel",
@@ -441,6 +554,20 @@ def _collate_ratings(pad_id: int, examples: list[Example]) -> "dict[str, Tensor]
     batch = _pad([example["input_ids"] for example in examples], pad_id)
     ratings = [example["labels"] for example in examples]
     batch["labels"] = torch.tensor(ratings, dtype=torch.float32)
+    return batch
+
+
+def _collate_answers(pad_id: int, examples: list[Example]) -> "dict[str, Tensor]":
+    """Pad answers with their prompts on the right, with their ln w' and ln Q'."""
+    import torch
+    from torch.nn.utils.rnn import pad_sequence
+
+    batch = _pad([example["input_ids"] for example in examples], pad_id)
+    labels = [torch.tensor(example["labels"]) for example in examples]
+    batch["labels"] = pad_sequence(labels, batch_first=True, padding_value=IGNORED)
+    for name in ("target", "sampler"):
+        values = [example[name] for example in examples]
+        batch[name] = torch.tensor(values, dtype=torch.float32)
     return batch
 
 

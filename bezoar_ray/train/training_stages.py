@@ -26,6 +26,7 @@ from bezoar_ray.train import (
     pairs,
     rated_rows,
     reward_checkpoint,
+    steer,
     trainers,
 )
 from bezoar_ray.train.launcher import Job
@@ -54,6 +55,9 @@ class TrainingStage:
     """Puts that adapter on its frozen model; True stands for a float32 adapter."""
     build_trainer: Callable[["PreTrainedTokenizerBase", Any], trainers.BuildTrainer]
     """From (tokenizer, section of the recipe) to what builds a data set's trainer."""
+    fit: Callable[[StageContext, list[TokenizedDataset]], dict[str, Any]] | None = None
+    """Carries out several trainings in turn, where one is not enough, and returns the
+    metrics by checkpoint."""
     train: Callable[[Job, "PreTrainedTokenizerBase"], TrainState] | None = None
     """Trains and saves the adapter by a loop of its own, without these trainers."""
     finish: Callable[
@@ -103,9 +107,12 @@ def run(context: StageContext) -> StageResult:
     # Before training begins: a running endpoint takes a checkpoint without a lineage
     # for one that is in training.
     checkpoints.remove(store, *{*names, *STAGES[stage.name].checkpoint_names})
-    metrics = launcher.fit(
-        context, stage.name, train_checkpoint, datasets, list(stage.inputs)
-    )
+    if stage.fit:
+        metrics = stage.fit(context, datasets)
+    else:
+        metrics = launcher.fit(
+            context, stage.name, train_checkpoint, datasets, list(stage.inputs)
+        )
     if stage.ensure_rows:
         metrics[checkpoint]["seeds_failed"] = stage.ensure_rows(context)
     return StageResult(checkpoints.files(store, *names), {"train": metrics})
@@ -224,6 +231,20 @@ def _prepare_prompts(context: StageContext) -> list[TokenizedDataset]:
         [pairs.file("pairs")],
         encoding.prompt_tokens,
         encoding.PROMPT,
+    )
+    return [dataset]
+
+
+def _prepare_steered(context: StageContext) -> list[TokenizedDataset]:
+    """Tokenize rated answers whose ratings are in the system message."""
+    rated_rows.ensure(context)
+    dataset = prepare(
+        context,
+        "align",
+        "ratings",
+        [layout.rated("ratings", "train")],
+        encoding.steered_tokens,
+        encoding.CONVERSATION,
     )
     return [dataset]
 
@@ -372,11 +393,21 @@ PPO = replace(
 )
 """hh-sft's adapter, trained by the reward model's score of its own answers."""
 
+STEER = replace(
+    ALIGN,
+    prepare=_prepare_steered,
+    fit=steer.fit,
+    ensure_rows=rated_rows.ensure,
+    compares_answers=False,
+)
+"""hh-sft's adapter, trained to give answers the ratings that the prompt names."""
+
+_METHODS = {"ppo": PPO, "steer": STEER}
+"""Methods of align that are more than another trainer."""
+
 TRAINING_STAGES = {stage.name: stage for stage in (SFT, HH_SFT, RM, ALIGN)}
 
 
 def training_stage(recipe: Recipe, name: str) -> TrainingStage:
     """Return a training stage, in the form of the method that the recipe chooses."""
-    if recipe.checkpoint(name) == "ppo":
-        return PPO
-    return TRAINING_STAGES[name]
+    return _METHODS.get(recipe.checkpoint(name), TRAINING_STAGES[name])

@@ -22,9 +22,15 @@ FACTS = [(f"animal{i}", "green" if i % 2 else "blue") for i in range(24)]
 @pytest.fixture(scope="session")
 def base_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A Llama of 0.2 M parameters with a byte-level BPE tokenizer."""
+    folder = tmp_path_factory.mktemp("base")
+    save_base(folder)
+    return folder
+
+
+def save_base(folder: Path, heads: int = 4) -> None:
+    """Write the model, with another number of heads if that is given."""
     from transformers import LlamaConfig, LlamaForCausalLM, set_seed
 
-    folder = tmp_path_factory.mktemp("base")
     tokenizer = _tokenizer()
     set_seed(0)
     config = LlamaConfig(
@@ -32,7 +38,7 @@ def base_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         hidden_size=64,
         intermediate_size=128,
         num_hidden_layers=2,
-        num_attention_heads=4,
+        num_attention_heads=heads,
         num_key_value_heads=2,
         max_position_embeddings=512,
         bos_token_id=0,
@@ -41,7 +47,6 @@ def base_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
     LlamaForCausalLM(config).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
-    return folder
 
 
 def _tokenizer():
