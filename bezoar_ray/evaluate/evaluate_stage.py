@@ -11,6 +11,7 @@ from collections.abc import Callable, Coroutine, Iterator, Mapping
 import orjson
 
 from bezoar_ray import layout
+from bezoar_ray.data.attribute_line import attribute_line
 from bezoar_ray.errors import BezoarError
 from bezoar_ray.evaluate import harness
 from bezoar_ray.evaluate.mt_bench.bench import Bench, mt_bench
@@ -51,7 +52,7 @@ def run(context: StageContext) -> StageResult:
         return StageResult([], {"eval": {}})
     bench = None
     if section.mt_bench:
-        bench = Bench(section.mt_bench, tuple(fingerprints))
+        bench = Bench(section.mt_bench, tuple(fingerprints), system_messages(recipe))
     reward_benchmark = None
     if section.reward_bench:
         reward_benchmark = RewardBenchmark(
@@ -108,6 +109,17 @@ def identities(recipe: Recipe, store: Store) -> dict[str, str]:
             serving_digest = _serving_digest(recipe, mode)
             by_name[name] = f"{lineage['fingerprint']}:{serving_digest}"
     return by_name
+
+
+def system_messages(recipe: Recipe) -> dict[str, str]:
+    """Return the system messages under which checkpoints are measured, by name.
+
+    A steered model is asked for the recipe's first goal.
+    """
+    goal = recipe.align.goal
+    if goal is None:
+        return {}
+    return {recipe.checkpoint("align"): attribute_line(goal)}
 
 
 def reward_model_identity(recipe: Recipe, store: Store) -> str | None:

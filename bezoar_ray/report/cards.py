@@ -4,9 +4,10 @@ import yaml
 from markupsafe import Markup
 
 from bezoar_ray import layout
+from bezoar_ray.data.attribute_line import attribute_line
 from bezoar_ray.data.schema import ATTRIBUTES
 from bezoar_ray.licenses import YES
-from bezoar_ray.recipe import Align, SourceSection
+from bezoar_ray.recipe import Align, SourceSection, Steer
 from bezoar_ray.report.content import Content
 from bezoar_ray.report.page import environment
 from bezoar_ray.stages import checkpoint_of, stage_of, trained_checkpoint_names
@@ -69,6 +70,7 @@ def model_card(content: Content, name: str) -> str:
         if hub_datasets:
             front["datasets"] = hub_datasets
     method = _describe_method(recipe.align)
+    goal = recipe.align.goal if name == recipe.align.method else None
     section = recipe.training(stage_of(name).name)
     return _render(
         "model_card.md",
@@ -77,6 +79,7 @@ def model_card(content: Content, name: str) -> str:
         name=name,
         trained=checkpoint_of(name).trained.format(method=method),
         section=section,
+        system=attribute_line(goal) if goal else "",
         # align continues hh-sft's adapter.
         lora=getattr(section, "lora", recipe.hh_sft.lora),
     )
@@ -84,13 +87,28 @@ def model_card(content: Content, name: str) -> str:
 
 def _describe_method(align: Align) -> str | None:
     """Name the method of align, with its paper; None where it has none."""
+    if align.steer and align.method == "steer":
+        return _describe_steer(align.steer)
+    if align.method in _METHODS:
+        return f"{_METHODS[align.method]} on the same pairs"
     if align.method != "ppo":
-        return _METHODS.get(align.method)
+        return None
     name = _POLICY_GRADIENTS[align.ppo.advantage]
     if align.ppo.reset:
         resets = "with the resets of DR-PO (arXiv 2404.08495)"
-        return f"{name} {resets} by the score of `rm`,"
-    return f"{name} by the score of `rm`,"
+        return f"{name} {resets} by the score of `rm`, on the same pairs"
+    return f"{name} by the score of `rm`, on the same pairs"
+
+
+def _describe_steer(steer: Steer) -> str:
+    rated = "SteerLM (arXiv 2310.05344) on rated answers"
+    if not steer.iterations:
+        return rated
+    noun = "round" if steer.iterations == 1 else "rounds"
+    return (
+        f"{rated} and {steer.iterations} {noun} of SteerLM 2.0 (arXiv 2406.08673) on "
+        "its own answers to the same prompts, rated by `rm`"
+    )
 
 
 def reward_model_card(content: Content, name: str) -> str:
