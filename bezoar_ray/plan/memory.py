@@ -243,12 +243,14 @@ def worker_memory(recipe: Recipe, stage: str, gpu: Gpu) -> float:
 
 
 def _longest_row(recipe: Recipe, stage: str) -> int:
-    """Tokens of the longest row. A pair has two sides."""
+    """Tokens of the longest row. A pair has two sides, a group all its answers."""
     section = recipe.training(stage)
-    has_pairs = isinstance(section, Align) and section.method != "ppo"
+    has_pairs = isinstance(section, Align) and section.method not in ("ppo", "steer")
     if isinstance(section, Rm):
         has_pairs = bool({"preferences", "hh_rlhf"}.intersection(section.order))
     sides = 2 if has_pairs else 1
+    if isinstance(section, Align) and section.samplers and section.steer:
+        sides = section.steer.samples
     return recipe.training(stage).max_length * sides
 
 
@@ -315,7 +317,8 @@ def _fixed_bytes(recipe: Recipe, stage: str, shape: Shape) -> float:
     trained_adapters = 1
     if isinstance(section, Align):
         is_ppo = section.method == "ppo"
-        frozen_adapters = 2 if is_ppo else 1
+        # steer has none: it compares with what was computed before the training.
+        frozen_adapters = {"ppo": 2, "steer": 0}.get(section.method, 1)
         trained_adapters = 2 if is_ppo and section.ppo.advantage == "gae" else 1
     frozen_bytes = 4 * adapter_weights * frozen_adapters
     shards = section.workers if section.zero_stage == 3 else 1

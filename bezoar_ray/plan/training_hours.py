@@ -12,7 +12,15 @@ from bezoar_ray.plan.memory import (
     worker_memory,
 )
 from bezoar_ray.plan.speeds import training_speed
-from bezoar_ray.recipe import Align, RatingSource, Recipe, Rm, SourceSection, Training
+from bezoar_ray.recipe import (
+    Align,
+    RatingSource,
+    Recipe,
+    Rm,
+    SourceSection,
+    Steer,
+    Training,
+)
 from bezoar_ray.runtime.gpus import Gpu
 from bezoar_ray.runtime.model_shapes import model_shape
 
@@ -66,6 +74,9 @@ def training_work(
         if recipe.align.method == "ppo":
             yield _ppo_work(recipe.align, pairs, assumed)
             return
+        if recipe.align.method == "steer" and recipe.align.steer:
+            yield _steer_work(recipe, recipe.align.steer, pairs, assumed)
+            return
         has_reference = recipe.align.method in ("dpo", "kto")
         # A forward pass alone, through the reference, is a third of the computation.
         passes = 4 / 3 if has_reference else 1.0
@@ -92,6 +103,28 @@ def _ppo_work(align: Align, prompts: int, assumed: Assumed) -> TrainingWork:
         ppo.group * assumed.hh_row,
         scoring_passes + ppo.passes * trained_adapters,
     )
+
+
+def _steer_work(
+    recipe: Recipe, steer: Steer, prompts: int, assumed: Assumed
+) -> TrainingWork:
+    """The rated answers and the rounds, in rows of SteerLM 1."""
+    align = recipe.align
+    ratings = _limited(align, _rows_of(recipe.seeds.helpsteer) or assumed.open_rows)
+    prompts = min(prompts, steer.prompts)
+    answers = steer.iterations * prompts * steer.samples
+    # Each answer is scored by three models once, and a forward pass is a third of the
+    # computation of training.
+    epochs = steer.epochs or align.epochs
+    of_answers = answers * (epochs + 1) * assumed.hh_row / align.epochs
+    description = f"{ratings:,} rated answers"
+    if steer.iterations:
+        description += (
+            f", {steer.iterations} x {prompts:,} prompts with {steer.samples} answers "
+            "each, without their sampling"
+        )
+    tokens = ratings * assumed.rated_row + of_answers
+    return TrainingWork("align", description, ratings, tokens / ratings)
 
 
 def _training_pairs(recipe: Recipe, assumed: Assumed) -> int:
