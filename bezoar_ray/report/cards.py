@@ -66,7 +66,10 @@ def model_card(content: Content, name: str) -> str:
         "tags": ["bezoar-ray", name, "synthetic-data"],
     }
     if name != "sft":
-        hub_datasets = _hub_datasets(*recipe.seeds.hh_rlhf)
+        sources: list[SourceSection] = [*recipe.seeds.hh_rlhf]
+        if name == "ppo":  # it learned from the reward model's data, too
+            sources += [*recipe.seeds.helpsteer, *recipe.seeds.preferences]
+        hub_datasets = _hub_datasets(*sources)
         if hub_datasets:
             front["datasets"] = hub_datasets
     method = _describe_method(recipe.align)

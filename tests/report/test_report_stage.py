@@ -682,3 +682,26 @@ def test_only_grades_of_all_of_mt_benchs_questions_are_called_comparable(
         f"are FastChat's: the scores {'can' if can else 'cannot'} be compared"
         in content.judge_prompts
     )
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        ([], "PPO (arXiv 1707.06347) with the resets of DR-PO (arXiv 2404.08495)"),
+        (["align.ppo.reset=0"], "PPO (arXiv 1707.06347) by the score of `rm`"),
+        (
+            ["align.ppo.reset=0", "align.ppo.advantage=rloo", "align.ppo.group=4"],
+            "RLOO (arXiv 2402.14740) by the score of `rm`",
+        ),
+    ],
+)
+def test_the_card_of_ppo_names_its_estimator_and_the_reward_models_data(
+    tmp_path, settings, expected
+):
+    ratings = "seeds.helpsteer=[{source: hub:some/ratings}]"
+    recipe = load_recipe("tiny-rm", ["align.method=ppo", ratings, *settings])
+    store = Store(tmp_path)
+    store.replace_json("checkpoints/ppo/lineage.json", {"fingerprint": "0" * 16})
+    write_cards(gather(recipe, store), store)
+    card = store.read("cards/ppo.md").decode()
+    assert expected in card and "some/ratings" in card
