@@ -36,6 +36,7 @@ def test_they_are_packaged():
         "smol",
         "tiny",
         "tiny-rm",
+        "tiny-steer",
     ]
 
 

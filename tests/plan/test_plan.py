@@ -10,6 +10,7 @@ import pytest
 from bezoar_ray.errors import BezoarError, RecipeError
 from bezoar_ray.plan import Assumed, plan, plan_from, render
 from bezoar_ray.plan.steps import billions
+from bezoar_ray.plan.training_hours import training_work
 from bezoar_ray.recipe import load_recipe, parse_recipe, recipe_names
 from bezoar_ray.runtime.gpus import GPUS, find_gpu
 from bezoar_ray.runtime.model_shapes import shape_of
@@ -393,3 +394,18 @@ def test_ppo_computes_each_episode_in_every_pass_and_a_critic_as_well():
     description, hours_in_groups = work(*grouped)
     assert description == "120,000 episodes, without their sampling"
     assert hours_in_groups == pytest.approx(2 * hours * 15 / 28, rel=0.05)
+
+
+def test_a_round_of_steer_scores_and_trains_each_answer():
+    recipe = load_recipe("tiny-steer")
+    (work,) = [
+        work for work in training_work(recipe, {}, Assumed()) if work.stage == "align"
+    ]
+    assert "128 prompts with 10 answers each" in work.description
+    alone = load_recipe("tiny-steer", ["align.steer.iterations=0"])
+    *_, first = training_work(alone, {}, Assumed())
+    assert first.rows == work.rows
+    # Two epochs, and three forward passes that count as one.
+    answers = 128 * 10 * 3 * Assumed().hh_row
+    tokens = work.tokens(recipe.align) - first.tokens(alone.align)
+    assert tokens == pytest.approx(answers)
