@@ -65,16 +65,19 @@ def model_card(content: Content, name: str) -> str:
         "pipeline_tag": "text-generation",
         "tags": ["bezoar-ray", name, "synthetic-data"],
     }
-    if name != "sft":
-        sources: list[SourceSection] = [*recipe.seeds.hh_rlhf]
-        if name == "ppo":  # it learned from the reward model's data, too
-            sources += [*recipe.seeds.helpsteer, *recipe.seeds.preferences]
-        hub_datasets = _hub_datasets(*sources)
-        if hub_datasets:
-            front["datasets"] = hub_datasets
     method = _describe_method(recipe.align)
     goal = recipe.align.goal if name == recipe.align.method else None
-    section = recipe.training(stage_of(name).name)
+    stage = stage_of(name).name
+    sources: list[SourceSection] = []
+    if name != "sft":
+        sources.extend(recipe.seeds.hh_rlhf)
+    # A method that uses the reward model learned from its data, too.
+    if "rm" in recipe.stages_before(stage):
+        sources += [*recipe.seeds.helpsteer, *recipe.seeds.preferences]
+    hub_datasets = _hub_datasets(*sources)
+    if hub_datasets:
+        front["datasets"] = hub_datasets
+    section = recipe.training(stage)
     return _render(
         "model_card.md",
         front | _license(content),
@@ -110,7 +113,7 @@ def _describe_steer(steer: Steer) -> str:
     noun = "round" if steer.iterations == 1 else "rounds"
     return (
         f"{rated} and {steer.iterations} {noun} of SteerLM 2.0 (arXiv 2406.08673) on "
-        "its own answers to the same prompts, rated by `rm`"
+        "its own answers to the prompts of HH-RLHF, rated by `rm`"
     )
 
 
