@@ -4,12 +4,13 @@ import asyncio
 
 import pytest
 
+from bezoar_ray.evaluate.evaluate_stage import system_messages
 from bezoar_ray.evaluate.mt_bench.answers import Answer, converse
 from bezoar_ray.evaluate.mt_bench.judge_prompts import read_verdict
 from bezoar_ray.evaluate.mt_bench.judging import judge_turn
 from bezoar_ray.evaluate.mt_bench.pairwise import compare_turn
 from bezoar_ray.llm.chat import CallFailed, Reply
-from bezoar_ray.recipe import MtBench
+from bezoar_ray.recipe import MtBench, load_recipe
 from bezoar_ray.sources.mt_bench_files import Question
 
 TEMPERATURES = MtBench(questions="tiny").temperatures | {"puns": 1.3}
@@ -55,6 +56,12 @@ def test_a_steered_model_is_asked_under_its_goal_in_each_turn():
     goal = {"role": "system", "content": "verbosity:2"}
     assert [call["messages"][0] for call in chat.calls] == [goal, goal]
     assert counted == [goal, goal]  # the goal takes from the remaining context
+
+
+def test_the_first_goal_is_that_of_the_evaluations():
+    assert system_messages(load_recipe("tiny")) == {}
+    line = "helpfulness:4,correctness:4,coherence:4,complexity:2,verbosity:2"
+    assert system_messages(load_recipe("tiny-steer")) == {"steer": line}
 
 
 @pytest.mark.parametrize(
