@@ -35,6 +35,8 @@ def test_they_are_packaged():
         "openbezoar-3b",
         "smol",
         "tiny",
+        "tiny-drpo",
+        "tiny-ppo",
         "tiny-rm",
         "tiny-steer",
     ]
