@@ -68,7 +68,7 @@ def test_a_part_that_is_not_there_is_named(run, capsys):
     assert "has no files of sft" in capsys.readouterr().err
     assert main(["push", str(run.root), "me", "--only", "base"]) == 2
     assert (
-        "unknown part. Use one of sft, hh-sft, rm, dpo, kto, orpo, asft, dataset"
+        "unknown part. Use one of sft, hh-sft, rm, dpo, kto, orpo, asft, ppo, steer, dataset"
         in capsys.readouterr().err
     )
 
