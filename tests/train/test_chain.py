@@ -145,7 +145,7 @@ def test_at_the_start_success_is_as_likely_as_chance() -> None:
     )
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 @pytest.mark.timeout(1800)
 def test_with_resets_it_is_found_in_all_seeds_and_without_in_none() -> None:
     found = {
