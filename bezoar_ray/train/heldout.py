@@ -4,7 +4,6 @@ Only the checkpoint's own likelihood counts, without a reference.
 """
 
 import math
-from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import orjson
@@ -99,13 +98,9 @@ def mean_log_probabilities(
     model: "PreTrainedModel", rows: list[dict[str, list[int]]], layout: Layout
 ) -> list[float]:
     """Return the mean log-probability of the labelled tokens of each row."""
-    scores = [0.0] * len(rows)
-    for indices, sums, tokens in _score_passes(model, rows, layout):
-        # A row without labelled tokens scores 0 and not NaN.
-        means = sums / tokens.clamp(min=1)
-        for index, score in zip(indices, means.tolist(), strict=True):
-            scores[index] = score
-    return scores
+    sums, tokens = _score_rows(model, rows, layout)
+    # A row without labelled tokens scores 0 and not NaN.
+    return (sums / tokens.clamp(min=1)).tolist()
 
 
 def sum_log_probabilities(
@@ -114,26 +109,30 @@ def sum_log_probabilities(
     layout: Layout,
 ) -> list[float]:
     """Return the summed log-probability of the labelled tokens of each row."""
-    scores = [0.0] * len(rows)
-    for indices, sums, _ in _score_passes(model, rows, layout):
-        for index, score in zip(indices, sums.tolist(), strict=True):
-            scores[index] = score
-    return scores
+    sums, _ = _score_rows(model, rows, layout)
+    return sums.tolist()
 
 
-def _score_passes(
+def _score_rows(
     model: "PreTrainedModel | PeftModel",
     rows: list[dict[str, list[int]]],
     layout: Layout,
-) -> "Iterator[tuple[list[int], Tensor, Tensor]]":
-    """Yield the rows of each pass, with sum and number of their labelled tokens."""
+) -> "tuple[Tensor, Tensor]":
+    """Return sum and number of the labelled tokens of each row, on the CPU."""
     import torch
 
     lengths = [len(row["input_ids"]) for row in rows]
+    sums = torch.zeros(len(rows))
+    tokens = torch.zeros(len(rows))
     model.eval()
     with torch.inference_mode(), fused_head(model), packed(model, layout):
         for indices in split_for_scoring(lengths, layout):
-            yield indices, *_score_pass(model, [rows[index] for index in indices])
+            pass_sums, pass_tokens = _score_pass(
+                model, [rows[index] for index in indices]
+            )
+            sums[indices] = pass_sums.float().cpu()
+            tokens[indices] = pass_tokens.float().cpu()
+    return sums, tokens
 
 
 def _score_pass(
