@@ -173,6 +173,17 @@ def answer_tokens(
     return encoded["input_ids"], slice(begin, end)
 
 
+def answer_ids(
+    tokenizer: "PreTrainedTokenizerBase", prompt: list[dict[str, str]], answer: str
+) -> list[int]:
+    """Return the tokens of a prompt and its answer, up to the answer's end.
+
+    A template may write more after an answer. A reward model reads the end itself.
+    """
+    ids, answer_slice = answer_tokens(tokenizer, prompt, answer)
+    return ids[: max(1, answer_slice.stop)]
+
+
 def chat_ids(
     tokenizer: "PreTrainedTokenizerBase",
     messages: list[dict[str, str]],

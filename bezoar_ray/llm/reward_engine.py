@@ -11,7 +11,7 @@ from pathlib import Path
 from bezoar_ray.data.schema import ATTRIBUTES, HIGHEST_RATING
 from bezoar_ray.errors import BezoarError
 from bezoar_ray.llm.chat import Messages, ModelDied, PromptTooLong, Reply, Sampling
-from bezoar_ray.llm.chat_tokens import answer_tokens
+from bezoar_ray.llm.chat_tokens import answer_ids
 from bezoar_ray.llm.engine import start_engine
 from bezoar_ray.llm.model_identity import identity
 from bezoar_ray.recipe import RowJudge
@@ -20,6 +20,9 @@ from bezoar_ray.recipe.model_sections import Attribute
 # A judge's lowest and highest rating.
 _LOWEST = 1.0
 _HIGHEST = 5.0
+_REMEDY = (
+    "Give the folder `checkpoints/rm` of a run directory in which the stage rm is done"
+)
 
 
 class RewardEngine:
@@ -84,8 +87,7 @@ class RewardEngine:
     def _encode(self, messages: Messages) -> list[int]:
         """Return the tokens up to the answer's end, which the model reads."""
         *prompt, answer = messages
-        ids, in_answer = answer_tokens(self._tokenizer, prompt, answer["content"])
-        return ids[: max(1, in_answer.stop)]
+        return answer_ids(self._tokenizer, prompt, answer["content"])
 
     async def _outputs(self, ids: list[int]) -> list[float]:
         """Return the raw outputs, one for each attribute."""
@@ -118,11 +120,6 @@ def score_weights(folder: str) -> dict[Attribute, float]:
     if not weights:
         raise BezoarError(f"{path}: it has no `score_weights`. {_REMEDY}")
     return weights
-
-
-_REMEDY = (
-    "Give the folder `checkpoints/rm` of a run directory in which the stage rm is done"
-)
 
 
 def rating_of(outputs: Sequence[float], weights: Mapping[Attribute, float]) -> float:

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 from bezoar_ray.data.attribute_line import add_goal, rated_goal
 from bezoar_ray.data.schema import Pair, Rating, Sample
-from bezoar_ray.llm.chat_tokens import answer_tokens, chat_tokens
+from bezoar_ray.llm.chat_tokens import answer_ids, answer_tokens, chat_tokens
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -162,17 +162,6 @@ def preference_tokens(
         "rejected_ids": [*rejected[shared:]],
         "strength": [strength],
     }
-
-
-def answer_ids(
-    tokenizer: "PreTrainedTokenizerBase", prompt: list[dict[str, str]], answer: str
-) -> list[int]:
-    """Return the tokens of a prompt and its answer, up to the answer's end.
-
-    A template may write more after an answer. A reward model reads the end itself.
-    """
-    ids, answer_slice = answer_tokens(tokenizer, prompt, answer)
-    return ids[: max(1, answer_slice.stop)]
 
 
 def encode(

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 from bezoar_ray import layout
 from bezoar_ray.data.schema import ATTRIBUTES, Pair, Rating
+from bezoar_ray.llm.chat_tokens import answer_ids
 from bezoar_ray.recipe import Lora
 from bezoar_ray.stages import checkpoint_of
 from bezoar_ray.stats import wilson
 from bezoar_ray.train import adapters, model_loading, pairs, rated_rows, reward_model
-from bezoar_ray.train.encoding import answer_ids
 from bezoar_ray.train.launcher import Job
 from bezoar_ray.train.packing import Layout, computing_in, packed
 from bezoar_ray.train.passes import split_for_scoring

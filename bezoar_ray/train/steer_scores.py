@@ -20,12 +20,13 @@ from bezoar_ray import layout
 from bezoar_ray.data.attribute_line import add_goal
 from bezoar_ray.data.schema import ATTRIBUTES, row_id
 from bezoar_ray.errors import BezoarError
+from bezoar_ray.llm.chat_tokens import answer_ids
 from bezoar_ray.recipe import Steer
 from bezoar_ray.recipe.steering import Goal
 from bezoar_ray.store import Store
 from bezoar_ray.train import loop, model_loading, reward_checkpoint
 from bezoar_ray.train.attribute_bins import goal_log_probabilities
-from bezoar_ray.train.encoding import IGNORED, Tokens, answer_ids, last_answer
+from bezoar_ray.train.encoding import IGNORED, Tokens, last_answer
 from bezoar_ray.train.heldout import sum_log_probabilities
 from bezoar_ray.train.launcher import Job
 from bezoar_ray.train.packing import Layout, computing_in

@@ -8,12 +8,12 @@ import torch
 from bezoar_ray.data.sample_io import read_samples
 from bezoar_ray.data.schema import ATTRIBUTES, Sample
 from bezoar_ray.filter import stage
+from bezoar_ray.llm.chat_tokens import answer_ids
 from bezoar_ray.llm.reward_engine import rating_of
 from bezoar_ray.recipe import load_recipe, parse_recipe
 from bezoar_ray.runtime.progress import Progress
 from bezoar_ray.stages import StageContext
 from bezoar_ray.store import Store
-from bezoar_ray.train.encoding import answer_ids
 from tests.endpoint import serving
 from tests.rows_on_disk import write_samples
 from tests.train.conftest import _tokenizer
