@@ -27,6 +27,9 @@ _LEAST_ANSWER = 64  # tokens; an answer with less context would be cut off
 # third more tokens per second (tiny-teacher on two cores).
 _IN_CORE = "vllm.v1.executor.uniproc_executor.UniProcExecutor"
 
+GROUPED_LORA = "bezoar_ray.llm.cpu_lora.GroupedLora"
+"""What vLLM's CPU build needs as `worker_extension_cls` for LoRA to be fast."""
+
 
 def with_cpu_defaults(engine: dict[str, Any]) -> dict[str, Any]:
     """Add the defaults that suit vLLM's CPU build: no graphs, few processes.

@@ -8,6 +8,7 @@ from typing import Any
 from bezoar_ray import layout
 from bezoar_ray.errors import BezoarError
 from bezoar_ray.llm.engine import (
+    GROUPED_LORA,
     complete_engine_arguments,
     is_cpu_build,
     load_format_arguments,
@@ -17,7 +18,6 @@ from bezoar_ray.recipe import Recipe, Serve
 from bezoar_ray.stages import BASE, REWARD_MODEL, checkpoint_names
 from bezoar_ray.store import Store
 
-_GROUPED_LORA = "bezoar_ray.serve.cpu_lora.GroupedLora"
 _BASE_FOLDER = layout.checkpoint(BASE).folder
 
 
@@ -125,7 +125,7 @@ def _shared_arguments(recipe: Recipe, store: Store, template: Path) -> list[str]
 
 
 def _engine_settings(section: Serve) -> dict[str, Any]:
-    defaults = {"worker_extension_cls": _GROUPED_LORA} if is_cpu_build() else {}
+    defaults = {"worker_extension_cls": GROUPED_LORA} if is_cpu_build() else {}
     return complete_engine_arguments(defaults | section.engine, section.num_gpus)
 
 

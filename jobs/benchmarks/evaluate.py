@@ -180,7 +180,7 @@ def _generate(folder: str, turns: str) -> list[float]:
 
     store, held = Store(folder), json.loads(Path(turns).read_text())
     defaults = complete_engine_arguments(
-        {"worker_extension_cls": "bezoar_ray.serve.cpu_lora.GroupedLora"}
+        {"worker_extension_cls": "bezoar_ray.llm.cpu_lora.GroupedLora"}
     )
     engine = LLM(
         model=model_path("tiny-base"),
