@@ -219,7 +219,8 @@ class Sft(Training):
     """Data sets in the order of training. Custom ones that are not named come last."""
     data: dict[Annotated[str, Field(pattern="^[a-z][a-z0-9_]*$")], SourceSection] = {}
     """Rows of your own by name. A row has `instruction` and `response`, optionally
-    `input` and `system`, or is a conversation. No gate or judge sees these rows."""
+    `input` and `system`, or `prompt` and `completion`, or is a conversation. No gate or
+    judge sees these rows."""
     adapter: Annotated[str | None, FILES] = None
     """A LoRA on the base to train further, instead of a new one: local folder or
     Hugging Face name."""

@@ -1,8 +1,10 @@
 """Custom rows for sft: an instruction with its response, or a conversation.
 
-Single rows have the fields of dolly, Alpaca or this package's samples. A conversation
-is `messages` (`role`, `content`) or ShareGPT's `conversations` (`from`, `value`), with
-any number of turns. It ends with an answer, and may begin with a system message.
+Single rows have the fields of dolly, Alpaca or this package's samples, or TRL's
+`prompt` and `completion`. A conversation is `messages` (`role`, `content`) or
+ShareGPT's `conversations` (`from`, `value`), with any number of turns, or TRL's
+`prompt` and `completion` as lists of messages. It ends with an answer, and may begin
+with a system message.
 """
 
 from typing import Any
@@ -13,7 +15,7 @@ from bezoar_ray.sources.record import Origin, Row, required, text
 
 # Names that data sets give to one field, in the order in which they are looked for.
 _INPUTS = ("input", "context")
-_RESPONSES = ("response", "output", "answer")
+_RESPONSES = ("response", "output", "answer", "completion")
 _CONVERSATIONS = ("messages", "conversations")
 
 
@@ -39,21 +41,27 @@ def sample(scheme: str, row: Row, origin: Origin) -> Sample:
 def _read_fields(row: Row) -> dict[str, Any]:
     for name in _CONVERSATIONS:
         if row.get(name):
-            return _read_conversation(row, name)
-    return _read_single(row)
+            return _read_conversation(row, row[name], name)
+    if not row.get("completion"):
+        return _read_single(row, "instruction")
+    prompt = row.get("prompt")
+    completion = row["completion"]
+    if isinstance(prompt, list) and isinstance(completion, list):
+        return _read_conversation(row, [*prompt, *completion], "completion")
+    return _read_single(row, "prompt")
 
 
-def _read_single(row: Row) -> dict[str, Any]:
+def _read_single(row: Row, instruction: str) -> dict[str, Any]:
     return {
         "system": text(row, "system"),
-        "instruction": required(row, "instruction"),
+        "instruction": required(row, instruction),
         "input": text(row, _first_present(_INPUTS, row)),
         "response": required(row, _first_present(_RESPONSES, row)),
     }
 
 
-def _read_conversation(row: Row, field: str) -> dict[str, Any]:
-    turns = conversations.read(row[field], field)
+def _read_conversation(row: Row, value: object, field: str) -> dict[str, Any]:
+    turns = conversations.read(value, field)
     if turns[-1]["role"] == "user":  # ShareGPT's rows often end with a question.
         turns = turns[:-1]
     if turns and turns[0]["role"] == "system":

@@ -44,6 +44,24 @@ def test_alpacas_and_dollys_names_are_read(file):
     assert dolly.seed_licenses == ["MIT"] and alpaca.id != dolly.id
 
 
+def test_prompts_with_completions_are_read_as_trl_has_them(tmp_path):
+    messages = [{"role": role, "content": said} for role, said in TURNS]
+    rows = [
+        {"prompt": "POST: It rained.\n\nTL;DR:", "completion": " Rain."},
+        {"prompt": messages[:-1], "completion": messages[-1:]},
+        {"prompt": "Say something.", "completion": [{"role": "assistant"}]},
+        {"completion": "An answer to nothing."},
+    ]
+    path = tmp_path / "mine.jsonl"
+    path.write_text("\n".join(map(json.dumps, rows)))
+    found = read_own(SourceSection(source=str(path)), "mine")
+    single, conversation = found.rows
+    assert (single.task, single.response) == ("POST: It rained.\n\nTL;DR:", "Rain.")
+    assert conversation.response == TURNS[-1][1]
+    assert conversation.instruction == TURNS[-2][1]
+    assert [line.rpartition(":")[0][-1] for line in found.failed] == ["3", "4"]
+
+
 def test_malformed_rows_are_named_and_left_out(file):
     failed = read_own(SourceSection(source=str(file)), "mine").failed
     assert [line.rpartition("/")[2] for line in failed] == [
