@@ -68,6 +68,11 @@ class CheckpointLayout:
         """The margin of each held-out pair."""
         return f"{self.folder}/heldout.jsonl"
 
+    @property
+    def answers(self) -> str:
+        """The answers of a policy to held-out prompts while it learned by reward."""
+        return f"{self.folder}/answers.jsonl"
+
 
 def checkpoint(name: str) -> CheckpointLayout:
     """Return the paths of a checkpoint."""

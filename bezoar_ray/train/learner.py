@@ -231,7 +231,7 @@ class Learner:
                 weight has changed.
         """
         estimate = self._estimate(experience)
-        metrics = _describe(experience)
+        metrics = describe(experience)
         if self._has_critic:
             metrics["explained_variance"] = policy_gradient.explained_variance(
                 experience.values,
@@ -432,8 +432,8 @@ def _broken_rows(experience: Experience) -> list[str]:
     return broken if count else ids
 
 
-def _describe(experience: Experience) -> dict[str, float]:
-    """Return what an iteration's episodes are like, over all workers."""
+def describe(experience: Experience) -> dict[str, float]:
+    """Return what episodes are like, over all workers."""
     import torch
 
     own = experience.own

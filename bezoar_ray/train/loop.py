@@ -17,7 +17,7 @@ from bezoar_ray.recipe import Training
 from bezoar_ray.runtime.gpus import GPUS, kind_of
 from bezoar_ray.runtime.logs import event
 from bezoar_ray.runtime.model_shapes import shape_of
-from bezoar_ray.train import model_loading, packing
+from bezoar_ray.train import heldout_answers, model_loading, packing
 from bezoar_ray.train.fitting import (
     RECOMPUTING,
     Passes,
@@ -303,7 +303,7 @@ def metrics(job: Job, train_state: TrainState) -> dict[str, Any]:
     """Return the metrics of a finished training, for summary.json."""
     losses = [point["loss"] for point in train_state.history]
     reasons = left_out(job.data)
-    return {
+    found = {
         "rows": sum(data.rows for data in job.data),
         "left_out": reasons.total(),
         "left_out_because": dict(reasons),
@@ -316,6 +316,9 @@ def metrics(job: Job, train_state: TrainState) -> dict[str, Any]:
         "passes": train_state.passes,
         "by_step": train_state.history,
     }
+    if train_state.looks:
+        found["heldout_answers"] = heldout_answers.summary(train_state.looks)
+    return found
 
 
 def _share_of_peak(job: Job, train_state: TrainState) -> float | None:

@@ -19,6 +19,7 @@ from bezoar_ray.recipe import Align
 from bezoar_ray.runtime.logs import event
 from bezoar_ray.train import (
     fitting,
+    heldout_answers,
     loop,
     model_loading,
     online_model,
@@ -27,7 +28,7 @@ from bezoar_ray.train import (
 )
 from bezoar_ray.train.fitting import Passes
 from bezoar_ray.train.launcher import Job
-from bezoar_ray.train.learner import Learner, NotFinite, sum_over_workers
+from bezoar_ray.train.learner import Learner, NotFinite, describe, sum_over_workers
 from bezoar_ray.train.nonfinite import raise_if_not_finite
 from bezoar_ray.train.online_model import POLICY, OnlineModel
 from bezoar_ray.train.reporting import (
@@ -37,7 +38,13 @@ from bezoar_ray.train.reporting import (
     TrainState,
     report_checkpoint,
 )
-from bezoar_ray.train.rollouts import Episode, PromptSchedule, Sampler, prompts_of
+from bezoar_ray.train.rollouts import (
+    Episode,
+    Prompt,
+    PromptSchedule,
+    Sampler,
+    prompts_of,
+)
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -64,6 +71,8 @@ def train(job: Job, tokenizer: "PreTrainedTokenizerBase") -> TrainState:
     finally:
         driver.close()
     loop.save_adapter(job, training.model.model)
+    if get_context().get_world_rank() == 0:
+        heldout_answers.write(job.store, job.checkpoint, training.state.looks)
     return training.state
 
 
@@ -103,6 +112,12 @@ class OnlineTraining:
         )
         # Why an earlier attempt ended early is kept.
         self._passes = Passes(because=list(self.state.passes.get("because", [])))
+        self._tokenizer = tokenizer
+        prompts = heldout_answers.prompts(job.store, tokenizer, align)
+        # Every worker must have one, as all of them make the same passes.
+        has_enough = len(prompts) >= self._workers
+        self._heldout = prompts[self._rank :: self._workers] if has_enough else []
+        self._look_steps = heldout_answers.steps(self._schedule.iterations)
         self.model, self._learner = self._build()
         self.state.passes = asdict(self._passes)
         if resume_from:
@@ -172,6 +187,8 @@ class OnlineTraining:
         clock = PhaseClock(self.state)
         stop_check = StopCheck(self._job, driver)
         total = self._schedule.iterations
+        if self.state.global_step == 0:
+            self._look()
         while self.state.global_step < total and not self.state.finished:
             began = time.monotonic()
             point = self._iterate(self.state.global_step, clock)
@@ -184,6 +201,8 @@ class OnlineTraining:
                 self.state.passes = asdict(self._passes)
             self.state.finished = bool(reason) or self.state.global_step == total
             self._keep(point, total)
+            if self.state.finished or self.state.global_step in self._look_steps:
+                self._look()
             driver.progress = self._progress(point, total)
             is_due = self.state.global_step % self._align.checkpoint_every == 0
             must_save = stop_check.check()
@@ -227,13 +246,17 @@ class OnlineTraining:
         ppo = self._align.ppo
         prompts = prompts_of(iteration, self._schedule, self._rows, ppo.reset)
         own_prompts = prompts[self._rank :: self._workers]
+        return self._episodes(own_prompts, iteration, ppo.group)
+
+    def _episodes(
+        self, prompts: list[Prompt], iteration: int, group: int
+    ) -> list[Episode]:
+        """Sample answers by the policy."""
         # In training mode, recomputing would do without a cache of keys and values.
         self.model.model.eval()
         self.model.activate(POLICY)
         with self._sampling():
-            return self._sampler.episodes(
-                self.model.base, own_prompts, iteration, ppo.group
-            )
+            return self._sampler.episodes(self.model.base, prompts, iteration, group)
 
     def _sampling(self) -> contextlib.AbstractContextManager[object]:
         """Build the context of the sampling: float32 on CPUs.
@@ -243,6 +266,31 @@ class OnlineTraining:
         if self.model.device.type == "cpu":
             return packing.in_float32(self.model.base)
         return self.model.autocast()
+
+    def _look(self) -> None:
+        """Answer the held-out prompts, and keep answers and metrics in the state."""
+        if not self._heldout:
+            return
+        # With the same random numbers each time.
+        episodes = self._episodes(self._heldout, iteration=0, group=1)
+        experience = self._learner.observe(episodes)
+        metrics = describe(experience)
+        answers = []
+        for episode, score in zip(episodes, experience.scores.tolist(), strict=True):
+            text = self._tokenizer.decode(episode.own_ids, skip_special_tokens=True)
+            answers.append(
+                {
+                    "id": episode.id,
+                    "text": text,
+                    "score": round(score, 5),
+                    "ended": episode.ended,
+                }
+            )
+        look: dict[str, Any] = {"step": self.state.global_step}
+        for name in ("score", "score_sd", "kl", "length", "ended"):
+            look[name] = round(metrics[name], 5)
+        look["answers"] = _of_all_workers(answers)
+        self.state.looks.append(look)
 
     def _limit_reached(self, point: dict[str, float]) -> str:
         """Return which limit of `stop_at` is reached; empty if none is."""
@@ -288,6 +336,17 @@ class OnlineTraining:
         if is_main:
             torch.save(self._learner.state(), folder / _STATE)
         report_checkpoint(self._job, folder, self.state, is_main, urgent)
+
+
+def _of_all_workers(answers: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return the answers of all workers, on each of them."""
+    import torch.distributed as dist
+
+    if not dist.is_initialized():
+        return answers
+    by_worker: list[list[dict[str, Any]]] = [[] for _ in range(dist.get_world_size())]
+    dist.all_gather_object(by_worker, answers)
+    return [answer for of_worker in by_worker for answer in of_worker]
 
 
 def _end_ids(tokenizer: "PreTrainedTokenizerBase", rows: "Dataset") -> tuple[int, ...]:

@@ -58,6 +58,8 @@ class TrainState:
     """How passes are made: the fields of `fitting.Passes`."""
     history: list[dict[str, Any]] = field(default_factory=list)
     """A point for each logged step: its loss, and what else its trainer logs."""
+    looks: list[dict[str, Any]] = field(default_factory=list)
+    """Answers to held-out prompts at some steps, with their metrics."""
 
     @classmethod
     def from_json(cls, text: bytes) -> "TrainState":

@@ -19,6 +19,7 @@ from bezoar_ray.stages import BASE, STAGES, StageContext, StageResult, checkpoin
 from bezoar_ray.train import (
     checkpoints,
     encoding,
+    heldout_answers,
     launcher,
     loop,
     model_loading,
@@ -115,6 +116,9 @@ def run(context: StageContext) -> StageResult:
         )
     if stage.ensure_rows:
         metrics[checkpoint]["seeds_failed"] = stage.ensure_rows(context)
+    looks = metrics[checkpoint].get("heldout_answers")
+    if looks and context.truth:
+        heldout_answers.count_right(store, checkpoint, looks, context.truth)
     return StageResult(checkpoints.files(store, *names), {"train": metrics})
 
 

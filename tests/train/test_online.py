@@ -18,7 +18,13 @@ from bezoar_ray.recipe import Align, Recipe, parse_recipe
 from bezoar_ray.runtime.progress import Progress
 from bezoar_ray.stages import StageContext
 from bezoar_ray.store import Store
-from bezoar_ray.train import online, online_model, pairs, rollouts
+from bezoar_ray.train import (
+    heldout_answers,
+    online,
+    online_model,
+    pairs,
+    rollouts,
+)
 from bezoar_ray.train.launcher import Job
 from bezoar_ray.train.learner import Experience, Learner, NotFinite
 from bezoar_ray.train.online_model import CRITIC, POLICY, REFERENCE, REWARD
@@ -383,6 +389,39 @@ def test_it_leaves_a_checkpoint_and_its_history(
             run.path(f"{layout.checkpoint('hh-sft').adapter}/adapter_model.safetensors")
         ),
     )
+
+
+def test_the_policy_answers_held_out_prompts_before_and_after(
+    run: Store, base_recipe: Recipe
+) -> None:
+    found = trained(run, with_ppo(base_recipe, {"epochs": 4.0}, reset=0.5))
+    looks = found["heldout_answers"]
+    steps = [look["step"] for look in looks]
+    assert steps == sorted(heldout_answers.steps(found["steps"]))
+    assert looks[0]["kl"] == pytest.approx(0, abs=1e-4)
+    assert looks[-1]["kl"] != 0
+
+    rows = heldout_answers.read(run, "ppo")
+    heldout = pairs.read(run, "heldout")
+    assert [row["id"] for row in rows] == [pair.id for pair in heldout]
+    assert [row["prompt"] for row in rows] == [pair.prompt for pair in heldout]
+    for number, look in enumerate(looks):
+        answers = [row["answers"][number] for row in rows]
+        assert {answer["step"] for answer in answers} == {look["step"]}
+        scores = [answer["score"] for answer in answers]
+        assert look["score"] == pytest.approx(sum(scores) / len(scores), abs=1e-4)
+    first, last = [[row["answers"][n]["text"] for row in rows] for n in (0, -1)]
+    assert first != last
+
+    questions = [pair.prompt[-1]["content"] for pair in heldout]
+
+    def truth(instruction: str, response: str) -> bool | None:
+        number = questions.index(instruction)
+        return response == first[number] if number else None
+
+    heldout_answers.count_right(run, "ppo", looks, truth)
+    assert {look["known"] for look in looks} == {len(rows) - 1}
+    assert looks[0]["right"] == len(rows) - 1 > looks[-1]["right"]
 
 
 def test_without_resets_it_is_the_loop_without_the_reset_path(
