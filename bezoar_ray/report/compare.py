@@ -7,6 +7,7 @@ from typing import Any
 from markupsafe import Markup
 
 from bezoar_ray.recipe import Recipe
+from bezoar_ray.report import plots
 from bezoar_ray.report.content import Content, gather
 from bezoar_ray.report.harness_table import Score
 from bezoar_ray.report.page import environment
@@ -29,6 +30,8 @@ class RunComparison:
     """The recipe fields that differ."""
     results: dict[str, list[Line]]
     """The results, by group."""
+    learning: dict[str, Any]
+    """Of each run in which a policy learned by reward, the results of its training."""
 
 
 def compare(runs: list[tuple[str, Recipe, Store]]) -> RunComparison:
@@ -37,6 +40,8 @@ def compare(runs: list[tuple[str, Recipe, Store]]) -> RunComparison:
     groups = {
         "rows accepted": _accepted,
         "held-out pair accuracy, 95 % interval": _heldout,
+        "answers to held-out prompts, before and after": _reward_learning,
+        "steered rounds": _steered,
         "served as": _served,
         "harness mean, %": _harness_mean,
         "harness, other metrics": _harness_others,
@@ -49,7 +54,11 @@ def compare(runs: list[tuple[str, Recipe, Store]]) -> RunComparison:
     for group, measure in groups.items():
         results[group] = _lines(contents, measure)
     names = [name for name, _, _ in runs]
-    return RunComparison(names, _differences(contents), results)
+    learning = {}
+    for name, content in zip(names, contents, strict=True):
+        if content.reward_learning:
+            learning[name] = content.train[content.reward_learning.checkpoint]
+    return RunComparison(names, _differences(contents), results, learning)
 
 
 def as_text(comparison: RunComparison) -> str:
@@ -85,9 +94,11 @@ def as_page(
 
     Args:
         comparison: the table.
-        chart: our own SVG to show above it, if any.
+        chart: our own SVG to show above it. By default, the scores of runs in which a
+            policy learned by reward.
         notes: sentences to show between chart and table.
     """
+    chart = chart or plots.score_against_kl(comparison.learning) or ""
     template = environment().get_template("compare.html")
     return template.render(comparison=comparison, chart=Markup(chart), notes=notes)
 
@@ -143,6 +154,44 @@ def _heldout(content: Content) -> dict[str, str]:
         if accuracy is not None:
             values[name] = as_percent(accuracy, results.get("heldout_ci95"))
     return values
+
+
+def _reward_learning(content: Content) -> dict[str, str]:
+    learning = content.reward_learning
+    if learning is None:
+        return {}
+    first = learning.looks[0]
+    last = learning.looks[-1]
+    values = {
+        "score, in standard deviations": f"{first['score']:.2f} to {last['score']:.2f}",
+        "KL divergence, in nats": f"{first['kl']:.2f} to {last['kl']:.2f}",
+        "tokens": f"{first['length']:.1f} to {last['length']:.1f}",
+    }
+    if learning.knows_right and last["known"]:
+        before = 100 * first["right"] / first["known"]
+        after = 100 * last["right"] / last["known"]
+        values["right answers, %"] = f"{before:.0f} to {after:.0f} of {last['known']}"
+    return values
+
+
+def _steered(content: Content) -> dict[str, str]:
+    values = {}
+    for index, round_ in enumerate(_rounds(content), start=1):
+        first = round_["distance_first"]
+        last = round_["distance_last"]
+        if first is not None and last is not None:
+            values[f"distance, round {index}"] = f"{first:.2f} to {last:.2f}"
+        effective = round_["effective_samples"]
+        values[f"effective samples, round {index}"] = f"{effective:.1f}"
+    return values
+
+
+def _rounds(content: Content) -> list[dict[str, Any]]:
+    """Return the metrics of SteerLM's rounds."""
+    rounds = []
+    for results in content.train.values():
+        rounds += results.get("rounds", [])
+    return rounds
 
 
 def _served(content: Content) -> dict[str, str]:

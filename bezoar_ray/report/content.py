@@ -23,6 +23,11 @@ from bezoar_ray.report.reward_bench_table import (
     RewardBenchTable,
     reward_bench_table,
 )
+from bezoar_ray.report.reward_learning import (
+    RewardLearning,
+    overrated,
+    reward_learning,
+)
 from bezoar_ray.sources.mt_bench_files import IDS as MT_BENCH_IDS
 from bezoar_ray.stages import (
     BASE,
@@ -92,6 +97,8 @@ class Content:
     harness: HarnessTable
     mt_bench: dict[str, Any]
     reward_bench: RewardBenchTable
+    reward_learning: RewardLearning | None
+    """Of the policy that learned by reward, if there is one."""
     bench_name: str
     """A name for the questions. Only MT-Bench's own questions are called MT-Bench."""
     served: dict[str, str]
@@ -140,8 +147,11 @@ class Content:
 
     @property
     def warnings(self) -> list[str]:
-        """A warning for each checkpoint that is worse than base."""
-        return below_base(self.harness, self.mt_bench, self.bench_name)
+        """A warning for each checkpoint that is worse than base or exploits a reward."""
+        worse = below_base(self.harness, self.mt_bench, self.bench_name)
+        return worse + overrated(
+            self.reward_learning, self.train, self.mt_bench, self.bench_name
+        )
 
 
 def gather(recipe: Recipe, store: Store) -> Content:
@@ -157,6 +167,7 @@ def gather(recipe: Recipe, store: Store) -> Content:
             provenance += scheme.provenance
     sources = dict(provenance.most_common())
     has_conversations = store.exists(layout.CONVERSATIONS)
+    training = _training(summary)
     return Content(
         recipe=recipe,
         run=summary.get("run", {}),
@@ -166,9 +177,10 @@ def gather(recipe: Recipe, store: Store) -> Content:
         calls=_calls(summary),
         judges=summary.get("judge", {}),
         benchmarks=summary.get("decontaminated", []),
-        train=_training(summary),
+        train=training,
         harness=harness(recipe, evaluation.get("harness", {})),
         reward_bench=reward_bench_table(evaluation.get("reward_bench", {})),
+        reward_learning=reward_learning(training, store),
         mt_bench=_checkpoints_first(evaluation.get("mt_bench", {})),
         bench_name=_bench_name(recipe, store),
         served=evaluation.get("served", {}),

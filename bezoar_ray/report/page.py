@@ -22,6 +22,7 @@ def render(content: Content) -> str:
     drawn = {
         "funnel": plots.funnel(content.schemes),
         "losses": plots.losses(content.train),
+        "score_against_kl": plots.score_against_kl(content.train),
         "bars": plots.bars(content.harness),
         "radar": plots.radar(content.mt_bench),
     }

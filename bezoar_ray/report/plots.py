@@ -178,6 +178,66 @@ def losses(train: dict[str, Any]) -> str | None:
     return _render("Training loss", (width, 2.8), draw)
 
 
+def score_against_kl(train: dict[str, Any]) -> str | None:
+    """Draw what each policy gained by reward, and how far it moved for that.
+
+    Points are iterations. The line connects the looks at held-out prompts. A second
+    panel has the share of right answers, where it is known.
+
+    Args:
+        train: the results of training, by checkpoint or by run.
+    """
+    policies = {}
+    for name, results in train.items():
+        if results.get("heldout_answers"):
+            policies[name] = results
+    if not policies:
+        return None
+    knows_right = any(
+        look.get("known")
+        for results in policies.values()
+        for look in results["heldout_answers"]
+    )
+
+    def draw(figure: "Figure") -> None:
+        panels = figure.subplots(1, 1 + knows_right, squeeze=False)[0]
+        for index, (name, results) in enumerate(policies.items()):
+            color = COLORS.get(name, _SERIES[index % len(_SERIES)])
+            looks = results["heldout_answers"]
+            panels[0].scatter(
+                [point["kl"] for point in results["by_step"]],
+                [point["score"] for point in results["by_step"]],
+                color=color,
+                alpha=0.3,
+                s=10,
+            )
+            panels[0].plot(
+                [look["kl"] for look in looks],
+                [look["score"] for look in looks],
+                color=color,
+                marker="o",
+                label=_shorten(name),
+            )
+            known = [look for look in looks if look.get("known")]
+            if knows_right and known:
+                panels[1].plot(
+                    [look["kl"] for look in known],
+                    [look["right"] / look["known"] for look in known],
+                    color=color,
+                    marker="o",
+                )
+        panels[0].set_ylabel("score, in standard deviations")
+        if knows_right:
+            panels[1].set_ylabel("share of right answers")
+            panels[1].set_ylim(0, 1)
+        for axes in panels:
+            axes.set_xlabel("KL divergence, in nats")
+        if len(policies) > 1:
+            figure.legend(loc="outside lower center", ncols=4)
+
+    return _render("Score against KL divergence", (4.2 * (1 + knows_right), 3.2), draw)
+
+
 def bars(table: HarnessTable) -> str | None:
     """Draw the harness scores by task, with one standard error."""
     if not table.rows:
