@@ -549,11 +549,44 @@ def test_ppo_without_a_reward_model_is_refused():
         ("align.ppo.top_p=0.9", r"align.ppo.top_p: unknown key"),
         ("align.ppo.reset=1.5", r"align.ppo.reset: .*1"),
         ("align.ppo.clip=1", r"align.ppo.clip: .*1"),
+        ("align.ppo.engine=sglang", r"align.ppo.engine: .*'vllm'"),
     ],
 )
 def test_settings_of_ppo_that_cannot_work_are_refused(setting, message):
     with pytest.raises(RecipeError, match=message):
         load_recipe("tiny", [*PPO, setting])
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (
+            [
+                "align.gpus_per_worker=1",
+                "align.ppo.engine_arguments={tensor_parallel_size: 2}",
+            ],
+            r"spreads over 2 GPUs",
+        ),
+        (
+            ["align.ppo.engine=vllm", "hh_sft.lora={dora: true}"],
+            r"align.ppo.engine vllm: .*hh_sft.lora.dora is true.*transformers",
+        ),
+    ],
+)
+def test_an_engine_that_cannot_run_beside_the_worker_is_refused(settings, message):
+    with pytest.raises(RecipeError, match=message):
+        load_recipe("tiny", [*PPO, *settings])
+
+
+def test_only_an_engine_that_answers_otherwise_changes_what_is_trained():
+    ppo = load_recipe("tiny", PPO)
+    assert "engine" not in ppo.align.ppo.fingerprint_fields()
+    vllm = load_recipe("tiny", [*PPO, "align.ppo.engine=vllm"])
+    assert fingerprint(vllm, "align") != fingerprint(ppo, "align")
+    smaller = [*PPO, "align.ppo.engine_arguments={gpu_memory_utilization: 0.3}"]
+    assert fingerprint(load_recipe("tiny", smaller), "align") == fingerprint(
+        ppo, "align"
+    )
 
 
 def test_align_uses_the_reward_model_for_ppo_only():

@@ -188,6 +188,16 @@ class Recipe(Section):
         return self
 
     @model_validator(mode="after")
+    def _check_rollout_engine(self) -> "Recipe":
+        uses_vllm = self.align.method == "ppo" and self.align.ppo.engine == "vllm"
+        if uses_vllm and self.hh_sft.lora.dora:
+            raise ValueError(
+                "align.ppo.engine vllm: vLLM cannot run the policy's adapter, since "
+                "hh_sft.lora.dora is true. Set it to false, or engine to transformers"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _check_rated_answers(self) -> "Recipe":
         if self.align.method == "steer" and not self.seeds.helpsteer:
             raise ValueError(

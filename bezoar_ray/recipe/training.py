@@ -13,12 +13,14 @@ from bezoar_ray.recipe.model_sections import (
 from bezoar_ray.recipe.section import (
     FILES,
     RUNTIME_ONLY,
+    Engine,
     Positive,
     PositiveRate,
     SchedulingSection,
     Section,
     Share,
     check_gpus,
+    check_parallel,
 )
 from bezoar_ray.recipe.steering import Goal, Steer
 
@@ -336,6 +338,21 @@ class Ppo(Section):
     in DR-PO's code. `all`: nor in the critic's loss, the KL penalty and the whitening,
     as its text says."""
     stop_at: StopAt = StopAt()
+    engine: Literal["transformers", "vllm"] = "transformers"
+    """What samples the answers. `transformers` does it in the worker's own model, with
+    the same result each time. `vllm` starts an engine beside each worker, on the same
+    GPU, and is faster where answers are long or many."""
+    engine_arguments: Engine = {}
+    """vllm: extra engine arguments, such as `gpu_memory_utilization`, which is 0.4 here
+    by default: the training needs the rest."""
+
+    def fingerprint_fields(self) -> dict[str, object]:
+        """The fields, with the engine only where it changes the answers."""
+        fields = super().fingerprint_fields()
+        if self.engine == "transformers":
+            # Also, run directories of earlier versions keep their fingerprints.
+            del fields["engine"]
+        return fields
 
     @model_validator(mode="after")
     def _check_group(self) -> "Ppo":
@@ -420,6 +437,7 @@ class Align(Training):
                 "in turn on one model, and DeepSpeed shards one. Use zero_stage 0: both "
                 "adapters are small, and load_in_4bit makes the model small"
             )
+        check_parallel(self.ppo.engine_arguments, self.gpus_per_worker)
         if self.batch % (self.workers * self.ppo.group):
             raise ValueError(
                 f"batch {self.batch} cannot be shared by {self.workers} workers in "

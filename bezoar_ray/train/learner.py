@@ -55,6 +55,8 @@ class Experience:
     own: "Tensor"
     """1 at the tokens that the policy wrote."""
     log_probs: "Tensor"
+    engine_log_probs: "Tensor"
+    """By the engine that sampled; equal to `log_probs` where this model has sampled."""
     reference: "Tensor"
     """Log-probabilities by the reference."""
     entropy: "Tensor"
@@ -166,7 +168,9 @@ class Learner:
         unfinished = self._align.ppo.unfinished_score
         scores = tensors["scores"]
         tensors["scores"] = scores.where(is_ended, torch.full_like(scores, unfinished))
-        answer, own = _masks(episodes, tensors["log_probs"])
+        log_probs = tensors["log_probs"]
+        answer, own = _masks(episodes, log_probs)
+        tensors["engine_log_probs"] = _by_engine(episodes, log_probs)
         return Experience(episodes, answer=answer, own=own, **tensors)
 
     def _observe_pass(self, episodes: list[Episode]) -> "dict[str, Tensor]":
@@ -304,6 +308,9 @@ class Learner:
         import torch
 
         clip = self._align.ppo.clip
+        importance = policy_gradient.truncated_importance(
+            experience.log_probs, experience.engine_log_probs
+        )
         count = sum_over_workers(experience.own.sum())
         total = torch.zeros(2, device=self.model.device)
         self.model.activate(POLICY, trains=True)
@@ -318,6 +325,7 @@ class Learner:
                 estimate.advantages[indices, :width],
                 clip,
             )
+            losses = losses * importance[indices, :width]
             loss = (losses * own).sum() / count
             loss.backward()
             shares = torch.stack([loss.detach(), (clipped * own).sum() / count])
@@ -414,6 +422,16 @@ def _masks(episodes: list[Episode], like: "Tensor") -> "tuple[Tensor, Tensor]":
     return answer, own
 
 
+def _by_engine(episodes: list[Episode], log_probs: "Tensor") -> "Tensor":
+    """Put the engine's log-probabilities in place of the model's, where there are some."""
+    by_engine = log_probs.clone()
+    for row, episode in enumerate(episodes):
+        begin = len(episode.forced_ids)
+        known = log_probs.new_tensor(episode.engine_log_probs)
+        by_engine[row, begin : begin + len(known)] = known
+    return by_engine
+
+
 def _broken_rows(experience: Experience) -> list[str]:
     """Return the ids of rows with numbers that are not finite; of all, if none is known."""
     import torch
@@ -440,6 +458,7 @@ def describe(experience: Experience) -> dict[str, float]:
     log_ratios = experience.log_probs - experience.reference
     scores = experience.scores
     ended = torch.tensor([episode.ended for episode in experience.episodes])
+    engine_gaps = experience.log_probs - experience.engine_log_probs
     sums = {
         "episodes": torch.ones_like(scores).sum(),
         "score": scores.sum(),
@@ -450,13 +469,14 @@ def describe(experience: Experience) -> dict[str, float]:
         "own": own.sum(),
         "answer": experience.answer.sum(),
         "ended": ended.sum().to(scores),
+        "engine_gap": (engine_gaps.abs() * own).sum(),
     }
     totals = sum_over_workers(torch.stack(list(sums.values())).double()).tolist()
     found = dict(zip(sums, totals, strict=True))
     episodes = found["episodes"]
     score = found["score"] / episodes
     variance = max(0.0, found["squares"] / episodes - score**2)
-    return {
+    metrics = {
         "score": score,
         "score_sd": variance**0.5,
         "kl": found["kl"] / episodes,
@@ -466,3 +486,6 @@ def describe(experience: Experience) -> dict[str, float]:
         "ended": found["ended"] / episodes,
         "forced": 1 - found["own"] / found["answer"],
     }
+    if any(episode.engine_log_probs for episode in experience.episodes):
+        metrics["engine_gap"] = found["engine_gap"] / found["own"]
+    return metrics

@@ -45,6 +45,7 @@ from bezoar_ray.train.rollouts import (
     Sampler,
     prompts_of,
 )
+from bezoar_ray.train.vllm_rollouts import VllmSampler
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -110,6 +111,10 @@ class OnlineTraining:
             end_ids=_end_ids(tokenizer, self._rows),
             pad_id=tokenizer.pad_token_id,
         )
+        # Before the training's model, which takes what the engine leaves of the memory.
+        self._engine = None
+        if align.ppo.engine == "vllm":
+            self._engine = VllmSampler(job, align, self._sampler)
         # Why an earlier attempt ended early is kept.
         self._passes = Passes(because=list(self.state.passes.get("because", [])))
         self._tokenizer = tokenizer
@@ -252,6 +257,8 @@ class OnlineTraining:
         self, prompts: list[Prompt], iteration: int, group: int
     ) -> list[Episode]:
         """Sample answers by the policy."""
+        if self._engine:
+            return self._engine.episodes(self.model.model, prompts, iteration, group)
         # In training mode, recomputing would do without a cache of keys and values.
         self.model.model.eval()
         self.model.activate(POLICY)

@@ -21,6 +21,7 @@ GAMMA = 1.0
 """Discount of later rewards (arXiv 2404.08495, table 5)."""
 LAMBDA = 0.95
 """Weight of later steps in the advantage (arXiv 1506.02438, eq. 16)."""
+_HIGHEST_IMPORTANCE = 2.0
 _EPSILON = 1e-8  # of a variance
 _GRPO_EPSILON = 1e-4  # of a standard deviation, as in TRL
 
@@ -148,6 +149,23 @@ def policy_losses(
     plain = -advantages * ratios
     clipped = -advantages * ratios.clamp(1 - clip, 1 + clip)
     return torch.maximum(plain, clipped), (clipped > plain).float()
+
+
+def truncated_importance(log_probs: "Tensor", engine_log_probs: "Tensor") -> "Tensor":
+    """Return the weight of each token's loss where another engine has sampled it.
+
+    It is the ratio of the learner's probability and the engine's, at most 2, as in the
+    mode `token_truncate` of TRL's GRPO. It corrects for an engine that computes the same policy differently, for
+    example without the 4 bits of the learner's base. Without an upper limit, a few
+    tokens could outweigh all others.
+
+    Args:
+        log_probs: by the learner, before the first step.
+        engine_log_probs: by the engine.
+    """
+    import torch
+
+    return torch.exp(log_probs - engine_log_probs).clamp(max=_HIGHEST_IMPORTANCE)
 
 
 def value_losses(

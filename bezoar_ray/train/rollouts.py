@@ -51,6 +51,9 @@ class Episode:
     """The tokens that the policy wrote; at least one."""
     ended: bool
     """Whether the policy ended the answer itself."""
+    engine_log_probs: tuple[float, ...] = ()
+    """Of its own tokens, by the engine that sampled them. Empty where the model that
+    learns has sampled them itself."""
 
     @property
     def ids(self) -> list[int]:
@@ -152,25 +155,29 @@ class Sampler:
         for prompt in prompts:
             for member in range(group):
                 members.append(prompt)
-                numbers.append(self._random_numbers(iteration, prompt.draw, member))
+                key = self.random_key(iteration, prompt.draw, member)
+                numbers.append(self._random_numbers(key))
         longest = max(len(prompt.context) for prompt in members) + self.max_tokens
         rows = max(1, _BATCH_TOKENS // longest)
         episodes: list[Episode] = []
         for begin in range(0, len(members), rows):
             batch = members[begin : begin + rows]
             answers = self._sample(model, batch, numbers[begin : begin + rows])
-            episodes += self._finish(batch, answers)
+            episodes += self.finish(batch, answers)
         return episodes
 
-    def _random_numbers(self, iteration: int, draw: str, member: int) -> "Tensor":
+    def random_key(self, iteration: int, draw: str, member: int) -> int:
+        """Return the number from which the random numbers of an answer follow."""
+        return int(row_id(self.seed, _PURPOSE, iteration, draw, member), 16)
+
+    def _random_numbers(self, key: int) -> "Tensor":
         """Return the numbers in [0, 1) that choose an answer's tokens.
 
         They are drawn on the CPU, so that they are the same on all devices.
         """
         import torch
 
-        key = row_id(self.seed, _PURPOSE, iteration, draw, member)
-        generator = torch.Generator().manual_seed(int(key, 16))
+        generator = torch.Generator().manual_seed(key)
         return torch.rand(self.max_tokens, generator=generator, dtype=torch.float64)
 
     def _sample(
@@ -191,7 +198,7 @@ class Sampler:
             torch.stack(numbers).to(model.device), self.temperature
         )
         config = GenerationConfig(
-            max_new_tokens=max(self._budget(prompt) for prompt in prompts),
+            max_new_tokens=max(self.budget(prompt) for prompt in prompts),
             do_sample=False,  # the chooser has drawn the token
             eos_token_id=list(self.end_ids),
             pad_token_id=self.pad_id,
@@ -212,15 +219,16 @@ class Sampler:
             model.generation_config = before
         return output[:, longest:].tolist()
 
-    def _budget(self, prompt: Prompt) -> int:
+    def budget(self, prompt: Prompt) -> int:
         """Return the most tokens that the policy may write."""
         return min(self.max_tokens, self.max_length - len(prompt.context))
 
-    def _finish(
+    def finish(
         self, prompts: list[Prompt], answers: list[list[int]]
     ) -> Iterator[Episode]:
+        """Yield the episode of each answer, which ends at its end or its budget."""
         for prompt, answer in zip(prompts, answers, strict=True):
-            own_ids = answer[: self._budget(prompt)]
+            own_ids = answer[: self.budget(prompt)]
             ended = False
             for length, token in enumerate(own_ids, start=1):
                 if token in self.end_ids:

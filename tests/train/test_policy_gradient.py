@@ -165,3 +165,10 @@ def test_the_estimate_whitens_rewards_and_advantages() -> None:
     advantages, returns = pg.gae(whitened, VALUES, ANSWER)
     assert torch.equal(found.returns, returns)
     assert torch.equal(found.advantages, pg.whiten(advantages, ANSWER))
+
+
+def test_tokens_of_another_engine_count_at_most_twice() -> None:
+    learner = torch.tensor([[-1.0, -2.0, -0.5, -3.0]])
+    engine = torch.tensor([[-1.0, -2.2, -3.5, -2.0]])
+    weights = pg.truncated_importance(learner, engine)
+    assert row(weights) == near(1.0, 1.221403, 2.0, 0.367879)
