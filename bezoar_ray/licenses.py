@@ -206,8 +206,8 @@ def causes(recipe: Recipe, rows: Iterable[tuple[str, str]] = ()) -> list[Cause]:
     """Every part of a recipe whose license binds the result.
 
     These are the seeds that a scheme uses, the teachers, the base and the judges.
-    MT-Bench's judges are left out: they measure the result, and nothing of them enters
-    it.
+    Teachers and judges count only if there is a scheme. MT-Bench's judges are left out:
+    they measure the result, and nothing of them enters it.
 
     Args:
         recipe: what is judged.
@@ -224,11 +224,14 @@ def causes(recipe: Recipe, rows: Iterable[tuple[str, str]] = ()) -> list[Cause]:
     for source_name, name in rows:
         if (source_name, name) not in known:
             seeds.append(Cause(f"rows from {source_name}", name, terms(name)))
-    teachers = [_teacher_cause(teacher) for teacher in recipe.teachers]
+    teachers = []
+    # Without a scheme, they write and judge nothing.
+    if recipe.schemes:
+        teachers = [_teacher_cause(teacher) for teacher in recipe.teachers]
     base = recipe.base
     base_cause = Cause(f"base {base.model}", base.license, terms(base.license))
     judges = []
-    if recipe.filter.judge:
+    if recipe.filter.judge and recipe.schemes:
         judges = [_judge_cause(judge) for judge in recipe.judges]
     return list(dict.fromkeys([*seeds, *teachers, base_cause, *judges]))
 

@@ -109,6 +109,25 @@ def qwen3(folder: Path) -> Path:
     return folder
 
 
+def gpt_neox(folder: Path) -> Path:
+    """GPT-NeoX, as Pythia has it: one layer for queries, keys and values, a rotation of a quarter of each head."""
+    from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
+
+    size = _byte_level(folder, ["<|endoftext|>", "<|padding|>"], end="<|endoftext|>")
+    config = GPTNeoXConfig(
+        vocab_size=size,
+        hidden_size=128,
+        intermediate_size=256,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        max_position_embeddings=2048,
+        bos_token_id=0,
+        eos_token_id=0,
+    )
+    GPTNeoXForCausalLM(config).save_pretrained(folder)
+    return folder
+
+
 def _byte_level(
     folder: Path, special: list[str], end: str, template: str | None = None
 ) -> int:

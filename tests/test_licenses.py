@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from bezoar_ray.licenses import commercial_use, terms
+from bezoar_ray.licenses import causes, commercial_use, terms
 from bezoar_ray.recipe import Recipe, load_recipe, parse_recipe
 
 
@@ -188,3 +188,11 @@ def test_the_reward_models_data_counts_only_with_a_reward_model():
         "rated answers train.jsonl.gz (CC-BY-4.0): name the authors, the license and "
         "your changes",
     ]
+
+
+def test_without_a_scheme_neither_teacher_nor_judge_binds_the_result():
+    recipe = load_recipe("drpo-tldr")
+    assert not recipe.schemes
+    parts = [cause.part for cause in causes(recipe)]
+    assert not [part for part in parts if part.startswith(("teacher", "judge"))]
+    assert any("pythia" in part for part in parts)

@@ -1,12 +1,13 @@
 """The packaged recipes go through every stage with random-weight miniatures of their real models."""
 
+import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from tests import miniatures
-from tests.end_to_end import CHECKPOINTS, TRAINED, Command, summary
+from tests.end_to_end import TRAINED, Command, summary
 from tests.endpoint import serving
 from tests.scripted import says
 
@@ -56,8 +57,33 @@ MODELS = {  # of the teacher, where the recipe runs it, and of the base
     "modern": (miniatures.qwen3, miniatures.qwen3),
     "one-gpu": (miniatures.qwen3, miniatures.qwen3),
     "api-teacher": (None, miniatures.qwen3),
-    "helpsteer2": (miniatures.qwen3, miniatures.qwen3),
+    # With all of helpsteer2, but for dpo, which modern has.
+    "helpsteer2-steer": (miniatures.qwen3, miniatures.qwen3),
 }
+STEERED = [
+    "align.steer.iterations=1",
+    "align.steer.samples=2",
+    "align.steer.prompts=16",
+    "align.steer.max_tokens=64",
+    "align.steer.batch=8",
+    "align.steer.sampler={dtype: float32}",
+]
+SUMMARIES = [
+    "base.revision=null",
+    "base.dtype=float32",
+    "serve.num_gpus=0",
+    "serve.dtype=float32",
+    "seeds.hh_rlhf=[{source: tiny, limit: 60}]",
+    *(
+        f"{stage}.{field}"
+        for stage in ("sft", "hh_sft", "rm", "align")
+        for field in ("workers=1", "gpus_per_worker=0", "batch=8", "epochs=1")
+    ),
+    "hh_sft.limit=16",
+    "align.limit=16",
+    "evaluate.heldout_pairs=10",
+]
+"""Of drpo-tldr, which has no teacher and no judge."""
 
 
 @pytest.fixture(scope="module")
@@ -71,8 +97,8 @@ def started(recipe: str, folder: Path, endpoint: str) -> tuple[Path, Command]:
     """A recipe's run."""
     teacher, base = MODELS[recipe]
     sets = [*SMALL, f"base.model={base(folder / 'base')}"]
-    if recipe == "helpsteer2":
-        sets += RATED
+    if recipe == "helpsteer2-steer":
+        sets += [*RATED, *STEERED]
     if teacher:
         sets.append(f"teacher.model={teacher(folder / 'teacher')}")
     else:
@@ -109,12 +135,36 @@ def test_a_big_recipe_goes_through_every_stage(recipe, running):
     found = summary(run_dir)
     assert {stage["status"] for stage in found["stages"].values()} == {"done"}
     assert found["data"]["orca"]["accepted"] > 0
-    assert all(found["train"][name]["steps"] > 0 for name in TRAINED)
-    if recipe == "helpsteer2":
-        assert found["train"]["rm"]["steps"] > 0
+    trained = set(TRAINED)
+    if recipe == "helpsteer2-steer":
+        trained = {"sft", "hh-sft", "rm", "steer"}
+        assert found["train"]["steer"]["rounds"]
         assert found["eval"]["reward_bench"]["two"]["overall"] is not None
+    assert all(found["train"][name]["steps"] > 0 for name in trained)
     assert (
         found["eval"]["mt_bench"].keys()
         == found["eval"]["harness"].keys()
-        == set(CHECKPOINTS)
+        == {"base", *trained} - {"rm"}
     )
+
+
+def test_dr_po_learns_from_summaries_without_a_teacher(tiny_world, tmp_path):
+    posts = [
+        {"prompt": f"POST: It rained {n} times.\n\nTL;DR:", "completion": f" Rain {n}."}
+        for n in range(24)
+    ]
+    (tmp_path / "posts.jsonl").write_text("\n".join(map(json.dumps, posts)))
+    sets = [
+        *SUMMARIES,
+        f"base.model={miniatures.gpt_neox(tmp_path / 'base')}",
+        f"sft.data={{tldr: {{source: {tmp_path / 'posts.jsonl'}}}}}",
+    ]
+    command = Command(tmp_path / "run", recipe="drpo-tldr", sets=sets)
+    code, output = command.wait(timeout=1200)
+    assert code == 0, output
+    found = summary(tmp_path / "run")
+    assert {stage["status"] for stage in found["stages"].values()} == {"done"}
+    assert found["train"]["sft"]["rows"] == 24
+    assert found["train"]["ppo"]["by_step"][0]["forced"] > 0
+    assert found["train"]["ppo"]["heldout_answers"]
+    assert not any(calls["attempts"] for calls in found["calls"].values())

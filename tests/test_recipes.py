@@ -9,11 +9,18 @@ from jinja2 import Environment
 from bezoar_ray.generate.prompts import concise_answer_prompt
 from bezoar_ray.licenses import commercial_use
 from bezoar_ray.plan import plan
-from bezoar_ray.recipe import load_recipe, recipe_names
+from bezoar_ray.recipe import Ppo, load_recipe, recipe_names
 from bezoar_ray.runtime.gpus import GPUS
 from bezoar_ray.schemes import SCHEMES
 
-BIG = ("openbezoar-3b", "modern", "helpsteer2", "one-gpu", "api-teacher")
+BIG = (
+    "openbezoar-3b",
+    "modern",
+    "helpsteer2",
+    "helpsteer2-steer",
+    "one-gpu",
+    "api-teacher",
+)
 
 
 def asked(name: str) -> str:
@@ -29,7 +36,9 @@ def asked(name: str) -> str:
 def test_they_are_packaged():
     assert recipe_names() == [
         "api-teacher",
+        "drpo-tldr",
         "helpsteer2",
+        "helpsteer2-steer",
         "modern",
         "one-gpu",
         "openbezoar-3b",
@@ -101,6 +110,32 @@ def test_the_modern_teacher_answers_without_thinking():
     assert asked("modern").endswith(
         "<|im_start|>user\nWhy?<|im_end|>\n<|im_start|>assistant\n<think>\n\n</think>\n\n"
     )
+
+
+def test_drpo_tldr_holds_the_published_values():
+    recipe = load_recipe("drpo-tldr")
+    align = recipe.align
+    assert align.ppo.model_dump() == Ppo().model_dump()  # its defaults are the paper's
+    assert (align.learning_rate, align.beta, align.schedule) == (3e-6, 0.05, "linear")
+    assert align.batch == 512
+    rows = recipe.seeds.hh_rlhf[0].limit - recipe.evaluate.heldout_pairs
+    episodes = rows * align.epochs
+    assert episodes // align.batch == pytest.approx(1953, abs=10)
+    for section in (recipe.sft, recipe.hh_sft, recipe.rm):
+        lora = section.lora
+        assert (lora.r, lora.alpha, lora.dropout) == (1024, 2048, 0.0)
+        assert (section.learning_rate, section.batch, section.epochs) == (3e-6, 64, 1)
+    assert plan(recipe, gpu=GPUS["A100"]).steps
+    # All of its data are published.
+    assert recipe.stages == ("sft", "hh-sft", "rm", "align", "evaluate", "report")
+
+
+def test_helpsteer2_steer_holds_the_published_values():
+    steer = load_recipe("helpsteer2-steer").align.steer
+    assert (steer.prompts, steer.samples, steer.iterations) == (20_000, 10, 2)
+    assert (steer.temperature, steer.top_p) == (0.7, 0.9)
+    assert (steer.epochs, steer.batch) == (2, 128)
+    assert list(steer.goals[0].values()) == [4, 4, 4, 2, 2]
 
 
 @pytest.mark.parametrize("name", BIG)

@@ -96,9 +96,10 @@ def _ppo_work(align: Align, prompts: int, assumed: Assumed) -> TrainingWork:
     # Policy, reference and reward model first score each episode, and so does a critic.
     # A forward pass alone is a third of the computation of training.
     scoring_passes = (2 + trained_adapters) / 3
+    episodes = round(prompts * ppo.group * align.epochs)
     return TrainingWork(
         "align",
-        f"{prompts * ppo.group:,} episodes, without their sampling",
+        f"{episodes:,} episodes, without their sampling",
         prompts,
         ppo.group * assumed.hh_row,
         scoring_passes + ppo.passes * trained_adapters,

@@ -59,6 +59,8 @@ _MEANT = {
     "hh-sft": "hh_sft",
     "judge": "judges",
 }  # sections that a stage's name does not say
+_STAGES_OF_SCHEMES = ("generate", "filter")
+"""Stages that have nothing to do in a recipe without a scheme."""
 _EXPECTED = {
     "tuple_type": "expected a list, as in [a, b]",
     "model_type": "expected a section with keys",
@@ -126,10 +128,16 @@ class Recipe(Section):
 
     @property
     def stages(self) -> tuple[str, ...]:
-        """Names of the stages that the recipe has: those whose section is not null."""
+        """Names of the stages that the recipe has.
+
+        These are the ones whose section is not null. Without a scheme, there are no
+        rows to generate and to filter.
+        """
         names = []
         for name, stage in STAGES.items():
-            if not stage.section or getattr(self, stage.section) is not None:
+            has_section = not stage.section or getattr(self, stage.section) is not None
+            is_idle = name in _STAGES_OF_SCHEMES and not self.schemes
+            if has_section and not is_idle:
                 names.append(name)
         return tuple(names)
 
