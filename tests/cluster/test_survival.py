@@ -22,6 +22,14 @@ from tests.scripted import says
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(2400)]
 TRAINED = [*SMALL, "sft.epochs=3", "align.epochs=3"]
+BY_REWARD = [
+    *SMALL,
+    "seeds.helpsteer=[{source: tiny}]",
+    "rm={limit: 320, batch: 32, max_length: 512, learning_rate: 1e-3}",
+    "align.method=ppo",
+    "align.epochs=15",
+    "align.ppo={reset: 0.5, max_tokens: 24, passes: 2}",
+]
 LONG = [
     *SMALL,
     "generate.orca.rows=400",
@@ -86,6 +94,21 @@ def test_a_run_outlives_a_node_lost_in_every_stage(tiny_world, tmp_path):
     }  # what was answered was not asked again
     for stage in ("sft", "align"):
         _went_on(run_dir, stage, noted[stage])
+
+
+@pytest.mark.soak
+def test_ppo_goes_on_after_the_node_that_trains_was_lost(tiny_world, tmp_path):
+    run_dir = str(tmp_path / "run")
+    only = ("--stages", "generate,filter,sft,hh-sft,rm,align")
+    with cluster(workers=2) as nodes:
+        command = submitted(nodes, run_dir, *only, sets=BY_REWARD)
+        noted = lose_the_node_at_work(nodes, command, run_dir, "align")
+        code, output = command.wait()
+    assert code == 0, output
+    _went_on(run_dir, "align", noted)
+    policy = Store(run_dir).read_json("summary.json")["train"]["ppo"]
+    steps = [point["step"] for point in policy["by_step"]]
+    assert steps == list(range(1, policy["steps"] + 1)) and len(steps) > 20
 
 
 @pytest.mark.soak
