@@ -42,6 +42,11 @@ _KEPT_COMPILED = 0.85
 _ENGINE_BYTES = 2 * GIB
 """What vLLM takes beside weights and cache: activations and CUDA graphs."""
 
+_REMEDY_OF_PPO = (
+    "ppo keeps the whole model on each GPU. For a larger model use OpenRLHF or verl, as "
+    "docs/how-to/reinforcement-learning.md says"
+)
+
 
 @dataclass(frozen=True)
 class MemoryNeed:
@@ -189,12 +194,15 @@ def training_need(recipe: Recipe, stage: str, gpu: Gpu, compiled: bool) -> Memor
         )
     if merge_gib > memory:
         note += f", merging at the end takes {merge_gib:.1f}"
+    fits = largest_pass is not None and merge_gib <= memory
+    if not fits and isinstance(section, Align) and section.method == "ppo":
+        note += f". {_REMEDY_OF_PPO}"
     return MemoryNeed(
         stage=stage,
         model=model,
         gpu=gpu,
         least=max(merge_gib, least_gib),
-        fits=largest_pass is not None and merge_gib <= memory,
+        fits=fits,
         note=note,
         known=shape.known,
     )
@@ -238,8 +246,15 @@ def _as_trained(section: Training) -> Training:
 
 
 def worker_memory(recipe: Recipe, stage: str, gpu: Gpu) -> float:
-    """GiB of GPU memory that a worker of a stage has: a whole GPU's, or its share."""
-    return gpu.memory * min(1.0, recipe.training(stage).gpus_per_worker)
+    """GiB of GPU memory that a worker of a stage has: a whole GPU's, or its share.
+
+    An engine that samples beside the training has its part already.
+    """
+    section = recipe.training(stage)
+    memory = gpu.memory * min(1.0, section.gpus_per_worker)
+    if isinstance(section, Align) and section.method == "ppo":
+        memory -= gpu.memory * section.ppo.engine_share
+    return memory
 
 
 def _longest_row(recipe: Recipe, stage: str) -> int:

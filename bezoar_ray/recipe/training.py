@@ -55,6 +55,8 @@ Schedule = Literal[
 _COMPILE_MIN_STEPS = 200
 """Optimizer steps above which `compile: auto` compiles, since compiling takes about as
 long as some tens of steps."""
+_ENGINE_SHARE = 0.4
+"""Of a GPU's memory, for vLLM beside a training that needs the rest."""
 
 
 class Base(Weights):
@@ -345,6 +347,16 @@ class Ppo(Section):
     engine_arguments: Engine = {}
     """vllm: extra engine arguments, such as `gpu_memory_utilization`, which is 0.4 here
     by default: the training needs the rest."""
+
+    @property
+    def engine_share(self) -> float:
+        """Share of a GPU's memory that an engine beside the training takes."""
+        if self.engine == "transformers":
+            return 0.0
+        share: float = self.engine_arguments.get(
+            "gpu_memory_utilization", _ENGINE_SHARE
+        )
+        return share
 
     def fingerprint_fields(self) -> dict[str, object]:
         """The fields, with the engine only where it changes the answers."""

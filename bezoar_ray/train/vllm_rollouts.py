@@ -25,8 +25,6 @@ from bezoar_ray.train.rollouts import Episode, Prompt, Sampler
 if TYPE_CHECKING:
     from peft import PeftModel
 
-_GPU_SHARE = 0.4
-"""Of a GPU's memory, as the training needs the rest."""
 _LARGEST_SEED = 2**63
 
 
@@ -126,7 +124,9 @@ class VllmSampler:
 def arguments(job: Job, align: Align) -> dict[str, Any]:
     """Return the arguments of the engine beside a worker."""
     lora = job.recipe.hh_sft.lora
-    arguments_of_build: dict[str, Any] = {"gpu_memory_utilization": _GPU_SHARE}
+    arguments_of_build: dict[str, Any] = {
+        "gpu_memory_utilization": align.ppo.engine_share
+    }
     if engine.is_cpu_build():
         arguments_of_build = {"worker_extension_cls": engine.GROUPED_LORA}
     return (

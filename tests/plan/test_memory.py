@@ -264,3 +264,20 @@ def test_ppo_has_no_pairs_but_two_more_adapters():
     alike = [pass_in(3.0, method) for method in ("dpo", "ppo")]
     assert {found.tokens for found in alike} == {2048}
     assert alike[1].gib > alike[0].gib + 0.3
+
+
+def test_an_engine_beside_ppo_takes_its_part_of_the_gpu():
+    def need(*sets):
+        ppo = ["align.method=ppo", "align.gpus_per_worker=1", *sets]
+        needs = plan(load_recipe("helpsteer2", ppo), gpu=GPUS["L4"]).needs
+        return next(str(need) for need in needs if need.stage == "align")
+
+    alone = need()
+    assert "fits" in alone and "OpenRLHF" not in alone
+    assert need("align.ppo.engine=vllm") != alone
+    crowded = need(
+        "align.ppo.engine=vllm",
+        "align.ppo.engine_arguments={gpu_memory_utilization: 0.98}",
+    )
+    assert "DOES NOT FIT" in crowded
+    assert "use OpenRLHF or verl" in crowded
