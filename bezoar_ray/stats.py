@@ -26,6 +26,30 @@ def wilson(right: int, count: int) -> list[float] | None:
     return [round(float(interval.low), 4), round(float(interval.high), 4)]
 
 
+def mean_interval(count: int, total: float, squares: float) -> list[float] | None:
+    """The 95 % interval of a mean, by Student's t distribution.
+
+    doi 10.1093/biomet/6.1.1.
+
+    Args:
+        count: number of values.
+        total: their sum.
+        squares: the sum of their squares.
+
+    Returns:
+        The lower and the upper bound; None for less than two values.
+    """
+    from scipy.stats import t
+
+    if count < 2:
+        return None
+    mean = total / count
+    # Rounding may make the difference of two large sums negative.
+    variance = max(0.0, squares - count * mean**2) / (count - 1)
+    half_width = float(t.ppf(0.975, count - 1)) * (variance / count) ** 0.5
+    return [round(mean - half_width, 4), round(mean + half_width, 4)]
+
+
 def as_percent(share: float, ci95: list[float] | None) -> str:
     """A share in percent, with its interval if it has one."""
     text = f"{100 * share:.1f} %"

@@ -2,7 +2,7 @@
 
 import pytest
 
-from bezoar_ray.stats import as_percent, holm, paired_p, wilson
+from bezoar_ray.stats import as_percent, holm, mean_interval, paired_p, wilson
 
 
 @pytest.mark.parametrize(
@@ -53,3 +53,9 @@ def test_p_values_are_corrected_for_their_number():
         "b": 1.0,
     }
     assert holm({}) == {}
+
+
+def test_the_interval_of_a_mean_is_students():
+    # 1 to 5: s = 1.5811, and t is 2.7764 with 4 degrees of freedom.
+    assert mean_interval(5, 15, 55) == pytest.approx([1.0368, 4.9632], abs=1e-4)
+    assert mean_interval(1, 3, 9) is None

@@ -263,6 +263,19 @@ class Filter(Section):
     judge: bool = True
     """Whether judges rate the rows. With `false`, all rows that pass the gates are
     accepted, for ablations."""
+    groups: Annotated[str | None, FILES] = None
+    """Word list of groups of people, for the section on bias in the report: a YAML file
+    in the form of `bezoar_ray/recipes/groups/english.yaml`, or `tiny` for that of the
+    embedded world. The packaged English list where empty."""
+
+    def group_terms(self) -> str:
+        """The text of the word list of groups of people."""
+        is_tiny = self.groups == "tiny"
+        return packaged_text(
+            f"groups/{'tiny' if is_tiny else 'english'}.yaml",
+            None if is_tiny else self.groups,
+            "filter.groups",
+        )
 
     def rubric(self, scheme: str) -> str:
         """The rubric by which judges rate the rows of a scheme."""
@@ -277,4 +290,7 @@ class Filter(Section):
         """The fields, with the rubrics themselves instead of their files."""
         schemes = (*SCHEMES, CUSTOM, *self.rubrics)
         rubrics = {scheme: self.rubric(scheme) for scheme in schemes}
-        return super().fingerprint_fields() | {"rubrics": rubrics}
+        values = super().fingerprint_fields() | {"rubrics": rubrics}
+        # The word list changes the report alone, which is always written anew.
+        del values["groups"]
+        return values

@@ -13,11 +13,13 @@ from typing import Any, TypeVar
 import orjson
 
 from bezoar_ray import layout
+from bezoar_ray.data.group_terms import group_terms
 from bezoar_ray.data.sample_io import count_samples, iter_samples
 from bezoar_ray.data.schema import Sample
 from bezoar_ray.evaluate.mt_bench.fastchat_files import QUESTIONS
 from bezoar_ray.licenses import CommercialUse, causes, commercial_use
 from bezoar_ray.recipe import Recipe
+from bezoar_ray.report.group_table import GroupCounts, GroupTable
 from bezoar_ray.report.harness_table import HarnessTable, below_base, harness
 from bezoar_ray.report.reward_bench_table import (
     RewardBenchTable,
@@ -89,6 +91,8 @@ class Content:
     schemes: list[SchemeFunnel]
     provenance: dict[tuple[str, str], int]
     """Number of accepted rows of all schemes, by source and license of their seeds."""
+    groups: GroupTable
+    """The groups of people that the rows mention."""
     calls: dict[str, Any]
     judges: dict[str, Any]
     benchmarks: list[str]
@@ -160,8 +164,9 @@ def gather(recipe: Recipe, store: Store) -> Content:
     evaluation = summary.get("eval", {})
     schemes = []
     provenance: Counter[tuple[str, str]] = Counter()
+    groups = GroupCounts(group_terms(recipe.filter))
     for name in recipe.schemes:
-        scheme = _scheme(name, summary, store)
+        scheme = _scheme(name, summary, store, groups)
         if scheme:
             schemes.append(scheme)
             provenance += scheme.provenance
@@ -174,6 +179,7 @@ def gather(recipe: Recipe, store: Store) -> Content:
         stages=_stages(recipe, summary, store),
         schemes=schemes,
         provenance=sources,
+        groups=groups.table(),
         calls=_calls(summary),
         judges=summary.get("judge", {}),
         benchmarks=summary.get("decontaminated", []),
@@ -262,8 +268,10 @@ def _stage(name: str, by_stage: dict[str, Any], store: Store) -> StageStatus:
     return StageStatus(name, status, entry.get("seconds", 0.0))
 
 
-def _scheme(name: str, summary: dict[str, Any], store: Store) -> SchemeFunnel | None:
-    """Gather one scheme's rows; None if it has none.
+def _scheme(
+    name: str, summary: dict[str, Any], store: Store, groups: GroupCounts
+) -> SchemeFunnel | None:
+    """Gather one scheme's rows, and count their groups; None if it has none.
 
     Counts come from summary.json. What it does not have is counted from the rows.
     """
@@ -271,7 +279,7 @@ def _scheme(name: str, summary: dict[str, Any], store: Store) -> SchemeFunnel | 
     rows = {}
     totals = {}
     for status in _END_STATUSES:
-        rows[status] = _RowSummary(iter_samples(store, name, status))
+        rows[status] = _RowSummary(iter_samples(store, name, status), groups)
         totals[status] = counts.get(status, rows[status].count)
     generated = counts.get("generated") or count_samples(store, name, "generated")
     if not generated and not any(totals.values()):
@@ -297,7 +305,8 @@ def _scheme(name: str, summary: dict[str, Any], store: Store) -> SchemeFunnel | 
 class _RowSummary:
     """Counts and samples of one scheme's rows with one status, from one pass over them."""
 
-    def __init__(self, samples: Iterable[Sample]):
+    def __init__(self, samples: Iterable[Sample], groups: GroupCounts):
+        self._groups = groups
         self.count = 0
         self.reasons: Counter[str] = Counter()
         self.provenance: Counter[tuple[str, str]] = Counter()
@@ -309,6 +318,7 @@ class _RowSummary:
 
     def _count(self, sample: Sample) -> Sample:
         self.count += 1
+        self._groups.add(sample)
         self.reasons[sample.gate] += 1
         sources = zip(sample.seed_sources, sample.seed_licenses, strict=False)
         # A set: a row with three seeds of one source is one row of it.

@@ -264,6 +264,27 @@ def test_the_four_checkpoints_stand_side_by_side_with_their_errors_and_mean(cont
     assert "dpo 5.00 4.50 to 5.50" in text
 
 
+def test_report_and_dataset_card_show_the_groups_that_rows_mention(context):
+    asked = [
+        replace(
+            sample("orca", 100 + number, status, ""),
+            instruction=f"Tam of the {home} asks: Where is the {number}th moss?",
+        )
+        for number, (home, status) in enumerate(
+            [("caves", "accepted")] * 6 + [("marsh", "rejected")] * 6
+        )
+    ]
+    write_samples(context.store, "orca", "accepted", asked[:6])
+    write_samples(context.store, "orca", "rejected", asked[6:])
+    text = text_of(page_of(context))
+    assert "home uplands 6 9.1 %" in text and "home lowlands 6 9.1 %" in text
+    assert "no group 54" in text
+    assert "100.0 % 61.0 to 100.0 2.00" in text  # the lowlands are all rejected
+    card = context.store.read("cards/dataset.md").decode()
+    assert "| home: lowlands | 6 | 9.1 %" in card
+    assert "| no group | 54 |" in card
+
+
 def test_the_share_of_held_out_pairs_stands_with_its_interval_where_there_is_one(
     context,
 ):
