@@ -9,7 +9,8 @@ from dataclasses import replace
 from functools import partial
 from itertools import chain
 
-from bezoar_ray import sources
+from bezoar_ray import layout, sources
+from bezoar_ray.data.group_terms import group_terms
 from bezoar_ray.data.sample_io import (
     ExternalSorter,
     SampleFiles,
@@ -20,6 +21,10 @@ from bezoar_ray.data.schema import Sample
 from bezoar_ray.data.spool import spool_rows
 from bezoar_ray.errors import BezoarError
 from bezoar_ray.filter.aggregate import combine_verdicts
+from bezoar_ray.filter.counterfactuals import (
+    choose_counterfactuals,
+    measure_counterfactuals,
+)
 from bezoar_ray.filter.decontamination import (
     Benchmarks,
     finish_reading,
@@ -122,6 +127,9 @@ def write_filtered(
     for scheme, cap in section.cap.items():
         _cap(scheme, cap, iter_accepted, reasons)
 
+    # Before the rows are written: these calls may fail, or reach the budget.
+    counterfactuals = _rate_counterfactuals(sorter, context)
+
     metrics = FilterMetrics(context.recipe.schemes, context.truth)
     files = SampleFiles(context.store, context.recipe.schemes, _STATUSES)
     # In the order of ids, in which the sorter yields rows in every pass.
@@ -139,8 +147,9 @@ def write_filtered(
         files.write(finished)
 
     result = StageResult(
-        files.names,
+        [*files.names, *counterfactuals.files],
         {
+            **counterfactuals.summary,
             "data": metrics.data(),
             "judge": metrics.judges(),
             "decontaminated": benchmarks.names if benchmarks else [],
@@ -157,15 +166,36 @@ def _judge_generated(context: StageContext) -> Iterator[Sample]:
         iter_samples(context.store, scheme, "generated")
         for scheme in context.recipe.schemes
     )
-    stages = judge_stages(context)
-    if not stages:
+    if context.recipe.filter.judge:
+        yield from _rate(samples, context)
+    else:
         yield from samples
-        return
+
+
+def _rate(samples: Iterable[Sample], context: StageContext) -> Iterator[Sample]:
+    """Yield samples with the verdicts of all judges, as they arrive."""
+    stages = judge_stages(context)
     with context.store.scratch() as scratch:
-        spool = spool_rows(samples, f"{scratch}/generated.arrow", Sample)
+        spool = spool_rows(samples, f"{scratch}/unrated.arrow", Sample)
         yield from run_pipeline(
             [(spool, stages[0])], stages[1:], run_context(context), scratch
         )
+
+
+def _rate_counterfactuals(sorter: ExternalSorter, context: StageContext) -> StageResult:
+    """Have the judges rate some rows with another group; see `filter.counterfactuals`."""
+    section = context.recipe.filter
+    if not (section.judge and section.counterfactuals):
+        return StageResult([])
+    pairs = choose_counterfactuals(
+        chain.from_iterable(sorter), group_terms(section), section.counterfactuals
+    )
+    if not pairs:
+        return StageResult([], {"counterfactuals": {"pairs": 0}})
+    rated = _rate([pair.swapped for pair in pairs], context)
+    summary, lines = measure_counterfactuals(pairs, rated, section)
+    context.store.replace(layout.COUNTERFACTUALS, lines)
+    return StageResult([layout.COUNTERFACTUALS], {"counterfactuals": summary})
 
 
 async def _judge(

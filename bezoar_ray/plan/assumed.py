@@ -101,6 +101,8 @@ class Assumed:
 
     def tokens(self, kind: str) -> Tokens:
         """Tokens of a kind of call; those of custom schemes for an unknown kind."""
+        # A judge reads the same prompt of a row and of its counterfactual.
+        kind = kind.removeprefix("counterfactual ")
         return self.call.get(kind) or self.call["own answer"]
 
     def engine_seconds(

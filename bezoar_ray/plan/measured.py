@@ -77,7 +77,9 @@ def measured(recipe: Recipe, summary: dict[str, Any], name: str) -> Assumed:
     generated = sum(rows.values()) * candidates
     judge_calls = _sent_calls(calls_by_role, "judge")
     if generated and recipe.judges and judge_calls:
-        judged = judge_calls["sent"] / (generated * len(recipe.judges))
+        pairs = summary.get("counterfactuals", {}).get("pairs", 0)
+        of_rows = judge_calls["sent"] - pairs * len(recipe.judges)
+        judged = of_rows / (generated * len(recipe.judges))
         assumed = replace(assumed, judged=judged)
 
     tokens = _scale_tokens(

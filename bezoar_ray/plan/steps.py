@@ -247,6 +247,10 @@ def _judging(
         judge_gpu = gpu_of(recipe, judge, gpu)
         kind = "reward judge" if judge.reward else "judge"
         yield _calls("filter", kind, judge, count, assumed, judge_gpu)
+        pairs = min(recipe.filter.counterfactuals, count)
+        if pairs:
+            kind = f"counterfactual {kind}"
+            yield _calls("filter", kind, judge, pairs, assumed, judge_gpu)
 
 
 def _calls(

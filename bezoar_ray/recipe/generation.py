@@ -267,6 +267,10 @@ class Filter(Section):
     """Word list of groups of people, for the section on bias in the report: a YAML file
     in the form of `bezoar_ray/recipes/groups/english.yaml`, or `tiny` for that of the
     embedded world. The packaged English list where empty."""
+    counterfactuals: Annotated[int, Field(ge=0)] = 0
+    """Number of rows that the judges rate a second time, with one group of people in
+    the place of another, to measure whether the rating changes. Each costs a call to
+    each judge. With any, the word list decides the result of the filter as well."""
 
     def group_terms(self) -> str:
         """The text of the word list of groups of people."""
@@ -291,6 +295,11 @@ class Filter(Section):
         schemes = (*SCHEMES, CUSTOM, *self.rubrics)
         rubrics = {scheme: self.rubric(scheme) for scheme in schemes}
         values = super().fingerprint_fields() | {"rubrics": rubrics}
-        # The word list changes the report alone, which is always written anew.
         del values["groups"]
+        if self.counterfactuals:
+            values["groups"] = self.group_terms()
+        else:
+            # The word list changes the report alone, which is always written anew. A
+            # run directory made before these fields keeps its fingerprint.
+            del values["counterfactuals"]
         return values

@@ -93,6 +93,8 @@ class Content:
     """Number of accepted rows of all schemes, by source and license of their seeds."""
     groups: GroupTable
     """The groups of people that the rows mention."""
+    counterfactuals: dict[str, Any]
+    """How ratings change with the group; empty where it was not measured."""
     calls: dict[str, Any]
     judges: dict[str, Any]
     benchmarks: list[str]
@@ -180,6 +182,7 @@ def gather(recipe: Recipe, store: Store) -> Content:
         schemes=schemes,
         provenance=sources,
         groups=groups.table(),
+        counterfactuals=summary.get("counterfactuals", {}),
         calls=_calls(summary),
         judges=summary.get("judge", {}),
         benchmarks=summary.get("decontaminated", []),

@@ -59,6 +59,7 @@ def environment() -> Environment:
         "share": _share,
         "percent": _percent,
         "fixed": _fixed,
+        "signed": _signed,
         "dollars": _dollars,
         "duration": duration,
     }
@@ -81,6 +82,10 @@ def _percent(number: float | None) -> str:
 
 def _fixed(number: float | None, digits: int = 2) -> str:
     return _NO_VALUE if number is None else f"{number:.{digits}f}"
+
+
+def _signed(number: float | None) -> str:
+    return _NO_VALUE if number is None else f"{number:+.2f}"
 
 
 def _dollars(number: float | None) -> str:

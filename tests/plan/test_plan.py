@@ -17,6 +17,17 @@ from bezoar_ray.runtime.model_shapes import shape_of
 from tests.plan.small_recipe import RECIPE, TREE
 
 
+def test_counterfactual_pairs_cost_a_call_to_each_judge_and_no_more_than_rows():
+    def planned(pairs):
+        section = RECIPE.filter.model_copy(update={"counterfactuals": pairs})
+        return plan(RECIPE.model_copy(update={"filter": section}))
+
+    assert calls(planned(100), "counterfactual judge") == [100, 100]
+    assert calls(planned(9999), "counterfactual judge") == [420, 420]
+    extra = planned(100).total("tokens_in") - plan(RECIPE).total("tokens_in")
+    assert extra == 2 * 100 * 800
+
+
 def calls(found, what):
     return [step.calls for step in found.steps if step.description == what]
 
@@ -36,6 +47,7 @@ def test_calls_follow_from_the_recipe():
     ] == [[150]] * 3
     assert calls(found, "orca answer") == [70]
     assert calls(found, "judge") == [420, 420]  # every row, for each of the two judges
+    assert calls(found, "counterfactual judge") == []
     assert (
         calls(found, "mt_bench answer")
         == calls(found, "mt_bench judge")

@@ -285,6 +285,33 @@ def test_report_and_dataset_card_show_the_groups_that_rows_mention(context):
     assert "| no group | 54 |" in card
 
 
+def test_report_and_card_show_how_ratings_change_with_the_group(context):
+    assert "filter.counterfactuals is 0" in text_of(page_of(context))
+    change = {"difference": -0.25, "difference_ci95": [-0.4, -0.1]}
+    found = summary()
+    found["counterfactuals"] = {
+        "pairs": 120,
+        "decided": 118,
+        "decision_changed": 0.0339,
+        "decision_changed_ci95": [0.0133, 0.084],
+        "judges": {
+            "tiny-judge": {"rated": 119, "changed": 0.042, "changed_ci95": None}
+            | change
+        },
+        "groups": [
+            {"category": "home", "first": "lowlands", "second": "uplands", "rated": 119}
+            | change
+        ],
+    }
+    context.store.replace_json("summary.json", found)
+    text = text_of(page_of(context))
+    assert "The decision changed in 3.4 % (1.3 to 8.4) of 118 pairs." in text
+    assert "tiny-judge 119 4.2 % -0.25 -0.40 to -0.10" in text
+    assert "home lowlands uplands 119 -0.25 -0.40 to -0.10" in text
+    card = context.store.read("cards/dataset.md").decode()
+    assert "rated 120 rows a second time" in card and "(-0.40 to -0.10)" in card
+
+
 def test_the_share_of_held_out_pairs_stands_with_its_interval_where_there_is_one(
     context,
 ):
