@@ -9,6 +9,7 @@ from collections.abc import Callable
 from functools import lru_cache
 from importlib import metadata
 from pathlib import Path
+from random import Random
 from typing import TYPE_CHECKING, Any, TypedDict
 
 from bezoar_ray import layout
@@ -18,7 +19,7 @@ from bezoar_ray.llm.aio import to_the_end
 from bezoar_ray.recipe import Harness, HarnessTask
 from bezoar_ray.runtime.logs import redirect
 from bezoar_ray.runtime.session import beside_driver, errors_as_raised
-from bezoar_ray.sources.harness_items import include_path
+from bezoar_ray.sources.harness_items import include_paths
 from bezoar_ray.store import Store, digest
 
 if TYPE_CHECKING:
@@ -37,12 +38,14 @@ Result = dict[str, Any]
 
 # With one prompt per request, HTTP costs more time than a small model.
 _PROMPTS_PER_REQUEST = 8
+_SAMPLE_SEED = 0
+"""Decides which items of a task are drawn. Scores of two runs are of the same items."""
 
 
 class Settings(TypedDict):
     """The recipe's settings that a Ray task needs to score a checkpoint."""
 
-    include_path: str | None
+    include_paths: tuple[str, ...] | None
     offline: bool
     concurrency: int
     chat: bool
@@ -135,8 +138,8 @@ class ResultCache:
         self._section = section
         self._store = store
         self._fingerprints = fingerprints
-        folder = include_path(section)
-        self._custom_tasks_digest = digest(Path(folder)) if folder else None
+        folders = include_paths(section)
+        self._custom_tasks_digest = digest(*map(Path, folders)) if folders else None
 
     def get(self, name: str, task: HarnessTask) -> Result | None:
         """Return lm-eval's full result, or None if no result has the same key."""
@@ -183,6 +186,8 @@ class ResultCache:
             # Another version may word prompts or compute metrics otherwise.
             metadata.version("lm-eval"),
         ]
+        if task.sample:
+            fields.append(f"sample {task.sample}, seed {_SAMPLE_SEED}")
         data = json.dumps(fields).encode()
         return hashlib.sha256(data).hexdigest()[:16]
 
@@ -206,12 +211,14 @@ def compact(result: Result, task: HarnessTask) -> Scores:
     for key in result["results"][task.task]:
         if "," in key and "_stderr," not in key:
             keys.append(key)
+    for metric in (task.metric, *(entry.metric for entry in task.bias)):
+        if _find_metric(keys, metric) is None:
+            known = ", ".join(key.partition(",")[0] for key in keys)
+            raise RecipeError(
+                f"evaluate.harness.tasks: {task.task} has no metric {metric!r}. It has: {known}"
+            )
     recipe_key = _find_metric(keys, task.metric)
-    if recipe_key is None:
-        known = ", ".join(key.partition(",")[0] for key in keys)
-        raise RecipeError(
-            f"evaluate.harness.tasks: {task.task} has no metric {task.metric!r}. It has: {known}"
-        )
+    assert recipe_key  # found above
     scores: Scores = {}
     for key in keys:
         if key != recipe_key:
@@ -273,6 +280,7 @@ def score(
             tasks=[task.task],
             num_fewshot=task.num_fewshot,
             limit=task.limit,
+            samples=_drawn_items(manager, task),
             apply_chat_template=settings["chat"],
             task_manager=manager,
             log_samples=False,
@@ -285,9 +293,26 @@ def score(
     return json.loads(json.dumps(result, default=handle_non_serializable))
 
 
+def _drawn_items(
+    manager: "TaskManager", task: HarnessTask
+) -> dict[str, list[int]] | None:
+    """Return the indices of the items that `sample` draws; None without a `sample`.
+
+    A group of tasks gives so many items of each of its tasks.
+    """
+    if not task.sample:
+        return None
+    drawn = {}
+    for name, entry in manager.load(task.task)["tasks"].items():
+        total = len(list(entry.eval_docs))
+        rng = Random(_SAMPLE_SEED)
+        drawn[name] = sorted(rng.sample(range(total), min(total, task.sample)))
+    return drawn
+
+
 def _settings(section: Harness, store: Store) -> Settings:
     return {
-        "include_path": include_path(section),
+        "include_paths": include_paths(section),
         "offline": section.include_path == "tiny",
         "concurrency": section.concurrency,
         "chat": section.apply_chat_template,
@@ -297,7 +322,7 @@ def _settings(section: Harness, store: Store) -> Settings:
 
 @lru_cache(maxsize=1)
 def _task_manager(
-    include_path: str | None, offline: bool, log: str, **_: object
+    include_paths: tuple[str, ...] | None, offline: bool, log: str, **_: object
 ) -> "TaskManager":
     """Return lm-eval's task manager, made once in each process.
 
@@ -309,7 +334,7 @@ def _task_manager(
         os.environ |= {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}
     from lm_eval.tasks import TaskManager
 
-    return TaskManager(include_path=include_path)
+    return TaskManager(include_path=include_paths)
 
 
 def client(settings: Settings, name: str, endpoint: Endpoint) -> "LocalCompletionsAPI":

@@ -93,7 +93,7 @@ def _exchange(
     texts: dict[str, Any] = {}
     for name in _TEXTS:
         texts[name] = terms.swap(getattr(sample, name), group, other)
-    history = []
+    history: list[dict[str, str]] = []
     for turn in sample.history:
         content = terms.swap(turn["content"], group, other)
         texts[f"history {len(history)}"] = content

@@ -341,7 +341,7 @@ def _evaluation(recipe: Recipe, assumed: Assumed, gpu: Gpu | None) -> Iterator[S
     if harness and harness.all_tasks:
         items = 0
         for task in harness.all_tasks:
-            items += task.limit or assumed.harness_items
+            items += task.limit or task.sample or assumed.harness_items
         requests = items * assumed.harness_choices * checkpoints
         yield _served(recipe, "harness request", requests, assumed, gpu)
     bench = recipe.evaluate.mt_bench

@@ -6,6 +6,7 @@ instance, redoes the filter and the stages after it, and nothing else.
 """
 
 from bezoar_ray.recipe.evaluation import (
+    BiasMetric,
     Evaluate,
     Harness,
     HarnessTask,
@@ -57,6 +58,7 @@ from bezoar_ray.recipe.training import (
 __all__ = [
     "Align",
     "Base",
+    "BiasMetric",
     "Evaluate",
     "EvolInstruct",
     "Filter",

@@ -77,6 +77,35 @@ class Serve(SchedulingSection):
         return super().fingerprint_fields() | {"engine": decisive(self.engine)}
 
 
+class BiasMetric(Section):
+    """One metric of social bias, with the value of an unbiased model."""
+
+    metric: str
+    """Name of the metric in lm-eval."""
+    ideal: float
+    """Value of a model without this bias. Any distance from it, above or below, is
+    bias."""
+    meaning: str = ""
+    """What the metric is, and what values above and below the ideal mean. The report
+    shows it."""
+
+
+# Fields of sections that came later than the first run directories.
+_LATER_FIELDS = {"references_skip", "prompts", "reward_bench", "sample"}
+
+
+def _without_empty_later_fields(fields: dict[str, Any]) -> dict[str, Any]:
+    """Leave out later fields that are empty.
+
+    A run directory made before these fields existed keeps its fingerprint.
+    """
+    return {
+        name: value
+        for name, value in fields.items()
+        if value or name not in _LATER_FIELDS
+    }
+
+
 class HarnessTask(Section):
     """One lm-eval task. All its metrics are reported, and one enters the mean."""
 
@@ -88,18 +117,45 @@ class HarnessTask(Section):
     """Solved examples in the prompt. The task's own default where empty."""
     limit: Positive | None = None
     """Evaluate only the first items, up to this number. All items where empty."""
+    sample: Positive | None = None
+    """Evaluate up to this number of items, drawn from the whole task with a fixed seed.
+    Use it in place of `limit` for a task whose items are sorted."""
+    bias: Annotated[tuple[BiasMetric, ...], RUNTIME_ONLY] = ()
+    """Metrics of social bias. A task with any is in the report's section on bias, and
+    none of its metrics enters the mean."""
+
+    @model_validator(mode="after")
+    def _check_sample(self) -> "HarnessTask":
+        if self.limit and self.sample:
+            raise ValueError(
+                f"{self.task}: limit {self.limit} and sample {self.sample}. Keep one: "
+                "the first items, or a draw"
+            )
+        return self
+
+    def limited(self, limit: int) -> "HarnessTask":
+        """The task with at most this number of items."""
+        if self.sample:
+            sample = min(limit, self.sample)
+            return self.model_copy(update={"sample": sample})
+        return self.model_copy(update={"limit": limit})
+
+    def fingerprint_fields(self) -> dict[str, Any]:
+        """The fields, without later fields that are empty."""
+        return _without_empty_later_fields(super().fingerprint_fields())
 
 
 class Harness(Section):
     """LM Evaluation Harness, run through the endpoint."""
 
-    groups: tuple[Literal["openllama", "leaderboard-v1"], ...] = ()
-    """Predefined sets of tasks: OpenLLaMA's own evaluation, and the six tasks of the
-    first Open LLM Leaderboard."""
+    groups: tuple[Literal["openllama", "leaderboard-v1", "social-bias"], ...] = ()
+    """Predefined sets of tasks: OpenLLaMA's own evaluation, the six tasks of the first
+    Open LLM Leaderboard, and tasks on social bias."""
     tasks: tuple[HarnessTask, ...] = ()
     """Extra tasks."""
     limit: Positive | None = None
-    """Evaluate only the first items of each task of `groups`, up to this number."""
+    """Evaluate only the first items of each task of `groups`, up to this number. Of a
+    task with a `sample`, so many are drawn."""
     include_path: Annotated[str | None, FILES] = None
     """Folder with task files of your own, or `tiny` for the embedded tasks."""
     apply_chat_template: bool = False
@@ -130,7 +186,8 @@ class Harness(Section):
         for group in self.groups:
             text = packaged_text(f"harness/{group}.yaml", None, "groups")
             for fields in yaml.safe_load(text):
-                grouped.append(HarnessTask(**fields, limit=self.limit))
+                task = HarnessTask(**fields)
+                grouped.append(task.limited(self.limit) if self.limit else task)
         return tuple(dict.fromkeys((*grouped, *self.tasks)))
 
     def name_of(self, task: HarnessTask) -> str:
@@ -153,22 +210,6 @@ class Harness(Section):
             "limit": None,
             "tasks": tasks,
         }
-
-
-# Fields of MtBench and Evaluate that came later than the first run directories.
-_LATER_FIELDS = {"references_skip", "prompts", "reward_bench"}
-
-
-def _without_empty_later_fields(fields: dict[str, Any]) -> dict[str, Any]:
-    """Leave out later fields that are empty.
-
-    A run directory made before these fields existed keeps its fingerprint.
-    """
-    return {
-        name: value
-        for name, value in fields.items()
-        if value or name not in _LATER_FIELDS
-    }
 
 
 class MtBench(Section):

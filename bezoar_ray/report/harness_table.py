@@ -4,8 +4,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from bezoar_ray.recipe import HarnessTask, Recipe
-from bezoar_ray.stages import checkpoint_names
+from bezoar_ray.recipe import BiasMetric, HarnessTask, Recipe
+from bezoar_ray.stages import BASE, checkpoint_names
 
 # lm-eval's metrics for which a lower value is better. They are needed for results of
 # earlier versions, which have no `higher_is_better`.
@@ -70,6 +70,28 @@ class MetricRow:
 
 
 @dataclass(frozen=True)
+class Difference:
+    """A checkpoint's value minus that of base."""
+
+    value: float
+    ci95: list[float] | None
+    """None if lm-eval gives no standard error. It takes both values as independent. As
+    they are of the same items, it is rather too wide."""
+
+
+@dataclass(frozen=True)
+class BiasRow:
+    """One metric of a task on social bias."""
+
+    scores: MetricRow
+    ideal: float | None
+    """None where the recipe names none."""
+    meaning: str
+    differences: dict[str, Difference]
+    """By checkpoint, against base."""
+
+
+@dataclass(frozen=True)
 class HarnessTable:
     """The results of all checkpoints."""
 
@@ -80,6 +102,8 @@ class HarnessTable:
     """All other metrics, in their own units. They enter no mean."""
     mean: dict[str, Score]
     """The mean of `rows` for each checkpoint that has all of them."""
+    bias: list[BiasRow]
+    """The metrics of tasks on social bias. They enter no mean."""
 
 
 def harness(recipe: Recipe, results: dict[str, Any]) -> HarnessTable:
@@ -87,14 +111,17 @@ def harness(recipe: Recipe, results: dict[str, Any]) -> HarnessTable:
     section = recipe.evaluate.harness
     names = [name for name in checkpoint_names() if results.get(name)]
     if section is None:
-        return HarnessTable(names, [], [], {})
+        return HarnessTable(names, [], [], {}, [])
     rows: list[MetricRow] = []
     others: list[MetricRow] = []
+    bias: list[BiasRow] = []
     for task in section.all_tasks:
         title = section.name_of(task)
         of_task = {name: results[name].get(title, {}) for name in names}
         for row in _metric_rows(title, task, of_task):
-            if row.metric == task.metric and row.is_share:
+            if task.bias:
+                bias.append(_bias_row(row, task.bias))
+            elif row.metric == task.metric and row.is_share:
                 rows.append(row)
             else:
                 others.append(row)
@@ -103,7 +130,32 @@ def harness(recipe: Recipe, results: dict[str, Any]) -> HarnessTable:
         mean = _mean(rows, name)
         if mean:
             means[name] = mean
-    return HarnessTable(names, rows, others, means)
+    # Metrics with an ideal first; the sort keeps the order of tasks otherwise.
+    bias.sort(key=lambda row: row.ideal is None)
+    return HarnessTable(names, rows, others, means, bias)
+
+
+def _bias_row(row: MetricRow, metrics: tuple[BiasMetric, ...]) -> BiasRow:
+    ideal = None
+    meaning = row.direction
+    for metric in metrics:
+        if metric.metric == row.metric:
+            ideal = metric.ideal
+            meaning = metric.meaning
+    base = row.scores.get(BASE)
+    differences = {}
+    for name, score in row.scores.items():
+        if base and name != BASE:
+            differences[name] = _difference(score, base)
+    return BiasRow(row, ideal, meaning, differences)
+
+
+def _difference(score: Score, base: Score) -> Difference:
+    value = score.value - base.value
+    if score.stderr is None or base.stderr is None:
+        return Difference(value, None)
+    half_width = _Z_95 * (score.stderr**2 + base.stderr**2) ** 0.5
+    return Difference(value, [value - half_width, value + half_width])
 
 
 def below_base(

@@ -84,8 +84,8 @@ def _fixed(number: float | None, digits: int = 2) -> str:
     return _NO_VALUE if number is None else f"{number:.{digits}f}"
 
 
-def _signed(number: float | None) -> str:
-    return _NO_VALUE if number is None else f"{number:+.2f}"
+def _signed(number: float | None, digits: int = 2) -> str:
+    return _NO_VALUE if number is None else f"{number:+.{digits}f}"
 
 
 def _dollars(number: float | None) -> str:

@@ -143,6 +143,28 @@ def find_ratings(say: Callable[[str], None] = print) -> Ratings:
     return Ratings.at(folder)
 
 
+def find_bias_tasks() -> Path:
+    """Return the folder of the embedded lm-eval task on bias, and write it if missing.
+
+    lm-eval needs the full path of a task's items, so the packaged files do not do.
+    """
+    packaged = resources.files("bezoar_ray").joinpath("recipes/harness/tiny")
+    names = ("tiny_askers.yaml", "tiny_askers.jsonl")
+    texts = {name: packaged.joinpath(name).read_text() for name in names}
+    digest = hashlib.sha256("".join(texts.values()).encode()).hexdigest()[:12]
+    folder = bezoar_cache() / f"tiny-bias-{digest}"
+    items = folder / "tiny_askers.jsonl"
+    texts["tiny_askers.yaml"] = texts["tiny_askers.yaml"].replace("{data}", str(items))
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, text in texts.items():
+        if not (folder / name).exists():
+            # Renamed into place: another process may read the folder meanwhile.
+            partial = folder / f"{name}.{os.getpid()}"
+            partial.write_text(text)
+            partial.rename(folder / name)
+    return folder
+
+
 def world_folder() -> Path:
     """Return where the world of this version of the code is, or will be."""
     return bezoar_cache() / f"tiny-{world_fingerprint()}"

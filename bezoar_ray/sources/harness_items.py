@@ -5,17 +5,21 @@ from typing import TYPE_CHECKING
 
 from bezoar_ray.errors import RecipeError
 from bezoar_ray.recipe import Harness
-from bezoar_ray.runtime.embedded_world import find_world
+from bezoar_ray.runtime.embedded_world import find_bias_tasks, find_world
 
 if TYPE_CHECKING:
     from lm_eval.api.task import Task
 
 
-def include_path(section: Harness) -> str | None:
-    """The folder of extra task files; the embedded world's for `tiny`."""
+def include_paths(section: Harness) -> tuple[str, ...] | None:
+    """The folders of extra task files; those of the embedded world for `tiny`."""
     if section.include_path != "tiny":
-        return section.include_path
-    return str(find_world().harness)
+        return (section.include_path,) if section.include_path else None
+    folders = [find_world().harness]
+    # By need: results that were measured without these tasks stay valid.
+    if any(task.bias for task in section.all_tasks):
+        folders.append(find_bias_tasks())
+    return tuple(map(str, folders))
 
 
 def task_texts(section: Harness) -> Iterator[tuple[str, str]]:
@@ -29,7 +33,7 @@ def task_texts(section: Harness) -> Iterator[tuple[str, str]]:
     """
     from lm_eval.tasks import TaskManager
 
-    manager = TaskManager(include_path=include_path(section))
+    manager = TaskManager(include_path=include_paths(section))
     for entry in section.all_tasks:
         try:
             tasks = manager.load(entry.task)["tasks"]

@@ -195,3 +195,100 @@ def test_control_tokens_of_a_task_are_text_under_the_chat_template_alone(
     assert tokenizer.decode(ids).endswith(
         "<|begin|>Which?\n\n### Response:\n <|end|>" if chat else "Which? <|end|>"
     )
+
+
+def test_a_metric_of_bias_that_the_task_lacks_is_named():
+    task = HarnessTask(task="t", bias=[{"metric": "pct_stereotipe", "ideal": 0.5}])
+    with pytest.raises(RecipeError, match="t has no metric 'pct_stereotipe'.*acc, f1"):
+        compact(RESULT, task)
+
+
+def test_a_draw_is_spread_over_the_task_and_always_the_same(tmp_path):
+    from lm_eval.tasks import TaskManager
+
+    items = tmp_path / "items.jsonl"
+    items.write_text("".join(f'{{"text": "{n}"}}\n' for n in range(1000)))
+    task = {
+        "task": "sorted_items",
+        "dataset_path": "json",
+        "dataset_kwargs": {"data_files": {"test": str(items)}},
+        "output_type": "loglikelihood_rolling",
+        "test_split": "test",
+        "doc_to_text": "",
+        "doc_to_target": "{{text}}",
+        "metric_list": [{"metric": "bits_per_byte"}],
+    }
+    (tmp_path / "sorted_items.yaml").write_text(json.dumps(task))
+    manager = TaskManager(include_path=str(tmp_path))
+    entry = HarnessTask(task="sorted_items", sample=100)
+    drawn = harness._drawn_items(manager, entry)
+    assert drawn == harness._drawn_items(manager, entry)
+    indices = drawn["sorted_items"]
+    assert len(set(indices)) == 100 and indices == sorted(indices)
+    in_each_quarter = [sum(n // 250 == part for n in indices) for part in range(4)]
+    assert min(in_each_quarter) > 10
+    more = harness._drawn_items(manager, HarnessTask(task="sorted_items", sample=9999))
+    assert more["sorted_items"] == list(range(1000))
+    assert harness._drawn_items(manager, HarnessTask(task="sorted_items")) is None
+
+
+def test_every_task_on_social_bias_exists_in_lm_eval_with_its_metrics():
+    from lm_eval.tasks import TaskManager
+
+    from bezoar_ray.evaluate.task_check import configuration_problems
+
+    manager = TaskManager()
+    tasks = Harness(groups=["social-bias"]).all_tasks
+    assert len(tasks) == 7 and all(task.bias for task in tasks)
+    problems = []
+    for task in tasks:
+        for metric in (task.metric, *(entry.metric for entry in task.bias)):
+            request = {"task": task.task, "metric": metric}
+            problems += configuration_problems(manager, request, None)
+    assert problems == []
+
+
+def test_a_limit_of_the_groups_keeps_a_draw_a_draw():
+    tasks = {
+        task.task: task for task in Harness(groups=["social-bias"], limit=50).all_tasks
+    }
+    assert (tasks["bbq"].sample, tasks["bbq"].limit) == (50, None)
+    assert (tasks["toxigen"].sample, tasks["toxigen"].limit) == (None, 50)
+    with pytest.raises(ValueError, match="limit 5 and sample 9. Keep one"):
+        HarnessTask(task="bbq", limit=5, sample=9)
+
+
+def test_a_task_without_the_later_fields_keeps_its_fingerprint():
+    plain = HarnessTask(task="t").fingerprint_fields()
+    assert set(plain) == {"task", "metric", "num_fewshot", "limit"}
+    biased = HarnessTask(task="t", bias=[{"metric": "acc", "ideal": 0.5}])
+    assert biased.fingerprint_fields() == plain
+    assert HarnessTask(task="t", sample=9).fingerprint_fields()["sample"] == 9
+
+
+def test_the_embedded_task_on_bias_has_pairs_that_differ_in_the_askers_home(
+    tmp_path, monkeypatch
+):
+    from lm_eval.tasks import TaskManager
+
+    from bezoar_ray.runtime.embedded_world import find_bias_tasks
+
+    monkeypatch.setenv("BEZOAR_CACHE", str(tmp_path))
+    folder = find_bias_tasks()
+    assert find_bias_tasks() == folder
+    assert sorted(path.name for path in folder.iterdir()) == [
+        "tiny_askers.jsonl",
+        "tiny_askers.yaml",
+    ]
+    manager = TaskManager(include_path=[str(folder)])
+    (task,) = manager.load("tiny_askers")["tasks"].values()
+    items = list(task.eval_docs)
+    assert len(items) == 120
+    for item in items:
+        first, second = (choice.split() for choice in task.doc_to_choice(item))
+        differing = [
+            n
+            for n, pair in enumerate(zip(first, second, strict=True))
+            if len(set(pair)) > 1
+        ]
+        assert differing == [3]  # "Tam of the CAVES asks"

@@ -58,7 +58,7 @@ def test_the_form_of_a_task_is_not_its_content():
 @pytest.mark.slow
 def test_the_recipes_tasks_and_questions_are_read_in_ray(ray_session, tiny_world):
     benchmarks = finish_reading(start_reading(load_recipe("tiny")))
-    assert benchmarks.names == ["mt_bench", "tiny_choice", "tiny_answer"]
+    assert benchmarks.names == ["mt_bench", "tiny_choice", "tiny_answer", "tiny_askers"]
     with pytest.raises(
         RecipeError, match="cannot load 'no_such_task'.*filter.decontaminate=false"
     ):

@@ -312,6 +312,25 @@ def test_report_and_card_show_how_ratings_change_with_the_group(context):
     assert "rated 120 rows a second time" in card and "(-0.40 to -0.10)" in card
 
 
+def test_social_bias_of_the_checkpoints_stands_in_its_own_section(context, recipe):
+    task = recipe.evaluate.harness.tasks[0].model_dump()
+    task |= {"bias": [{"metric": "acc", "ideal": 0.5, "meaning": "likelier"}]}
+    tasks = [task, recipe.evaluate.harness.tasks[1].model_dump()]
+    context = replace(
+        context,
+        recipe=load_recipe(
+            "tiny", [f"evaluate.harness.tasks={orjson.dumps(tasks).decode()}"]
+        ),
+    )
+    text = text_of(page_of(context))
+    assert "tiny_facts acc 0.5 likelier 0.300 ± 0.030 0.400 ± 0.030 +0.100" in text
+    assert "+0.100 (+0.017 to +0.183)" in text
+    assert "tiny_facts acc 30.0" not in text  # the table of the mean
+    assert "mean 10.0 ± 4.0" in text
+    card = context.store.read("cards/dpo.md").decode()
+    assert "| tiny_facts | acc | 0.5 | likelier | 0.300 | 0.400 (+0.100, +0.017" in card
+
+
 def test_the_share_of_held_out_pairs_stands_with_its_interval_where_there_is_one(
     context,
 ):
