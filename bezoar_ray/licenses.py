@@ -216,7 +216,7 @@ def causes(recipe: Recipe, rows: Iterable[tuple[str, str]] = ()) -> list[Cause]:
     """
     seeds = []
     known = set()
-    for kind, sources in _seeds_in_use(recipe):
+    for kind, sources in sources_in_use(recipe):
         for source in sources:
             cause = _source_cause(source, kind)
             seeds.append(cause)
@@ -266,7 +266,7 @@ def commercial_use(
     return {"verdict": verdict, "because": because}
 
 
-def _seeds_in_use(recipe: Recipe) -> list[tuple[str, tuple[SourceSection, ...]]]:
+def sources_in_use(recipe: Recipe) -> list[tuple[str, tuple[SourceSection, ...]]]:
     """The recipe's data sources, with their kind in words."""
     seeds = recipe.seeds
     dolly = seeds.dolly if "dolly" in recipe.seeds_in_use else ()

@@ -1,16 +1,19 @@
 """Model and dataset cards: Markdown, with the front matter that the hub reads."""
 
+import re
+from collections.abc import Iterator
+
 import yaml
 from markupsafe import Markup
 
 from bezoar_ray import layout
 from bezoar_ray.data.attribute_line import attribute_line
 from bezoar_ray.data.schema import ATTRIBUTES
-from bezoar_ray.licenses import YES
+from bezoar_ray.licenses import YES, sources_in_use
 from bezoar_ray.recipe import Align, SourceSection, Steer
 from bezoar_ray.report.content import Content
 from bezoar_ray.report.page import environment
-from bezoar_ray.stages import checkpoint_of, stage_of, trained_checkpoint_names
+from bezoar_ray.stages import BASE, checkpoint_of, stage_of, trained_checkpoint_names
 from bezoar_ray.store import Store
 
 _METHODS = {
@@ -35,7 +38,9 @@ _SIZES = (
 
 
 def write_cards(content: Content, store: Store) -> list[str]:
-    """Write a card for each trained checkpoint, and one for the rows if there are any.
+    """Write a card for each trained checkpoint.
+
+    Two more are written if there are rows: on the rows, and on all training content.
 
     Returns:
         The names of the files.
@@ -50,6 +55,7 @@ def write_cards(content: Content, store: Store) -> list[str]:
             cards[name] = model_card(content, name)
     if content.schemes:
         cards["dataset"] = dataset_card(content)
+        cards["training-content"] = training_content(content)
     for name, text in cards.items():
         store.replace(layout.card(name), text)
     return [layout.card(name) for name in cards]
@@ -80,7 +86,7 @@ def model_card(content: Content, name: str) -> str:
     section = recipe.training(stage)
     return _render(
         "model_card.md",
-        front | _license(content),
+        front | _license(content) | _model_index(content, name),
         content,
         name=name,
         trained=checkpoint_of(name).trained.format(method=method),
@@ -134,7 +140,7 @@ def reward_model_card(content: Content, name: str) -> str:
         front["datasets"] = hub_datasets
     return _render(
         "reward_model_card.md",
-        front | _license(content),
+        front | _license(content) | _model_index(content, name),
         content,
         name=name,
         attributes=ATTRIBUTES,
@@ -164,6 +170,76 @@ def dataset_card(content: Content) -> str:
         "size_categories": [size],
     }
     return _render("dataset_card.md", front | _license(content), content, rows=rows)
+
+
+def training_content(content: Content) -> str:
+    """Render the summary of training content, in the form of the EU's template.
+
+    Template of the AI Office for Article 53(1)(d) of Regulation (EU) 2024/1689, July
+    2025.
+    """
+    recipe = content.recipe
+    sources = []
+    for kind, of_kind in sources_in_use(recipe):
+        sources += [(kind, source) for source in of_kind]
+    rows = sum(scheme.accepted for scheme in content.schemes)
+    tokens = 0
+    for name, part in content.train.items():
+        if part.get("rows"):
+            section = recipe.training(stage_of(name).name)
+            tokens += part["rows"] * section.max_length
+    text = (
+        environment()
+        .get_template("training_content.md")
+        .render(
+            content=content,
+            recipe=recipe,
+            sources=sources,
+            rows=rows,
+            tokens=tokens,
+            checkpoints=[name for name in content.checkpoints if name != BASE],
+        )
+    )
+    return re.sub(r"\n{3,}", "\n\n", text) + "\n"
+
+
+def _model_index(content: Content, name: str) -> dict[str, object]:
+    """Return the front matter's evaluation results of one model; empty without any.
+
+    The format is the hub's: https://huggingface.co/docs/hub/model-cards.
+    """
+    results = []
+    for benchmark, metric, value in _results(content, name):
+        dataset = {
+            # The hub allows no blanks and commas here.
+            "type": re.sub(r"[^A-Za-z0-9_./-]+", "-", benchmark).strip("-"),
+            "name": benchmark,
+        }
+        entry = {
+            "task": {"type": "text-generation"},
+            "dataset": dataset,
+            "metrics": [{"type": metric, "value": value}],
+        }
+        results.append(entry)
+    if not results:
+        return {}
+    model = {"name": f"{content.recipe.name}-{name}", "results": results}
+    return {"model-index": [model]}
+
+
+def _results(content: Content, name: str) -> Iterator[tuple[str, str, float]]:
+    """Yield benchmark, metric and value of all results of one model."""
+    table = content.harness
+    for row in (*table.rows, *table.others, *(bias.scores for bias in table.bias)):
+        if name in row.scores:
+            yield row.task, row.metric, round(row.scores[name].value, 4)
+    scores = content.mt_bench.get(name, {})
+    if scores.get("score") is not None:
+        yield content.bench_name, "score", round(scores["score"], 4)
+    for section in content.reward_bench.rows:
+        if name in section.scores:
+            benchmark = f"{section.title} {section.section}"
+            yield benchmark, "accuracy", round(section.scores[name].value, 4)
 
 
 def _license(content: Content) -> dict[str, object]:

@@ -3,6 +3,7 @@
 import re
 from dataclasses import replace
 from html.parser import HTMLParser
+from pathlib import Path
 
 import orjson
 import pytest
@@ -245,6 +246,7 @@ def test_the_report_lists_its_files_and_opens_offline(context):
         "cards/hh-sft.md",
         "cards/dpo.md",
         "cards/dataset.md",
+        "cards/training-content.md",
     ]
     assert all(map(context.store.exists, outcome.files))
     found = Tags(context.store.read("report.html").decode())
@@ -495,7 +497,11 @@ def test_a_failed_run_says_what_is_missing_and_which_gate_took_the_rows(
     store.replace_json("summary.json", failed)
     outcome = run(replace(context, store=store))
     text = text_of(store.read("report.html").decode())
-    assert outcome.files == ["report.html", "cards/dataset.md"]
+    assert outcome.files == [
+        "report.html",
+        "cards/dataset.md",
+        "cards/training-content.md",
+    ]
     for said in (
         "This run failed.",
         "filter: failed",
@@ -540,6 +546,109 @@ def test_cards_carry_front_matter_results_and_hh_rlhfs_warning(context):
     assert "A warning" not in cards["sft"]
     assert "| dpo | 5.00 | 4.50 to 5.50 | 31 | 1 |" in cards["dpo"]
     assert "| tiny | Apache-2.0 (embedded) | 36 |" in cards["dataset"]
+
+
+def test_huggingface_hub_reads_the_cards_with_their_results(context):
+    from huggingface_hub import DatasetCard, ModelCard
+
+    found = with_reward_bench(context)
+    found["eval"]["mt_bench"]["dpo"]["score"] = 4.25
+    context.store.replace_json("summary.json", found)
+    run(context)
+    card = ModelCard(context.store.read("cards/dpo.md").decode())
+    assert card.data.model_name == "tiny-dpo"
+    assert card.data.base_model == "tiny-base" and card.data.license == "apache-2.0"
+    results = {
+        (entry.dataset_name, entry.metric_type): entry.metric_value
+        for entry in card.data.eval_results
+    }
+    assert results["tiny_facts", "acc"] == 0.6
+    assert results["tiny_answers", "exact_match"] == 0.7
+    assert results["RewardBench 1 overall", "accuracy"] == 0.6
+    assert 4.25 in results.values()
+    assert all(" " not in entry.dataset_type for entry in card.data.eval_results)
+    dataset = DatasetCard(context.store.read("cards/dataset.md").decode())
+    assert dataset.data.size_categories == ["n<1K"]
+
+
+def test_a_checkpoint_without_results_has_no_model_index(context):
+    from huggingface_hub import ModelCard
+
+    context.store.replace_json("summary.json", summary() | {"eval": {}})
+    run(context)
+    card = ModelCard(context.store.read("cards/dpo.md").decode())
+    assert card.data.eval_results is None
+    assert "This checkpoint was not evaluated." in card.text
+
+
+def headings(text: str) -> list[str]:
+    code_free = re.sub(r"^```.*?^```$", "", text, flags=re.DOTALL | re.MULTILINE)
+    return re.findall(r"^#+ (.+)$", code_free, re.MULTILINE)
+
+
+@pytest.mark.parametrize(
+    ("card", "template"),
+    [("dpo", "modelcard_template.md"), ("dataset", "datasetcard_template.md")],
+)
+def test_cards_have_the_sections_of_the_hubs_template_in_its_order(
+    context, card, template
+):
+    import huggingface_hub
+
+    run(context)
+    ours = headings(context.store.read(f"cards/{card}.md").decode())
+    folder = Path(huggingface_hub.__file__).parent / "templates"
+    theirs = headings((folder / template).read_text())
+    shared = [title for title in ours if title in theirs]
+    assert shared == [title for title in theirs if title in shared]
+    needed = {
+        "Uses",
+        "Direct Use",
+        "Out-of-Scope Use",
+        "Bias, Risks, and Limitations",
+        "Recommendations",
+    }
+    assert needed <= set(shared)
+
+
+def test_the_summary_of_training_content_follows_the_eus_template(context):
+    run(context)
+    text = context.store.read("cards/training-content.md").decode()
+    assert headings(text)[1:] == [
+        "1. General information",
+        "1.1 Provider",
+        "1.2 Model",
+        "1.3 Modalities, size and characteristics of the training data",
+        "2. Data sources",
+        "2.1 Publicly available datasets",
+        "2.2 Private datasets obtained from third parties",
+        "2.3 Data crawled and scraped from online sources",
+        "2.4 User data",
+        "2.5 Synthetic data",
+        "2.6 Other sources",
+        "3. Data processing",
+        "3.1 Respect of reservations of rights from the exception for text and data mining",
+        "3.2 Removal of illegal content",
+        "3.3 Other information",
+    ]
+    assert "36 accepted synthetic rows" in text
+    assert "- tiny-teacher (license Apache-2.0; run by the provider)" in text
+    assert "| tiny | Apache-2.0 (embedded) | 36 |" in text
+    assert text.count("- the embedded world of bezoar_ray") == 3
+    assert "less than 1 billion tokens" in text
+
+
+def test_the_summary_of_training_content_names_public_sets_and_files(context, tmp_path):
+    file = tmp_path / "mine.jsonl"
+    settings = [f"sft.data={{mine: {{source: {file}, license: MIT}}}}"]
+    run(replace(context, recipe=load_recipe("openbezoar-3b", settings)))
+    text = context.store.read("cards/training-content.md").decode()
+    public = text[text.index("### 2.1") : text.index("### 2.2")]
+    assert "- Anthropic/hh-rlhf (Hugging Face hub, revision " in public
+    assert "license CC-BY-SA-3.0" in public
+    private = text[text.index("### 2.2") : text.index("### 2.3")]
+    assert f"- {file}, custom rows, license MIT. **The run cannot tell" in private
+    assert "None." in text[text.index("### 2.6") : text.index("## 3.")]
 
 
 def test_the_card_of_a_permissive_run_is_apache(context):
