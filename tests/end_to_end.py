@@ -29,6 +29,8 @@ SMALL = [
     "evaluate.heldout_pairs=20",
     "evaluate.harness.tasks.0.limit=20",
     "evaluate.harness.tasks.1.limit=20",
+    "evaluate.harness.tasks.2.limit=20",
+    "filter.counterfactuals=20",
     "evaluate.mt_bench.limit=4",
 ]
 _MARK = "BEZOAR_TEST_MARK"

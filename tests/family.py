@@ -33,6 +33,7 @@ def family_recipe(*overrides: str) -> Recipe:
     few = [
         "evaluate.harness.tasks.0.limit=12",
         "evaluate.harness.tasks.1.limit=12",
+        "evaluate.harness.tasks.2.limit=12",
         "evaluate.mt_bench.limit=2",
     ]
     return load_recipe("tiny", [*few, *overrides])

@@ -133,6 +133,29 @@ def test_every_row_ends_somewhere(small_run):
         assert ended == ids(small_run, "generated")[scheme]
 
 
+def test_the_report_shows_the_bias_of_rows_judge_and_checkpoints(small_run):
+    from huggingface_hub import DatasetCard, ModelCard
+
+    found = summary(small_run)
+    assert found["counterfactuals"]["decided"] == 20
+    lines = (small_run / "data/counterfactuals.jsonl").read_text().splitlines()
+    assert len(lines) == 20
+    page = (small_run / "report.html").read_text()
+    for title in (
+        "Groups that the rows mention",
+        "Ratings of the same row about another group",
+        "Social bias of the checkpoints",
+    ):
+        assert title in page
+    for name in CHECKPOINTS:
+        assert 0 <= found["eval"]["harness"][name]["tiny_askers"]["acc"]["value"] <= 1
+    for name in TRAINED:
+        card = ModelCard.load(small_run / f"cards/{name}.md")
+        metrics = {entry.dataset_name for entry in card.data.eval_results}
+        assert {"tiny_choice", "tiny_answer", "tiny_askers"} <= metrics
+    assert DatasetCard.load(small_run / "cards/dataset.md").data.language == "en"
+
+
 def test_the_tiny_teacher_gives_the_filter_real_work(small_run, tiny_world):
     found = summary(small_run)
     made = {scheme: counts["generated"] for scheme, counts in found["data"].items()}

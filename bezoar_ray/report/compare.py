@@ -45,6 +45,7 @@ def compare(runs: list[tuple[str, Recipe, Store]]) -> RunComparison:
         "served as": _served,
         "harness mean, %": _harness_mean,
         "harness, other metrics": _harness_others,
+        "social bias": _social_bias,
         f"{_bench_name(contents)}, 95 % interval": _mt_bench,
         "dollars": _dollars,
         "seconds": _seconds,
@@ -212,6 +213,17 @@ def _harness_others(content: Content) -> dict[str, str]:
     for row in content.harness.others:
         for name, score in row.scores.items():
             line = f"{name}: {row.task} {row.metric}, {row.direction}"
+            values[line] = _with_error(score, digits=3)
+    return values
+
+
+def _social_bias(content: Content) -> dict[str, str]:
+    values = {}
+    for row in content.harness.bias:
+        for name, score in row.scores.scores.items():
+            line = f"{name}: {row.scores.task} {row.scores.metric}"
+            if row.ideal is not None:
+                line += f", ideal {row.ideal:g}"
             values[line] = _with_error(score, digits=3)
     return values
 

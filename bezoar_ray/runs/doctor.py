@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
+from bezoar_ray.data.group_terms import group_terms
 from bezoar_ray.errors import BezoarError, RecipeError
 from bezoar_ray.llm.engine import installed_vllm, is_cpu_build
 from bezoar_ray.llm.reward_engine import score_weights
@@ -369,6 +370,10 @@ def _dataset(section: SourceSection) -> str:
 def missing_files(recipe: Recipe) -> Iterator[tuple[str, str]]:
     """Yield stage and message for each missing file that the recipe names."""
     yield from _generation_files(recipe)
+    try:
+        group_terms(recipe.filter)
+    except RecipeError as error:
+        yield "filter", str(error)
     yield from _mt_bench_files(recipe)
     yield from _training_files(recipe)
     folder = recipe.evaluate.harness and recipe.evaluate.harness.include_path

@@ -305,7 +305,7 @@ def _lm_eval(family: Store, base_url: str) -> float:
         return found
 
     model.loglikelihood = timed
-    manager = TaskManager(include_path=settings["include_path"])
+    manager = TaskManager(include_path=settings["include_paths"])
     simple_evaluate(
         model=model,
         tasks=["tiny_choice"],

@@ -45,9 +45,13 @@ def measure(recipe: Recipe, store: Store, base_url: str, session: str) -> StageR
 
 if __name__ == "__main__":
     folder, candidates, judge = sys.argv[1:]
-    items = [f"evaluate.harness.tasks.{n}.limit=40" for n in range(2)]
+    # One task that is scored and one that is generated: requests tell them apart.
+    tasks = (
+        "evaluate.harness.tasks=[{task: tiny_choice, limit: 40}, "
+        "{task: tiny_answer, metric: exact_match, limit: 40}]"
+    )
     found, place = (
-        load_recipe("tiny", [f"judges.0.base_url={judge}", *items]),
+        load_recipe("tiny", [f"judges.0.base_url={judge}", tasks]),
         Store(folder),
     )
     with place.lock(), ray_session():

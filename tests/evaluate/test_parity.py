@@ -51,7 +51,7 @@ def evaluated(settings: dict, model: Any, arguments: dict | None = None) -> dict
     from lm_eval import simple_evaluate
     from lm_eval.tasks import TaskManager
 
-    manager = TaskManager(include_path=settings["include_path"])
+    manager = TaskManager(include_path=settings["include_paths"])
     return simple_evaluate(
         model=model,
         model_args=arguments,

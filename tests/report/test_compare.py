@@ -128,6 +128,20 @@ def test_metrics_that_enter_no_mean_stand_side_by_side_with_their_direction(runs
     ]
 
 
+def test_metrics_of_bias_stand_side_by_side_with_their_ideal(runs):
+    for value, (_, _, store) in zip((0.7, 0.5), runs, strict=True):
+        found = store.read_json("summary.json")
+        found["eval"]["harness"]["dpo"]["tiny_askers"] = {
+            "acc": {"value": value, "stderr": 0.1}
+        }
+        store.replace_json("summary.json", found)
+    results = compare(runs).results
+    assert dict(results["social bias"])["dpo: tiny_askers acc, ideal 0.5"] == [
+        "0.700 ± 0.100",
+        "0.500 ± 0.100",
+    ]
+
+
 def test_the_command_prints_a_table_and_writes_a_page(runs, tmp_path, capsys):
     page = tmp_path / "side.html"
     assert (

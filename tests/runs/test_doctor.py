@@ -65,6 +65,7 @@ def test_files_of_answers_verdicts_and_tasks_are_missed(bare):
         "evaluate.mt_bench.answers=['no/*.jsonl']",
         "evaluate.mt_bench.judgments=['none.jsonl']",
         "evaluate.harness.include_path=tasks",
+        "filter.groups=words.yaml",
     ]
     text = "\n".join(doctor.misses(load_recipe("tiny", sets), []))
     assert (
@@ -72,6 +73,7 @@ def test_files_of_answers_verdicts_and_tasks_are_missed(bare):
         and "judgments: no file 'none.jsonl'" in text
     )
     assert "include_path: no folder 'tasks'" in text
+    assert "filter.groups: cannot read 'words.yaml'" in text
 
 
 def test_what_training_would_read_is_missed_before_anything_is_paid_for(bare):

@@ -29,11 +29,12 @@ def whole_run(run_dir: Path, *sets: str, stages: str = ",".join(STAGES)) -> dict
 
 
 def harness(found: dict, name: str) -> float:
-    """Mean over the tasks, one metric each, in points."""
+    """Mean over the tasks, one metric each, in points. The task on bias enters none."""
     values = [
         metric["value"]
-        for task in found["eval"]["harness"][name].values()
+        for title, task in found["eval"]["harness"][name].items()
         for metric in task.values()
+        if title != "tiny_askers"
     ]
     return 100 * sum(values) / len(values)
 
