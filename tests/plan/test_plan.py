@@ -213,6 +213,11 @@ def test_a_pilot_replaces_yields_and_tokens(tmp_path):
     assert found.accepted == {"lamini": 0.75, "evol_instruct": 0.68, "orca": 0.17}
     assert found.judged == 60 / (40 * 2)
     assert (found.call["judge"].into, found.call["judge"].out) == (1000, 50)
+    # The calls for counterfactual pairs are none for the rows themselves.
+    pilot["counterfactuals"] = {"pairs": 10}
+    (tmp_path / "summary.json").write_text(json.dumps(pilot))
+    found = plan_from(RECIPE, tmp_path).assumed
+    assert found.judged == (60 - 2 * 10) / (40 * 2)
     assert found.call["orca answer"].into == pytest.approx(
         2 * 300
     )  # twice what was assumed, as the pilot's
