@@ -51,7 +51,8 @@ from bezoar_ray.stages import (
 from bezoar_ray.store import Store
 
 _LOG = "driver.log"
-_JUDGING_STAGES = ("filter", "evaluate")
+# They ask a judge, or whether a response is right.
+_JUDGING_STAGES = ("filter", "align", "evaluate")
 
 
 def run(
