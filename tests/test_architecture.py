@@ -13,6 +13,7 @@ LAYERS = (
     {"runs"},
     {"plan"},
     {"report"},
+    {"review"},
     {"generate", "filter", "train", "evaluate"},
     {"serve"},
     {"pipeline", "licenses"},

@@ -1,0 +1,1 @@
+"""People review rows, and are compared with the judge."""
