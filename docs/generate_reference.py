@@ -68,6 +68,8 @@ COLUMNS = {
     "verdicts": "One verdict for each judge that was called.",
     "task_source": "FLAN sub-mixture, in Orca rows.",
     "task_name": "FLAN task, in Orca rows.",
+    "person": "What a person decided: `accepted`, `rejected`, or `edited` if the texts are the person's. Empty if "
+    "gates and judges decided. Verdicts stay those of the generated text.",
     "judge": "Model that rated the row.",
     "rating": "Rating from 1 to 5. Empty if the reply has none.",
     "source": "Source of the pair.",
@@ -111,6 +113,11 @@ REASONS = {
     "unrated": (
         "filter",
         "A deciding judge gave no rating, twice. The text after the colon is the cause. The row fails.",
+    ),
+    "person": (
+        "filter",
+        "A person rejected the row in `bezoar review`. The text after the colon is the person's reason. Needs "
+        "`filter.decisions`.",
     ),
     "contaminated": (
         "filter",

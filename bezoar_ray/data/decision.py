@@ -4,6 +4,7 @@ A decision is never changed. A later line of the same reviewer on the same row t
 place, also where it is in the file of another session.
 """
 
+import hashlib
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
@@ -127,6 +128,12 @@ def parse_decision(row: object, where: str) -> Decision:
             f"{where}: not a decision: time: {error}. Write it in ISO 8601, such as "
             "2026-01-31T12:00:00+00:00"
         ) from error
+    for name in ("instruction", "response"):
+        if not decision.edits.get(name, "text").strip():
+            raise RecipeError(
+                f"{where}: not a decision: {name} is empty. Set it to null where the "
+                "text stays as it is, or reject the row"
+            )
     return replace(decision, time=time.isoformat(timespec="microseconds"))
 
 
@@ -178,6 +185,17 @@ def latest(decisions: Iterable[Decision]) -> dict[tuple[str, str], Decision]:
         if decision.decision != "undo":
             last[key] = decision
     return last
+
+
+def decisions_fingerprint(store: Store) -> str:
+    """Return a fingerprint of what the decisions of a run directory do to its rows.
+
+    Who decided, and when, does not enter: the same decision again changes nothing.
+    """
+    effects = []
+    for id, decision in sorted(by_row(read_own_decisions(store)).items()):
+        effects.append([id, decision.decision, decision.reason, decision.edits])
+    return hashlib.sha256(orjson.dumps(effects)).hexdigest()[:16]
 
 
 def by_row(decisions: Iterable[Decision]) -> dict[str, Decision]:

@@ -19,6 +19,8 @@ ATTRIBUTES: tuple[Attribute, ...] = get_args(Attribute)
 HIGHEST_RATING = 4.0
 """The highest rating of an attribute. The lowest is 0."""
 
+_PERSON_RANK = 6.0
+"""Above the highest rating of a judge, which is 5."""
 _END = re.compile(r"[\s.!?]+$")
 
 
@@ -114,6 +116,9 @@ class Sample(StageRow):
     verdicts: list[Verdict] = field(default_factory=list)
     task_source: str = ""
     task_name: str = ""
+    person: str = ""
+    """What a person decided: `accepted`, `rejected`, or `edited` where the texts are
+    the person's. Empty where gates and judges decided."""
 
     @property
     def task(self) -> str:
@@ -129,6 +134,16 @@ class Sample(StageRow):
         if not ratings:
             return 0.0
         return sum(ratings) / len(ratings)
+
+    @property
+    def rank(self) -> float:
+        """The number by which the best of several rows is chosen: the rating.
+
+        A row that a person accepted is above all others.
+        """
+        if self.person in ("accepted", "edited"):
+            return _PERSON_RANK
+        return self.rating
 
     @property
     def gate(self) -> str:

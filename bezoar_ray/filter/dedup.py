@@ -54,7 +54,7 @@ class Duplicates:
         self._add(
             sample.task,
             sample.response,
-            sample.rating,
+            sample.rank,
             compared_with_seeds=not keeps_instruction(sample.scheme),
         )
 

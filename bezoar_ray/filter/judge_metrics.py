@@ -120,6 +120,9 @@ class FilterMetrics:
         first = sample.verdicts[0]
         if not self._truth or first.status == "failed":
             return
+        # The judge rated the text that a person has replaced.
+        if sample.person == "edited":
+            return
         is_right = self._truth(sample.task, sample.response)
         if is_right is not None:
             self._known[first.status == "accepted", is_right] += 1

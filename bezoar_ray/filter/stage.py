@@ -4,12 +4,13 @@ Every generated row ends as accepted, rejected or failed.
 """
 
 import sys
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from functools import partial
 from itertools import chain
 
 from bezoar_ray import layout, sources
+from bezoar_ray.data.decision import Decision
 from bezoar_ray.data.group_terms import group_terms
 from bezoar_ray.data.sample_io import (
     ExternalSorter,
@@ -33,6 +34,11 @@ from bezoar_ray.filter.decontamination import (
 from bezoar_ray.filter.dedup import Duplicates
 from bezoar_ray.filter.gates import find_gate
 from bezoar_ray.filter.judge_metrics import FilterMetrics
+from bezoar_ray.filter.people import (
+    apply_decision,
+    end_by_person,
+    load_decisions,
+)
 from bezoar_ray.filter.rate import judge_sample
 from bezoar_ray.filter.selection import choose_rows
 from bezoar_ray.filter.semantic_dedup import same_meaning
@@ -99,6 +105,7 @@ def write_filtered(
         NothingAccepted: No row is accepted; the files are written.
     """
     section = context.recipe.filter
+    decisions = load_decisions(context)
     # Malformed seeds are passed over: generate has counted and reported them.
     duplicates = Duplicates(
         sources.stream(context.recipe.seeds.dolly, "dolly", lambda _: None)
@@ -106,15 +113,19 @@ def write_filtered(
     # Status and reason of each row. They are kept, since gates and benchmarks are slow
     # and several passes over the rows follow.
     outcomes: list[tuple[str, str]] = []
-    for sample in _decide(chain.from_iterable(sorter), section, benchmarks):
+
+    def iter_rows() -> Iterator[Sample]:
+        for sample in chain.from_iterable(sorter):
+            yield apply_decision(sample, decisions.get(sample.id))
+
+    for sample in _decide(iter_rows(), section, decisions, benchmarks):
         # Few reasons for many rows: interned, each text is in memory once.
         outcomes.append((sample.status, sys.intern(sample.reason)))
         if sample.status == "accepted":
             duplicates.add(sample)
 
     def iter_accepted() -> Iterator[Sample]:
-        samples = chain.from_iterable(sorter)
-        for sample, outcome in zip(samples, outcomes, strict=True):
+        for sample, outcome in zip(iter_rows(), outcomes, strict=True):
             if outcome[0] == "accepted":
                 yield sample.ended(*outcome)
 
@@ -142,6 +153,7 @@ def write_filtered(
             if status == "accepted":
                 reason = next(remaining_reasons)
                 status = "rejected" if reason else "accepted"
+            sample = apply_decision(sample, decisions.get(sample.id))
             finished.append(sample.ended(status, reason))
             metrics.add(finished[-1])
         files.write(finished)
@@ -219,25 +231,34 @@ async def _judge(
 
 
 def _decide(
-    samples: Iterable[Sample], section: Filter, benchmarks: Benchmarks | None
+    samples: Iterable[Sample],
+    section: Filter,
+    decisions: Mapping[str, Decision],
+    benchmarks: Benchmarks | None,
 ) -> Iterator[Sample]:
-    """Yield the samples with the status that gates, judges and benchmarks give them."""
+    """Yield the samples with the status that people, gates, judges and benchmarks give.
+
+    A person decides in place of gates and judges.
+    """
     for sample in samples:
-        if sample.status != "generated":
-            yield sample
-            continue
-        # The judges' actors found it, too, but pass rows on unmarked.
-        rejecting_gate = find_gate(sample, section.gates)
-        if rejecting_gate:
-            yield sample.ended("rejected", rejecting_gate)
-            continue
-        sample = combine_verdicts(sample, section)
+        if sample.person:
+            sample = end_by_person(sample, decisions[sample.id])
+        elif sample.status == "generated":
+            sample = _end_by_gates_and_judges(sample, section)
         # Looking up all n-grams of a row is slow, and a rejected row needs none.
         if sample.status == "accepted" and benchmarks:
             benchmark = benchmarks.find(sample)
             if benchmark:
                 sample = sample.ended("rejected", f"contaminated: {benchmark}")
         yield sample
+
+
+def _end_by_gates_and_judges(sample: Sample, section: Filter) -> Sample:
+    # The judges' actors found it, too, but pass rows on unmarked.
+    rejecting_gate = find_gate(sample, section.gates)
+    if rejecting_gate:
+        return sample.ended("rejected", rejecting_gate)
+    return combine_verdicts(sample, section)
 
 
 def _mark_same_meaning(
@@ -272,7 +293,7 @@ def _cap(
     ratings = []
     for index, sample in iter_scheme():
         indexes.append(index)
-        ratings.append(sample.rating)
+        ratings.append(sample.rank)
     # A second pass: instructions are vectorized one by one and never all in memory.
     instructions = (sample.task for _, sample in iter_scheme())
     kept = choose_rows(instructions, ratings, cap)

@@ -15,6 +15,7 @@ from bezoar_ray.recipe.evaluation import (
     Serve,
 )
 from bezoar_ray.recipe.generation import (
+    OWN_DECISIONS,
     CustomCode,
     CustomScheme,
     EvolInstruct,
@@ -56,6 +57,7 @@ from bezoar_ray.recipe.training import (
 )
 
 __all__ = [
+    "OWN_DECISIONS",
     "Align",
     "Base",
     "BiasMetric",

@@ -234,6 +234,10 @@ class Meaning(Section):
     reject more."""
 
 
+OWN_DECISIONS = "review"
+"""Stands for the decisions of the run directory itself in `filter.decisions`."""
+
+
 class Filter(Section):
     """The filter: free gates first, then the judges."""
 
@@ -271,6 +275,10 @@ class Filter(Section):
     """Number of rows that the judges rate a second time, with one group of people in
     the place of another, to measure whether the rating changes. Each costs a call to
     each judge. With any, the word list decides the result of the filter as well."""
+    decisions: Annotated[str | None, FILES] = None
+    """People's decisions, which override gates and judges: `review` for those of
+    `bezoar review` in the run directory, or a file or glob of such lines of another
+    one."""
 
     def group_terms(self) -> str:
         """The text of the word list of groups of people."""
@@ -302,4 +310,10 @@ class Filter(Section):
             # The word list changes the report alone, which is always written anew. A
             # run directory made before these fields keeps its fingerprint.
             del values["counterfactuals"]
+        if self.decisions is None:
+            # A run directory made before this field existed keeps its fingerprint.
+            del values["decisions"]
+        elif self.decisions == OWN_DECISIONS:
+            # Also where a folder of this name is at hand.
+            values["decisions"] = OWN_DECISIONS
         return values

@@ -16,6 +16,7 @@ from bezoar_ray.llm.engine import installed_vllm, is_cpu_build
 from bezoar_ray.llm.reward_engine import score_weights
 from bezoar_ray.plan import Plan, plan
 from bezoar_ray.recipe import (
+    OWN_DECISIONS,
     ModelSection,
     Recipe,
     SourceSection,
@@ -398,6 +399,9 @@ def _generation_files(recipe: Recipe) -> Iterator[tuple[str, str]]:
     for scheme, path in recipe.filter.rubrics.items():
         if not Path(path).is_file():
             yield "filter", f"filter.rubrics.{scheme}: no file {path!r}"
+    decisions = recipe.filter.decisions
+    if decisions and decisions != OWN_DECISIONS and not matches(decisions):
+        yield "filter", f"filter.decisions: no file {decisions!r}"
 
 
 def _mt_bench_files(recipe: Recipe) -> Iterator[tuple[str, str]]:

@@ -12,7 +12,8 @@ from typing import Any
 import orjson
 
 from bezoar_ray import layout
-from bezoar_ray.recipe import Recipe, Section, SourceSection
+from bezoar_ray.data.decision import decisions_fingerprint
+from bezoar_ray.recipe import OWN_DECISIONS, Recipe, Section, SourceSection
 from bezoar_ray.runtime.embedded_world import ratings_fingerprint, world_fingerprint
 from bezoar_ray.stages import STAGES, manifest_of, stages_before
 from bezoar_ray.store import Store
@@ -32,8 +33,12 @@ class StageManifest:
     summary: dict[str, Any] = field(default_factory=dict)
 
 
-def fingerprint(recipe: Recipe, stage: str) -> str:
-    """Return 16 hex digits over all that a stage and the stages before it read."""
+def fingerprint(recipe: Recipe, stage: str, store: Store | None = None) -> str:
+    """Return 16 hex digits over all that a stage and the stages before it read.
+
+    Args:
+        store: The run directory, whose own decisions count where the recipe reads them.
+    """
     inputs: list[Any] = []
     stages = (*recipe.stages_before(stage), stage)
     for name in stages:
@@ -48,6 +53,8 @@ def fingerprint(recipe: Recipe, stage: str) -> str:
         text += world_fingerprint().encode()
     if _reads_tiny_ratings(recipe, stages):
         text += ratings_fingerprint().encode()
+    if store and "filter" in stages and recipe.filter.decisions == OWN_DECISIONS:
+        text += decisions_fingerprint(store).encode()
     return hashlib.sha256(text).hexdigest()[:16]
 
 

@@ -87,7 +87,7 @@ def report_again(recipe: Recipe, store: Store, progress: Progress) -> None:
         result = _run_stage("report", StageContext(recipe, store, "", progress))
         progress.finish("done")
         report_manifest = StageManifest(
-            fingerprint(recipe, "report"), 0.0, result.files, result.summary
+            fingerprint(recipe, "report", store), 0.0, result.files, result.summary
         )
         save(store, "report", report_manifest)
 
@@ -157,7 +157,9 @@ class Run:
         self._save_recipe()
         forget(self._store, names[0])
         # Taken once: a file that the recipe names may change while the stage runs.
-        fingerprints = {name: fingerprint(self._recipe, name) for name in names}
+        fingerprints = {
+            name: fingerprint(self._recipe, name, self._store) for name in names
+        }
         self._summary.start_stages(fingerprints)
         self._summary.write("running")
         event("stage begins", stage="+".join(names))
@@ -421,7 +423,7 @@ def _run_preflight(recipe: Recipe, stages: list[str], progress: Progress) -> Non
 
 
 def _is_done(recipe: Recipe, store: Store, stage: str) -> bool:
-    return is_done(store, stage, fingerprint(recipe, stage))
+    return is_done(store, stage, fingerprint(recipe, stage, store))
 
 
 # Options of `bezoar run`.

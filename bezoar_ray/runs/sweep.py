@@ -78,7 +78,7 @@ class Trial:
     def is_done(self) -> bool:
         """Whether all its stages are done."""
         stage = _last_stage()
-        return is_done(self.store, stage, fingerprint(self.recipe, stage))
+        return is_done(self.store, stage, fingerprint(self.recipe, stage, self.store))
 
     def training_progress(self) -> Any:
         """Return step, total and accuracy of the last stage, or None before it."""
@@ -422,7 +422,7 @@ def share(store: Store, trial: Trial) -> None:
     A file gets a second name if the disk has hard links.
     """
     for stage in _stages(trial.recipe):
-        stage_fingerprint = fingerprint(trial.recipe, stage)
+        stage_fingerprint = fingerprint(trial.recipe, stage, trial.store)
         if not is_done(store, stage, stage_fingerprint):
             # No later stage can be done, since each one's fingerprint
             # holds those before it.
