@@ -1,6 +1,7 @@
 """The command `bezoar`: parse the arguments, call one function, print the result."""
 
 import argparse
+import getpass
 import os
 import sys
 import textwrap
@@ -191,6 +192,16 @@ def _report(options: argparse.Namespace) -> None:
     print(f"{store.root}/report.html")
 
 
+def _review(options: argparse.Namespace) -> None:
+    from bezoar_ray.review.queue import ReviewQueue
+    from bezoar_ray.review.web import row_app, serve_page
+
+    store, recipe = _existing(options.dir)
+    queue = ReviewQueue(store, recipe, options.rows)
+    reviewer = options.reviewer or getpass.getuser()
+    serve_page(lambda token: row_app(queue, reviewer, token), options.port)
+
+
 def _compare(options: argparse.Namespace) -> None:
     from bezoar_ray.report.compare import as_page, as_text, compare
     from bezoar_ray.store import Store
@@ -306,6 +317,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_submit(commands)
     _add_status(commands)
     _add_report(commands)
+    _add_review(commands)
     _add_compare(commands)
     _add_serve(commands)
     _add_sweep(commands)
@@ -449,6 +461,47 @@ def _add_report(commands: "Commands") -> None:
         examples="  bezoar report runs/tiny",
     )
     _add_dir(command)
+
+
+def _add_review(commands: "Commands") -> None:
+    command = _command(
+        commands,
+        "review",
+        _review,
+        "read rows of a run in a browser, and compare yourself with the judge",
+        details="The page runs on this machine only, at the address that is printed. "
+        "Keys: a accept, r reject, e edit, s skip, u undo. The judge's verdict is shown "
+        "after you have decided. Each decision is saved at once, so you can stop at any "
+        "time. `bezoar report` then shows how far the judge agrees with people. With "
+        "`filter.decisions: review` in the recipe, your decisions override it.",
+        examples="""\
+  bezoar review runs/tiny
+  bezoar review runs/tiny --rows 200 --reviewer ada
+  bezoar review s3://bucket/runs/modern --port 8400
+  bezoar run tiny --set filter.decisions=review""",
+    )
+    _add_dir(command)
+    command.add_argument(
+        "--rows",
+        type=_positive,
+        default=100,
+        metavar="N",
+        help="how many rows to show, of every scheme and every reason of a rejection "
+        "(default: %(default)s)",
+    )
+    command.add_argument(
+        "--reviewer",
+        metavar="NAME",
+        help="your name in the decisions (default: your login name); reviewers see the "
+        "same rows, so that they can be compared",
+    )
+    command.add_argument(
+        "--port",
+        type=int,
+        default=0,
+        metavar="N",
+        help="port of the page (default: a free one)",
+    )
 
 
 def _add_compare(commands: "Commands") -> None:

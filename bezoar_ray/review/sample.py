@@ -43,12 +43,14 @@ def stratum_of(sample: Sample, accept_rating: float) -> Stratum:
 def iter_reviewable(store: Store, recipe: Recipe) -> Iterator[Sample]:
     """Yield the rows that a person can judge, with a few hundred in memory.
 
-    A row that failed in the middle has no response to judge.
+    A row that failed before it had a response is left out, and so is one whose texts
+    are a person's already.
     """
     for scheme in recipe.schemes:
         for status in STATUSES:
             for sample in iter_samples(store, scheme, status):
-                if sample.instruction.strip() and sample.response.strip():
+                is_whole = sample.instruction.strip() and sample.response.strip()
+                if is_whole and sample.person != "edited":
                     yield sample
 
 
