@@ -1,6 +1,6 @@
 """Statistics: intervals of shares, tests of two models, agreement of two raters."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import TypeVar
 
 Label = TypeVar("Label", str, bool, int)
@@ -101,7 +101,9 @@ def holm(p_values: dict[str, float]) -> dict[str, float]:
 
 
 def kappa(
-    first: list[Label], second: list[Label], counts: list[int] | None = None
+    first: list[Label],
+    second: list[Label],
+    counts: Sequence[float] | None = None,
 ) -> float | None:
     """Cohen's kappa of two raters' decisions: their agreement beyond chance.
 
@@ -118,6 +120,38 @@ def kappa(
         same label.
     """
     return _kappa(first, second, counts)
+
+
+def kappa_ci95(table: list[list[float]], count: int) -> list[float] | None:
+    """The 95 % interval of Cohen's kappa of two raters who each say yes or no.
+
+    It is the parametric bootstrap's: 2,000 tables of so many items are drawn from the
+    shares in the table.
+
+    Args:
+        table: shares of the items, by the first rater's label and then the second's.
+        count: number of items.
+
+    Returns:
+        The lower and the upper bound; None where kappa is not defined, as for `kappa`.
+    """
+    import numpy as np
+
+    shares = np.array(table, dtype=float)
+    both_labels = shares.sum(axis=0).all() or shares.sum(axis=1).all()
+    if count < 1 or not both_labels:
+        return None
+    draws = np.random.default_rng(0).multinomial(
+        count, shares.ravel() / shares.sum(), size=2000
+    )
+    tables = draws.reshape(-1, 2, 2) / count
+    agreement = tables[:, 0, 0] + tables[:, 1, 1]
+    by_chance = (tables.sum(axis=2) * tables.sum(axis=1)).sum(axis=1)
+    # A drawn table with a single label has no kappa.
+    defined = by_chance < 1
+    kappas = (agreement[defined] - by_chance[defined]) / (1 - by_chance[defined])
+    low, high = np.percentile(kappas, [2.5, 97.5])
+    return [round(float(low), 4), round(float(high), 4)]
 
 
 def rating_kappa(
@@ -146,7 +180,10 @@ def share(part: int, whole: int) -> float | None:
 
 
 def _kappa(
-    first: list[Label], second: list[Label], counts: list[int] | None, **options: object
+    first: list[Label],
+    second: list[Label],
+    counts: Sequence[float] | None,
+    **options: object,
 ) -> float | None:
     from sklearn.metrics import cohen_kappa_score
 

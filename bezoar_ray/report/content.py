@@ -30,6 +30,7 @@ from bezoar_ray.report.reward_learning import (
     overrated,
     reward_learning,
 )
+from bezoar_ray.review.people_table import PeopleTable, compare_with_people
 from bezoar_ray.sources.mt_bench_files import IDS as MT_BENCH_IDS
 from bezoar_ray.stages import (
     BASE,
@@ -97,6 +98,8 @@ class Content:
     """How ratings change with the group; empty where it was not measured."""
     calls: dict[str, Any]
     judges: dict[str, Any]
+    people: PeopleTable | None
+    """How far the judges agree with people; None where nobody decided on a row."""
     benchmarks: list[str]
     """The benchmarks whose items the filter kept out of the rows."""
     train: dict[str, Any]
@@ -185,6 +188,7 @@ def gather(recipe: Recipe, store: Store) -> Content:
         counterfactuals=summary.get("counterfactuals", {}),
         calls=_calls(summary),
         judges=summary.get("judge", {}),
+        people=compare_with_people(store, recipe),
         benchmarks=summary.get("decontaminated", []),
         train=training,
         harness=harness(recipe, evaluation.get("harness", {})),
