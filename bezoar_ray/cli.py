@@ -41,6 +41,7 @@ exit codes:
   2    bad recipe or arguments, or the run directory is in use
   3    a stage failed; the results of finished stages are kept
   4    the budget is reached
+  5    people have to review rows before training
   130  interrupted
 Run the same command again to resume.
 """
@@ -197,9 +198,22 @@ def _review(options: argparse.Namespace) -> None:
     from bezoar_ray.review.web import row_app, serve_page
 
     store, recipe = _existing(options.dir)
-    queue = ReviewQueue(store, recipe, options.rows)
+    if options.approve is not None:
+        return _approve(store, recipe, options.approve)
     reviewer = options.reviewer or getpass.getuser()
+    queue = ReviewQueue(store, recipe, options.rows)
     serve_page(lambda token: row_app(queue, reviewer, token), options.port)
+
+
+def _approve(store: "Store", recipe: "Recipe", name: str) -> None:
+    from bezoar_ray.review.approval import approve
+    from bezoar_ray.runs.manifest import fingerprint
+
+    approval = approve(store, recipe, name, fingerprint(recipe, "filter", store))
+    print(
+        f"{approval.name} approved the rows of {store.root} "
+        f"(filter {approval.fingerprint}, {approval.decided} rows decided on)"
+    )
 
 
 def _compare(options: argparse.Namespace) -> None:
@@ -478,7 +492,8 @@ def _add_review(commands: "Commands") -> None:
   bezoar review runs/tiny
   bezoar review runs/tiny --rows 200 --reviewer ada
   bezoar review s3://bucket/runs/modern --port 8400
-  bezoar run tiny --set filter.decisions=review""",
+  bezoar run tiny --set filter.decisions=review
+  bezoar review runs/tiny --approve ada""",
     )
     _add_dir(command)
     command.add_argument(
@@ -501,6 +516,12 @@ def _add_review(commands: "Commands") -> None:
         default=0,
         metavar="N",
         help="port of the page (default: a free one)",
+    )
+    command.add_argument(
+        "--approve",
+        metavar="NAME",
+        help="open no page: record that the person NAME approves the rows that the "
+        "filter has left, for recipes with `review.approve`",
     )
 
 

@@ -33,3 +33,12 @@ class BudgetReached(BezoarError):
     """
 
     exit_code = 4
+
+
+class ReviewNeeded(BezoarError):
+    """The recipe asks people to review rows before training.
+
+    Exit code 5. Run the same command again after the review.
+    """
+
+    exit_code = 5

@@ -386,7 +386,12 @@ def _arguments(command: argparse.ArgumentParser) -> str:
 
 def exit_codes_page() -> str:
     """Return a page with the meaning of the command's exit codes."""
-    kinds = (errors.RecipeError, errors.BezoarError, errors.BudgetReached)
+    kinds = (
+        errors.RecipeError,
+        errors.BezoarError,
+        errors.BudgetReached,
+        errors.ReviewNeeded,
+    )
     rows = [["0", "Done."]]
     for kind in sorted(kinds, key=lambda kind: kind.exit_code):
         text = " ".join(inspect.getdoc(kind).split())
@@ -396,8 +401,9 @@ def exit_codes_page() -> str:
     parts = [
         "# Exit codes",
         table(["code", "meaning"], rows),
-        "A command also ends with 2 if another command uses the run directory. After 3, 4 and 130, the same command "
-        "resumes the run. After 4, raise the budget first.",
+        "A command also ends with 2 if another command uses the run directory. After 3, 4, 5 and 130, the same "
+        "command resumes the run. After 4, raise the budget first. After 5, review rows first: see "
+        "[human review](../how-to/human-review.md#ask-for-a-review-before-training).",
     ]
     return page(parts)
 

@@ -25,6 +25,7 @@ from bezoar_ray.recipe.generation import (
     Meaning,
     Mixture,
     Orca,
+    Review,
 )
 from bezoar_ray.recipe.load import (
     Recipe,
@@ -84,6 +85,7 @@ __all__ = [
     "Prices",
     "RatingSource",
     "Recipe",
+    "Review",
     "RewardBench",
     "Rm",
     "RowJudge",

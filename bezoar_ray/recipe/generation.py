@@ -317,3 +317,15 @@ class Filter(Section):
             # Also where a folder of this name is at hand.
             values["decisions"] = OWN_DECISIONS
         return values
+
+
+class Review(Section):
+    """What people must do before training begins. Without it, they need do nothing."""
+
+    required: Annotated[int, Field(ge=0), RUNTIME_ONLY] = 0
+    """Number of rows that people must have accepted or rejected with
+    `bezoar review`."""
+    approve: Annotated[bool, RUNTIME_ONLY] = False
+    """Whether a person must approve the rows that the filter has left, by
+    `bezoar review DIR --approve NAME`. If the filter runs again with another result,
+    its rows need another approval."""

@@ -22,7 +22,7 @@ from pydantic import (
 from bezoar_ray import layout
 from bezoar_ray.errors import RecipeError
 from bezoar_ray.recipe.evaluation import Evaluate, Serve
-from bezoar_ray.recipe.generation import Filter, Generate
+from bezoar_ray.recipe.generation import Filter, Generate, Review
 from bezoar_ray.recipe.model_sections import (
     Judge,
     RowJudge,
@@ -97,6 +97,7 @@ class Recipe(Section):
     can have a budget of their own."""
     generate: Generate = Generate()
     filter: Filter = Filter()
+    review: Review | None = None
     sft: Sft = Sft()
     hh_sft: HhSft = HhSft()
     rm: Rm | None = None

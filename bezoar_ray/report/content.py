@@ -30,6 +30,7 @@ from bezoar_ray.report.reward_learning import (
     overrated,
     reward_learning,
 )
+from bezoar_ray.review.approval import Approval, current_approval
 from bezoar_ray.review.people_table import PeopleTable, compare_with_people
 from bezoar_ray.sources.mt_bench_files import IDS as MT_BENCH_IDS
 from bezoar_ray.stages import (
@@ -100,6 +101,8 @@ class Content:
     judges: dict[str, Any]
     people: PeopleTable | None
     """How far the judges agree with people; None where nobody decided on a row."""
+    approval: Approval | None
+    """The approval of the rows by a person, if there is one."""
     benchmarks: list[str]
     """The benchmarks whose items the filter kept out of the rows."""
     train: dict[str, Any]
@@ -189,6 +192,7 @@ def gather(recipe: Recipe, store: Store) -> Content:
         calls=_calls(summary),
         judges=summary.get("judge", {}),
         people=compare_with_people(store, recipe),
+        approval=current_approval(store),
         benchmarks=summary.get("decontaminated", []),
         train=training,
         harness=harness(recipe, evaluation.get("harness", {})),

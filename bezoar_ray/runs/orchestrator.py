@@ -19,9 +19,10 @@ from typing import Any
 import yaml
 
 from bezoar_ray import layout, tiny
-from bezoar_ray.errors import BezoarError, BudgetReached, RecipeError
+from bezoar_ray.errors import BezoarError, BudgetReached, RecipeError, ReviewNeeded
 from bezoar_ray.llm.ledger import SESSION
 from bezoar_ray.recipe import ModelSection, Recipe
+from bezoar_ray.review.approval import check_review
 from bezoar_ray.runs.manifest import (
     StageManifest,
     fingerprint,
@@ -47,6 +48,7 @@ from bezoar_ray.stages import (
     StageResult,
     Truth,
     current_names,
+    training_stages,
 )
 from bezoar_ray.store import Store
 
@@ -151,6 +153,8 @@ class Run:
 
     def _run_group(self, names: list[str], services: "Services") -> None:
         """Carry out one stage, or several that share one Ray Data graph."""
+        if names[0] in training_stages():
+            check_review(self._store, self._recipe)
         # Services come first: if one does not start, all earlier results are kept.
         recipes = [services.recipe_for(name) for name in names]
         context = self._context(recipes[-1], services)
@@ -203,9 +207,7 @@ class Run:
         """Write the summary and, if possible, the report of a run that failed."""
         self._summary.set_error(str(failure))
         # Before the report, which shows status and error from it.
-        self._summary.write(
-            "budget" if isinstance(failure, BudgetReached) else "failed"
-        )
+        self._summary.write(_status_of(failure))
         self._progress.start("report")
         try:
             recipe = services.recipe_for("report")
@@ -291,6 +293,15 @@ class Services:
             self._recipe = resolved.recipe
             self.truth = resolved.truth
         return self._recipe
+
+
+def _status_of(failure: BezoarError) -> str:
+    """Return the status of a run in summary.json, by the error that ended it."""
+    if isinstance(failure, BudgetReached):
+        return "budget"
+    if isinstance(failure, ReviewNeeded):
+        return "review"
+    return "failed"
 
 
 def _stage_results(

@@ -79,7 +79,7 @@ class RunSummary:
         """Write summary.json.
 
         Args:
-            status: `running`, `done`, `failed`, `budget` or `interrupted`.
+            status: `running`, `done`, `failed`, `budget`, `review` or `interrupted`.
 
         Returns:
             The contents of the file.
