@@ -195,12 +195,16 @@ def _report(options: argparse.Namespace) -> None:
 
 def _review(options: argparse.Namespace) -> None:
     from bezoar_ray.review.queue import ReviewQueue
-    from bezoar_ray.review.web import row_app, serve_page
+    from bezoar_ray.review.votes import VoteQueue
+    from bezoar_ray.review.web import pair_app, row_app, serve_page
 
     store, recipe = _existing(options.dir)
     if options.approve is not None:
         return _approve(store, recipe, options.approve)
     reviewer = options.reviewer or getpass.getuser()
+    if options.pairs:
+        votes = VoteQueue(store, tuple(options.pairs), recipe.seed)
+        return serve_page(lambda token: pair_app(votes, reviewer, token), options.port)
     queue = ReviewQueue(store, recipe, options.rows)
     serve_page(lambda token: row_app(queue, reviewer, token), options.port)
 
@@ -493,6 +497,7 @@ def _add_review(commands: "Commands") -> None:
   bezoar review runs/tiny --rows 200 --reviewer ada
   bezoar review s3://bucket/runs/modern --port 8400
   bezoar run tiny --set filter.decisions=review
+  bezoar review runs/tiny --pairs sft dpo
   bezoar review runs/tiny --approve ada""",
     )
     _add_dir(command)
@@ -516,6 +521,14 @@ def _add_review(commands: "Commands") -> None:
         default=0,
         metavar="N",
         help="port of the page (default: a free one)",
+    )
+    command.add_argument(
+        "--pairs",
+        nargs=2,
+        metavar="MODEL",
+        help="compare the answers of two checkpoints to MT-Bench's questions instead, "
+        "without their names: left or right arrow for the better one, g both are good, "
+        "b both are bad",
     )
     command.add_argument(
         "--approve",

@@ -16,6 +16,8 @@ RATED = "data/rated"
 """Rated answers and preferences, in a folder for each."""
 DECISIONS = "review/decisions"
 """What people decided on rows: a file of lines for each session of a reviewer."""
+VOTES = "review/pairs"
+"""What people said of pairs of answers, as in `DECISIONS`."""
 APPROVALS = "review/approvals"
 """Approvals of the filter's rows, a file each."""
 TOKENIZED = "train/data"
@@ -103,6 +105,11 @@ def rated(kind: str, part: str) -> str:
         part: `train` or `heldout`.
     """
     return f"{RATED}/{kind}/{part}/part-0.parquet"
+
+
+def votes(reviewer: str) -> str:
+    """Return the file with a reviewer's votes on pairs of answers, in FastChat's form."""
+    return f"review/model_judgment/{reviewer}_pair.jsonl"
 
 
 def ledger(role: str) -> str:

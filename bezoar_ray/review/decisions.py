@@ -1,17 +1,8 @@
-"""The append-only record of what people decide in a run directory.
-
-Each session writes a segment of its own, as the ledger does: a file that grows or, in a
-bucket, a series of objects. So several servers can write at once, and a line that a
-crash tore is the last of its file: no later line is joined with it.
-"""
-
-import threading
-import time
-import uuid
+"""The append-only record of what people decide on the rows of a run directory."""
 
 from bezoar_ray import layout
 from bezoar_ray.data.decision import Decision, encode_decision, read_own_decisions
-from bezoar_ray.llm.ledger_files import Segment, create_segment
+from bezoar_ray.review.line_log import LineLog
 from bezoar_ray.store import Store
 
 
@@ -23,12 +14,7 @@ class DecisionLog:
 
     def __init__(self, store: Store):
         self._store = store
-        # The time comes first, so that the files sort by it.
-        started = time.strftime("%Y%m%dT%H%M%S")
-        self._name = f"{layout.DECISIONS}/{started}-{uuid.uuid4().hex[:6]}"
-        self._segment: Segment | None = None
-        self._next_write = 0.0
-        self._guard = threading.Lock()
+        self._lines = LineLog(store, layout.DECISIONS)
 
     def append(self, *decisions: Decision) -> None:
         """Add decisions. They are durable when this returns.
@@ -36,17 +22,8 @@ class DecisionLog:
         Raises:
             BezoarError: They cannot be written, and none of them is.
         """
-        if not decisions:
-            return
-        data = b"".join(map(encode_decision, decisions))
-        with self._guard:
-            # A session in which nobody decides leaves no file.
-            if self._segment is None:
-                self._segment = create_segment(self._store, self._name)
-            # A bucket takes few writes of one object in a second.
-            time.sleep(max(0.0, self._next_write - time.monotonic()))
-            self._segment.append(data)
-            self._next_write = time.monotonic() + self._segment.pause
+        if decisions:
+            self._lines.append(b"".join(map(encode_decision, decisions)))
 
     def read(self) -> list[Decision]:
         """Read the decisions of all sessions, also those that others are adding."""
@@ -54,6 +31,4 @@ class DecisionLog:
 
     def close(self) -> None:
         """End the session."""
-        if self._segment:
-            self._segment.close()
-            self._segment = None
+        self._lines.close()

@@ -1,4 +1,4 @@
-"""The local page on which people review rows.
+"""The local pages on which people review rows and compare answers.
 
 It is served on this machine only, under an address with a random token, and loads
 nothing from elsewhere. Texts of rows reach the browser as JSON, and the page's script
@@ -17,6 +17,7 @@ from bezoar_ray.data.decision import Decision
 from bezoar_ray.data.schema import Sample
 from bezoar_ray.errors import BezoarError, RecipeError
 from bezoar_ray.review.queue import ReviewQueue, criteria
+from bezoar_ray.review.votes import AnswerPair, VoteQueue
 
 if TYPE_CHECKING:
     from fastapi import FastAPI, Response
@@ -97,6 +98,63 @@ def row_app(queue: ReviewQueue, reviewer: str, token: str) -> "FastAPI":
     return app
 
 
+class VoteRequest(BaseModel):
+    """What the page sends when a reviewer compares two answers."""
+
+    id: str
+    choice: Literal["left", "right", "both_good", "both_bad", "skip"]
+    reviewer: str
+    seconds: float = 0.0
+
+
+def pair_app(queue: VoteQueue, reviewer: str, token: str) -> "FastAPI":
+    """Make the app of the page that shows pairs of answers.
+
+    The arguments are those of `row_app`.
+    """
+    app = protected_app(token, "pairs.html", "pairs.js")
+
+    def state(name: str, first: AnswerPair | None = None) -> dict[str, Any]:
+        remaining = queue.remaining(name)
+        pair = first or next(iter(remaining), None)
+        total = len(queue.pairs(name))
+        return {
+            "pair": _hidden(pair) if pair else None,
+            "done": total - len(remaining),
+            "total": total,
+        }
+
+    @app.get(f"/{token}/start")
+    def start() -> dict[str, str]:
+        return {"reviewer": reviewer}
+
+    @app.get(f"/{token}/next")
+    def next_pair(reviewer: str) -> dict[str, Any]:
+        return state(reviewer)
+
+    @app.post(f"/{token}/votes")
+    def vote(request: VoteRequest) -> dict[str, Any]:
+        pair = queue.vote(request.id, request.choice, request.reviewer, request.seconds)
+        # Only now: a name that is known before would sway the reviewer.
+        return state(request.reviewer) | {"left": pair.left, "right": pair.right}
+
+    @app.post(f"/{token}/undo")
+    def undo(request: UndoRequest) -> dict[str, Any]:
+        return state(request.reviewer, queue.undo(request.reviewer))
+
+    return app
+
+
+def _hidden(pair: AnswerPair) -> dict[str, Any]:
+    """Return what a reviewer sees of a pair: not which model is on which side."""
+    return {
+        "id": pair.id,
+        "user": pair.user_turns,
+        "left": pair.left_turns,
+        "right": pair.right_turns,
+    }
+
+
 def _shown(queue: ReviewQueue, sample: Sample) -> dict[str, Any]:
     """Return what a reviewer sees of a row: nothing that tells the judge's verdict."""
     rubric = queue.rubric(sample)
@@ -157,7 +215,7 @@ def protected_app(token: str, page: str, *scripts: str) -> "FastAPI":
         code = 400 if isinstance(error, RecipeError) else 500
         return JSONResponse({"detail": str(error)}, status_code=code)
 
-    for name in (page, *scripts, "review.css"):
+    for name in (page, "common.js", *scripts, "review.css"):
         path = "" if name == page else name
         app.get(f"/{token}/{path}")(_static(name))
     return app

@@ -119,7 +119,7 @@ def test_a_script_in_a_row_is_shown_and_does_nothing(page):
         press(page, "a", decided)
     assert page.value("document.title") == title
     assert page.value("document.images.length") == 0
-    assert page.value("document.scripts.length") == 1
+    assert page.value("document.scripts.length") == 2
     assert not page.value("document.getElementById('end').hidden")
 
 

@@ -163,7 +163,7 @@ def test_a_wrong_or_missing_token_is_refused(run_store, path):
 
 def test_the_page_loads_nothing_from_elsewhere_and_runs_its_own_script_only(run_store):
     page = client(run_store)
-    for name in ("", "rows.js", "review.css"):
+    for name in ("", "common.js", "rows.js", "review.css"):
         response = page.get(name)
         assert response.status_code == 200
         policy = response.headers["Content-Security-Policy"]

@@ -1,43 +1,8 @@
 "use strict";
-// All texts are set by textContent: a row cannot add an element or a script.
 
-const at = (id) => document.getElementById(id);
 const TEXTS = ["instruction", "input", "response"];
 let row = null;
 let shownAt = 0;
-let mode = "decide"; // or "reject", "edit", "busy"
-
-async function call(path, body) {
-  const options = body && {
-    method: "POST",
-    headers: { "Content-Type": "application/json" },
-    body: JSON.stringify(body),
-  };
-  const response = await fetch(path, options || {});
-  const found = await response.json();
-  if (!response.ok) throw new Error(typeof found.detail === "string" ? found.detail : "The request was refused.");
-  return found;
-}
-
-// Run an action. If it fails, the row stays, and the reviewer can decide again.
-async function attempt(action) {
-  const before = mode;
-  mode = "busy";
-  try {
-    show(await action());
-    at("problem").hidden = true;
-  } catch (error) {
-    mode = before;
-    at("problem").textContent = `Not saved: ${error.message} Try again.`;
-    at("problem").hidden = false;
-  }
-}
-
-function element(name, text) {
-  const made = document.createElement(name);
-  made.textContent = text;
-  return made;
-}
 
 function show(state) {
   row = state.row;
@@ -127,11 +92,7 @@ function goBack() {
   document.activeElement.blur();
 }
 
-function undo() {
-  attempt(() => call("undo", { reviewer: at("reviewer").value.trim() }));
-}
-
-const KEYS = {
+KEYS = {
   a: () => row && decide("accept"),
   r: () => row && startReject(),
   e: () => row && startEdit(),
@@ -139,23 +100,15 @@ const KEYS = {
   u: undo,
 };
 
-function load() {
-  const name = at("reviewer").value.trim();
-  attempt(() => call(`next?reviewer=${encodeURIComponent(name)}`));
-}
-
 document.addEventListener("keydown", (event) => {
-  if (event.target.id === "reviewer") {
-    if (event.key === "Enter") event.target.blur();
-    return;
-  }
+  if (leaveReviewer(event)) return;
   if (event.key === "Escape" && (mode === "reject" || mode === "edit")) {
     goBack();
   } else if (mode === "edit" && event.key === "Enter" && (event.ctrlKey || event.metaKey)) {
     saveEdit();
   } else if (mode === "reject" && at("reason").value === "" && row.reasons[event.key - 1]) {
     reject(`fails: ${row.reasons[event.key - 1]}`);
-  } else if (mode === "decide" && !(event.ctrlKey || event.metaKey || event.altKey) && KEYS[event.key]) {
+  } else if (isCommand(event)) {
     KEYS[event.key]();
   } else {
     return;
@@ -170,15 +123,4 @@ at("reasons").addEventListener("submit", (event) => {
 at("reason-list").addEventListener("click", (event) => {
   if (mode === "reject" && event.target.tagName === "LI") reject(`fails: ${event.target.textContent}`);
 });
-for (const button of document.querySelectorAll("[data-key]")) {
-  button.addEventListener("click", () => {
-    button.blur();
-    if (mode === "decide") KEYS[button.dataset.key]();
-  });
-}
-at("reviewer").addEventListener("change", load);
-
-call("start").then((start) => {
-  at("reviewer").value = start.reviewer;
-  load();
-});
+begin();
