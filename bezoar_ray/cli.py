@@ -201,12 +201,31 @@ def _review(options: argparse.Namespace) -> None:
     store, recipe = _existing(options.dir)
     if options.approve is not None:
         return _approve(store, recipe, options.approve)
+    if options.export_file or options.import_file:
+        return _exchange(store, recipe, options)
     reviewer = options.reviewer or getpass.getuser()
     if options.pairs:
         votes = VoteQueue(store, tuple(options.pairs), recipe.seed)
         return serve_page(lambda token: pair_app(votes, reviewer, token), options.port)
     queue = ReviewQueue(store, recipe, options.rows)
     serve_page(lambda token: row_app(queue, reviewer, token), options.port)
+
+
+def _exchange(store: "Store", recipe: "Recipe", options: argparse.Namespace) -> None:
+    from bezoar_ray.review.exchange import export_decisions, import_decisions
+
+    if options.export_file:
+        entries = export_decisions(
+            store, recipe, options.export_file, options.format, options.rows
+        )
+        noun = "decisions" if options.format == "jsonl" else "rows"
+        return print(f"{options.export_file}: {entries} {noun}")
+    added, unknown = import_decisions(
+        store, recipe, options.import_file, options.format
+    )
+    print(f"{added} decisions added to {store.root}")
+    if unknown:
+        print(f"{unknown} decisions left out: the run has no such rows")
 
 
 def _approve(store: "Store", recipe: "Recipe", name: str) -> None:
@@ -498,7 +517,9 @@ def _add_review(commands: "Commands") -> None:
   bezoar review s3://bucket/runs/modern --port 8400
   bezoar run tiny --set filter.decisions=review
   bezoar review runs/tiny --pairs sft dpo
-  bezoar review runs/tiny --approve ada""",
+  bezoar review runs/tiny --approve ada
+  bezoar review runs/tiny --export decisions.jsonl
+  bezoar review runs/tiny --import tasks.json --format label-studio""",
     )
     _add_dir(command)
     command.add_argument(
@@ -522,7 +543,8 @@ def _add_review(commands: "Commands") -> None:
         metavar="N",
         help="port of the page (default: a free one)",
     )
-    command.add_argument(
+    modes = command.add_mutually_exclusive_group()
+    modes.add_argument(
         "--pairs",
         nargs=2,
         metavar="MODEL",
@@ -530,11 +552,32 @@ def _add_review(commands: "Commands") -> None:
         "without their names: left or right arrow for the better one, g both are good, "
         "b both are bad",
     )
-    command.add_argument(
+    modes.add_argument(
         "--approve",
         metavar="NAME",
         help="open no page: record that the person NAME approves the rows that the "
         "filter has left, for recipes with `review.approve`",
+    )
+    modes.add_argument(
+        "--export",
+        dest="export_file",
+        metavar="FILE",
+        help="open no page: write the decisions to FILE or, with --format, rows for "
+        "another tool",
+    )
+    modes.add_argument(
+        "--import",
+        dest="import_file",
+        metavar="FILE",
+        help="open no page: add the decisions in FILE; those that are here already are "
+        "not added again",
+    )
+    command.add_argument(
+        "--format",
+        choices=("jsonl", "label-studio", "argilla"),
+        default="jsonl",
+        help="format of the file: our own lines, or JSON of Label Studio or Argilla "
+        "(default: %(default)s)",
     )
 
 
