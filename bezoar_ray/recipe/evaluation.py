@@ -261,7 +261,9 @@ class MtBench(Section):
     like the checkpoints."""
     judgments: Annotated[tuple[str, ...], FILES] = ()
     """FastChat's judgment files (model_judgment/*_single.jsonl, *_pair.jsonl): verdicts
-    of other judges on these answers, to compare the judges with."""
+    of other judges on these answers, to compare the judges with. Also the votes of
+    people, from lmsys/mt_bench_human_judgments (.parquet or .jsonl) or
+    `bezoar review --pairs`."""
 
     def fingerprint_fields(self) -> dict[str, Any]:
         """The fields, without later fields that are empty."""

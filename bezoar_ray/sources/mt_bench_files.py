@@ -1,11 +1,14 @@
 """FastChat's files for MT-Bench: questions, references, answers and judgments."""
 
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import orjson
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 from bezoar_ray.errors import RecipeError
 from bezoar_ray.recipe import MtBench
@@ -22,7 +25,20 @@ GUIDED = ("math", "reasoning", "coding")
 KNOWN = WITHOUT_REFERENCE + GUIDED
 """All of MT-Bench's categories."""
 
+PEOPLE = "people"
+"""The name of all people together, as a judge."""
+_TIE = "tie"
+
 Texts = tuple[str, ...]
+
+
+class _Match(NamedTuple):
+    """The answers of two models to one turn, and who compares them."""
+
+    question_id: int | str
+    turn: int
+    models: tuple[str, str]
+    judge: str
 
 
 @dataclass(frozen=True)
@@ -103,7 +119,7 @@ def load_grades(section: MtBench) -> Iterator[dict[str, Any]]:
         RecipeError: as `load_questions` does.
     """
     for where, row in _read_all(section.judgments, "evaluate.mt_bench.judgments"):
-        if "g1_winner" in row:
+        if "g1_winner" in row or "model_a" in row:
             continue  # a comparison
         try:
             score = row["score"]
@@ -123,21 +139,47 @@ def load_verdicts(section: MtBench) -> Iterator[dict[str, Any]]:
 
     Each row has question_id, turn, models, judge, and the winners of both games (the
     two orders of the answers): a model's name, "tie", or None where there is no
-    verdict.
+    verdict. Votes of people, as in lmsys/mt_bench_human_judgments, are counted for each
+    pair of answers.
 
     Raises:
         RecipeError: as `load_questions` does.
     """
+    votes: dict[_Match, Counter[str]] = {}
     for where, row in _read_all(section.judgments, "evaluate.mt_bench.judgments"):
-        if "g1_winner" not in row:
-            continue  # a single grade
         try:
-            yield _verdict(row)
+            if "model_a" in row:
+                match, winner = _vote(row)
+                votes.setdefault(match, Counter())[winner] += 1
+            elif "g1_winner" in row:  # Otherwise it is a single grade.
+                yield _verdict(row)
         except (KeyError, IndexError, TypeError) as error:
             raise RecipeError(
                 f"{where}: not a comparison (needs question_id, model_1, model_2, "
                 f"judge, turn, g1_winner, g2_winner): {error!r}"
             ) from error
+    for match, counts in votes.items():
+        yield _count_votes(match, counts)
+
+
+def _vote(row: dict[str, Any]) -> tuple[_Match, str]:
+    """Return what a vote is on, and its winner."""
+    first, second = row["model_a"], row["model_b"]
+    winners = {"model_a": first, "model_b": second}
+    # The data set also has "tie (inconsistent)", of a judge that contradicts itself.
+    winner = winners.get(row["winner"], _TIE)
+    # A person's name is a text such as expert_17, and a model's begins a list.
+    judge = PEOPLE if isinstance(row["judge"], str) else row["judge"][0]
+    models = (min(first, second), max(first, second))
+    return _Match(row["question_id"], row["turn"], models, judge), winner
+
+
+def _count_votes(match: _Match, counts: Counter[str]) -> dict[str, Any]:
+    """Return the verdict with most votes, or a tie where several have as many."""
+    most = max(counts.values())
+    leaders = [winner for winner, count in counts.items() if count == most]
+    winner = leaders[0] if len(leaders) == 1 else _TIE
+    return match._asdict() | {"winners": (winner, winner)}
 
 
 def _verdict(row: dict[str, Any]) -> dict[str, Any]:
@@ -145,7 +187,7 @@ def _verdict(row: dict[str, Any]) -> dict[str, Any]:
     winner_names = {
         "model_1": models[0],
         "model_2": models[1],
-        "tie": "tie",
+        _TIE: _TIE,
         "error": None,
     }
     first_winner = winner_names[row["g1_winner"]]
@@ -201,7 +243,19 @@ def _read_all(
                 f"{field}: no file {pattern!r} (looked from {Path.cwd()})"
             )
         for path in paths:
-            yield from read_rows(path, field)
+            if path.suffix == ".parquet":
+                yield from _parquet_rows(path, field)
+            else:
+                yield from read_rows(path, field)
+
+
+def _parquet_rows(path: Path, field: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    try:
+        rows = pq.read_table(path).to_pylist()
+    except (OSError, pa.ArrowException) as error:
+        raise RecipeError(f"{field}: cannot read {str(path)!r}: {error}") from error
+    for number, row in enumerate(rows, 1):
+        yield f"{path}:{number}", row
 
 
 def _paths(section: MtBench) -> tuple[Path, Path | None]:

@@ -3,6 +3,8 @@
 import json
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from bezoar_ray.errors import RecipeError
@@ -220,6 +222,59 @@ def test_comparisons_are_read_again_beside_grades(saved):
             "winners": ("sft", None),
         }
     ]
+
+
+def votes(winners: list[str], judge="expert_{}", **fields) -> list[dict]:
+    """Rows of lmsys/mt_bench_human_judgments."""
+    row = {"question_id": 81, "model_a": "gpt-4", "model_b": "alpaca-13b", "turn": 1}
+    return [
+        row
+        | {"winner": winner, "judge": judge.format(number), "conversation_a": []}
+        | fields
+        for number, winner in enumerate(winners)
+    ]
+
+
+def test_votes_of_people_are_counted_for_each_pair_of_answers(tmp_path):
+    rows = votes(["model_a", "tie", "model_a"])
+    # The same two models in the other order, at another turn.
+    rows += votes(["model_a"], turn=2, model_a="alpaca-13b", model_b="gpt-4")
+    rows += votes(["model_a", "model_b"], question_id=82)
+    text = write(tmp_path / "human.jsonl", rows)
+    table = tmp_path / "human.parquet"
+    pq.write_table(pa.Table.from_pylist(rows), table)
+    models = ("alpaca-13b", "gpt-4")
+    for path in (text, str(table)):
+        part = MtBench(questions="tiny", judgments=(path,))
+        found = {
+            (one["question_id"], one["turn"]): one["winners"]
+            for one in load_verdicts(part)
+            if one["models"] == models and one["judge"] == "people"
+        }
+        assert found == {
+            (81, 1): ("gpt-4", "gpt-4"),
+            (81, 2): ("alpaca-13b", "alpaca-13b"),
+            (82, 1): ("tie", "tie"),
+        }
+        assert list(load_grades(part)) == []
+
+
+def test_a_models_verdicts_in_the_form_of_votes_keep_its_name(tmp_path):
+    rows = votes(["model_b", "tie (inconsistent)"])
+    rows = [row | {"judge": ["gpt-4", "pair-v2"]} for row in rows]
+    path = write(tmp_path / "gpt4.jsonl", rows)
+    (found,) = load_verdicts(MtBench(questions="tiny", judgments=(path,)))
+    assert found["judge"] == "gpt-4" and found["winners"] == ("tie", "tie")
+
+
+def test_a_damaged_vote_or_table_is_named(tmp_path):
+    path = write(tmp_path / "v.jsonl", [{"model_a": "x", "model_b": "y"}])
+    with pytest.raises(RecipeError, match=r"v\.jsonl:1: not a comparison"):
+        list(load_verdicts(MtBench(questions="tiny", judgments=(path,))))
+    table = tmp_path / "v.parquet"
+    table.write_text("no table")
+    with pytest.raises(RecipeError, match=r"judgments: cannot read '.*v\.parquet'"):
+        list(load_verdicts(MtBench(questions="tiny", judgments=(str(table),))))
 
 
 def test_a_damaged_answer_or_grade_is_named_by_file_and_line(tmp_path):
