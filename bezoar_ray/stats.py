@@ -125,8 +125,9 @@ def kappa(
 def kappa_ci95(table: list[list[float]], count: int) -> list[float] | None:
     """The 95 % interval of Cohen's kappa of two raters who each say yes or no.
 
-    It is the parametric bootstrap's: 2,000 tables of so many items are drawn from the
-    shares in the table.
+    It is the parametric bootstrap's: 2,000 tables of so many items are drawn. Half an
+    item is added to each cell, as in Jeffreys' prior: a few items without a
+    disagreement do not prove that there never is one.
 
     Args:
         table: shares of the items, by the first rater's label and then the second's.
@@ -139,11 +140,11 @@ def kappa_ci95(table: list[list[float]], count: int) -> list[float] | None:
 
     shares = np.array(table, dtype=float)
     both_labels = shares.sum(axis=0).all() or shares.sum(axis=1).all()
-    if count < 1 or not both_labels:
+    # The tables of a single item have a single label.
+    if count < 2 or not both_labels:
         return None
-    draws = np.random.default_rng(0).multinomial(
-        count, shares.ravel() / shares.sum(), size=2000
-    )
+    cells = count * shares.ravel() / shares.sum() + 0.5
+    draws = np.random.default_rng(0).multinomial(count, cells / cells.sum(), size=2000)
     tables = draws.reshape(-1, 2, 2) / count
     agreement = tables[:, 0, 0] + tables[:, 1, 1]
     by_chance = (tables.sum(axis=2) * tables.sum(axis=1)).sum(axis=1)

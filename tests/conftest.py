@@ -37,6 +37,7 @@ LONG = {
     "test_bucket",
     "test_compare",
     "test_endpoint",
+    "test_exchange",
     "test_faults",
     "test_fitting",
     "test_fuzz",
@@ -45,6 +46,8 @@ LONG = {
     "test_pace",
     "test_packing",
     "test_passes",
+    "test_people",
+    "test_people_table",
     "test_preflight",
     "test_recipes",
     "test_report_stage",
@@ -52,6 +55,8 @@ LONG = {
     "test_store",
     "test_texts",
     "test_trainers",
+    "test_votes",
+    "test_web",
     "test_worker",
 }
 """Modules that take five seconds or more: `make test-fast` leaves them out, too."""

@@ -2,7 +2,14 @@
 
 import pytest
 
-from bezoar_ray.stats import as_percent, holm, mean_interval, paired_p, wilson
+from bezoar_ray.stats import (
+    as_percent,
+    holm,
+    kappa_ci95,
+    mean_interval,
+    paired_p,
+    wilson,
+)
 
 
 @pytest.mark.parametrize(
@@ -59,3 +66,20 @@ def test_the_interval_of_a_mean_is_students():
     # 1 to 5: s = 1.5811, and t is 2.7764 with 4 degrees of freedom.
     assert mean_interval(5, 15, 55) == pytest.approx([1.0368, 4.9632], abs=1e-4)
     assert mean_interval(1, 3, 9) is None
+
+
+def test_kappas_interval_is_the_large_sample_one_where_there_are_many_items():
+    """Cohen 1960: the standard error is sqrt(0.9 * 0.1 / 400) / 0.5 = 0.03."""
+    low, high = kappa_ci95([[0.45, 0.05], [0.05, 0.45]], 400)
+    assert (low, high) == pytest.approx((0.741, 0.859), abs=0.01)
+
+
+def test_few_items_without_a_disagreement_do_not_prove_a_kappa_of_1():
+    low, high = kappa_ci95([[0.5, 0.0], [0.0, 0.5]], 10)
+    assert low < 0.6 and high == 1.0
+
+
+def test_kappa_has_no_interval_where_it_is_not_defined():
+    assert kappa_ci95([[1.0, 0.0], [0.0, 0.0]], 50) is None
+    assert kappa_ci95([[0.5, 0.0], [0.0, 0.5]], 1) is None
+    assert kappa_ci95([[0.9, 0.1], [0.0, 0.0]], 2) is not None

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections import Counter
 from collections.abc import Iterator
 from types import SimpleNamespace
@@ -237,6 +238,16 @@ def review(
             confirmed[row["id"]] = wanted
 
 
+def kill_after(
+    process: subprocess.Popen, confirmed: dict[str, str], count: int, seconds: float
+) -> None:
+    """Kill a server some time after so many decisions are confirmed."""
+    while len(confirmed) < min(count, 200):
+        time.sleep(0.001)
+    time.sleep(seconds)
+    process.kill()
+
+
 @pytest.mark.slow
 def test_200_decisions_outlive_20_kills_of_the_server(tmp_path):
     """The kills come at any moment, also while a decision is written."""
@@ -251,13 +262,21 @@ def test_200_decisions_outlive_20_kills_of_the_server(tmp_path):
             httpx.Client(base_url=running.address, trust_env=False) as page,
         ):
             page.get("")  # the first request loads what later ones use
-            kill = threading.Timer(draw.uniform(0.01, 0.08), running.process.kill)
+            kill = threading.Thread(
+                target=kill_after,
+                args=(
+                    running.process,
+                    confirmed,
+                    len(confirmed) + draw.randint(1, 5),
+                    draw.uniform(0, 0.02),
+                ),
+            )
             kill.start()
             with contextlib.suppress(httpx.HTTPError):
                 review(page, confirmed, verdicts)
             kill.join()
             assert running.process.wait() == -signal.SIGKILL
-    assert 20 < len(confirmed) < 200
+    assert 20 <= len(confirmed) < 200
     kept = by_row(read_own_decisions(store))
     assert confirmed.items() <= {id: one.decision for id, one in kept.items()}.items()
     with (
