@@ -59,7 +59,7 @@ class _Term:
     group: Group
 
 
-class _Match(NamedTuple):
+class _TermMatch(NamedTuple):
     """A term in the words of a text, from one index to another."""
 
     start: int
@@ -212,7 +212,7 @@ def _by_first_word(terms: list[_Term]) -> dict[str, list[_Term]]:
 
 def _find(
     words: Sequence[str], terms_by_word: dict[str, list[_Term]]
-) -> Iterator[_Match]:
+) -> Iterator[_TermMatch]:
     """Yield the terms in the words of a text, in order.
 
     Within a category, matches do not overlap and the longest one counts: an African
@@ -226,7 +226,7 @@ def _find(
             if taken.get(category, 0) > index or tuple(words[index:end]) != term.words:
                 continue
             taken[category] = end
-            yield _Match(index, end, term)
+            yield _TermMatch(index, end, term)
 
 
 def _in_case_of(original: str, replacement: str) -> str:
