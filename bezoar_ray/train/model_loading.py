@@ -58,9 +58,11 @@ def load(
     """
     from transformers import AutoModelForCausalLM
 
-    return AutoModelForCausalLM.from_pretrained(
+    model = AutoModelForCausalLM.from_pretrained(
         folder or model_path(base.model), **_load_arguments(base, folder, settings)
     )
+    _keep_backward(model)
+    return model
 
 
 def load_reward_model(
@@ -95,6 +97,7 @@ def load_reward_model(
             f"{str(error)[:_MESSAGE_CHARACTERS]}. Choose another base, or remove `rm`"
         ) from error
     reward_model.prepare(model, seed)
+    _keep_backward(model)
     return model
 
 
@@ -145,11 +148,8 @@ def for_training(job: Job) -> "PreTrainedModel":
     folder = frozen_model_folder(job)
     if checkpoint_of(job.checkpoint).is_reward_model:
         assert folder  # it starts from merged sft
-        model = load_reward_model(job.recipe.base, folder, job.recipe.seed, **settings)
-    else:
-        model = load(job.recipe.base, folder, **settings)
-    _keep_backward(model)
-    return model
+        return load_reward_model(job.recipe.base, folder, job.recipe.seed, **settings)
+    return load(job.recipe.base, folder, **settings)
 
 
 def _keep_backward(model: "PreTrainedModel") -> None:
