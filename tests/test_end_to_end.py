@@ -203,12 +203,8 @@ def test_a_second_run_makes_no_call_and_trains_nothing(small_run):
     assert code == 0, output
     after = summary(small_run)
     assert all(stage["skipped"] for stage in after["stages"].values())
-    assert [calls["last_run"]["attempts"] for calls in after["calls"].values()] == [
-        0,
-        0,
-        0,
-        0,
-    ]
+    assert after["calls"]
+    assert not any(calls["last_run"]["attempts"] for calls in after["calls"].values())
     assert {
         path: path.stat().st_mtime_ns
         for path in small_run.glob("checkpoints/**/*.safetensors")
