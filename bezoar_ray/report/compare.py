@@ -168,10 +168,11 @@ def _reward_learning(content: Content) -> dict[str, str]:
         "KL divergence, in nats": f"{first['kl']:.2f} to {last['kl']:.2f}",
         "tokens": f"{first['length']:.1f} to {last['length']:.1f}",
     }
-    if learning.knows_right and last["known"]:
-        before = 100 * first["right"] / first["known"]
-        after = 100 * last["right"] / last["known"]
-        values["right answers, %"] = f"{before:.0f} to {after:.0f} of {last['known']}"
+    before = learning.right_share(first)
+    after = learning.right_share(last)
+    if before is not None and after is not None:
+        shares = f"{100 * before:.0f} to {100 * after:.0f}"
+        values["right answers, %"] = f"{shares} of {last['known']}"
     return values
 
 

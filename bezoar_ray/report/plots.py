@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, cast
 from bezoar_ray.report.content import SchemeFunnel
 from bezoar_ray.report.harness_table import HarnessTable
 from bezoar_ray.stages import BASE, checkpoint_of, trained_checkpoint_names
+from bezoar_ray.train.heldout_answers import right_share
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -222,7 +223,7 @@ def score_against_kl(train: dict[str, Any]) -> str | None:
             if knows_right and known:
                 panels[1].plot(
                     [look["kl"] for look in known],
-                    [look["right"] / look["known"] for look in known],
+                    [right_share(look) for look in known],
                     color=color,
                     marker="o",
                 )

@@ -39,6 +39,10 @@ class RewardLearning:
         """Whether it is known of some answers if they are right."""
         return bool(self.looks[0].get("known"))
 
+    def right_share(self, look: dict[str, Any]) -> float | None:
+        """The share of right answers of a look; None where none is known."""
+        return heldout_answers.right_share(look)
+
 
 def reward_learning(train: dict[str, Any], store: Store) -> RewardLearning | None:
     """Gather what the run has; None if no policy learned by reward.
@@ -97,14 +101,14 @@ def overrated(
     name = learning.checkpoint
     parent = checkpoint_of(name).parent
     fallen = []
-    if learning.knows_right and last["known"]:
-        before = first["right"] / first["known"]
-        after = last["right"] / last["known"]
-        if _is_below(after, wilson(first["right"], first["known"])):
-            fallen.append(
-                f"the share of right answers fell from {100 * before:.0f} to "
-                f"{100 * after:.0f} %"
-            )
+    before = learning.right_share(first)
+    after = learning.right_share(last)
+    interval = wilson(first.get("right", 0), first.get("known", 0))
+    if before is not None and after is not None and _is_below(after, interval):
+        fallen.append(
+            f"the share of right answers fell from {100 * before:.0f} to "
+            f"{100 * after:.0f} %"
+        )
     before = train.get(parent, {}).get("heldout_accuracy")
     after = train[name].get("heldout_accuracy")
     if _is_below(after, train.get(parent, {}).get("heldout_ci95")):

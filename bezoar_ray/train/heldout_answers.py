@@ -84,6 +84,11 @@ def summary(looks: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return metrics
 
 
+def right_share(look: dict[str, Any]) -> float | None:
+    """Return the share of right answers of a look; None where none is known."""
+    return look["right"] / look["known"] if look.get("known") else None
+
+
 def count_right(
     store: Store, checkpoint: str, looks: list[dict[str, Any]], truth: Truth
 ) -> None:
