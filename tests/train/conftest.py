@@ -203,6 +203,17 @@ def in_process(context: StageContext, stage: str, name: str = "test") -> dict[st
     return result
 
 
+def up_to_rm(recipe: Recipe, folder: Path) -> Store:
+    """A run directory with the checkpoints sft, hh-sft and rm."""
+    store = Store(folder)
+    write_rows(store, "lamini")
+    context = StageContext(recipe, store, "test", Progress())
+    pairs.ensure(context)
+    for stage in ("sft", "hh-sft", "rm"):
+        in_process(context, stage)
+    return store
+
+
 def run_stage(context: StageContext, stage: str) -> StageResult:
     """Carry out a training stage on Ray's workers, as the orchestrator does."""
     return training_stages.run(replace(context, stage=stage))

@@ -33,7 +33,7 @@ from bezoar_ray.train.pass_size import PassSize
 from bezoar_ray.train.rollouts import Episode, PromptSchedule, Sampler, prompts_of
 from bezoar_ray.train.training_stages import training_stage
 from tests.end_to_end import begun
-from tests.train.conftest import in_process, with_rm, write_rows
+from tests.train.conftest import in_process, up_to_rm, with_rm
 from tests.train.stage_process import command
 from tests.train.test_launcher import kill, until
 
@@ -78,13 +78,7 @@ def after_rm(
     ray_session: None, base_recipe: Recipe, tmp_path_factory: pytest.TempPathFactory
 ) -> Store:
     """A run directory with the checkpoints sft, hh-sft and rm."""
-    store = Store(tmp_path_factory.mktemp("after-rm"))
-    write_rows(store, "lamini")
-    context = StageContext(base_recipe, store, "test", Progress())
-    pairs.ensure(context)
-    for stage in ("sft", "hh-sft", "rm"):
-        in_process(context, stage)
-    return store
+    return up_to_rm(base_recipe, tmp_path_factory.mktemp("after-rm"))
 
 
 @pytest.fixture

@@ -10,8 +10,7 @@ from bezoar_ray.recipe import Recipe
 from bezoar_ray.runtime.progress import Progress
 from bezoar_ray.stages import StageContext
 from bezoar_ray.store import Store
-from bezoar_ray.train import pairs
-from tests.train.conftest import in_process, save_base, with_rm, write_rows
+from tests.train.conftest import in_process, save_base, up_to_rm, with_rm
 from tests.train.test_online import with_ppo
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
@@ -37,13 +36,7 @@ def after_rm(
     ray_session: None, base_recipe: Recipe, tmp_path_factory: pytest.TempPathFactory
 ) -> Store:
     """A run directory with the checkpoints sft, hh-sft and rm."""
-    store = Store(tmp_path_factory.mktemp("after-rm"))
-    write_rows(store, "lamini")
-    context = StageContext(base_recipe, store, "test", Progress())
-    pairs.ensure(context)
-    for stage in ("sft", "hh-sft", "rm"):
-        in_process(context, stage)
-    return store
+    return up_to_rm(base_recipe, tmp_path_factory.mktemp("after-rm"))
 
 
 def points(
