@@ -1,10 +1,24 @@
 """Stages for tests of control flow: they leave a file, or fail as they are told."""
 
+from dataclasses import replace
+
+import pytest
+
 from bezoar_ray.errors import BezoarError, BudgetReached
-from bezoar_ray.stages import StageContext, StageResult
+from bezoar_ray.runs import orchestrator
+from bezoar_ray.stages import STAGES, StageContext, StageResult
 
 calls: list[str] = []
 fails: dict[str, BaseException] = {}
+
+
+def script(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Put them in the place of all stages, each by itself."""
+    monkeypatch.setattr(orchestrator, "TOGETHER", {})
+    for name, stage in STAGES.items():
+        monkeypatch.setitem(STAGES, name, replace(stage, module="tests.stages"))
+    calls.clear()
+    fails.clear()
 
 
 def noise() -> None:

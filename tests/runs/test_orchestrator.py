@@ -1,5 +1,4 @@
 import os
-from dataclasses import replace
 
 import pytest
 
@@ -18,11 +17,7 @@ SOME = ["generate", "filter", "sft", "report"]
 
 @pytest.fixture(autouse=True)
 def scripted_stages(monkeypatch, ray_session):
-    monkeypatch.setattr(run_module, "TOGETHER", {})
-    for name, stage in STAGES.items():
-        monkeypatch.setitem(STAGES, name, replace(stage, module="tests.stages"))
-    stages.calls.clear()
-    stages.fails.clear()
+    stages.script(monkeypatch)
 
 
 def go(tmp_path, *overrides, asked=SOME):

@@ -1,7 +1,5 @@
 """Training waits for people where the recipe says so. Stages are scripted."""
 
-from dataclasses import replace
-
 import pytest
 
 from bezoar_ray import cli
@@ -9,7 +7,6 @@ from bezoar_ray.data.decision import Decision, now
 from bezoar_ray.errors import BezoarError, ReviewNeeded
 from bezoar_ray.recipe import load_recipe
 from bezoar_ray.review.decisions import DecisionLog
-from bezoar_ray.runs import orchestrator as run_module
 from bezoar_ray.runs.manifest import fingerprint
 from bezoar_ray.runs.orchestrator import run
 from bezoar_ray.runtime.progress import Progress
@@ -24,11 +21,7 @@ OWN = "filter.decisions=review"
 
 @pytest.fixture(autouse=True)
 def scripted_stages(monkeypatch, ray_session):
-    monkeypatch.setattr(run_module, "TOGETHER", {})
-    for name, stage in STAGES.items():
-        monkeypatch.setitem(STAGES, name, replace(stage, module="tests.stages"))
-    stages.calls.clear()
-    stages.fails.clear()
+    stages.script(monkeypatch)
 
 
 def go(folder, *overrides):
